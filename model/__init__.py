@@ -1,0 +1,1 @@
+"""The GLM-V models, native on megatron-core: configuration, specs, weights, checkpoints."""
