@@ -1,0 +1,132 @@
+"""A small byte-level BPE with GLM's special tokens and chat template, trained on the spot.
+
+No package ships GLM's own tokenizer, so the demo and the tests train one: same special tokens (here they are ids
+0..35; on the hub they start at 151329), same rendering of chats, a vocabulary the tiny presets can hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+# The order is the hub's: the id of a token is its place in this list.
+SPECIAL_TOKENS = (
+    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",
+    "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
+    "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
+    "<|begin_of_audio|>", "<|end_of_audio|>", "<|begin_of_transcription|>", "<|end_of_transcription|>",
+    "<|code_prefix|>", "<|code_middle|>", "<|code_suffix|>",
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
+    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+    "/nothink", "<|begin_of_box|>", "<|end_of_box|>", "<|image|>", "<|video|>",
+)  # fmt: skip
+
+# Contractions, words with their leading space, up to three digits, punctuation, newlines, other white space.
+WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+# Renders what GLM-4.5V's template renders. Reasoning is kept only in the turns after the last user message;
+# without thinking every user turn ends in /nothink and the answer is preceded by an empty thought.
+CHAT_TEMPLATE = """\
+{%- macro visible(content) -%}
+  {%- if content is string -%}
+    {{- content -}}
+  {%- else -%}
+    {%- for part in content -%}
+      {%- if part.type == "image" -%}
+        {{- "<|begin_of_image|><|image|><|end_of_image|>" -}}
+      {%- elif part.type == "video" -%}
+        {{- "<|begin_of_video|><|video|><|end_of_video|>" -}}
+      {%- elif part.type == "text" -%}
+        {{- part.text -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- set thinking = enable_thinking is not defined or enable_thinking -%}
+{%- set last = namespace(user=-1) -%}
+{%- for message in messages -%}
+  {%- if message.role == "user" -%}
+    {%- set last.user = loop.index0 -%}
+  {%- endif -%}
+{%- endfor -%}
+{{- "[gMASK]<sop>" -}}
+{%- for message in messages -%}
+  {%- set text = visible(message.content) -%}
+  {%- if message.role == "user" -%}
+    {{- "<|user|>\\n" + text -}}
+    {%- if not thinking and not text.endswith("/nothink") -%}
+      {{- "/nothink" -}}
+    {%- endif -%}
+  {%- elif message.role == "assistant" -%}
+    {%- set thought = message.reasoning_content | default("", true) -%}
+    {%- if not thought and "</think>" in text -%}
+      {%- set thought = text.split("</think>")[0].split("<think>")[-1] -%}
+      {%- set text = text.split("</think>")[-1] -%}
+    {%- endif -%}
+    {%- if loop.index0 < last.user or not thinking -%}
+      {%- set thought = "" -%}
+    {%- endif -%}
+    {{- "<|assistant|>\\n<think>" + thought.strip() + "</think>" -}}
+    {%- if text.strip() -%}
+      {{- "\\n" + text.strip() -}}
+    {%- endif -%}
+  {%- elif message.role == "system" -%}
+    {{- "<|system|>\\n" + text -}}
+  {%- else -%}
+    {{- raise_exception("a message's role is system, user or assistant, not " + message.role) -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- "<|assistant|>\\n" -}}
+  {%- if not thinking -%}
+    {{- "<think></think>\\n" -}}
+  {%- endif -%}
+{%- endif -%}
+"""
+
+
+def train_tokenizer(texts: Iterable[str], out_dir: str | Path, vocab_size: int = 2048) -> Path:
+    """Train on `texts` and save a Hugging Face tokenizer folder.
+
+    texts: any documents; every byte is in the vocabulary, so any text can be encoded afterwards.
+    vocab_size: upper bound of all entries, the 36 special tokens and the 256 bytes included.
+    Returns out_dir, which AutoTokenizer.from_pretrained loads. The same texts give the same tokenizer.
+    Raises ValueError if vocab_size cannot hold the special tokens and the bytes.
+    """
+    smallest = len(SPECIAL_TOKENS) + 256
+    if vocab_size < smallest:
+        raise ValueError(f"vocab_size {vocab_size} cannot hold {smallest} special tokens and bytes: give at least that")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(WORDS), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, normalized=False, special=True) for token in SPECIAL_TOKENS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+
+    out = Path(out_dir)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|endoftext|>",
+        additional_special_tokens=list(SPECIAL_TOKENS),
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+        model_max_length=131072,
+        padding_side="left",
+    )
+    fast.save_pretrained(out)
+    return out
