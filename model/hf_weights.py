@@ -1,0 +1,174 @@
+"""Filling a model from Hugging Face tensors, and giving them back.
+
+    source                    what it is
+    SafetensorsFolder(path)   a Hugging Face folder
+    RandomWeights(config, s)  fresh weights from a seed
+
+`load_weights` fills whatever part of the model this rank holds: its pipeline stage, its experts, its tensor slices.
+Every tensor is built whole, one at a time, and cut. Which tensors make which parameter is said in `weight_table`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from model.random_weights import RandomWeights
+from model.safetensors_folder import SafetensorsFolder, WeightsError, some
+from model.weight_table import hf_shapes, sizes, weights
+
+__all__ = [
+    "RandomWeights",
+    "SafetensorsFolder",
+    "WeightSource",
+    "WeightsError",
+    "export_tensors",
+    "hf_shapes",
+    "load_weights",
+]
+
+
+class WeightSource(Protocol):
+    """Anything that hands out tensors by their Hugging Face names."""
+
+    def names(self) -> list[str]: ...
+
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+    def tensor(self, name: str) -> Tensor: ...
+
+
+# --- import -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module | Sequence[nn.Module], source: WeightSource) -> None:
+    """Fill every parameter and expert bias of `model` (a GlmvModel, or the virtual stages of one rank) from `source`.
+
+    Values are cast to the dtype of the parameter they go to; the experts' biases stay float32. Raises WeightsError
+    unless the source holds exactly the model's tensors with the right shapes, and everything on this rank is filled.
+    """
+    chunks = [model] if isinstance(model, nn.Module) else list(model)
+    config = chunks[0].glmv_config
+    check_names_and_shapes(source, hf_shapes(config))
+    table = {weight.name: weight for weight in weights(config)}
+    size = sizes(config)
+    filled: set[str] = set()
+    for chunk in chunks:
+        for name, local in local_tensors(chunk):
+            if name not in table:
+                raise WeightsError(f"the model's parameter {name} has no row in model/weight_table.py")
+            if name in filled:
+                raise WeightsError(f"the model holds {name} twice")
+            weight = table[name]
+            whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
+            local.copy_(_this_ranks_slice(whole, local, name, weight.transform.stacked))
+            filled.add(name)
+    if _holds_whole_model() and (unread := [name for weight in table.values() if weight.name not in filled]):
+        raise WeightsError(f"the model has no place for {some(unread)}")
+
+
+def check_names_and_shapes(source: WeightSource, expected: dict[str, tuple[int, ...]]) -> None:
+    """Raise WeightsError unless `source` holds exactly the tensors of `expected`. Reads no values."""
+    names = set(source.names())
+    problems = []
+    if missing := [name for name in expected if name not in names]:
+        problems.append(f"missing: {some(missing)}")
+    if unknown := sorted(names - set(expected)):
+        problems.append(f"unknown: {some(unknown)}")
+    if wrong := [
+        f"{name} is {list(source.shape(name))}, not {list(shape)}"
+        for name, shape in expected.items()
+        if name in names and source.shape(name) != shape
+    ]:
+        problems.append(f"of another shape: {some(wrong)}")
+    if problems:
+        raise WeightsError("the weights do not fit the model's config.json; tensors " + "; ".join(problems))
+
+
+def local_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What this rank holds of the model: canonical names, and the parameters and expert biases themselves."""
+    for name, parameter in model.named_parameters():
+        yield canonical_name(model, name), parameter.data
+    for name, buffer in model.named_buffers():
+        if name.endswith(".expert_bias"):
+            yield canonical_name(model, name), buffer
+
+
+DECODER_LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)")
+LOCAL_EXPERT = re.compile(r"(.*\.local_experts)\.(\d+)")
+
+
+def canonical_name(model: nn.Module, name: str) -> str:
+    """The name of a local parameter in the whole model: layers and experts counted over all ranks."""
+    if layer := DECODER_LAYER.match(name):
+        layer_number = int(model.get_submodule(layer[0]).layer_number)  # type: ignore[arg-type]
+        canonical = f"{layer[1]}{layer_number - 1}{name[layer.end() :]}"
+    else:
+        canonical = name
+    if expert := LOCAL_EXPERT.match(name):
+        experts_here = len(model.get_submodule(expert[1]))  # type: ignore[arg-type]
+        first = parallel_state.get_expert_model_parallel_rank() * experts_here
+        canonical = canonical.replace(f".local_experts.{expert[2]}.", f".local_experts.{first + int(expert[2])}.")
+    return canonical
+
+
+def _this_ranks_slice(whole: Tensor, local: Tensor, name: str, stacked: int) -> Tensor:
+    """Cut what tensor parallelism keeps on this rank. What is replicated (norms, the vision tower) comes whole.
+
+    Matrices that are stacked in one tensor are cut one by one: rank 1 of 2 keeps the second half of the gate and the
+    second half of the up projection.
+    """
+    if whole.shape == local.shape:
+        return whole
+    if ".experts." in name:
+        ranks = parallel_state.get_expert_tensor_parallel_world_size()
+        rank = parallel_state.get_expert_tensor_parallel_rank()
+    else:
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        rank = parallel_state.get_tensor_model_parallel_rank()
+    cut = [dim for dim, (all_, own) in enumerate(zip(whole.shape, local.shape, strict=True)) if all_ != own]
+    if len(cut) != 1 or whole.shape[cut[0]] != ranks * local.shape[cut[0]]:
+        raise WeightsError(
+            f"{name} is {list(whole.shape)} in the weights, and {list(local.shape)} on one of {ranks} tensor ranks"
+        )
+    (dim,) = cut
+    matrices = whole.chunk(stacked, dim) if dim == 0 else [whole]
+    return torch.cat([matrix.chunk(ranks, dim)[rank] for matrix in matrices], dim)
+
+
+def _holds_whole_model() -> bool:
+    """Whether this rank has every layer and every expert (perhaps sliced)."""
+    return (
+        parallel_state.get_pipeline_model_parallel_world_size() == 1
+        and parallel_state.get_expert_model_parallel_world_size() == 1
+    )
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor of the Hugging Face folder, with its name on disk, from a model that one process holds whole.
+
+    Tensors keep the dtype of their parameters; experts' biases are float32. Raises WeightsError if a part is missing.
+    """
+    config = model.glmv_config
+    held = dict(local_tensors(model))
+    size = sizes(config)
+    for weight in weights(config):
+        if weight.name not in held:
+            raise WeightsError(f"this process does not hold {weight.name}: export from a model held whole")
+        parts = weight.transform.to_hf(held[weight.name], size)
+        for (name, shape), part in zip(weight.hf.items(), parts, strict=True):
+            if tuple(part.shape) != shape:
+                raise WeightsError(
+                    f"{name} came out as {list(part.shape)}, not {list(shape)}: export from whole tensors"
+                )
+            yield name, part
