@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from megatron.core import parallel_state
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 from model.random_weights import RandomWeights
 from model.safetensors_folder import SafetensorsFolder, WeightsError, some
 from model.weight_table import hf_shapes, sizes, weights
+
+if TYPE_CHECKING:
+    from model.glmv import GlmvModel
 
 __all__ = [
     "RandomWeights",
@@ -47,13 +50,13 @@ class WeightSource(Protocol):
 
 
 @torch.no_grad()
-def load_weights(model: nn.Module | Sequence[nn.Module], source: WeightSource) -> None:
-    """Fill every parameter and expert bias of `model` (a GlmvModel, or the virtual stages of one rank) from `source`.
+def load_weights(model: GlmvModel | Sequence[GlmvModel], source: WeightSource) -> None:
+    """Fill every parameter and expert bias of `model` (or of the virtual stages of one rank) from `source`.
 
     Values are cast to the dtype of the parameter they go to; the experts' biases stay float32. Raises WeightsError
     unless the source holds exactly the model's tensors with the right shapes, and everything on this rank is filled.
     """
-    chunks = [model] if isinstance(model, nn.Module) else list(model)
+    chunks = [model] if isinstance(model, nn.Module) else model
     config = chunks[0].glmv_config
     check_names_and_shapes(source, hf_shapes(config))
     table = {weight.name: weight for weight in weights(config)}
@@ -154,7 +157,7 @@ def _holds_whole_model() -> bool:
 
 
 @torch.no_grad()
-def export_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def export_tensors(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
     """Every tensor of the Hugging Face folder, with its name on disk, from a model that one process holds whole.
 
     Tensors keep the dtype of their parameters; experts' biases are float32. Raises WeightsError if a part is missing.

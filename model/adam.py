@@ -1,0 +1,55 @@
+"""AdamW that keeps its step count in the parameter group, as the fused optimizers of a GPU do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+
+class GroupStepAdamW(torch.optim.Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), equal to torch.optim.AdamW.
+
+    The state of a parameter is `exp_avg` and `exp_avg_sq`, of its shape; `step` belongs to the group. That is the layout
+    of Transformer Engine's and apex's FusedAdam, which megatron-core's distributed optimizer saves and reshards.
+
+    Args:
+        params: parameters or parameter groups.
+        lr: learning rate.
+        betas: decay rates of the two averages.
+        eps: added to the root of the second average.
+        weight_decay: decoupled decay, multiplied by `lr`.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            self._update(group)
+
+    def _update(self, group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        correction1 = 1 - beta1 ** group["step"]
+        correction2 = 1 - beta2 ** group["step"]
+        for p in group["params"]:
+            if p.grad is None:
+                continue
+            state = self.state[p]
+            if not state:
+                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+            p.mul_(1 - group["lr"] * group["weight_decay"])
+            state["exp_avg"].lerp_(p.grad, 1 - beta1)
+            state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+            denominator = (state["exp_avg_sq"] / correction2).sqrt_().add_(group["eps"])
+            p.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / correction1)

@@ -1,0 +1,58 @@
+"""The MLP adapter: from the vision tower's tokens to the decoder's embedding space."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+from model.config import VisionConfig
+from model.decoder import glm_transformer_fields, mlp_spec
+
+
+def adapter_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fields: Any) -> TransformerConfig:
+    """megatron-core's configuration of the adapter's gated MLP. It has no attention; a head count is asked for."""
+    return TransformerConfig(
+        num_layers=1,
+        num_attention_heads=1,
+        hidden_size=vision.out_hidden_size,
+        ffn_hidden_size=vision.intermediate_size,
+        **glm_transformer_fields(vision.rms_norm_eps, dtype),
+        **fields,
+    )
+
+
+class PatchMerger(MegatronModule):
+    """proj -> LayerNorm -> GELU -> gated MLP, all `out_hidden_size` wide but the MLP's inside, `intermediate_size`.
+
+    Source: transformers `Glm4vVisionPatchMerger`. The LayerNorm's eps is torch's default, 1e-5, and its GELU exact.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        backend: BackendSpecProvider,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(config)
+        width, dtype, device = config.hidden_size, config.params_dtype, torch.cuda.current_device()
+        self.proj = nn.Linear(width, width, bias=False, dtype=dtype, device=device)
+        self.norm = nn.LayerNorm(width, dtype=dtype, device=device)
+        self.mlp = MLP(
+            config,
+            mlp_spec(backend).submodules,
+            ffn_hidden_size=config.ffn_hidden_size,
+            tp_group=pg_collection.tp,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[tokens, out_hidden_size] -> the same shape."""
+        x = F.gelu(self.norm(self.proj(x)))
+        return self.mlp(x.unsqueeze(1))[0].squeeze(1)

@@ -1,0 +1,242 @@
+"""Checkpoints: a folder that loads at any layout, committed atomically.
+
+    step_0000100/
+        state/              weights, and in a training run the optimizer's state: megatron-core's torch_dist format
+        train_state.json    step, data counters, the run's configuration (absent where weights were imported)
+        hf/                 config.json, tokenizer, chat template, preprocessor: what an export needs beside the weights
+
+megatron-core reads one file of this with pickle, torch_dist's `.metadata`. A folder that a user brings is therefore
+looked through first, with an unpickler that knows the classes of torch.distributed.checkpoint and no others.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.optimizer import MegatronOptimizer
+from torch import nn
+
+STATE, TRAIN_STATE, COMPANIONS, LATEST = "state", "train_state.json", "hf", "latest"
+
+# The optimizer's state on disk: tensors of the parameters' own shapes, the same keys whatever the layout.
+OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+
+
+class CheckpointError(ValueError):
+    """A folder that is no checkpoint of ours, is incomplete, or holds what is not safe to read."""
+
+
+@dataclass
+class TrainState:
+    """Everything that must survive a crash besides tensors.
+
+    There is no random state: the model has no dropout, and what is random in the data is a function of the seed and of
+    these counters. The learning rate is a function of the step.
+    """
+
+    step: int
+    data: dict[str, Any] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+# --- finding ----------------------------------------------------------------------------------------------------------
+
+
+def latest_checkpoint(run_folder: str | Path) -> Path | None:
+    """The newest committed checkpoint of a run, or None."""
+    checkpoints = Path(run_folder) / "checkpoints"
+    marker = checkpoints / LATEST
+    if not marker.is_file():
+        return None
+    path = checkpoints / marker.read_text().strip()
+    if not path.is_dir():
+        raise CheckpointError(f"{marker} names {path.name}, which is not there; write the name of another step into it")
+    return path
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint meant by `path`: a step folder itself, or a run's folder, whose newest one is taken."""
+    path = Path(path)
+    if (path / STATE).is_dir():
+        return path
+    if (found := latest_checkpoint(path)) is not None:
+        return found
+    raise CheckpointError(
+        f"{path} is no checkpoint: it has neither {STATE}/ (a step folder) nor checkpoints/{LATEST} (a run's folder)"
+    )
+
+
+def is_checkpoint(path: str | Path) -> bool:
+    return (Path(path) / STATE).is_dir() or (Path(path) / "checkpoints" / LATEST).is_file()
+
+
+# --- saving -----------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(
+    path: Path,
+    model: nn.Module,
+    *,
+    companions: Callable[[Path], None],
+    optimizer: MegatronOptimizer | None = None,
+    train_state: TrainState | None = None,
+) -> None:
+    """Write a checkpoint under a temporary name and rename it. Collective.
+
+    Args:
+        path: the step folder to make; its parent is made too. Replaced if it exists.
+        companions: fills the folder it is given with the Hugging Face files; called on rank 0.
+        optimizer, train_state: absent where only weights are kept.
+    """
+    unfinished = path.with_name(f".unfinished_{path.name}")
+    if dist.get_rank() == 0:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        (unfinished / STATE).mkdir(parents=True)
+        (unfinished / COMPANIONS).mkdir()
+        companions(unfinished / COMPANIONS)
+        if train_state is not None:
+            (unfinished / TRAIN_STATE).write_text(json.dumps(vars(train_state), indent=1))
+    dist.barrier()
+    dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(unfinished / STATE))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        shutil.rmtree(path, ignore_errors=True)
+        unfinished.rename(path)
+        _flush(path.parent)
+    dist.barrier()
+
+
+def mark_latest(path: Path) -> None:
+    """Make `path` the checkpoint that a restart continues from. The last thing that a save does."""
+    marker = path.parent / LATEST
+    temporary = marker.with_suffix(".tmp")
+    temporary.write_text(path.name + "\n")
+    os.replace(temporary, marker)
+    _flush(path.parent)
+
+
+def remove_old(checkpoints: Path, keep_last: int) -> None:
+    """Remove all but the newest `keep_last` step folders, and what an interrupted save left. Zero keeps all."""
+    for unfinished in checkpoints.glob(".unfinished_*"):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    steps = sorted(checkpoints.glob("step_*"))
+    for old in steps[:-keep_last] if keep_last else []:
+        shutil.rmtree(old)
+
+
+def _flush(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+# --- loading ----------------------------------------------------------------------------------------------------------
+
+
+def load_checkpoint(path: Path, model: nn.Module, optimizer: MegatronOptimizer | None = None) -> None:
+    """Read weights, and with an optimizer its state, into what this rank holds. Collective; any layout.
+
+    Raises:
+        CheckpointError: the folder is incomplete, of another model, or not safe to read.
+    """
+    refuse_foreign_classes(path / STATE)
+    groups_as_configured = _hyperparameters(optimizer)
+    wanted = _sharded_state(model, optimizer, is_loading=True)
+    try:
+        loaded = dist_checkpointing.load(wanted, str(path / STATE))
+    except Exception as error:  # megatron-core and torch raise many kinds; all mean that this folder does not fit
+        raise CheckpointError(f"{path} does not load into this model: {_first_line(error)}") from error
+    model.load_state_dict(loaded["model"], strict=True)
+    if optimizer is not None:
+        optimizer.load_state_dict(loaded["optimizer"])
+        _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).step)
+
+
+def read_train_state(path: Path) -> TrainState:
+    file = path / TRAIN_STATE
+    if not file.is_file():
+        raise CheckpointError(f"{path} holds weights alone (no {TRAIN_STATE}); start from it with model.init_from")
+    return TrainState(**json.loads(file.read_text()))
+
+
+def _sharded_state(model: nn.Module, optimizer: MegatronOptimizer | None, is_loading: bool) -> dict[str, Any]:
+    sharded: Any = model
+    state = {"model": sharded.sharded_state_dict()}
+    if optimizer is not None:
+        optimizer_: Any = optimizer
+        state["optimizer"] = optimizer_.sharded_state_dict(
+            state["model"], is_loading=is_loading, metadata=OPTIMIZER_FORMAT
+        )
+    return state
+
+
+def _hyperparameters(optimizer: MegatronOptimizer | None) -> list[dict[str, Any]]:
+    groups = optimizer.param_groups if optimizer is not None else []
+    return [{key: value for key, value in group.items() if key not in ("params", "step")} for group in groups]
+
+
+def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict[str, Any]], step: int) -> None:
+    """Loading put the checkpoint's learning rates in place of the configuration's, and left `step` out of the groups of
+    an optimizer that rank 0 has no part in."""
+    for group, hyperparameters in zip(optimizer.param_groups, configured, strict=True):
+        group.update(hyperparameters, step=step)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# --- what may be unpickled --------------------------------------------------------------------------------------------
+
+SAFE_GLOBALS = {
+    "torch.distributed.checkpoint.metadata": None,  # None: every class of the module
+    "torch.distributed.checkpoint.planner": None,
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix", "_StorageWriterTransforms"},
+    "torch": {"Size", "device", "dtype", "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool",
+              "strided"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "PurePosixPath"},
+    "collections": {"OrderedDict", "defaultdict"},
+    "builtins": {"set", "frozenset", "list", "dict", "tuple", "slice", "complex", "bytearray"},
+    "datetime": None,
+}  # fmt: skip
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = SAFE_GLOBALS.get(module, set())
+        if allowed is None or name in allowed:
+            return super().find_class(module, name)
+        raise CheckpointError(
+            f"names the class {module}.{name}, which a checkpoint has no use for; it was not read. "
+            "Do not use this checkpoint unless you know who wrote it"
+        )
+
+
+def refuse_foreign_classes(state: Path) -> None:
+    """Look through `.metadata` before megatron-core unpickles it.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or names a class that is not torch.distributed.checkpoint's own.
+    """
+    file = state / ".metadata"
+    if not file.is_file():
+        raise CheckpointError(f"{state.parent} is incomplete: {file} is missing; use another step")
+    try:
+        with file.open("rb") as stream:
+            _MetadataUnpickler(stream).load()
+    except CheckpointError as error:
+        raise CheckpointError(f"{file} {error}") from None
+    except Exception as error:
+        raise CheckpointError(f"{file} is damaged ({_first_line(error)}); use another step") from error

@@ -1,0 +1,203 @@
+"""The one place that lets megatron-core run without CUDA. Inert where CUDA exists.
+
+megatron-core 0.16.1 assumes a GPU throughout. On a machine without one, everything is synchronous and there is one
+memory, so "the current device" can be the CPU, streams and events can do nothing, and the CPU's random generator can
+play the device's. With that, the very modules that train on a cluster train under gloo on a laptop.
+
+Each step below says what breaks without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+_installed = False
+
+
+def let_megatron_run_without_cuda() -> None:
+    """Patch torch and megatron-core, once, if this machine has no CUDA device."""
+    global _installed
+    if _installed or torch.cuda.is_available():
+        return
+    _installed = True
+    # megatron-core decorates small functions with torch.compile when it is imported: 20 s of compiling for a 2 s run.
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    # That its fused kernels fall back to torch is what this module is for.
+    warnings.filterwarnings("ignore", message=".*Apex (is|are) not installed.*")
+    _answer_device_queries()
+    _make_streams_inert()
+    _let_the_cpu_generator_play_the_devices()
+    _create_and_keep_tensors_on_the_cpu()
+    _complete_megatron_without_transformer_engine()
+    _use_a_fused_style_adam()
+
+
+# --- torch.cuda -------------------------------------------------------------------------------------------------------
+
+
+def _answer_device_queries() -> None:
+    """`torch.cuda.current_device()` raises: asked for by every module that allocates."""
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: CPU
+    cuda.set_device = lambda *_: None
+    cuda.synchronize = lambda *_: None
+    cuda.empty_cache = lambda: None
+    for query in ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved"):
+        setattr(cuda, query, lambda *_: 0)
+
+
+class _InertEvent:
+    """Stands for a CUDA event: whatever it would wait for has already happened."""
+
+    def record(self, *_: Any) -> None: ...
+    def wait(self, *_: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def query(self) -> bool:
+        return True
+
+
+class _InertStream:
+    """Stands for a CUDA stream: work on the CPU is done when the call returns."""
+
+    cuda_stream = 0
+
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def wait_stream(self, *_: Any) -> None: ...
+    def wait_event(self, *_: Any) -> None: ...
+    def synchronize(self) -> None: ...
+    def record_event(self, event: _InertEvent | None = None) -> _InertEvent:
+        return event or _InertEvent()
+
+    def __enter__(self) -> _InertStream:
+        return self
+
+    def __exit__(self, *_: Any) -> None: ...
+
+
+def _make_streams_inert() -> None:
+    """Streams, events and nvtx ranges do not exist: the DDP buckets, the MoE dispatcher and the schedules use them."""
+    cuda: Any = torch.cuda
+    stream = _InertStream()
+    cuda.Stream, cuda.Event = _InertStream, _InertEvent
+    cuda.current_stream = cuda.default_stream = lambda *_: stream
+    cuda.stream = lambda _: contextlib.nullcontext()
+    cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_: None
+
+
+def _let_the_cpu_generator_play_the_devices() -> None:
+    """The tracker of random states (one for what TP ranks share, one for what they do not) asks for CUDA's states."""
+    import megatron.core.tensor_parallel.random as random_states
+
+    cuda: Any = torch.cuda
+    states: Any = random_states
+    cuda.get_rng_state = cuda.random.get_rng_state = lambda *_, **__: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+    states._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
+    states._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
+    # It warns that the CPU's generator moved while the device's was in use; here they are one.
+    logging.getLogger(states.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
+
+
+# --- torch tensors ----------------------------------------------------------------------------------------------------
+
+CONSTRUCTORS = (
+    "tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "randint",
+    "zeros_like", "ones_like", "empty_like", "full_like",
+)  # fmt: skip
+
+
+def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(constructor)
+    def wrapped(*args: Any, **kwargs: Any) -> torch.Tensor:
+        device = kwargs.get("device")
+        if device is not None and str(device).startswith("cuda"):
+            kwargs["device"] = CPU
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
+        return constructor(*args, **kwargs)
+
+    return wrapped
+
+
+def _create_and_keep_tensors_on_the_cpu() -> None:
+    """`device="cuda"` is written out in the optimizer, the gradient norm and the schedules; so are `.cuda()` and checks
+    of `tensor.type()` against "torch.cuda.FloatTensor", on which the mixed-precision optimizer refuses parameters."""
+    for name in CONSTRUCTORS:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+
+    tensor: Any = torch.Tensor
+    tensor.cuda = lambda self, *_, **__: self
+    tensor.pin_memory = lambda self, *_, **__: self
+    tensor.record_stream = lambda self, *_: None
+    module: Any = torch.nn.Module
+    module.cuda = lambda self, *_, **__: self
+
+    true_type = torch.Tensor.type
+
+    def type_as_on_cuda(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if args or kwargs:
+            return true_type(self, *args, **kwargs)
+        return true_type(self).replace("torch.", "torch.cuda.", 1)
+
+    tensor.type = type_as_on_cuda
+
+
+# --- megatron-core ----------------------------------------------------------------------------------------------------
+
+
+def _complete_megatron_without_transformer_engine() -> None:
+    """Names that megatron-core 0.16.1 uses but defines only where Transformer Engine is installed."""
+    import megatron.core.tensor_parallel.random as random_states
+    import megatron.core.transformer.moe.moe_utils as moe_utils
+    import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
+
+    # The router's matrix product asks `if te_general_gemm is not None`: a NameError otherwise.
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None  # type: ignore[attr-defined]
+
+    # The all-to-all dispatcher turns split sizes into host lists only when they come from the device.
+    true_move = token_dispatcher.maybe_move_tensor_to_cpu
+
+    def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        if as_numpy and torch.is_tensor(tensor):
+            return tensor.numpy()
+        return true_move(tensor, as_numpy, record_stream)
+
+    token_dispatcher.maybe_move_tensor_to_cpu = to_host
+
+    # Selective recompute consults Transformer Engine's FP8 state.
+    if not hasattr(random_states, "FP8GlobalStateManager"):
+
+        class NoFp8:
+            @staticmethod
+            def is_fp8_enabled() -> bool:
+                return False
+
+        names: Any = random_states
+        names.FP8GlobalStateManager = NoFp8
+        names.activation_recompute_forward = names.fp8_autocast = lambda **_: contextlib.nullcontext()
+
+
+def _use_a_fused_style_adam() -> None:
+    """Transformer Engine's and apex's FusedAdam keep `step` in the parameter group; torch.optim's keeps one a parameter,
+    with which a distributed optimizer's checkpoint does not load at another layout."""
+    import megatron.core.optimizer as optimizer
+    import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
+
+    from model.adam import GroupStepAdamW
+
+    modules: Any = (optimizer, distributed_optimizer)
+    for module in modules:
+        module.Adam = GroupStepAdamW
+    modules[0].USING_PYTORCH_OPTIMIZER = False
+    modules[1].HAVE_APEX_OR_TE = modules[1].USING_APEX_OPTIMIZER = True

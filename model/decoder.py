@@ -1,0 +1,180 @@
+"""The language decoder as megatron-core layer specs: GLM-4.5-Air's mixture of experts and GLM-4-9B's dense one.
+
+GLM-4.5V, a plain pre-norm layer:           GLM-4.1V, norms also after each sub-layer ("sandwich"):
+
+    x += attention(input_layernorm(x))          x += post_self_attn_layernorm(attention(input_layernorm(x)))
+    x += mlp(pre_mlp_layernorm(x))              x += post_mlp_layernorm(mlp(pre_mlp_layernorm(x)))
+
+megatron-core has no slot for a norm between a sub-layer and its residual; its "bias, dropout, add" slot can hold one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP, MLPSubmodules
+from megatron.core.transformer.moe.moe_layer import MoESubmodules
+from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from model.config import DecoderConfig
+from model.moe import SegmentMoELayer, SegmentRouter
+
+
+def decoder_transformer_config(
+    decoder: DecoderConfig,
+    *,
+    dtype: torch.dtype,
+    balance_loss_coeff: float = 0.0,
+    expert_bias_update_rate: float = 0.0,
+    **fields: Any,
+) -> TransformerConfig:
+    """megatron-core's configuration of the decoder.
+
+    Args:
+        decoder: what the model is.
+        dtype: of the parameters.
+        balance_loss_coeff: weight of the sequence-level balance loss (report: 1e-4).
+        expert_bias_update_rate: step of the loss-free balancing (report: 1e-3).
+        fields: the parallel layout and the backend's switches, as `TransformerConfig` names them.
+    """
+    if decoder.is_moe:
+        fields |= {
+            "num_moe_experts": decoder.n_routed_experts,
+            "moe_layer_freq": [int(decoder.is_moe_layer(n)) for n in range(decoder.num_hidden_layers)],
+            "moe_ffn_hidden_size": decoder.moe_intermediate_size,
+            "moe_shared_expert_intermediate_size": decoder.moe_intermediate_size * decoder.n_shared_experts,
+            "moe_router_topk": decoder.num_experts_per_tok,
+            "moe_router_score_function": "sigmoid",
+            "moe_router_topk_scaling_factor": decoder.routed_scaling_factor,
+            "moe_router_dtype": "fp32",
+            "moe_router_enable_expert_bias": True,
+            "moe_router_bias_update_rate": expert_bias_update_rate,
+            "moe_router_load_balancing_type": "none",  # SegmentRouter charges the balance loss itself
+            "moe_aux_loss_coeff": balance_loss_coeff,
+            "moe_token_dispatcher_type": "alltoall",
+        }
+    return TransformerConfig(
+        num_layers=decoder.num_hidden_layers,
+        hidden_size=decoder.hidden_size,
+        ffn_hidden_size=decoder.intermediate_size,
+        num_attention_heads=decoder.num_attention_heads,
+        num_query_groups=decoder.num_key_value_heads,
+        kv_channels=decoder.head_dim,
+        mrope_section=list(decoder.mrope_section),
+        rotary_interleaved=not decoder.is_moe,
+        add_qkv_bias=True,
+        **glm_transformer_fields(decoder.rms_norm_eps, dtype),
+        **fields,
+    )
+
+
+def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str, Any]:
+    """What the decoder and the vision tower have in common."""
+    return {
+        "normalization": "RMSNorm",
+        "layernorm_epsilon": rms_norm_eps,
+        "gated_linear_unit": True,
+        "activation_func": F.silu,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        # Weights always come from a named source (model.hf_weights), so nothing is drawn at construction.
+        "init_method": _leave_uninitialised,
+        "output_layer_init_method": _leave_uninitialised,
+    }
+
+
+def _leave_uninitialised(weight: Tensor) -> None:
+    pass
+
+
+def decoder_block_spec(
+    decoder: DecoderConfig, config: TransformerConfig, backend: BackendSpecProvider
+) -> TransformerBlockSubmodules:
+    """The specs of all decoder layers and of the final norm."""
+    layers = [_layer_spec(config, backend, moe=decoder.is_moe_layer(n), sandwich=not decoder.is_moe)
+              for n in range(decoder.num_hidden_layers)]  # fmt: skip
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=backend.layer_norm(rms_norm=True))
+
+
+def _layer_spec(config: TransformerConfig, backend: BackendSpecProvider, *, moe: bool, sandwich: bool) -> ModuleSpec:
+    norm = backend.layer_norm(rms_norm=True)
+    add = ModuleSpec(module=NormThenAdd, params={"config": config, "norm": norm}) if sandwich else get_bias_dropout_add
+    return ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=self_attention_spec(backend, AttnMaskType.causal),
+            self_attn_bda=add,
+            pre_mlp_layernorm=norm,
+            mlp=_moe_spec(backend) if moe else mlp_spec(backend),
+            mlp_bda=add,
+        ),
+    )
+
+
+def self_attention_spec(backend: BackendSpecProvider, attn_mask_type: AttnMaskType) -> ModuleSpec:
+    return ModuleSpec(
+        module=SelfAttention,
+        params={"attn_mask_type": attn_mask_type},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=backend.column_parallel_linear(),
+            core_attention=backend.core_attention(),
+            linear_proj=backend.row_parallel_linear(),
+        ),
+    )
+
+
+def mlp_spec(backend: BackendSpecProvider) -> ModuleSpec:
+    return ModuleSpec(module=MLP, submodules=_mlp_submodules(backend))
+
+
+def _mlp_submodules(backend: BackendSpecProvider) -> MLPSubmodules:
+    return MLPSubmodules(linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear())
+
+
+def _moe_spec(backend: BackendSpecProvider) -> ModuleSpec:
+    experts, submodules = backend.grouped_mlp_modules(False, False)
+    return ModuleSpec(
+        module=SegmentMoELayer,
+        submodules=MoESubmodules(
+            router=SegmentRouter,
+            experts=ModuleSpec(module=experts, submodules=submodules),
+            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_mlp_submodules(backend)),
+        ),
+    )
+
+
+class NormThenAdd(nn.Module):
+    """residual + norm(sub-layer output), in the slot of megatron-core's bias-dropout-add."""
+
+    def __init__(self, config: TransformerConfig, norm: type) -> None:
+        super().__init__()
+        self.norm = norm(config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon)
+
+    def forward(
+        self, training: bool, fused: bool
+    ) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float | None], Tensor]:
+        """The function that megatron-core calls with ((output, bias), residual, dropout probability)."""
+
+        def add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, _: float | None) -> Tensor:
+            output, bias = output_and_bias
+            assert bias is None, "GLM's linear layers leave no bias to add after a sub-layer"
+            return residual + self.norm(output)
+
+        return add

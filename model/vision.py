@@ -1,0 +1,207 @@
+"""The vision tower: patches of pictures and of frame pairs to embeddings, native on megatron-core's TransformerBlock.
+
+    pixels -> patch embedding -> norm -> + positions -> 24 pre-norm blocks -> norm -> 2x2 downsample -> [tokens, 4096]
+
+Shapes:  patches = sum over images of h*w;  tokens = patches / 4;  an image row of `grid_thw` is (1, h, w) in patches.
+Patches come in 2x2 blocks, the blocks row by row, so that the downsample works on four consecutive patches:
+
+    a 4x4 image     0  1  4  5
+                    2  3  6  7
+                    8  9 12 13
+                   10 11 14 15
+
+Source: report, section 2; transformers `Glm4vVisionModel` (the same for `Glm4vMoeVisionModel`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.models.backends import BackendSpecProvider
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from torch import Tensor, nn
+
+from model.config import VISION_ROPE_THETA, VisionConfig
+from model.decoder import glm_transformer_fields, mlp_spec, self_attention_spec
+from model.rope import rotary_frequencies, vision_angles
+
+# CLIP's pixel statistics, which the published preprocessor configurations name.
+PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def vision_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fields: Any) -> TransformerConfig:
+    """megatron-core's configuration of the tower's blocks, whose MLP is `out_hidden_size` wide."""
+    return TransformerConfig(
+        num_layers=vision.depth,
+        hidden_size=vision.hidden_size,
+        num_attention_heads=vision.num_heads,
+        ffn_hidden_size=vision.out_hidden_size,
+        **glm_transformer_fields(vision.rms_norm_eps, dtype),
+        **fields,
+    )
+
+
+def vision_block_spec(vision: VisionConfig, backend: BackendSpecProvider) -> TransformerBlockSubmodules:
+    """Pre-norm blocks with full attention, and the norm after the last."""
+    norm = backend.layer_norm(rms_norm=True)
+    layer = ModuleSpec(
+        module=TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=norm,
+            self_attention=self_attention_spec(backend, AttnMaskType.no_mask),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=norm,
+            mlp=mlp_spec(backend),
+            mlp_bda=get_bias_dropout_add,
+        ),
+    )
+    return TransformerBlockSubmodules(layer_specs=[layer] * vision.depth, layer_norm=norm)
+
+
+class VisionEncoder(MegatronModule):
+    """Patches to image embeddings.
+
+    Args:
+        vision: the tower's sizes.
+        config: from `vision_transformer_config`.
+        backend: which leaf modules to build from.
+        pg_collection: process groups over which the blocks are sharded.
+    """
+
+    def __init__(
+        self,
+        vision: VisionConfig,
+        config: TransformerConfig,
+        backend: BackendSpecProvider,
+        pg_collection: ProcessGroupCollection,
+    ) -> None:
+        super().__init__(config)
+        self.vision = vision
+        dtype, device = config.params_dtype, torch.cuda.current_device()
+        patch = (vision.temporal_patch_size, vision.patch_size, vision.patch_size)
+        merge = vision.spatial_merge_size
+        hidden = vision.hidden_size
+        norm = backend.layer_norm(rms_norm=True)
+        self.patch_embed = nn.Conv3d(vision.in_channels, hidden, patch, patch, dtype=dtype, device=device)
+        self.post_conv_layernorm = norm(config=config, hidden_size=hidden, eps=vision.rms_norm_eps)
+        self.position_embedding = nn.Embedding(vision.position_grid**2, hidden, dtype=dtype, device=device)
+        self.blocks = TransformerBlock(
+            config, vision_block_spec(vision, backend), pg_collection=pg_collection, post_layer_norm=True
+        )
+        self.downsample = nn.Conv2d(hidden, vision.out_hidden_size, merge, merge, dtype=dtype, device=device)
+        self.inv_freq = rotary_frequencies(vision.head_dim // 2, VISION_ROPE_THETA)
+
+    def forward(self, pixels: Tensor, grid_thw: Tensor, frames: Tensor) -> Tensor:
+        """Embed pictures and frame pairs.
+
+        Args:
+            pixels: uint8 [slices, 588]; one slice a patch of a picture, two consecutive ones a patch of a frame pair.
+            grid_thw: int64 [images, 3], each (1, h, w) with even h and w.
+            frames: int32 [images]: 1 for a picture, 2 for a frame pair.
+
+        Returns:
+            [tokens, out_hidden_size], tokens = patches / 4, in the order of the images.
+        """
+        shapes = [(h, w) for _, h, w in grid_thw.tolist()]
+        lengths = grid_thw[:, 1] * grid_thw[:, 2]
+        cu_seqlens = F.pad(lengths.cumsum(0), (1, 0)).int()
+        max_seqlen = max(h * w for h, w in shapes)
+        segments = PackedSeqParams(
+            qkv_format="thd",
+            cu_seqlens_q=cu_seqlens,
+            cu_seqlens_kv=cu_seqlens,
+            max_seqlen_q=max_seqlen,
+            max_seqlen_kv=max_seqlen,
+        )
+        places = [patch_places(h, w, self.vision.spatial_merge_size) for h, w in shapes]
+        rows, columns = torch.cat(places, dim=1).to(pixels.device)
+
+        x = self._embed_patches(pixels, lengths, frames)
+        x = self.post_conv_layernorm(x)
+        x = x + self._positions(shapes).to(x.dtype)
+        x = self.blocks(
+            hidden_states=x.unsqueeze(1),
+            attention_mask=None,
+            rotary_pos_emb=vision_angles(rows, columns, self.inv_freq),
+            packed_seq_params=segments,
+        )
+        return self._downsample(x.squeeze(1))
+
+    def _embed_patches(self, pixels: Tensor, lengths: Tensor, frames: Tensor) -> Tensor:
+        """Pixels to [patches, hidden]: normalise, show a picture's one slice as both frames, project.
+
+        The convolution's stride is its kernel, so it is a matrix product over flattened patches (channel, frame, y, x).
+        """
+        per_patch = frames.long().repeat_interleave(lengths)  # slices that each patch has: 1 or 2
+        first = per_patch.cumsum(0) - per_patch
+        both = torch.stack([first, first + per_patch - 1], dim=1)  # [patches, 2]
+        mean, std = (torch.tensor(v, device=pixels.device).mul(255).view(3, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+        weight = self.patch_embed.weight
+        normalised = ((pixels.view(-1, 3, pixels.size(1) // 3).float() - mean) / std).to(weight.dtype)
+        patches = normalised[both].transpose(1, 2).flatten(1)  # [patches, 3 * 2 * 196]
+        return F.linear(patches, weight.flatten(1), self.patch_embed.bias)
+
+    def _positions(self, shapes: Sequence[tuple[int, int]]) -> Tensor:
+        """The learned table, sampled bicubically at every patch centre: float32 [patches, hidden].
+
+        Sampling is linear in the table and separable, so it is two matrix products, whose backward is deterministic
+        (grid_sample's is not on a GPU). Images of one shape share one sample.
+        """
+        side = self.vision.position_grid
+        table = self.position_embedding.weight.float().view(side, side, -1)
+        sampled: dict[tuple[int, int], Tensor] = {}
+        for h, w in shapes:
+            if (h, w) not in sampled:
+                along_rows, along_columns = (bicubic_weights(n, side).to(table.device) for n in (h, w))
+                grid = torch.einsum("hi,ijd->hjd", along_rows, table)
+                grid = torch.einsum("wj,hjd->hwd", along_columns, grid)
+                rows, columns = patch_places(h, w, self.vision.spatial_merge_size).to(table.device)
+                sampled[h, w] = grid[rows, columns]
+        return torch.cat([sampled[shape] for shape in shapes])
+
+    def _downsample(self, x: Tensor) -> Tensor:
+        """[patches, hidden] -> [patches / 4, out_hidden]: a 2x2 convolution of stride 2 over consecutive fours."""
+        blocks = x.view(-1, self.vision.spatial_merge_size**2, x.size(-1)).transpose(1, 2).flatten(1)
+        return F.linear(blocks, self.downsample.weight.flatten(1), self.downsample.bias)
+
+
+@lru_cache(maxsize=4096)
+def patch_places(h: int, w: int, merge: int) -> Tensor:
+    """Row and column of every patch of an h x w image, in the order the patches come: int64 [2, h * w].
+
+    >>> patch_places(2, 4, 2).tolist()
+    [[0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 2, 3, 2, 3]]
+    """
+    places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
+    return places.view(2, h // merge, merge, w // merge, merge).transpose(2, 3).flatten(1)
+
+
+@lru_cache(maxsize=4096)
+def bicubic_weights(size: int, table: int) -> Tensor:
+    """How a row of `table` values is sampled at the centres of `size` equal cells: float32 [size, table].
+
+    Cubic convolution with a = -0.75, neighbours beyond an edge taken from the edge: torch's `grid_sample` with
+    `mode="bicubic", padding_mode="border", align_corners=False`. Each row sums to 1. Report, equations 1 and 2.
+    """
+    centres = 2 * ((torch.arange(size) + 0.5) / size) - 1
+    at = ((centres + 1) * table - 1) / 2
+    base = at.floor()
+    t = (at - base)[:, None] + torch.tensor([1.0, 0.0, -1.0, -2.0])  # distances to the four neighbours
+    d, a = t.abs(), -0.75
+    near = ((a + 2) * d - (a + 3)) * d * d + 1
+    far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+    neighbours = (base[:, None].long() + torch.arange(-1, 3)).clamp(0, table - 1)
+    return torch.zeros(size, table).scatter_add_(1, neighbours, torch.where(d <= 1, near, far))

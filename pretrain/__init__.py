@@ -1,0 +1,1 @@
+"""Pretraining and long-context continuation: the training loop and its entry."""

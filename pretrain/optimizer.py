@@ -1,0 +1,83 @@
+"""The optimizer and its schedule: megatron-core's distributed AdamW with warm-up and decay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from model.config import ConfigError
+
+DECAY_STYLES = ("cosine", "linear", "constant")
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW. The report names no learning rate, schedule or weight decay: these are settings of ours."""
+
+    lr: float = 1e-4
+    min_lr: float = 1e-5
+    warmup_steps: int = 0
+    decay_style: str = "cosine"  # from lr after the warm-up to min_lr at the last step
+    weight_decay: float = 0.1  # not on biases and norms
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_grad: float = 1.0  # largest norm of the whole gradient; 0: no clipping
+
+    def __post_init__(self) -> None:
+        if self.decay_style not in DECAY_STYLES:
+            raise ConfigError(f"optimizer.decay_style={self.decay_style!r}: choose one of {', '.join(DECAY_STYLES)}")
+        if not 0 <= self.min_lr <= self.lr:
+            raise ConfigError(f"optimizer.min_lr={self.min_lr} must be between 0 and optimizer.lr={self.lr}")
+        for key in ("warmup_steps", "weight_decay", "clip_grad"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"optimizer.{key}={getattr(self, key)} must not be negative")
+
+
+def build_optimizer(
+    config: OptimizerConfig, model: Sequence[DistributedDataParallel], dtype: torch.dtype
+) -> MegatronOptimizer:
+    """The distributed optimizer, with float32 main weights where the model's are bf16."""
+    settings = MegatronOptimizerConfig(
+        optimizer="adam",
+        lr=config.lr,
+        min_lr=config.min_lr,
+        weight_decay=config.weight_decay,
+        adam_beta1=config.beta1,
+        adam_beta2=config.beta2,
+        adam_eps=config.eps,
+        clip_grad=config.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=True,
+    )
+    return get_megatron_optimizer(settings, list(model), config_overrides=get_standard_config_overrides(settings))
+
+
+def build_scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer, steps: int) -> OptimizerParamScheduler:
+    """The learning rate as a function of the step: `set_step` puts it into the optimizer."""
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=config.lr,
+        min_lr=config.min_lr,
+        lr_warmup_steps=config.warmup_steps,
+        lr_decay_steps=steps,
+        lr_decay_style=config.decay_style,
+        start_wd=config.weight_decay,
+        end_wd=config.weight_decay,
+        wd_incr_steps=steps,
+        wd_incr_style="constant",
+    )
+
+
+def set_step(scheduler: OptimizerParamScheduler, step: int) -> float:
+    """Set the learning rate of step `step` (from 1) and return it. The first step already has some, the last min_lr."""
+    scheduler.num_steps = step
+    scheduler.step(0)
+    return scheduler.optimizer.param_groups[0]["lr"]
