@@ -1,0 +1,127 @@
+"""`Batch`: one pack of samples as named tensors, the only thing the training loop sees of the data.
+
+A pack of 16 tokens with segment_multiple 4 and two samples, `p q r s t` (loss on s, t) and `x y z` (loss on y, z):
+
+    input_ids        p q r s  t _ _ _  x y z _  _ _ _ _        _ is the padding token
+    labels           q r s t  _ _ _ _  y z _ _  _ _ _ _        the next token of the same sample
+    loss_mask        0 0 1 1  0 0 0 0  1 1 0 0  0 0 0 0        1 where the label carries loss
+    position_ids     0 1 2 3  4 0 0 0  0 1 2 0  0 0 0 0        (text only: the same on all 3 axes)
+    cu_seqlens       0 8 12 16                                 segments with their padding; the tail is one of its own
+    segment_lengths  5 3 0                                     useful tokens
+    segment_domains  text text ""
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_pipeline.images import SLICE_BYTES
+
+
+@dataclass
+class EncodedSample:
+    """One sample, ready to be packed.
+
+    input_ids int64 [tokens]; loss bool [tokens], True where this very token is to be predicted; position_ids int64
+    [3, tokens]; pixels uint8 [slices, 588]; grids (h, w) in patches and frames (1 picture, 2 frame pair) of each image.
+    """
+
+    sample_id: str
+    domain: str
+    input_ids: np.ndarray
+    loss: np.ndarray
+    position_ids: np.ndarray
+    pixels: torch.Tensor
+    grids: tuple[tuple[int, int], ...] = ()
+    frames: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.input_ids)
+
+
+@dataclass
+class Batch:
+    """One pack of exactly seq_length tokens (micro_batch_size is 1). Shapes and meanings: see the module's example."""
+
+    input_ids: torch.Tensor  # int64 [tokens]
+    labels: torch.Tensor  # int64 [tokens]
+    loss_mask: torch.Tensor  # float32 [tokens]
+    position_ids: torch.Tensor  # int64 [3, tokens]: time, height, width; from 0 in every sample
+    cu_seqlens: torch.Tensor  # int32 [segments + 1]
+    segment_lengths: torch.Tensor  # int32 [segments]
+    segment_domains: list[str]
+    pixels: torch.Tensor  # uint8 [slices, 588]: (channel, y, x); a frame pair's patch is two neighbouring slices
+    grid_thw: torch.Tensor  # int64 [images, 3]: a row a picture or frame pair, t = 1, h and w in patches
+    frames: torch.Tensor  # int32 [images]: 1 picture, 2 frame pair
+    sample_ids: list[str]  # "shard.tar/KEY" of each segment, "" for the tail
+    rejected: list[dict[str, Any]] = field(default_factory=list)  # reason, shard, key, detail of samples set aside
+
+    @property
+    def num_tokens(self) -> int:
+        """Useful tokens: padding is not counted."""
+        return int(self.segment_lengths.sum())
+
+    @property
+    def num_loss_tokens(self) -> int:
+        return int(self.loss_mask.sum())
+
+    @property
+    def num_samples(self) -> int:
+        return sum(bool(sample_id) for sample_id in self.sample_ids)
+
+    @property
+    def num_images(self) -> int:
+        """Pictures and frame pairs."""
+        return len(self.grid_thw)
+
+    @property
+    def num_patches(self) -> int:
+        return int(self.grid_thw.prod(dim=1).sum())
+
+
+def collate(
+    samples: Sequence[EncodedSample],
+    *,
+    seq_length: int,
+    segment_multiple: int,
+    pad_id: int,
+    rejected: Sequence[dict[str, Any]] = (),
+) -> Batch:
+    """Lays samples one after the other, each padded to a multiple of segment_multiple. They must fit seq_length."""
+    input_ids = np.full(seq_length, pad_id, dtype=np.int64)
+    labels = np.full(seq_length, pad_id, dtype=np.int64)
+    loss_mask = np.zeros(seq_length, dtype=np.float32)
+    position_ids = np.zeros((3, seq_length), dtype=np.int64)
+    boundaries = [0]
+    for sample in samples:
+        start, length = boundaries[-1], len(sample)
+        input_ids[start : start + length] = sample.input_ids
+        labels[start : start + length - 1] = sample.input_ids[1:]
+        loss_mask[start : start + length - 1] = sample.loss[1:]
+        position_ids[:, start : start + length] = sample.position_ids
+        boundaries.append(start + padded_length(length, segment_multiple))
+    tail = int(boundaries[-1] < seq_length)
+    grids = [(1, *grid) for sample in samples for grid in sample.grids]
+    return Batch(
+        input_ids=torch.from_numpy(input_ids),
+        labels=torch.from_numpy(labels),
+        loss_mask=torch.from_numpy(loss_mask),
+        position_ids=torch.from_numpy(position_ids),
+        cu_seqlens=torch.tensor(boundaries + [seq_length] * tail, dtype=torch.int32),
+        segment_lengths=torch.tensor([len(sample) for sample in samples] + [0] * tail, dtype=torch.int32),
+        segment_domains=[sample.domain for sample in samples] + [""] * tail,
+        pixels=torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *(sample.pixels for sample in samples)]),
+        grid_thw=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
+        frames=torch.tensor([count for sample in samples for count in sample.frames], dtype=torch.int32),
+        sample_ids=[sample.sample_id for sample in samples] + [""] * tail,
+        rejected=list(rejected),
+    )
+
+
+def padded_length(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple

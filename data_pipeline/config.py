@@ -1,0 +1,61 @@
+"""The `data.*` keys of a run's configuration (OmegaConf structured configs)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data_pipeline.errors import DataError
+from data_pipeline.images import MIN_IMAGE_TOKENS
+
+__all__ = ["DataConfig", "DataError", "SourceConfig"]
+
+
+@dataclass
+class SourceConfig:
+    """One source of the mixture."""
+
+    path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"
+    weight: float = 1.0  # share of the TOKENS of the mixture, relative to the other sources
+    name: str = ""  # for logs and checkpoints; the last part of the path when empty
+
+    def label(self) -> str:
+        return self.name or Path(self.path).name
+
+
+@dataclass
+class DataConfig:
+    """Where training data comes from and how large its images may become."""
+
+    tokenizer: str = ""  # a Hugging Face tokenizer folder (tokenizer.json)
+    sources: list[SourceConfig] = field(default_factory=list)
+    seed: int = 0  # of the order of samples
+    num_workers: int = 2  # processes that decode; 0: in the training process
+    image_max_tokens: int = 6144  # tokens of one picture at most (transformers: longest_edge = 28*28*2 * this)
+    video_max_tokens: int = 30000  # tokens of one clip at most
+    segment_multiple: int = 8  # every sample is padded to a multiple of this many tokens, whatever the layout
+
+    def check(self) -> None:
+        """Raises DataError for values that cannot work together or at all."""
+        if not self.sources:
+            raise DataError("data.sources is empty: name at least one, e.g. data.sources=[{path: shards/}]")
+        for source in self.sources:
+            if not source.path:
+                raise DataError("a source in data.sources has no path: give the folder of its shards")
+            if not source.weight > 0:
+                raise DataError(
+                    f"source {source.label()!r} has weight {source.weight}: give a positive weight or remove the source"
+                )
+        labels = [source.label() for source in self.sources]
+        for label in labels:
+            if labels.count(label) > 1:
+                raise DataError(f"two sources are called {label!r}: give each its own `name` in data.sources")
+        if not self.tokenizer:
+            raise DataError("data.tokenizer is empty: give the folder of a Hugging Face tokenizer")
+        for key in ("image_max_tokens", "video_max_tokens"):
+            if getattr(self, key) < MIN_IMAGE_TOKENS:
+                raise DataError(f"data.{key} is {getattr(self, key)}: an image takes {MIN_IMAGE_TOKENS} tokens or more")
+        if self.segment_multiple < 1:
+            raise DataError(f"data.segment_multiple is {self.segment_multiple}: it must be 1 or more")
+        if self.num_workers < 0:
+            raise DataError(f"data.num_workers is {self.num_workers}: it must be 0 or more")

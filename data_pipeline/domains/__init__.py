@@ -1,0 +1,52 @@
+"""How the record of each domain (KEY.json in a shard) becomes a `Sample`.
+
+    image_text, ocr         {"text": caption}                          one picture, then its text
+    video                   {"text": caption}                          one clip, then its text
+    interleaved, grounding  {"text": "... <image> ... <video> ..."}    media where their placeholders stand
+    text                    {"text": document}
+    chat                    {"messages": [...], "thinking": bool}      see chat.py
+
+Domains differ in how samples are built, not in how they are trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from data_pipeline.domains import chat, documents
+from data_pipeline.errors import BadSample
+from data_pipeline.sample import Image, Sample, Segment, Video
+
+_DOCUMENTS: dict[str, Callable[[str], list[Segment]]] = {
+    "image_text": documents.picture_then_text,
+    "ocr": documents.picture_then_text,
+    "video": documents.clip_then_text,
+    "interleaved": documents.text_with_placeholders,
+    "grounding": documents.text_with_placeholders,
+    "text": documents.plain_text,
+}
+DOMAINS = (*_DOCUMENTS, "chat")
+
+
+def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form: str = chat.DEFAULT_FORM) -> Sample:
+    """Builds the Sample of a record that comes with so many pictures and clips.
+
+    chat_form: `glm45v` or `glm41v`, how chats are written. Raises BadSample naming what is wrong with the record.
+    """
+    domain = record.get("domain") if isinstance(record, dict) else None
+    if domain == "chat":
+        segments = chat.render(record.get("messages"), record.get("thinking"), form=chat_form)
+    elif domain in _DOCUMENTS:
+        if not isinstance(record.get("text"), str) or not record["text"]:
+            raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')
+        segments = documents.document(_DOCUMENTS[domain](record["text"]))
+    else:
+        raise BadSample("unknown_domain", f'"domain" is {domain!r}: use one of {", ".join(DOMAINS)}')
+
+    metadata = {key: value for key, value in record.items() if key not in ("domain", "text", "messages", "thinking")}
+    sample = Sample(domain, tuple(segments), metadata)
+    for kind, have, word in ((Image, images, "image"), (Video, videos, "video")):
+        if sample.count(kind) != have:
+            raise BadSample("media_mismatch", f"the text stands for {sample.count(kind)} {word}s but {have} are given")
+    return sample

@@ -1,0 +1,144 @@
+"""Chats as GLM-4.5V and GLM-4.1V write them, with loss only on what the assistant must learn.
+
+GLM-4.5V, thinking (loss on what is underlined):
+
+    [gMASK]<sop><|user|>\\nQ1<|assistant|>\\n<think></think>\\nA1<|user|>\\nQ2<|assistant|>\\n<think>T2</think>\\nA2<|user|>
+                                                                                    ------------------------------
+
+  Reasoning is kept after the last user message only. Earlier answers are context: without their reasoning they are
+  not what a thinking assistant would have said, so they are not learned.
+
+GLM-4.5V, not thinking: "/nothink" ends every user turn and the empty thought is part of the prompt.
+
+    [gMASK]<sop><|user|>\\nQ1/nothink<|assistant|>\\n<think></think>\\nA1<|user|>\\nQ2/nothink<|assistant|>\\n<think></think>\\nA2<|user|>
+                                                                     ----------                                           ----------
+
+GLM-4.1V: turns are written as they are, reasoning included, and all answers are learned.
+
+What ends a turn is learned with it: <|user|>, which begins the next turn and is appended after the last one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+from data_pipeline.domains.documents import split_placeholders
+from data_pipeline.errors import BadSample
+from data_pipeline.sample import Segment, Text, Token
+from data_pipeline.tokens import ROLE_TOKENS
+
+DEFAULT_FORM = "glm45v"
+NO_THINK = "/nothink"
+END_OF_TURN = "<|user|>"
+
+
+def render(messages: Any, thinking: bool | None, *, form: str = DEFAULT_FORM) -> list[Segment]:
+    """A chat -> segments.
+
+    messages: [{"role": system | user | assistant, "content": str[, "reasoning_content": str]}, ...], ending with an
+    assistant's. An assistant's content may itself begin with <think>...</think>. thinking: None means yes if an answer
+    after the last user message has reasoning. Raises BadSample.
+    """
+    turns = _checked(messages)
+    segments, learned = _FORMS[form](turns, thinking)
+    if not any(learned):
+        raise BadSample("nothing_to_learn", "no answer of this chat carries loss")
+    chat: list[Segment] = [Token("[gMASK]"), Token("<sop>")]
+    for index, turn in enumerate(turns):
+        ends_learned_turn = index > 0 and learned[index - 1]
+        chat += [Token(ROLE_TOKENS[turn["role"]], loss=ends_learned_turn), *segments[index]]
+    return [*chat, Token(END_OF_TURN, loss=learned[-1])]
+
+
+def _glm45v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Segment]], list[bool]]:
+    last_user = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
+    answers = {index: split_reasoning(turn) for index, turn in enumerate(turns) if turn["role"] == "assistant"}
+    if thinking is None:
+        thinking = any(reasoning for index, (reasoning, _) in answers.items() if index > last_user)
+
+    segments: list[list[Segment]] = []
+    for index, turn in enumerate(turns):
+        if turn["role"] == "system":
+            segments.append([Text("\n" + turn["content"])])
+        elif turn["role"] == "user":
+            content = turn["content"] if thinking else turn["content"].removesuffix(NO_THINK)
+            segments.append(
+                [Text("\n"), *split_placeholders(content, loss=False), *([] if thinking else [Token(NO_THINK)])]
+            )
+        elif thinking and index > last_user:
+            reasoning, answer = answers[index]
+            if not reasoning:
+                raise BadSample(
+                    "missing_reasoning", "a thinking chat whose answer has no reasoning: set thinking to false"
+                )
+            thought: list[Segment] = [Token("<think>", True), Text(reasoning, True, True), Token("</think>", True)]
+            segments.append([Text("\n"), *thought, Text("\n", True, True), *_answer(answer, loss=True)])
+        else:
+            empty_thought: list[Segment] = [Text("\n"), Token("<think>"), Token("</think>"), Text("\n")]
+            segments.append([*empty_thought, *_answer(answers[index][1], loss=not thinking)])
+    return segments, [index in answers and (not thinking or index > last_user) for index in range(len(turns))]
+
+
+def _glm41v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Segment]], list[bool]]:
+    if thinking is False:
+        raise BadSample("chat_form", "GLM-4.1V has no form for chats without thinking")
+    segments: list[list[Segment]] = []
+    for turn in turns:
+        if turn["role"] == "assistant":
+            reasoning = turn.get("reasoning_content")
+            thought: list[Segment] = []
+            if reasoning:
+                thought = [
+                    Token("<think>", True),
+                    Text(reasoning, True, True),
+                    Token("</think>", True),
+                    Text("\n", True, True),
+                ]
+            segments.append([Text("\n"), *thought, *_answer(turn["content"], loss=True)])
+        else:
+            segments.append([Text("\n"), *split_placeholders(turn["content"], loss=False)])
+    return segments, [turn["role"] == "assistant" for turn in turns]
+
+
+_FORMS: dict[str, Callable[[list[dict[str, str]], bool | None], tuple[list[list[Segment]], list[bool]]]] = {
+    "glm45v": _glm45v,
+    "glm41v": _glm41v,
+}
+CHAT_FORMS = tuple(_FORMS)
+
+
+def split_reasoning(turn: dict[str, str]) -> tuple[str, str]:
+    """An assistant's turn -> (reasoning, answer), from `reasoning_content` or from <think>...</think> in the content."""
+    content = turn["content"]
+    if turn.get("reasoning_content"):
+        return turn["reasoning_content"].strip(), content.strip()
+    if "</think>" not in content:
+        return "", content.strip()
+    head, tail = content.split("</think>")[0], content.split("</think>")[-1]
+    return head.split("<think>")[-1].strip(), tail.strip()
+
+
+def _answer(content: str, *, loss: bool) -> list[Segment]:
+    if not content.strip():
+        raise BadSample("empty_answer", "an assistant's turn has no answer")
+    return split_placeholders(content, loss=loss, tags=True)
+
+
+def _checked(messages: Any) -> list[dict[str, str]]:
+    if not isinstance(messages, list) or not messages:
+        raise BadSample("bad_record", 'a record of domain "chat" needs a non-empty list "messages"')
+    for number, turn in enumerate(messages):
+        if not isinstance(turn, dict) or turn.get("role") not in ROLE_TOKENS:
+            raise BadSample("bad_record", f"message {number} needs a role: one of {', '.join(ROLE_TOKENS)}")
+        if not isinstance(turn.get("content"), str) or not isinstance(turn.get("reasoning_content") or "", str):
+            raise BadSample("bad_record", f"message {number} ({turn['role']}): content must be a string")
+    roles = [turn["role"] for turn in messages]
+    if roles[-1] != "assistant":
+        raise BadSample(
+            "bad_record", f"the last message is the {roles[-1]}'s: a chat to learn from ends with an answer"
+        )
+    if any(pair == ("assistant", "assistant") for pair in pairwise(roles)):
+        raise BadSample("bad_record", "two assistant messages follow each other: join them")
+    return messages

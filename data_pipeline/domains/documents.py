@@ -1,0 +1,36 @@
+"""Pretraining documents: [gMASK]<sop>, the content with loss on all of its text, <|endoftext|> with loss."""
+
+from __future__ import annotations
+
+import re
+
+from data_pipeline.sample import Image, Segment, Text, Token, Video
+
+_PLACEHOLDER = re.compile(r"(<image>|<video>)")
+_MEDIA: dict[str, type[Image] | type[Video]] = {"<image>": Image, "<video>": Video}
+
+
+def document(content: list[Segment]) -> list[Segment]:
+    return [Token("[gMASK]"), Token("<sop>"), *content, Token("<|endoftext|>", loss=True)]
+
+
+def picture_then_text(text: str) -> list[Segment]:
+    return [Image(), Text(text, loss=True)]
+
+
+def clip_then_text(text: str) -> list[Segment]:
+    return [Video(), Text(text, loss=True)]
+
+
+def plain_text(text: str) -> list[Segment]:
+    return [Text(text, loss=True)]
+
+
+def text_with_placeholders(text: str) -> list[Segment]:
+    return split_placeholders(text, loss=True)
+
+
+def split_placeholders(text: str, *, loss: bool, tags: bool = False) -> list[Segment]:
+    """Text with <image> and <video> in it -> segments in that order."""
+    parts = filter(None, _PLACEHOLDER.split(text))
+    return [_MEDIA[part]() if part in _MEDIA else Text(part, loss, tags) for part in parts]

@@ -1,0 +1,163 @@
+"""Pictures: bytes -> upright RGB -> the model's size -> uint8 patches.
+
+The reference is transformers' default (torchvision) GLM image processor, `Glm4vImageProcessor`, reading files as
+`transformers.image_utils.load_image` does. Its last step, (x/255 - mean) / std in float32, is left to the model: pixels
+travel as uint8, and a picture's patch is stored once although the model's convolution sees it at both instants.
+
+Shapes: H, W pixels of the resized picture (multiples of 28); h = H/14, w = W/14 patches; T instants.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from functools import lru_cache
+
+import numpy as np
+import simplejpeg
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from data_pipeline.errors import BadSample
+
+PATCH_SIZE = 14
+MERGE_SIZE = 2  # 2x2 patches make one token
+TEMPORAL_PATCH_SIZE = 2  # a video's patch spans two frames; a picture counts as two equal ones
+FACTOR = PATCH_SIZE * MERGE_SIZE
+SLICE_BYTES = 3 * PATCH_SIZE * PATCH_SIZE
+TOKEN_PIXELS = TEMPORAL_PATCH_SIZE * FACTOR * FACTOR  # pixels of one token, both instants counted
+MIN_PIXELS = 112 * 112  # the published processors' "shortest_edge", both instants counted
+MIN_IMAGE_TOKENS = MIN_PIXELS // TOKEN_PIXELS
+MAX_ASPECT = 200
+MAX_DECODED_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@lru_cache(maxsize=65536)
+def resized_size(height: int, width: int, *, max_tokens: int, frames: int = TEMPORAL_PATCH_SIZE) -> tuple[int, int]:
+    """The size in pixels that the model sees a picture (or each of `frames` frames of a clip) at.
+
+    Sides become multiples of 28; frames*H*W lies between MIN_PIXELS and max_tokens * TOKEN_PIXELS, except where a side
+    of one token is already too much. Same arithmetic, roundings included, as transformers' `smart_resize`.
+    Raises BadSample if one side is more than 200 times the other.
+    """
+    if min(height, width) < 1:
+        raise BadSample("extreme_aspect", f"an image of {width}x{height} pixels has no area")
+    if height < FACTOR or width < FACTOR:
+        scale = max(FACTOR / height, FACTOR / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) / min(height, width) > MAX_ASPECT:
+        raise BadSample("extreme_aspect", f"{width}x{height}: one side is more than {MAX_ASPECT} times the other")
+
+    volume = frames * height * width
+    rounded = (round(height / FACTOR) * FACTOR, round(width / FACTOR) * FACTOR)
+    rounded_volume = round(frames / TEMPORAL_PATCH_SIZE) * TEMPORAL_PATCH_SIZE * rounded[0] * rounded[1]
+    if rounded_volume > max_tokens * TOKEN_PIXELS:
+        shrink = math.sqrt(volume / (max_tokens * TOKEN_PIXELS))
+        return (
+            max(FACTOR, math.floor(height / shrink / FACTOR) * FACTOR),
+            max(FACTOR, math.floor(width / shrink / FACTOR) * FACTOR),
+        )
+    if rounded_volume < MIN_PIXELS:
+        grow = math.sqrt(MIN_PIXELS / volume)
+        return math.ceil(height * grow / FACTOR) * FACTOR, math.ceil(width * grow / FACTOR) * FACTOR
+    return rounded
+
+
+def grid_of(size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) pixels -> (h, w) patches."""
+    return size[0] // PATCH_SIZE, size[1] // PATCH_SIZE
+
+
+def tokens_of(grid: tuple[int, int]) -> int:
+    """(h, w) patches -> tokens of one picture or frame pair."""
+    return grid[0] * grid[1] // MERGE_SIZE**2
+
+
+def probe_image(data: bytes) -> tuple[int, int]:
+    """(height, width) of the upright picture, from its header alone. Raises BadSample."""
+    image = _open(data)
+    swapped = _orientation(image) >= 5
+    return (image.width, image.height) if swapped else (image.height, image.width)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """The upright RGB picture, uint8 [height, width, 3]. Raises BadSample if it cannot be read whole."""
+    image = _open(data)
+    orientation = _orientation(image)
+    try:
+        rgb = _decode_jpeg(data) if image.format == "JPEG" and image.mode in ("RGB", "L") else None
+        if rgb is None:
+            rgb = np.asarray(image.convert("RGB"))
+        if orientation in _UPRIGHT:
+            rgb = np.asarray(Image.fromarray(rgb).transpose(_UPRIGHT[orientation]))
+    except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
+        raise BadSample("unreadable_image", f"{image.format} of {image.width}x{image.height}: {error}") from error
+    return rgb
+
+
+def resize(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """uint8 [T, 3, height, width] -> uint8 [T, 3, H, W], antialiased bicubic as torchvision does it."""
+    if tuple(frames.shape[-2:]) == tuple(size):
+        return frames
+    return torch.nn.functional.interpolate(frames, size=size, mode="bicubic", align_corners=False, antialias=True)
+
+
+def patchify(frames: torch.Tensor) -> torch.Tensor:
+    """One picture (T=1) or frame pair (T=2), uint8 [T, 3, H, W] -> slices uint8 [h*w*T, 588].
+
+    Patches come in blocks of 2x2, block by block; a patch's T slices are neighbours, each in (channel, y, x) order.
+    """
+    instants, _, height, width = frames.shape
+    blocks = frames.reshape(
+        *(instants, 3),
+        *(height // FACTOR, MERGE_SIZE, PATCH_SIZE),
+        *(width // FACTOR, MERGE_SIZE, PATCH_SIZE),
+    )
+    return blocks.permute(2, 5, 3, 6, 0, 1, 4, 7).reshape(-1, SLICE_BYTES)
+
+
+def image_slices(data: bytes, max_tokens: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """A picture's bytes -> (slices uint8 [h*w, 588], (h, w)). Raises BadSample."""
+    rgb = torch.from_numpy(np.ascontiguousarray(decode_image(data).transpose(2, 0, 1)))
+    size = resized_size(rgb.shape[1], rgb.shape[2], max_tokens=max_tokens)
+    return patchify(resize(rgb[None], size)), grid_of(size)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise BadSample("image_too_large", str(error)) from error
+    except UnidentifiedImageError as error:
+        raise BadSample("unreadable_image", f"not an image ({len(data)} bytes)") from error
+    except Exception as error:  # a damaged header: as above, nearly anything
+        raise BadSample("unreadable_image", str(error)) from error
+    if image.width * image.height > MAX_DECODED_PIXELS:
+        raise BadSample("image_too_large", f"{image.width}x{image.height}: more than {MAX_DECODED_PIXELS} pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception as error:
+        raise BadSample("unreadable_image", f"damaged EXIF data: {error}") from error
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray | None:
+    """libjpeg-turbo's answer, equal to Pillow's and twice as fast; None where it complains, so that Pillow judges."""
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
+    except ValueError:
+        return None

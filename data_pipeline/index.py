@@ -1,0 +1,205 @@
+"""The index beside every shard: all that the plan must know about samples, without opening the tar.
+
+NAME.tar has NAME.index.arrow, an Arrow IPC file with one row a usable sample (columns: SCHEMA). Its metadata says
+which tar it describes, which tokenizer counted the text and in which form chats were written. Tokens of images are not
+stored: they follow from sizes and the pixel budget of the run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.config import SourceConfig
+from data_pipeline.encode import PixelBudget
+from data_pipeline.errors import DataError
+from data_pipeline.images import grid_of, resized_size, tokens_of
+from data_pipeline.shards import Member, ShardSample, index_command
+from data_pipeline.video import VideoInfo, plan_video
+
+FORMAT = "glmv-index-1"
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("domain", pa.string()),
+        ("text_tokens", pa.int32()),  # all tokens but <|image|>: text, special tokens, timestamps
+        ("images", pa.list_(pa.struct([("height", pa.int32()), ("width", pa.int32())]))),  # upright, before resizing
+        (
+            "videos",
+            pa.list_(
+                pa.struct(
+                    [
+                        ("frames", pa.int32()),
+                        ("fps", pa.float64()),
+                        ("duration", pa.float64()),
+                        ("height", pa.int32()),
+                        ("width", pa.int32()),
+                    ]
+                )
+            ),
+        ),
+        (
+            "members",
+            pa.list_(
+                pa.struct([("kind", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32())])
+            ),
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class IndexHeader:
+    """What an index was made from."""
+
+    tar_fingerprint: str
+    tokenizer_hash: str
+    chat_form: str
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """One shard and its rows. file: the tar."""
+
+    file: Path
+    header: IndexHeader
+    table: pa.Table
+
+    def sample(self, row: int) -> ShardSample:
+        fields = self.table.slice(row, 1).select(["key", "members"]).to_pylist()[0]
+        return ShardSample(fields["key"], [Member(**member) for member in fields["members"]])
+
+
+def index_path(tar: Path) -> Path:
+    return tar.with_suffix(".index.arrow")
+
+
+def fingerprint(tar: Path) -> str:
+    """Size and checksum of both ends: changes when a tar is rewritten, not when it is copied or touched."""
+    size = tar.stat().st_size
+    with open(tar, "rb") as file:
+        head = file.read(65536)
+        tail = os.pread(file.fileno(), 65536, max(0, size - 65536))
+    return f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+
+
+def index_row(
+    sample: ShardSample, domain: str, text_tokens: int, images: Iterable[tuple[int, int]], videos: Iterable[VideoInfo]
+) -> dict[str, Any]:
+    """A row of SCHEMA. images: (height, width) of each."""
+    return {
+        "key": sample.key,
+        "domain": domain,
+        "text_tokens": text_tokens,
+        "images": [{"height": height, "width": width} for height, width in images],
+        "videos": [asdict(info) for info in videos],
+        "members": [asdict(member) for member in sample.members],
+    }
+
+
+def write_index(tar: Path, rows: list[dict[str, Any]], *, tokenizer_hash: str, chat_form: str) -> None:
+    header = IndexHeader(fingerprint(tar), tokenizer_hash, chat_form)
+    metadata = {"format": FORMAT, "header": json.dumps(asdict(header))}
+    table = pa.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+    temporary = index_path(tar).with_suffix(".tmp")
+    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    os.replace(temporary, index_path(tar))
+
+
+def read_index(tar: Path) -> ShardIndex:
+    """Opens a shard's index (memory-mapped). Raises DataError if it is missing, damaged, or of another tar."""
+    path, mend = index_path(tar), f"run {index_command(tar)}"
+    if not tar.is_file():
+        raise DataError(f"shard {tar} is missing although {path.name} is there: restore it, or delete its index")
+    if not path.is_file():
+        raise DataError(f"shard {tar} has no index: {mend}")
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        metadata = table.schema.metadata or {}
+        if metadata.get(b"format") != FORMAT.encode():
+            raise DataError(f"{path} was not written by this version: {mend}")
+        header = IndexHeader(**json.loads(metadata[b"header"]))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path} is damaged ({error}): {mend}") from error
+    if header.tar_fingerprint != fingerprint(tar):
+        raise DataError(f"{path} is older than its shard, which has changed since: {mend}")
+    return ShardIndex(tar, header, table)
+
+
+def find_shards(path: str) -> list[Path]:
+    """The tars that a source's path stands for: a folder, one file, or a pattern. Raises DataError if there is none."""
+    given = Path(path)
+    if given.is_dir():
+        # An index without its tar counts as a shard, so that read_index can say which one is missing.
+        indexed = [
+            index.with_name(index.name.removesuffix(".index.arrow") + ".tar") for index in given.glob("*.index.arrow")
+        ]
+        shards = sorted({*given.glob("*.tar"), *indexed})
+    elif any(character in path for character in "*?["):
+        shards = sorted(given.parent.glob(given.name))
+    elif given.is_file():
+        shards = [given]
+    else:
+        raise DataError(f"{path} does not exist: data.sources[].path must be a folder of shards, a .tar or a pattern")
+    if not shards:
+        raise DataError(f"{path} holds no shards (*.tar): make some with `python -m tools.shard build`")
+    return shards
+
+
+class Source:
+    """All shards of one source as one long table of samples, numbered from 0 in shard order.
+
+    lengths: int64 [samples], tokens of each after images are expanded. domains: [samples]. Raises DataError if a shard
+    or its index cannot be used, or the index was made with another tokenizer.
+    """
+
+    def __init__(self, config: SourceConfig, *, tokenizer_hash: str, budget: PixelBudget):
+        self.label, self.weight = config.label(), config.weight
+        self.shards = [read_index(shard) for shard in find_shards(config.path)]
+        for shard in self.shards:
+            if shard.header.tokenizer_hash != tokenizer_hash:
+                made = "another tokenizer" if shard.header.tokenizer_hash else "no tokenizer"
+                raise DataError(f"the index of {shard.file} was made with {made}: run {index_command(shard.file)}")
+        self._first_rows = np.cumsum([0] + [shard.table.num_rows for shard in self.shards])
+        self.lengths = np.concatenate([sample_lengths(shard.table, budget) for shard in self.shards])
+        self.domains: list[str] = [name for shard in self.shards for name in shard.table.column("domain").to_pylist()]
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    def locate(self, row: int) -> tuple[ShardIndex, int]:
+        """The shard that holds sample `row`, and its row there."""
+        shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
+        return self.shards[shard], row - int(self._first_rows[shard])
+
+    def fingerprint(self) -> str:
+        """Changes when samples are added, removed, reordered or take another number of tokens."""
+        names = "/".join(f"{shard.file.name}:{shard.table.num_rows}" for shard in self.shards)
+        return f"{zlib.crc32(self.lengths.tobytes(), zlib.crc32(names.encode())):08x}"
+
+
+def sample_lengths(table: pa.Table, budget: PixelBudget) -> np.ndarray:
+    """int64 [rows]: tokens of every sample, from metadata alone."""
+    lengths = table.column("text_tokens").to_numpy().astype(np.int64)
+    for row, images in _non_empty(table, "images"):
+        for image in images:
+            size = resized_size(image["height"], image["width"], max_tokens=budget.image_max_tokens)
+            lengths[row] += tokens_of(grid_of(size))
+    for row, videos in _non_empty(table, "videos"):
+        for video in videos:
+            layout = plan_video(VideoInfo(**video), budget.video_max_tokens)
+            lengths[row] += len(layout.seconds) * tokens_of(layout.grid)
+    return lengths
+
+
+def _non_empty(table: pa.Table, column: str) -> Iterable[tuple[int, list[dict[str, Any]]]]:
+    return ((row, values) for row, values in enumerate(table.column(column).to_pylist()) if values)

@@ -1,0 +1,75 @@
+"""The one `Sample` type: what every domain becomes before it is turned into tokens.
+
+A sample is an ordered list of segments. The n-th `Image` segment stands for the record's n-th picture, the n-th
+`Video` for its n-th clip, so a sample names no files and can be built, shown and tested without decoding anything.
+
+    Sample("image_text", (Token("[gMASK]"), Token("<sop>"), Image(), Text("A cat.", loss=True),
+                          Token("<|endoftext|>", loss=True)))
+
+Loss is on text and on single tokens, never on images: the model is never asked to predict one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Text:
+    """Plain text. Nothing in it ever becomes a special token, unless `tags` allows those of ASSISTANT_TAGS."""
+
+    text: str
+    loss: bool = False
+    tags: bool = False
+
+
+@dataclass(frozen=True)
+class Token:
+    """One special token, by name: only the pipeline itself writes these."""
+
+    name: str
+    loss: bool = False
+
+
+@dataclass(frozen=True)
+class Image:
+    """The next picture: <|begin_of_image|>, one <|image|> for every 2x2 patches, <|end_of_image|>."""
+
+
+@dataclass(frozen=True)
+class Video:
+    """The next clip: <|begin_of_video|>, every frame pair as an image followed by its second, <|end_of_video|>."""
+
+
+Segment = Text | Token | Image | Video
+
+# Special tokens that an assistant may write in its own text.
+ASSISTANT_TAGS = (
+    *("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>"),
+    *("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An ordered list of segments, the domain it came from, and whatever else its record said."""
+
+    domain: str
+    segments: tuple[Segment, ...]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def count(self, kind: type) -> int:
+        return sum(isinstance(segment, kind) for segment in self.segments)
+
+    def as_text(self) -> str:
+        """The sample as a chat template would write it, one <|image|> or <|video|> a picture or clip."""
+        return "".join(_SHOWN[type(segment)](segment) for segment in self.segments)
+
+
+_SHOWN = {
+    Text: lambda segment: segment.text,
+    Token: lambda segment: segment.name,
+    Image: lambda _: "<|begin_of_image|><|image|><|end_of_image|>",
+    Video: lambda _: "<|begin_of_video|><|video|><|end_of_video|>",
+}

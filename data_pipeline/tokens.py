@@ -1,0 +1,159 @@
+"""Sample -> token ids and which of them the model learns to predict.
+
+Special tokens come only from the segments that name them. Text is encoded by a copy of the tokenizer that knows no
+special tokens, so "<|user|>" typed by a user is plain bytes, in whatever way the tokenizer folder lists its tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.images import tokens_of
+from data_pipeline.sample import ASSISTANT_TAGS, Image, Sample, Text, Token, Video
+from data_pipeline.video import VideoLayout
+
+PAD = "<|endoftext|>"
+IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|begin_of_image|>", "<|end_of_image|>"
+VIDEO, VIDEO_START, VIDEO_END = "<|video|>", "<|begin_of_video|>", "<|end_of_video|>"
+ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+REQUIRED_TOKENS = (
+    *(PAD, "[gMASK]", "<sop>", *ROLE_TOKENS.values()),
+    *(IMAGE, IMAGE_START, IMAGE_END, VIDEO, VIDEO_START, VIDEO_END),
+)
+
+
+class GlmTokenizer:
+    """A Hugging Face tokenizer folder, read from its tokenizer.json alone.
+
+    special: id of every special token by name. hash: changes when any text could be encoded differently.
+    Raises DataError if the folder has no fast tokenizer or lacks a token of REQUIRED_TOKENS.
+    """
+
+    def __init__(self, folder: str | Path):
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise DataError(f"{path} does not exist: data.tokenizer must be a folder with a fast tokenizer")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            self.special: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
+            self._plain = Tokenizer.from_str(
+                json.dumps({**content, "added_tokens": [], "post_processor": None, "truncation": None, "padding": None})
+            )
+        except Exception as error:  # the Rust parser raises bare Exception
+            raise DataError(f"{path} is not a tokenizer: {error}") from error
+        missing = [name for name in REQUIRED_TOKENS if name not in self.special]
+        if missing:
+            raise DataError(f"{path} lacks the special tokens {' '.join(missing)}: it is not a tokenizer of GLM-V")
+        self.folder = Path(folder)
+        decisive = {key: content.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        self.hash = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        self.pad_id, self.image_id = self.special[PAD], self.special[IMAGE]
+        self._tags = re.compile(
+            "|".join(f"({re.escape(tag)})" for tag in ASSISTANT_TAGS if tag in self.special) or "$^"
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of plain text: never a special token."""
+        return self._plain.encode(text, add_special_tokens=False).ids
+
+    def encode_tagged(self, text: str) -> list[int]:
+        """Ids of text in which the tags an assistant may write are special tokens."""
+        ids: list[int] = []
+        for part in filter(None, self._tags.split(text)):
+            if part in ASSISTANT_TAGS and part in self.special:
+                ids.append(self.special[part])
+            else:
+                ids += self.encode(part)
+        return ids
+
+    def token(self, name: str) -> int:
+        """Id of a special token. Raises BadSample if this tokenizer does not have it."""
+        if name not in self.special:
+            raise BadSample("missing_token", f"the tokenizer {self.folder} has no {name}")
+        return self.special[name]
+
+
+@dataclass(frozen=True)
+class TokenizedSample:
+    """input_ids int64 [tokens]; loss bool [tokens], True where this very token is to be predicted;
+    grids: (h, w) in patches of every picture or frame pair, in order; frames: 1 a picture, 2 a frame pair."""
+
+    input_ids: np.ndarray
+    loss: np.ndarray
+    grids: tuple[tuple[int, int], ...]
+    frames: tuple[int, ...]
+
+
+def tokenize(
+    sample: Sample,
+    tokenizer: GlmTokenizer,
+    images: Sequence[tuple[int, int]] = (),
+    videos: Sequence[VideoLayout] = (),
+) -> TokenizedSample:
+    """Turns segments into ids. images: (h, w) in patches of every picture; videos: the layout of every clip."""
+    ids: list[np.ndarray] = []
+    loss: list[np.ndarray] = []
+    grids: list[tuple[int, int]] = []
+    frames: list[int] = []
+    next_image, next_video = iter(images), iter(videos)
+
+    def add(new_ids: Sequence[int], learn: bool) -> None:
+        ids.append(np.asarray(new_ids, dtype=np.int64))
+        loss.append(np.full(len(new_ids), learn))
+
+    def add_image(grid: tuple[int, int], instants: int) -> None:
+        add(
+            [tokenizer.special[IMAGE_START], *[tokenizer.image_id] * tokens_of(grid), tokenizer.special[IMAGE_END]],
+            False,
+        )
+        grids.append(grid)
+        frames.append(instants)
+
+    for segment in _joined(sample.segments):
+        match segment:
+            case Token():
+                add([tokenizer.token(segment.name)], segment.loss)
+            case Text():
+                encode = tokenizer.encode_tagged if segment.tags else tokenizer.encode
+                add(encode(segment.text), segment.loss)
+            case Image():
+                add_image(next(next_image), 1)
+            case Video():
+                layout = next(next_video)
+                add([tokenizer.special[VIDEO_START]], False)
+                for second in layout.seconds:
+                    add_image(layout.grid, 2)
+                    add(_timestamp(tokenizer, second), False)
+                add([tokenizer.special[VIDEO_END]], False)
+    return TokenizedSample(np.concatenate(ids), np.concatenate(loss), tuple(grids), tuple(frames))
+
+
+def _joined(segments: Sequence[Text | Token | Image | Video]) -> list[Text | Token | Image | Video]:
+    """Neighbouring texts of one kind become one, so that they are encoded as they will be at inference."""
+    joined: list[Text | Token | Image | Video] = []
+    for segment in segments:
+        last = joined[-1] if joined else None
+        if (
+            isinstance(segment, Text)
+            and isinstance(last, Text)
+            and (segment.loss, segment.tags) == (last.loss, last.tags)
+        ):
+            joined[-1] = Text(last.text + segment.text, last.loss, last.tags)
+        else:
+            joined.append(segment)
+    return joined
+
+
+@lru_cache(maxsize=8192)
+def _timestamp(tokenizer: GlmTokenizer, second: int) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(str(second)))
