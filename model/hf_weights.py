@@ -72,8 +72,8 @@ def load_weights(model: GlmvModel | Sequence[GlmvModel], source: WeightSource) -
             whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
             local.copy_(_this_ranks_slice(whole, local, name, weight.transform.stacked))
             filled.add(name)
-    if _holds_whole_model() and (unread := [name for weight in table.values() if weight.name not in filled]):
-        raise WeightsError(f"the model has no place for {some(unread)}")
+    if _holds_whole_model() and (homeless := [weight.name for weight in table.values() if weight.name not in filled]):
+        raise WeightsError(f"the model has no place for {some(homeless)}")
 
 
 def check_names_and_shapes(source: WeightSource, expected: dict[str, tuple[int, ...]]) -> None:

@@ -1,0 +1,406 @@
+"""Weight names, transpositions and slices, against transformers' own models and folders."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import transformers
+from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers.core_model_loading import revert_weight_conversion
+
+from model.config import GlmvConfig
+from model.glmv import GlmvModel
+from model.hf_weights import (
+    RandomWeights,
+    SafetensorsFolder,
+    WeightsError,
+    export_tensors,
+    hf_shapes,
+    load_weights,
+    local_tensors,
+)
+from model.parallel import ParallelConfig, initialize_model_parallel
+from model.safetensors_folder import SafetensorsWriter, parse_size
+from model.weight_table import GATE_UP, QKV, VISION_QKV, hf_num_values, sizes, weights
+from tests.hf_folders import PRESETS, save_reference
+
+FULL_SIZE = {"glm45v": (18_106, 107_710_927_360), "glm41v_9b": (704, 10_292_777_472)}
+EXPERT_BIASES = {"glm45v": 45 * 128, "glm41v_9b": 0}
+
+
+@pytest.fixture
+def one_process() -> None:
+    """This process as a world of its own."""
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    initialize_model_parallel(ParallelConfig(), seed=0)
+
+
+class FakeWeights:
+    """Full-size weights without memory (under FakeTensorMode); remembers what was read."""
+
+    def __init__(self, config: GlmvConfig) -> None:
+        self.shapes = hf_shapes(config)
+        self.read: list[str] = []
+
+    def names(self) -> list[str]:
+        return list(self.shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.shapes[name]
+
+    def tensor(self, name: str) -> Tensor:
+        self.read.append(name)
+        return torch.empty(self.shapes[name])
+
+
+class AlteredWeights:
+    """Another source, but for some tensors (None: taken away)."""
+
+    def __init__(self, source: SafetensorsFolder, changes: dict[str, Tensor | None]) -> None:
+        self.tensors = {name: source.tensor(name) for name in source.names()}
+        for name, tensor in changes.items():
+            if tensor is None:
+                del self.tensors[name]
+            else:
+                self.tensors[name] = tensor
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def tensor(self, name: str) -> Tensor:
+        return self.tensors[name]
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("preset", FULL_SIZE)
+def test_names_and_shapes_are_transformers_own_at_full_size(preset: str) -> None:
+    config = GlmvConfig.from_preset(preset)
+    content = config.to_hf()
+    with torch.device("meta"):
+        reference = getattr(transformers, content["architectures"][0])(transformers.AutoConfig.for_model(**content))
+    on_disk = revert_weight_conversion(reference, reference.state_dict())
+    assert hf_shapes(config) == {name: tuple(tensor.shape) for name, tensor in on_disk.items()}
+    tensors, parameters = FULL_SIZE[preset]
+    assert len(on_disk) == tensors
+    assert hf_num_values(config) == parameters + EXPERT_BIASES[preset]
+
+
+@pytest.mark.parametrize("preset", FULL_SIZE)
+def test_the_full_size_model_takes_every_tensor_once(
+    preset: str, one_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The tracker of random states compares states, which fake tensors cannot.
+    monkeypatch.setattr(CudaRNGStatesTracker, "fork", lambda self, *_: contextlib.nullcontext())
+    config = GlmvConfig.from_preset(preset)
+    with FakeTensorMode():
+        model = GlmvModel(config, ParallelConfig(), dtype=torch.bfloat16)
+        assert sum(parameter.numel() for parameter in model.parameters()) == FULL_SIZE[preset][1]
+        source = FakeWeights(config)
+        load_weights(model, source)
+        assert sorted(source.read) == sorted(source.shapes)
+        assert {name: tuple(tensor.shape) for name, tensor in export_tensors(model)} == source.shapes
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("preset", FULL_SIZE)
+def test_no_tensor_stands_in_two_rows(preset: str) -> None:
+    table = list(weights(GlmvConfig.from_preset(preset)))
+    assert len({weight.name for weight in table}) == len(table)
+    on_disk = [name for weight in table for name in weight.hf]
+    assert len(set(on_disk)) == len(on_disk)
+
+
+@pytest.mark.fast
+def test_query_key_value_rows_are_stored_per_group() -> None:
+    """The example of the table's docstring: 4 queries on 2 groups, head_dim 1."""
+    size = {"groups": 2, "q": 4, "kv": 2}
+    q, k, v = torch.tensor([0, 1, 2, 3]), torch.tensor([10, 11]), torch.tensor([20, 21])
+    joined = QKV.to_megatron([q, k, v], size)
+    assert joined.tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
+    assert [part.tolist() for part in QKV.to_hf(joined, size)] == [q.tolist(), k.tolist(), v.tolist()]
+
+
+@pytest.mark.fast
+def test_vision_rows_are_stored_per_head() -> None:
+    """2 heads of size 1: q0 q1 k0 k1 v0 v1 on disk."""
+    size = {"vision_heads": 2}
+    on_disk = torch.tensor([[0.0], [1.0], [10.0], [11.0], [20.0], [21.0]])
+    ours = VISION_QKV.to_megatron([on_disk], size)
+    assert ours.flatten().tolist() == [0, 10, 20, 1, 11, 21]
+    assert torch.equal(VISION_QKV.to_hf(ours, size)[0], on_disk)
+
+
+# --- import and export ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_import_then_export_gives_transformers_tensors_back(
+    preset: str, dtype: torch.dtype, one_process: None, tmp_path: Path
+) -> None:
+    source = SafetensorsFolder(save_reference(preset, tmp_path, dtype=dtype))
+    model = GlmvModel(GlmvConfig.from_hf(tmp_path), ParallelConfig(), dtype=dtype)
+    load_weights(model, source)
+    exported = dict(export_tensors(model))
+    assert sorted(exported) == sorted(source.names())
+    for name, tensor in exported.items():
+        assert tensor.dtype == source.dtype(name)
+        assert torch.equal(tensor, source.tensor(name)), name
+
+
+@pytest.mark.fast
+def test_values_land_where_megatron_reads_them(one_process: None, tmp_path: Path) -> None:
+    """The second query head of group 3, the up projection of an expert, and a vision key, found by hand."""
+    source = SafetensorsFolder(save_reference("tiny_moe", tmp_path))
+    config = GlmvConfig.from_hf(tmp_path)
+    model = GlmvModel(config, ParallelConfig())
+    load_weights(model, source)
+    held = dict(local_tensors(model))
+    dim, queries = config.decoder.head_dim, 2  # 8 heads on 4 groups
+    row = 3 * (queries + 2) * dim + dim
+    qkv = held["language_model.decoder.layers.2.self_attention.linear_qkv.weight"]
+    q = source.tensor("model.language_model.layers.2.self_attn.q_proj.weight")
+    assert torch.equal(qkv[row : row + dim], q[7 * dim : 8 * dim])
+    fc1 = held["language_model.decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight"]
+    up = source.tensor("model.language_model.layers.3.mlp.experts.5.up_proj.weight")
+    assert torch.equal(fc1[config.decoder.moe_intermediate_size :], up)
+    dim = config.vision.head_dim
+    vision_qkv = held["vision_model.blocks.layers.1.self_attention.linear_qkv.weight"]
+    fused = source.tensor("model.visual.blocks.1.attn.qkv.weight")
+    k_of_head_2 = fused[config.vision.hidden_size + 2 * dim :][:dim]
+    assert torch.equal(vision_qkv[(2 * 3 + 1) * dim :][:dim], k_of_head_2)
+
+
+BROKEN_TWINS = {
+    "gate and up swapped": ("GATE_UP", lambda parts, size: torch.cat([parts[1], parts[0]])),
+    "queries, keys and values not interleaved": ("QKV", lambda parts, size: torch.cat(list(parts))),
+    "vision heads not first": ("VISION_QKV", lambda parts, size: parts[0]),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("mistake", BROKEN_TWINS)
+def test_a_wrong_transposition_is_seen(mistake: str, one_process: None, tmp_path: Path) -> None:
+    """The round trip above has teeth: one direction wrong, and tensors come back different."""
+    name, to_megatron = BROKEN_TWINS[mistake]
+    right = {"GATE_UP": GATE_UP, "QKV": QKV, "VISION_QKV": VISION_QKV}[name]
+    wrong = dataclasses.replace(right, to_megatron=to_megatron)
+    source = SafetensorsFolder(save_reference("tiny_moe", tmp_path))
+    model = GlmvModel(GlmvConfig.from_hf(tmp_path), ParallelConfig())
+    load_weights(model, source)
+    held = dict(local_tensors(model))
+    size = sizes(model.glmv_config)
+    touched = [weight for weight in weights(model.glmv_config) if weight.transform is right]
+    assert touched
+    for weight in touched:
+        broken = wrong.to_megatron([source.tensor(part) for part in weight.hf], size)
+        assert broken.shape == held[weight.name].shape  # shapes cannot tell
+        assert not torch.equal(broken, held[weight.name]), weight.name
+
+
+# --- random initialisation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.fast
+def test_random_weights_depend_on_seed_and_name_alone() -> None:
+    config = GlmvConfig.from_preset("tiny_moe")
+    forwards, backwards = RandomWeights(config, seed=3), RandomWeights(config, seed=3)
+    first = {name: forwards.tensor(name) for name in forwards.names()}
+    for name in reversed(backwards.names()):
+        assert torch.equal(backwards.tensor(name), first[name])
+    gate = "model.language_model.layers.1.mlp.experts.0.gate_proj.weight"
+    assert not torch.equal(first[gate], RandomWeights(config, seed=4).tensor(gate))
+    assert not torch.equal(first[gate], first[gate.replace("experts.0", "experts.1")])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("preset", PRESETS)
+def test_random_weights_are_distributed_as_transformers_draws_them(preset: str) -> None:
+    config = GlmvConfig.from_preset(preset)
+    content = config.to_hf()
+    torch.manual_seed(0)
+    reference = getattr(transformers, content["architectures"][0])(transformers.AutoConfig.for_model(**content))
+    drawn = revert_weight_conversion(reference, reference.state_dict())
+    source = RandomWeights(config, seed=0)
+    for name in source.names():
+        ours, theirs = source.tensor(name), drawn[name]
+        if theirs.dim() == 1:
+            assert torch.equal(ours, theirs), name
+        else:
+            assert ours.mean().item() == pytest.approx(0.0, abs=4 * 0.02 / ours.numel() ** 0.5)
+            assert ours.std().item() == pytest.approx(0.02, rel=4 / ours.numel() ** 0.5), name
+            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=8 / ours.numel() ** 0.5), name
+
+
+# --- weights that do not fit ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def moe_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_reference("tiny_moe", tmp_path_factory.mktemp("tiny_moe"))
+
+
+MISFITS = {
+    "missing": ({"lm_head.weight": None}, "missing: lm_head.weight"),
+    "a multi-token prediction layer": (
+        {"model.layers.46.eh_proj.weight": torch.zeros(2)},
+        "unknown: model.layers.46.eh_proj.weight",
+    ),
+    "mis-shaped": (
+        {"model.visual.downsample.bias": torch.zeros(127)},
+        r"of another shape: model.visual.downsample.bias is \[127\], not \[128\]",
+    ),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("case", MISFITS)
+def test_weights_that_do_not_fit_are_named(case: str, one_process: None, moe_folder: Path) -> None:
+    changes, message = MISFITS[case]
+    model = GlmvModel(GlmvConfig.from_hf(moe_folder), ParallelConfig())
+    with pytest.raises(WeightsError, match=message):
+        load_weights(model, AlteredWeights(SafetensorsFolder(moe_folder), changes))
+
+
+@pytest.mark.fast
+def test_a_model_without_a_part_is_refused(one_process: None) -> None:
+    config = GlmvConfig.from_preset("tiny_moe")
+    model = GlmvModel(config, ParallelConfig())
+    del model.adapter
+    with pytest.raises(WeightsError, match=r"has no place for adapter.proj.weight"):
+        load_weights(model, RandomWeights(config, 0))
+    with pytest.raises(WeightsError, match=r"does not hold adapter.proj.weight"):
+        list(export_tensors(model))
+
+
+@pytest.mark.fast
+def test_a_parameter_without_a_row_is_refused(one_process: None) -> None:
+    config = GlmvConfig.from_preset("tiny_dense")
+    model = GlmvModel(config, ParallelConfig())
+    model.adapter.extra = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(WeightsError, match="adapter.extra has no row"):
+        load_weights(model, RandomWeights(config, 0))
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def sharded_copy(source: Path, folder: Path, max_shard_bytes: int = 1_000_000) -> Path:
+    folder.mkdir()
+    writer = SafetensorsWriter(folder, max_shard_bytes)
+    for name, tensor in load_file(source / "model.safetensors").items():
+        writer.add(name, tensor)
+    writer.close()
+    return folder
+
+
+@pytest.mark.fast
+def test_shards_and_their_index_are_as_transformers_writes_them(moe_folder: Path, tmp_path: Path) -> None:
+    ours = sharded_copy(moe_folder, tmp_path / "ours")
+    shutil.copy(moe_folder / "config.json", ours)
+    shards = sorted(path.name for path in ours.glob("*.safetensors"))
+    assert len(shards) > 5
+    assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
+    assert all((ours / shard).stat().st_size < 1_100_000 for shard in shards)
+    assert not list(ours.glob("*.tmp")) + list(ours.glob(".*"))
+    index = json.loads((ours / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 4 * hf_num_values(GlmvConfig.from_preset("tiny_moe"))
+    with safe_open(ours / shards[0], framework="pt") as shard:
+        assert shard.metadata() == {"format": "pt"}
+    whole, reread = SafetensorsFolder(moe_folder), SafetensorsFolder(ours)
+    assert sorted(whole.names()) == sorted(reread.names())
+    loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(ours, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert torch.equal(loaded.lm_head.weight, whole.tensor("lm_head.weight"))
+
+
+def remove_shard(folder: Path) -> None:
+    sorted(folder.glob("*.safetensors"))[2].unlink()
+
+
+def cut_shard(folder: Path) -> None:
+    path = sorted(folder.glob("*.safetensors"))[1]
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def alter_index(folder: Path, key: str, value: str | None) -> None:
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    if value is None:
+        del index["weight_map"][key]
+    else:
+        index["weight_map"][key] = value
+    path.write_text(json.dumps(index))
+
+
+def store_float8(folder: Path) -> None:
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors = load_file(path)
+        if "lm_head.weight" in tensors:
+            tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
+            save_file(tensors, path, metadata={"format": "pt"})
+
+
+BAD_FOLDERS = {
+    "a missing shard": (remove_shard, r"lacks model-00003-of-000\d\d.safetensors, which .* names"),
+    "a shard cut short": (cut_shard, r"model-00002-of-.* cannot be read as safetensors .*copy or download it again"),
+    "float8 weights": (store_float8, "tensor lm_head.weight is stored as F8_E4M3; quantised and integer weights"),
+    "an index that promises too much": (
+        lambda folder: alter_index(folder, "lm_head.bias", "model-00001-of-00011.safetensors"),
+        "promises tensors that its shards do not hold: lm_head.bias",
+    ),
+    "an index that forgets": (
+        lambda folder: alter_index(folder, "model.visual.downsample.bias", None),
+        "does not mention tensors that its shards hold: model.visual.downsample.bias",
+    ),
+    "an index that points elsewhere": (
+        lambda folder: alter_index(folder, "lm_head.weight", "../model.safetensors"),
+        "'../model.safetensors', which is not a file of its own folder",
+    ),
+    "an index that is none": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
+        "is not an index of safetensors shards",
+    ),
+    "no weights": (
+        lambda folder: [path.unlink() for path in folder.iterdir()],
+        "has neither model.safetensors nor model.safetensors.index.json",
+    ),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("case", BAD_FOLDERS)
+def test_a_bad_folder_is_refused_by_name(case: str, moe_folder: Path, tmp_path: Path) -> None:
+    damage, message = BAD_FOLDERS[case]
+    folder = sharded_copy(moe_folder, tmp_path / "folder")
+    damage(folder)
+    with pytest.raises(WeightsError, match=message):
+        SafetensorsFolder(folder)
+
+
+@pytest.mark.fast
+def test_shard_sizes() -> None:
+    assert parse_size("5GB") == 5_000_000_000
+    assert parse_size("300 mb") == 300_000_000
+    assert parse_size("1000") == 1000
+    for text in ("", "5 gigs", "-1GB", "0", "1.5GB"):
+        with pytest.raises(WeightsError, match="is not a size"):
+            parse_size(text)
