@@ -57,6 +57,8 @@ class GlmTokenizer:
         self.folder = Path(folder)
         decisive = {key: content.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         self.hash = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        # One more than the largest id: what a model's embedding must have room for.
+        self.vocab_size = 1 + max(*self.special.values(), *content["model"]["vocab"].values())
         self.pad_id, self.image_id = self.special[PAD], self.special[IMAGE]
         self._tags = re.compile(
             "|".join(f"({re.escape(tag)})" for tag in ASSISTANT_TAGS if tag in self.special) or "$^"

@@ -20,6 +20,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
         betas: decay rates of the two averages.
         eps: added to the root of the second average.
         weight_decay: decoupled decay, multiplied by `lr`.
+        adam_w_mode: how FusedAdam calls decoupled decay; the only mode here.
     """
 
     def __init__(
@@ -29,7 +30,9 @@ class GroupStepAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        adam_w_mode: bool = True,
     ) -> None:
+        assert adam_w_mode, "the weight decay is decoupled"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
 
     @torch.no_grad()

@@ -10,6 +10,7 @@ import importlib.util
 import logging
 from typing import Any
 
+import torch
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
@@ -68,6 +69,11 @@ def select_backend() -> TorchSpecProvider:
     """The backend of this machine; the choice is logged."""
     logger.info("backend: torch (megatron-core's linear layers, torch's attention and norms)")
     return TorchSpecProvider()
+
+
+def process_group_backend() -> str:
+    """What torch.distributed speaks here: NCCL between GPUs, with gloo beside it for objects, or gloo alone."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 
 def require_fp8(recipe: str) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 _installed = False
@@ -132,6 +133,7 @@ def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 def _create_and_keep_tensors_on_the_cpu() -> None:
     """`device="cuda"` is written out in the optimizer, the gradient norm and the schedules; so are `.cuda()` and checks
     of `tensor.type()` against "torch.cuda.FloatTensor", on which the mixed-precision optimizer refuses parameters."""
+    _device_constructors()  # remember torch's own before they are wrapped: `with torch.device("meta")` looks them up
     for name in CONSTRUCTORS:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 

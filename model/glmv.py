@@ -1,7 +1,7 @@
 """The whole model: embed tokens, put image embeddings in their places, decode, per-token loss.
 
-    tokens:   [gMASK] <sop> <|begin_of_image|> <|image|> x n <|end_of_image|> a cat
-                                               ^ replaced by the adapter's n embeddings, in order
+tokens:   [gMASK] <sop> <|begin_of_image|> <|image|> x n <|end_of_image|> a cat
+                                           ^ replaced by the adapter's n embeddings, in order
 """
 
 from __future__ import annotations

@@ -61,7 +61,9 @@ class ParallelConfig:
             divides += [("shared expert width", decoder.moe_intermediate_size * decoder.n_shared_experts)]
         for name, value in divides:
             if value % tp:
-                raise ConfigError(f"parallel.tensor_model_parallel_size={tp} does not divide the model's {name} {value}")
+                raise ConfigError(
+                    f"parallel.tensor_model_parallel_size={tp} does not divide the model's {name} {value}"
+                )
         if decoder.is_moe and decoder.n_routed_experts % ep:
             raise ConfigError(
                 f"parallel.expert_model_parallel_size={ep} does not divide the model's {decoder.n_routed_experts} experts"

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
 import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
 from data_pipeline.config import DataConfig
 from model.backend import require_fp8
 from model.config import ConfigError
 from model.parallel import ParallelConfig
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from pretrain.optimizer import OptimizerConfig
 
 PRECISIONS = ("fp32", "bf16")
@@ -108,7 +108,9 @@ class RunConfig:
         train, optimizer = self.train, self.optimizer
         train.check()
         if not self.model.preset and not self.model.init_from:
-            raise ConfigError("model.preset and model.init_from are both empty: name a preset or a folder to start from")
+            raise ConfigError(
+                "model.preset and model.init_from are both empty: name a preset or a folder to start from"
+            )
         if optimizer.warmup_steps >= train.steps:
             raise ConfigError(
                 f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps={train.steps}"

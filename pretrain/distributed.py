@@ -1,0 +1,36 @@
+"""Starting and ending the process group of a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+
+from model.backend import process_group_backend
+
+
+def world_size() -> int:
+    """The number of processes that torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main_process() -> bool:
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the processes that torchrun started, or stand alone without it."""
+    if "RANK" in os.environ:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group(process_group_backend())
+    else:
+        dist.init_process_group(process_group_backend(), store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()

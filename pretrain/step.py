@@ -1,0 +1,196 @@
+"""One optimizer step: the packs of this rank through megatron-core's schedule, reduce, clip, update.
+
+Everything is divided by the number of tokens that carry loss in the GLOBAL batch, known before the backward. The
+schedules divide what a micro-batch returns by their number, and DDP averages over data-parallel ranks, so a micro-batch
+returns
+
+    sum of its losses / loss tokens of the global batch * micro-batches of a rank * data-parallel ranks
+
+which is the same gradient in every layout, however unevenly the ranks' packs are filled. megatron-core's other two
+conventions (a token count beside the loss, with or without `calculate_per_token_loss`) are not: the first divides by
+each rank's own tokens, the second scales the balance loss by the layout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
+from torch import Tensor
+
+from data_pipeline.batch import Batch
+from data_pipeline.domains import DOMAINS
+from model.glmv import GlmvModel
+from model.moe import BALANCE_LOSS
+from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, set_step
+
+
+class NonFiniteStep(ArithmeticError):
+    """The loss or the gradient of a step is not a finite number; the weights were not updated."""
+
+
+@dataclass
+class StepReport:
+    """What a step did, over the global batch."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int  # useful ones
+    padding_fraction: float
+    samples: int
+    images: int  # pictures and frame pairs
+    patches: int
+    domain_losses: dict[str, float] = field(default_factory=dict)
+    moe: dict[str, float] = field(default_factory=dict)
+
+
+class TrainStep:
+    """The model with all that updates it.
+
+    Args:
+        model: filled with weights, in training mode.
+        optimizer_config: AdamW and its schedule.
+        steps: length of the run, over which the learning rate decays.
+        seq_length: tokens of a pack.
+    """
+
+    def __init__(self, model: GlmvModel, optimizer_config: OptimizerConfig, steps: int, seq_length: int) -> None:
+        self.model = model
+        self.seq_length = seq_length
+        settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+        self.ddp = DistributedDataParallel(model.config, settings, model)
+        self.optimizer = build_optimizer(optimizer_config, [self.ddp], model.config.params_dtype)
+        self.scheduler = build_scheduler(optimizer_config, self.optimizer, steps)
+        self._expert_tokens: Tensor | None = None
+        model.config.grad_scale_func = self.optimizer.scale_loss
+        model.config.finalize_model_grads_func = self._finalize_gradients
+
+    def run(self, step: int, batches: Sequence[Batch]) -> StepReport:
+        """Train on this rank's packs of step `step` (from 1). Collective.
+
+        Raises:
+            NonFiniteStep: the loss or the gradient norm is infinite or not a number.
+        """
+        ranks = parallel_state.get_data_parallel_world_size()
+        packs = len(batches) * ranks
+        loss_tokens, tokens, samples, images, patches = self._totals(batches)
+        for router in self.model.routers():
+            router.mean_tokens_per_pack = max(tokens, 1) / packs  # type: ignore[assignment]
+
+        lr = set_step(self.scheduler, step)
+        self.ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        loss_scale = len(batches) * ranks / max(loss_tokens, 1)
+        reports = get_forward_backward_func()(
+            forward_step_func=partial(forward_step, loss_scale=loss_scale),
+            data_iterator=iter(batches),
+            model=self.ddp,
+            num_microbatches=len(batches),
+            seq_length=self.seq_length,
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        loss, domain_losses = reduce_losses(reports)
+        if not math.isfinite(loss):
+            raise NonFiniteStep(f"step {step}: the loss is {loss}")
+        updated, grad_norm, _ = self.optimizer.step()
+        if not updated or not math.isfinite(grad_norm):
+            raise NonFiniteStep(f"step {step}: the gradient norm is {grad_norm}, the loss {loss}")
+        return StepReport(
+            loss=loss,
+            grad_norm=float(grad_norm),
+            lr=lr,
+            tokens=tokens,
+            padding_fraction=1 - tokens / (packs * self.seq_length),
+            samples=samples,
+            images=images,
+            patches=patches,
+            domain_losses=domain_losses,
+            moe=self._moe_report(len(batches)),
+        )
+
+    def _totals(self, batches: Sequence[Batch]) -> list[int]:
+        """Sums over the global batch, before anything is computed."""
+        counts = [[b.num_loss_tokens, b.num_tokens, b.num_samples, b.num_images, b.num_patches] for b in batches]
+        totals = torch.tensor(counts, device=torch.cuda.current_device()).sum(0)
+        dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
+        return totals.tolist()
+
+    def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
+        """Keep the experts' token counts, which megatron-core uses for the expert bias and then clears."""
+        if routers := self.model.routers():
+            self._expert_tokens = torch.stack([router.local_tokens_per_expert for router in routers])  # type: ignore[arg-type]
+        finalize_model_grads(*args, **kwargs)
+
+    def _moe_report(self, micro_batches: int) -> dict[str, float]:
+        """Balance loss (mean over layers), and the load of the busiest and of the idlest expert of any layer, relative
+        to an even share."""
+        if self._expert_tokens is None:
+            return {}
+        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+        dist.all_reduce(self._expert_tokens, group=group)
+        load = self._expert_tokens / self._expert_tokens.mean(dim=1, keepdim=True).clamp(min=1)
+        report = {"expert_load/max": load.max().item(), "expert_load/min": load.min().item()}
+        self._expert_tokens = None
+        tracker = get_moe_layer_wise_logging_tracker()
+        if BALANCE_LOSS in tracker:
+            values = tracker[BALANCE_LOSS]["values"].clone()
+            dist.all_reduce(values, group=group)
+            ranks = parallel_state.get_data_parallel_world_size()
+            report["balance_loss"] = (values.sum() / (len(load) * micro_batches * ranks)).item()
+            clear_aux_losses_tracker()
+        return report
+
+
+# --- one micro-batch --------------------------------------------------------------------------------------------------
+
+
+def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tuple[Tensor, Any]:
+    """What megatron-core's schedules call for every micro-batch: the per-token losses, and what makes them one."""
+    batch = next(batches)
+    losses = forward(model, batch)
+    return losses, partial(weighted_loss, batch, loss_scale)
+
+
+def forward(model: Any, batch: Batch) -> Tensor:
+    """The loss of every token of a pack, float32 [tokens]."""
+    device = torch.cuda.current_device()
+    names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "pixels", "grid_thw", "frames", "labels")
+    return model(**{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+
+
+def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """losses [tokens] -> the scaled sum that is differentiated, and sums and counts by domain [domains, 2]."""
+    mask = batch.loss_mask.to(losses.device)
+    of_domain = domain_masks(batch).to(losses.device) * mask
+    report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)
+    return (losses * mask).sum() * loss_scale, {"domains": report}
+
+
+def domain_masks(batch: Batch) -> Tensor:
+    """float32 [domains, tokens]: 1 where a token's segment is of the domain."""
+    masks = torch.zeros(len(DOMAINS), batch.input_ids.numel())
+    bounds = batch.cu_seqlens.tolist()
+    for domain, begin, end in zip(batch.segment_domains, bounds, bounds[1:], strict=False):
+        if domain:
+            masks[DOMAINS.index(domain), begin:end] = 1
+    return masks
+
+
+def reduce_losses(reports: Sequence[dict[str, Tensor]]) -> tuple[float, dict[str, float]]:
+    """Mean loss over the tokens that carry loss, of all data-parallel ranks: in all, and of each domain present."""
+    sums = torch.stack([report["domains"] for report in reports]).sum(0)
+    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    totals, counts = sums.double().T.tolist()
+    loss = sum(totals) / max(sum(counts), 1)
+    return loss, {d: t / c for d, t, c in zip(DOMAINS, totals, counts, strict=True) if c}

@@ -1,0 +1,10 @@
+"""Pretrain, or continue at a longer context (the same code, another YAML):
+
+torchrun --nproc_per_node 8 -m pretrain.train --config configs/tiny/pretrain.yaml [dotted.key=value ...]
+"""
+
+from pretrain.config import RunConfig
+from pretrain.launch import main
+
+if __name__ == "__main__":
+    main(RunConfig, __doc__)

@@ -1,0 +1,1 @@
+"""Supervised fine-tuning: a file of differences over the training loop."""

@@ -1,0 +1,30 @@
+"""Fine-tune on chats, from a pretrained model:
+
+torchrun --nproc_per_node 8 -m sft.train --config configs/tiny/sft.yaml [dotted.key=value ...]
+"""
+
+from dataclasses import dataclass, field
+
+from model.config import ConfigError
+from pretrain.config import RunConfig
+from pretrain.launch import main
+from pretrain.optimizer import OptimizerConfig
+
+
+@dataclass
+class SftConfig(RunConfig):
+    """Fine-tuning differs from pretraining in where it starts, and in gentler steps (settings of ours; the report gives
+    32,768 tokens and 32 packs a step, and no learning rate)."""
+
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=5e-6, min_lr=5e-7, weight_decay=0.0, beta2=0.98)
+    )
+
+    def check(self) -> None:
+        super().check()
+        if not self.model.init_from:
+            raise ConfigError("model.init_from is empty: fine-tuning starts from a pretrained model; name its folder")
+
+
+if __name__ == "__main__":
+    main(SftConfig, __doc__)
