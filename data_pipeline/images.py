@@ -129,7 +129,7 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
 
 def image_slices(data: bytes, max_tokens: int) -> tuple[torch.Tensor, tuple[int, int]]:
     """A picture's bytes -> (slices uint8 [h*w, 588], (h, w)). Raises BadSample."""
-    rgb = torch.from_numpy(np.ascontiguousarray(decode_image(data).transpose(2, 0, 1)))
+    rgb = torch.from_numpy(decode_image(data).transpose(2, 0, 1).copy())
     size = resized_size(rgb.shape[1], rgb.shape[2], max_tokens=max_tokens)
     return patchify(resize(rgb[None], size)), grid_of(size)
 

@@ -55,8 +55,8 @@ def probe_video(data: bytes) -> VideoInfo:
         frames = stream.frames or _count_packets(container)
         if frames < 1:
             raise BadSample("video_without_frames", "the video stream holds no frames")
-        if not rate:
-            raise BadSample("unreadable_video", "the video stream has no frame rate")
+        if not rate or not stream.height or not stream.width:
+            raise BadSample("unreadable_video", "the video stream has no frame rate or no size")
         return VideoInfo(frames, float(rate), float(Fraction(frames) / rate), stream.height, stream.width)
 
 

@@ -7,7 +7,7 @@ import re
 from data_pipeline.sample import Image, Segment, Text, Token, Video
 
 _PLACEHOLDER = re.compile(r"(<image>|<video>)")
-_MEDIA: dict[str, type[Image] | type[Video]] = {"<image>": Image, "<video>": Video}
+_MEDIA: dict[str, type[Image | Video]] = {"<image>": Image, "<video>": Video}
 
 
 def document(content: list[Segment]) -> list[Segment]:

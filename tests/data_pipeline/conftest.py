@@ -1,0 +1,98 @@
+"""Real files for the data tests: a tokenizer, pictures, clips, records and shards, made once a session."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.build import build_shards
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.tokens import GlmTokenizer
+from tests.data_pipeline.media import clip, encoded, pattern
+from tools.demo_tokenizer import train_tokenizer
+
+TEXTS = [
+    "A red square stands left of a blue circle.",
+    "The quick brown fox jumps over the lazy dog; 12 boxes, 345 pictures.",
+    "Reasoning first: the picture shows two cats. So the answer is 2.",
+    "图中有一只猫，坐在窗边。",
+    "Describe the video. What happens at second 14?",
+]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_tokenizer(TEXTS * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=600)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> GlmTokenizer:
+    return GlmTokenizer(tokenizer_folder)
+
+
+def sample_records(folder: Path, samples: int, seed: int = 0) -> Path:
+    """Writes records of every domain with their files; returns the JSON-lines file."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    records = []
+    for number in range(samples):
+        caption = " ".join(TEXTS[index] for index in rng.integers(0, len(TEXTS), rng.integers(1, 4)))
+        images, videos = [], []
+
+        def picture(images=images, number=number) -> str:
+            name = f"{number}-{len(images)}.{('jpg', 'png')[int(rng.integers(2))]}"
+            height, width = rng.integers(40, 200, 2).tolist()
+            (folder / name).write_bytes(encoded(pattern(height, width, number), {"jpg": "JPEG", "png": "PNG"}[name[-3:]]))
+            images.append(name)
+            return "<image>"
+
+        record: dict
+        match ("image_text", "interleaved", "ocr", "grounding", "video", "text", "chat", "text")[number % 8]:
+            case "video":
+                (folder / f"{number}.mp4").write_bytes(clip(int(rng.integers(3, 30))))
+                videos.append(f"{number}.mp4")
+                record = {"domain": "video", "text": caption}
+            case "text":
+                record = {"domain": "text", "text": caption * int(rng.integers(1, 12))}
+            case "chat":
+                question = f"{picture()}{caption}"
+                messages = [{"role": "user", "content": question}, {"role": "assistant", "content": caption}]
+                if thinking := bool(rng.integers(2)):
+                    messages[1]["reasoning_content"] = "Let me look."
+                record = {"domain": "chat", "messages": messages, "thinking": thinking}
+            case "interleaved" | "grounding" as domain:
+                record = {"domain": domain, "text": f"{picture()}{caption}{picture()} and [[10,20,300,400]]"}
+            case domain:
+                picture()
+                record = {"domain": domain, "text": caption}
+        records.append({**record, "images": images, "videos": videos})
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.fixture(scope="session")
+def shard_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: GlmTokenizer) -> tuple[Path, Path]:
+    """Two sources of shards, 96 and 40 samples, several shards each."""
+    root = tmp_path_factory.mktemp("data")
+    for name, samples, seed in (("big", 96, 1), ("small", 40, 2)):
+        records = sample_records(root / f"{name}_records", samples, seed)
+        report = build_shards(records, root / name, tokenizer=tokenizer, max_shard_bytes=100_000)
+        assert not report.rejected
+        assert len(report.shards) > 1
+    return root / "big", root / "small"
+
+
+@pytest.fixture
+def data_config(shard_folders: tuple[Path, Path], tokenizer_folder: Path) -> DataConfig:
+    big, small = shard_folders
+    return DataConfig(
+        tokenizer=str(tokenizer_folder),
+        sources=[SourceConfig(str(big), 2.0), SourceConfig(str(small), 1.0)],
+        num_workers=0,
+        image_max_tokens=40,
+        video_max_tokens=100,
+    )

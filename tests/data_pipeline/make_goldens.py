@@ -1,0 +1,122 @@
+"""Makes goldens.npz: what transformers' default (torchvision) GLM processors make of known pictures and clips.
+
+torchvision does not load beside the CPU build of torch that the tests use, so this runs once, in an environment of
+its own, and the tests compare with the file:
+
+    python -m venv scratch && scratch/bin/pip install torch==2.14.1 torchvision==0.29.1 transformers==5.23.0 pillow av
+    scratch/bin/python tests/data_pipeline/make_goldens.py
+
+Of every picture or clip it keeps the grid, a checksum of all pixel values, and a few values as they are. The checksum
+is taken of the values turned back into the bytes they came from, which is exact or an error is raised.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent))
+from media import pattern
+
+GOLDENS = Path(__file__).with_name("goldens.npz")
+KEPT = 96  # values kept as they are, of each picture or clip
+
+IMAGE_BUDGET = {"shortest_edge": 112 * 112, "longest_edge": 14 * 14 * 2 * 2 * 2 * 6144}
+SMALL_IMAGE_BUDGET = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 2 * 64}
+IMAGE_SIZES = [
+    *[(28, 28), (14, 20), (1, 1), (3, 9), (27, 100), (100, 27), (29, 29), (42, 42), (70, 98), (56, 112)],
+    *[(112, 112), (100, 100), (111, 113), (126, 126), (140, 154), (224, 224), (225, 223), (336, 336), (337, 335)],
+    *[(480, 640), (512, 768), (333, 517), (517, 333), (601, 199), (97, 911), (720, 1280), (1080, 1920), (1200, 900)],
+    *[(28, 2800), (2800, 28), (30, 5000), (20, 3000), (5000, 30), (41, 1999), (15, 1500)],
+    *[(2160, 3840), (4000, 3000), (3000, 3100)],
+]
+SMALL_BUDGET_SIZES = [(28, 28), (100, 100), (200, 300), (333, 517), (640, 480), (1080, 1920), (30, 3000), (1000, 77)]
+
+VIDEO_BUDGETS = [(112 * 112, 28 * 28 * 2 * 30000), (112 * 112, 28 * 28 * 2 * 200)]
+CLIPS = [  # frames, height, width, fps
+    *[(1, 56, 84, 2.0), (2, 56, 84, 1.0), (3, 40, 50, 30.0), (5, 60, 90, 1.0), (16, 120, 160, 8.0)],
+    *[(30, 72, 128, 29.97), (48, 64, 64, 23.976), (25, 33, 77, 25.0), (61, 28, 280, 12.5), (7, 240, 320, 3.0)],
+]
+
+
+def kept_positions(count: int) -> np.ndarray:
+    """KEPT positions spread over a flat array of `count` values."""
+    return (np.arange(KEPT, dtype=np.int64) * 7919 * 104729 + 17) % count
+
+
+def bytes_of(values: np.ndarray, mean: list[float], std: list[float]) -> np.ndarray:
+    """Normalised values [patches, 3 * 2 * 196] -> the uint8 values they came from."""
+    channels = values.reshape(len(values), 3, -1).astype(np.float64)
+    exact = (channels * np.array(std)[:, None] + np.array(mean)[:, None]) * 255
+    rounded = np.round(exact)
+    if np.abs(exact - rounded).max() > 1e-3:
+        raise SystemExit("the processor's values are not normalised bytes")
+    return rounded.astype(np.uint8).reshape(len(values), -1)
+
+
+def main() -> None:
+    from transformers import Glm4vImageProcessor, Glm4vVideoProcessor
+    from transformers.image_utils import load_image
+    from transformers.video_utils import VideoMetadata
+
+    goldens: dict[str, np.ndarray] = {}
+
+    def keep(name: str, values: np.ndarray, grid, processor) -> None:
+        flat = values.reshape(-1)
+        goldens[f"{name}/grid"] = np.asarray(grid, dtype=np.int32)
+        goldens[f"{name}/values"] = flat[kept_positions(flat.size)].astype(np.float32)
+        checksum = zlib.crc32(bytes_of(values, processor.image_mean, processor.image_std).tobytes())
+        goldens[f"{name}/crc32"] = np.asarray(checksum, dtype=np.uint32)
+
+    for budget, sizes in ((IMAGE_BUDGET, IMAGE_SIZES), (SMALL_IMAGE_BUDGET, SMALL_BUDGET_SIZES)):
+        processor = Glm4vImageProcessor(size=budget)
+        for seed, (height, width) in enumerate(sizes):
+            out = processor([Image.fromarray(pattern(height, width, seed))], return_tensors="pt")
+            name = f"image/{budget['longest_edge']}/{height}x{width}/{seed}"
+            keep(name, out["pixel_values"].numpy(), out["image_grid_thw"].numpy(), processor)
+
+    # Files whose pixels must first be turned or converted, read as transformers reads them.
+    processor = Glm4vImageProcessor(size=IMAGE_BUDGET)
+    for mode in ("L", "P", "RGBA", "LA", "1", "I;16"):
+        buffer = io.BytesIO()
+        picture = Image.fromarray(pattern(90, 130, 5))
+        if mode == "RGBA":
+            picture.putalpha(Image.fromarray(pattern(90, 130, 6)[..., 2]))
+        elif mode == "I;16":
+            picture = Image.fromarray(pattern(90, 130, 5)[..., 2].astype(np.uint16) * 257)
+        else:
+            picture = picture.convert(mode)
+        picture.save(buffer, "PNG")
+        goldens[f"file/{mode}/bytes"] = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
+        out = processor([load_image(Image.open(buffer))], return_tensors="pt")
+        keep(f"file/{mode}", out["pixel_values"].numpy(), out["image_grid_thw"].numpy(), processor)
+
+    for shortest, longest in VIDEO_BUDGETS:
+        video_processor = Glm4vVideoProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
+        for seed, (frames, height, width, fps) in enumerate(CLIPS):
+            video = np.stack([pattern(height, width, seed + index) for index in range(frames)])
+            metadata = VideoMetadata(total_num_frames=frames, fps=fps, duration=frames / fps)
+            out = video_processor([video], video_metadata=[metadata], return_metadata=True, return_tensors="pt")
+            name = f"video/{longest}/{seed}"
+            keep(name, out["pixel_values_videos"].numpy(), out["video_grid_thw"].numpy(), video_processor)
+            goldens[f"{name}/indices"] = np.asarray(out["video_metadata"][0].frames_indices, dtype=np.int32)
+            goldens[f"{name}/timestamps"] = np.asarray(out["video_metadata"][0].timestamps, dtype=np.float64)
+
+    import torch
+    import torchvision
+    import transformers
+
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, transformers)}
+    goldens["versions"] = np.frombuffer(json.dumps(versions).encode(), dtype=np.uint8)
+    np.savez_compressed(GOLDENS, **goldens)
+    print(f"{len(goldens)} arrays, {GOLDENS.stat().st_size:,} bytes, {versions}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,230 @@
+"""Pictures against transformers: sizes and patch order against its Pillow processor (live), pixel values against its
+default torchvision processor (goldens.npz, see make_goldens.py)."""
+
+from __future__ import annotations
+
+import io
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, load_image
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize as reference_size
+
+from data_pipeline.errors import BadSample
+from data_pipeline.images import (
+    decode_image,
+    grid_of,
+    image_slices,
+    patchify,
+    probe_image,
+    resize,
+    resized_size,
+    tokens_of,
+)
+from tests.data_pipeline.make_goldens import GOLDENS, kept_positions
+from tests.data_pipeline.media import encoded, pattern
+
+PUBLISHED_SIZE = {"shortest_edge": 12544, "longest_edge": 9633792}
+
+
+@pytest.fixture(scope="module")
+def goldens() -> dict[str, np.ndarray]:
+    return dict(np.load(GOLDENS))
+
+
+def normalised(slices: torch.Tensor, instants: int) -> np.ndarray:
+    """Our slices as transformers' pixel values, float32 [patches, 3 * 2 * 196]; a picture is seen twice."""
+    bytes_ = slices.reshape(-1, instants, 3, 196).expand(-1, 2, -1, -1).transpose(1, 2).to(torch.float32)
+    mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return ((bytes_ - mean) / std).reshape(len(bytes_), -1).numpy()
+
+
+def assert_golden(goldens: dict[str, np.ndarray], name: str, slices: torch.Tensor, instants: int) -> None:
+    values = normalised(slices, instants).reshape(-1)
+    kept = values[kept_positions(values.size)]
+    np.testing.assert_allclose(kept, goldens[f"{name}/values"], rtol=0, atol=1e-6, err_msg=name)
+    both_instants = slices.reshape(-1, instants, 3, 196).expand(-1, 2, -1, -1).transpose(1, 2).contiguous()
+    assert zlib.crc32(both_instants.numpy().tobytes()) == goldens[f"{name}/crc32"], name
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("given", "expected", "tokens"),
+    [
+        ((28, 28), (84, 84), 9),
+        ((100, 100), (112, 112), 16),
+        ((336, 336), (336, 336), 144),
+        ((512, 768), (504, 756), 486),
+        ((1080, 1920), (1092, 1932), 2691),
+        ((2160, 3840), (1624, 2912), 6032),
+        ((4000, 3000), (2520, 1876), 6030),
+        ((30, 5000), (28, 5012), 179),
+        ((4000, 6000), (1792, 2688), 6144),
+        ((14, 20), (84, 112), 12),
+    ],
+)
+def test_sizes_of_the_published_processor(given, expected, tokens):
+    assert resized_size(*given, max_tokens=6144) == expected
+    assert tokens_of(grid_of(expected)) == tokens
+
+
+@pytest.mark.fast
+def test_sizes_equal_transformers_on_random_images_and_clips():
+    rng = np.random.default_rng(0)
+    extreme = 0
+    for _ in range(4000):
+        height, width = np.exp(rng.uniform(0, np.log(9000), 2)).astype(int).tolist()
+        frames, max_tokens = int(rng.choice([2, 2, 4, 16, 60, 600])), int(rng.choice([8, 16, 64, 500, 6144, 30000]))
+        budget = {"min_pixels": 12544, "max_pixels": max_tokens * 2 * 784}
+        try:
+            expected = reference_size(num_frames=frames, height=height, width=width, **budget)
+        except ValueError:
+            extreme += 1
+            with pytest.raises(BadSample, match="extreme_aspect"):
+                resized_size(height, width, max_tokens=max_tokens, frames=frames)
+        else:
+            assert resized_size(height, width, max_tokens=max_tokens, frames=frames) == expected
+    assert extreme > 50
+
+
+@pytest.mark.fast
+def test_grids_and_token_counts_equal_transformers_on_random_images():
+    processor = Glm4vImageProcessorPil(size=PUBLISHED_SIZE)
+    rng = np.random.default_rng(1)
+    for _ in range(600):
+        height, width = np.exp(rng.uniform(np.log(8), np.log(5000), 2)).astype(int).tolist()
+        if max(height, width) / min(height, width) > 190:
+            continue
+        grid = grid_of(resized_size(height, width, max_tokens=6144))
+        assert grid[0] * grid[1] == processor.get_number_of_image_patches(height, width)
+        assert tokens_of(grid) * 4 == grid[0] * grid[1]
+
+
+@pytest.mark.fast
+def test_patch_order_equals_transformers_on_random_images():
+    """Sizes that need no resizing, so that the two processors' different resampling takes no part."""
+    processor = Glm4vImageProcessorPil(size=PUBLISHED_SIZE)
+    rng = np.random.default_rng(2)
+    for case in range(500):
+        height, width = (rng.integers(3, 9, 2) * 28).tolist()
+        pixels = pattern(height, width, case)
+        expected = processor(Image.fromarray(pixels), return_tensors="pt")
+        slices, grid = image_slices(encoded(pixels, "BMP"), max_tokens=6144)
+        assert [[1, *grid]] == expected["image_grid_thw"].tolist()
+        np.testing.assert_allclose(normalised(slices, 1), expected["pixel_values"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.fast
+def test_patch_order_of_a_small_grid():
+    """A 4x6 grid whose patches are filled with their row and column: blocks of 2x2, block by block."""
+    rows, columns = np.mgrid[0:4, 0:6]
+    filled = np.repeat(np.repeat(rows * 10 + columns, 14, axis=0), 14, axis=1)
+    image = torch.from_numpy(np.stack([filled] * 3)).to(torch.uint8)
+    order = [divmod(int(value), 10) for value in patchify(image[None])[:, 0]]
+    assert order[:9] == [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (0, 3), (1, 2), (1, 3), (0, 4)]
+    assert sorted(order) == [(row, column) for row in range(4) for column in range(6)]
+
+    pair = patchify(torch.stack([image, image + 100]))
+    assert pair[0::2].equal(patchify(image[None]))
+    assert pair[1::2].equal(patchify(image[None]) + 100)
+
+
+def test_pixel_values_equal_the_default_processor(goldens):
+    names = sorted({name.rsplit("/", 1)[0] for name in goldens if name.startswith("image/")})
+    assert len(names) >= 46
+    for name in names:
+        _, longest_edge, shape, seed = name.split("/")
+        height, width = map(int, shape.split("x"))
+        slices, grid = image_slices(
+            encoded(pattern(height, width, int(seed)), "BMP"),
+            max_tokens=int(longest_edge) // (2 * 784),
+        )
+        assert [[1, *grid]] == goldens[f"{name}/grid"].tolist()
+        assert_golden(goldens, name, slices, 1)
+
+
+@pytest.mark.fast
+def test_a_golden_notices_one_wrong_value(goldens):
+    name = next(name for name in goldens if name.startswith("image/9633792/100x100")).rsplit("/", 1)[0]
+    slices, _ = image_slices(encoded(pattern(100, 100, int(name.split("/")[-1])), "PNG"), max_tokens=6144)
+    assert_golden(goldens, name, slices, 1)
+    slices[5, 77] ^= 1
+    with pytest.raises(AssertionError):
+        assert_golden(goldens, name, slices, 1)
+
+
+@pytest.mark.fast
+def test_colour_modes_equal_transformers(goldens):
+    for mode in ("L", "P", "RGBA", "LA", "1", "I;16"):
+        slices, _ = image_slices(goldens[f"file/{mode}/bytes"].tobytes(), max_tokens=6144)
+        assert_golden(goldens, f"file/{mode}", slices, 1)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"mode": "L"}])
+def test_jpeg_decodes_as_pillow_does(options):
+    for seed, (height, width) in enumerate([(64, 64), (97, 131), (333, 40), (17, 400)]):
+        data = encoded(pattern(height, width, seed), "JPEG", **options)
+        np.testing.assert_array_equal(decode_image(data), np.asarray(load_image(Image.open(io.BytesIO(data)))))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_as_transformers_reads_it(file_format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(pattern(60, 100), file_format, exif=exif)
+    expected = np.asarray(load_image(Image.open(io.BytesIO(data))))
+    np.testing.assert_array_equal(decode_image(data), expected)
+    assert probe_image(data) == expected.shape[:2]
+
+
+@pytest.mark.fast
+def test_cmyk_jpeg():
+    data = encoded(pattern(60, 100), "JPEG", mode="CMYK")
+    np.testing.assert_array_equal(decode_image(data), np.asarray(load_image(Image.open(io.BytesIO(data)))))
+
+
+@pytest.mark.fast
+def test_resizing_to_the_same_size_changes_nothing():
+    pixels = torch.from_numpy(pattern(56, 84)).permute(2, 0, 1)[None]
+    assert resize(pixels, (56, 84)).equal(pixels)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (encoded(pattern(200, 200), "JPEG")[:3000], "unreadable_image"),
+        (encoded(pattern(200, 200), "PNG")[:3000], "unreadable_image"),
+        (encoded(pattern(200, 200), "JPEG")[:40], "unreadable_image"),
+        (b"not an image at all", "unreadable_image"),
+        (b"", "unreadable_image"),
+        (encoded(pattern(10, 3000), "PNG"), "extreme_aspect"),
+        (encoded(pattern(6100, 30), "JPEG"), "extreme_aspect"),
+    ],
+    ids=["truncated_jpeg", "truncated_png", "jpeg_header_only", "text", "empty", "1:300", "203:1"],
+)
+def test_bad_images_have_a_reason(data, reason):
+    with pytest.raises(BadSample) as caught:
+        image_slices(data, max_tokens=6144)
+    assert caught.value.reason == reason
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("side", [10_000, 20_000])
+def test_a_decompression_bomb_is_refused_before_decoding(side):
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG")
+    with pytest.raises(BadSample, match="image_too_large"):
+        decode_image(buffer.getvalue())
+
+
+def test_goldens_are_small_enough_to_commit():
+    assert Path(GOLDENS).stat().st_size < 300_000
