@@ -61,7 +61,7 @@ def _glm45v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[li
     segments: list[list[Segment]] = []
     for index, turn in enumerate(turns):
         if turn["role"] == "system":
-            segments.append([Text("\n" + turn["content"])])
+            segments.append([Text("\n"), *split_placeholders(turn["content"], loss=False)])
         elif turn["role"] == "user":
             content = turn["content"] if thinking else turn["content"].removesuffix(NO_THINK)
             segments.append(

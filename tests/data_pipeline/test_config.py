@@ -1,0 +1,44 @@
+"""The data.* keys as OmegaConf reads them, and values that cannot be."""
+
+from __future__ import annotations
+
+import pytest
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError
+
+from data_pipeline.config import DataConfig, DataError, SourceConfig
+
+pytestmark = pytest.mark.fast
+
+
+def test_reads_yaml_into_dataclasses():
+    given = OmegaConf.create("{tokenizer: tok, sources: [{path: shards/a}, {path: b, weight: 2, name: books}]}")
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), given))
+    assert isinstance(config, DataConfig)
+    assert config.sources == [SourceConfig("shards/a"), SourceConfig("b", 2.0, "books")]
+    assert [source.label() for source in config.sources] == ["a", "books"]
+    config.check()
+
+
+def test_an_unknown_key_is_an_error():
+    with pytest.raises(ConfigKeyError):
+        OmegaConf.merge(OmegaConf.structured(DataConfig), {"image_max_token": 3})
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"sources": []}, "data.sources is empty"),
+        ({"tokenizer": ""}, "data.tokenizer is empty"),
+        ({"sources": [SourceConfig("")]}, "has no path"),
+        ({"sources": [SourceConfig("a", 0.0)]}, "source 'a' has weight 0.0: give a positive weight"),
+        ({"sources": [SourceConfig("x/a"), SourceConfig("y/a")]}, "two sources are called 'a'"),
+        ({"image_max_tokens": 4}, "data.image_max_tokens is 4: an image takes 8 tokens or more"),
+        ({"segment_multiple": 0}, "data.segment_multiple is 0"),
+        ({"num_workers": -1}, "data.num_workers is -1"),
+    ],
+)
+def test_values_that_cannot_be(changes, says):
+    config = DataConfig(**{"tokenizer": "tok", "sources": [SourceConfig("a")], **changes})
+    with pytest.raises(DataError, match=says):
+        config.check()
