@@ -10,6 +10,7 @@ megatron-core has no slot for a norm between a sub-layer and its residual; its "
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,7 @@ def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str,
         "attention_dropout": 0.0,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
+        "cuda_graph_scope": [],
         "bf16": dtype == torch.bfloat16,
         # Weights always come from a named source (model.hf_weights), so nothing is drawn at construction.
         "init_method": _leave_uninitialised,
@@ -158,6 +160,12 @@ def _moe_spec(backend: BackendSpecProvider) -> ModuleSpec:
             shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_mlp_submodules(backend)),
         ),
     )
+
+
+# megatron-core hands its own MoELayer the process groups, and says of every other class that it does not know it.
+logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
+    lambda record: not record.getMessage().startswith("Unknown MLP type")
+)
 
 
 class NormThenAdd(nn.Module):

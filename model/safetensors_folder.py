@@ -20,7 +20,7 @@ from torch import Tensor
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # The dtypes a weight may have, by their names in a safetensors header.
-DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class WeightsError(ValueError):
@@ -53,6 +53,9 @@ class SafetensorsFolder:
     def names(self) -> list[str]:
         """Names of all tensors."""
         return list(self._place)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._place
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._shape[name]
@@ -132,6 +135,7 @@ class SafetensorsWriter:
         count = len(self._shards)
         names = [SINGLE] if count == 1 else [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
         for number, final in enumerate(names):
+            self._temporary(number).chmod(self.folder.stat().st_mode & 0o666)  # safetensors writes for the owner alone
             os.replace(self._temporary(number), self.folder / final)
         if count > 1:
             places = {name: final for shard, final in zip(self._shards, names, strict=True) for name in shard}
