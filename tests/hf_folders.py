@@ -1,38 +1,37 @@
-"""Hugging Face folders of tiny models, written by transformers itself: the independent truth of conversion tests."""
+"""Complete Hugging Face folders of tiny models, written by transformers: the independent truth of conversion tests."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
-import transformers
-from torch import nn
 
-from model.config import GlmvConfig
+from pretrain.companions import preprocessor_config
+from tests.reference import small_config, transformers_model
+from tools.demo_tokenizer import train_tokenizer
 
-PRESETS = ("tiny_moe", "tiny_dense")
+VARIANTS = ("glm4v_moe", "glm4v")
 
 
-def reference_model(preset: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> transformers.PreTrainedModel:
-    """transformers' own model of a preset, with values that show every mistake: norms, biases and expert biases too
-    are random, so no two tensors, heads or experts are alike."""
-    content = GlmvConfig.from_preset(preset).to_hf()
-    config = transformers.AutoConfig.for_model(**content)
-    model = getattr(transformers, content["architectures"][0])(config)
-    generator = torch.Generator().manual_seed(seed)
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        with torch.no_grad():
-            nn.init.normal_(tensor, std=0.05, generator=generator)
-            if tensor.dim() == 1 and name.endswith("weight"):
-                tensor += 1.0
-    model = model.to(dtype).eval()
+def save_weights(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """Weights and config.json as `save_pretrained` writes them."""
+    model: Any = transformers_model(small_config(variant), seed).to(dtype)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
-            buffer.data = buffer.data.float()  # published in float32 whatever the rest is
-    return model
+            buffer.data = buffer.data.float()  # published in float32 whatever the other tensors are
+    model.save_pretrained(folder)
+    return folder
 
 
-def save_reference(preset: str, folder: Path, seed: int = 0, dtype: torch.dtype = torch.float32) -> Path:
-    """Write `reference_model` as `save_pretrained` does."""
-    reference_model(preset, seed, dtype).save_pretrained(folder)
+def save_whole_folder(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
+    """The same with a tokenizer, its chat template and the preprocessors' configurations."""
+    save_weights(variant, folder, dtype=dtype, seed=seed)
+    train_tokenizer(["What is in this picture? A cat on a mat.", "0123456789"] * 8, folder)
+    for name, kind, tokens in (
+        ("preprocessor_config.json", "image", 6144),
+        ("video_preprocessor_config.json", "video", 30000),
+    ):
+        (folder / name).write_text(json.dumps(preprocessor_config(kind, tokens)))
     return folder
