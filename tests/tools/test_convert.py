@@ -1,0 +1,290 @@
+"""Folders written by transformers, imported, exported and compared; and what is refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
+
+from model.config import GlmvConfig
+from model.safetensors_folder import SafetensorsFolder
+from tests.hf_folders import save_whole_folder
+from tools.convert import app, compare_folders
+
+CASES = {
+    "moe_fp32": ("glm4v_moe", torch.float32),
+    "moe_bf16": ("glm4v_moe", torch.bfloat16),
+    "dense_fp32": ("glm4v", torch.float32),
+}
+HALF = "moe_fp32_exported_as_bf16"
+
+# Conversions start and end a process group, which a test session has one of: they run in a process of their own.
+CONVERT = """
+from pathlib import Path
+from tools.convert import export_checkpoint, import_folder
+
+if __name__ == "__main__":
+    for case in {cases}:
+        import_folder(Path(case), Path("checkpoints", case))
+        export_checkpoint(Path("checkpoints", case), Path("exports", case))
+    export_checkpoint(Path("checkpoints/moe_fp32"), Path("exports/{half}"), dtype="bf16", max_shard_bytes=1_000_000)
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders as transformers writes them, their checkpoints under checkpoints/ and their exports under exports/."""
+    root = tmp_path_factory.mktemp("folders")
+    for case, (variant, dtype) in CASES.items():
+        save_whole_folder(variant, root / case, dtype=dtype)
+    script = root / "convert.py"
+    script.write_text(CONVERT.format(cases=list(CASES), half=HALF))
+    run_python(str(script), cwd=root)
+    return root
+
+
+def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    repository = Path(__file__).parents[2]
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=cwd or repository,
+        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+# --- there and back ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_bit_comes_back(case: str, folders: Path) -> None:
+    given, exported = (
+        load_file(folders / case / "model.safetensors"),
+        load_file(folders / "exports" / case / "model.safetensors"),
+    )
+    assert sorted(exported) == sorted(given)
+    for name, tensor in given.items():
+        assert exported[name].dtype == tensor.dtype, name
+        assert torch.equal(exported[name], tensor), name
+    assert list(compare_folders(folders / case, folders / "exports" / case)) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_config_and_companions_come_back(case: str, folders: Path) -> None:
+    given, exported = folders / case, folders / "exports" / case
+    assert sorted(path.name for path in exported.iterdir()) == sorted(path.name for path in given.iterdir())
+    for path in given.iterdir():
+        if path.name == "config.json":
+            assert json.loads((exported / path.name).read_text()) == json.loads(path.read_text())
+        elif path.suffix != ".safetensors":
+            assert (exported / path.name).read_bytes() == path.read_bytes()
+    config_class = transformers.AutoConfig.from_pretrained(given).__class__
+    assert config_class.from_pretrained(exported).to_dict() == config_class.from_pretrained(given).to_dict()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_loads_an_export_whole(case: str, folders: Path) -> None:
+    model, report = load(folders / "exports" / case)
+    assert type(model).__name__ == GlmvConfig.from_hf(folders / case).to_hf()["architectures"][0]
+    assert model.dtype == CASES[case][1]
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    input_ids = torch.arange(40, 72)[None]
+    given, _ = load(folders / case)
+    with torch.no_grad():
+        assert torch.equal(model(input_ids=input_ids).logits, given(input_ids=input_ids).logits)
+
+
+def load(folder: Path) -> tuple[Any, dict[str, Any]]:
+    return transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
+
+
+def test_an_export_in_bfloat16_keeps_the_expert_bias_in_float32(folders: Path) -> None:
+    given, exported = SafetensorsFolder(folders / "moe_fp32"), SafetensorsFolder(folders / "exports" / HALF)
+    assert len(list((folders / "exports" / HALF).glob("model-*-of-*.safetensors"))) > 3
+    for name in given.names():
+        bias = name.endswith("e_score_correction_bias")
+        assert exported.dtype(name) == (torch.float32 if bias else torch.bfloat16)
+        assert torch.equal(exported.tensor(name), given.tensor(name).to(exported.dtype(name)))
+    assert json.loads((folders / "exports" / HALF / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_command_line(folders: Path, tmp_path: Path) -> None:
+    """The three commands as a user types them."""
+    convert = ("-m", "tools.convert")
+    run_python(*convert, "import", "--hf", str(folders / "dense_fp32"), "--out", str(tmp_path / "checkpoint"))
+    run_python(*convert, "export", "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "export"))
+    verified = run_python(*convert, "verify", str(folders / "dense_fp32"), str(tmp_path / "export"))
+    assert "equal: 82 tensors bit for bit, configuration and companions" in verified.stdout
+
+
+# --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def nudge(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.visual.downsample.bias"][5] += 0.25
+
+
+def lose(tensors: dict[str, torch.Tensor]) -> None:
+    del tensors["lm_head.weight"]
+
+
+def halve(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["lm_head.weight"] = tensors["lm_head.weight"].half()
+
+
+def other_theta(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    content["text_config"]["rope_parameters"]["rope_theta"] = 1e6
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+DIFFERENCES: dict[str, tuple[Callable[[Path], None], tuple[str, str, str]]] = {
+    "a value": (
+        lambda folder: change_tensors(folder, nudge),
+        ("model.visual.downsample.bias", "1 of 128 values differ", "by 0.25 at most"),
+    ),
+    "a missing tensor": (lambda folder: change_tensors(folder, lose), ("lm_head.weight", "present", "missing")),
+    "a dtype": (
+        lambda folder: change_tensors(folder, halve),
+        ("lm_head.weight", "[2048, 128] float32", "[2048, 128] float16"),
+    ),
+    "a setting": (other_theta, ("config.json: text_config.rope_parameters.rope_theta", "10000.0", "1000000.0")),
+    "a missing companion": (
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        ("tokenizer.json", "present", "missing"),
+    ),
+    "another template": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
+        ("chat_template.jinja", "bytes differ", "bytes differ"),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DIFFERENCES)
+def test_verify_names_the_difference(case: str, folders: Path, tmp_path: Path) -> None:
+    change, difference = DIFFERENCES[case]
+    changed = shutil.copytree(folders / "moe_fp32", tmp_path / "changed")
+    change(changed)
+    assert list(compare_folders(folders / "moe_fp32", changed)) == [difference]
+    result = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(changed)])
+    assert result.exit_code == 1
+    assert "1 difference" in result.stdout
+
+
+def test_verify_tells_minus_zero_from_zero(folders: Path, tmp_path: Path) -> None:
+    zero, minus_zero = (shutil.copytree(folders / "moe_fp32", tmp_path / name) for name in ("zero", "minus_zero"))
+    change_tensors(zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_())
+    change_tensors(minus_zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_().neg_())
+    (difference,) = compare_folders(zero, minus_zero)
+    assert difference == ("model.visual.downsample.bias", "128 of 128 values differ", "by 0 at most")
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+class Foreign:
+    """Unpickling this would call print."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("a foreign class was called",)
+
+
+def plant_foreign_class(root: Path) -> list[str]:
+    with (root / "checkpoint/state/.metadata").open("wb") as file:
+        pickle.dump(Foreign(), file)
+    return ["export", "--checkpoint", str(root / "checkpoint")]
+
+
+def another_architecture(root: Path) -> list[str]:
+    content = json.loads((root / "hf/config.json").read_text())
+    (root / "hf/config.json").write_text(json.dumps({**content, "model_type": "qwen2_vl"}))
+    return ["import", "--hf", str(root / "hf")]
+
+
+def weights_of_another_size(root: Path) -> list[str]:
+    content = json.loads((root / "hf/config.json").read_text())
+    content["text_config"]["num_hidden_layers"] = 3
+    (root / "hf/config.json").write_text(json.dumps(content))
+    return ["import", "--hf", str(root / "hf")]
+
+
+def no_weights(root: Path) -> list[str]:
+    (root / "hf/model.safetensors").unlink()
+    return ["import", "--hf", str(root / "hf")]
+
+
+def full_output(root: Path) -> list[str]:
+    (root / "out").mkdir()
+    (root / "out/thesis.tex").touch()
+    return ["import", "--hf", str(root / "hf")]
+
+
+def lost_companions(root: Path) -> list[str]:
+    shutil.rmtree(root / "checkpoint/hf")
+    return ["export", "--checkpoint", str(root / "checkpoint")]
+
+
+REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
+    "another architecture": (
+        another_architecture,
+        "model_type 'qwen2_vl' is not a GLM-V model; accepted: glm4v_moe (Glm4vMoeForConditionalGeneration), "
+        "glm4v (Glm4vForConditionalGeneration)",
+    ),
+    "weights of another size": (weights_of_another_size, "unknown: model.language_model.layers.3."),
+    "no weights": (no_weights, "has neither model.safetensors nor model.safetensors.index.json"),
+    "an output that is not empty": (full_output, "exists and is not empty: choose another --out, or remove it"),
+    "no folder": (lambda root: ["import", "--hf", str(root / "nowhere")], "nowhere has no config.json"),
+    "a foreign class": (plant_foreign_class, "names the class builtins.print"),
+    "no checkpoint": (lambda root: ["export", "--checkpoint", str(root / "hf")], "hf is no checkpoint"),
+    "no companions": (lost_companions, "hf has no config.json"),
+    "an unknown dtype": (
+        lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--dtype", "fp8"],
+        "--dtype fp8 is unknown: use bf16, fp32 or keep",
+    ),
+    "a shard size that is none": (
+        lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--max-shard-size", "big"],
+        "'big' is not a size: write it as 5GB",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_input_gets_one_clear_line(case: str, folders: Path, tmp_path: Path) -> None:
+    spoil, message = REFUSED[case]
+    shutil.copytree(folders / "moe_fp32", tmp_path / "hf")
+    shutil.copytree(folders / "checkpoints/moe_fp32", tmp_path / "checkpoint")
+    arguments = spoil(tmp_path)
+    before = sorted((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else None
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert message in result.stderr
+    assert "was called" not in result.output
+    after = sorted((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else None
+    assert after == before
+
+
+def test_verify_wants_folders_not_checkpoints(folders: Path) -> None:
+    result = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(folders / "checkpoints/moe_fp32")])
+    assert result.exit_code == 2
+    assert "is a checkpoint; export it first" in result.stderr
