@@ -1,1 +1,14 @@
-"""Command lines. Nothing imports this package; run its modules with ``python -m tools.NAME`` from the repository root."""
+"""Command lines. Nothing imports this package; run its modules with `python -m tools.NAME` from the root."""
+
+import sys
+from pathlib import Path
+
+for _entry in map(Path, filter(None, sys.path)):
+    # A checkout of Megatron-LM has a `tools` of its own, and its `megatron` hides the installed megatron-core.
+    if (_entry / "pretrain_gpt.py").is_file() and (_entry / "megatron").is_dir():
+        print(
+            f"error: {_entry} on PYTHONPATH is a checkout of Megatron-LM, which hides this project's `tools` and the "
+            "installed megatron-core: take it off PYTHONPATH",
+            file=sys.stderr,
+        )
+        raise SystemExit(2)

@@ -10,6 +10,7 @@ same command writes the same shards every time.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pydoc_data.topics
 import re
@@ -24,15 +25,23 @@ import typer
 from PIL import Image
 from rich.console import Console
 
+import data_pipeline
+from data_pipeline.build import build_shards
+from data_pipeline.errors import DataError
+from data_pipeline.tokens import GlmTokenizer
 from tools.demo_media import Clip, DemoError, Picture, clips, collage, cut, page, pictures, view
 from tools.demo_tokenizer import train_tokenizer
-from tools.shard import build_shards
 
 Record = dict[str, Any]
 
+CODE = [
+    Path(__file__).with_name(name) for name in ("demo_data.py", "demo_media.py", "demo_media.yaml", "demo_tokenizer.py")
+]
+MARKER = "built.json"  # written last: what was built, and by which code
+
 TRAIN_VIEWS, HELD_OUT_VIEWS = 24, 2  # crops of each picture
 TRAIN_CUTS, HELD_OUT_CUTS = 8, 1  # cuts of each clip
-TEXT_CHARACTERS, LONG_TEXT_CHARACTERS = 800, 3000
+TEXT_CHARACTERS = 800  # of one document, about: whole paragraphs are kept
 CAPTION_REPEATS = 8  # how often the tokenizer's training text repeats the captions: their words become tokens
 
 DESCRIBE = ("Describe this picture.", "What does this picture show?", "Say in one sentence what you see.")
@@ -98,7 +107,7 @@ def interleaved(library: Library, count: int, length: tuple[int, int]) -> Iterat
 def ocr(library: Library, part: str, count: int) -> Iterator[Record]:
     sentences = [
         sentence
-        for document in texts(TEXT_CHARACTERS)
+        for document in texts()
         for sentence in re.findall(r"(?<=[.:] )[A-Z][^.:*|]{30,70}\.", " ".join(document.split()))
     ]
     held_out = sentences[::10]
@@ -123,17 +132,17 @@ def grounding(library: Library, count: int) -> Iterator[Record]:
         yield {"domain": "grounding", "text": f"<image>\n{found}", "images": [name]}
 
 
-def text(characters: int) -> Iterator[Record]:
-    for document in texts(characters):
+def text() -> Iterator[Record]:
+    for document in texts():
         yield {"domain": "text", "text": document}
 
 
-def texts(characters: int) -> Iterator[str]:
-    """Python's language reference in pieces of whole paragraphs, each about `characters` long."""
+def texts() -> Iterator[str]:
+    """Python's language reference in pieces of whole paragraphs, each about TEXT_CHARACTERS long."""
     for topic in sorted(pydoc_data.topics.topics):
         piece = ""
         for paragraph in pydoc_data.topics.topics[topic].strip().split("\n\n"):
-            if piece and len(piece) + len(paragraph) > characters:
+            if piece and len(piece) + len(paragraph) > TEXT_CHARACTERS:
                 yield piece
                 piece = ""
             piece += paragraph.strip("\n") + "\n\n"
@@ -243,10 +252,9 @@ def sources(library: Library) -> dict[str, Iterator[Record]]:
         "interleaved": interleaved(library, 200, (2, 4)),
         "ocr": ocr(library, "train", 300),
         "grounding": grounding(library, 150),
-        "text": text(TEXT_CHARACTERS),
+        "text": text(),
         "albums": interleaved(library, 80, (12, 24)),
         "video": video(library, "train", TRAIN_CUTS),
-        "long_text": text(LONG_TEXT_CHARACTERS),
         "chat_describe": describing_chat(library, "train", TRAIN_VIEWS),
         "chat_think": thinking_chat(library, "train", TRAIN_VIEWS),
         "chat_compare": comparing_chat(library, 200),
@@ -262,7 +270,7 @@ def sources(library: Library) -> dict[str, Iterator[Record]]:
 
 
 def tokenizer_texts() -> Iterator[str]:
-    yield from texts(LONG_TEXT_CHARACTERS)
+    yield from texts()
     for _ in range(CAPTION_REPEATS):
         for picture in pictures():
             yield picture.caption
@@ -271,11 +279,23 @@ def tokenizer_texts() -> Iterator[str]:
         yield from (*DESCRIBE, *WATCH)
 
 
+def build_once(out: Path) -> dict[str, int]:
+    """Build, unless `out` already holds what this code builds; returns samples per source."""
+    marker = out / MARKER
+    if marker.is_file() and (built := json.loads(marker.read_text()))["made_by"] == _code_hash():
+        return built["samples"]
+    return build(out)
+
+
 def build(out: Path) -> dict[str, int]:
-    """Write tokenizer, records and shards under `out`, replacing what is there; returns samples per source."""
+    """Write tokenizer, records and shards under `out`, replacing what is there; returns samples per source.
+
+    Raises DemoError if a package with pictures is missing, DataError if a record cannot be sharded.
+    """
+    (out / MARKER).unlink(missing_ok=True)
     for stale in ("records", "shards", "tokenizer"):
         shutil.rmtree(out / stale, ignore_errors=True)
-    tokenizer = train_tokenizer(tokenizer_texts(), out / "tokenizer")
+    tokenizer = GlmTokenizer(train_tokenizer(tokenizer_texts(), out / "tokenizer"))
     library = Library(out / "records")
     library.root.mkdir(parents=True)
     counts = {}
@@ -283,9 +303,18 @@ def build(out: Path) -> dict[str, int]:
         jsonl = library.root / f"{name}.jsonl"
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         jsonl.write_text("".join(lines), encoding="utf-8")
-        build_shards(jsonl, out / "shards" / name, tokenizer=tokenizer, name=name)
+        report = build_shards(jsonl, out / "shards" / name, tokenizer=tokenizer, name=name)
+        if report.rejected:
+            raise DataError(f"{jsonl} was not sharded whole: {report.rejected[0]}")
         counts[name] = len(lines)
+    (out / MARKER).write_text(json.dumps({"made_by": _code_hash(), "samples": counts}, indent=1))
     return counts
+
+
+def _code_hash() -> str:
+    """Changes with whatever decides the shards: these modules, the list of media, and how samples are indexed."""
+    code = [*CODE, *Path(str(data_pipeline.__file__)).parent.rglob("*.py")]
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code))).hexdigest()
 
 
 def main(out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo")) -> None:
@@ -294,7 +323,7 @@ def main(out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo
     started = time.monotonic()
     try:
         counts = build(out)
-    except DemoError as error:
+    except (DemoError, DataError) as error:
         console.print(f"error: {error}", style="red", highlight=False)
         raise typer.Exit(2) from error
     samples = sum(counts.values())

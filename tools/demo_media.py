@@ -22,7 +22,13 @@ from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 MEDIA = Path(__file__).with_name("demo_media.yaml")
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-FONT_NAMES = ("DejaVuSans.ttf", "DejaVuSerif.ttf", "DejaVuSansMono.ttf", "DejaVuSans-Bold.ttf", "DejaVuSerif-Italic.ttf")
+FONT_NAMES = (
+    "DejaVuSans.ttf",
+    "DejaVuSerif.ttf",
+    "DejaVuSansMono.ttf",
+    "DejaVuSans-Bold.ttf",
+    "DejaVuSerif-Italic.ttf",
+)
 PAPERS = ((255, 255, 255), (250, 245, 225), (225, 235, 245), (235, 235, 235))
 INKS = ((0, 0, 0), (20, 30, 90), (90, 20, 20))
 LONGEST_SIDE = 140  # pixels: five merged patches, so that a picture costs about 20 tokens

@@ -1,0 +1,225 @@
+"""The whole road in a few minutes on two CPU cores: `python -m tools.demo [--variant dense]`, or `make demo`.
+
+Real pictures, clips and texts are sharded; a tiny GLM-4.5V (or GLM-4.1V) is pretrained on two processes, continued at a
+longer context with video, fine-tuned on chats and exported; transformers loads the export, must compute our loss, must
+lose its way when the pictures are swapped, and describes one. Exits with 1 if a required figure is missed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from tools.demo_data import build_once
+from tools.demo_media import DemoError
+from tools.demo_report import Figures, Requirement, draw_losses, stage_figures
+
+OUT = Path("demo")
+PROCESSES = 2
+VARIANTS = {
+    "moe": ("GLM-4.5V", "tiny_moe", ["parallel.expert_model_parallel_size=2"]),
+    "dense": (
+        "GLM-4.1V",
+        "tiny_dense",
+        ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"],
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the road: its entry, its configuration and what the demo changes in it."""
+
+    name: str
+    entry: str
+    steps: int
+    global_batch_size: int
+
+    @property
+    def config(self) -> str:
+        return f"configs/tiny/{self.name}.yaml"
+
+
+STAGES = (
+    Stage("pretrain", "pretrain.train", steps=160, global_batch_size=4),
+    Stage("long_context", "pretrain.train", steps=60, global_batch_size=2),
+    Stage("sft", "sft.train", steps=60, global_batch_size=2),
+)
+
+LOSS_FALL = 0.30  # every stage's loss falls by at least this share
+EYES = 1.5  # the caption loss with swapped pictures over that with the right ones
+PARITY = 1e-4  # relative difference between our loss and transformers'
+HELD_OUT = [f"demo/shards/held_out_{name}" for name in ("captions", "ocr", "video", "chat", "think")]
+CAPTIONS = "demo/shards/held_out_chat"  # "Describe this picture." and its caption
+PICTURE = "demo/records/media/held_out/coffee-00.jpg"
+PROMPT = "Describe this picture."
+
+console = Console(highlight=False)
+
+
+def main(
+    variant: Annotated[str, typer.Option(help="moe: GLM-4.5V; dense: GLM-4.1V")] = "moe",
+) -> None:
+    """Train a tiny GLM-V from real pictures to a Hugging Face folder."""
+    if variant not in VARIANTS:
+        console.print(f"error: there is no variant {variant!r}: choose one of {', '.join(VARIANTS)}", style="red")
+        raise typer.Exit(2)
+    try:
+        passed = run(variant)
+    except DemoError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(1) from error
+    raise typer.Exit(0 if passed else 1)
+
+
+def run(variant: str) -> bool:
+    """The whole road for one variant; returns whether every required figure was met."""
+    name, preset, layout = VARIANTS[variant]
+    started = time.monotonic()
+    runs, exported = OUT / "runs" / variant, OUT / "export" / variant
+    shutil.rmtree(runs, ignore_errors=True)
+    shutil.rmtree(exported, ignore_errors=True)
+
+    with console.status("building shards from real pictures, clips and texts"):
+        build_once(OUT)
+    console.print(f"Training a tiny {name} on {PROCESSES} processes ({', '.join(layout)})")
+    previous = None
+    for stage in STAGES:
+        origin = f"model.init_from={previous}" if previous else f"model.preset={preset}"
+        train(stage, runs / stage.name, [origin, *layout])
+        previous = runs / stage.name
+    with console.status("exporting"):
+        call("tools.convert", "export", "--checkpoint", str(previous), "--out", str(exported))
+    with console.status("asking transformers"):
+        ours = json.loads(call("tools.demo_eval", "ours", str(previous), *HELD_OUT).splitlines()[-1])
+        asked = call("tools.demo_eval", "exported", str(exported), *HELD_OUT, "--captions", CAPTIONS)
+        theirs = json.loads(asked.splitlines()[-1])
+        words = call("tools.generate", "--hf", str(exported), "--image", PICTURE, "--prompt", PROMPT).strip()
+
+    figures = {stage.name: stage_figures(runs / stage.name / "metrics.jsonl") for stage in STAGES}
+    curve = draw_losses({stage.name: runs / stage.name / "metrics.jsonl" for stage in STAGES}, runs / "loss.png")
+    requirements = judge(figures, ours, theirs)
+    console.print(road_table(name, figures))
+    console.print(requirements_table(requirements))
+    console.print(f'"{PROMPT}" about {PICTURE}:\n  {words}\n', markup=False)
+    console.print(
+        f"loss curves     {curve}\nexported model  {exported}\ntook            {time.monotonic() - started:.0f} s\n"
+    )
+    console.print(NEXT.format(exported=exported, picture=PICTURE), markup=False)
+    return all(requirement.met for requirement in requirements)
+
+
+NEXT = """On a real cluster
+  shard your own data     python -m tools.shard build --input records.jsonl --out shards --tokenizer TOKENIZER_DIR
+  start from the hub's    python -m tools.convert import --hf GLM_DIR --out CHECKPOINT
+  train, on every node    torchrun --nnodes N --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \\
+                            -m pretrain.train --config YOUR.yaml model.init_from=CHECKPOINT
+  give it back            python -m tools.convert export --checkpoint RUN_DIR --out HF_DIR
+  try this one            python -m tools.generate --hf {exported} --image {picture} --prompt "Describe this picture."
+docs/training.md lists every key; configs/tiny/*.yaml are the files to start from."""
+
+
+def train(stage: Stage, folder: Path, overrides: list[str]) -> None:
+    """Run a stage under torchrun, with a progress bar read from its metrics. Raises DemoError with the log's end."""
+    folder.mkdir(parents=True)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES)),
+        *("-m", stage.entry, "--config", stage.config, f"train.output_dir={folder}"),
+        *(f"train.steps={stage.steps}", f"train.global_batch_size={stage.global_batch_size}", *overrides),
+    ]
+    output, metrics = folder / "output.txt", folder / "metrics.jsonl"
+    columns = (
+        TextColumn("{task.description:14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("loss {task.fields[loss]}"),
+    )
+    with open(output, "w") as log, Progress(*columns, TimeElapsedColumn(), console=console) as progress:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
+        task = progress.add_task(stage.name, total=stage.steps, loss="")
+        while process.poll() is None:
+            time.sleep(0.5)
+            if (
+                metrics.exists()
+                and (lines := metrics.read_text().splitlines(keepends=True))
+                and lines[-1].endswith("\n")
+            ):
+                progress.update(task, completed=len(lines), loss=f"{json.loads(lines[-1])['loss']:.3f}")
+        progress.update(task, completed=stage.steps if process.returncode == 0 else None)
+    if process.returncode != 0:
+        end = "".join(output.read_text().splitlines(keepends=True)[-25:])
+        raise DemoError(f"the stage {stage.name} failed; the end of {output}:\n{end}")
+
+
+def call(module: str, *arguments: str) -> str:
+    """Run one of our command lines; returns what it printed. Raises DemoError with its error output."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
+    if done.returncode != 0:
+        raise DemoError(f"`python -m {module} {' '.join(arguments)}` failed:\n{done.stderr[-3000:]}")
+    return done.stdout
+
+
+def environment() -> dict[str, str]:
+    """One thread a process: two processes share two cores. Nothing is compiled: that would cost more than it saves."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+
+
+def judge(figures: dict[str, Figures], ours: dict[str, Any], theirs: dict[str, Any]) -> list[Requirement]:
+    """Every required figure, what was measured, and whether it is met."""
+    falls = [
+        Requirement(
+            f"{name}: the loss falls", f"{figure.fall:.0%}", f"at least {LOSS_FALL:.0%}", figure.fall >= LOSS_FALL
+        )
+        for name, figure in figures.items()
+    ]
+    difference = abs(ours["loss"] - theirs["loss"]) / theirs["loss"]
+    ratio = theirs["swapped"] / theirs["captions"]
+    return [
+        *falls,
+        Requirement(
+            "held-out loss, ours and transformers'",
+            f"{ours['loss']:.6f} and {theirs['loss']:.6f} ({difference:.1e} apart)",
+            f"at most {PARITY:.0e} apart",
+            difference <= PARITY and ours["tokens"] == theirs["tokens"],
+        ),
+        Requirement(
+            "caption loss with another's picture",
+            f"{theirs['captions']:.3f} -> {theirs['swapped']:.3f} (x{ratio:.2f})",
+            f"at least x{EYES}",
+            ratio >= EYES,
+        ),
+    ]
+
+
+def road_table(name: str, figures: dict[str, Figures]) -> Table:
+    table = Table("stage", "steps", "loss first -> last", "tokens/s", title=f"tiny {name}")
+    for stage, figure in figures.items():
+        table.add_row(
+            stage, str(figure.steps), f"{figure.first:.3f} -> {figure.last:.3f}", f"{figure.tokens_per_second:,.0f}"
+        )
+    return table
+
+
+def requirements_table(requirements: list[Requirement]) -> Table:
+    table = Table("what", "measured", "required", "")
+    for requirement in requirements:
+        verdict = "[green]met[/green]" if requirement.met else "[red]MISSED[/red]"
+        table.add_row(requirement.what, requirement.measured, requirement.required, verdict)
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)
