@@ -1,0 +1,45 @@
+"""The loss of a checkpoint on given packs, through the production model, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from data_pipeline.batch import Batch
+from data_pipeline.domains import DOMAINS
+from model.checkpoint import COMPANIONS, find_checkpoint, load_checkpoint
+from model.config import GlmvConfig
+from model.glmv import GlmvModel
+from model.parallel import ParallelConfig, initialize_model_parallel
+from pretrain.distributed import process_group
+from pretrain.step import domain_masks, forward
+
+
+def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:
+    """Mean cross-entropy over the tokens that carry loss, in float32 and one process.
+
+    Args:
+        checkpoint: a step folder, or a run's folder, whose newest checkpoint is taken.
+        packs: what to evaluate on; of any length each.
+
+    Returns:
+        `loss`, and `loss/DOMAIN` for every domain present.
+
+    Raises:
+        CheckpointError: the folder is no checkpoint, or does not load.
+    """
+    checkpoint = find_checkpoint(checkpoint)
+    sums = torch.zeros(len(DOMAINS), 2, dtype=torch.float64)
+    with process_group(), torch.no_grad():
+        initialize_model_parallel(ParallelConfig(), seed=0)
+        model = GlmvModel(GlmvConfig.from_hf(checkpoint / COMPANIONS), ParallelConfig()).eval()
+        load_checkpoint(checkpoint, model)
+        for pack in packs:
+            of_domain = (domain_masks(pack) * pack.loss_mask).double()
+            losses = forward(model, pack).cpu().double()
+            sums += torch.stack([of_domain @ losses, of_domain.sum(1)], dim=1)
+    losses_and_counts = dict(zip(DOMAINS, sums.tolist(), strict=True))
+    total, count = sums.sum(0).tolist()
+    return {"loss": total / count, **{f"loss/{d}": s / n for d, (s, n) in losses_and_counts.items() if n}}

@@ -1,0 +1,75 @@
+"""What the processes of the layout tests do: train a few steps in a layout, and compare with a reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from data_pipeline.batch import Batch
+from model.glmv import GlmvModel
+from model.hf_weights import SafetensorsFolder, _this_ranks_slice, load_weights, local_tensors
+from model.parallel import ParallelConfig, initialize_model_parallel
+from model.weight_table import weights
+from pretrain.optimizer import OptimizerConfig
+from pretrain.step import TrainStep
+from tests.reference import Clip, Part, Picture, Words, make_sample, pack, small_config
+
+SEQ_LENGTH = 192
+OPTIMIZER = OptimizerConfig(lr=1e-3, min_lr=1e-3, decay_style="constant", weight_decay=0.1, clip_grad=1.0)
+
+# Four packs a step. With two data-parallel ranks, the second has the packs without images.
+PACKS: list[list[list[Part]]] = [
+    [[Words(3), Picture(4, 6), Words(30)], [Words(25)], [Words(4), Clip(2, 4, 4), Words(9)]],
+    [[Words(60)], [Words(17)]],
+    [[Picture(8, 4), Words(20)], [Words(9), Picture(2, 2), Words(5), Picture(4, 4), Words(11)]],
+    [[Words(100)], [Words(40)], [Words(5)]],
+]
+
+
+def packs_of_step(variant: str, step: int, layout: dict[str, Any] | None = None) -> list[Batch]:
+    config = small_config(variant)
+    batches = []
+    for p, samples in enumerate(PACKS):
+        made = [make_sample(config, parts, seed=1000 * step + 10 * p + s, domain="image_text" if s else "text")
+                for s, parts in enumerate(samples)]  # fmt: skip
+        batches.append(pack(made, SEQ_LENGTH))
+    return batches
+
+
+def train(
+    variant: str,
+    folder: str,
+    layout: dict[str, Any],
+    steps: int,
+    dtype: str = "float32",
+    balance: bool = True,
+    save_to: str = "",
+    compare_with: str = "",
+) -> dict[str, Any]:
+    """Train `steps` steps from the weights in `folder`. Returns losses, gradient norms and other figures of each step;
+    with `compare_with`, also the summed squares of the difference of every tensor, and of the tensor."""
+    parallel = ParallelConfig(**layout)
+    initialize_model_parallel(parallel, seed=1)
+    coefficients = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
+    model = GlmvModel(small_config(variant), parallel, dtype=getattr(torch, dtype), **coefficients)
+    load_weights(model, SafetensorsFolder(folder))
+    trainer = TrainStep(model.train(), OPTIMIZER, steps, SEQ_LENGTH)
+    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    reports = [vars(trainer.run(step, packs_of_step(variant, step)[rank::ranks])) for step in range(1, steps + 1)]
+    if save_to:
+        torch.save({name: tensor.clone() for name, tensor in local_tensors(model)}, save_to)
+    differences = differences_of(model, torch.load(Path(compare_with), weights_only=True)) if compare_with else {}
+    return {"reports": reports, "differences": differences, "rank": dist.get_rank()}
+
+
+def differences_of(model: GlmvModel, reference: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
+    stacked = {weight.name: weight.transform.stacked for weight in weights(model.glmv_config)}
+    squares = {}
+    for name, local in local_tensors(model):
+        expected = _this_ranks_slice(reference[name], local, name, stacked[name]).double()
+        squares[name] = ((local.double() - expected).square().sum().item(), expected.square().sum().item())
+    return squares

@@ -1,0 +1,97 @@
+"""Groups of real processes under gloo: started once, given many cases, each with a time limit."""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import os
+import tempfile
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+class Processes:
+    """`size` processes joined in one torch.distributed group. Use as a context manager.
+
+    `run` calls a module-level function on every process and returns what each returned, in rank order.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._start()
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        store = tempfile.mktemp(prefix="glmv-gloo-")
+        self._pipes, self._processes = [], []
+        for rank in range(self.size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, self.size, store, there), daemon=False)
+            process.start()
+            there.close()
+            self._pipes.append(here)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *, timeout: float = 120, **arguments: Any) -> list[Any]:
+        """Raises AssertionError with the remote traceback if a process failed, or if one did not answer in time; the
+        group is then started afresh for the next case."""
+        for pipe in self._pipes:
+            pipe.send((function.__module__, function.__name__, arguments))
+        answers = []
+        for rank, pipe in enumerate(self._pipes):
+            try:
+                if not pipe.poll(timeout):
+                    self._restart()
+                    raise AssertionError(f"{function.__name__}: rank {rank} gave no answer in {timeout} s")
+                succeeded, value = pipe.recv()
+            except EOFError:
+                self._restart()
+                raise AssertionError(f"{function.__name__}: rank {rank} died") from None
+            if not succeeded:
+                self._restart()
+                raise AssertionError(f"{function.__name__} on rank {rank}:\n{value}")
+            answers.append(value)
+        return answers
+
+    def _restart(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        for pipe in self._pipes:
+            pipe.close()
+        for process in self._processes:
+            process.join(timeout=5)
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size,
+                            timeout=timedelta(seconds=60))  # fmt: skip
+    while True:
+        try:
+            module, name, arguments = pipe.recv()
+        except EOFError:
+            break
+        try:
+            answer = (True, getattr(importlib.import_module(module), name)(**arguments))
+        except Exception:
+            answer = (False, traceback.format_exc())
+        pipe.send(answer)
+    dist.destroy_process_group()
