@@ -1,4 +1,4 @@
-"""What can go wrong with data: a mistake the user mends (`DataError`) or one bad sample that is set aside (`BadSample`)."""
+"""What can go wrong with data: a mistake that the user mends, or one bad sample that is set aside."""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@ in order. What has been fetched ahead is not part of the state: it is fetched ag
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -69,7 +71,7 @@ class PackedLoader:
     def next_step(self) -> list[Batch]:
         """This rank's packs of the next step, in order."""
         if self._batches is None:
-            self._batches = iter(self._data_loader())
+            self._batches = self._start()
         try:
             step = [next(self._batches) for _ in range(self._packs_per_rank)]
         except RuntimeError as error:
@@ -141,8 +143,8 @@ class PackedLoader:
                 return f"the samples of source {name!r}, or the pixel budgets, have changed"
         return None
 
-    def _data_loader(self) -> DataLoader:
-        return DataLoader(
+    def _start(self) -> Iterator[Batch | Failure]:
+        loader = DataLoader(
             self._fetcher,
             batch_size=None,
             sampler=_PackOrders(self),
@@ -150,6 +152,13 @@ class PackedLoader:
             # Its own generator: the default would draw a number from the training process's random state.
             generator=torch.Generator(),
         )
+        # torch answers a worker's death with a RuntimeError wherever the training process happens to be. Undo that: the
+        # next call of next_step() notices it as well (within five seconds) and can say what it means.
+        on_death = signal.getsignal(signal.SIGCHLD)
+        batches = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
+        return batches
 
     def _orders(self) -> Iterator[PackOrder]:
         for packs, position in self.plan.steps(self._position):

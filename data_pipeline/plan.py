@@ -55,7 +55,8 @@ class Pack:
 
 @dataclass(frozen=True)
 class Position:
-    """A place in the stream of packs. drawn, tokens: of each source, before the current window; packs: consumed of it."""
+    """A place in the stream of packs: samples drawn and tokens placed of each source before the current window, and
+    packs consumed of that window."""
 
     drawn: tuple[int, ...]
     tokens: tuple[int, ...]
@@ -89,7 +90,7 @@ class Plan:
                 shortest = int(source.lengths.min()) if len(source.lengths) else 0
                 raise DataError(
                     f"source {source.label!r} has no sample that fits train.seq_length {seq_length} (its shortest of "
-                    f"{len(source.lengths)} has {shortest} tokens): raise train.seq_length or lower data.image_max_tokens"
+                    f"{len(source.lengths)} has {shortest} tokens): raise train.seq_length or lower the pixel budgets"
                 )
         self.sources = sources
         self.seed = seed
@@ -135,7 +136,7 @@ class Plan:
         return packs, Position(tuple(drawn), tuple(tokens))
 
     def _draw(self, source: int, number: int) -> list[Piece]:
-        """The number-th sample of a source's stream: one piece, several if it is a long text, none if it is too long."""
+        """A sample of a source's stream: one piece, several if it is a long text, none if it cannot be placed."""
         row = self._row(source, number)
         length = int(self.sources[source].lengths[row])
         if not _fits(self.sources[source], row, self.seq_length):

@@ -1,17 +1,20 @@
-"""Chats as GLM-4.5V and GLM-4.1V write them, with loss only on what the assistant must learn.
+r"""Chats as GLM-4.5V and GLM-4.1V write them, with loss only on what the assistant must learn.
 
 GLM-4.5V, thinking (loss on what is underlined):
 
-    [gMASK]<sop><|user|>\\nQ1<|assistant|>\\n<think></think>\\nA1<|user|>\\nQ2<|assistant|>\\n<think>T2</think>\\nA2<|user|>
-                                                                                    ------------------------------
+    [gMASK]<sop><|user|>\nQ1<|assistant|>\n<think></think>\nA1
+    <|user|>\nQ2<|assistant|>\n<think>T2</think>\nA2<|user|>
+                               -----------------------------
 
   Reasoning is kept after the last user message only. Earlier answers are context: without their reasoning they are
   not what a thinking assistant would have said, so they are not learned.
 
 GLM-4.5V, not thinking: "/nothink" ends every user turn and the empty thought is part of the prompt.
 
-    [gMASK]<sop><|user|>\\nQ1/nothink<|assistant|>\\n<think></think>\\nA1<|user|>\\nQ2/nothink<|assistant|>\\n<think></think>\\nA2<|user|>
-                                                                     ----------                                           ----------
+    [gMASK]<sop><|user|>\nQ1/nothink<|assistant|>\n<think></think>\nA1<|user|>
+                                                                    ----------
+    \nQ2/nothink<|assistant|>\n<think></think>\nA2<|user|>
+                                                ----------
 
 GLM-4.1V: turns are written as they are, reasoning included, and all answers are learned.
 
@@ -110,7 +113,7 @@ CHAT_FORMS = tuple(_FORMS)
 
 
 def split_reasoning(turn: dict[str, str]) -> tuple[str, str]:
-    """An assistant's turn -> (reasoning, answer), from `reasoning_content` or from <think>...</think> in the content."""
+    """An assistant's turn -> (reasoning, answer): from `reasoning_content`, or <think>...</think> in the content."""
     content = turn["content"]
     if turn.get("reasoning_content"):
         return turn["reasoning_content"].strip(), content.strip()

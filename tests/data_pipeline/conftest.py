@@ -40,12 +40,15 @@ def sample_records(folder: Path, samples: int, seed: int = 0) -> Path:
     records = []
     for number in range(samples):
         caption = " ".join(TEXTS[index] for index in rng.integers(0, len(TEXTS), rng.integers(1, 4)))
-        images, videos = [], []
+        images: list[str] = []
+        videos: list[str] = []
 
         def picture(images=images, number=number) -> str:
             name = f"{number}-{len(images)}.{('jpg', 'png')[int(rng.integers(2))]}"
             height, width = rng.integers(40, 200, 2).tolist()
-            (folder / name).write_bytes(encoded(pattern(height, width, number), {"jpg": "JPEG", "png": "PNG"}[name[-3:]]))
+            (folder / name).write_bytes(
+                encoded(pattern(height, width, number), {"jpg": "JPEG", "png": "PNG"}[name[-3:]])
+            )
             images.append(name)
             return "<image>"
 

@@ -16,13 +16,14 @@ import io
 import json
 import sys
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parent))
-from media import pattern
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.data_pipeline.media import pattern
 
 GOLDENS = Path(__file__).with_name("goldens.npz")
 KEPT = 96  # values kept as they are, of each picture or clip
@@ -108,13 +109,9 @@ def main() -> None:
             goldens[f"{name}/indices"] = np.asarray(out["video_metadata"][0].frames_indices, dtype=np.int32)
             goldens[f"{name}/timestamps"] = np.asarray(out["video_metadata"][0].timestamps, dtype=np.float64)
 
-    import torch
-    import torchvision
-    import transformers
-
-    versions = {module.__name__: module.__version__ for module in (torch, torchvision, transformers)}
+    versions = {package: version(package) for package in ("torch", "torchvision", "transformers")}
     goldens["versions"] = np.frombuffer(json.dumps(versions).encode(), dtype=np.uint8)
-    np.savez_compressed(GOLDENS, **goldens)
+    np.savez_compressed(GOLDENS, **goldens)  # type: ignore[arg-type]
     print(f"{len(goldens)} arrays, {GOLDENS.stat().st_size:,} bytes, {versions}")
 
 

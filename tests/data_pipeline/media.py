@@ -33,6 +33,7 @@ def clip(
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format) as container:
         stream = container.add_stream(codec, rate=fps)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         container.start_encoding()  # writes a header even where no frame follows
         y, x = np.mgrid[0:height, 0:width]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -83,5 +85,5 @@ def test_pictures_and_frame_pairs_keep_the_order_of_samples():
     assert batch.position_ids[2, 8:11].tolist() == [0, 1, 2]
 
 
-def options(seq_length: int) -> dict[str, int]:
+def options(seq_length: int) -> dict[str, Any]:
     return {"seq_length": seq_length, "segment_multiple": 4, "pad_id": PAD}

@@ -100,12 +100,14 @@ def test_long_texts_are_cut_and_long_image_samples_set_aside():
 
 
 def test_a_source_in_which_nothing_fits():
-    with pytest.raises(DataError, match="source 'one' has no sample that fits train.seq_length 256"):
+    with pytest.raises(DataError, match=r"source 'one' has no sample that fits train\.seq_length 256"):
         plan([Table("one", 1.0, np.array([600]), ["ocr"])])
     with pytest.raises(DataError, match="source 'one' has no sample that fits"):
         plan([Table("one", 1.0, np.array([], dtype=np.int64), [])])
 
 
 def test_seq_length_must_hold_whole_segments():
-    with pytest.raises(DataError, match="train.seq_length 250 is not a multiple of data.segment_multiple 8: use 256"):
+    with pytest.raises(
+        DataError, match=r"train\.seq_length 250 is not a multiple of data\.segment_multiple 8: use 256"
+    ):
         plan([table("one", 1.0, 5)], seq_length=250)

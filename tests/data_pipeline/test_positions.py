@@ -21,7 +21,13 @@ Glm4vProcessor = import_module("transformers.models.glm4v.processing_glm4v").Glm
 
 @pytest.fixture(scope="module")
 def model() -> Glm4vMoeModel:
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8}
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+    }
     text |= {"intermediate_size": 8, "moe_intermediate_size": 8, "n_routed_experts": 2, "num_experts_per_tok": 1}
     text |= {"vocab_size": 64, "pad_token_id": 0}
     vision = {"depth": 1, "hidden_size": 16, "num_heads": 2, "out_hidden_size": 16, "intermediate_size": 8}
@@ -81,9 +87,9 @@ def test_positions_equal_transformers_on_random_samples(model: Glm4vMoeModel, to
 @pytest.mark.fast
 def test_what_cannot_be_right_fails_loudly():
     is_image = np.array([1, 1, 0, 1], dtype=bool)
-    with pytest.raises(DataError, match="2 runs of <|image|> tokens but 3 images"):
+    with pytest.raises(DataError, match=r"2 runs of <\|image\|> tokens but 3 images"):
         rope_positions(is_image, [(2, 4), (2, 2), (2, 2)])
-    with pytest.raises(DataError, match="2 <|image|> tokens stand for an image of 2x2 tokens"):
+    with pytest.raises(DataError, match=r"2 <\|image\|> tokens stand for an image of 2x2 tokens"):
         rope_positions(is_image, [(4, 4), (2, 2)])
 
 

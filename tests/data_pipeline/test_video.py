@@ -170,13 +170,13 @@ def cut_short() -> bytes:
     """The second half of the frames is missing, but the header at the front still promises them."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
-        with av.open(io.BytesIO(clip(80))) as source:
-            with av.open(str(path), "w", options={"movflags": "faststart"}) as target:
-                stream = target.add_stream_from_template(source.streams.video[0])
-                for packet in source.demux(video=0):
-                    if packet.size:
-                        packet.stream = stream
-                        target.mux(packet)
+        faststart = {"movflags": "faststart"}
+        with av.open(io.BytesIO(clip(80)), "r") as source, av.open(str(path), "w", options=faststart) as target:
+            stream = target.add_stream_from_template(source.streams.video[0])
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = stream
+                    target.mux(packet)
         data = path.read_bytes()
     return data[: len(data) * 2 // 3]
 

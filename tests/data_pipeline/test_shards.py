@@ -1,0 +1,183 @@
+"""Tar files: ours in webdataset, everyone's in ours, and what is wrong with a damaged one."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import subprocess
+import tarfile
+import zlib
+from pathlib import Path
+
+import pytest
+import webdataset as wds
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.shards import ShardReader, ShardSample, ShardWriter, scan_shard
+from tests.data_pipeline.media import encoded, pattern
+
+pytestmark = pytest.mark.fast
+
+PICTURE, SECOND = encoded(pattern(40, 50), "JPEG"), encoded(pattern(50, 40, 1), "PNG")
+RECORD = {"domain": "interleaved", "text": "<image> ü <image>"}
+FILES = [("json", json.dumps(RECORD).encode()), ("0.jpg", PICTURE), ("1.png", SECOND)]
+FILES_BY_NAME = dict(FILES)
+
+
+@pytest.fixture
+def shard(tmp_path: Path) -> Path:
+    writer = ShardWriter(tmp_path, "ours", max_bytes=1 << 20)
+    for number in range(5):
+        writer.write(f"{number:09d}", FILES)
+    writer.close()
+    assert [path.name for path in writer.finished] == ["ours-00000.tar"]
+    return writer.finished[0]
+
+
+def read_all(shard: Path) -> list[tuple[str, dict, list[bytes], list[bytes]]]:
+    reader = ShardReader()
+    samples = [(sample.key, reader.read(str(shard), sample)) for sample in scan_shard(shard)]
+    return [(key, raw.record, raw.images, raw.videos) for key, raw in samples]
+
+
+def test_our_shards_read_in_webdataset(shard):
+    samples = list(wds.WebDataset(str(shard), shardshuffle=False))
+    assert [sample["__key__"] for sample in samples] == [f"{number:09d}" for number in range(5)]
+    assert {name: samples[3][name] for name in FILES_BY_NAME} == FILES_BY_NAME
+
+
+def test_random_reads_return_what_was_written(shard):
+    assert read_all(shard) == [(f"{number:09d}", RECORD, [PICTURE, SECOND], []) for number in range(5)]
+
+
+def test_shards_are_the_same_bytes_each_time(shard, tmp_path):
+    other = ShardWriter(tmp_path, "again", max_bytes=1 << 20)
+    for number in range(5):
+        other.write(f"{number:09d}", FILES)
+    other.close()
+    assert other.finished[0].read_bytes() == shard.read_bytes()
+
+
+def test_a_new_shard_begins_when_one_is_full(tmp_path):
+    writer = ShardWriter(tmp_path, "many", max_bytes=20_000)
+    for number in range(12):
+        writer.write(f"{number:09d}", FILES)
+    writer.close()
+    assert len(writer.finished) > 2
+    assert [key for path in writer.finished for key, *_ in read_all(path)] == [f"{n:09d}" for n in range(12)]
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_webdatasets_writer(tmp_path):
+    path = tmp_path / "theirs.tar"
+    with wds.TarWriter(str(path)) as writer:
+        for number in range(3):
+            writer.write({"__key__": f"some/where/{number}", "json": RECORD, "0.jpg": PICTURE, "1.png": SECOND})
+    assert read_all(path) == [(f"some/where/{number}", RECORD, [PICTURE, SECOND], []) for number in range(3)]
+
+
+def test_gnu_tar(tmp_path):
+    """GNU tar's own headers, a long name, a directory, a hidden file, a file of another kind; KEY.10 after KEY.2."""
+    folder = tmp_path / "files"
+    (folder / "sub").mkdir(parents=True)
+    long = "k" * 120
+    for number in range(12):
+        (folder / "sub" / f"{long}.{number}.jpg").write_bytes(PICTURE + bytes(number))
+    (folder / "sub" / f"{long}.json").write_bytes(FILES_BY_NAME["json"])
+    (folder / "sub" / f"{long}.npy").write_bytes(b"x")
+    (folder / "sub" / ".DS_Store").write_bytes(b"x")
+    path = tmp_path / "gnu.tar"
+    subprocess.run(["tar", "--format=gnu", "-cf", path, "-C", folder, "."], check=True)
+    [(key, record, images, videos)] = read_all(path)
+    assert (key, record, videos) == (f"sub/{long}", RECORD, [])
+    assert images == [PICTURE + bytes(number) for number in range(12)]
+
+
+def test_img2dataset_layout(tmp_path):
+    path = tmp_path / "theirs.tar"
+    with wds.TarWriter(str(path)) as writer:
+        writer.write({"__key__": "0", "jpg": PICTURE, "txt": "A cat. \n", "json": {"url": "x", "width": 5}})
+        writer.write({"__key__": "1", "jpg": PICTURE, "txt": "A dog."})
+    captions = [(record, len(images)) for _, record, images, _ in read_all(path)]
+    assert captions == [({"domain": "image_text", "text": text}, 1) for text in ("A cat.", "A dog.")]
+
+
+def test_changed_bytes_are_noticed(shard):
+    samples = list(scan_shard(shard))
+    offset = samples[2].members[1].offset
+    with open(shard, "r+b") as file:
+        file.seek(offset + 30)
+        file.write(b"\xff\x00\xff")
+    reader = ShardReader()
+    assert reader.read(str(shard), samples[1]).images
+    with pytest.raises(BadSample, match="checksum: a image of"):
+        reader.read(str(shard), samples[2])
+
+
+def test_a_missing_and_a_shortened_shard(shard, tmp_path):
+    samples = list(scan_shard(shard))
+    with pytest.raises(DataError, match=r"nowhere\.tar cannot be opened .*: restore it"):
+        ShardReader().read(str(tmp_path / "nowhere.tar"), samples[0])
+    with open(shard, "r+b") as file:
+        file.truncate(samples[4].members[1].offset + 10)
+    reader = ShardReader()
+    assert reader.read(str(shard), samples[3]).images
+    with pytest.raises(DataError, match=r"is shorter than its index says: .* tools.shard index"):
+        reader.read(str(shard), samples[4])
+
+
+def test_a_truncated_tar_is_not_indexed_in_part(shard, tmp_path):
+    """Cut inside a picture, inside a header, and between two members."""
+    samples = list(scan_shard(shard))
+    second = samples[3].members[1].offset
+    for length in (second + 10, second - 100, second - 512):
+        cut = tmp_path / f"{length}.tar"
+        shutil.copy(shard, cut)
+        with open(cut, "r+b") as file:
+            file.truncate(length)
+        with pytest.raises(DataError, match="copy it again"):
+            list(scan_shard(cut))
+
+
+def test_not_a_plain_tar(shard, tmp_path):
+    packed = tmp_path / "packed.tar"
+    packed.write_bytes(gzip.compress(shard.read_bytes()))
+    with pytest.raises(DataError, match=r"is not a plain tar file .*: unpack it if it is compressed"):
+        list(scan_shard(packed))
+    (tmp_path / "text.tar").write_text("hello " * 500)
+    with pytest.raises(DataError, match="is not a plain tar file"):
+        list(scan_shard(tmp_path / "text.tar"))
+
+
+def test_an_empty_tar(tmp_path):
+    tarfile.open(tmp_path / "empty.tar", "w").close()
+    assert list(scan_shard(tmp_path / "empty.tar")) == []
+
+
+@pytest.mark.parametrize("record", [b"{", b"[1]", b'"x"', b"\xff\xfe", b"{}", b"[" * 100_000])
+def test_records_that_cannot_be_read(tmp_path, record):
+    writer = ShardWriter(tmp_path, "bad", max_bytes=1 << 20)
+    path = writer.write("0", [("json", record)])
+    writer.close()
+    with pytest.raises(BadSample, match="bad_record"):
+        read_all(path)
+
+
+def test_a_few_files_stay_open(tmp_path):
+    reader = ShardReader(keep_open=2)
+    for number in range(5):
+        writer = ShardWriter(tmp_path, f"s{number}", max_bytes=1)
+        path = writer.write("0", FILES)
+        writer.close()
+        sample = next(scan_shard(path))
+        for _ in range(2):
+            assert reader.read(str(path), ShardSample(sample.key, sample.members)).record == RECORD
+    assert len(reader._open) == 2
+    reader.close()
+    assert not reader._open
+
+
+def test_members_carry_the_checksum_of_their_bytes(shard):
+    sample = next(scan_shard(shard))
+    assert [member.crc32 for member in sample.members] == [zlib.crc32(data) for _, data in FILES]
