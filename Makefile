@@ -19,7 +19,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo --variant $(VARIANT)
 
 demo-data: $(VENV)/installed
-	$(BIN)/python -m tools.demo_data --out demo
+	$(BIN)/python -m tools.demo_data --out demo_out
 
 test: $(VENV)/installed
 	$(PYTEST) -m "not slow"
@@ -44,5 +44,5 @@ $(VENV)/installed: setup.py constraints.txt tools/venv.sh
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -26,7 +26,7 @@ from tools.demo_data import build_once
 from tools.demo_media import DemoError
 from tools.demo_report import Figures, Requirement, draw_losses, stage_figures
 
-OUT = Path("demo")
+OUT = Path("demo_out")
 PROCESSES = 2
 VARIANTS = {
     "moe": ("GLM-4.5V", "tiny_moe", ["parallel.expert_model_parallel_size=2"]),
@@ -61,9 +61,9 @@ STAGES = (
 LOSS_FALL = 0.30  # every stage's loss falls by at least this share
 EYES = 1.5  # the caption loss with swapped pictures over that with the right ones
 PARITY = 1e-4  # relative difference between our loss and transformers'
-HELD_OUT = [f"demo/shards/held_out_{name}" for name in ("captions", "ocr", "video", "chat", "think")]
-CAPTIONS = "demo/shards/held_out_chat"  # "Describe this picture." and its caption
-PICTURE = "demo/records/media/held_out/coffee-00.jpg"
+HELD_OUT = [f"demo_out/shards/held_out_{name}" for name in ("captions", "ocr", "video", "chat", "think")]
+CAPTIONS = "demo_out/shards/held_out_chat"  # "Describe this picture." and its caption
+PICTURE = "demo_out/records/media/held_out/coffee-00.jpg"
 PROMPT = "Describe this picture."
 
 console = Console(highlight=False)

@@ -1,8 +1,8 @@
-"""Build the demo's tokenizer and shards from real pictures, clips and texts: `python -m tools.demo_data --out demo`.
+"""Build the demo tokenizer and shards from real pictures, clips and texts: `python -m tools.demo_data --out demo_out`.
 
-    demo/tokenizer/          a byte-level BPE with GLM's special tokens
-    demo/records/NAME.jsonl  what each source holds, for people to read (pictures and clips in records/media/)
-    demo/shards/NAME/        the same, sharded and indexed: what configs/tiny/*.yaml train on
+    demo_out/tokenizer/          a byte-level BPE with GLM's special tokens
+    demo_out/records/NAME.jsonl  what each source holds, for people to read (pictures and clips in records/media/)
+    demo_out/shards/NAME/        the same, sharded and indexed: what configs/tiny/*.yaml train on
 
 Every picture is seen in many crops; `held_out_*` sources hold crops, cuts and pages that no training source has. The
 same command writes the same shards every time.
@@ -317,7 +317,7 @@ def _code_hash() -> str:
     return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(code))).hexdigest()
 
 
-def main(out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo")) -> None:
+def main(out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo_out")) -> None:
     """Build the demo's tokenizer and shards."""
     console = Console()
     started = time.monotonic()
