@@ -6,8 +6,10 @@ import contextlib
 import dataclasses
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -29,11 +31,12 @@ from model.hf_weights import (
     load_weights,
     local_tensors,
 )
-from model.parallel import ParallelConfig
+from model.parallel import ParallelConfig, initialize_model_parallel
 from model.safetensors_folder import SafetensorsWriter, parse_size
 from model.weight_table import GATE_UP, QKV, VISION_QKV, hf_num_values, sizes, weights
 from tests.hf_folders import VARIANTS, save_weights
-from tests.reference import PRESETS
+from tests.processes import Processes
+from tests.reference import PRESETS, small_config
 
 FULL_SIZE = {"glm45v": (18_106, 107_710_927_360), "glm41v_9b": (704, 10_292_777_472)}
 EXPERT_BIASES = {"glm45v": 45 * 128, "glm41v_9b": 0}
@@ -240,6 +243,66 @@ def test_random_weights_are_distributed_as_transformers_draws_them(preset: str) 
             assert ours.mean().item() == pytest.approx(0.0, abs=4 * 0.02 / ours.numel() ** 0.5)
             assert ours.std().item() == pytest.approx(0.02, rel=4 / ours.numel() ** 0.5), name
             assert ours.std().item() == pytest.approx(theirs.std().item(), rel=8 / ours.numel() ** 0.5), name
+
+
+# --- layouts ----------------------------------------------------------------------------------------------------------
+
+LAYOUTS = {
+    "moe TP2": ("glm4v_moe", ParallelConfig(tensor_model_parallel_size=2, sequence_parallel=True)),
+    "moe EP2": ("glm4v_moe", ParallelConfig(expert_model_parallel_size=2)),
+    "dense TP2": ("glm4v", ParallelConfig(tensor_model_parallel_size=2)),
+}
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Processes]:
+    with Processes(2) as processes:
+        yield processes
+
+
+def fill_a_rank(config: GlmvConfig, parallel: ParallelConfig, folder: Path | None) -> dict[str, np.ndarray]:
+    """What a process of that layout holds after loading from a folder, or from a seed."""
+    initialize_model_parallel(parallel, seed=0)
+    model = GlmvModel(config, parallel)
+    load_weights(model, SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
+    return {name: tensor.numpy() for name, tensor in local_tensors(model)}
+
+
+def put_together(name: str, whole: Tensor, parts: list[Tensor]) -> Tensor:
+    """Two ranks' slices -> the whole tensor, as megatron-core's linear layers multiply with them."""
+    if parts[0].shape == whole.shape:
+        assert torch.equal(parts[0], parts[1])
+        return parts[0]
+    if name.endswith("linear_fc1.weight"):
+        (gate0, up0), (gate1, up1) = (part.chunk(2) for part in parts)
+        return torch.cat([gate0, gate1, up0, up1])
+    columns = name.endswith(("linear_proj.weight", "linear_fc2.weight"))
+    return torch.cat(parts, dim=1 if columns else 0)
+
+
+@pytest.mark.parametrize("source", ["folder", "seed"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ranks_together_hold_what_one_process_holds(
+    layout: str, source: str, pair: Processes, single_process: None, tmp_path: Path
+) -> None:
+    variant, parallel = LAYOUTS[layout]
+    config = small_config(variant)
+    folder = save_weights(variant, tmp_path) if source == "folder" else None
+    model = GlmvModel(config, ParallelConfig())
+    load_weights(model, SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
+    whole = dict(local_tensors(model))
+    ranks = pair.run(fill_a_rank, config=config, parallel=parallel, folder=folder)
+    split = 0
+    for name, tensor in whole.items():
+        parts = [torch.from_numpy(held[name]) for held in ranks if name in held]
+        if ".local_experts." in name and parallel.expert_model_parallel_size == 2:
+            expert = int(name.split(".local_experts.")[1].split(".")[0])
+            assert [name in held for held in ranks] == [expert < 4, expert >= 4]
+            parts *= 2
+        assert torch.equal(put_together(name, tensor, parts), tensor), name
+        split += parts[0].shape != tensor.shape
+    assert set().union(*ranks) == set(whole)
+    assert (split > 0) == (parallel.tensor_model_parallel_size == 2)
 
 
 # --- weights that do not fit ------------------------------------------------------------------------------------------
