@@ -1,5 +1,11 @@
 """The GLM-V models, native on megatron-core: configuration, specs, weights, checkpoints."""
 
+import warnings
+
 from model.cpu import let_megatron_run_without_cuda
+
+# megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, and asks sharded parameters for `.grad`.
+warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
 
 let_megatron_run_without_cuda()

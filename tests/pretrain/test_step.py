@@ -1,0 +1,129 @@
+"""Optimizer steps against transformers and torch.optim.AdamW; the balance loss against its formula."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from model.adam import GroupStepAdamW
+from model.glmv import GlmvModel
+from model.hf_weights import export_tensors
+from model.moe import SegmentRouter
+from pretrain.step import TrainStep
+from tests.model.layout_cases import OPTIMIZER, PACKS, SEQ_LENGTH, packs_of_step
+from tests.reference import forward_inputs, make_sample, small_config, transformers_loss
+
+
+def test_three_steps_equal_transformers_and_adamw(
+    build: Callable[..., GlmvModel], reference: nn.Module, hf_folder
+) -> None:
+    model = build()
+    variant = model.glmv_config.variant
+    before = {name: value.clone() for name, value in reference.state_dict().items()}
+    trainer = TrainStep(model.train(), OPTIMIZER, steps=3, seq_length=SEQ_LENGTH)
+    decayed = [p for p in reference.parameters() if p.dim() > 1]
+    undecayed = [p for p in reference.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
+        lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps,
+    )  # fmt: skip
+    try:
+        for step in (1, 2, 3):
+            report = trainer.run(step, packs_of_step(variant, step))
+            optimizer.zero_grad()
+            samples = [make_sample(small_config(variant), parts, seed=1000 * step + 10 * p + s)
+                       for p, pack in enumerate(PACKS) for s, parts in enumerate(pack)]  # fmt: skip
+            loss = transformers_loss(reference, samples)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), OPTIMIZER.clip_grad)
+            optimizer.step()
+            assert report.loss == pytest.approx(loss.item(), rel=1e-5)
+            assert report.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+        assert parameter_distance(model, reference) <= 1e-5
+    finally:
+        reference.load_state_dict(before)
+
+
+def parameter_distance(model: GlmvModel, reference: nn.Module) -> float:
+    """Norm of the difference of all parameters, relative to the norm of all."""
+    ours = dict(export_tensors(model))
+    difference = size = 0.0
+    for name, parameter in reference.named_parameters():
+        if name.endswith("experts.gate_up_proj"):
+            parts = [(ours[name.replace("gate_up_proj", f"{e}.gate_proj.weight")],
+                      ours[name.replace("gate_up_proj", f"{e}.up_proj.weight")]) for e in range(len(parameter))]
+            value = torch.stack([torch.cat(pair) for pair in parts])  # fmt: skip
+        elif name.endswith("experts.down_proj"):
+            value = torch.stack(
+                [ours[name.replace("down_proj", f"{e}.down_proj.weight")] for e in range(len(parameter))]
+            )
+        else:
+            value = ours[name]
+        difference += (value - parameter).double().square().sum().item()
+        size += parameter.double().square().sum().item()
+    return (difference / size) ** 0.5
+
+
+@pytest.mark.fast
+def test_group_step_adamw_equals_torch() -> None:
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(7, 5, generator=generator)
+    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    settings = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
+    optimizers = [GroupStepAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
+    for _ in range(5):
+        ours.grad = theirs.grad = torch.randn(7, 5, generator=generator)
+        for optimizer in optimizers:
+            optimizer.step()
+    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+# --- the balance loss -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
+def test_balance_loss_is_per_sample_and_per_token_of_the_global_batch(build: Callable[..., GlmvModel]) -> None:
+    """Brute force, one sample at a time, in the last layer, whose router alone sees its own balance loss."""
+    coefficient = 0.5
+    model = build().train()
+    batches = packs_of_step("glm4v_moe", 1)
+    tokens = sum(batch.num_tokens for batch in batches)
+    router = model.routers()[-1]
+    assert isinstance(router, SegmentRouter)
+    inputs: list[torch.Tensor] = []
+    router.register_forward_pre_hook(lambda module, args: inputs.append(args[0].detach()))
+    weight = router.weight.detach().clone().requires_grad_()
+    expected_loss = torch.zeros(())
+    for batch in batches:
+        with torch.no_grad():
+            model(**forward_inputs(batch))
+        hidden = inputs.pop().squeeze(1)
+        for begin, length in zip(batch.cu_seqlens.tolist(), batch.segment_lengths.tolist(), strict=False):
+            if length:
+                scores = torch.sigmoid(hidden[begin : begin + length] @ weight.T)
+                share = scores / scores.sum(1, keepdim=True)
+                counts = torch.zeros(8).index_add(0, share.topk(2, dim=1).indices.flatten(), torch.ones(2 * length))
+                of_sample = 8 / (2 * length) * (counts * share.mean(0)).sum()
+                expected_loss = expected_loss + length / tokens * of_sample
+    (coefficient * expected_loss).backward()
+
+    with_balance, without = (last_router_gradient(build, c) for c in (coefficient, 0.0))
+    torch.testing.assert_close(with_balance - without, weight.grad, rtol=1e-4, atol=1e-6)
+
+
+def last_router_gradient(build: Callable[..., GlmvModel], coefficient: float) -> torch.Tensor:
+    model = build(balance_loss_coeff=coefficient).train()
+    trainer = TrainStep(model, OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
+    finalize = model.config.finalize_model_grads_func
+    kept: list[torch.Tensor] = []
+
+    def keep(*args: object, **kwargs: object) -> None:
+        finalize(*args, **kwargs)  # type: ignore[operator, misc]
+        kept.append(model.routers()[-1].weight.main_grad.clone())  # type: ignore[union-attr, operator]
+
+    model.config.finalize_model_grads_func = keep
+    trainer.run(1, packs_of_step("glm4v_moe", 1))
+    return kept[0]
