@@ -8,11 +8,17 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+
+from pretrain.config import RunConfig, load_config
+from sft.train import SftConfig
+from tools.demo_data import Library
+from tools.demo_data import sources as sources_of_the_demo
 
 pytestmark = pytest.mark.fast
 
@@ -143,3 +149,21 @@ def test_the_documentation_names_only_files_that_exist() -> None:
             r"\b(?:configs|docs|tools|model|data_pipeline|pretrain|sft)/[\w./-]*\w", page.read_text()
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"
+
+
+def test_the_documentation_lists_every_configuration_key() -> None:
+    documented = re.findall(r"`([a-z\d]+\.\w+)`", (ROOT / "docs" / "training.md").read_text().split("## The run")[0])
+    existing = {
+        f"{section.name}.{key.name}"
+        for section in fields(RunConfig)
+        for key in fields(get_type_hints(RunConfig)[section.name])
+    }
+    assert set(documented) == existing
+
+
+@pytest.mark.parametrize("name", ["pretrain", "long_context", "sft"])
+def test_the_tiny_configurations_are_valid_and_name_sources_that_the_demo_makes(name: str, tmp_path: Path) -> None:
+    config = load_config(SftConfig if name == "sft" else RunConfig, ROOT / "configs" / "tiny" / f"{name}.yaml")
+    made = {f"demo_out/shards/{source}" for source in sources_of_the_demo(Library(tmp_path))}
+    assert {source.path for source in config.data.sources} <= made
+    assert not any("held_out" in source.path for source in config.data.sources)
