@@ -64,7 +64,7 @@ PARITY = 1e-4  # relative difference between our loss and transformers'
 HELD_OUT = [f"demo_out/shards/held_out_{name}" for name in ("captions", "ocr", "video", "chat", "think")]
 CAPTIONS = "demo_out/shards/held_out_chat"  # "Describe this picture." and its caption
 PICTURE = "demo_out/records/media/held_out/coffee-00.jpg"
-PROMPT = "Describe this picture."
+QUESTIONS = (("Describe this picture.", "--no-thinking"), ("What is in this picture?", "--thinking"))
 
 console = Console(highlight=False)
 
@@ -106,14 +106,21 @@ def run(variant: str) -> bool:
         ours = json.loads(call("tools.demo_eval", "ours", str(previous), *HELD_OUT).splitlines()[-1])
         asked = call("tools.demo_eval", "exported", str(exported), *HELD_OUT, "--captions", CAPTIONS)
         theirs = json.loads(asked.splitlines()[-1])
-        words = call("tools.generate", "--hf", str(exported), "--image", PICTURE, "--prompt", PROMPT).strip()
+        said = {
+            question: call(
+                "tools.generate", "--hf", str(exported), "--image", PICTURE, "--prompt", question, mode
+            ).strip()
+            for question, mode in QUESTIONS
+        }
 
     figures = {stage.name: stage_figures(runs / stage.name / "metrics.jsonl") for stage in STAGES}
     curve = draw_losses({stage.name: runs / stage.name / "metrics.jsonl" for stage in STAGES}, runs / "loss.png")
     requirements = judge(figures, ours, theirs)
     console.print(road_table(name, figures))
     console.print(requirements_table(requirements))
-    console.print(f'"{PROMPT}" about {PICTURE}:\n  {words}\n', markup=False)
+    console.print(f"{PICTURE}:")
+    for question, answer in said.items():
+        console.print(f"  {question}  ->  {answer}", markup=False)
     console.print(
         f"loss curves     {curve}\nexported model  {exported}\ntook            {time.monotonic() - started:.0f} s\n"
     )
@@ -127,7 +134,7 @@ NEXT = """On a real cluster
   train, on every node    torchrun --nnodes N --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \\
                             -m pretrain.train --config YOUR.yaml model.init_from=CHECKPOINT
   give it back            python -m tools.convert export --checkpoint RUN_DIR --out HF_DIR
-  try this one            python -m tools.generate --hf {exported} --image {picture} --prompt "Describe this picture."
+  try this one            python -m tools.generate --hf {exported} --image {picture} --prompt "Describe this picture." --no-thinking
 docs/training.md lists every key; configs/tiny/*.yaml are the files to start from."""
 
 
