@@ -1,0 +1,274 @@
+"""Try an exported model: a prompt, pictures and clips in, text out.
+
+    python -m tools.generate --hf DIR --prompt "What is this?" [--image X ...] [--video Y ...] [--no-thinking]
+    python -m tools.generate --hf DIR --prompt "The picture shows" --image X --raw       continue a document
+
+transformers runs the model; pictures, clips and text are prepared by data_pipeline, as in training. Pictures and clips
+come before the prompt, or where it says <image> and <video>. Only the answer goes to standard output.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from data_pipeline.batch import EncodedSample
+from data_pipeline.domains.documents import split_placeholders
+from data_pipeline.encode import PixelBudget, encode_sample
+from data_pipeline.errors import DataError
+from data_pipeline.images import PATCH_SIZE, TEMPORAL_PATCH_SIZE, TOKEN_PIXELS
+from data_pipeline.sample import Image, Sample, Segment, Text, Token, Video
+from data_pipeline.tokens import GlmTokenizer
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+MODEL_TYPES = ("glm4v_moe", "glm4v")
+
+
+class GenerateError(ValueError):
+    """The folder or the call cannot be used; the message names the mend."""
+
+
+@app.command(help=__doc__)
+def main(
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder, e.g. of tools.convert export")],
+    prompt: Annotated[str, typer.Option(help="what to ask; with --raw, how the document begins")],
+    image: Annotated[list[Path] | None, typer.Option(help="picture; may be given several times")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="clip; may be given several times")] = None,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="continue a document, for a model that is not tuned to chat")
+    ] = False,
+    thinking: Annotated[bool, typer.Option(help="let the model think before it answers")] = True,
+    greedy: Annotated[bool, typer.Option(help="the likeliest token each time, or draw (temperature 1)")] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
+    seed: Annotated[int, typer.Option(help="of what --no-greedy draws")] = 0,
+) -> None:
+    with _errors():
+        exported = Exported.load(hf)
+        if raw:
+            segments = document_prompt(prompt, images=len(image or ()), videos=len(video or ()))
+        else:
+            segments = exported.chat_prompt(prompt, images=len(image or ()), videos=len(video or ()), thinking=thinking)
+        sample = exported.encode(segments, [_read(path) for path in image or ()], [_read(path) for path in video or ()])
+        torch.manual_seed(seed)
+        answer = exported.generate(sample, max_new_tokens=max_new_tokens, greedy=greedy)
+    print(answer)
+
+
+# --- prompts: text, pictures and clips in order -----------------------------------------------------------------------
+
+
+def document_prompt(prompt: str, *, images: int, videos: int) -> list[Segment]:
+    """The beginning of a pretraining document."""
+    return [Token("[gMASK]"), Token("<sop>"), *_content(prompt, images, videos)]
+
+
+def _content(prompt: str, images: int, videos: int) -> list[Segment]:
+    """Pictures and clips where the prompt says <image> and <video>; before it, where it says neither."""
+    content = split_placeholders(prompt, loss=False)
+    for kind, given, mark in ((Image, images, "<image>"), (Video, videos, "<video>")):
+        marked = sum(isinstance(segment, kind) for segment in content)
+        if marked not in (0, given):
+            raise GenerateError(
+                f"the prompt says {mark} {marked} times, but {given} are given; name each of them, or none"
+            )
+        if marked == 0:
+            content = [*(kind() for _ in range(given)), *content]
+    return content
+
+
+# --- an exported model ------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Exported:
+    """A Hugging Face folder, ready to answer.
+
+    tokenizer renders chats and reads answers; glm_tokenizer writes prompts, in which nothing that a user typed becomes
+    a special token. preprocessor is the content of preprocessor_config.json, budget how large images may become.
+    """
+
+    folder: Path
+    model: Any
+    tokenizer: Any
+    glm_tokenizer: GlmTokenizer
+    preprocessor: dict[str, Any]
+    budget: PixelBudget
+
+    @classmethod
+    def load(cls, folder: Path, dtype: torch.dtype | str = "auto") -> Exported:
+        """Read everything; the model goes to the accelerator if there is one. Raises GenerateError, DataError."""
+        _check_architecture(folder)
+        image, video = (_read_json(folder / f"{kind}preprocessor_config.json") for kind in ("", "video_"))
+        glm_tokenizer = GlmTokenizer(folder)
+        model = _load_model(folder, dtype)
+        device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        return cls(
+            folder=folder,
+            model=model.to(device).eval(),
+            tokenizer=AutoTokenizer.from_pretrained(folder),
+            glm_tokenizer=glm_tokenizer,
+            preprocessor=image,
+            budget=PixelBudget(_max_tokens(image), _max_tokens(video)),
+        )
+
+    def chat_prompt(self, prompt: str, *, images: int, videos: int, thinking: bool = True) -> list[Segment]:
+        """One user turn through the folder's chat template, up to where the assistant begins to write."""
+        template = self.tokenizer.get_chat_template()
+        if not thinking and "enable_thinking" not in template:
+            raise GenerateError(f"{self.folder}: the chat template always thinks; leave --no-thinking out")
+        typed: list[str] = []
+        parts = []
+        for segment in _content(prompt, images, videos):
+            if isinstance(segment, Text):
+                # A stand-in that no template takes for anything; what was typed comes back as plain text below.
+                parts.append({"type": "text", "text": f"\ue000{len(typed)}\ue001"})
+                typed.append(segment.text)
+            else:
+                parts.append({"type": "image" if isinstance(segment, Image) else "video"})
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        )
+        return list(_segments(rendered, typed, self.glm_tokenizer.special))
+
+    def encode(self, segments: Sequence[Segment], images: Sequence[bytes], videos: Sequence[bytes]) -> EncodedSample:
+        """Decode the files and tokenise. Raises BadSample naming what is wrong with them."""
+        sample = Sample("prompt", tuple(segments))
+        return encode_sample(sample, images, videos, tokenizer=self.glm_tokenizer, budget=self.budget)
+
+    @torch.no_grad()
+    def generate(self, sample: EncodedSample, *, max_new_tokens: int, greedy: bool = True) -> str:
+        """What the model writes after `sample`, special tokens such as <think> included, without the one that ends."""
+        inputs = transformers_inputs(sample, self.model.config.image_token_id, self.preprocessor)
+        ends = self.model.generation_config.eos_token_id or self.model.config.text_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or ())
+        written = self.model.generate(
+            **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
+            max_new_tokens=max_new_tokens,
+            do_sample=not greedy,
+            eos_token_id=ends,
+            pad_token_id=self.glm_tokenizer.pad_id,
+        )[0, len(sample) :].tolist()
+        if written and written[-1] in ends:
+            written.pop()
+        return self.tokenizer.decode(written)
+
+
+MEDIA: dict[str, Segment] = {
+    "<|begin_of_image|><|image|><|end_of_image|>": Image(),
+    "<|begin_of_video|><|video|><|end_of_video|>": Video(),
+}
+
+
+def _segments(rendered: str, typed: Sequence[str], special: dict[str, int]) -> Iterator[Segment]:
+    """A rendered chat as segments: stand-ins become what was typed, special tokens become tokens."""
+    pieces = "|".join(re.escape(piece) for piece in (*MEDIA, *special))
+    for piece in filter(None, re.split(f"({pieces}|\ue000[0-9]+\ue001)", rendered)):
+        if piece in MEDIA:
+            yield MEDIA[piece]
+        elif piece in special:
+            yield Token(piece)
+        elif piece.startswith("\ue000"):
+            yield Text(typed[int(piece[1:-1])])
+        else:
+            yield Text(piece)
+
+
+# --- what transformers' forward takes ---------------------------------------------------------------------------------
+
+
+def transformers_inputs(sample: EncodedSample, image_token_id: int, preprocessor: dict[str, Any]) -> dict[str, Tensor]:
+    """Arguments of `Glm4v(Moe)ForConditionalGeneration`, a batch of one; transformers makes the 3-D positions itself.
+
+    A clip's frame pairs go in as pictures: transformers' tower and its positions treat both alike, and its forward
+    refuses a sample that mixes pictures and clips. `preprocessor` gives image_mean and image_std.
+    """
+    input_ids = torch.from_numpy(sample.input_ids)[None]
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if sample.grids:
+        inputs["pixel_values"] = pixel_values(sample, preprocessor)
+        inputs["image_grid_thw"] = torch.tensor([(1, *grid) for grid in sample.grids])
+        inputs["mm_token_type_ids"] = (input_ids == image_token_id).long()
+    return inputs
+
+
+def pixel_values(sample: EncodedSample, preprocessor: dict[str, Any]) -> Tensor:
+    """uint8 slices -> normalised patches, float32 [patches, 1176] in (channel, instant, y, x) order."""
+    mean, std = (torch.tensor(preprocessor[key]).view(3, 1, 1, 1) for key in ("image_mean", "image_std"))
+    patches = []
+    sizes = [h * w * frames for (h, w), frames in zip(sample.grids, sample.frames, strict=True)]
+    for slices, frames in zip(sample.pixels.split(sizes), sample.frames, strict=True):
+        instants = slices.view(-1, frames, 3, PATCH_SIZE, PATCH_SIZE).transpose(1, 2).float()
+        both = ((instants / 255 - mean) / std).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1, -1)
+        patches.append(both.flatten(1))
+    return torch.cat(patches)
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _check_architecture(folder: Path) -> None:
+    found = _read_json(folder / "config.json").get("model_type")
+    if found not in MODEL_TYPES:
+        raise GenerateError(f"{folder} is a model of type {found!r}; this command runs {' and '.join(MODEL_TYPES)}")
+
+
+def _load_model(folder: Path, dtype: torch.dtype | str) -> Any:
+    """transformers draws what a folder lacks at random, with a warning; here that is an error."""
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise GenerateError(f"{folder}: transformers does not load the weights: {str(error).splitlines()[0]}") from None
+    for kind in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if report[kind]:
+            raise GenerateError(f"{folder}: the weights do not fit config.json, {kind}: {sorted(report[kind])[:4]}")
+    return model
+
+
+def _max_tokens(preprocessor: dict[str, Any]) -> int:
+    return int(preprocessor["size"]["longest_edge"]) // TOKEN_PIXELS
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text())
+    except OSError:
+        raise GenerateError(
+            f"{path} is missing; --hf must be a whole folder, as tools.convert export makes it"
+        ) from None
+    except ValueError as error:
+        raise GenerateError(f"{path} is not valid JSON: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise GenerateError(f"{path}: {error.strerror}") from None
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A mistake in the call or in what it is given is one line on stderr and exit status 2."""
+    try:
+        yield
+    except (GenerateError, DataError) as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()
