@@ -134,7 +134,8 @@ NEXT = """On a real cluster
   train, on every node    torchrun --nnodes N --nproc_per_node 8 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \\
                             -m pretrain.train --config YOUR.yaml model.init_from=CHECKPOINT
   give it back            python -m tools.convert export --checkpoint RUN_DIR --out HF_DIR
-  try this one            python -m tools.generate --hf {exported} --image {picture} --prompt "Describe this picture." --no-thinking
+  try this one            python -m tools.generate --hf {exported} --image {picture} \\
+                            --prompt "Describe this picture." --no-thinking
 docs/training.md lists every key; configs/tiny/*.yaml are the files to start from."""
 
 
