@@ -77,6 +77,7 @@ class PackFetcher(Dataset):
         self.tokenizer, self.budget = tokenizer, budget
         self.seq_length, self.segment_multiple = seq_length, segment_multiple
         self._reader = ShardReader()
+        self._last_cut: tuple[tuple[str, str], EncodedSample] | None = None  # pieces of one text come close together
 
     def __getitem__(self, pack: PackOrder) -> Batch | Failure:
         samples: list[EncodedSample] = []
@@ -98,6 +99,9 @@ class PackFetcher(Dataset):
         )
 
     def _fetch(self, piece: PieceOrder) -> EncodedSample:
+        place = (piece.shard, piece.sample.key)
+        if self._last_cut is not None and self._last_cut[0] == place:
+            return cut_text(self._last_cut[1], piece.start, piece.length)
         raw = self._reader.read(piece.shard, piece.sample)
         encoded = encode_record(
             *(raw.record, raw.images, raw.videos),
@@ -108,6 +112,8 @@ class PackFetcher(Dataset):
         )
         if len(encoded) != piece.sample_length:
             raise BadSample("length_changed", f"{len(encoded)} tokens, but the index promised {piece.sample_length}")
+        if piece.length < len(encoded):
+            self._last_cut = (place, encoded)
         return cut_text(encoded, piece.start, piece.length)
 
 

@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
@@ -158,8 +159,8 @@ def find_shards(path: str) -> list[Path]:
 class Source:
     """All shards of one source as one long table of samples, numbered from 0 in shard order.
 
-    lengths: int64 [samples], tokens of each after images are expanded. domains: [samples]. Raises DataError if a shard
-    or its index cannot be used, or the index was made with another tokenizer.
+    lengths: int64 [samples], tokens of each after images are expanded. is_text: bool [samples], of domain `text`, which
+    may be cut. Raises DataError if a shard or its index cannot be used, or was made with another tokenizer.
     """
 
     def __init__(self, config: SourceConfig, *, tokenizer_hash: str, budget: PixelBudget):
@@ -171,7 +172,8 @@ class Source:
                 raise DataError(f"the index of {shard.file} was made with {made}: run {index_command(shard.file)}")
         self._first_rows = np.cumsum([0] + [shard.table.num_rows for shard in self.shards])
         self.lengths = np.concatenate([sample_lengths(shard.table, budget) for shard in self.shards])
-        self.domains: list[str] = [name for shard in self.shards for name in shard.table.column("domain").to_pylist()]
+        domains = pa.chunked_array([chunk for shard in self.shards for chunk in shard.table.column("domain").chunks])
+        self.is_text = pc.equal(domains, "text").to_numpy()
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])
@@ -189,17 +191,24 @@ class Source:
 
 def sample_lengths(table: pa.Table, budget: PixelBudget) -> np.ndarray:
     """int64 [rows]: tokens of every sample, from metadata alone."""
+
+    def image_tokens(height: float, width: float) -> int:
+        return tokens_of(grid_of(resized_size(int(height), int(width), max_tokens=budget.image_max_tokens)))
+
+    def video_tokens(frames: float, fps: float, duration: float, height: float, width: float) -> int:
+        layout = plan_video(VideoInfo(int(frames), fps, duration, int(height), int(width)), budget.video_max_tokens)
+        return len(layout.seconds) * tokens_of(layout.grid)
+
     lengths = table.column("text_tokens").to_numpy().astype(np.int64)
-    for row, images in _non_empty(table, "images"):
-        for image in images:
-            size = resized_size(image["height"], image["width"], max_tokens=budget.image_max_tokens)
-            lengths[row] += tokens_of(grid_of(size))
-    for row, videos in _non_empty(table, "videos"):
-        for video in videos:
-            layout = plan_video(VideoInfo(**video), budget.video_max_tokens)
-            lengths[row] += len(layout.seconds) * tokens_of(layout.grid)
-    return lengths
+    return lengths + _media_tokens(table, "images", image_tokens) + _media_tokens(table, "videos", video_tokens)
 
 
-def _non_empty(table: pa.Table, column: str) -> Iterable[tuple[int, list[dict[str, Any]]]]:
-    return ((row, values) for row, values in enumerate(table.column(column).to_pylist()) if values)
+def _media_tokens(table: pa.Table, column: str, tokens_of_one: Callable[..., int]) -> np.ndarray:
+    """int64 [rows]: tokens of all media in a column of lists of structs; every distinct struct is worked out once."""
+    lists = table.column(column).combine_chunks()
+    media = np.stack([values.to_numpy().astype(np.float64) for values in lists.flatten().flatten()], axis=1)
+    kinds, kind = np.unique(media, axis=0, return_inverse=True)
+    tokens = np.array([tokens_of_one(*values) for values in kinds.tolist()], dtype=np.int64)[kind.reshape(-1)]
+    before = np.concatenate([[0], np.cumsum(tokens)])
+    ends = np.cumsum(lists.value_lengths().to_numpy())
+    return before[ends] - before[np.concatenate([[0], ends])[:-1]]

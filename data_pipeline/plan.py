@@ -32,7 +32,7 @@ class SourceTable(Protocol):
     label: str
     weight: float
     lengths: np.ndarray  # int64 [samples]
-    domains: list[str]
+    is_text: np.ndarray  # bool [samples]: may be cut anywhere
 
 
 @dataclass(frozen=True)
@@ -159,4 +159,4 @@ class Plan:
 
 def _fits(source: SourceTable, row: int, seq_length: int) -> bool:
     """Whether a sample can be placed: images are never cut, but plain text may be."""
-    return bool(source.lengths[row] <= seq_length) or source.domains[row] == "text"
+    return bool(source.lengths[row] <= seq_length) or bool(source.is_text[row])

@@ -1,6 +1,6 @@
 """Shards: plain tar files in the webdataset layout, written in order and read at random.
 
-A sample is the run of members that share the name up to the first dot: KEY.json (its record), KEY.0.jpg, KEY.1.png ...
+A sample is the members that share the name up to the first dot: KEY.json (its record), KEY.0.jpg, KEY.1.png ...
 (pictures in order), KEY.0.mp4 ... (clips in order). Foreign shards may also hold one picture as KEY.jpg and its
 caption as KEY.txt, as img2dataset writes them.
 """
@@ -13,7 +13,7 @@ import os
 import tarfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -92,47 +92,41 @@ class ShardWriter:
         self.finished.append(path)
 
 
-def scan_shard(path: Path) -> Iterator[ShardSample]:
-    """Walks a tar written by any program (USTAR, PAX or GNU) and groups its members into samples, in order.
+def scan_shard(path: Path) -> list[ShardSample]:
+    """Walks a tar written by any program (USTAR, PAX or GNU) and groups its members into samples by key, in the order
+    in which keys first appear. Members of other kinds are passed over.
 
-    Members of other kinds are passed over. Raises DataError if the tar is compressed, damaged or cut short.
+    Raises DataError if the tar is compressed, damaged or cut short.
     """
     size = path.stat().st_size
+    found: dict[str, list[tuple[int, Member]]] = {}
     with open(path, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                yield from _group(path, file.fileno(), (member for member in tar if member.isfile()), size)
+                for info in tar:
+                    if info.offset_data + info.size > size:
+                        raise DataError(f"{path} is cut short inside {info.name}: copy it again")
+                    name = PurePosixPath(info.name)
+                    stem, _, extension = name.name.partition(".")
+                    kind, number = _kind(extension)
+                    if not info.isfile() or kind is None or not stem:  # an empty stem is a hidden file
+                        continue
+                    crc32 = zlib.crc32(os.pread(file.fileno(), info.size, info.offset_data))
+                    member = Member(kind, info.offset_data, info.size, crc32)
+                    found.setdefault(str(name.parent / stem), []).append((number, member))
                 end = tar.offset
         except tarfile.ReadError as error:
             raise DataError(
                 f"{path} is not a plain tar file ({error}): unpack it if it is compressed, else copy it again"
             ) from error
-        if os.pread(file.fileno(), _BLOCK, end) != bytes(_BLOCK) and os.pread(
-            file.fileno(), _BLOCK, end - _BLOCK
-        ) != bytes(_BLOCK):
+        # tarfile takes the end of the file for the end of the archive; where it stopped, there must be a mark.
+        marks = (os.pread(file.fileno(), _BLOCK, offset) for offset in (max(end - _BLOCK, 0), end))
+        if bytes(_BLOCK) not in marks:
             raise DataError(f"{path} has no end-of-archive mark: its tail is missing, copy it again")
-
-
-def _group(path: Path, descriptor: int, infos: Iterable[tarfile.TarInfo], size: int) -> Iterator[ShardSample]:
-    key: str | None = None
-    found: list[tuple[int, Member]] = []
-    for info in infos:
-        if info.offset_data + info.size > size:
-            raise DataError(f"{path} is cut short inside {info.name}: copy it again")
-        name = PurePosixPath(info.name)
-        stem, _, extension = name.name.partition(".")
-        kind, number = _kind(extension)
-        if kind is None or not stem:  # an empty stem is a hidden file
-            continue
-        member_key = str(name.parent / stem)
-        if member_key != key:
-            if key is not None:
-                yield ShardSample(key, [member for _, member in sorted(found, key=lambda pair: pair[0])])
-            key, found = member_key, []
-        data = os.pread(descriptor, info.size, info.offset_data)
-        found.append((number, Member(kind, info.offset_data, info.size, zlib.crc32(data))))
-    if key is not None:
-        yield ShardSample(key, [member for _, member in sorted(found, key=lambda pair: pair[0])])
+    return [
+        ShardSample(key, [member for _, member in sorted(numbered, key=lambda pair: pair[0])])
+        for key, numbered in found.items()
+    ]
 
 
 def _kind(extension: str) -> tuple[str | None, int]:
@@ -187,6 +181,8 @@ class ShardReader:
 
 def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, Any]:
     """KEY.json as it is, or KEY.txt as the caption of a picture where there is no JSON that names a domain."""
+    if len(jsons) > 1 or len(texts) > 1:
+        raise BadSample("bad_record", "two samples of the shard have this key")
     try:
         record = json.loads(jsons[0]) if jsons else {}
         if texts and not (isinstance(record, dict) and "domain" in record):

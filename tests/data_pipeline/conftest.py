@@ -1,4 +1,4 @@
-"""Real files for the data tests: a tokenizer, pictures, clips, records and shards, made once a session."""
+"""Real files for the data tests: records of every domain with their pictures and clips, and shards of them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from data_pipeline.build import build_shards
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import clip, encoded, pattern
-from tools.demo_tokenizer import train_tokenizer
 
 TEXTS = [
     "A red square stands left of a blue circle.",
@@ -21,11 +20,6 @@ TEXTS = [
     "图中有一只猫，坐在窗边。",
     "Describe the video. What happens at second 14?",
 ]
-
-
-@pytest.fixture(scope="session")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer(TEXTS * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=600)
 
 
 @pytest.fixture(scope="session")

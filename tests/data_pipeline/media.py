@@ -11,7 +11,7 @@ from PIL import Image
 
 def pattern(height: int, width: int, seed: int = 0) -> np.ndarray:
     """uint8 [height, width, 3] in integer arithmetic, the same everywhere: gradients, edges and rough texture."""
-    y, x = np.mgrid[0:height, 0:width].astype(np.int64)
+    y, x = np.mgrid[0:height, 0:width].astype(np.int32)
     seed += 1
     ramp = (x * 255 // max(width - 1, 1) + y * 40 * seed) % 256
     checks = ((x // (5 + seed % 7) + y // (3 + seed % 5)) % 2) * 170 + (x * y) % 61

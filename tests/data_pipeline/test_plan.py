@@ -20,12 +20,12 @@ class Table:
     label: str
     weight: float
     lengths: np.ndarray
-    domains: list[str]
+    is_text: np.ndarray
 
 
-def table(label: str, weight: float, samples: int, *, low: int = 5, high: int = 200, domain: str = "ocr") -> Table:
+def table(label: str, weight: float, samples: int, *, low: int = 5, high: int = 200) -> Table:
     rng = np.random.default_rng(len(label) + samples)
-    return Table(label, weight, rng.integers(low, high, samples), [domain] * samples)
+    return Table(label, weight, rng.integers(low, high, samples), np.zeros(samples, dtype=bool))
 
 
 def plan(sources: list[Table], *, seed: int = 0, seq_length: int = 256, batch: int = 4, multiple: int = 8) -> Plan:
@@ -90,7 +90,7 @@ def test_a_new_source_leaves_the_order_of_the_others_alone():
 
 
 def test_long_texts_are_cut_and_long_image_samples_set_aside():
-    source = Table("one", 1.0, np.array([600, 700, 40]), ["text", "ocr", "ocr"])
+    source = Table("one", 1.0, np.array([600, 700, 40]), np.array([True, False, False]))
     packs, _ = plan([source]).window(Position.start(1))
     pieces = [piece for pack in packs for piece in pack.pieces]
     text = {(piece.start, piece.length) for piece in pieces if piece.row == 0}
@@ -101,9 +101,9 @@ def test_long_texts_are_cut_and_long_image_samples_set_aside():
 
 def test_a_source_in_which_nothing_fits():
     with pytest.raises(DataError, match=r"source 'one' has no sample that fits train\.seq_length 256"):
-        plan([Table("one", 1.0, np.array([600]), ["ocr"])])
+        plan([Table("one", 1.0, np.array([600]), np.array([False]))])
     with pytest.raises(DataError, match="source 'one' has no sample that fits"):
-        plan([Table("one", 1.0, np.array([], dtype=np.int64), [])])
+        plan([Table("one", 1.0, np.array([], dtype=np.int64), np.array([], dtype=bool))])
 
 
 def test_seq_length_must_hold_whole_segments():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import shutil
 import subprocess
@@ -94,6 +95,28 @@ def test_gnu_tar(tmp_path):
     assert images == [PICTURE + bytes(number) for number in range(12)]
 
 
+def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
+    """As `tar` packs a folder in whatever order the file system lists it."""
+    path = tmp_path / "mixed.tar"
+    for number in range(3):
+        for extension, data in FILES:
+            (tmp_path / f"{number}.{extension}").write_bytes(data)
+    names = [f"{number}.{extension}" for extension, _ in reversed(FILES) for number in range(3)]
+    subprocess.run(["tar", "-cf", path, "-C", tmp_path, *names], check=True)
+    assert read_all(path) == [(str(number), RECORD, [PICTURE, SECOND], []) for number in range(3)]
+
+
+def test_two_samples_of_one_key(tmp_path):
+    path = tmp_path / "twice.tar"
+    with tarfile.open(path, "w") as tar:
+        for _ in range(2):
+            info = tarfile.TarInfo("0.json")
+            info.size = len(FILES_BY_NAME["json"])
+            tar.addfile(info, io.BytesIO(FILES_BY_NAME["json"]))
+    with pytest.raises(BadSample, match="two samples of the shard have this key"):
+        read_all(path)
+
+
 def test_img2dataset_layout(tmp_path):
     path = tmp_path / "theirs.tar"
     with wds.TarWriter(str(path)) as writer:
@@ -104,7 +127,7 @@ def test_img2dataset_layout(tmp_path):
 
 
 def test_changed_bytes_are_noticed(shard):
-    samples = list(scan_shard(shard))
+    samples = scan_shard(shard)
     offset = samples[2].members[1].offset
     with open(shard, "r+b") as file:
         file.seek(offset + 30)
@@ -116,7 +139,7 @@ def test_changed_bytes_are_noticed(shard):
 
 
 def test_a_missing_and_a_shortened_shard(shard, tmp_path):
-    samples = list(scan_shard(shard))
+    samples = scan_shard(shard)
     with pytest.raises(DataError, match=r"nowhere\.tar cannot be opened .*: restore it"):
         ShardReader().read(str(tmp_path / "nowhere.tar"), samples[0])
     with open(shard, "r+b") as file:
@@ -129,7 +152,7 @@ def test_a_missing_and_a_shortened_shard(shard, tmp_path):
 
 def test_a_truncated_tar_is_not_indexed_in_part(shard, tmp_path):
     """Cut inside a picture, inside a header, and between two members."""
-    samples = list(scan_shard(shard))
+    samples = scan_shard(shard)
     second = samples[3].members[1].offset
     for length in (second + 10, second - 100, second - 512):
         cut = tmp_path / f"{length}.tar"
@@ -137,22 +160,22 @@ def test_a_truncated_tar_is_not_indexed_in_part(shard, tmp_path):
         with open(cut, "r+b") as file:
             file.truncate(length)
         with pytest.raises(DataError, match="copy it again"):
-            list(scan_shard(cut))
+            scan_shard(cut)
 
 
 def test_not_a_plain_tar(shard, tmp_path):
     packed = tmp_path / "packed.tar"
     packed.write_bytes(gzip.compress(shard.read_bytes()))
     with pytest.raises(DataError, match=r"is not a plain tar file .*: unpack it if it is compressed"):
-        list(scan_shard(packed))
+        scan_shard(packed)
     (tmp_path / "text.tar").write_text("hello " * 500)
     with pytest.raises(DataError, match="is not a plain tar file"):
-        list(scan_shard(tmp_path / "text.tar"))
+        scan_shard(tmp_path / "text.tar")
 
 
 def test_an_empty_tar(tmp_path):
     tarfile.open(tmp_path / "empty.tar", "w").close()
-    assert list(scan_shard(tmp_path / "empty.tar")) == []
+    assert scan_shard(tmp_path / "empty.tar") == []
 
 
 @pytest.mark.parametrize("record", [b"{", b"[1]", b'"x"', b"\xff\xfe", b"{}", b"[" * 100_000])
@@ -170,7 +193,7 @@ def test_a_few_files_stay_open(tmp_path):
         writer = ShardWriter(tmp_path, f"s{number}", max_bytes=1)
         path = writer.write("0", FILES)
         writer.close()
-        sample = next(scan_shard(path))
+        sample = scan_shard(path)[0]
         for _ in range(2):
             assert reader.read(str(path), ShardSample(sample.key, sample.members)).record == RECORD
     assert len(reader._open) == 2
@@ -179,5 +202,5 @@ def test_a_few_files_stay_open(tmp_path):
 
 
 def test_members_carry_the_checksum_of_their_bytes(shard):
-    sample = next(scan_shard(shard))
+    sample = scan_shard(shard)[0]
     assert [member.crc32 for member in sample.members] == [zlib.crc32(data) for _, data in FILES]

@@ -15,7 +15,6 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.index import read_index
 from data_pipeline.loader import PackedLoader
 from tests.data_pipeline.media import clip, encoded, pattern
-from tools.demo_tokenizer import train_tokenizer
 from tools.shard import app
 
 pytestmark = pytest.mark.fast
@@ -39,11 +38,6 @@ BAD = [
     ({"domain": "text", "text": "x", "images": "a.jpg"}, "bad_record"),
     ("not JSON", "bad_record"),
 ]
-
-
-@pytest.fixture(scope="module")
-def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer(["A cat. Words and words."] * 4, tmp_path_factory.mktemp("tokenizer"), vocab_size=400)
 
 
 @pytest.fixture
