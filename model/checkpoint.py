@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import queue
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
 
 STATE, TRAIN_STATE, COMPANIONS, LATEST = "state", "train_state.json", "hf", "latest"
 
@@ -106,6 +109,9 @@ def save_checkpoint(
         if train_state is not None:
             (unfinished / TRAIN_STATE).write_text(json.dumps(vars(train_state), indent=1))
     dist.barrier()
+    # megatron-core would start a manager process to collect what asynchronous writes report. These are synchronous, and
+    # a manager takes seconds to start and outlives a rank that is killed.
+    filesystem_async._results_queue = queue.Queue()
     dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(unfinished / STATE))
     dist.barrier()
     if dist.get_rank() == 0:
@@ -155,8 +161,8 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: MegatronOptimizer |
     wanted = _sharded_state(model, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
-    except Exception as error:  # megatron-core and torch raise many kinds; all mean that this folder does not fit
-        raise CheckpointError(f"{path} does not load into this model: {_first_line(error)}") from error
+    except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
+        raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
     model.load_state_dict(loaded["model"], strict=True)
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
@@ -193,8 +199,11 @@ def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict
         group.update(hyperparameters, step=step)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong, cut to a length one can read; on the first rank, if torch tells of several."""
+    if isinstance(error, CheckpointException):
+        error = next(iter(error.failures.values()))[0]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 # --- what may be unpickled --------------------------------------------------------------------------------------------
@@ -239,4 +248,4 @@ def refuse_foreign_classes(state: Path) -> None:
     except CheckpointError as error:
         raise CheckpointError(f"{file} {error}") from None
     except Exception as error:
-        raise CheckpointError(f"{file} is damaged ({_first_line(error)}); use another step") from error
+        raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from error

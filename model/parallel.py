@@ -74,6 +74,10 @@ class ParallelConfig:
     def data_parallel_size(self, world_size: int) -> int:
         return world_size // self.tensor_model_parallel_size
 
+    def data_parallel_rank(self, rank: int) -> int:
+        """Of a process in the world. Tensor-parallel ranks are neighbours in megatron-core's order."""
+        return rank // self.tensor_model_parallel_size
+
     @property
     def transformer_fields(self) -> dict[str, object]:
         """This layout in the names of megatron-core's TransformerConfig."""

@@ -159,7 +159,8 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     if malformed := [o for o in overrides if "=" not in o]:
         raise ConfigError(f"{malformed[0]!r} is not an override; write dotted.key=value")
     try:
-        layers = [OmegaConf.load(path), OmegaConf.from_dotlist(list(overrides))]
+        # "key=" sets an empty string, not YAML's null.
+        layers = [OmegaConf.load(path), OmegaConf.from_dotlist([f"{o}''" if o.endswith("=") else o for o in overrides])]
         for layer in layers:
             _refuse_unknown_keys(schema, OmegaConf.to_container(layer))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))

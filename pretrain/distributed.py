@@ -17,8 +17,8 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def is_main_process() -> bool:
-    return int(os.environ.get("RANK", "0")) == 0
+def rank() -> int:
+    return int(os.environ.get("RANK", "0"))
 
 
 @contextmanager

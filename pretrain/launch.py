@@ -14,7 +14,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.safetensors_folder import WeightsError
 from pretrain.config import RunConfig, load_config
-from pretrain.distributed import is_main_process
+from pretrain.distributed import rank
 from pretrain.loop import run
 from pretrain.step import NonFiniteStep
 
@@ -45,6 +45,6 @@ def exit_on_expected_errors(action: Callable[[], None]) -> None:
     try:
         action()
     except EXPECTED_ERRORS as error:
-        if is_main_process():
+        if rank() == 0:
             print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

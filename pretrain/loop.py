@@ -35,7 +35,7 @@ from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
 from pretrain.companions import check_tokenizer, write_companions
 from pretrain.config import RunConfig
-from pretrain.distributed import process_group, world_size
+from pretrain.distributed import process_group, rank, world_size
 from pretrain.metrics import RunLog, logger
 from pretrain.resume import checkpoint_to_resume
 from pretrain.step import NonFiniteStep, TrainStep
@@ -58,8 +58,15 @@ def run(config: RunConfig) -> None:
     check_tokenizer(model_config, GlmTokenizer(config.data.tokenizer))
     resolved = asdict(config)
     checkpoint = checkpoint_to_resume(config, resolved)
+    loader = PackedLoader(
+        config.data,
+        seq_length=config.train.seq_length,
+        global_batch_size=config.train.global_batch_size,
+        data_parallel_rank=config.parallel.data_parallel_rank(rank()),
+        data_parallel_size=config.parallel.data_parallel_size(world_size()),
+    )
     with process_group():
-        _train(config, model_config, resolved, start_from, checkpoint)
+        _train(config, model_config, resolved, loader, start_from, checkpoint)
 
 
 def weights_source(config: RunConfig) -> Path | None:
@@ -95,6 +102,7 @@ def _train(
     config: RunConfig,
     model_config: GlmvConfig,
     resolved: dict[str, Any],
+    loader: PackedLoader,
     start_from: Path | None,
     checkpoint: Path | None,
 ) -> None:
@@ -103,6 +111,7 @@ def _train(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     initialize_model_parallel(config.parallel, train.seed)
+    assert parallel_state.get_data_parallel_rank() == config.parallel.data_parallel_rank(dist.get_rank())
     model = GlmvModel(
         model_config,
         config.parallel,
@@ -113,13 +122,6 @@ def _train(
     if checkpoint is None:
         fill_weights(model, start_from, train.seed)
     trainer = TrainStep(model, config.optimizer, train.steps, train.seq_length)
-    loader = PackedLoader(
-        config.data,
-        seq_length=train.seq_length,
-        global_batch_size=train.global_batch_size,
-        data_parallel_rank=parallel_state.get_data_parallel_rank(),
-        data_parallel_size=parallel_state.get_data_parallel_world_size(),
-    )
     done = 0
     if checkpoint is not None:
         load_checkpoint(checkpoint, model, trainer.optimizer)

@@ -1,0 +1,67 @@
+"""Starting training as a user does: torchrun in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).parent.parent
+
+
+def start(
+    config: Path, overrides: Sequence[str] = (), *, processes: int = 2, entry: str = "pretrain.train"
+) -> subprocess.Popen[str]:
+    """torchrun on this machine, from the repository's root."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
+               "-m", entry, "--config", str(config), *overrides]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def finish(launcher: subprocess.Popen[str], timeout: float = 240) -> str:
+    """Wait for the end and return the output; kill what is left if it does not come."""
+    try:
+        return launcher.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        for process in [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]:
+            process.kill()
+        raise
+
+
+def train(config: Path, overrides: Sequence[str] = (), **options: Any) -> str:
+    launcher = start(config, overrides, **options)
+    output = finish(launcher)
+    assert launcher.returncode == 0, output
+    return output
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl that are complete."""
+    file = run / "metrics.jsonl"
+    if not file.exists():
+        return []
+    return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def kill_rank_at_step(launcher: subprocess.Popen[str], run: Path, rank: int, step: int, timeout: float = 120) -> None:
+    """kill -9 one rank once the run has written down `step`."""
+    deadline = time.monotonic() + timeout
+    while not any(line["step"] >= step for line in metrics(run)):
+        assert time.monotonic() < deadline, "the run did not get there"
+        assert launcher.poll() is None, finish(launcher)
+        time.sleep(0.02)
+    for process in psutil.Process(launcher.pid).children():
+        if process.environ().get("RANK") == str(rank):
+            process.kill()
+            return
+    raise AssertionError(f"there is no rank {rank}")

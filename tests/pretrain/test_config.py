@@ -1,0 +1,162 @@
+"""What a wrong configuration says: one line that names the option and the mend, before any process group or file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from data_pipeline.errors import DataError
+from model.checkpoint import CheckpointError
+from model.config import ConfigError
+from pretrain.config import RunConfig, load_config
+from pretrain.loop import run
+from sft.train import SftConfig
+
+pytestmark = pytest.mark.fast
+
+
+def attempt(config_file: Path, *overrides: str, schema: type[RunConfig] = RunConfig) -> None:
+    run(load_config(schema, config_file, overrides))
+
+
+MESSAGES = [
+    # one override, what the message must name
+    ("train.stepz=3", r"unknown key 'train.stepz'; the nearest known one is 'train.steps'"),
+    ("optimiser.lr=1", r"unknown key 'optimiser'; the nearest known one is 'optimizer'"),
+    ("data.sources=[{path: x, wieght: 2}]", r"unknown key 'data.sources.wieght'.*'data.sources.weight'"),
+    ("parallel.pipeline_model_parallel_size=2", "unknown key"),
+    ("optimizer.lr=fast", r"optimizer.lr: .*'fast'"),
+    ("optimizer.min_lr=1", r"optimizer.min_lr=1.0 must be between 0 and optimizer.lr"),
+    ("optimizer.warmup_steps=6", r"optimizer.warmup_steps=6 must be below train.steps=6"),
+    ("train.steps=0", r"train.steps=0: give a positive number"),
+    ("train.micro_batch_size=2", r"train.micro_batch_size=2: .*set it to 1"),
+    ("train.precision=fp16", r"train.precision='fp16': choose one of fp32, bf16"),
+    ("train.seq_length=100", r"train.seq_length=100 must be a multiple of data.segment_multiple=8"),
+    ("train.output_dir=", r"train.output_dir is empty"),
+    ("checkpoint.resume=always", r"checkpoint.resume='always': choose one of auto, never"),
+    ("fp8.recipe=blockwise", r"fp8.recipe=blockwise needs .*Transformer Engine.*set fp8.recipe=none"),
+    ("fp8.recipe=e4m3", r"fp8.recipe='e4m3': choose one of"),
+    ("model.preset=", r"model.preset and model.init_from are both empty"),
+    ("model.preset=glm5v", r"model.preset='glm5v' is unknown; choose one of: .*tiny_moe"),
+    ("parallel.sequence_parallel=true", r"set parallel.tensor_model_parallel_size above 1, or sequence_parallel=false"),
+    ("parallel.tensor_model_parallel_size=2", r"tensor_model_parallel_size=2 does not divide the 1 processes"),
+    ("parallel.expert_model_parallel_size=3", r"expert_model_parallel_size=3 does not divide the 1 processes"),
+    ("parallel.expert_model_parallel_size=0", r"expert_model_parallel_size=0 must be at least 1"),
+    ("noequals", r"'noequals' is not an override; write dotted.key=value"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), MESSAGES, ids=[o for o, _ in MESSAGES])
+def test_a_wrong_value_is_named(config_file: Path, tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        attempt(config_file, override)
+    assert not (tmp_path / "run").exists()
+    assert not dist.is_initialized() or dist.get_world_size() == 1
+
+
+LAYOUTS = [
+    # world size, overrides, message
+    (2, ["parallel.tensor_model_parallel_size=2"], r"needs parallel.sequence_parallel=true"),
+    (3, [], r"train.global_batch_size=4 is not a multiple of the 3 data-parallel ranks"),
+    (2, ["model.preset=tiny_dense", "parallel.expert_model_parallel_size=2"], r"this model is dense; set it to 1"),
+    (16, ["parallel.tensor_model_parallel_size=16", "parallel.sequence_parallel=true"],
+     r"tensor_model_parallel_size=16 does not divide the model's num_attention_heads 8"),
+    (16, ["parallel.expert_model_parallel_size=16", "train.global_batch_size=16"],
+     r"expert_model_parallel_size=16 does not divide the model's 8 experts"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("world_size", "overrides", "message"), LAYOUTS)
+def test_a_layout_that_cannot_be_right_is_refused(
+    config_file: Path, monkeypatch: pytest.MonkeyPatch, world_size: int, overrides: list[str], message: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world_size))
+    with pytest.raises(ConfigError, match=message):
+        attempt(config_file, *overrides)
+
+
+def test_a_missing_file_and_broken_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such file"):
+        load_config(RunConfig, tmp_path / "none.yaml")
+    (tmp_path / "broken.yaml").write_text("train: [")
+    with pytest.raises(ConfigError, match="not valid YAML"):
+        load_config(RunConfig, tmp_path / "broken.yaml")
+
+
+def test_the_values_of_file_and_command_line_arrive(config_file: Path) -> None:
+    config = load_config(RunConfig, config_file, ["optimizer.lr=3e-4", "data.num_workers=0"])
+    assert config.optimizer.lr == 3e-4
+    assert config.data.num_workers == 0
+    assert config.train.seq_length == 128
+    assert [Path(source.path).name for source in config.data.sources] == ["pictures", "text", "clips"]
+
+
+def test_fine_tuning_needs_a_model_to_start_from(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match="model.init_from is empty"):
+        attempt(config_file, schema=SftConfig)
+    assert load_config(SftConfig, config_file, ["model.init_from=x"]).optimizer.weight_decay == 0.0
+
+
+def test_a_missing_shard_is_named(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"nowhere"):
+        attempt(config_file, f"data.sources=[{{path: {tmp_path}/nowhere}}]")
+
+
+def test_another_tokenizer_is_refused(config_file: Path) -> None:
+    """The published model's token ids against the demo tokenizer's."""
+    with pytest.raises(ConfigError, match=r"<\|image\|> has id 34, but the model's configuration says 151363"):
+        attempt(config_file, "model.preset=glm45v")
+
+
+def test_a_folder_that_is_no_model_is_refused(config_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"):
+        attempt(config_file, f"model.init_from={tmp_path}")
+    other = tmp_path / "llama"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    with pytest.raises(ConfigError, match=r"model_type 'llama' is not a GLM-V model; accepted: glm4v_moe"):
+        attempt(config_file, f"model.init_from={other}", "model.preset=")
+
+
+def finished_run(config_file: Path, folder: Path) -> None:
+    """A run's folder as a crash leaves it, with a checkpoint of step 3."""
+    config = load_config(RunConfig, config_file)
+    step = folder / "checkpoints" / "step_0000003"
+    step.mkdir(parents=True)
+    (folder / "checkpoints" / "latest").write_text("step_0000003\n")
+    (folder / "metrics.jsonl").write_text('{"step": 3}\n')
+    resolved = OmegaConf.to_container(OmegaConf.structured(config))
+    (step / "train_state.json").write_text(json.dumps({"step": 3, "data": {}, "config": resolved}))
+
+
+CHANGES = [
+    ("train.global_batch_size=8", "train.global_batch_size was 4 .* and is 8 now"),
+    ("data.seed=5", "data.seed was 0 .* and is 5 now"),
+    ("data.image_max_tokens=25", "data.image_max_tokens was 16"),
+    ("model.preset=tiny_dense", "model.preset was 'tiny_moe'"),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), CHANGES)
+def test_a_changed_plan_is_named_on_resume(config_file: Path, tmp_path: Path, override: str, message: str) -> None:
+    finished_run(config_file, tmp_path / "run")
+    with pytest.raises(ConfigError, match=message + r".*checkpoint.allow_changes=true"):
+        attempt(config_file, override)
+
+
+def test_resume_never_does_not_touch_a_run(config_file: Path, tmp_path: Path) -> None:
+    finished_run(config_file, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"holds a run and checkpoint.resume=never; choose another folder"):
+        attempt(config_file, "checkpoint.resume=never")
+
+
+def test_a_checkpoint_that_latest_names_but_is_not_there(config_file: Path, tmp_path: Path) -> None:
+    finished_run(config_file, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_0000003")
+    with pytest.raises(CheckpointError, match=r"latest names step_0000003, which is not there"):
+        attempt(config_file)

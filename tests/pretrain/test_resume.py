@@ -1,0 +1,58 @@
+"""A run that is killed and started again goes on bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.launch import finish, kill_rank_at_step, metrics, start, train
+
+EXPERTS_OVER_TWO = "parallel.expert_model_parallel_size=2"
+SAME = ("step", "loss", "grad_norm", "lr", "tokens", "samples", "images", "patches")
+
+
+def trace(run: Path) -> list[list[object]]:
+    """What must not differ; times do."""
+    return [[line.get(key) for key in SAME] for line in metrics(run)]
+
+
+@pytest.mark.parametrize(("precision", "rank"), [("fp32", 1), ("bf16", 0)])
+def test_killed_and_restarted_equals_uninterrupted(
+    config_file: Path, tmp_path: Path, precision: str, rank: int
+) -> None:
+    common = [EXPERTS_OVER_TWO, f"train.precision={precision}"]
+    train(config_file, [*common, f"train.output_dir={tmp_path}/whole", "checkpoint.save_interval=0"])
+
+    killed = tmp_path / "killed"
+    command = [*common, f"train.output_dir={killed}"]
+    launcher = start(config_file, command)
+    kill_rank_at_step(launcher, killed, rank, step=5)
+    finish(launcher)
+    assert launcher.returncode != 0
+    assert (killed / "checkpoints" / "latest").read_text() == "step_0000003\n"
+
+    output = train(config_file, command)
+    assert "step 3 of 6" in output
+    assert trace(killed) == trace(tmp_path / "whole")
+    assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_continues_at_another_layout(config_file: Path, tmp_path: Path) -> None:
+    """Expert parallel, then tensor parallel, then one process: the same losses as one process throughout, to rounding."""
+    train(config_file, [f"train.output_dir={tmp_path}/one", "checkpoint.save_interval=0"], processes=1)
+    moved = [f"train.output_dir={tmp_path}/moved", "checkpoint.save_interval=2"]
+    train(config_file, [*moved, "train.steps=6", EXPERTS_OVER_TWO])
+    remove_checkpoints_after(tmp_path / "moved", step=2)
+    layout = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]
+    train(config_file, [*moved, *layout])
+    remove_checkpoints_after(tmp_path / "moved", step=4)
+    train(config_file, moved, processes=1)
+    for moved_line, line in zip(metrics(tmp_path / "moved"), metrics(tmp_path / "one"), strict=True):
+        assert moved_line["loss"] == pytest.approx(line["loss"], rel=1e-5)
+        assert moved_line["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-4)
+
+
+def remove_checkpoints_after(run: Path, step: int) -> None:
+    """As if the run had been stopped there."""
+    (run / "checkpoints" / "latest").write_text(f"step_{step:07d}\n")
