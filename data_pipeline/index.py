@@ -38,7 +38,7 @@ SCHEMA = pa.schema(
             pa.list_(
                 pa.struct(
                     [
-                        ("frames", pa.int32()),
+                        ("frames", pa.int64()),
                         ("fps", pa.float64()),
                         ("duration", pa.float64()),
                         ("height", pa.int32()),

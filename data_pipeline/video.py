@@ -17,7 +17,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.images import TEMPORAL_PATCH_SIZE, grid_of, patchify, resize, resized_size
+from data_pipeline.images import MAX_DECODED_PIXELS, TEMPORAL_PATCH_SIZE, grid_of, patchify, resize, resized_size
 
 SAMPLED_FPS = 2
 MAX_DURATION = 300  # seconds; a longer clip is sampled MAX_DURATION * SAMPLED_FPS times in all
@@ -58,6 +58,8 @@ def probe_video(data: bytes) -> VideoInfo:
             raise BadSample("video_without_frames", "the video stream holds no frames")
         if not rate or not stream.height or not stream.width:
             raise BadSample("unreadable_video", "the video stream has no frame rate or no size")
+        if stream.height * stream.width > MAX_DECODED_PIXELS:
+            raise BadSample("image_too_large", f"frames of {stream.width}x{stream.height} pixels")
         return VideoInfo(frames, float(rate), float(Fraction(frames) / rate), stream.height, stream.width)
 
 
@@ -138,7 +140,10 @@ def _open(data: bytes):
 def _stream(container):
     if not container.streams.video:
         raise BadSample("video_without_frames", "the file has no video stream")
-    return container.streams.video[0]
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise BadSample("unreadable_video", "no decoder for its codec")
+    return stream
 
 
 def _count_packets(container) -> int:

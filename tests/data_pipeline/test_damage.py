@@ -1,0 +1,85 @@
+"""Damaged files of every kind: a sample is either read or set aside with a reason, and nothing else happens."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline.errors import BadSample
+from data_pipeline.images import image_slices, probe_image
+from data_pipeline.video import video_slices
+from tests.data_pipeline.media import clip, encoded, pattern
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+
+REASONS = ("unreadable_image", "image_too_large", "extreme_aspect", "unreadable_video", "video_without_frames")
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description to damage"
+    return exif
+
+
+PICTURES = {name: encoded(pattern(70, 90), name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
+PICTURES["JPEG with EXIF"] = encoded(pattern(70, 90), "JPEG", exif=turned())
+PICTURES["progressive JPEG"] = encoded(pattern(70, 90), "JPEG", progressive=True)
+CLIPS = {
+    "mp4": clip(12),
+    "matroska": clip(12, format="matroska"),
+    "avi": clip(12, format="avi", codec="mpeg4"),
+    "webm": clip(6, format="webm", codec="libvpx"),
+}
+
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """Bits flipped, bytes replaced, or the end cut off, a few times, often near the header."""
+    damaged = bytearray(data)
+    for _ in range(rng.integers(1, 6)):
+        place = int(rng.integers(len(damaged) if rng.integers(2) else min(200, len(damaged))))
+        match rng.integers(4):
+            case 0:
+                damaged[place] ^= 1 << int(rng.integers(8))
+            case 1:
+                damaged[place] = int(rng.integers(256))
+            case 2:
+                damaged[place : place + 4] = rng.bytes(4)
+            case 3:
+                del damaged[max(place, 1) :]
+    return bytes(damaged)
+
+
+def survive(cases: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    outcomes: Counter[str] = Counter()
+    for case in range(cases):
+        pictures = case % 3 != 0
+        name = str(rng.choice(list(PICTURES if pictures else CLIPS)))
+        data = damage((PICTURES if pictures else CLIPS)[name], rng)
+        began = time.process_time()
+        try:
+            if pictures:
+                probe_image(data)
+                image_slices(data, max_tokens=60)
+            else:
+                video_slices(data, max_tokens=60)
+            outcomes["read"] += 1
+        except BadSample as error:
+            outcomes[error.reason] += 1
+        assert time.process_time() - began < 20, f"case {case}: a damaged {name} took too long"
+    assert set(outcomes) <= {"read", *REASONS}
+    assert cases // 10 < outcomes["read"] < cases * 9 // 10
+
+
+def test_a_few_damaged_files():
+    survive(600, seed=11)
+
+
+@pytest.mark.slow
+def test_many_damaged_files():
+    survive(40_000, seed=12)
