@@ -124,7 +124,8 @@ def read_index(tar: Path) -> ShardIndex:
     if not path.is_file():
         raise DataError(f"shard {tar} has no index: {mend}")
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        with pa.memory_map(str(path)) as file:  # the table keeps the mapping, so closing only saves a descriptor
+            table = pa.ipc.open_file(file).read_all()
         metadata = table.schema.metadata or {}
         if metadata.get(b"format") != FORMAT.encode():
             raise DataError(f"{path} was not written by this version: {mend}")
@@ -172,8 +173,8 @@ class Source:
                 raise DataError(f"the index of {shard.file} was made with {made}: run {index_command(shard.file)}")
         self._first_rows = np.cumsum([0] + [shard.table.num_rows for shard in self.shards])
         self.lengths = np.concatenate([sample_lengths(shard.table, budget) for shard in self.shards])
-        domains = pa.chunked_array([chunk for shard in self.shards for chunk in shard.table.column("domain").chunks])
-        self.is_text = pc.equal(domains, "text").to_numpy()
+        domains = [shard.table.column("domain") for shard in self.shards]
+        self.is_text = np.concatenate([pc.equal(column, "text").to_numpy() for column in domains])
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])

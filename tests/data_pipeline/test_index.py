@@ -14,7 +14,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.index import Source, find_shards, index_path, read_index
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards import ShardReader, ShardWriter
 from data_pipeline.tokens import GlmTokenizer
 
 
@@ -113,6 +113,27 @@ def test_an_index_of_another_version(shards):
         writer.write_table(table)
     with pytest.raises(DataError, match="was not written by this version"):
         read_index(tar)
+
+
+@pytest.mark.fast
+def test_a_shard_in_which_nothing_can_be_used(shards, tokenizer):
+    writer = ShardWriter(shards, "bad", max_bytes=1000)
+    writer.write("0", [("json", b"{}")])
+    writer.close()
+    report = index_shards(writer.finished, tokenizer=tokenizer)
+    assert report.reasons() == {"bad_record": 1}
+    source = Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
+    assert len(source) == len(source.lengths) == len(source.is_text) == 40
+    assert source.locate(0)[0].file.name == "shard-00000.tar"
+
+
+@pytest.mark.fast
+def test_indexes_do_not_use_up_file_descriptors(shards):
+    tar = shards / "shard-00000.tar"
+    before = len(os.listdir("/proc/self/fd"))
+    opened = [read_index(tar) for _ in range(50)]
+    assert len(os.listdir("/proc/self/fd")) - before < 10
+    assert {index.sample(0).key for index in opened} == {opened[0].sample(0).key}
 
 
 @pytest.mark.fast
