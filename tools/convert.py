@@ -22,6 +22,7 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
@@ -182,15 +183,11 @@ def verify_command(
         return
     table = Table(box=None)
     for title in ("what differs", str(dir_a), str(dir_b)):
-        table.add_column(title, overflow="fold")
+        table.add_column(escape(title), overflow="fold")
     for row in differences[:SHOWN_DIFFERENCES]:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
-    console.print(
-        f"{len(differences):,} differences, the first {SHOWN_DIFFERENCES} shown"
-        if len(differences) > SHOWN_DIFFERENCES
-        else f"{len(differences)} differences"
-    )
+    console.print(f"differences: {len(differences):,}, of which shown: {min(len(differences), SHOWN_DIFFERENCES)}")
     raise typer.Exit(1)
 
 

@@ -19,6 +19,8 @@ from tests.data_pipeline import media
 from tests.hf_folders import VARIANTS, save_whole_folder
 from tools.generate import Exported, GenerateError, app, document_prompt, transformers_inputs
 
+pytestmark = pytest.mark.fast
+
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
