@@ -4,8 +4,8 @@ import warnings
 
 from model.cpu import let_megatron_run_without_cuda
 
-# megatron-core 0.16.1 calls collectives by names that torch 2.13 deprecates, and asks sharded parameters for `.grad`.
-warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+# megatron-core 0.16.1 uses names that torch 2.13 deprecates, and asks sharded parameters for `.grad`.
+warnings.filterwarnings("ignore", category=FutureWarning, module="(torch.distributed|megatron.core.dist_checkpointing)")
 warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
 
 let_megatron_run_without_cuda()
