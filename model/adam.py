@@ -11,8 +11,8 @@ import torch
 class GroupStepAdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), equal to torch.optim.AdamW.
 
-    The state of a parameter is `exp_avg` and `exp_avg_sq`, of its shape; `step` belongs to the group. That is the layout
-    of Transformer Engine's and apex's FusedAdam, which megatron-core's distributed optimizer saves and reshards.
+    A parameter's state is `exp_avg` and `exp_avg_sq`, of its shape; `step` belongs to the group. That is the layout of
+    Transformer Engine's and apex's FusedAdam, which megatron-core's distributed optimizer saves and reshards.
 
     Args:
         params: parameters or parameter groups.

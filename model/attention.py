@@ -44,7 +44,8 @@ class SegmentAttention(MegatronModule):
         **_: Any,
     ) -> None:
         super().__init__(config=config)
-        assert pg_collection is not None and config.kv_channels is not None
+        assert pg_collection is not None
+        assert config.kv_channels is not None
         self.attn_mask_type = attn_mask_type
         self.softmax_scale = softmax_scale or config.kv_channels**-0.5
         self.hidden_size_per_partition = divide(

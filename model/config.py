@@ -111,8 +111,9 @@ class DecoderConfig:
             )
         if 2 * sum(self.mrope_section) != self.rotary_dim:
             raise ConfigError(
-                f"text_config.mrope_section={list(self.mrope_section)} must add up to half of the rotated dimensions, "
-                f"{self.rotary_dim // 2} (head_dim {self.head_dim} x partial_rotary_factor {self.partial_rotary_factor})"
+                f"text_config.mrope_section={list(self.mrope_section)} must add up to half of the rotated "
+                f"dimensions, {self.rotary_dim // 2} (head_dim {self.head_dim} x partial_rotary_factor "
+                f"{self.partial_rotary_factor})"
             )
 
     @property
@@ -145,7 +146,8 @@ class GlmvConfig:
         if self.vision.out_hidden_size != self.decoder.hidden_size:
             raise ConfigError(
                 f"vision_config.out_hidden_size={self.vision.out_hidden_size} must equal "
-                f"text_config.hidden_size={self.decoder.hidden_size}: image embeddings take the place of token embeddings"
+                f"text_config.hidden_size={self.decoder.hidden_size}: "
+                "image embeddings take the place of token embeddings"
             )
 
     @property
@@ -182,8 +184,7 @@ class GlmvConfig:
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
             raise ConfigError(f"model.preset={name!r} is unknown; choose one of: {known}")
-        content = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(content, dict)
+        content: Any = OmegaConf.to_container(OmegaConf.load(path))
         return cls.from_hf_dict(content, source=str(path))
 
     # --- Hugging Face ---------------------------------------------------------------------------------------------

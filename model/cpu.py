@@ -165,7 +165,7 @@ def _complete_megatron_without_transformer_engine() -> None:
 
     # The router's matrix product asks `if te_general_gemm is not None`: a NameError otherwise.
     if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None  # type: ignore[attr-defined]
+        moe_utils.te_general_gemm = None
 
     # The all-to-all dispatcher turns split sizes into host lists only when they come from the device.
     true_move = token_dispatcher.maybe_move_tensor_to_cpu
@@ -191,8 +191,8 @@ def _complete_megatron_without_transformer_engine() -> None:
 
 
 def _use_a_fused_style_adam() -> None:
-    """Transformer Engine's and apex's FusedAdam keep `step` in the parameter group; torch.optim's keeps one a parameter,
-    with which a distributed optimizer's checkpoint does not load at another layout."""
+    """Transformer Engine's and apex's FusedAdam keep `step` in the parameter group; torch.optim's keeps one for every
+    parameter, with which a distributed optimizer's checkpoint does not load at another layout."""
     import megatron.core.optimizer as optimizer
     import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
 

@@ -16,12 +16,13 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.adapter import PatchMerger, adapter_transformer_config
 from model.backend import TorchSpecProvider, select_backend
 from model.config import GlmvConfig
 from model.decoder import decoder_block_spec, decoder_transformer_config
+from model.moe import SegmentRouter
 from model.parallel import ParallelConfig, slice_for_tensor_rank, whole_on_every_rank
 from model.rope import DecoderRope
 from model.vision import VisionEncoder, vision_transformer_config
@@ -89,18 +90,18 @@ class GlmvModel(MegatronModule):
         for module in (self.vision_model, self.adapter):
             for parameter in module.parameters():
                 # Whole on every tensor-parallel rank: count it once in the gradient norm.
-                parameter.tensor_model_parallel = False  # type: ignore[attr-defined]
+                parameter.tensor_model_parallel = False
         for name, parameter in self.named_parameters():
             if ".experts.local_experts." in name:
                 # Reduce over the ranks that hold the same experts. megatron-core marks them so only where EP > 1, and
                 # with TP alone their gradients would silently be wrong; and one format of optimizer state on disk needs
                 # the same two optimizers (experts, the rest) in every layout.
-                parameter.allreduce = False  # type: ignore[attr-defined]
+                parameter.allreduce = False
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         self.language_model.set_input_tensor(input_tensor)
 
-    def routers(self) -> list[nn.Module]:
+    def routers(self) -> list[SegmentRouter]:
         """The routers of this rank's mixture-of-experts layers, in order."""
         return [layer.mlp.router for layer in self.language_model.decoder.layers if hasattr(layer.mlp, "router")]
 

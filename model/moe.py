@@ -92,7 +92,7 @@ class SegmentMoELayer(MoELayer):
     def forward(
         self, hidden_states: Tensor, intermediate_tensors: None = None, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """hidden_states [tokens, 1, hidden], padding_mask: members [segments, tokens] -> ([tokens, 1, hidden], None)."""
+        """hidden_states [tokens, 1, hidden], padding_mask: members [segments, tokens] -> [tokens, 1, hidden], None."""
         shared_expert_output = self.shared_experts_compute(hidden_states)
         probs, routing_map = self.route(hidden_states, padding_mask)
         hidden_states, probs = self.preprocess(hidden_states, probs, routing_map)

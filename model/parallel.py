@@ -66,7 +66,8 @@ class ParallelConfig:
                 )
         if decoder.is_moe and decoder.n_routed_experts % ep:
             raise ConfigError(
-                f"parallel.expert_model_parallel_size={ep} does not divide the model's {decoder.n_routed_experts} experts"
+                f"parallel.expert_model_parallel_size={ep} does not divide the model's {decoder.n_routed_experts} "
+                "experts"
             )
         if self.sequence_parallel and seq_length % tp:
             raise ConfigError(f"parallel.tensor_model_parallel_size={tp} does not divide train.seq_length={seq_length}")

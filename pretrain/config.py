@@ -132,8 +132,8 @@ class RunConfig:
         ranks = self.parallel.data_parallel_size(world_size)
         if self.train.global_batch_size % ranks:
             raise ConfigError(
-                f"train.global_batch_size={self.train.global_batch_size} is not a multiple of the {ranks} data-parallel "
-                f"ranks that {world_size} processes make"
+                f"train.global_batch_size={self.train.global_batch_size} is not a multiple of the {ranks} "
+                f"data-parallel ranks that {world_size} processes make"
             )
 
 
@@ -190,9 +190,9 @@ def _dotted_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
     for f in fields(schema):
         kind = hints[f.name]
         yield prefix + f.name, kind
-        inner = next((k for k in (kind, *get_args(kind)) if is_dataclass(k)), None)
-        if inner is not None:
-            yield from _dotted_keys(inner, f"{prefix}{f.name}.")
+        for inner in (kind, *get_args(kind)):
+            if isinstance(inner, type) and is_dataclass(inner):
+                yield from _dotted_keys(inner, f"{prefix}{f.name}.")
 
 
 def _keys_of(content: Any, prefix: str = "") -> Iterator[str]:

@@ -46,7 +46,8 @@ class RunLog:
         self._metrics = (folder / "metrics.jsonl").open("a")
         self._quarantine = (folder / "quarantine.jsonl").open("a")
         self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
-        self._handlers = [logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")]
+        console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")
+        self._handlers: list[logging.Handler] = [console, file]
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)

@@ -85,7 +85,7 @@ class TrainStep:
         packs = len(batches) * ranks
         loss_tokens, tokens, samples, images, patches = self._totals(batches)
         for router in self.model.routers():
-            router.mean_tokens_per_pack = max(tokens, 1) / packs  # type: ignore[assignment]
+            router.mean_tokens_per_pack = max(tokens, 1) / packs
 
         lr = set_step(self.scheduler, step)
         self.ddp.zero_grad_buffer()
@@ -129,7 +129,7 @@ class TrainStep:
     def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
         """Keep the experts' token counts, which megatron-core uses for the expert bias and then clears."""
         if routers := self.model.routers():
-            self._expert_tokens = torch.stack([router.local_tokens_per_expert for router in routers])  # type: ignore[arg-type]
+            self._expert_tokens = torch.stack([router.local_tokens_per_expert for router in routers])
         finalize_model_grads(*args, **kwargs)
 
     def _moe_report(self, micro_batches: int) -> dict[str, float]:

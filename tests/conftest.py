@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer(pydoc_data.topics.topics.values(), tmp_path_factory.mktemp("tokenizer"))
 
 
-# --- models ------------------------------------------------------------------------------------------------------------
+# --- models -----------------------------------------------------------------------------------------------------------
 
 VARIANTS = ("glm4v_moe", "glm4v")
 
@@ -91,9 +92,10 @@ def reference(hf_folder: tuple[Path, nn.Module]) -> nn.Module:
 def build(single_process: None, hf_folder: tuple[Path, nn.Module]) -> Callable[..., GlmvModel]:
     """Makes our model with the reference's weights."""
     folder, reference = hf_folder
+    config: Any = reference.config
 
-    def make(**options: object) -> GlmvModel:
-        model = GlmvModel(small_config(reference.config.model_type), ParallelConfig(), **options)  # type: ignore[arg-type]
+    def make(**options: Any) -> GlmvModel:
+        model = GlmvModel(small_config(config.model_type), ParallelConfig(), **options)
         load_weights(model, SafetensorsFolder(folder))
         return model
 

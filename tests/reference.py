@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def transformers_model(config: GlmvConfig, seed: int = 0) -> nn.Module:
 
 
 def save_transformers_model(config: GlmvConfig, folder: Path, seed: int = 0) -> nn.Module:
-    model = transformers_model(config, seed)
+    model: Any = transformers_model(config, seed)
     model.save_pretrained(folder)
     return model
 

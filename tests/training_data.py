@@ -12,7 +12,8 @@ from data_pipeline.build import build_shards
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import clip, encoded, pattern
 
-WORDS = "a small red house by the wide river under old trees where two grey birds sing all day".split()
+WORDS = ["a", "small", "red", "house", "by", "the", "wide", "river", "under", "old", "trees", "where", "two", "grey",
+         "birds", "sing", "all", "day"]  # fmt: skip
 
 
 def sentence(seed: int, length: int) -> str:

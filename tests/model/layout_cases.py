@@ -54,7 +54,7 @@ def train(
     with `compare_with`, also the summed squares of the difference of every tensor, and of the tensor."""
     parallel = ParallelConfig(**layout)
     initialize_model_parallel(parallel, seed=1)
-    coefficients = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
+    coefficients: dict[str, Any] = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
     model = GlmvModel(small_config(variant), parallel, dtype=getattr(torch, dtype), **coefficients)
     load_weights(model, SafetensorsFolder(folder))
     trainer = TrainStep(model.train(), OPTIMIZER, steps, SEQ_LENGTH)

@@ -81,7 +81,7 @@ def test_packed_samples_equal_each_run_alone(model: GlmvModel, reference: nn.Mod
         assert (packed[begin : begin + len(one.encoded)] - expected).abs().max() <= LOGITS
 
 
-# --- broken twins: what the comparison above must not let through ------------------------------------------------------
+# --- broken twins: what the comparison above must not let through -----------------------------------------------------
 
 
 def one_segment_off(batch: Batch) -> Batch:

@@ -39,7 +39,7 @@ def test_killed_and_restarted_equals_uninterrupted(
 
 
 def test_a_run_continues_at_another_layout(config_file: Path, tmp_path: Path) -> None:
-    """Expert parallel, then tensor parallel, then one process: the same losses as one process throughout, to rounding."""
+    """Expert parallel, then tensor parallel, then one process: the losses of one process throughout, to rounding."""
     train(config_file, [f"train.output_dir={tmp_path}/one", "checkpoint.save_interval=0"], processes=1)
     moved = [f"train.output_dir={tmp_path}/moved", "checkpoint.save_interval=2"]
     train(config_file, [*moved, "train.steps=6", EXPERTS_OVER_TWO])

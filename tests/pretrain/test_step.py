@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -53,8 +54,13 @@ def parameter_distance(model: GlmvModel, reference: nn.Module) -> float:
     difference = size = 0.0
     for name, parameter in reference.named_parameters():
         if name.endswith("experts.gate_up_proj"):
-            parts = [(ours[name.replace("gate_up_proj", f"{e}.gate_proj.weight")],
-                      ours[name.replace("gate_up_proj", f"{e}.up_proj.weight")]) for e in range(len(parameter))]
+            parts = [
+                (
+                    ours[name.replace("gate_up_proj", f"{e}.gate_proj.weight")],
+                    ours[name.replace("gate_up_proj", f"{e}.up_proj.weight")],
+                )
+                for e in range(len(parameter))
+            ]
             value = torch.stack([torch.cat(pair) for pair in parts])  # fmt: skip
         elif name.endswith("experts.down_proj"):
             value = torch.stack(
@@ -72,7 +78,7 @@ def test_group_step_adamw_equals_torch() -> None:
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(7, 5, generator=generator)
     ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
-    settings = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
+    settings: dict[str, Any] = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
     optimizers = [GroupStepAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
     for _ in range(5):
         ours.grad = theirs.grad = torch.randn(7, 5, generator=generator)
@@ -120,9 +126,9 @@ def last_router_gradient(build: Callable[..., GlmvModel], coefficient: float) ->
     finalize = model.config.finalize_model_grads_func
     kept: list[torch.Tensor] = []
 
-    def keep(*args: object, **kwargs: object) -> None:
-        finalize(*args, **kwargs)  # type: ignore[operator, misc]
-        kept.append(model.routers()[-1].weight.main_grad.clone())  # type: ignore[union-attr, operator]
+    def keep(*args: Any, **kwargs: Any) -> None:
+        finalize(*args, **kwargs)
+        kept.append(model.routers()[-1].weight.main_grad.clone())
 
     model.config.finalize_model_grads_func = keep
     trainer.run(1, packs_of_step("glm4v_moe", 1))
