@@ -39,8 +39,8 @@ CODE = [
 ]
 MARKER = "built.json"  # written last: what was built, and by which code
 
-TRAIN_VIEWS, HELD_OUT_VIEWS = 24, 2  # crops of each picture
-TRAIN_CUTS, HELD_OUT_CUTS = 8, 1  # cuts of each clip
+TRAIN_VIEWS, HELD_OUT_VIEWS = 16, 2  # crops of each picture
+TRAIN_CUTS, HELD_OUT_CUTS = 6, 1  # cuts of each clip
 TEXT_CHARACTERS = 800  # of one document, about: whole paragraphs are kept
 CAPTION_REPEATS = 8  # how often the tokenizer's training text repeats the captions: their words become tokens
 
@@ -249,15 +249,15 @@ def text_chat() -> Iterator[Record]:
 def sources(library: Library) -> dict[str, Iterator[Record]]:
     return {
         "captions": captions(library, "train", TRAIN_VIEWS),
-        "interleaved": interleaved(library, 200, (2, 4)),
-        "ocr": ocr(library, "train", 300),
+        "interleaved": interleaved(library, 150, (2, 4)),
+        "ocr": ocr(library, "train", 200),
         "grounding": grounding(library, 150),
         "text": text(),
-        "albums": interleaved(library, 80, (12, 24)),
+        "albums": interleaved(library, 60, (12, 24)),
         "video": video(library, "train", TRAIN_CUTS),
         "chat_describe": describing_chat(library, "train", TRAIN_VIEWS),
         "chat_think": thinking_chat(library, "train", TRAIN_VIEWS),
-        "chat_compare": comparing_chat(library, 200),
+        "chat_compare": comparing_chat(library, 150),
         "chat_turns": several_turns_chat(library, 150),
         "chat_video": video_chat(library, "train", TRAIN_CUTS),
         "chat_text": text_chat(),

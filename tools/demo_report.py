@@ -9,6 +9,8 @@ from typing import Any
 
 import matplotlib
 
+from data_pipeline.domains import DOMAINS
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
@@ -28,14 +30,6 @@ class Figures:
     @property
     def fall(self) -> float:
         return 1 - self.last / self.first
-
-
-@dataclass(frozen=True)
-class Requirement:
-    what: str
-    measured: str
-    required: str
-    met: bool
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -63,7 +57,9 @@ def draw_losses(metrics: dict[str, Path], out: Path) -> Path:
         seen = [sum(line["tokens"] for line in lines[: count + 1]) / 1000 for count in range(len(lines))]
         for domain in sorted({key for line in lines for key in line if key.startswith("loss/")}):
             points = [(x, line[domain]) for x, line in zip(seen, lines, strict=True) if domain in line]
-            panel.plot(*zip(*points, strict=True), linewidth=0.7, alpha=0.7, label=domain.removeprefix("loss/"))
+            name = domain.removeprefix("loss/")
+            color = f"C{DOMAINS.index(name)}"
+            panel.plot(*zip(*points, strict=True), linewidth=0.7, alpha=0.7, color=color, label=name)
         panel.plot(seen, [line["loss"] for line in lines], color="black", linewidth=1.5, label="all")
         panel.set(title=stage, xlabel="thousand tokens", ylim=(0, None))
         panel.legend(fontsize="small")

@@ -33,4 +33,5 @@ if ! usable "$venv/bin/python"; then
     fi
     "$python" -m venv "$venv"
 fi
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
+echo "installing the versions of constraints.txt into $venv; this takes some minutes where they are missing"
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[test,demo]'
