@@ -7,12 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from data_pipeline.domains import DOMAINS
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 FIRST_STEPS = 3  # the loss at a stage's start is the mean of so many steps
 LAST_SHARE = 0.1  # and at its end that of the last tenth
@@ -51,7 +48,8 @@ def stage_figures(metrics: Path) -> Figures:
 
 def draw_losses(metrics: dict[str, Path], out: Path) -> Path:
     """One panel a stage: the loss of every step, and of each domain (thin), over the useful tokens seen."""
-    figure, panels = plt.subplots(1, len(metrics), figsize=(5 * len(metrics), 4), sharey=True, constrained_layout=True)
+    figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, (stage, path) in zip(panels, metrics.items(), strict=True):
         lines = read_metrics(path)
         seen = [sum(line["tokens"] for line in lines[: count + 1]) / 1000 for count in range(len(lines))]
@@ -65,5 +63,4 @@ def draw_losses(metrics: dict[str, Path], out: Path) -> Path:
         panel.legend(fontsize="small")
     panels[0].set_ylabel("cross-entropy a token")
     figure.savefig(out, dpi=120)
-    plt.close(figure)
     return out

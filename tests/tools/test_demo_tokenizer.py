@@ -44,7 +44,7 @@ def test_a_vocabulary_too_small_is_refused(tmp_path: Path) -> None:
 
 
 PICTURE = [{"type": "image"}, {"type": "text", "text": "Describe."}]
-SEVERAL_TURNS = [
+SEVERAL_TURNS: list[dict[str, Any]] = [
     {"role": "system", "content": "SYS"},
     {"role": "user", "content": "Q1"},
     {"role": "assistant", "content": "A1", "reasoning_content": "T1"},
@@ -89,7 +89,7 @@ def test_the_template_renders_what_training_sees(tokenizer: Any, thinking: bool)
         Video: "<|begin_of_video|><|video|><|end_of_video|>",
     }
     rendered = "".join(
-        segment.name if isinstance(segment, Token) else marks.get(type(segment)) or getattr(segment, "text", "")
+        segment.name if isinstance(segment, Token) else str(marks.get(type(segment)) or getattr(segment, "text", ""))
         for segment in build_sample(record, images=0, videos=1).segments
     )
     template = tokenizer.apply_chat_template(SEVERAL_TURNS, tokenize=False, enable_thinking=thinking)
