@@ -13,7 +13,8 @@ from model.adam import GroupStepAdamW
 from model.glmv import GlmvModel
 from model.hf_weights import export_tensors
 from model.moe import SegmentRouter
-from pretrain.step import TrainStep
+from pretrain.optimizer import OptimizerConfig, set_step
+from pretrain.step import NonFiniteStep, TrainStep
 from tests.model.layout_cases import OPTIMIZER, PACKS, SEQ_LENGTH, packs_of_step
 from tests.reference import forward_inputs, make_sample, small_config, transformers_loss
 
@@ -133,3 +134,23 @@ def last_router_gradient(build: Callable[..., GlmvModel], coefficient: float) ->
     model.config.finalize_model_grads_func = keep
     trainer.run(1, packs_of_step("glm4v_moe", 1))
     return kept[0]
+
+
+def test_a_step_that_is_not_finite_changes_nothing(build: Callable[..., GlmvModel]) -> None:
+    model = build().train()
+    trainer = TrainStep(model, OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
+    with torch.no_grad():
+        model.language_model.decoder.final_layernorm.weight[0] = float("inf")
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    with pytest.raises(NonFiniteStep, match=r"step 1: the loss is (nan|inf)"):
+        trainer.run(1, packs_of_step(model.glmv_config.variant, 1))
+    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
+def test_the_learning_rate_warms_up_and_decays(hf_folder: object, build: Callable[..., GlmvModel]) -> None:
+    config = OptimizerConfig(lr=1.0, min_lr=0.1, warmup_steps=2, decay_style="linear")
+    scheduler = TrainStep(build(), config, steps=5, seq_length=SEQ_LENGTH)
+    rates = [set_step(scheduler.scheduler, step) for step in (1, 2, 3, 4, 5)]
+    assert rates == pytest.approx([0.5, 1.0, 0.7, 0.4, 0.1])
