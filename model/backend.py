@@ -72,8 +72,8 @@ def select_backend() -> TorchSpecProvider:
 
 
 def process_group_backend() -> str:
-    """What torch.distributed speaks here: NCCL between GPUs, with gloo beside it for objects, or gloo alone."""
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    """What torch.distributed speaks between the processes of this machine."""
+    return "nccl" if torch.cuda.is_available() else "gloo"
 
 
 def require_fp8(recipe: str) -> None:

@@ -5,8 +5,9 @@
         train_state.json    step, data counters, the run's configuration (absent where weights were imported)
         hf/                 config.json, tokenizer, chat template, preprocessor: what an export needs beside the weights
 
-megatron-core reads one file of this with pickle, torch_dist's `.metadata`. A folder that a user brings is therefore
-looked through first, with an unpickler that knows the classes of torch.distributed.checkpoint and no others.
+torch_dist reads its `.metadata` with pickle, and whatever that file calls an object too. A folder that a user brings is
+therefore looked through first, with an unpickler that knows the classes of torch.distributed.checkpoint and no others;
+and only tensors are written and read.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 STATE, TRAIN_STATE, COMPANIONS, LATEST = "state", "train_state.json", "hf", "latest"
 
@@ -163,7 +166,9 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: MegatronOptimizer |
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
         raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
-    model.load_state_dict(loaded["model"], strict=True)
+    keys = model.load_state_dict(loaded["model"], strict=False)
+    if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
+        raise CheckpointError(f"{path} does not fit this model: {', '.join(wrong[:5])}")
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).step)
@@ -178,7 +183,11 @@ def read_train_state(path: Path) -> TrainState:
 
 def _sharded_state(model: nn.Module, optimizer: MegatronOptimizer | None, is_loading: bool) -> dict[str, Any]:
     sharded: Any = model
-    state = {"model": sharded.sharded_state_dict()}
+    # Objects (megatron-core's `_extra_state`, empty in this backend) would be written, and read back, with pickle.
+    tensors = {
+        key: value for key, value in sharded.sharded_state_dict().items() if not isinstance(value, ShardedObject)
+    }
+    state = {"model": tensors}
     if optimizer is not None:
         optimizer_: Any = optimizer
         state["optimizer"] = optimizer_.sharded_state_dict(
@@ -244,8 +253,13 @@ def refuse_foreign_classes(state: Path) -> None:
         raise CheckpointError(f"{state.parent} is incomplete: {file} is missing; use another step")
     try:
         with file.open("rb") as stream:
-            _MetadataUnpickler(stream).load()
+            metadata = _MetadataUnpickler(stream).load()
     except CheckpointError as error:
         raise CheckpointError(f"{file} {error}") from None
     except Exception as error:
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from error
+    if objects := [k for k, v in metadata.state_dict_metadata.items() if not isinstance(v, TensorStorageMetadata)]:
+        raise CheckpointError(
+            f"{state.parent} holds pickled objects ({', '.join(objects[:3])}); they were not read. A checkpoint of this "
+            "program holds tensors alone"
+        )

@@ -39,7 +39,6 @@ def let_megatron_run_without_cuda() -> None:
     _let_the_cpu_generator_play_the_devices()
     _create_and_keep_tensors_on_the_cpu()
     _complete_megatron_without_transformer_engine()
-    _use_a_fused_style_adam()
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
@@ -188,18 +187,3 @@ def _complete_megatron_without_transformer_engine() -> None:
         names: Any = random_states
         names.FP8GlobalStateManager = NoFp8
         names.activation_recompute_forward = names.fp8_autocast = lambda **_: contextlib.nullcontext()
-
-
-def _use_a_fused_style_adam() -> None:
-    """Transformer Engine's and apex's FusedAdam keep `step` in the parameter group; torch.optim's keeps one for every
-    parameter, with which a distributed optimizer's checkpoint does not load at another layout."""
-    import megatron.core.optimizer as optimizer
-    import megatron.core.optimizer.distrib_optimizer as distributed_optimizer
-
-    from model.adam import GroupStepAdamW
-
-    modules: Any = (optimizer, distributed_optimizer)
-    for module in modules:
-        module.Adam = GroupStepAdamW
-    modules[0].USING_PYTORCH_OPTIMIZER = False
-    modules[1].HAVE_APEX_OR_TE = modules[1].USING_APEX_OPTIMIZER = True

@@ -79,6 +79,7 @@ class GlmvModel(MegatronModule):
         adapter_config = adapter_transformer_config(config.vision, dtype=dtype, **backend.config_fields)
         self.vision_model = VisionEncoder(config.vision, vision_config, backend, groups)
         self.adapter = PatchMerger(adapter_config, backend, groups)
+        self.cuda(torch.cuda.current_device())  # megatron-core leaves the routers' weights in main memory
         self._mark_parameters()
         # What megatron-core's schedules and gradient reduction ask of a model.
         self.model_type = self.language_model.model_type
@@ -116,7 +117,8 @@ class GlmvModel(MegatronModule):
         frames: Tensor,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """One pack.
+        """One pack. What says shapes (`cu_seqlens`, `segment_lengths`, `grid_thw`, `frames`) stays in main memory, so
+        that no layer waits for the device to know them; the other tensors are on the device.
 
         Args:
             input_ids: int64 [tokens].
@@ -135,7 +137,7 @@ class GlmvModel(MegatronModule):
         """
         embeddings = self.language_model.embedding(input_ids=input_ids[None], position_ids=None)  # [tokens, 1, hidden]
         embeddings = self._splice(embeddings, input_ids, self._image_embeddings(pixels, grid_thw, frames))
-        members = segment_members(cu_seqlens, segment_lengths)
+        members = segment_members(cu_seqlens, segment_lengths).to(input_ids.device, non_blocking=True)
         if self.config.sequence_parallel:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
             members = slice_for_tensor_rank(members)

@@ -108,9 +108,10 @@ class VisionEncoder(MegatronModule):
         """Embed pictures and frame pairs.
 
         Args:
-            pixels: uint8 [slices, 588]; one slice a patch of a picture, two consecutive ones a patch of a frame pair.
-            grid_thw: int64 [images, 3], each (1, h, w) with even h and w.
-            frames: int32 [images]: 1 for a picture, 2 for a frame pair.
+            pixels: uint8 [slices, 588], on the device; one slice a patch of a picture, two consecutive ones a patch of a
+                frame pair.
+            grid_thw: int64 [images, 3], each (1, h, w) with even h and w; in main memory.
+            frames: int32 [images]: 1 for a picture, 2 for a frame pair; in main memory.
 
         Returns:
             [tokens, out_hidden_size], tokens = patches / 4, in the order of the images.
@@ -147,7 +148,7 @@ class VisionEncoder(MegatronModule):
         """
         per_patch = frames.long().repeat_interleave(lengths)  # slices that each patch has: 1 or 2
         first = per_patch.cumsum(0) - per_patch
-        both = torch.stack([first, first + per_patch - 1], dim=1)  # [patches, 2]
+        both = torch.stack([first, first + per_patch - 1], dim=1).to(pixels.device)  # [patches, 2]
         mean, std = (torch.tensor(v, device=pixels.device).mul(255).view(3, 1) for v in (PIXEL_MEAN, PIXEL_STD))
         weight = self.patch_embed.weight
         normalised = ((pixels.view(-1, 3, pixels.size(1) // 3).float() - mean) / std).to(weight.dtype)

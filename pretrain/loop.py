@@ -141,7 +141,6 @@ def _train(
         for step in range(done + 1, train.steps + 1):
             started = time.perf_counter()
             batches = loader.next_step()
-            rejected = gather_rejected(batches)
             try:
                 report = trainer.run(step, batches)
             except NonFiniteStep as error:
@@ -149,6 +148,7 @@ def _train(
                 raise NonFiniteStep(
                     f"{error}; the samples are named in {folder}/nonfinite_step_{step}_rank_*.json"
                 ) from None
+            rejected = gather_rejected(batches) if report.rejected else []
             if log is not None:
                 log.step(step, report, time.perf_counter() - started, rejected)
             if is_save_due(step, config):

@@ -12,6 +12,7 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from model.config import ConfigError
+from pretrain.adam import prefer_group_step_adamw
 
 DECAY_STYLES = ("cosine", "linear", "constant")
 
@@ -44,6 +45,7 @@ def build_optimizer(
     config: OptimizerConfig, model: Sequence[DistributedDataParallel], dtype: torch.dtype
 ) -> MegatronOptimizer:
     """The distributed optimizer, with float32 main weights where the model's are bf16."""
+    prefer_group_step_adamw()
     settings = MegatronOptimizerConfig(
         optimizer="adam",
         lr=config.lr,

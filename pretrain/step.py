@@ -50,6 +50,7 @@ class StepReport:
     samples: int
     images: int  # pictures and frame pairs
     patches: int
+    rejected: int  # samples set aside
     domain_losses: dict[str, float] = field(default_factory=dict)
     moe: dict[str, float] = field(default_factory=dict)
 
@@ -83,7 +84,7 @@ class TrainStep:
         """
         ranks = parallel_state.get_data_parallel_world_size()
         packs = len(batches) * ranks
-        loss_tokens, tokens, samples, images, patches = self._totals(batches)
+        loss_tokens, tokens, samples, images, patches, rejected = self._totals(batches)
         for router in self.model.routers():
             router.mean_tokens_per_pack = max(tokens, 1) / packs
 
@@ -115,13 +116,17 @@ class TrainStep:
             samples=samples,
             images=images,
             patches=patches,
+            rejected=rejected,
             domain_losses=domain_losses,
             moe=self._moe_report(len(batches)),
         )
 
     def _totals(self, batches: Sequence[Batch]) -> list[int]:
         """Sums over the global batch, before anything is computed."""
-        counts = [[b.num_loss_tokens, b.num_tokens, b.num_samples, b.num_images, b.num_patches] for b in batches]
+        counts = [
+            [b.num_loss_tokens, b.num_tokens, b.num_samples, b.num_images, b.num_patches, len(b.rejected)]
+            for b in batches
+        ]
         totals = torch.tensor(counts, device=torch.cuda.current_device()).sum(0)
         dist.all_reduce(totals, group=parallel_state.get_data_parallel_group())
         return totals.tolist()
@@ -165,8 +170,12 @@ def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tup
 def forward(model: Any, batch: Batch) -> Tensor:
     """The loss of every token of a pack, float32 [tokens]."""
     device = torch.cuda.current_device()
-    names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "pixels", "grid_thw", "frames", "labels")
-    return model(**{name: getattr(batch, name).to(device, non_blocking=True) for name in names})
+    to_device = ("input_ids", "position_ids", "labels", "pixels")
+    in_memory = ("cu_seqlens", "segment_lengths", "grid_thw", "frames")
+    return model(
+        **{name: getattr(batch, name).to(device, non_blocking=True) for name in to_device},
+        **{name: getattr(batch, name) for name in in_memory},
+    )
 
 
 def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

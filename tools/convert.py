@@ -12,12 +12,15 @@ gives back. Import and export change no bit of a float32 or bfloat16 folder.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model need not fit a GPU; said before torch looks for one
 
 import torch
 import typer

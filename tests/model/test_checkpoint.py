@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
 from model.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_train_state, save_checkpoint
 from model.glmv import GlmvModel
@@ -56,6 +57,18 @@ def test_a_foreign_class_in_the_metadata_is_refused_unread(
     with pytest.raises(CheckpointError, match=r"names the class posix.system.*Do not use this checkpoint"):
         load_checkpoint(path, model)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
+def test_an_object_in_place_of_a_tensor_is_refused_unread(hf_folder: object, saved: tuple[GlmvModel, Path]) -> None:
+    """torch reads what the metadata calls bytes with a full unpickler."""
+    model, path = saved
+    file = path / "state" / ".metadata"
+    metadata = pickle.loads(file.read_bytes())
+    metadata.state_dict_metadata["adapter.proj.weight"] = BytesStorageMetadata()
+    file.write_bytes(pickle.dumps(metadata))
+    with pytest.raises(CheckpointError, match=r"holds pickled objects \(adapter.proj.weight\); they were not read"):
+        load_checkpoint(path, model)
 
 
 @pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)

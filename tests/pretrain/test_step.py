@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from model.adam import GroupStepAdamW
 from model.glmv import GlmvModel
 from model.hf_weights import export_tensors
 from model.moe import SegmentRouter
+from pretrain.adam import GroupStepAdamW
 from pretrain.optimizer import OptimizerConfig, set_step
 from pretrain.step import NonFiniteStep, TrainStep
 from tests.model.layout_cases import OPTIMIZER, PACKS, SEQ_LENGTH, packs_of_step

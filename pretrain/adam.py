@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import megatron.core.optimizer
+import megatron.core.optimizer.distrib_optimizer
 import torch
 
 
@@ -56,3 +58,14 @@ class GroupStepAdamW(torch.optim.Optimizer):
             state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
             denominator = (state["exp_avg_sq"] / correction2).sqrt_().add_(group["eps"])
             p.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / correction1)
+
+
+def prefer_group_step_adamw() -> None:
+    """Let megatron-core take GroupStepAdamW where it would fall back to torch.optim, for lack of Transformer Engine and
+    apex: the state of a distributed optimizer with torch.optim's own AdamW does not load at another layout."""
+    optimizer: Any = megatron.core.optimizer
+    distributed_optimizer: Any = megatron.core.optimizer.distrib_optimizer
+    if optimizer.USING_PYTORCH_OPTIMIZER:
+        optimizer.Adam = distributed_optimizer.Adam = GroupStepAdamW
+        optimizer.USING_PYTORCH_OPTIMIZER = False
+        distributed_optimizer.HAVE_APEX_OR_TE = distributed_optimizer.USING_APEX_OPTIMIZER = True
