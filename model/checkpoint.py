@@ -260,6 +260,6 @@ def refuse_foreign_classes(state: Path) -> None:
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from error
     if objects := [k for k, v in metadata.state_dict_metadata.items() if not isinstance(v, TensorStorageMetadata)]:
         raise CheckpointError(
-            f"{state.parent} holds pickled objects ({', '.join(objects[:3])}); they were not read. A checkpoint of this "
-            "program holds tensors alone"
+            f"{state.parent} holds pickled objects ({', '.join(objects[:3])}); they were not read. A checkpoint "
+            "of this program holds tensors alone"
         )

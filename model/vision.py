@@ -108,8 +108,8 @@ class VisionEncoder(MegatronModule):
         """Embed pictures and frame pairs.
 
         Args:
-            pixels: uint8 [slices, 588], on the device; one slice a patch of a picture, two consecutive ones a patch of a
-                frame pair.
+            pixels: uint8 [slices, 588], on the device; one slice a patch of a picture, two consecutive ones a patch of
+                a frame pair.
             grid_thw: int64 [images, 3], each (1, h, w) with even h and w; in main memory.
             frames: int32 [images]: 1 for a picture, 2 for a frame pair; in main memory.
 
