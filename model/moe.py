@@ -76,12 +76,13 @@ class SegmentRouter(TopKRouter):
         are not, and the ranks' parts of the loss (and of the router's gradient) add up.
         """
         chosen, scores = compute_routing_scores_for_aux_loss(logits, self.topk, self.score_function)
-        of_segment = members.to(scores.dtype)  # a matrix product, unlike index_add, has a deterministic backward
-        counts = of_segment @ chosen.to(scores.dtype)  # [segments, experts]
-        torch.distributed.all_reduce(counts, group=self.tp_cp_group)
-        tokens = (counts.sum(1) / self.topk).clamp(min=1)  # [segments]
-        weighted = (counts * (of_segment @ scores)).sum(1) * self.num_experts / (self.topk * tokens)
-        loss = weighted.sum() / self.mean_tokens_per_pack
+        with torch.no_grad():
+            of_segment = members.to(scores.dtype)
+            counts = of_segment @ chosen.to(scores.dtype)  # [segments, experts]
+            torch.distributed.all_reduce(counts, group=self.tp_cp_group)
+            tokens = (counts.sum(1, keepdim=True) / self.topk).clamp(min=1)
+            weights = of_segment.T @ (counts * self.num_experts / (self.topk * tokens))  # [tokens, experts]
+        loss = (scores * weights).sum() / self.mean_tokens_per_pack
         save_to_aux_losses_tracker(BALANCE_LOSS, loss, self.layer_number, self.config.num_layers)
         return MoEAuxLossAutoScaler.apply(probs, loss * self.balance_loss_coeff)
 
