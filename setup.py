@@ -30,7 +30,6 @@ setup(
         "transformers",
         "typer",
         "webdataset",
-        "xxhash",
     ],
     extras_require={
         # Transformer Engine, for machines with an NVIDIA GPU; the README says how to install it.
