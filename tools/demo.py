@@ -28,23 +28,30 @@ from tools.demo_report import Figures, draw_losses, stage_figures
 
 OUT = Path("demo_out")
 PROCESSES = 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A model of the demo, how it is laid out over two processes, and how many steps each stage of it takes."""
+
+    name: str
+    preset: str
+    layout: tuple[str, ...]
+    steps: tuple[int, int, int]
+
+
 VARIANTS = {
-    "moe": ("GLM-4.5V", "tiny_moe", ["parallel.expert_model_parallel_size=2"]),
-    "dense": (
-        "GLM-4.1V",
-        "tiny_dense",
-        ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"],
-    ),
+    "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(160, 50, 50)),
+    "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(220, 60, 60)),
 }
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of the road: its entry, its configuration and what the demo changes in it."""
+    """A stage of the road: its entry, and its configuration in configs/tiny."""
 
     name: str
     entry: str
-    steps: int
     global_batch_size: int
 
     @property
@@ -53,9 +60,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("pretrain", "pretrain.train", steps=130, global_batch_size=4),
-    Stage("long_context", "pretrain.train", steps=45, global_batch_size=2),
-    Stage("sft", "sft.train", steps=45, global_batch_size=2),
+    Stage("pretrain", "pretrain.train", global_batch_size=4),
+    Stage("long_context", "pretrain.train", global_batch_size=2),
+    Stage("sft", "sft.train", global_batch_size=2),
 )
 
 LOSS_FALL = 0.30  # every stage's loss falls by at least this share
@@ -77,28 +84,28 @@ def main(
         console.print(f"error: there is no variant {variant!r}: choose one of {', '.join(VARIANTS)}", style="red")
         raise typer.Exit(2)
     try:
-        passed = run(variant)
+        passed = run(variant, VARIANTS[variant])
     except DemoError as error:
         console.print(f"error: {error}", style="red", markup=False)
         raise typer.Exit(1) from error
     raise typer.Exit(0 if passed else 1)
 
 
-def run(variant: str) -> bool:
+def run(key: str, variant: Variant) -> bool:
     """The whole road for one variant; returns whether every required figure was met."""
-    name, preset, layout = VARIANTS[variant]
     started = time.monotonic()
-    runs, exported = OUT / "runs" / variant, OUT / "export" / variant
+    runs, exported = OUT / "runs" / key, OUT / "export" / key
     shutil.rmtree(runs, ignore_errors=True)
     shutil.rmtree(exported, ignore_errors=True)
 
     with console.status("building shards from real pictures, clips and texts"):
         build_once(OUT)
-    console.print(f"Training a tiny {name} on {PROCESSES} processes ({', '.join(layout)})")
+    layout = ", ".join(variant.layout) or f"data parallel {PROCESSES}"
+    console.print(f"Training a tiny {variant.name} on {PROCESSES} processes ({layout})")
     previous = None
-    for stage in STAGES:
-        origin = f"model.init_from={previous}" if previous else f"model.preset={preset}"
-        train(stage, runs / stage.name, [origin, *layout])
+    for stage, steps in zip(STAGES, variant.steps, strict=True):
+        origin = f"model.init_from={previous}" if previous else f"model.preset={variant.preset}"
+        train(stage, steps, runs / stage.name, [origin, *variant.layout])
         previous = runs / stage.name
     with console.status("exporting"):
         call("tools.convert", "export", "--checkpoint", str(previous), "--out", str(exported))
@@ -116,7 +123,7 @@ def run(variant: str) -> bool:
     figures = {stage.name: stage_figures(runs / stage.name / "metrics.jsonl") for stage in STAGES}
     curve = draw_losses({stage.name: runs / stage.name / "metrics.jsonl" for stage in STAGES}, runs / "loss.png")
     rows = [*map(stage_row, figures.items()), parity_row(ours, theirs), eyes_row(theirs)]
-    console.print(table(name, rows))
+    console.print(table(variant.name, rows))
     console.print(f"\n{PICTURE}")
     for question, answer in said.items():
         console.print(f"  {question}  {answer}", markup=False, soft_wrap=True)
@@ -137,13 +144,13 @@ NEXT = """On a real cluster
 docs/training.md lists every key; configs/tiny/*.yaml are the files to start from."""
 
 
-def train(stage: Stage, folder: Path, overrides: list[str]) -> None:
+def train(stage: Stage, steps: int, folder: Path, overrides: list[str]) -> None:
     """Run a stage under torchrun, with a progress bar read from its metrics. Raises DemoError with the log's end."""
     folder.mkdir(parents=True)
     command = [
         *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES)),
         *("-m", stage.entry, "--config", stage.config, f"train.output_dir={folder}"),
-        *(f"train.steps={stage.steps}", f"train.global_batch_size={stage.global_batch_size}", *overrides),
+        *(f"train.steps={steps}", f"train.global_batch_size={stage.global_batch_size}", *overrides),
     ]
     output, metrics = folder / "output.txt", folder / "metrics.jsonl"
     columns = (
@@ -154,7 +161,7 @@ def train(stage: Stage, folder: Path, overrides: list[str]) -> None:
     )
     with open(output, "w") as log, Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
-        task = progress.add_task(stage.name, total=stage.steps, loss="")
+        task = progress.add_task(stage.name, total=steps, loss="")
         while process.poll() is None:
             time.sleep(0.5)
             if (
@@ -163,10 +170,11 @@ def train(stage: Stage, folder: Path, overrides: list[str]) -> None:
                 and lines[-1].endswith("\n")
             ):
                 progress.update(task, completed=len(lines), loss=f"{json.loads(lines[-1])['loss']:.3f}")
-        progress.update(task, completed=stage.steps if process.returncode == 0 else None)
+        progress.update(task, completed=steps if process.returncode == 0 else None)
     if process.returncode != 0:
-        end = "".join(output.read_text().splitlines(keepends=True)[-25:])
-        raise DemoError(f"the stage {stage.name} failed; the end of {output}:\n{end}")
+        lines = output.read_text().splitlines()
+        said = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-25:]
+        raise DemoError(f"the stage {stage.name} failed, see {output}:\n" + "\n".join(said))
 
 
 def call(module: str, *arguments: str) -> str:

@@ -189,7 +189,9 @@ def thinking_chat(library: Library, part: str, views: int) -> Iterator[Record]:
         for picture in pictures():
             questions = {"What is in this picture?": picture.noun, **picture.ask}
             question = list(questions)[number % len(questions)]
-            messages = [user(f"<image>{question}"), assistant(boxed(questions[question]), thought=picture.caption)]
+            answer = questions[question]
+            thought = f"{picture.caption} So the answer is {answer}."
+            messages = [user(f"<image>{question}"), assistant(boxed(answer), thought=thought)]
             yield chat(True, messages, images=[library.picture(picture, number, part)])
 
 
