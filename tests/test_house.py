@@ -146,7 +146,7 @@ def test_a_megatron_lm_checkout_on_the_path_is_named(tmp_path: Path) -> None:
 def test_the_documentation_names_only_files_that_exist() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"\b(?:configs|docs|tools|model|data_pipeline|pretrain|sft)/[\w./-]*\w", page.read_text()
+            r"(?<![\w/])(?:configs|docs|tools|tests|model|data_pipeline|pretrain|sft)/[\w./-]*\w", page.read_text()
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"
 
@@ -169,3 +169,19 @@ def test_the_tiny_configurations_are_valid_and_name_sources_that_the_demo_makes(
     made = {f"demo_out/shards/{source}" for source in sources_of_the_demo(Library(tmp_path))}
     assert {source.path for source in config.data.sources} <= made
     assert not any("held_out" in source.path for source in config.data.sources)
+
+
+@pytest.mark.parametrize(("reason", "exit_code"), [("not today", 1), ("needs a GPU: bf16 kernels", 0)])
+def test_a_skip_without_an_excuse_fails_the_run(tmp_path: Path, reason: str, exit_code: int) -> None:
+    (tmp_path / "test_skipped.py").write_text(
+        f"import pytest\n\ndef test_passes():\n    pass\n\ndef test_skips():\n    pytest.skip({reason!r})\n"
+    )
+    done = subprocess.run(
+        [*(sys.executable, "-m", "pytest", "-p", "tests.conftest", "--forbid-skips", "-c", "pyproject.toml"), tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == exit_code, done.stdout
+    assert reason in done.stdout
+    assert ("skipped, but should have run" in done.stdout) == bool(exit_code)
