@@ -184,13 +184,13 @@ def describing_chat(library: Library, part: str, views: int) -> Iterator[Record]
 
 
 def thinking_chat(library: Library, part: str, views: int) -> Iterator[Record]:
-    """Thinking: name what is there, or answer a question about it; the answer is boxed."""
+    """Thinking: name what is there, or answer a question about it. The answer is boxed."""
     for number in range(views):
         for picture in pictures():
             questions = {"What is in this picture?": picture.noun, **picture.ask}
             question = list(questions)[number % len(questions)]
             answer = questions[question]
-            thought = f"{picture.caption} So the answer is {answer}."
+            thought = f"The picture shows {picture.noun}, so the answer is {answer}."
             messages = [user(f"<image>{question}"), assistant(boxed(answer), thought=thought)]
             yield chat(True, messages, images=[library.picture(picture, number, part)])
 
