@@ -12,6 +12,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,7 @@ class Source:
         shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.shards[shard], row - int(self._first_rows[shard])
 
+    @cached_property
     def fingerprint(self) -> str:
         """Changes when samples are added, removed, reordered or take another number of tokens."""
         names = "/".join(f"{shard.file.name}:{shard.table.num_rows}" for shard in self.shards)

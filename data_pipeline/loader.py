@@ -92,7 +92,7 @@ class PackedLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next step: counters, and what they count."""
-        sources = [{"name": source.label, "fingerprint": source.fingerprint()} for source in self.sources]
+        sources = [{"name": source.label, "fingerprint": source.fingerprint} for source in self.sources]
         return {"position": asdict(self._position), "sources": sources, "plan": self._plan_keys()}
 
     def load_state_dict(self, state: dict[str, Any], *, allow_changes: bool = False) -> None:

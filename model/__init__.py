@@ -2,10 +2,11 @@
 
 import warnings
 
-from model.cpu import let_megatron_run_without_cuda
+from model.cpu import complete_megatron_without_transformer_engine, let_megatron_run_without_cuda
 
 # megatron-core 0.16.1 uses names that torch 2.13 deprecates, and asks sharded parameters for `.grad`.
 warnings.filterwarnings("ignore", category=FutureWarning, module="(torch.distributed|megatron.core.dist_checkpointing)")
 warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
 
 let_megatron_run_without_cuda()
+complete_megatron_without_transformer_engine()

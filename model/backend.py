@@ -7,7 +7,6 @@ provider for their linear layers, norms, core attention and experts.
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any
 
 import torch
@@ -19,8 +18,6 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from model.attention import SegmentAttention
 from model.config import ConfigError
 from model.norm import RMSNorm
-
-logger = logging.getLogger(__name__)
 
 # TransformerConfig fields for which only fused kernels exist.
 NO_FUSED_KERNELS: dict[str, Any] = {
@@ -36,6 +33,7 @@ NO_FUSED_KERNELS: dict[str, Any] = {
 class TorchSpecProvider(BackendSpecProvider):
     """megatron-core's own parallel linear layers, with a norm and a core attention in plain torch."""
 
+    description = "torch (megatron-core's linear layers, torch's attention and norms)"
     config_fields = NO_FUSED_KERNELS
 
     def column_parallel_linear(self) -> type:
@@ -66,8 +64,7 @@ class TorchSpecProvider(BackendSpecProvider):
 
 
 def select_backend() -> TorchSpecProvider:
-    """The backend of this machine; the choice is logged."""
-    logger.info("backend: torch (megatron-core's linear layers, torch's attention and norms)")
+    """The backend of this machine."""
     return TorchSpecProvider()
 
 

@@ -13,9 +13,9 @@ and only tensors are written and read.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import queue
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +31,9 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from model.files import flush_folder, write_json, write_text
+
+STEP_FOLDER = re.compile(r"step_\d+")
 STATE, TRAIN_STATE, COMPANIONS, LATEST = "state", "train_state.json", "hf", "latest"
 
 # The optimizer's state on disk: tensors of the parameters' own shapes, the same keys whatever the layout.
@@ -63,10 +66,12 @@ def latest_checkpoint(run_folder: str | Path) -> Path | None:
     marker = checkpoints / LATEST
     if not marker.is_file():
         return None
-    path = checkpoints / marker.read_text().strip()
-    if not path.is_dir():
-        raise CheckpointError(f"{marker} names {path.name}, which is not there; write the name of another step into it")
-    return path
+    name = marker.read_text().strip()
+    if not STEP_FOLDER.fullmatch(name) or not (checkpoints / name).is_dir():
+        raise CheckpointError(
+            f"{marker} names {name!r}, which is not there; write the name of an existing step folder into it"
+        )
+    return checkpoints / name
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -110,7 +115,7 @@ def save_checkpoint(
         (unfinished / COMPANIONS).mkdir()
         companions(unfinished / COMPANIONS)
         if train_state is not None:
-            (unfinished / TRAIN_STATE).write_text(json.dumps(vars(train_state), indent=1))
+            write_json(unfinished / TRAIN_STATE, vars(train_state))
     dist.barrier()
     # megatron-core would start a manager process to collect what asynchronous writes report. These are synchronous, and
     # a manager takes seconds to start and outlives a rank that is killed.
@@ -120,34 +125,23 @@ def save_checkpoint(
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
         unfinished.rename(path)
-        _flush(path.parent)
+        flush_folder(path.parent)
     dist.barrier()
 
 
 def mark_latest(path: Path) -> None:
     """Make `path` the checkpoint that a restart continues from. The last thing that a save does."""
-    marker = path.parent / LATEST
-    temporary = marker.with_suffix(".tmp")
-    temporary.write_text(path.name + "\n")
-    os.replace(temporary, marker)
-    _flush(path.parent)
+    write_text(path.parent / LATEST, path.name + "\n")
 
 
-def remove_old(checkpoints: Path, keep_last: int) -> None:
-    """Remove all but the newest `keep_last` step folders, and what an interrupted save left. Zero keeps all."""
-    for unfinished in checkpoints.glob(".unfinished_*"):
+def remove_old(newest: Path, keep_last: int) -> None:
+    """Remove what an interrupted save left, and the step folders before the last `keep_last` up to `newest`, which has
+    just been saved. Zero keeps all. Later steps, which a run that was set back has not reached again, stay."""
+    for unfinished in newest.parent.glob(".unfinished_*"):
         shutil.rmtree(unfinished, ignore_errors=True)
-    steps = sorted(checkpoints.glob("step_*"))
+    steps = sorted(path for path in newest.parent.glob("step_*") if path.name <= newest.name)
     for old in steps[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
-
-
-def _flush(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -178,7 +172,10 @@ def read_train_state(path: Path) -> TrainState:
     file = path / TRAIN_STATE
     if not file.is_file():
         raise CheckpointError(f"{path} holds weights alone (no {TRAIN_STATE}); start from it with model.init_from")
-    return TrainState(**json.loads(file.read_text()))
+    try:
+        return TrainState(**json.loads(file.read_text()))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
 
 
 def _sharded_state(model: nn.Module, optimizer: MegatronOptimizer | None, is_loading: bool) -> dict[str, Any]:
@@ -218,26 +215,25 @@ def _reason(error: BaseException) -> str:
 # --- what may be unpickled --------------------------------------------------------------------------------------------
 
 SAFE_GLOBALS = {
-    "torch.distributed.checkpoint.metadata": None,  # None: every class of the module
-    "torch.distributed.checkpoint.planner": None,
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix", "_StorageWriterTransforms"},
-    "torch": {"Size", "device", "dtype", "float32", "float64", "float16", "bfloat16", "int64", "int32", "uint8", "bool",
-              "strided"},
+    "torch.distributed.checkpoint.metadata": {
+        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
+        "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"},
+    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData",
+                                             "BytesIOWriteData"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch": {"Size", "device", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"},
     "torch.serialization": {"_get_layout"},
-    "pathlib": {"PosixPath", "PurePosixPath"},
-    "collections": {"OrderedDict", "defaultdict"},
-    "builtins": {"set", "frozenset", "list", "dict", "tuple", "slice", "complex", "bytearray"},
-    "datetime": None,
+    "collections": {"OrderedDict"},
 }  # fmt: skip
 
 
 class _MetadataUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        allowed = SAFE_GLOBALS.get(module, set())
-        if allowed is None or name in allowed:
+        # The names are compared as they are written: a dotted one could lead out of its module.
+        if name in SAFE_GLOBALS.get(module, ()):
             return super().find_class(module, name)
         raise CheckpointError(
-            f"names the class {module}.{name}, which a checkpoint has no use for; it was not read. "
+            f"names {module}.{name}, which a checkpoint has no use for; it was not read. "
             "Do not use this checkpoint unless you know who wrote it"
         )
 
@@ -254,11 +250,12 @@ def refuse_foreign_classes(state: Path) -> None:
     try:
         with file.open("rb") as stream:
             metadata = _MetadataUnpickler(stream).load()
+        kinds = metadata.state_dict_metadata.items()
     except CheckpointError as error:
         raise CheckpointError(f"{file} {error}") from None
     except Exception as error:
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from error
-    if objects := [k for k, v in metadata.state_dict_metadata.items() if not isinstance(v, TensorStorageMetadata)]:
+    if objects := [key for key, kind in kinds if not isinstance(kind, TensorStorageMetadata)]:
         raise CheckpointError(
             f"{state.parent} holds pickled objects ({', '.join(objects[:3])}); they were not read. A checkpoint "
             "of this program holds tensors alone"

@@ -208,7 +208,7 @@ class GlmvConfig:
         transformers 4 (and the published files) keep `rope_theta`, `partial_rotary_factor` and
         `rope_scaling.mrope_section` beside the other keys; transformers 5 gathers them in `rope_parameters`.
         """
-        model_type = content.get("model_type")
+        model_type = content.get("model_type") if isinstance(content, dict) else None
         if model_type not in ARCHITECTURES:
             raise ConfigError(
                 f"{source}: model_type {model_type!r} is not a GLM-V model; "
@@ -217,6 +217,9 @@ class GlmvConfig:
         text, vision = dict(content.get("text_config") or {}), dict(content.get("vision_config") or {})
         if not text or not vision:
             raise ConfigError(f"{source}: text_config and vision_config must both be present")
+        needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+        if missing := [key for key in needed if key not in text]:
+            raise ConfigError(f"{source}: text_config lacks {', '.join(missing)}")
         _refuse_other_values(text, FIXED_TEXT, f"{source}: text_config")
         _refuse_other_values(vision, FIXED_VISION, f"{source}: vision_config")
 
@@ -224,8 +227,9 @@ class GlmvConfig:
         for key in ("rope_theta", "partial_rotary_factor", "mrope_section"):
             if key in rope:
                 text[key] = rope[key]
-        if rope.get("rope_type", rope.get("type", "default")) != "default":
-            raise ConfigError(f"{source}: rope_type {rope['rope_type']!r} is not supported; GLM-V uses 'default'")
+        rope_type = rope.get("rope_type", rope.get("type", "default"))
+        if rope_type != "default":
+            raise ConfigError(f"{source}: rope_type {rope_type!r} is not supported; GLM-V uses 'default'")
         text.setdefault("head_dim", text["hidden_size"] // text["num_attention_heads"])
         if isinstance(text.get("eos_token_id"), int):
             text["eos_token_id"] = [text["eos_token_id"]]

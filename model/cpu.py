@@ -1,4 +1,4 @@
-"""The one place that lets megatron-core run without CUDA. Inert where CUDA exists.
+"""The one place that lets megatron-core run without CUDA, and without Transformer Engine. Inert where they are.
 
 megatron-core 0.16.1 assumes a GPU throughout. On a machine without one, everything is synchronous and there is one
 memory, so "the current device" can be the CPU, streams and events can do nothing, and the CPU's random generator can
@@ -38,7 +38,7 @@ def let_megatron_run_without_cuda() -> None:
     _make_streams_inert()
     _let_the_cpu_generator_play_the_devices()
     _create_and_keep_tensors_on_the_cpu()
-    _complete_megatron_without_transformer_engine()
+    _split_sizes_on_the_host()
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
@@ -156,17 +156,10 @@ def _create_and_keep_tensors_on_the_cpu() -> None:
 # --- megatron-core ----------------------------------------------------------------------------------------------------
 
 
-def _complete_megatron_without_transformer_engine() -> None:
-    """Names that megatron-core 0.16.1 uses but defines only where Transformer Engine is installed."""
-    import megatron.core.tensor_parallel.random as random_states
-    import megatron.core.transformer.moe.moe_utils as moe_utils
+def _split_sizes_on_the_host() -> None:
+    """The all-to-all dispatcher turns split sizes into host lists only when they come from a device."""
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
-    # The router's matrix product asks `if te_general_gemm is not None`: a NameError otherwise.
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
-
-    # The all-to-all dispatcher turns split sizes into host lists only when they come from the device.
     true_move = token_dispatcher.maybe_move_tensor_to_cpu
 
     def to_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
@@ -176,14 +169,24 @@ def _complete_megatron_without_transformer_engine() -> None:
 
     token_dispatcher.maybe_move_tensor_to_cpu = to_host
 
-    # Selective recompute consults Transformer Engine's FP8 state.
-    if not hasattr(random_states, "FP8GlobalStateManager"):
 
-        class NoFp8:
-            @staticmethod
-            def is_fp8_enabled() -> bool:
-                return False
+def complete_megatron_without_transformer_engine() -> None:
+    """Names that megatron-core 0.16.1 uses but defines only where Transformer Engine is installed, with a GPU or
+    without one: NameErrors in the router's matrix product, and in selective recompute."""
+    import megatron.core.tensor_parallel.random as random_states
+    import megatron.core.transformer.moe.moe_utils as moe_utils
 
-        names: Any = random_states
-        names.FP8GlobalStateManager = NoFp8
-        names.activation_recompute_forward = names.fp8_autocast = lambda **_: contextlib.nullcontext()
+    class NoFp8:
+        @staticmethod
+        def is_fp8_enabled() -> bool:
+            return False
+
+    names: tuple[tuple[Any, str, Any], ...] = (
+        (moe_utils, "te_general_gemm", None),
+        (random_states, "FP8GlobalStateManager", NoFp8),
+        (random_states, "activation_recompute_forward", lambda **_: contextlib.nullcontext()),
+        (random_states, "fp8_autocast", lambda **_: contextlib.nullcontext()),
+    )
+    for module, name, stand_in in names:
+        if not hasattr(module, name):
+            setattr(module, name, stand_in)

@@ -60,6 +60,7 @@ class GlmvModel(MegatronModule):
         )
         super().__init__(transformer)
         self.glmv_config = config
+        self.backend = backend
         decoder = config.decoder
         self.language_model = GPTModel(
             transformer,
@@ -90,8 +91,10 @@ class GlmvModel(MegatronModule):
         """Tell megatron-core what its linear layers cannot know about where they stand."""
         for module in (self.vision_model, self.adapter):
             for parameter in module.parameters():
-                # Whole on every tensor-parallel rank: count it once in the gradient norm.
+                # Whole on every tensor-parallel rank: count it once in the gradient norm, and average what kernels
+                # that are not deterministic make of it, lest the copies drift apart.
                 parameter.tensor_model_parallel = False
+                parameter.average_gradients_across_tp_domain = True
         for name, parameter in self.named_parameters():
             if ".experts.local_experts." in name:
                 # Reduce over the ranks that hold the same experts. megatron-core marks them so only where EP > 1, and

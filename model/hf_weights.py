@@ -70,7 +70,7 @@ def load_weights(model: GlmvModel | Sequence[GlmvModel], source: WeightSource) -
                 raise WeightsError(f"the model holds {name} twice")
             weight = table[name]
             whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
-            local.copy_(_this_ranks_slice(whole, local, name, weight.transform.stacked))
+            local.copy_(this_ranks_slice(whole, local, name, weight.transform.stacked))
             filled.add(name)
     if _holds_whole_model() and (homeless := [weight.name for weight in table.values() if weight.name not in filled]):
         raise WeightsError(f"the model has no place for {some(homeless)}")
@@ -121,7 +121,7 @@ def canonical_name(model: nn.Module, name: str) -> str:
     return canonical
 
 
-def _this_ranks_slice(whole: Tensor, local: Tensor, name: str, stacked: int) -> Tensor:
+def this_ranks_slice(whole: Tensor, local: Tensor, name: str, stacked: int) -> Tensor:
     """Cut what tensor parallelism keeps on this rank. What is replicated (norms, the vision tower) comes whole.
 
     Matrices that are stacked in one tensor are cut one by one: rank 1 of 2 keeps the second half of the gate and the

@@ -79,7 +79,8 @@ class SegmentRouter(TopKRouter):
         with torch.no_grad():
             of_segment = members.to(scores.dtype)
             counts = of_segment @ chosen.to(scores.dtype)  # [segments, experts]
-            torch.distributed.all_reduce(counts, group=self.tp_cp_group)
+            if self.tp_cp_group.size() > 1:
+                torch.distributed.all_reduce(counts, group=self.tp_cp_group)
             tokens = (counts.sum(1, keepdim=True) / self.topk).clamp(min=1)
             weights = of_segment.T @ (counts * self.num_experts / (self.topk * tokens))  # [tokens, experts]
         loss = (scores * weights).sum() / self.mean_tokens_per_pack

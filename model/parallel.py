@@ -76,7 +76,8 @@ class ParallelConfig:
         return world_size // self.tensor_model_parallel_size
 
     def data_parallel_rank(self, rank: int) -> int:
-        """Of a process in the world. Tensor-parallel ranks are neighbours in megatron-core's order."""
+        """Of a process in the world. In megatron-core's order (tensor, expert, data) tensor-parallel ranks are
+        neighbours."""
         return rank // self.tensor_model_parallel_size
 
     @property
@@ -104,9 +105,8 @@ def initialize_model_parallel(config: ParallelConfig, seed: int) -> None:
 
 @cache
 def single_rank_group() -> dist.ProcessGroup:
-    """A group of this process alone. Collective: every process of the world must call it at the same point."""
-    groups = [dist.new_group([rank]) for rank in range(dist.get_world_size())]
-    return groups[dist.get_rank()]
+    """A group of this process alone."""
+    return dist.new_group([dist.get_rank()], use_local_synchronization=True)
 
 
 def whole_on_every_rank() -> ProcessGroupCollection:

@@ -17,6 +17,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from model.files import write_json
+
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # The dtypes a weight may have, by their names in a safetensors header.
@@ -153,13 +155,6 @@ class SafetensorsWriter:
 
     def _temporary(self, number: int) -> Path:
         return self.folder / f".model-{number + 1:05d}.safetensors.tmp"
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON to a temporary name, then rename: a reader never sees half a file."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
 
 
 def parse_size(text: str) -> int:

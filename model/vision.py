@@ -127,8 +127,7 @@ class VisionEncoder(MegatronModule):
             max_seqlen_q=max_seqlen,
             max_seqlen_kv=max_seqlen,
         )
-        places = [patch_places(h, w, self.vision.spatial_merge_size) for h, w in shapes]
-        rows, columns = torch.cat(places, dim=1).to(pixels.device)
+        rows, columns = patch_places(grid_thw).to(pixels.device)
 
         x = self._embed_patches(pixels, lengths, frames)
         x = self.post_conv_layernorm(x)
@@ -169,7 +168,7 @@ class VisionEncoder(MegatronModule):
                 along_rows, along_columns = (bicubic_weights(n, side).to(table.device) for n in (h, w))
                 grid = torch.einsum("hi,ijd->hjd", along_rows, table)
                 grid = torch.einsum("wj,hjd->hwd", along_columns, grid)
-                rows, columns = patch_places(h, w, self.vision.spatial_merge_size).to(table.device)
+                rows, columns = patch_places(torch.tensor([[1, h, w]])).to(table.device)
                 sampled[h, w] = grid[rows, columns]
         return torch.cat([sampled[shape] for shape in shapes])
 
@@ -179,15 +178,26 @@ class VisionEncoder(MegatronModule):
         return F.linear(blocks, self.downsample.weight.flatten(1), self.downsample.bias)
 
 
-@lru_cache(maxsize=4096)
-def patch_places(h: int, w: int, merge: int) -> Tensor:
-    """Row and column of every patch of an h x w image, in the order the patches come: int64 [2, h * w].
+def patch_places(grid_thw: Tensor) -> Tensor:
+    """Row and column of every patch of every image, in the order the patches come (2x2 blocks row by row).
 
-    >>> patch_places(2, 4, 2).tolist()
-    [[0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 2, 3, 2, 3]]
+    Args:
+        grid_thw: int64 [images, 3], each (1, h, w).
+
+    Returns:
+        int64 [2, patches].
+
+    >>> patch_places(torch.tensor([[1, 2, 4], [1, 2, 2]])).tolist()
+    [[0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 2, 3, 2, 3, 0, 1, 0, 1]]
     """
-    places = torch.stack(torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij"))
-    return places.view(2, h // merge, merge, w // merge, merge).transpose(2, 3).flatten(1)
+    lengths = grid_thw.prod(dim=1)
+    begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+    blocks_in_row = (grid_thw[:, 2] // 2).repeat_interleave(lengths)
+    index = torch.arange(len(begins)) - begins
+    block, corner = index // 4, index % 4
+    rows = 2 * (block // blocks_in_row) + corner // 2
+    columns = 2 * (block % blocks_in_row) + corner % 2
+    return torch.stack([rows, columns])
 
 
 @lru_cache(maxsize=4096)

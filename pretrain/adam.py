@@ -44,20 +44,24 @@ class GroupStepAdamW(torch.optim.Optimizer):
             self._update(group)
 
     def _update(self, group: dict[str, Any]) -> None:
+        params = [p for p in group["params"] if p.grad is not None]
+        if not params:
+            return
+        for p in params:
+            if not self.state[p]:
+                self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+        gradients = [p.grad for p in params]
+        exp_avg = [self.state[p]["exp_avg"] for p in params]
+        exp_avg_sq = [self.state[p]["exp_avg_sq"] for p in params]
         beta1, beta2 = group["betas"]
-        correction1 = 1 - beta1 ** group["step"]
-        correction2 = 1 - beta2 ** group["step"]
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            state = self.state[p]
-            if not state:
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-            p.mul_(1 - group["lr"] * group["weight_decay"])
-            state["exp_avg"].lerp_(p.grad, 1 - beta1)
-            state["exp_avg_sq"].mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-            denominator = (state["exp_avg_sq"] / correction2).sqrt_().add_(group["eps"])
-            p.addcdiv_(state["exp_avg"], denominator, value=-group["lr"] / correction1)
+        torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        torch._foreach_lerp_(exp_avg, gradients, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sq, beta2)
+        torch._foreach_addcmul_(exp_avg_sq, gradients, gradients, value=1 - beta2)
+        denominators = torch._foreach_div(exp_avg_sq, 1 - beta2 ** group["step"])
+        torch._foreach_sqrt_(denominators)
+        torch._foreach_add_(denominators, group["eps"])
+        torch._foreach_addcdiv_(params, exp_avg, denominators, value=-group["lr"] / (1 - beta1 ** group["step"]))
 
 
 def prefer_group_step_adamw() -> None:

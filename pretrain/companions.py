@@ -6,19 +6,19 @@ SGLang preprocess as the model was trained.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import DataConfig
 from data_pipeline.tokens import GlmTokenizer
-from model.checkpoint import COMPANIONS
 from model.config import ConfigError, GlmvConfig
+from model.files import write_json, write_text
 from model.vision import PIXEL_MEAN, PIXEL_STD
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")  # fmt: skip
+INHERITED = ("config.json", "generation_config.json")
 SHORTEST_EDGE = 112 * 112  # pixels (of two frames) below which an image is enlarged
 PIXELS_PER_TOKEN = 28 * 28 * 2  # of a picture, which counts as two frames
 
@@ -42,34 +42,34 @@ def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
         )
 
 
-def write_companions(folder: Path, model: GlmvConfig, data: DataConfig, source: Path | None) -> None:
+def read_inherited(folder: Path | None) -> dict[str, str]:
+    """What checkpoints of this run take over from where it started, by file name. Read once: the folder may go."""
+    names = INHERITED if folder is not None else ()
+    return {name: (folder / name).read_text() for name in names if (folder / name).is_file()}  # type: ignore[operator]
+
+
+def write_companions(folder: Path, model: GlmvConfig, data: DataConfig, inherited: dict[str, str]) -> None:
     """Fill `folder`.
 
     Args:
-        model: what is trained; its config.json is written where `source` brings none.
+        model: what is trained.
         data: names the tokenizer's folder and the pixel budgets.
-        source: the Hugging Face folder or the checkpoint that training started from, if any.
+        inherited: files to take as they are; the others are made.
     """
-    write_json(folder / "config.json", model.to_hf())
-    if source is not None:
-        inherited = source / COMPANIONS if (source / COMPANIONS).is_dir() else source
-        for name in ("config.json", "generation_config.json"):
-            if (inherited / name).is_file():
-                shutil.copyfile(inherited / name, folder / name)
-    if not (folder / "generation_config.json").is_file():
-        text = model.decoder
-        write_json(
-            folder / "generation_config.json",
-            {"eos_token_id": list(text.eos_token_id), "pad_token_id": text.pad_token_id},
-        )
+    text = model.decoder
+    made = {
+        "config.json": model.to_hf(),
+        "generation_config.json": {"eos_token_id": list(text.eos_token_id), "pad_token_id": text.pad_token_id},
+        "preprocessor_config.json": preprocessor_config("image", data.image_max_tokens),
+        "video_preprocessor_config.json": preprocessor_config("video", data.video_max_tokens),
+    }
+    for name, content in made.items():
+        write_json(folder / name, content)
+    for name, file_text in inherited.items():
+        write_text(folder / name, file_text)
     for name in TOKENIZER_FILES:
         if (file := Path(data.tokenizer) / name).is_file():
             shutil.copyfile(file, folder / name)
-    for name, kind, tokens in (
-        ("preprocessor_config.json", "image", data.image_max_tokens),
-        ("video_preprocessor_config.json", "video", data.video_max_tokens),
-    ):
-        write_json(folder / name, preprocessor_config(kind, tokens))
 
 
 def preprocessor_config(kind: str, max_tokens: int) -> dict[str, Any]:
@@ -93,7 +93,3 @@ def preprocessor_config(kind: str, max_tokens: int) -> dict[str, Any]:
         return {**common, "image_processor_type": "Glm4vImageProcessor"}
     return {**common, "video_processor_type": "Glm4vVideoProcessor", "fps": 2, "do_sample_frames": True,
             "max_duration": 300}  # fmt: skip
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

@@ -68,9 +68,16 @@ class MoeConfig:
     balance_loss_coeff: float = 1e-4  # sequence-level balance loss
     expert_bias_update_rate: float = 1e-3  # loss-free balancing
 
+    def __post_init__(self) -> None:
+        for key in ("balance_loss_coeff", "expert_bias_update_rate"):
+            if getattr(self, key) < 0:
+                raise ConfigError(f"moe.{key}={getattr(self, key)} must not be negative")
+
 
 @dataclass
 class Fp8Config:
+    """FP8 training, which needs Transformer Engine."""
+
     recipe: str = "none"
 
     def __post_init__(self) -> None:
@@ -80,6 +87,8 @@ class Fp8Config:
 
 @dataclass
 class CheckpointConfig:
+    """When checkpoints are written, and what happens to a run that is found in the output folder."""
+
     save_interval: int = 1000  # steps; 0: never, not even at the end
     keep_last: int = 0  # 0: keep all
     resume: str = "auto"  # auto: continue the run found in train.output_dir; never: refuse to touch it
@@ -94,6 +103,8 @@ class CheckpointConfig:
 
 @dataclass
 class RunConfig:
+    """All keys of a run."""
+
     model: ModelChoice = field(default_factory=ModelChoice)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -124,11 +135,6 @@ class RunConfig:
 
     def check_world(self, world_size: int) -> None:
         """What depends on the number of processes."""
-        if world_size % self.parallel.tensor_model_parallel_size:
-            raise ConfigError(
-                f"parallel.tensor_model_parallel_size={self.parallel.tensor_model_parallel_size} does not divide the "
-                f"{world_size} processes"
-            )
         ranks = self.parallel.data_parallel_size(world_size)
         if self.train.global_batch_size % ranks:
             raise ConfigError(

@@ -5,19 +5,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
 from model.backend import process_group_backend
 
+TIMEOUT = timedelta(minutes=30)  # a collective waits so long; reading weights keeps a rank from its first for minutes
+
 
 def world_size() -> int:
     """The number of processes that torchrun started; 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
 
 
 def rank() -> int:
+    """This process among them."""
     return int(os.environ.get("RANK", "0"))
 
 
@@ -26,7 +30,7 @@ def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, or stand alone without it."""
     if "RANK" in os.environ:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(process_group_backend())
+        dist.init_process_group(process_group_backend(), timeout=TIMEOUT)
     else:
         dist.init_process_group(process_group_backend(), store=dist.HashStore(), rank=0, world_size=1)
     try:

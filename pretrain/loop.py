@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import asdict
@@ -17,11 +16,8 @@ from omegaconf import OmegaConf
 
 from data_pipeline.batch import Batch
 from data_pipeline.loader import PackedLoader
-from data_pipeline.tokens import GlmTokenizer
 from model.checkpoint import (
-    COMPANIONS,
     TrainState,
-    find_checkpoint,
     is_checkpoint,
     load_checkpoint,
     mark_latest,
@@ -29,15 +25,17 @@ from model.checkpoint import (
     remove_old,
     save_checkpoint,
 )
-from model.config import ConfigError, GlmvConfig
+from model.config import GlmvConfig
+from model.files import write_json, write_text
 from model.glmv import GlmvModel
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
-from pretrain.companions import check_tokenizer, write_companions
+from pretrain.companions import check_tokenizer, read_inherited, write_companions
 from pretrain.config import RunConfig
 from pretrain.distributed import process_group, rank, world_size
+from pretrain.errors import expected_errors
 from pretrain.metrics import RunLog, logger
-from pretrain.resume import checkpoint_to_resume
+from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
 from pretrain.step import NonFiniteStep, TrainStep
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -49,15 +47,13 @@ def run(config: RunConfig) -> None:
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: before any process group or file is touched, where the
             configuration alone, or with the folders that it names, cannot work.
-        NonFiniteStep: the loss or the gradient stopped being a number.
+        SystemExit: 2, after an error of these kinds, or a step that is not finite, in the run itself.
     """
-    start_from = weights_source(config)
-    model_config = resolve_model(config, start_from)
-    config.check_world(world_size())
-    config.parallel.check(model_config, world_size(), config.train.seq_length)
-    check_tokenizer(model_config, GlmTokenizer(config.data.tokenizer))
     resolved = asdict(config)
-    checkpoint = checkpoint_to_resume(config, resolved)
+    origin = find_origin(config, resolved)
+    model_config = resolve_model(config.model.preset, origin)
+    config.parallel.check(model_config, world_size(), config.train.seq_length)
+    config.check_world(world_size())
     loader = PackedLoader(
         config.data,
         seq_length=config.train.seq_length,
@@ -65,37 +61,9 @@ def run(config: RunConfig) -> None:
         data_parallel_rank=config.parallel.data_parallel_rank(rank()),
         data_parallel_size=config.parallel.data_parallel_size(world_size()),
     )
-    with process_group():
-        _train(config, model_config, resolved, loader, start_from, checkpoint)
-
-
-def weights_source(config: RunConfig) -> Path | None:
-    """The folder that `model.init_from` means."""
-    if not config.model.init_from:
-        return None
-    path = Path(config.model.init_from)
-    if is_checkpoint(path):
-        return find_checkpoint(path)
-    if (path / "config.json").is_file():
-        return path
-    raise ConfigError(
-        f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
-    )
-
-
-def resolve_model(config: RunConfig, start_from: Path | None) -> GlmvConfig:
-    """The model that the preset and the folder to start from agree on."""
-    preset = GlmvConfig.from_preset(config.model.preset) if config.model.preset else None
-    if start_from is None:
-        assert preset is not None
-        return preset
-    found = GlmvConfig.from_hf(start_from / COMPANIONS if (start_from / COMPANIONS).is_dir() else start_from)
-    if preset is not None and preset != found:
-        raise ConfigError(
-            f"model.preset={config.model.preset} is another model than the one in model.init_from={start_from}; leave "
-            "model.preset empty to take that one"
-        )
-    return found
+    check_tokenizer(model_config, loader.tokenizer)
+    with process_group(), expected_errors(on_every_process=True):
+        _train(config, model_config, resolved, loader, agree_on_origin(origin))
 
 
 def _train(
@@ -103,8 +71,7 @@ def _train(
     model_config: GlmvConfig,
     resolved: dict[str, Any],
     loader: PackedLoader,
-    start_from: Path | None,
-    checkpoint: Path | None,
+    origin: Origin,
 ) -> None:
     train = config.train
     if train.deterministic:
@@ -119,13 +86,13 @@ def _train(
         balance_loss_coeff=config.moe.balance_loss_coeff,
         expert_bias_update_rate=config.moe.expert_bias_update_rate,
     )
-    if checkpoint is None:
-        fill_weights(model, start_from, train.seed)
+    if origin.resume is None:
+        fill_weights(model, origin.weights, train.seed)
     trainer = TrainStep(model, config.optimizer, train.steps, train.seq_length)
     done = 0
-    if checkpoint is not None:
-        load_checkpoint(checkpoint, model, trainer.optimizer)
-        state = read_train_state(checkpoint)
+    if origin.resume is not None:
+        load_checkpoint(origin.resume, model, trainer.optimizer)
+        state = read_train_state(origin.resume)
         loader.load_state_dict(state.data, allow_changes=config.checkpoint.allow_changes)
         done = state.step
 
@@ -133,10 +100,13 @@ def _train(
     log = None
     if dist.get_rank() == 0:
         log = RunLog(folder, done, train.steps)
-        OmegaConf.save(OmegaConf.create(resolved), folder / "config.yaml")
-        origin = checkpoint or start_from or f"random weights, seed {train.seed}"
-        logger.info("step %d of %d, from %s, on %d processes", done, train.steps, origin, dist.get_world_size())
-    companions = partial(write_companions, model=model_config, data=config.data, source=start_from)
+        write_text(folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(resolved)))
+        start = origin.folder or f"random weights, seed {train.seed}"
+        logger.info("step %d of %d, from %s, on %d processes", done, train.steps, start, dist.get_world_size())
+        logger.info("backend: %s", model.backend.description)
+    companions = partial(
+        write_companions, model=model_config, data=config.data, inherited=read_inherited(origin.companions)
+    )
     try:
         for step in range(done + 1, train.steps + 1):
             started = time.perf_counter()
@@ -157,7 +127,7 @@ def _train(
                 save_checkpoint(path, model, companions=companions, optimizer=trainer.optimizer, train_state=progress)
                 if dist.get_rank() == 0:
                     mark_latest(path)
-                    remove_old(path.parent, config.checkpoint.keep_last)
+                    remove_old(path, config.checkpoint.keep_last)
                     logger.info("saved %s", path)
     finally:
         loader.close()
@@ -192,5 +162,4 @@ def gather_rejected(batches: list[Batch]) -> list[dict[str, Any]]:
 def name_the_samples(folder: Path, step: int, batches: list[Batch]) -> None:
     """Write down which samples this rank had in a step that went wrong."""
     samples = [[sample for sample in batch.sample_ids if sample] for batch in batches]
-    file = folder / f"nonfinite_step_{step}_rank_{dist.get_rank()}.json"
-    file.write_text(json.dumps({"step": step, "packs": samples}, indent=1))
+    write_json(folder / f"nonfinite_step_{step}_rank_{dist.get_rank()}.json", {"step": step, "packs": samples})

@@ -36,7 +36,10 @@ class OptimizerConfig:
             raise ConfigError(f"optimizer.decay_style={self.decay_style!r}: choose one of {', '.join(DECAY_STYLES)}")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optimizer.min_lr={self.min_lr} must be between 0 and optimizer.lr={self.lr}")
-        for key in ("warmup_steps", "weight_decay", "clip_grad"):
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                raise ConfigError(f"optimizer.{key}={getattr(self, key)} must be from 0 to below 1")
+        for key in ("warmup_steps", "weight_decay", "clip_grad", "eps"):
             if getattr(self, key) < 0:
                 raise ConfigError(f"optimizer.{key}={getattr(self, key)} must not be negative")
 

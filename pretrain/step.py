@@ -35,7 +35,8 @@ from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler
 
 
 class NonFiniteStep(ArithmeticError):
-    """The loss or the gradient of a step is not a finite number; the weights were not updated."""
+    """The loss or the gradient of a step is not a finite number. What this process holds is of no use any more; the
+    newest checkpoint is."""
 
 
 @dataclass

@@ -20,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model need not fit a GPU; said before torch looks for one
+if __name__ == "__main__":
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model need not fit a GPU; said before torch looks for one
 
 import torch
 import typer
@@ -39,10 +40,11 @@ from model.checkpoint import (
     save_checkpoint,
 )
 from model.config import ARCHITECTURES, ConfigError, GlmvConfig
+from model.files import write_json
 from model.glmv import GlmvModel
 from model.hf_weights import check_names_and_shapes, export_tensors, hf_shapes, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel
-from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter, WeightsError, parse_size, write_json
+from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter, WeightsError, parse_size
 from model.stored_weights import stored_dtype
 from pretrain.companions import TOKENIZER_FILES
 from pretrain.distributed import process_group

@@ -140,7 +140,7 @@ def test_indexes_do_not_use_up_file_descriptors(shards):
 def test_the_fingerprint_of_a_source_follows_its_samples(shards, tokenizer: GlmTokenizer):
     def fingerprint(**budget: int) -> str:
         source = Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget(**budget))
-        return source.fingerprint()
+        return source.fingerprint
 
     first = fingerprint()
     assert fingerprint() == first

@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 
 from data_pipeline.batch import Batch
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, _this_ranks_slice, load_weights, local_tensors
+from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.weight_table import weights
 from pretrain.optimizer import OptimizerConfig
@@ -30,7 +30,7 @@ PACKS: list[list[list[Part]]] = [
 ]
 
 
-def packs_of_step(variant: str, step: int, layout: dict[str, Any] | None = None) -> list[Batch]:
+def packs_of_step(variant: str, step: int) -> list[Batch]:
     config = small_config(variant)
     batches = []
     for p, samples in enumerate(PACKS):
@@ -70,6 +70,6 @@ def differences_of(model: GlmvModel, reference: dict[str, torch.Tensor]) -> dict
     stacked = {weight.name: weight.transform.stacked for weight in weights(model.glmv_config)}
     squares = {}
     for name, local in local_tensors(model):
-        expected = _this_ranks_slice(reference[name], local, name, stacked[name]).double()
+        expected = this_ranks_slice(reference[name], local, name, stacked[name]).double()
         squares[name] = ((local.double() - expected).square().sum().item(), expected.square().sum().item())
     return squares

@@ -11,8 +11,20 @@ import pytest
 import torch
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata
 
-from model.checkpoint import CheckpointError, find_checkpoint, load_checkpoint, read_train_state, save_checkpoint
+from model.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    mark_latest,
+    read_train_state,
+    refuse_foreign_classes,
+    remove_old,
+    save_checkpoint,
+)
+from model.config import GlmvConfig
 from model.glmv import GlmvModel
+from model.parallel import ParallelConfig
 
 
 @pytest.fixture
@@ -54,9 +66,33 @@ def test_a_foreign_class_in_the_metadata_is_refused_unread(
     marker = tmp_path / "ran"
     with (path / "state" / ".metadata").open("wb") as stream:
         pickle.dump(Foreign(marker), stream)
-    with pytest.raises(CheckpointError, match=r"names the class posix.system.*Do not use this checkpoint"):
+    with pytest.raises(CheckpointError, match=r"names posix.system.*Do not use this checkpoint"):
         load_checkpoint(path, model)
     assert not marker.exists()
+
+
+HOSTILE_NAMES = [
+    ("torch.distributed.checkpoint.metadata", "os.system"),  # a dotted name leads out of its module
+    ("torch.distributed.checkpoint.planner", "operator.attrgetter"),
+    ("torch.distributed.checkpoint.planner", "io"),  # what a module has imported
+    ("torch", "hub.load"),
+    ("builtins", "eval"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), HOSTILE_NAMES)
+def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, module: str, name: str) -> None:
+    """Written by hand: PROTO 4, two strings, STACK_GLOBAL, STOP."""
+    strings = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04" + strings + b"\x93.")
+    with pytest.raises(CheckpointError, match=rf"names {module}.{name}, which a checkpoint has no use for"):
+        refuse_foreign_classes(tmp_path)
+
+
+def test_metadata_of_another_kind_is_damaged(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({}))
+    with pytest.raises(CheckpointError, match=r"\.metadata is damaged"):
+        refuse_foreign_classes(tmp_path)
 
 
 @pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
@@ -90,9 +126,51 @@ def test_what_is_missing_or_damaged_is_named(hf_folder: object, saved: tuple[Glm
 
 @pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
 def test_another_model_is_refused(hf_folder: object, saved: tuple[GlmvModel, Path], single_process: None) -> None:
-    from model.config import GlmvConfig
-    from model.parallel import ParallelConfig
-
     other = GlmvModel(GlmvConfig.from_preset("tiny_moe"), ParallelConfig())
     with pytest.raises(CheckpointError, match=r"does not load into this model"):
         load_checkpoint(saved[1], other)
+
+
+# --- the folder of checkpoints ----------------------------------------------------------------------------------------
+
+
+def steps(run: Path, *numbers: int) -> list[Path]:
+    folders = [run / "checkpoints" / f"step_{number:07d}" for number in numbers]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    return folders
+
+
+@pytest.mark.fast
+def test_old_steps_go_and_what_an_interrupted_save_left(tmp_path: Path) -> None:
+    folders = steps(tmp_path, 100, 200, 300, 400)
+    (tmp_path / "checkpoints" / ".unfinished_step_0000350").mkdir()
+    remove_old(folders[3], keep_last=2)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_0000300", "step_0000400"}
+
+
+@pytest.mark.fast
+def test_a_run_that_was_set_back_keeps_what_it_has_just_saved(tmp_path: Path) -> None:
+    """The user wrote 500 into `latest`; 600 is saved while 900 and 1000 are still there."""
+    folders = steps(tmp_path, 500, 600, 900, 1000)
+    mark_latest(folders[1])
+    remove_old(folders[1], keep_last=1)
+    assert latest_checkpoint(tmp_path) == folders[1]
+    assert [folder.exists() for folder in folders] == [False, True, True, True]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("content", ["", "step_", "../elsewhere", "step_0000300"])
+def test_a_torn_or_wrong_marker_is_named(tmp_path: Path, content: str) -> None:
+    steps(tmp_path, 100)
+    (tmp_path / "checkpoints" / "latest").write_text(content)
+    with pytest.raises(CheckpointError, match=r"latest names .*, which is not there; write the name of an existing"):
+        latest_checkpoint(tmp_path)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("content", ['{"step": 3', '{"step": 3, "moons": 2}'])
+def test_a_damaged_train_state_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "train_state.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"train_state.json is damaged .*; use another step"):
+        read_train_state(tmp_path)

@@ -25,16 +25,23 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "TP2 SP EP2": {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_model_parallel_size": 2},
     "TP2": {"tensor_model_parallel_size": 2},
 }
-CASES = [
+TWO_RANKS = [
     ("glm4v_moe", "DP2"), ("glm4v_moe", "EP2"), ("glm4v_moe", "TP2 SP"), ("glm4v_moe", "TP2 SP EP2"),
     ("glm4v", "DP2"), ("glm4v", "TP2 SP"), ("glm4v", "TP2"),
 ]  # fmt: skip
+FOUR_RANKS = [("glm4v_moe", "EP2"), ("glm4v_moe", "TP2 SP EP2"), ("glm4v", "TP2 SP")]  # each with DP2 besides
 SAME_COUNTS = ("tokens", "samples", "images", "patches", "padding_fraction")
 
 
 @pytest.fixture(scope="module")
 def two_processes() -> Iterator[Processes]:
     with Processes(2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def four_processes() -> Iterator[Processes]:
+    with Processes(4) as processes:
         yield processes
 
 
@@ -58,13 +65,20 @@ def expected(
     return variant, answer["reports"], saved
 
 
-@pytest.mark.parametrize(("hf_folder", "name"), CASES, indirect=["hf_folder"])
-def test_layout_trains_as_one_process(
-    two_processes: Processes, hf_folder: tuple[Path, nn.Module], expected, name: str
-) -> None:
+@pytest.mark.parametrize(("hf_folder", "name"), TWO_RANKS, indirect=["hf_folder"])
+def test_two_ranks_train_as_one_process(two_processes: Processes, hf_folder, expected, name: str) -> None:
+    trains_as_one_process(two_processes, hf_folder[0], expected, name)
+
+
+@pytest.mark.parametrize(("hf_folder", "name"), FOUR_RANKS, indirect=["hf_folder"])
+def test_four_ranks_train_as_one_process(four_processes: Processes, hf_folder, expected, name: str) -> None:
+    trains_as_one_process(four_processes, hf_folder[0], expected, name)
+
+
+def trains_as_one_process(processes: Processes, folder: Path, expected, name: str) -> None:
     variant, reference, saved = expected
-    answers = two_processes.run(
-        layout_cases.train, variant=variant, folder=str(hf_folder[0]), layout=LAYOUTS[name], steps=3, compare_with=saved
+    answers = processes.run(
+        layout_cases.train, variant=variant, folder=str(folder), layout=LAYOUTS[name], steps=3, compare_with=saved
     )
     for answer in answers:
         for step, (got, want) in enumerate(zip(answer["reports"], reference, strict=True), start=1):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 
 from data_pipeline.batch import Batch
+from model import glmv, vision
 from model.glmv import GlmvModel
 from model.hf_weights import local_tensors
 from model.vision import bicubic_weights
@@ -226,6 +228,14 @@ def test_bicubic_weights_equal_grid_sample(h: int, w: int) -> None:
     )[0].permute(1, 2, 0)
     sampled = torch.einsum("hi,wj,ijd->hwd", bicubic_weights(h, 24), bicubic_weights(w, 24), table)
     torch.testing.assert_close(sampled, expected, rtol=0, atol=5e-6)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("module", [vision, glmv], ids=["vision", "glmv"])
+def test_the_examples_in_docstrings_hold(module) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted
+    assert not result.failed
 
 
 def test_local_names_cover_the_table(model: GlmvModel) -> None:

@@ -43,16 +43,16 @@ def test_a_run_continues_at_another_layout(config_file: Path, tmp_path: Path) ->
     train(config_file, [f"train.output_dir={tmp_path}/one", "checkpoint.save_interval=0"], processes=1)
     moved = [f"train.output_dir={tmp_path}/moved", "checkpoint.save_interval=2"]
     train(config_file, [*moved, "train.steps=6", EXPERTS_OVER_TWO])
-    remove_checkpoints_after(tmp_path / "moved", step=2)
+    set_back_to(tmp_path / "moved", step=2)
     layout = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]
     train(config_file, [*moved, *layout])
-    remove_checkpoints_after(tmp_path / "moved", step=4)
+    set_back_to(tmp_path / "moved", step=4)
     train(config_file, moved, processes=1)
     for moved_line, line in zip(metrics(tmp_path / "moved"), metrics(tmp_path / "one"), strict=True):
         assert moved_line["loss"] == pytest.approx(line["loss"], rel=1e-5)
         assert moved_line["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-4)
 
 
-def remove_checkpoints_after(run: Path, step: int) -> None:
+def set_back_to(run: Path, step: int) -> None:
     """As if the run had been stopped there."""
     (run / "checkpoints" / "latest").write_text(f"step_{step:07d}\n")

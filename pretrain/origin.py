@@ -1,0 +1,150 @@
+"""Where a run starts: from its own newest checkpoint, from another model's weights, or from random ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from omegaconf import OmegaConf
+
+from model.checkpoint import (
+    COMPANIONS,
+    CheckpointError,
+    find_checkpoint,
+    is_checkpoint,
+    latest_checkpoint,
+    read_train_state,
+)
+from model.config import ConfigError, GlmvConfig
+from pretrain.config import RunConfig
+
+# What decides the model and the plan of data. Every other key may change when a run continues.
+FIXED = ("model.", "train.global_batch_size", "train.seq_length", "data.sources", "data.seed", "data.tokenizer",
+         "data.image_max_tokens", "data.video_max_tokens", "data.segment_multiple")  # fmt: skip
+RUN_CONFIG = "config.yaml"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """`resume`: a checkpoint to continue, with its optimizer and data counters. `weights`: a checkpoint or a Hugging
+    Face folder to take weights from. Neither: random weights."""
+
+    resume: Path | None = None
+    weights: Path | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        return self.resume or self.weights
+
+    @property
+    def companions(self) -> Path | None:
+        """Where the folder keeps its config.json and the like."""
+        if self.folder is None:
+            return None
+        inside = self.folder / COMPANIONS
+        return inside if inside.is_dir() else self.folder
+
+
+def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
+    """Look at the folders that `config` names. `resolved` is the configuration as it is kept with a run.
+
+    Raises:
+        ConfigError: the output folder holds a run that may not be continued or cannot be written, or
+            `model.init_from` is nothing to start from.
+    """
+    folder = Path(config.train.output_dir)
+    _refuse_unwritable(folder)
+    if config.checkpoint.resume == "never":
+        if (folder / RUN_CONFIG).exists() or (folder / "checkpoints").exists():
+            raise ConfigError(
+                f"train.output_dir={folder} holds a run and checkpoint.resume=never; choose another folder, or "
+                "checkpoint.resume=auto to continue it"
+            )
+        return Origin(weights=_weights(config.model.init_from))
+    checkpoint = latest_checkpoint(folder)
+    if not config.checkpoint.allow_changes:
+        if checkpoint is not None:
+            _refuse_changes(read_train_state(checkpoint).config, resolved, folder)
+        elif (folder / RUN_CONFIG).is_file():  # it was stopped before its first checkpoint, and begins again
+            before: Any = OmegaConf.to_container(OmegaConf.load(folder / RUN_CONFIG))
+            _refuse_changes(before, resolved, folder)
+    if checkpoint is not None:
+        return Origin(resume=checkpoint)
+    return Origin(weights=_weights(config.model.init_from))
+
+
+def _weights(init_from: str) -> Path | None:
+    if not init_from:
+        return None
+    path = Path(init_from)
+    if is_checkpoint(path):
+        return find_checkpoint(path)
+    if (path / "config.json").is_file():
+        return path
+    raise ConfigError(
+        f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
+    )
+
+
+def _refuse_unwritable(folder: Path) -> None:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ConfigError(f"train.output_dir={folder} cannot be written: {existing} is not a folder one may write to")
+
+
+def _refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
+    old, new = dict(_flatten(before)), dict(_flatten(now))
+    for key in sorted(old.keys() | new.keys()):
+        if key.startswith(FIXED) and old.get(key) != new.get(key):
+            raise ConfigError(
+                f"{key} was {old.get(key)!r} in the run at {folder} and is {new.get(key)!r} now; put it back, choose "
+                "another train.output_dir, or set checkpoint.allow_changes=true"
+            )
+
+
+def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def resolve_model(preset_name: str, origin: Origin) -> GlmvConfig:
+    """The model that the preset, if one is named, and the folder to start from, if there is one, agree on."""
+    preset = GlmvConfig.from_preset(preset_name) if preset_name else None
+    if origin.companions is None:
+        assert preset is not None
+        return preset
+    found = GlmvConfig.from_hf(origin.companions)
+    if preset is not None and preset != found:
+        raise ConfigError(
+            f"model.preset={preset_name} is another model than the one in {origin.folder}; leave model.preset empty to "
+            "take that one"
+        )
+    return found
+
+
+def agree_on_origin(origin: Origin) -> Origin:
+    """The main process's choice, on every process. Collective. What a process finds by itself may differ: file systems
+    show new files late, and a run that `model.init_from` names may save meanwhile.
+
+    Raises:
+        CheckpointError: on all processes, if one of them does not see the chosen folder.
+    """
+    choice = [origin]
+    dist.broadcast_object_list(choice, src=0)
+    missing = torch.tensor(float(choice[0].folder is not None and not choice[0].folder.is_dir()))
+    missing = missing.to(torch.cuda.current_device())
+    dist.all_reduce(missing)
+    if missing:
+        raise CheckpointError(
+            f"{choice[0].folder} is not seen by {int(missing)} of {dist.get_world_size()} processes: train.output_dir "
+            "and model.init_from must be on a file system that all nodes share"
+        )
+    return choice[0]
