@@ -36,8 +36,13 @@ from model.files import flush_folder, write_json, write_text
 STEP_FOLDER = re.compile(r"step_\d+")
 STATE, TRAIN_STATE, COMPANIONS, LATEST = "state", "train_state.json", "hf", "latest"
 
-# The optimizer's state on disk: tensors of the parameters' own shapes, the same keys whatever the layout.
-OPTIMIZER_FORMAT = {"distrib_optim_sharding_type": "fully_reshardable", "chained_optim_avoid_prefix": True}
+# The optimizer's state on disk: tensors of the parameters' own shapes, the same keys whatever the layout. They are put
+# together in main memory, on one data-parallel rank: on every rank's device they would take as much again as the state.
+OPTIMIZER_FORMAT = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,
+    "chained_optim_avoid_prefix": True,
+}
 
 
 class CheckpointError(ValueError):

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,13 +53,31 @@ def metrics(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
 
 
-def kill_rank_at_step(launcher: subprocess.Popen[str], run: Path, rank: int, step: int, timeout: float = 120) -> None:
-    """kill -9 one rank once the run has written down `step`."""
+def has_reached(run: Path, step: int) -> bool:
+    """Whether the run has written down `step`."""
+    return any(line["step"] >= step for line in metrics(run))
+
+
+def is_saving(run: Path, step: int) -> bool:
+    """Whether the run is in the middle of writing the checkpoint of `step`."""
+    return (run / "checkpoints" / f".unfinished_step_{step:07d}").exists()
+
+
+def kill_rank_when(
+    condition: Callable[[Path, int], bool],
+    launcher: subprocess.Popen[str],
+    run: Path,
+    *,
+    step: int,
+    rank: int,
+    timeout: float = 120,
+) -> None:
+    """kill -9 one rank as soon as `condition(run, step)` holds."""
     deadline = time.monotonic() + timeout
-    while not any(line["step"] >= step for line in metrics(run)):
+    while not condition(run, step):
         assert time.monotonic() < deadline, "the run did not get there"
         assert launcher.poll() is None, finish(launcher)
-        time.sleep(0.02)
+        time.sleep(0.01)
     for process in psutil.Process(launcher.pid).children():
         if process.environ().get("RANK") == str(rank):
             process.kill()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.launch import finish, kill_rank_at_step, metrics, start, train
+from tests.launch import finish, has_reached, is_saving, kill_rank_when, metrics, start, train
 
 EXPERTS_OVER_TWO = "parallel.expert_model_parallel_size=2"
 SAME = ("step", "loss", "grad_norm", "lr", "tokens", "samples", "images", "patches")
@@ -17,17 +18,24 @@ def trace(run: Path) -> list[list[object]]:
     return [[line.get(key) for key in SAME] for line in metrics(run)]
 
 
-@pytest.mark.parametrize(("precision", "rank"), [("fp32", 1), ("bf16", 0)])
+KILLS = [
+    # precision, rank to kill, when
+    ("fp32", 1, has_reached, 5),
+    ("bf16", 0, is_saving, 6),
+]
+
+
+@pytest.mark.parametrize(("precision", "rank", "condition", "step"), KILLS)
 def test_killed_and_restarted_equals_uninterrupted(
-    config_file: Path, tmp_path: Path, precision: str, rank: int
+    config_file: Path, tmp_path: Path, precision: str, rank: int, condition: Callable[[Path, int], bool], step: int
 ) -> None:
-    common = [EXPERTS_OVER_TWO, f"train.precision={precision}"]
+    common = [EXPERTS_OVER_TWO, f"train.precision={precision}", "train.deterministic=true"]
     train(config_file, [*common, f"train.output_dir={tmp_path}/whole", "checkpoint.save_interval=0"])
 
     killed = tmp_path / "killed"
     command = [*common, f"train.output_dir={killed}"]
     launcher = start(config_file, command)
-    kill_rank_at_step(launcher, killed, rank, step=5)
+    kill_rank_when(condition, launcher, killed, step=step, rank=rank)
     finish(launcher)
     assert launcher.returncode != 0
     assert (killed / "checkpoints" / "latest").read_text() == "step_0000003\n"
