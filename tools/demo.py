@@ -41,8 +41,8 @@ class Variant:
 
 
 VARIANTS = {
-    "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(160, 50, 50)),
-    "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(220, 60, 60)),
+    "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(160, 50, 100)),
+    "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(220, 60, 100)),
 }
 
 
