@@ -68,9 +68,11 @@ def select_backend() -> TorchSpecProvider:
     return TorchSpecProvider()
 
 
-def process_group_backend() -> str:
-    """What torch.distributed speaks between the processes of this machine."""
-    return "nccl" if torch.cuda.is_available() else "gloo"
+def process_group_arguments(local_rank: int) -> dict[str, Any]:
+    """How torch.distributed.init_process_group joins processes here: NCCL between GPUs, one a process, or gloo."""
+    if torch.cuda.is_available():
+        return {"backend": "nccl", "device_id": torch.device("cuda", local_rank)}
+    return {"backend": "gloo"}
 
 
 def require_fp8(recipe: str) -> None:

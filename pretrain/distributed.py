@@ -6,11 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from model.backend import process_group_backend
+from model.backend import process_group_arguments
 
 TIMEOUT = timedelta(minutes=30)  # a collective waits so long; reading weights keeps a rank from its first for minutes
 
@@ -28,11 +29,11 @@ def rank() -> int:
 @contextmanager
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, or stand alone without it."""
-    if "RANK" in os.environ:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group(process_group_backend(), timeout=TIMEOUT)
-    else:
-        dist.init_process_group(process_group_backend(), store=dist.HashStore(), rank=0, world_size=1)
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    torch.cuda.set_device(local_rank)
+    alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
+    joined = {} if "RANK" in os.environ else alone
+    dist.init_process_group(**process_group_arguments(local_rank), timeout=TIMEOUT, **joined)
     try:
         yield
         dist.barrier()

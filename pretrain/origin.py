@@ -67,6 +67,11 @@ def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
             )
         return Origin(weights=_weights(config.model.init_from))
     checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None and (step := read_train_state(checkpoint).step) > config.train.steps:
+        raise ConfigError(
+            f"train.steps={config.train.steps} is below step {step}, which the run at {folder} has reached; raise it, "
+            "or choose another train.output_dir"
+        )
     if not config.checkpoint.allow_changes:
         if checkpoint is not None:
             _refuse_changes(read_train_state(checkpoint).config, resolved, folder)

@@ -15,6 +15,7 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from pretrain.config import RunConfig, load_config
 from pretrain.loop import run
+from pretrain.origin import find_origin
 from sft.train import SftConfig
 
 pytestmark = pytest.mark.fast
@@ -153,6 +154,35 @@ def test_a_changed_plan_is_named_on_resume(config_file: Path, tmp_path: Path, ov
     finished_run(config_file, tmp_path / "run")
     with pytest.raises(ConfigError, match=message + r".*checkpoint.allow_changes=true"):
         attempt(config_file, override)
+
+
+def test_fewer_steps_than_done_are_refused(config_file: Path, tmp_path: Path) -> None:
+    finished_run(config_file, tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"train.steps=2 is below step 3, which the run at .* has reached"):
+        attempt(config_file, "train.steps=2", "optimizer.warmup_steps=1")
+
+
+def test_a_run_that_was_stopped_before_its_first_checkpoint_is_not_mistaken(config_file: Path, tmp_path: Path) -> None:
+    """Its configuration is there, and must be the same."""
+    (tmp_path / "run").mkdir()
+    OmegaConf.save(OmegaConf.structured(load_config(RunConfig, config_file)), tmp_path / "run" / "config.yaml")
+    with pytest.raises(ConfigError, match=r"train.seq_length was 128 in the run at .* and is 256 now"):
+        attempt(config_file, "train.seq_length=256")
+
+
+def test_an_output_folder_that_cannot_be_written(config_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"train.output_dir=.* cannot be written: .*/file is not a folder"):
+        attempt(config_file, f"train.output_dir={tmp_path}/file/run")
+
+
+def test_a_run_continues_without_the_model_it_started_from(config_file: Path, tmp_path: Path) -> None:
+    """What `model.init_from` names may have been archived meanwhile."""
+    finished_run(config_file, tmp_path / "run")
+    config = load_config(RunConfig, config_file)
+    origin = find_origin(config, OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]
+    assert origin.resume == tmp_path / "run" / "checkpoints" / "step_0000003"
+    assert origin.weights is None
 
 
 def test_resume_never_does_not_touch_a_run(config_file: Path, tmp_path: Path) -> None:
