@@ -126,7 +126,7 @@ def run(key: str, variant: Variant) -> bool:
     console.print(table(variant.name, rows))
     console.print(f"\n{PICTURE}")
     for question, answer in said.items():
-        console.print(f"  {question}  {answer}", markup=False, soft_wrap=True)
+        console.print(f"  {question}  {' '.join(answer.split())}", markup=False, soft_wrap=True)
     console.print(f"\nloss curves     {curve}\nexported model  {exported}")
     console.print(f"took            {time.monotonic() - started:.0f} s\n")
     console.print(NEXT.format(exported=exported, picture=PICTURE), markup=False, soft_wrap=True)
