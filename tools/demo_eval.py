@@ -8,43 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
 import typer
-from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
-from data_pipeline.batch import EncodedSample, collate, padded_length
+from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.index import find_shards, read_index
 from data_pipeline.shards import ShardReader
 from data_pipeline.tokens import GlmTokenizer
-from model.checkpoint import COMPANIONS, find_checkpoint, load_checkpoint
-from model.config import GlmvConfig
-from model.glmv import GlmvModel
-from model.parallel import ParallelConfig, initialize_model_parallel
-from model.vision import PIXEL_MEAN, PIXEL_STD
+from model.checkpoint import COMPANIONS, find_checkpoint
 from pretrain.companions import PIXELS_PER_TOKEN
-from pretrain.distributed import process_group
-from pretrain.step import forward
+from pretrain.evaluate import evaluate
+from tools.generate import Exported, transformers_inputs
 
 SEQ_LENGTH = 512  # of the packs that our side sees
-
-
-@dataclass
-class Loss:
-    """A sum of cross-entropies over the tokens that carry loss."""
-
-    total: float = 0.0
-    tokens: int = 0
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.tokens
 
 
 def read_samples(shards: Path, hf: Path) -> list[EncodedSample]:
@@ -64,45 +46,17 @@ def read_samples(shards: Path, hf: Path) -> list[EncodedSample]:
     return samples
 
 
-def load_exported(folder: Path) -> Any:
-    """The exported model as transformers reads it, fp32, on the CPU."""
-    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
-
-
 @torch.no_grad()
-def transformers_loss(model: Any, samples: Sequence[EncodedSample]) -> Loss:
-    loss = Loss()
+def transformers_loss(exported: Exported, samples: Sequence[EncodedSample]) -> float:
+    """Mean over the tokens that carry loss, by transformers' forward, each sample alone."""
+    total, tokens = 0.0, 0
     for sample in samples:
-        tokens = int(sample.loss[1:].sum())
-        loss.total += float(model(**transformers_inputs(sample, model.config.image_token_id)).loss) * tokens
-        loss.tokens += tokens
-    return loss
-
-
-def transformers_inputs(sample: EncodedSample, image_token_id: int) -> dict[str, Tensor]:
-    """One sample as a batch of one for transformers' forward; its own code makes the 3-D positions."""
-    input_ids = torch.from_numpy(sample.input_ids)[None]
-    labels = input_ids.masked_fill(~torch.from_numpy(sample.loss)[None], -100)
-    inputs = {"input_ids": input_ids, "labels": labels}
-    if sample.grids:
-        is_video = sample.frames[0] == 2
-        grid = torch.tensor([(1, *size) for size in sample.grids])
-        pixels, grids = ("pixel_values_videos", "video_grid_thw") if is_video else ("pixel_values", "image_grid_thw")
-        inputs[pixels], inputs[grids] = torch.cat(list(float_patches(sample))), grid
-        inputs["mm_token_type_ids"] = (input_ids == image_token_id).long() * (2 if is_video else 1)
-    return inputs
-
-
-def float_patches(sample: EncodedSample) -> Iterator[Tensor]:
-    """The patches of each image, float32 [patches, 1176] in transformers' order (channel, frame, y, x)."""
-    mean, std = torch.tensor(PIXEL_MEAN).view(3, 1, 1, 1), torch.tensor(PIXEL_STD).view(3, 1, 1, 1)
-    first = 0
-    for (height, width), frames in zip(sample.grids, sample.frames, strict=True):
-        count = height * width * frames
-        slices = sample.pixels[first : first + count].view(-1, frames, 3, 14, 14).transpose(1, 2).float()
-        first += count
-        patches = (slices / 255 - mean) / std  # [patches, 3, frames, 14, 14]
-        yield patches.expand(-1, -1, 2, -1, -1).reshape(len(patches), -1)
+        inputs = transformers_inputs(sample, exported.model.config.image_token_id, exported.preprocessor)
+        labels = inputs["input_ids"].masked_fill(~torch.from_numpy(sample.loss)[None], -100)
+        learned = int(sample.loss[1:].sum())
+        total += float(exported.model(**inputs, labels=labels).loss) * learned
+        tokens += learned
+    return total / tokens
 
 
 def with_other_pictures(samples: Sequence[EncodedSample], image_token_id: int) -> list[EncodedSample]:
@@ -131,35 +85,18 @@ def _with_picture(sample: EncodedSample, other: EncodedSample, image_token_id: i
 # The same samples through the production model
 
 
-@torch.no_grad()
-def our_loss(checkpoint: Path, samples: Sequence[EncodedSample], seq_length: int, segment_multiple: int = 8) -> Loss:
-    """The loss of a checkpoint of ours, samples packed as in training. Starts and ends a process group of one."""
-    loss = Loss()
-    with process_group():
-        parallel = ParallelConfig()
-        initialize_model_parallel(parallel, seed=0)
-        model = GlmvModel(GlmvConfig.from_hf(checkpoint / COMPANIONS), parallel, dtype=torch.float32)
-        load_checkpoint(checkpoint, model)
-        model.eval()
-        for pack in packs(samples, seq_length, segment_multiple):
-            batch = collate(pack, seq_length=seq_length, segment_multiple=segment_multiple, pad_id=0)
-            loss.total += float((forward(model, batch) * batch.loss_mask).sum())
-            loss.tokens += batch.num_loss_tokens
-    return loss
-
-
-def packs(samples: Sequence[EncodedSample], seq_length: int, segment_multiple: int) -> Iterator[list[EncodedSample]]:
+def packs(samples: Sequence[EncodedSample], seq_length: int, segment_multiple: int = 8) -> Iterator[Batch]:
     """Samples in order, as many to a pack as fit."""
     pack: list[EncodedSample] = []
     used = 0
     for sample in samples:
         length = padded_length(len(sample), segment_multiple)
         if used + length > seq_length:
-            yield pack
+            yield collate(pack, seq_length=seq_length, segment_multiple=segment_multiple, pad_id=0)
             pack, used = [], 0
         pack.append(sample)
         used += length
-    yield pack
+    yield collate(pack, seq_length=seq_length, segment_multiple=segment_multiple, pad_id=0)
 
 
 # Command lines: each side in a process of its own, so that neither sees what the other sets up.
@@ -173,8 +110,7 @@ def ours(run: Annotated[Path, typer.Argument(help="a run's folder")], shards: Sh
     """Print the production model's loss as JSON."""
     checkpoint = find_checkpoint(run)
     samples = [sample for folder in shards for sample in read_samples(folder, checkpoint / COMPANIONS)]
-    loss = our_loss(checkpoint, samples, SEQ_LENGTH)
-    print(json.dumps({"loss": loss.mean, "tokens": loss.tokens}))
+    print(json.dumps(evaluate(checkpoint, packs(samples, SEQ_LENGTH))))
 
 
 @app.command()
@@ -184,20 +120,12 @@ def exported(
     captions: Annotated[Path, typer.Option(help="shards whose samples have one picture each, for the swap")],
 ) -> None:
     """Print transformers' loss as JSON: of all samples, and of captions with their own and with another picture."""
-    model = load_exported(folder)
+    model = Exported.load(folder, dtype=torch.float32)
     samples = [sample for shard in shards for sample in read_samples(shard, folder)]
     described = read_samples(captions, folder)
-    loss = transformers_loss(model, samples)
-    print(
-        json.dumps(
-            {
-                "loss": loss.mean,
-                "tokens": loss.tokens,
-                "captions": transformers_loss(model, described).mean,
-                "swapped": transformers_loss(model, with_other_pictures(described, model.config.image_token_id)).mean,
-            }
-        )
-    )
+    swapped = with_other_pictures(described, model.model.config.image_token_id)
+    losses = {"loss": samples, "captions": described, "swapped": swapped}
+    print(json.dumps({name: transformers_loss(model, those) for name, those in losses.items()}))
 
 
 if __name__ == "__main__":
