@@ -12,6 +12,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from data_pipeline.domains.chat_template import CHAT_TEMPLATES
+
 # The order is the hub's: the id of a token is its place in this list.
 SPECIAL_TOKENS = (
     "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",
@@ -36,66 +38,6 @@ WORDS = "|".join(
         r"\s+",
     )
 )
-
-# Renders what GLM-4.5V's template renders. Reasoning is kept only in the turns after the last user message;
-# without thinking every user turn ends in /nothink and the answer is preceded by an empty thought.
-CHAT_TEMPLATE = """\
-{%- macro visible(content) -%}
-  {%- if content is string -%}
-    {{- content -}}
-  {%- else -%}
-    {%- for part in content -%}
-      {%- if part.type == "image" -%}
-        {{- "<|begin_of_image|><|image|><|end_of_image|>" -}}
-      {%- elif part.type == "video" -%}
-        {{- "<|begin_of_video|><|video|><|end_of_video|>" -}}
-      {%- elif part.type == "text" -%}
-        {{- part.text -}}
-      {%- endif -%}
-    {%- endfor -%}
-  {%- endif -%}
-{%- endmacro -%}
-{%- set thinking = enable_thinking is not defined or enable_thinking -%}
-{%- set last = namespace(user=-1) -%}
-{%- for message in messages -%}
-  {%- if message.role == "user" -%}
-    {%- set last.user = loop.index0 -%}
-  {%- endif -%}
-{%- endfor -%}
-{{- "[gMASK]<sop>" -}}
-{%- for message in messages -%}
-  {%- set text = visible(message.content) -%}
-  {%- if message.role == "user" -%}
-    {{- "<|user|>\\n" + text -}}
-    {%- if not thinking and not text.endswith("/nothink") -%}
-      {{- "/nothink" -}}
-    {%- endif -%}
-  {%- elif message.role == "assistant" -%}
-    {%- set thought = message.reasoning_content | default("", true) -%}
-    {%- if not thought and "</think>" in text -%}
-      {%- set thought = text.split("</think>")[0].split("<think>")[-1] -%}
-      {%- set text = text.split("</think>")[-1] -%}
-    {%- endif -%}
-    {%- if loop.index0 < last.user or not thinking -%}
-      {%- set thought = "" -%}
-    {%- endif -%}
-    {{- "<|assistant|>\\n<think>" + thought.strip() + "</think>" -}}
-    {%- if text.strip() -%}
-      {{- "\\n" + text.strip() -}}
-    {%- endif -%}
-  {%- elif message.role == "system" -%}
-    {{- "<|system|>\\n" + text -}}
-  {%- else -%}
-    {{- raise_exception("a message's role is system, user or assistant, not " + message.role) -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-  {{- "<|assistant|>\\n" -}}
-  {%- if not thinking -%}
-    {{- "<think></think>\\n" -}}
-  {%- endif -%}
-{%- endif -%}
-"""
 
 
 def train_tokenizer(texts: Iterable[str], out_dir: str | Path, vocab_size: int = 2048) -> Path:
@@ -131,7 +73,7 @@ def train_tokenizer(texts: Iterable[str], out_dir: str | Path, vocab_size: int =
         pad_token="<|endoftext|>",
         eos_token="<|endoftext|>",
         additional_special_tokens=list(SPECIAL_TOKENS),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=CHAT_TEMPLATES["glm45v"],
         clean_up_tokenization_spaces=False,
         model_max_length=131072,
         padding_side="left",
