@@ -43,8 +43,8 @@ class Report:
     rejected: list[dict[str, Any]] = field(default_factory=list)
     shards: list[Path] = field(default_factory=list)
 
-    def reject(self, shard: str, key: str, error: BadSample) -> None:
-        self.rejected.append({"reason": error.reason, "shard": shard, "key": key, "detail": error.detail})
+    def reject(self, shard: str, key: str, error: BadSample, **where: int) -> None:
+        self.rejected.append({"reason": error.reason, "shard": shard, "key": key, **where, "detail": error.detail})
 
     def reasons(self) -> Counter[str]:
         return Counter(entry["reason"] for entry in self.rejected)
@@ -66,6 +66,8 @@ def build_shards(
     A sample's key is the number of its line. Raises DataError if `records` cannot be read or shards called so exist.
     """
     out.mkdir(parents=True, exist_ok=True)
+    if max_shard_bytes < 1:
+        raise DataError(f"--max-shard-bytes {max_shard_bytes}: give a positive number")
     if existing := sorted(out.glob(f"{name}-[0-9]*.tar")):
         raise DataError(f"{existing[0]} exists: choose another --name or --out, or remove it")
     report = Report()
@@ -76,7 +78,7 @@ def build_shards(
             raw, extensions = _load(line, records.parent)
             measure(raw, tokenizer, chat_form, whole=True)
         except BadSample as error:
-            report.reject(records.name, key, error)
+            report.reject(records.name, key, error, line=number + 1)
         else:
             record = json.dumps(raw.record, ensure_ascii=False).encode()
             writer.write(key, [("json", record), *zip(extensions, [*raw.images, *raw.videos], strict=True)])

@@ -53,11 +53,12 @@ def resized_size(height: int, width: int, *, max_tokens: int, frames: int = TEMP
     """
     if min(height, width) < 1:
         raise BadSample("extreme_aspect", f"an image of {width}x{height} pixels has no area")
+    given = f"{width}x{height}"
     if height < FACTOR or width < FACTOR:
         scale = max(FACTOR / height, FACTOR / width)
         height, width = int(height * scale), int(width * scale)
     if max(height, width) / min(height, width) > MAX_ASPECT:
-        raise BadSample("extreme_aspect", f"{width}x{height}: one side is more than {MAX_ASPECT} times the other")
+        raise BadSample("extreme_aspect", f"{given}: one side is more than {MAX_ASPECT} times the other")
 
     volume = frames * height * width
     rounded = (round(height / FACTOR) * FACTOR, round(width / FACTOR) * FACTOR)

@@ -34,6 +34,7 @@ def let_megatron_run_without_cuda() -> None:
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # That its fused kernels fall back to torch is what this module is for.
     warnings.filterwarnings("ignore", message=".*Apex (is|are) not installed.*")
+    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS")
     _answer_device_queries()
     _make_streams_inert()
     _let_the_cpu_generator_play_the_devices()

@@ -161,12 +161,11 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
             wrong type, or keys contradict each other.
     """
     if not path.is_file():
-        raise ConfigError(f"--config {path}: there is no such file")
+        raise ConfigError(f"--config {path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
     if malformed := [o for o in overrides if "=" not in o]:
         raise ConfigError(f"{malformed[0]!r} is not an override; write dotted.key=value")
     try:
-        # "key=" sets an empty string, not YAML's null.
-        layers = [OmegaConf.load(path), OmegaConf.from_dotlist([f"{o}''" if o.endswith("=") else o for o in overrides])]
+        layers = [OmegaConf.load(path), *(_read_override(override) for override in overrides)]
         for layer in layers:
             _refuse_unknown_keys(schema, OmegaConf.to_container(layer))
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))
@@ -174,12 +173,21 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
         raise
     except OmegaConfBaseException as error:
         key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigError(f"{path}: {key}{str(error).splitlines()[0]}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not valid YAML: {error}") from None
+        raise ConfigError(f"{path} with the overrides given: {key}{str(error).splitlines()[0]}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
     assert isinstance(config, schema)
     config.check()
     return config
+
+
+def _read_override(override: str) -> Any:
+    # "key=" sets an empty string, not YAML's null.
+    text = f"{override}''" if override.endswith("=") else override
+    try:
+        return OmegaConf.from_dotlist([text])
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{override!r} cannot be read: {str(error).splitlines()[0]}") from None
 
 
 def _refuse_unknown_keys(schema: type, content: Any) -> None:

@@ -104,6 +104,8 @@ def _train(
         start = origin.folder or f"random weights, seed {train.seed}"
         logger.info("step %d of %d, from %s, on %d processes", done, train.steps, start, dist.get_world_size())
         logger.info("backend: %s", model.backend.description)
+        if done == train.steps:
+            logger.info("nothing is left to do; raise train.steps to go on")
     companions = partial(
         write_companions, model=model_config, data=config.data, inherited=read_inherited(origin.companions)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ class RunLog:
     def __init__(self, folder: Path, resumed_at: int, steps: int) -> None:
         self.steps = steps
         folder.mkdir(parents=True, exist_ok=True)
+        kept = keep_earlier(folder / "metrics.jsonl") if resumed_at == 0 else None
         for name in ("metrics.jsonl", "quarantine.jsonl"):
             cut_back(folder / name, resumed_at)
         self._metrics = (folder / "metrics.jsonl").open("a")
@@ -52,6 +54,8 @@ class RunLog:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
         logger.setLevel(logging.INFO)
+        if kept is not None:
+            logger.warning("no checkpoint here: the run begins again, its earlier metrics are kept in %s", kept.name)
 
     def step(self, step: int, report: StepReport, seconds: float, rejected: list[dict[str, Any]]) -> None:
         line = metrics_line(step, report, seconds)
@@ -76,6 +80,14 @@ class RunLog:
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
+
+
+def keep_earlier(metrics: Path) -> Path | None:
+    """Move the metrics of a run that left no checkpoint out of the way. Returns where they are, if there are any."""
+    if not metrics.exists() or not metrics.stat().st_size:
+        return None
+    number = next(n for n in itertools.count(1) if not metrics.with_name(f"metrics.{n}.jsonl").exists())
+    return metrics.rename(metrics.with_name(f"metrics.{number}.jsonl"))
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from omegaconf import OmegaConf
 
 from model.checkpoint import (
     COMPANIONS,
+    STATE,
     CheckpointError,
     find_checkpoint,
     is_checkpoint,
@@ -58,7 +58,7 @@ def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
             `model.init_from` is nothing to start from.
     """
     folder = Path(config.train.output_dir)
-    _refuse_unwritable(folder)
+    _refuse_unusable(folder)
     if config.checkpoint.resume == "never":
         if (folder / RUN_CONFIG).exists() or (folder / "checkpoints").exists():
             raise ConfigError(
@@ -72,12 +72,8 @@ def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
             f"train.steps={config.train.steps} is below step {step}, which the run at {folder} has reached; raise it, "
             "or choose another train.output_dir"
         )
-    if not config.checkpoint.allow_changes:
-        if checkpoint is not None:
-            _refuse_changes(read_train_state(checkpoint).config, resolved, folder)
-        elif (folder / RUN_CONFIG).is_file():  # it was stopped before its first checkpoint, and begins again
-            before: Any = OmegaConf.to_container(OmegaConf.load(folder / RUN_CONFIG))
-            _refuse_changes(before, resolved, folder)
+    if checkpoint is not None and not config.checkpoint.allow_changes:
+        _refuse_changes(read_train_state(checkpoint).config, resolved, folder)
     if checkpoint is not None:
         return Origin(resume=checkpoint)
     return Origin(weights=_weights(config.model.init_from))
@@ -96,10 +92,12 @@ def _weights(init_from: str) -> Path | None:
     )
 
 
-def _refuse_unwritable(folder: Path) -> None:
+def _refuse_unusable(folder: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"train.output_dir={folder} cannot be written: {existing} is not a folder one may write to")
+    if (folder / "config.json").exists() or (folder / STATE).exists():
+        raise ConfigError(f"train.output_dir={folder} is the folder of a model, not of a run; choose another")
 
 
 def _refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipeline.build import MAX_SHARD_BYTES, Report, build_shards, index_shards, verify_shard
+from data_pipeline.build import MAX_SHARD_BYTES, REJECTED, Report, build_shards, index_shards, verify_shard
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
@@ -136,7 +136,7 @@ def _chat_form(form: str) -> str:
 
 def _count_lines(path: Path) -> int:
     if not path.is_file():
-        raise DataError(f"{path} does not exist: give a JSON-lines file")
+        raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: give a JSON-lines file")
     with open(path, "rb") as file:
         return sum(bool(line.strip()) for line in file)
 
@@ -146,10 +146,10 @@ def _print_report(report: Report) -> None:
     for domain, count in sorted(report.samples.items()):
         table.add_row(domain, f"{count:,}")
     console.print(table)
-    console.print(f"{len(report.shards)} shards, {sum(report.samples.values()):,} samples")
+    console.print(f"shards: {len(report.shards)}, samples: {sum(report.samples.values()):,}")
     if report.rejected:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons().most_common())
-        console.print(f"{len(report.rejected)} rejected: {reasons}", markup=False)
+        console.print(f"rejected: {len(report.rejected)} ({reasons}), see {REJECTED}", markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -165,8 +165,9 @@ def _errors() -> Iterator[None]:
     """A mistake in the data or the call is one line on stderr and exit status 2."""
     try:
         yield
-    except DataError as error:
-        typer.echo(f"error: {error}", err=True)
+    except (DataError, OSError) as error:
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        typer.echo(f"error: {said}", err=True)
         raise typer.Exit(2) from None
 
 

@@ -137,6 +137,7 @@ def finished_run(config_file: Path, folder: Path) -> None:
     step.mkdir(parents=True)
     (folder / "checkpoints" / "latest").write_text("step_0000003\n")
     (folder / "metrics.jsonl").write_text('{"step": 3}\n')
+    (folder / "config.yaml").write_text("")
     resolved = OmegaConf.to_container(OmegaConf.structured(config))
     (step / "train_state.json").write_text(json.dumps({"step": 3, "data": {}, "config": resolved}))
 
@@ -162,12 +163,24 @@ def test_fewer_steps_than_done_are_refused(config_file: Path, tmp_path: Path) ->
         attempt(config_file, "train.steps=2", "optimizer.warmup_steps=1")
 
 
-def test_a_run_that_was_stopped_before_its_first_checkpoint_is_not_mistaken(config_file: Path, tmp_path: Path) -> None:
-    """Its configuration is there, and must be the same."""
-    (tmp_path / "run").mkdir()
-    OmegaConf.save(OmegaConf.structured(load_config(RunConfig, config_file)), tmp_path / "run" / "config.yaml")
-    with pytest.raises(ConfigError, match=r"train.seq_length was 128 in the run at .* and is 256 now"):
-        attempt(config_file, "train.seq_length=256")
+@pytest.mark.parametrize("name", ["config.json", "state"])
+def test_the_folder_of_a_model_is_not_written_into(config_file: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "run" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError, match=r"is the folder of a model, not of a run; choose another"):
+        attempt(config_file)
+
+
+@pytest.mark.parametrize("override", ["data.sources=[{path: ", "train=3", "data.sources=foo"])
+def test_an_override_that_cannot_be_read_is_one_line(config_file: Path, override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        attempt(config_file, override)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "picture.yaml").write_bytes(b"\xff\xd8\xff\xe0")
+    with pytest.raises(ConfigError, match=r"picture.yaml is not valid YAML"):
+        load_config(RunConfig, tmp_path / "picture.yaml")
 
 
 def test_an_output_folder_that_cannot_be_written(config_file: Path, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
     out = tmp_path / "shards"
     write(records, GOOD * 3)
     shown = run("build", "--input", records, "--out", out, "--tokenizer", tokenizer_folder, "--name", "mix")
-    assert "1 shards, 12 samples" in shown
+    assert "shards: 1, samples: 12" in shown
     assert "rejected" not in shown
     assert (out / "rejected.jsonl").read_text() == ""
 
@@ -74,7 +74,7 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
     assert (stored[1]["0.png"], stored[1]["1.jpg"]) == (PNG, JPEG)
     assert json.loads(stored[0]["json"]) == {"domain": "image_text", "text": "A cat."}
 
-    assert "1 shards, 12 samples" in run("verify", out, "--tokenizer", tokenizer_folder)
+    assert "shards: 1, samples: 12" in run("verify", out, "--tokenizer", tokenizer_folder)
     assert "interleaved │ 3 │ 6 │ 0" in run("stats", out)
 
     config = DataConfig(tokenizer=str(tokenizer_folder), sources=[SourceConfig(str(out))], num_workers=0)
@@ -87,7 +87,7 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
 def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder):
     write(records, [GOOD[0], *(record for record, _ in BAD), GOOD[3]])
     shown = run("build", "--input", records, "--out", tmp_path / "out", "--tokenizer", tokenizer_folder)
-    assert f"{len(BAD)} rejected: 2 bad_record" in shown
+    assert f"rejected: {len(BAD)} (2 bad_record" in shown
     listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(entry["key"], entry["reason"]) for entry in listed] == [
         (f"{number:09d}", reason) for number, (_, reason) in enumerate(BAD, start=1)
@@ -129,7 +129,7 @@ def test_verify_finds_what_has_changed_on_disk(records, tmp_path, tokenizer_fold
     run("index", shard, "--tokenizer", tokenizer_folder)
     shown = run("verify", shard, expect=1)
     assert "theirs.tar/cut: unreadable_image" in shown
-    assert "1 rejected: 1 unreadable_image" in shown
+    assert "rejected: 1 (1 unreadable_image)" in shown
 
 
 @pytest.mark.parametrize(
