@@ -11,7 +11,6 @@ VARIANT ?= moe
 PYTEST := $(BIN)/python -m pytest --forbid-skips
 
 export OMP_NUM_THREADS ?= 1
-export TORCHDYNAMO_DISABLE ?= 1
 
 .PHONY: demo demo-data test test-fast test-full check format clean
 

@@ -150,7 +150,7 @@ def test_the_demo_runs_the_production_path(small_shards: Path, tmp_path: Path) -
             *(f"train.output_dir={tmp_path / 'run'}", "data.num_workers=0"),
         ],
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         check=True,
         capture_output=True,
     )
