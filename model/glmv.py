@@ -139,7 +139,8 @@ class GlmvModel(MegatronModule):
             ValueError: image tokens and image embeddings do not match in number.
         """
         embeddings = self.language_model.embedding(input_ids=input_ids[None], position_ids=None)  # [tokens, 1, hidden]
-        embeddings = self._splice(embeddings, input_ids, self._image_embeddings(pixels, grid_thw, frames))
+        images = self._image_embeddings(pixels, grid_thw, frames)
+        embeddings = self._splice(embeddings, input_ids, images, has_images=grid_thw.size(0) > 0)
         members = segment_members(cu_seqlens, segment_lengths).to(input_ids.device, non_blocking=True)
         if self.config.sequence_parallel:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
@@ -163,14 +164,14 @@ class GlmvModel(MegatronModule):
         black = pixels.new_zeros(4, pixels.size(1))  # a picture of 2x2 patches
         return self.adapter(self.vision_model(black, grid_thw.new_tensor([[1, 2, 2]]), frames.new_ones(1))) * 0
 
-    def _splice(self, embeddings: Tensor, input_ids: Tensor, images: Tensor) -> Tensor:
+    def _splice(self, embeddings: Tensor, input_ids: Tensor, images: Tensor, *, has_images: bool) -> Tensor:
         """Put the image embeddings in the places of the image tokens."""
         places = input_ids == self.glmv_config.image_token_id
-        expected = int(places.sum())
-        if expected == 0:
+        expected, found = int(places.sum()), images.size(0) if has_images else 0
+        if expected != found:
+            raise ValueError(f"the pack has {expected} image tokens but its images make {found} embeddings")
+        if not has_images:
             return embeddings + images.sum()  # zero, but joined to the graph
-        if expected != images.size(0):
-            raise ValueError(f"the pack has {expected} image tokens but its images make {images.size(0)} embeddings")
         return embeddings.masked_scatter(places[:, None, None], images.to(embeddings.dtype))
 
     def sharded_state_dict(

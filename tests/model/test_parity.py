@@ -156,6 +156,12 @@ def test_images_and_image_tokens_must_match(model: GlmvModel) -> None:
     short = replace(batch, grid_thw=torch.tensor([[1, 2, 6]]), pixels=batch.pixels[:12])
     with pytest.raises(ValueError, match="6 image tokens but its images make 3"):
         logits(model, short)
+    without_images = replace(batch, grid_thw=batch.grid_thw[:0], frames=batch.frames[:0], pixels=batch.pixels[:0])
+    with pytest.raises(ValueError, match="6 image tokens but its images make 0"):
+        logits(model, without_images)
+    without_tokens = replace(batch, input_ids=torch.full_like(batch.input_ids, 50))
+    with pytest.raises(ValueError, match="0 image tokens but its images make 6"):
+        logits(model, without_tokens)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
