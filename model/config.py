@@ -10,7 +10,7 @@ Two variants are published. They differ in the decoder alone:
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -166,14 +166,6 @@ class GlmvConfig:
             "<|begin_of_video|>": self.video_start_token_id,
             "<|end_of_video|>": self.video_end_token_id,
         }
-
-    def with_layers(self, *, decoder: int, vision: int) -> GlmvConfig:
-        """The same model with fewer or more layers, for experiments and tests."""
-        return replace(
-            self,
-            vision=replace(self.vision, depth=vision),
-            decoder=replace(self.decoder, num_hidden_layers=decoder),
-        )
 
     # --- presets --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ Every tensor is built whole, one at a time, and cut. Which tensors make which pa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -50,28 +50,26 @@ class WeightSource(Protocol):
 
 
 @torch.no_grad()
-def load_weights(model: GlmvModel | Sequence[GlmvModel], source: WeightSource) -> None:
-    """Fill every parameter and expert bias of `model` (or of the virtual stages of one rank) from `source`.
+def load_weights(model: GlmvModel, source: WeightSource) -> None:
+    """Fill every parameter and expert bias that this rank holds of `model` from `source`.
 
     Values are cast to the dtype of the parameter they go to; the experts' biases stay float32. Raises WeightsError
     unless the source holds exactly the model's tensors with the right shapes, and everything on this rank is filled.
     """
-    chunks = [model] if isinstance(model, nn.Module) else model
-    config = chunks[0].glmv_config
+    config = model.glmv_config
     check_names_and_shapes(source, hf_shapes(config))
     table = {weight.name: weight for weight in weights(config)}
     size = sizes(config)
     filled: set[str] = set()
-    for chunk in chunks:
-        for name, local in local_tensors(chunk):
-            if name not in table:
-                raise WeightsError(f"the model's parameter {name} has no row in model/weight_table.py")
-            if name in filled:
-                raise WeightsError(f"the model holds {name} twice")
-            weight = table[name]
-            whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
-            local.copy_(this_ranks_slice(whole, local, name, weight.transform.stacked))
-            filled.add(name)
+    for name, local in local_tensors(model):
+        if name not in table:
+            raise WeightsError(f"the model's parameter {name} has no row in model/weight_table.py")
+        if name in filled:
+            raise WeightsError(f"the model holds {name} twice")
+        weight = table[name]
+        whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
+        local.copy_(this_ranks_slice(whole, local, name, weight.transform.stacked))
+        filled.add(name)
     if _holds_whole_model() and (homeless := [weight.name for weight in table.values() if weight.name not in filled]):
         raise WeightsError(f"the model has no place for {some(homeless)}")
 

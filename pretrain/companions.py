@@ -44,8 +44,9 @@ def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
 
 def read_inherited(folder: Path | None) -> dict[str, str]:
     """What checkpoints of this run take over from where it started, by file name. Read once: the folder may go."""
-    names = INHERITED if folder is not None else ()
-    return {name: (folder / name).read_text() for name in names if (folder / name).is_file()}  # type: ignore[operator]
+    if folder is None:
+        return {}
+    return {name: (folder / name).read_text() for name in INHERITED if (folder / name).is_file()}
 
 
 def write_companions(folder: Path, model: GlmvConfig, data: DataConfig, inherited: dict[str, str]) -> None:
