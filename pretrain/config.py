@@ -141,6 +141,7 @@ class RunConfig:
                 f"train.global_batch_size={self.train.global_batch_size} is not a multiple of the {ranks} "
                 f"data-parallel ranks that {world_size} processes make"
             )
+        self.parallel.check_micro_batches(self.train.global_batch_size // ranks)
 
 
 def _one_of(key: str, value: str, choices: Sequence[str]) -> None:

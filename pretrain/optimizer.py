@@ -30,12 +30,18 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # largest norm of the whole gradient; 0: no clipping
+    overlap_grad_reduce: bool = True  # reduce gradients during the last backward of a step
+    overlap_param_gather: bool = True  # gather updated weights during the first forward of the next
 
     def __post_init__(self) -> None:
         if self.decay_style not in DECAY_STYLES:
             raise ConfigError(f"optimizer.decay_style={self.decay_style!r}: choose one of {', '.join(DECAY_STYLES)}")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optimizer.min_lr={self.min_lr} must be between 0 and optimizer.lr={self.lr}")
+        if self.overlap_param_gather and not self.overlap_grad_reduce:
+            raise ConfigError(
+                "optimizer.overlap_param_gather=true needs optimizer.overlap_grad_reduce=true; set both, or neither"
+            )
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"optimizer.{key}={getattr(self, key)} must be from 0 to below 1")

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
 
 from data_pipeline.batch import Batch
-from model.glmv import GlmvModel
+from model.config import GlmvConfig
+from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.weight_table import weights
@@ -28,6 +30,29 @@ PACKS: list[list[list[Part]]] = [
     [[Picture(8, 4), Words(20)], [Words(9), Picture(2, 2), Words(5), Picture(4, 4), Words(11)]],
     [[Words(100)], [Words(40)], [Words(5)]],
 ]
+
+
+SIZES = {
+    "TP": "tensor_model_parallel_size",
+    "PP": "pipeline_model_parallel_size",
+    "VPP": "virtual_pipeline_model_parallel_size",
+    "CP": "context_parallel_size",
+    "EP": "expert_model_parallel_size",
+    "ETP": "expert_tensor_parallel_size",
+}
+
+
+def layout_of(name: str) -> dict[str, Any]:
+    """"TP2 SP CP2" -> the keys of ParallelConfig. DP is what is left of the processes; `vision=tensor` shards the tower."""
+    layout: dict[str, Any] = {}
+    for word in name.split():
+        if word == "SP":
+            layout["sequence_parallel"] = True
+        elif word == "vision=tensor":
+            layout["vision"] = "tensor"
+        elif not word.startswith("DP"):
+            layout[SIZES[word.rstrip("0123456789")]] = int(word.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    return layout
 
 
 def packs_of_step(variant: str, step: int) -> list[Batch]:
@@ -55,21 +80,25 @@ def train(
     parallel = ParallelConfig(**layout)
     initialize_model_parallel(parallel, seed=1)
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
-    model = GlmvModel(small_config(variant), parallel, dtype=getattr(torch, dtype), **coefficients)
-    load_weights(model, SafetensorsFolder(folder))
-    trainer = TrainStep(model.train(), OPTIMIZER, steps, SEQ_LENGTH)
+    chunks = build_model_chunks(small_config(variant), parallel, dtype=getattr(torch, dtype), **coefficients)
+    load_weights(chunks, SafetensorsFolder(folder))
+    trainer = TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, steps, SEQ_LENGTH)
     rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     reports = [vars(trainer.run(step, packs_of_step(variant, step)[rank::ranks])) for step in range(1, steps + 1)]
+    trainer.synchronize_weights()
+    held = dict(named for chunk in chunks for named in local_tensors(chunk))
     if save_to:
-        torch.save({name: tensor.clone() for name, tensor in local_tensors(model)}, save_to)
-    differences = differences_of(model, torch.load(Path(compare_with), weights_only=True)) if compare_with else {}
+        torch.save({name: tensor.clone() for name, tensor in held.items()}, save_to)
+    differences = differences_of(held, small_config(variant), torch.load(Path(compare_with), weights_only=True)) if compare_with else {}
     return {"reports": reports, "differences": differences, "rank": dist.get_rank()}
 
 
-def differences_of(model: GlmvModel, reference: dict[str, torch.Tensor]) -> dict[str, tuple[float, float]]:
-    stacked = {weight.name: weight.transform.stacked for weight in weights(model.glmv_config)}
+def differences_of(
+    held: dict[str, Tensor], config: GlmvConfig, reference: dict[str, Tensor]
+) -> dict[str, tuple[float, float]]:
+    stacked = {weight.name: weight.transform.stacked for weight in weights(config)}
     squares = {}
-    for name, local in local_tensors(model):
+    for name, local in held.items():
         expected = this_ranks_slice(reference[name], local, name, stacked[name]).double()
         squares[name] = ((local.double() - expected).square().sum().item(), expected.square().sum().item())
     return squares
