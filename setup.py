@@ -9,7 +9,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.14",
     package_dir={"": "."},
-    packages=["data_pipeline", "data_pipeline.domains", "model", "pretrain", "sft", "tools"],
+    packages=["benchmarks", "data_pipeline", "data_pipeline.domains", "model", "pretrain", "sft", "tools"],
     package_data={"tools": ["demo_media.yaml"]},
     install_requires=[
         "av",

@@ -31,6 +31,7 @@ FLOORS = {
     "pretrain": {"pretrain", "model", "data_pipeline"},
     "sft": {"sft", "pretrain", "model", "data_pipeline"},
     "tools": {"tools", "sft", "pretrain", "model", "data_pipeline"},
+    "benchmarks": {"benchmarks", "sft", "pretrain", "model", "data_pipeline"},
 }
 
 # Strings that may stand in few places or in none, and why.
@@ -146,7 +147,8 @@ def test_a_megatron_lm_checkout_on_the_path_is_named(tmp_path: Path) -> None:
 def test_the_documentation_names_only_files_that_exist() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"(?<![\w/])(?:configs|docs|tools|tests|model|data_pipeline|pretrain|sft)/[\w./-]*\w", page.read_text()
+            r"(?<![\w/])(?:configs|docs|tools|benchmarks|tests|model|data_pipeline|pretrain|sft)/[\w./-]*\w",
+            page.read_text(),
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"
 

@@ -1,0 +1,1 @@
+"""Comparisons with what others do. Nothing imports this package; run its modules with `python -m benchmarks.NAME`."""

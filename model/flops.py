@@ -1,0 +1,94 @@
+"""The cost model: FLOPs of every part of the model, from its configuration and the sizes of what goes through it.
+
+Counted are the matrix products, two FLOPs for each multiplication and addition, over USEFUL positions: norms,
+activations, rope, softmax, the embedding table and the bicubic positions are not, padding is not, and neither is what
+recomputation does again. A backward pass counts as two forward passes.
+
+What a part costs depends on the segments that it attends within: linear * n + squared * n**2 for a segment of n
+positions, patches in the vision tower and tokens in the decoder.
+
+    part               linear                            squared   legend
+    patch embedding    2 * 1176 d                                  d  width of the tower     D  width of its MLPs
+    vision block       2 * (4 d**2 + 3 d D)              4 d          and of the decoder
+    downsample         2 * 4 d D / 4                               F  width of the adapter's MLP
+    adapter            2 * (D**2 + 3 D F) / 4                      q  heads * head_dim       k  groups * head_dim
+    decoder attention  2 * D (q + 2 k) + 2 * q D         2 q       f  width of the dense MLP
+    dense MLP          2 * 3 D f                                   m  width of an expert     E  experts
+    mixture            2 * D E + 2 * 3 D m (topk + shared)
+    output layer       2 * D vocabulary
+
+A token is made of four patches. An image attends to the whole of itself, so QK^T and PV take 2 d n**2 each; causal
+attention sees half of the square (the diagonal's other half, n/2 pairs, is left out, as is usual).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from model.config import DecoderConfig, GlmvConfig, VisionConfig
+
+FORWARD_AND_BACKWARD = 3  # in forward passes: the gradients of inputs and of weights each take as much again
+
+
+@dataclass(frozen=True)
+class SegmentCost:
+    """Forward FLOPs of a segment of n positions: linear * n + squared * n**2."""
+
+    linear: int
+    squared: int = 0
+
+    def __add__(self, other: SegmentCost) -> SegmentCost:
+        return SegmentCost(self.linear + other.linear, self.squared + other.squared)
+
+    def __mul__(self, times: int) -> SegmentCost:
+        return SegmentCost(self.linear * times, self.squared * times)
+
+    def of(self, *lengths: int) -> int:
+        """Of segments of these lengths together."""
+        return sum((self.linear + self.squared * n) * n for n in lengths)
+
+
+def vision_cost(vision: VisionConfig) -> SegmentCost:
+    """An image (a picture or a frame pair) of n PATCHES through tower and adapter."""
+    d, width, inside = vision.hidden_size, vision.out_hidden_size, vision.intermediate_size
+    patches_per_token = vision.spatial_merge_size**2
+    patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    block = SegmentCost(2 * (4 * d * d + 3 * d * width), squared=4 * d)
+    adapter = 2 * (width * width + 3 * width * inside) // patches_per_token
+    return SegmentCost(2 * patch_values * d) + block * vision.depth + SegmentCost(2 * d * width + adapter)
+
+
+def layer_cost(decoder: DecoderConfig, layer: int) -> SegmentCost:
+    """A sample of n tokens through decoder layer `layer` (from 0), dense or a mixture of experts."""
+    hidden = decoder.hidden_size
+    q = decoder.num_attention_heads * decoder.head_dim
+    k = decoder.num_key_value_heads * decoder.head_dim
+    attention = SegmentCost(2 * hidden * (q + 2 * k) + 2 * q * hidden, squared=2 * q)
+    if not decoder.is_moe_layer(layer):
+        return attention + SegmentCost(2 * 3 * hidden * decoder.intermediate_size)
+    router = 2 * hidden * decoder.n_routed_experts
+    experts = decoder.num_experts_per_tok + decoder.n_shared_experts
+    return attention + SegmentCost(router + 2 * 3 * hidden * decoder.moe_intermediate_size * experts)
+
+
+def head_cost(decoder: DecoderConfig) -> SegmentCost:
+    """A sample of n tokens through the output layer."""
+    return SegmentCost(2 * decoder.hidden_size * decoder.vocab_size)
+
+
+def decoder_cost(decoder: DecoderConfig) -> SegmentCost:
+    """A sample of n tokens through all decoder layers and the output layer."""
+    return sum((layer_cost(decoder, n) for n in range(decoder.num_hidden_layers)), start=head_cost(decoder))
+
+
+def model_flops(config: GlmvConfig, segment_lengths: Iterable[int], image_patches: Iterable[int]) -> int:
+    """FLOPs of training on some samples, forward and backward; divided by time and peak, the MFU.
+
+    Args:
+        config: what the model is.
+        segment_lengths: useful tokens of each sample, those of images included.
+        image_patches: patches of each picture and frame pair.
+    """
+    forward = decoder_cost(config.decoder).of(*segment_lengths) + vision_cost(config.vision).of(*image_patches)
+    return FORWARD_AND_BACKWARD * forward

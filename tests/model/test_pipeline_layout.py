@@ -1,0 +1,157 @@
+"""Solved pipeline layouts against every possible one, against bounds at full size, and against hand-written tables."""
+
+from __future__ import annotations
+
+import doctest
+import random
+import time
+from collections.abc import Iterator
+from itertools import combinations_with_replacement, pairwise
+
+import pytest
+from megatron.core.transformer.pipeline_parallel_layer_layout import PipelineParallelLayerLayout
+
+from benchmarks.pipeline_layouts import MEGATRON_BRIDGE, PACKS, SIZES, bridge_layouts, expected_costs
+from model import pipeline_layout
+from model.config import ConfigError, GlmvConfig
+from model.pipeline_layout import PipelineLayout, UnitCosts, layout_for, solve_layout
+
+pytestmark = pytest.mark.fast
+
+GLM_45V = GlmvConfig.from_preset("glm45v")
+
+
+def objective(layout: PipelineLayout) -> tuple[int, int]:
+    return max(layout.rank_costs), max(layout.stage_costs)
+
+
+def check_with_megatron(layout: PipelineLayout, layers: int) -> None:
+    """megatron-core takes the layout, and each rank holds what the layout says it pays for."""
+    core = PipelineParallelLayerLayout(layout.stages, layout.pipeline_size)
+    core.validate_layer_layout(num_layers=layers, mtp_num_layers=0)
+    for rank, held in enumerate(core.layout):
+        assert [[unit.name for unit in stage] for stage in held] == layout.stages[rank :: layout.pipeline_size]
+
+
+# --- small: all of them -----------------------------------------------------------------------------------------------
+
+
+def every_layout(costs: UnitCosts, pipeline: int, virtual: int) -> Iterator[PipelineLayout]:
+    """By cutting the layers at every combination of places. Between the first and the last stage none is empty; where
+    layers do not suffice for that, none of the first stages of a rank."""
+    layers, stages = len(costs.layers), pipeline * virtual
+    occupied = stages - 1 if stages <= layers + 2 else pipeline - 1
+    for cuts in combinations_with_replacement(range(layers + 1), stages - 1):
+        counts = [end - begin for begin, end in pairwise([0, *cuts, layers])]
+        if all(counts[1:occupied]):
+            yield PipelineLayout.of(costs, counts, pipeline)
+
+
+def random_costs(rng: random.Random) -> UnitCosts:
+    layers = rng.randint(1, 8)
+    unlike = rng.randint(0, min(3, layers - 1))
+    alike = rng.randint(1, 9)
+    return UnitCosts(
+        first=rng.randint(0, 20),
+        layers=(*(rng.randint(1, 9) for _ in range(unlike)), *[alike] * (layers - unlike)),
+        last=rng.randint(0, 20),
+    )
+
+
+def test_no_layout_is_better_than_the_solved_one() -> None:
+    rng = random.Random(0)
+    compared = 0
+    while compared < 400:
+        costs, pipeline, virtual = random_costs(rng), rng.randint(1, 4), rng.randint(1, 3)
+        if pipeline > len(costs.layers) + 2 or pipeline * virtual > 8:
+            continue
+        solved = solve_layout(costs, pipeline, virtual)
+        best = min(map(objective, every_layout(costs, pipeline, virtual)))
+        assert objective(solved) == best, (costs, pipeline, virtual)
+        compared += 1
+
+
+@pytest.mark.parametrize("preset", ["tiny_moe", "tiny_dense"])
+@pytest.mark.parametrize(("pipeline", "virtual"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (6, 1)])
+def test_layouts_of_the_tiny_models(preset: str, pipeline: int, virtual: int) -> None:
+    config = GlmvConfig.from_preset(preset)
+    layout = layout_for(config, pipeline, virtual, segment_lengths=[64] * 4, image_patches=[96] * 2)
+    check_with_megatron(layout, layers=4)
+    assert min(layout.rank_costs) > 0
+    assert all(layout.stages) == (pipeline * virtual <= 6)
+
+
+def test_more_ranks_than_units_are_refused() -> None:
+    config = GlmvConfig.from_preset("tiny_moe")
+    with pytest.raises(ConfigError, match=r"pipeline_model_parallel_size=7 .* at most 6"):
+        layout_for(config, 7, 1, segment_lengths=[64], image_patches=[])
+
+
+# --- full size: bounds ------------------------------------------------------------------------------------------------
+
+
+def best_without_virtual_stages(costs: UnitCosts, pipeline: int) -> int:
+    """The textbook's linear partition: the least largest part of units[:n] in p parts, for all n and p."""
+    units = [costs.first, *costs.layers, costs.last]
+    sums = [0]
+    for unit in units:
+        sums.append(sums[-1] + unit)
+    best: list[float] = [sums[n] for n in range(len(units) + 1)]
+    for _ in range(pipeline - 1):
+        best = [min((max(best[k], sums[n] - sums[k]) for k in range(1, n)), default=float("inf"))
+                for n in range(len(units) + 1)]  # fmt: skip
+    return int(best[-1])
+
+
+def bound_with_virtual_stages(costs: UnitCosts, pipeline: int, virtual: int) -> int:
+    """No layout is below: an equal share of everything, and the first rank's least.
+
+    The first rank holds the tower and, where layers suffice, one layer on each later stage.
+    """
+    share = -(-(costs.first + sum(costs.layers) + costs.last) // pipeline)
+    enough = pipeline * virtual <= len(costs.layers) + 2
+    return max(share, costs.first + (virtual - 1 if enough else 0) * min(costs.layers))
+
+
+@pytest.mark.parametrize("pictures", PACKS.values(), ids=PACKS)
+@pytest.mark.parametrize(("pipeline", "virtual"), SIZES)
+def test_the_106b_model_is_within_one_layer_of_the_optimum(pipeline: int, virtual: int, pictures: int) -> None:
+    costs = expected_costs(GLM_45V, pictures)
+    begin = time.perf_counter()
+    layout = solve_layout(costs, pipeline, virtual)
+    assert time.perf_counter() - begin < 1
+    print(f"\nPP {pipeline}, VPP {virtual}\n{layout.table()}")
+    check_with_megatron(layout, layers=46)
+    if virtual == 1:
+        assert max(layout.rank_costs) == best_without_virtual_stages(costs, pipeline)
+    slack = max(layout.rank_costs) - bound_with_virtual_stages(costs, pipeline, virtual)
+    assert 0 <= slack < max(costs.layers)
+
+
+@pytest.mark.parametrize("pictures", PACKS.values(), ids=PACKS)
+@pytest.mark.parametrize("pipeline", [4, 8, 16])
+def test_better_than_the_tables_of_megatron_bridge(pipeline: int, pictures: int) -> None:
+    costs = expected_costs(GLM_45V, pictures)
+    solved = solve_layout(costs, pipeline)
+    for _, table in bridge_layouts(costs, pipeline):
+        assert max(solved.rank_costs) < max(table.rank_costs)
+    assert {sum(layers) for tables in MEGATRON_BRIDGE.values() for layers in tables.values()} == {46}
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def test_the_table() -> None:
+    layout = solve_layout(UnitCosts(first=5, layers=(2, 3, 3, 3), last=4), pipeline_size=2, virtual_size=2)
+    assert layout.table().splitlines() == [
+        "rank  stage 0        stage 1  share  of mean",
+        "0     embedding + 1  1        50.0%  1.000",
+        "1     2              loss     50.0%  1.000",
+        "predicted imbalance 1.000",
+    ]
+
+
+def test_the_examples_in_the_module() -> None:
+    failed, run = doctest.testmod(pipeline_layout)
+    assert run
+    assert not failed
