@@ -31,7 +31,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.domains import DOMAINS
 from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
-from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, set_step
+from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 
 
 class NonFiniteStep(ArithmeticError):
@@ -53,6 +53,7 @@ class StepReport:
     patches: int
     rejected: int  # samples set aside
     domain_losses: dict[str, float] = field(default_factory=dict)
+    scaled_lrs: dict[str, float] = field(default_factory=dict)  # of the parts with a learning rate of their own
     moe: dict[str, float] = field(default_factory=dict)
 
 
@@ -119,6 +120,7 @@ class TrainStep:
             patches=patches,
             rejected=rejected,
             domain_losses=domain_losses,
+            scaled_lrs=scaled_learning_rates(self.scheduler),
             moe=self._moe_report(len(batches)),
         )
 
