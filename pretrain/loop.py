@@ -30,6 +30,7 @@ from model.files import write_json, write_text
 from model.glmv import GlmvModel
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
+from model.parts import freeze
 from pretrain.companions import check_tokenizer, read_inherited, write_companions
 from pretrain.config import RunConfig
 from pretrain.distributed import process_group, rank, world_size
@@ -83,9 +84,10 @@ def _train(
         model_config,
         config.parallel,
         dtype=DTYPES[train.precision],
-        balance_loss_coeff=config.moe.balance_loss_coeff,
-        expert_bias_update_rate=config.moe.expert_bias_update_rate,
+        balance_loss_coeff=config.balancing.balance_loss_coeff,
+        expert_bias_update_rate=config.balancing.expert_bias_update_rate,
     )
+    freeze(model, config.freeze)
     if origin.resume is None:
         fill_weights(model, origin.weights, train.seed)
     trainer = TrainStep(model, config.optimizer, train.steps, train.seq_length)
