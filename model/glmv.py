@@ -24,6 +24,7 @@ from model.config import GlmvConfig
 from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.moe import SegmentRouter
 from model.parallel import ParallelConfig, slice_for_tensor_rank, whole_on_every_rank
+from model.recompute import RecomputeConfig, recompute_fields
 from model.rope import DecoderRope
 from model.vision import VisionEncoder, vision_transformer_config
 
@@ -36,6 +37,7 @@ class GlmvModel(MegatronModule):
         parallel: its layout; megatron-core's process groups must exist.
         dtype: of the parameters, float32 or bfloat16.
         balance_loss_coeff, expert_bias_update_rate: see `decoder_transformer_config`.
+        recompute: which activations are computed again instead of kept; nothing by default.
         backend: which leaf modules to build from; this machine's by default.
     """
 
@@ -47,14 +49,17 @@ class GlmvModel(MegatronModule):
         dtype: torch.dtype = torch.float32,
         balance_loss_coeff: float = 0.0,
         expert_bias_update_rate: float = 0.0,
+        recompute: RecomputeConfig | None = None,
         backend: TorchSpecProvider | None = None,
     ) -> None:
         backend = backend or select_backend()
+        recompute = recompute or RecomputeConfig()
         transformer = decoder_transformer_config(
             config.decoder,
             dtype=dtype,
             balance_loss_coeff=balance_loss_coeff,
             expert_bias_update_rate=expert_bias_update_rate,
+            **recompute_fields(recompute.decoder),
             **parallel.transformer_fields,
             **backend.config_fields,
         )
@@ -76,7 +81,9 @@ class GlmvModel(MegatronModule):
             decoder.rotary_dim, decoder.rope_theta, interleaved=transformer.rotary_interleaved
         )
         groups = whole_on_every_rank()
-        vision_config = vision_transformer_config(config.vision, dtype=dtype, **backend.config_fields)
+        vision_config = vision_transformer_config(
+            config.vision, dtype=dtype, **recompute_fields(recompute.vision), **backend.config_fields
+        )
         adapter_config = adapter_transformer_config(config.vision, dtype=dtype, **backend.config_fields)
         self.vision_model = VisionEncoder(config.vision, vision_config, backend, groups)
         self.adapter = PatchMerger(adapter_config, backend, groups)

@@ -20,6 +20,7 @@ from model.backend import require_fp8
 from model.config import ConfigError
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
+from model.recompute import RecomputeConfig
 from pretrain.optimizer import OptimizerConfig
 
 PRECISIONS = ("fp32", "bf16")
@@ -113,6 +114,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     moe: MoeConfig = field(default_factory=MoeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     freeze: list[str] = field(default_factory=list)  # parts that are not trained: vision, adapter, decoder
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 

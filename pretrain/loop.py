@@ -86,6 +86,7 @@ def _train(
         dtype=DTYPES[train.precision],
         balance_loss_coeff=config.balancing.balance_loss_coeff,
         expert_bias_update_rate=config.balancing.expert_bias_update_rate,
+        recompute=config.recompute,
     )
     freeze(model, config.freeze)
     if origin.resume is None:
