@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import GlmvModel
@@ -17,7 +19,7 @@ from model.hf_weights import SafetensorsFolder, load_weights, local_tensors
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.parts import MODULES, freeze
 from model.recompute import RecomputeConfig
-from pretrain.optimizer import LrScale
+from pretrain.optimizer import LrScale, build_optimizer, build_scheduler, set_step
 from pretrain.step import TrainStep
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, differences_of, packs_of_step
 from tests.reference import small_config
@@ -80,4 +82,45 @@ def train(
         "groups": [len(group["params"]) for group in trainer.optimizer.param_groups],
         "differences": differences_of(model, torch.load(compare_with, weights_only=True)) if compare_with else {},
         "rank": dist.get_rank(),
+    }
+
+
+def update_a_stage_each(
+    variant: str, folder: str, *, steps: Sequence[int], load_from: str = "", save_to: str = ""
+) -> dict[str, Any]:
+    """The optimizer alone, on gradients made up from a tensor's name, where no rank has parameters of every group: of
+    two pipeline stages the first holds the tower and the adapter, the second the decoder. One process holds all.
+
+    Returns the gradient norms, the tensors of this rank, and its groups without their parameters.
+    """
+    initialize_model_parallel(ParallelConfig(), seed=1)
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(pipeline_model_parallel_size=dist.get_world_size())
+    model = GlmvModel(small_config(variant), ParallelConfig())
+    load_weights(model, SafetensorsFolder(folder))
+    if dist.get_world_size() == 2:
+        for module in ["language_model"] if dist.get_rank() == 0 else ["vision_model", "adapter"]:
+            delattr(model, module)
+    settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
+    ddp = DistributedDataParallel(model.config, settings, model)
+    scaled = replace(OPTIMIZER, lr_scale=LrScale(vision=0.1, router=2.0))
+    optimizer = build_optimizer(scaled, [ddp], torch.float32)
+    scheduler = build_scheduler(scaled, optimizer, 10)
+    if load_from:
+        load_checkpoint(Path(load_from), model, optimizer)
+    norms = []
+    for step in steps:
+        set_step(scheduler, step)
+        for name, parameter in model.named_parameters():
+            generator = torch.Generator().manual_seed(zlib.crc32(f"{name} {step}".encode()))
+            parameter.main_grad.copy_(torch.randn(parameter.shape, generator=generator))
+        norms.append(float(optimizer.step()[1]))
+    if save_to:
+        progress = TrainState(step=max(steps))
+        save_checkpoint(Path(save_to), model, companions=lambda _: None, optimizer=optimizer, train_state=progress)
+    return {
+        "norms": norms,
+        "tensors": {name: parameter.detach().clone() for name, parameter in model.named_parameters()},
+        "groups": [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups],
+        "sizes": [len(group["params"]) for group in optimizer.param_groups],
     }

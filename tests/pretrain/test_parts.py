@@ -268,6 +268,27 @@ def test_parts_keep_their_learning_rates_and_state_at_another_layout(
     train_alike(then, one)
 
 
+@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
+@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 2)])
+def test_the_optimizer_survives_ranks_that_lack_whole_groups(
+    processes: dict[int, Processes], hf_folder, tmp_path: Path, before: int, after: int
+) -> None:
+    """The first rank alone writes what is common, and here it has neither experts nor routers."""
+    common: dict[str, Any] = {"variant": "glm4v_moe", "folder": str(hf_folder[0])}
+    saved = str(tmp_path / "step_0000002")
+    one = processes[1].run(part_cases.update_a_stage_each, steps=[1, 2, 3], **common)[0]
+    processes[before].run(part_cases.update_a_stage_each, steps=[1, 2], save_to=saved, **common)
+    answers = processes[after].run(part_cases.update_a_stage_each, steps=[3], load_from=saved, **common)
+    if after == 2:
+        assert all(0 in answer["sizes"] for answer in answers)
+    for answer in answers:
+        assert answer["norms"] == pytest.approx(one["norms"][-1:], rel=1e-6)
+        assert answer["groups"] == one["groups"]
+        for name, tensor in answer["tensors"].items():
+            torch.testing.assert_close(tensor, one["tensors"][name], rtol=1e-6, atol=1e-7)
+    assert {name for answer in answers for name in answer["tensors"]} == one["tensors"].keys()
+
+
 def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
     for answer in answers:
         for got, want in zip(reversed(answer["reports"]), reversed(one["reports"]), strict=False):
