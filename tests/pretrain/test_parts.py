@@ -14,11 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from model.config import GlmvConfig
 from model.glmv import GlmvModel
+from model.parallel import ParallelConfig
 from model.parts import MODULES, freeze
 from model.recompute import RecomputeConfig
 from pretrain.optimizer import LrScale
 from pretrain.step import StepReport, TrainStep, forward
+from tests.launch import metrics
+from tests.launch import train as launch
 from tests.model.layout_cases import OPTIMIZER, PACKS, SEQ_LENGTH, packs_of_step
 from tests.model.test_parity import GRADIENTS, reference_gradients
 from tests.pretrain import part_cases
@@ -296,3 +300,27 @@ def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
                 assert got[key] == pytest.approx(want[key], rel=EXACT), key
     squares = [pair for answer in answers for pair in answer["differences"].values()]
     assert (sum(d for d, _ in squares) / sum(s for _, s in squares)) ** 0.5 <= EXACT
+
+
+# --- a whole run ------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_freezes_scales_and_recomputes(config_file: Path, tmp_path: Path, single_process: None) -> None:
+    """As the configuration says, in the loop: a frozen decoder is the same in every checkpoint, its experts' biases
+    too; the adapter's learning rate changes when the configuration does."""
+    common = ["freeze=[decoder]", "recompute.decoder=full", "recompute.vision=selective", "model.preset=tiny_moe",
+              "parallel.expert_model_parallel_size=2"]  # fmt: skip
+    launch(config_file, [*common, "optimizer.lr_scale.adapter=4", "train.steps=3"])
+    launch(config_file, [*common, "optimizer.lr_scale.adapter=2"])
+    lines = metrics(tmp_path / "run")
+    assert [line["lr/adapter"] / line["lr"] for line in lines] == pytest.approx([4, 4, 4, 2, 2, 2])
+    assert not any("balance_loss" in line for line in lines)
+
+    folders = [tmp_path / "run" / "checkpoints" / f"step_{step:07d}" for step in (3, 6)]
+    models = []
+    for folder in folders:
+        model = GlmvModel(GlmvConfig.from_hf(folder / "hf"), ParallelConfig())
+        load_checkpoint(folder, model)
+        models.append(values(model))
+    for name, value in models[0].items():
+        assert torch.equal(value, models[1][name]) == is_in(name, ["decoder"]), name
