@@ -216,10 +216,13 @@ def _hyperparameters(optimizer: MegatronOptimizer | None) -> list[dict[str, Any]
 
 
 def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict[str, Any]], step: int) -> None:
-    """Loading put the checkpoint's learning rates in place of the configuration's, and left `step` out of the groups of
-    an optimizer that rank 0 has no part in."""
+    """Loading put the checkpoint's learning rates in place of the configuration's: of some group with the same weight
+    decay, which is all that megatron-core tells groups apart by. And it left `step` out of the groups of an optimizer
+    that rank 0 has no part in. Every rank has the same groups in the same order, if need be empty ones."""
     for group, hyperparameters in zip(optimizer.param_groups, configured, strict=True):
-        group.update(hyperparameters, step=step)
+        params = group["params"]
+        group.clear()
+        group.update(hyperparameters, params=params, step=step)
 
 
 def _reason(error: BaseException) -> str:

@@ -28,6 +28,7 @@ from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.image_exchange import ImageSharing
 from model.moe import SegmentRouter
 from model.parallel import ParallelConfig, my_context_tokens, slice_for_tensor_rank, vision_groups
+from model.recompute import RecomputeConfig, recompute_fields
 from model.rope import DecoderRope
 from model.vision import VisionEncoder, vision_transformer_config
 
@@ -51,6 +52,7 @@ class GlmvModel(MegatronModule):
         pipeline_layout: what each stage holds (`model.pipeline_layout`); None: equally many layers.
         dtype: of the parameters, float32 or bfloat16.
         balance_loss_coeff, expert_bias_update_rate: see `decoder_transformer_config`.
+        recompute: which activations are computed again instead of kept; nothing by default.
         backend: which leaf modules to build from; this machine's by default.
     """
 
@@ -64,15 +66,18 @@ class GlmvModel(MegatronModule):
         dtype: torch.dtype = torch.float32,
         balance_loss_coeff: float = 0.0,
         expert_bias_update_rate: float = 0.0,
+        recompute: RecomputeConfig | None = None,
         backend: TorchSpecProvider | None = None,
     ) -> None:
         backend = backend or select_backend()
+        recompute = recompute or RecomputeConfig()
         transformer = decoder_transformer_config(
             config.decoder,
             dtype=dtype,
             balance_loss_coeff=balance_loss_coeff,
             expert_bias_update_rate=expert_bias_update_rate,
             pipeline_model_parallel_layout=pipeline_layout and [list(stage) for stage in pipeline_layout],
+            **recompute_fields(recompute.decoder),
             **parallel.transformer_fields,
             **backend.config_fields,
         )
@@ -104,7 +109,9 @@ class GlmvModel(MegatronModule):
         if self.pre_process:
             groups = vision_groups(parallel)
             fields: dict[str, Any] = {"tensor_model_parallel_size": groups.tp.size(), **backend.config_fields}
-            vision_config = vision_transformer_config(config.vision, dtype=dtype, **fields)
+            vision_config = vision_transformer_config(
+                config.vision, dtype=dtype, **recompute_fields(recompute.vision), **fields
+            )
             adapter_config = adapter_transformer_config(config.vision, dtype=dtype, **fields)
             self.vision_model = VisionEncoder(config.vision, vision_config, backend, groups)
             self.adapter = PatchMerger(adapter_config, backend, groups)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -71,18 +72,13 @@ class ParallelConfig:
         self._check_sequence(seq_length, segment_multiple)
 
     def _check_world(self, world_size: int) -> None:
-        tp, pp, cp = self.tensor_model_parallel_size, self.pipeline_model_parallel_size, self.context_parallel_size
-        ep, etp = self.expert_model_parallel_size, self.expert_tensor_parallel_size
-        if world_size % (tp * cp * pp):
-            raise ConfigError(
-                f"parallel.tensor_model_parallel_size={tp} x context_parallel_size={cp} x "
-                f"pipeline_model_parallel_size={pp} = {tp * cp * pp} does not divide the {world_size} processes"
-            )
-        if world_size % (ep * etp * pp):
-            raise ConfigError(
-                f"parallel.expert_model_parallel_size={ep} x expert_tensor_parallel_size={etp} x "
-                f"pipeline_model_parallel_size={pp} = {ep * etp * pp} does not divide the {world_size} processes"
-            )
+        for sizes in (
+            ("tensor_model_parallel_size", "context_parallel_size", "pipeline_model_parallel_size"),
+            ("expert_model_parallel_size", "expert_tensor_parallel_size", "pipeline_model_parallel_size"),
+        ):
+            if world_size % prod(getattr(self, name) for name in sizes):
+                named = " x ".join(f"parallel.{name}={getattr(self, name)}" for name in sizes if getattr(self, name) > 1)
+                raise ConfigError(f"{named} does not divide the {world_size} processes")
 
     def _check_decoder(self, decoder: DecoderConfig) -> None:
         tp, ep, etp = (
@@ -105,13 +101,6 @@ class ParallelConfig:
         })  # fmt: skip
         self._check_divides("expert_model_parallel_size", ep, {"number of experts": decoder.n_routed_experts})
         self._check_divides("expert_tensor_parallel_size", etp, {"moe_intermediate_size": decoder.moe_intermediate_size})
-        stages, layers = self.pipeline_stages, decoder.num_hidden_layers
-        if stages > layers:
-            raise ConfigError(
-                f"parallel.pipeline_model_parallel_size={self.pipeline_model_parallel_size} x "
-                f"virtual_pipeline_model_parallel_size={self.virtual_pipeline_model_parallel_size} makes {stages} stages "
-                f"for {layers} decoder layers; make one of them smaller"
-            )
 
     def _check_vision(self, vision: VisionConfig) -> None:
         self._check_divides("tensor_model_parallel_size", self.tensor_model_parallel_size, {
@@ -149,11 +138,6 @@ class ParallelConfig:
             )
 
     # --- where a process stands -----------------------------------------------------------------------------------
-
-    @property
-    def pipeline_stages(self) -> int:
-        """Stages of the whole pipeline, virtual ones counted."""
-        return self.pipeline_model_parallel_size * self.virtual_pipeline_model_parallel_size
 
     @property
     def model_parallel_size(self) -> int:

@@ -19,6 +19,8 @@ from data_pipeline.config import DataConfig
 from model.backend import require_fp8
 from model.config import ConfigError
 from model.parallel import ParallelConfig
+from model.parts import check_freeze
+from model.recompute import RecomputeConfig
 from pretrain.optimizer import OptimizerConfig
 
 PRECISIONS = ("fp32", "bf16")
@@ -112,6 +114,8 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     moe: MoeConfig = field(default_factory=MoeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    freeze: list[str] = field(default_factory=list)  # parts that are not trained: vision, adapter, decoder
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
@@ -131,7 +135,13 @@ class RunConfig:
                 f"train.seq_length={train.seq_length} must be a multiple of "
                 f"data.segment_multiple={self.data.segment_multiple}, to which every sample is padded"
             )
+        check_freeze(self.freeze)
         self.data.check()
+
+    @property
+    def balancing(self) -> MoeConfig:
+        """`moe`, but a frozen decoder's experts are not balanced."""
+        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if "decoder" in self.freeze else self.moe
 
     def check_world(self, world_size: int) -> None:
         """What depends on the number of processes."""

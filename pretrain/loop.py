@@ -31,6 +31,7 @@ from model.files import write_json, write_text
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
+from model.parts import freeze
 from pretrain.batch_sharing import is_lead, share_batches
 from pretrain.companions import check_tokenizer, read_inherited, write_companions
 from pretrain.config import RunConfig
@@ -85,9 +86,12 @@ def _train(
         model_config,
         config.parallel,
         dtype=DTYPES[train.precision],
-        balance_loss_coeff=config.moe.balance_loss_coeff,
-        expert_bias_update_rate=config.moe.expert_bias_update_rate,
+        balance_loss_coeff=config.balancing.balance_loss_coeff,
+        expert_bias_update_rate=config.balancing.expert_bias_update_rate,
+        recompute=config.recompute,
     )
+    for chunk in model_chunks:
+        freeze(chunk, config.freeze)
     if origin.resume is None:
         fill_weights(model_chunks, origin.weights, train.seed)
     trainer = TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length)

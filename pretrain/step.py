@@ -33,7 +33,7 @@ from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
 from model.parallel import my_context_tokens
 from pretrain.batch_sharing import share_pixels
-from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, set_step
+from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 
 
 class NonFiniteStep(ArithmeticError):
@@ -55,6 +55,7 @@ class StepReport:
     patches: int
     rejected: int  # samples set aside
     domain_losses: dict[str, float] = field(default_factory=dict)
+    scaled_lrs: dict[str, float] = field(default_factory=dict)  # of the parts with a learning rate of their own
     moe: dict[str, float] = field(default_factory=dict)
 
 
@@ -128,6 +129,7 @@ class TrainStep:
             patches=patches,
             rejected=rejected,
             domain_losses=domain_losses,
+            scaled_lrs=scaled_learning_rates(self.scheduler),
             moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
         )
 
