@@ -160,9 +160,7 @@ def remove_old(newest: Path, keep_last: int) -> None:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(
-    path: Path, model_chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None
-) -> None:
+def load_checkpoint(path: Path, model_chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None) -> None:
     """Read weights, and with an optimizer its state, into what this rank holds. Collective; any layout.
 
     Raises:
@@ -206,7 +204,9 @@ def _sharded_state(
         }
     if optimizer is not None:
         optimizer_: Any = optimizer
-        state["optimizer"] = optimizer_.sharded_state_dict(dict(state), is_loading=is_loading, metadata=OPTIMIZER_FORMAT)
+        state["optimizer"] = optimizer_.sharded_state_dict(
+            dict(state), is_loading=is_loading, metadata=OPTIMIZER_FORMAT
+        )
     return state
 
 

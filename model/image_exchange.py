@@ -110,9 +110,7 @@ class ImageSharing:
         for rank, images in enumerate(split_images(costs, self.group.size())):
             maker[images] = rank
         holder, place = self._holders(cu_seqlens)
-        return plan_exchange(
-            image_tokens, rows_of_image, maker, holder, place, self.group.rank(), self.group.size()
-        )
+        return plan_exchange(image_tokens, rows_of_image, maker, holder, place, self.group.rank(), self.group.size())
 
     def _holders(self, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
         """The rank of the group that has each token, and where: both [tokens]. A tensor rank has a contiguous part of

@@ -77,7 +77,9 @@ class ParallelConfig:
             ("expert_model_parallel_size", "expert_tensor_parallel_size", "pipeline_model_parallel_size"),
         ):
             if world_size % prod(getattr(self, name) for name in sizes):
-                named = " x ".join(f"parallel.{name}={getattr(self, name)}" for name in sizes if getattr(self, name) > 1)
+                named = " x ".join(
+                    f"parallel.{name}={getattr(self, name)}" for name in sizes if getattr(self, name) > 1
+                )
                 raise ConfigError(f"{named} does not divide the {world_size} processes")
 
     def _check_decoder(self, decoder: DecoderConfig) -> None:
@@ -100,7 +102,9 @@ class ParallelConfig:
             "shared expert width": decoder.moe_intermediate_size * decoder.n_shared_experts,
         })  # fmt: skip
         self._check_divides("expert_model_parallel_size", ep, {"number of experts": decoder.n_routed_experts})
-        self._check_divides("expert_tensor_parallel_size", etp, {"moe_intermediate_size": decoder.moe_intermediate_size})
+        self._check_divides(
+            "expert_tensor_parallel_size", etp, {"moe_intermediate_size": decoder.moe_intermediate_size}
+        )
 
     def _check_vision(self, vision: VisionConfig) -> None:
         self._check_divides("tensor_model_parallel_size", self.tensor_model_parallel_size, {

@@ -32,6 +32,7 @@ from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
 from model.parts import freeze
+from model.pipeline_layout import PipelineLayout, layout_for
 from pretrain.batch_sharing import is_lead, share_batches
 from pretrain.companions import check_tokenizer, read_inherited, write_companions
 from pretrain.config import RunConfig
@@ -65,8 +66,19 @@ def run(config: RunConfig) -> None:
         data_parallel_size=config.parallel.data_parallel_size(world_size()),
     )
     check_tokenizer(model_config, loader.tokenizer)
+    layout = lay_out_pipeline(config, model_config, loader)
     with process_group(), expected_errors(on_every_process=True):
-        _train(config, model_config, resolved, loader, agree_on_origin(origin))
+        _train(config, model_config, resolved, loader, layout, agree_on_origin(origin))
+
+
+def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:
+    """What each pipeline stage holds, so that none waits for another on packs such as this run's."""
+    parallel = config.parallel
+    if parallel.pipeline_model_parallel_size == 1:
+        return None
+    sizes = (parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size)
+    segment_lengths, image_patches = loader.expected_work()
+    return layout_for(model, *sizes, segment_lengths=segment_lengths, image_patches=image_patches)
 
 
 def _train(
@@ -74,6 +86,7 @@ def _train(
     model_config: GlmvConfig,
     resolved: dict[str, Any],
     loader: PackedLoader,
+    layout: PipelineLayout | None,
     origin: Origin,
 ) -> None:
     train = config.train
@@ -85,6 +98,7 @@ def _train(
     model_chunks = build_model_chunks(
         model_config,
         config.parallel,
+        pipeline_layout=layout and layout.stages,
         dtype=DTYPES[train.precision],
         balance_loss_coeff=config.balancing.balance_loss_coeff,
         expert_bias_update_rate=config.balancing.expert_bias_update_rate,
@@ -109,6 +123,8 @@ def _train(
         write_text(folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(resolved)))
         start = origin.folder or f"random weights, seed {train.seed}"
         logger.info("step %d of %d, from %s, on %d processes", done, train.steps, start, dist.get_world_size())
+        if layout is not None:
+            logger.info("pipeline layout:\n%s", layout.table())
         logger.info("backend: %s", model_chunks[0].backend.description)
         if done == train.steps:
             logger.info("nothing is left to do; raise train.steps to go on")

@@ -142,7 +142,9 @@ class TrainStep:
         """The mean loss, in all and of each domain; the gradients are in DDP's buffers, reduced."""
         reports = get_forward_backward_func()(
             forward_step_func=partial(forward_step, loss_scale=loss_scale),
-            data_iterator=[share_pixels(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks],
+            data_iterator=[
+                share_pixels(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
+            ],
             model=self.ddp,
             num_microbatches=len(batches),
             seq_length=self.seq_length,

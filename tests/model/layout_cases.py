@@ -42,17 +42,23 @@ SIZES = {
 }
 
 
-def layout_of(name: str) -> dict[str, Any]:
-    """"TP2 SP CP2" -> the keys of ParallelConfig. DP is what is left of the processes; `vision=tensor` shards the tower."""
-    layout: dict[str, Any] = {}
+UNITS = {"E": "embedding", "t": "decoder", "L": "loss"}
+
+
+def layout_of(name: str) -> tuple[ParallelConfig, list[list[str]] | None]:
+    """A layout by its name, such as "TP2 SP PP2 vision=tensor stages=Et|tttL". DP is what is left of the processes."""
+    keys: dict[str, Any] = {}
+    stages = None
     for word in name.split():
         if word == "SP":
-            layout["sequence_parallel"] = True
-        elif word == "vision=tensor":
-            layout["vision"] = "tensor"
+            keys["sequence_parallel"] = True
+        elif word.startswith("vision="):
+            keys["vision"] = word.removeprefix("vision=")
+        elif word.startswith("stages="):
+            stages = [[UNITS[unit] for unit in stage] for stage in word.removeprefix("stages=").split("|")]
         elif not word.startswith("DP"):
-            layout[SIZES[word.rstrip("0123456789")]] = int(word.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
-    return layout
+            keys[SIZES[word.rstrip("0123456789")]] = int(word.lstrip("ABCDEFGHIJKLMNOPQRSTUVWXYZ"))
+    return ParallelConfig(**keys), stages
 
 
 def packs_of_step(variant: str, step: int) -> list[Batch]:
@@ -68,7 +74,7 @@ def packs_of_step(variant: str, step: int) -> list[Batch]:
 def train(
     variant: str,
     folder: str,
-    layout: dict[str, Any],
+    layout: str,
     steps: int,
     dtype: str = "float32",
     balance: bool = True,
@@ -77,10 +83,12 @@ def train(
 ) -> dict[str, Any]:
     """Train `steps` steps from the weights in `folder`. Returns losses, gradient norms and other figures of each step;
     with `compare_with`, also the summed squares of the difference of every tensor, and of the tensor."""
-    parallel = ParallelConfig(**layout)
+    parallel, stages = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
-    chunks = build_model_chunks(small_config(variant), parallel, dtype=getattr(torch, dtype), **coefficients)
+    chunks = build_model_chunks(
+        small_config(variant), parallel, pipeline_layout=stages, dtype=getattr(torch, dtype), **coefficients
+    )
     load_weights(chunks, SafetensorsFolder(folder))
     trainer = TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, steps, SEQ_LENGTH)
     rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
@@ -89,7 +97,11 @@ def train(
     held = dict(named for chunk in chunks for named in local_tensors(chunk))
     if save_to:
         torch.save({name: tensor.clone() for name, tensor in held.items()}, save_to)
-    differences = differences_of(held, small_config(variant), torch.load(Path(compare_with), weights_only=True)) if compare_with else {}
+    differences = (
+        differences_of(held, small_config(variant), torch.load(Path(compare_with), weights_only=True))
+        if compare_with
+        else {}
+    )
     return {"reports": reports, "differences": differences, "rank": dist.get_rank()}
 
 
