@@ -130,7 +130,8 @@ class SegmentAttention(MegatronModule):
         lengths = boundaries.diff().tolist()
 
         if self.context_group.size() > 1:
-            assert causal and isinstance(packed_seq_params, PackedSegments)
+            assert causal, "full attention is not cut over context ranks"
+            assert isinstance(packed_seq_params, PackedSegments)
             out = self._attend_across_ranks(query, key, value, lengths, packed_seq_params)
         else:
             out = self._attend(query, key, value, lengths, causal)

@@ -197,8 +197,8 @@ class GlmvModel(MegatronModule):
     def _embed(
         self, input_ids: Tensor, tokens: Tensor, cu_seqlens: Tensor, pixels: Tensor, grid_thw: Tensor, frames: Tensor
     ) -> Tensor:
-        """Embeddings of this rank's tokens, with images in the places of image tokens: [tokens / CP (/ TP under sequence
-        parallelism), 1, hidden]."""
+        """Embeddings of this rank's tokens, with images in the places of image tokens: [tokens / CP, 1, hidden], under
+        sequence parallelism [tokens / CP / TP, 1, hidden]."""
         plan = self.image_sharing.plan(input_ids, self.glmv_config.image_token_id, grid_thw, cu_seqlens)
         ids = input_ids[None, tokens].to(torch.cuda.current_device(), non_blocking=True)
         embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)

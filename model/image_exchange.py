@@ -1,8 +1,8 @@
 """Which rank runs the vision tower on which image of a pack, and how embeddings get to the tokens they stand for.
 
-The tensor and context ranks of the first stage share a pack's tokens, each token on one rank, and they share its images,
-each image on one rank. An image's tokens may lie anywhere, so after the tower the ranks exchange rows, once, and nobody
-ever holds an embedding that it does not need. With four images on two ranks:
+The tensor and context ranks of the first stage share a pack's tokens, each token on one rank, and they share its
+images, each image on one rank. An image's tokens may lie anywhere, so after the tower the ranks exchange rows, once,
+and nobody ever holds an embedding that it does not need. With four images on two ranks:
 
     tower          rank 0: A A A A  C C          rank 1: B B B  D D D
     tokens         rank 0: . A A A A . B B       rank 1: B . C C . D D D
@@ -78,8 +78,8 @@ class ImageSharing:
     """The exchange among the ranks of one pack, in one of the two ways of `ParallelConfig.vision`.
 
     images   every tensor and context rank runs the whole tower on its share of the images
-    tensor   tensor ranks run the tower's layers together, so each has all rows that its context rank makes; it passes on
-             those of the tokens that it has
+    tensor   tensor ranks run the tower's layers together, so each has all rows that its context rank makes; it passes
+             on those of the tokens that it has
     """
 
     def __init__(self, vision: VisionConfig, sharding: str) -> None:
@@ -103,7 +103,8 @@ class ImageSharing:
         rows_of_image = grid_thw.prod(dim=1) // self.vision.spatial_merge_size**2
         if len(image_tokens) != int(rows_of_image.sum()):
             raise ValueError(
-                f"the pack has {len(image_tokens)} image tokens but its images make {int(rows_of_image.sum())} embeddings"
+                f"the pack has {len(image_tokens)} image tokens but its images make {int(rows_of_image.sum())} "
+                "embeddings"
             )
         costs = [image_cost(self.vision, h, w) for _, h, w in grid_thw.tolist()]
         maker = torch.zeros(len(costs), dtype=torch.int64)
@@ -129,8 +130,8 @@ class ImageSharing:
         return holder, place
 
     def exchange(self, plan: ImageExchange, made: Tensor) -> Tensor:
-        """Send the embeddings that this rank has made [rows, hidden] to where their tokens are. Returns those of its own
-        tokens, for `plan.places`. Collective, in the backward too."""
+        """Send the embeddings that this rank has made [rows, hidden] to where their tokens are. Returns those of its
+        own tokens, for `plan.places`. Collective, in the backward too."""
         if self.by_images:
             made = _TensorAverage.apply(made, self.tensor_ranks)
         else:
@@ -140,14 +141,14 @@ class ImageSharing:
 
 
 class _TensorAverage(torch.autograd.Function):
-    """The identity, whose gradient is multiplied by the number of tensor ranks: each has a part of the tower's gradient,
-    and megatron-core averages over them what is marked `average_gradients_across_tp_domain`."""
+    """The identity, whose gradient is multiplied by the number of tensor ranks: each has a part of the tower's
+    gradient, and megatron-core averages over them what is marked `average_gradients_across_tp_domain`."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, ranks: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx, x: Tensor, ranks: int) -> Tensor:
         ctx.ranks = ranks
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None]:
         return gradient * ctx.ranks, None

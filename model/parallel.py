@@ -136,8 +136,8 @@ class ParallelConfig:
         pp = self.pipeline_model_parallel_size
         if self.virtual_pipeline_model_parallel_size > 1 and micro_batches % pp:
             raise ConfigError(
-                f"virtual pipeline stages run micro-batches in groups of parallel.pipeline_model_parallel_size={pp}, and "
-                f"a data-parallel rank has {micro_batches}: change train.global_batch_size, or set "
+                f"virtual pipeline stages run micro-batches in groups of parallel.pipeline_model_parallel_size={pp}, "
+                f"and a data-parallel rank has {micro_batches}: change train.global_batch_size, or set "
                 "parallel.virtual_pipeline_model_parallel_size=1"
             )
 
@@ -203,8 +203,8 @@ def single_rank_group() -> dist.ProcessGroup:
 
 @cache
 def same_packs_group() -> dist.ProcessGroup:
-    """The processes that work on the same packs as this one: its tensor, context and pipeline ranks. Over gloo, for what
-    stays in main memory. The first call is collective."""
+    """The processes that work on the same packs as this one: its tensor, context and pipeline ranks. Over gloo, for
+    what stays in main memory. The first call is collective."""
     replica = parallel_state.get_data_parallel_rank()
     replicas: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(replicas, replica)
@@ -216,7 +216,7 @@ def same_packs_group() -> dist.ProcessGroup:
 
 
 def vision_groups(config: ParallelConfig) -> ProcessGroupCollection:
-    """Process groups for the tower and the adapter: never cut by context or pipeline, and by tensor if so configured."""
+    """Process groups of the tower and the adapter: not cut by context or pipeline, by tensor if so configured."""
     groups = ProcessGroupCollection.use_mpu_process_groups()
     groups.cp = groups.pp = single_rank_group()
     if config.vision == "images":

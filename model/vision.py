@@ -142,8 +142,8 @@ class VisionEncoder(MegatronModule):
         return self.downsample(x.squeeze(1))
 
 
-# megatron-core gathers a module's weights, where that overlaps with computing, just before the module is called. So what
-# has weights is called as a module, and never has its weights taken from outside.
+# Where the gathering of weights overlaps with computing, megatron-core finishes it just before a module is called. So
+# what has weights is called as a module, and never has its weights taken from outside.
 
 
 class PatchEmbedding(nn.Conv3d):

@@ -1,6 +1,6 @@
 """One process reads the packs that the tensor, context and pipeline ranks of a data-parallel rank work on.
 
-The first of them (the lead) has the loader; its data workers are the only ones. Token ids, positions, masks and the names
+The first of them (the lead) has the loader; its data workers are the only ones. Token ids, positions, masks and names
 of samples go to all of them, through main memory; pixels, which are a hundred times larger, only to the first pipeline
 stage, one pack at a time and from device to device. A sample that cannot be read is thus missed by all alike.
 """

@@ -48,6 +48,7 @@ class TrainConfig:
     output_dir: str = ""
     precision: str = "bf16"  # fp32, or bf16 with float32 main weights and gradients
     deterministic: bool = False  # refuse kernels that could give other bits in another run
+    check_determinism: int = 0  # every so many steps, compute the gradients twice and stop if a bit differs; 0: never
 
     def check(self) -> None:
         for key in ("steps", "global_batch_size", "seq_length"):
@@ -60,6 +61,8 @@ class TrainConfig:
             )
         if not self.output_dir:
             raise ConfigError("train.output_dir is empty: give the folder of the run")
+        if self.check_determinism < 0:
+            raise ConfigError(f"train.check_determinism={self.check_determinism} must not be negative; 0 is never")
         _one_of("train.precision", self.precision, PRECISIONS)
 
 

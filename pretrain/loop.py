@@ -108,7 +108,7 @@ def _train(
         freeze(chunk, config.freeze)
     if origin.resume is None:
         fill_weights(model_chunks, origin.weights, train.seed)
-    trainer = TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length)
+    trainer = TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
     done = 0
     if origin.resume is not None:
         load_checkpoint(origin.resume, model_chunks, trainer.optimizer)

@@ -33,6 +33,7 @@ from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
 from model.parallel import my_context_tokens
 from pretrain.batch_sharing import share_pixels
+from pretrain.determinism import compute_twice
 from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 
 
@@ -67,11 +68,18 @@ class TrainStep:
         optimizer_config: AdamW and its schedule.
         steps: length of the run, over which the learning rate decays.
         seq_length: tokens of a pack.
+        check_determinism: every so many steps, compute the gradients twice and compare; 0: never.
     """
 
     def __init__(
-        self, model_chunks: Sequence[GlmvModel], optimizer_config: OptimizerConfig, steps: int, seq_length: int
+        self,
+        model_chunks: Sequence[GlmvModel],
+        optimizer_config: OptimizerConfig,
+        steps: int,
+        seq_length: int,
+        check_determinism: int = 0,
     ) -> None:
+        self.check_determinism = check_determinism
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
@@ -102,6 +110,7 @@ class TrainStep:
 
         Raises:
             NonFiniteStep: the loss or the gradient norm is infinite or not a number.
+            NonDeterministicStep: the step was computed twice, and its gradients differ.
         """
         ranks = parallel_state.get_data_parallel_world_size()
         packs = len(batches) * ranks
@@ -111,8 +120,9 @@ class TrainStep:
                 router.mean_tokens_per_pack = max(tokens, 1) / packs
 
         lr = set_step(self.scheduler, step)
-        self.zero_gradients()
-        loss, domain_losses = self._forward_backward(batches, loss_scale=packs / max(loss_tokens, 1))
+        compute = partial(self._forward_backward, batches, loss_scale=packs / max(loss_tokens, 1))
+        twice = self.check_determinism and step % self.check_determinism == 0
+        loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
         if not math.isfinite(loss):
             raise NonFiniteStep(f"step {step}: the loss is {loss}")
         updated, grad_norm, _ = self.optimizer.step()
@@ -133,13 +143,11 @@ class TrainStep:
             moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
         )
 
-    def zero_gradients(self) -> None:
+    def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
+        """The mean loss, in all and of each domain; the gradients are in DDP's buffers, reduced."""
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-
-    def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
-        """The mean loss, in all and of each domain; the gradients are in DDP's buffers, reduced."""
         reports = get_forward_backward_func()(
             forward_step_func=partial(forward_step, loss_scale=loss_scale),
             data_iterator=[
@@ -216,8 +224,8 @@ def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tup
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
-    """The loss of every token of a pack that this context rank works on, float32 [tokens / CP]; on a pipeline stage that
-    is not the last, what the next one needs."""
+    """The loss of every token of a pack that this context rank works on, float32 [tokens / CP]; on a pipeline stage
+    that is not the last, what the next one needs."""
     names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "pixels", "grid_thw", "frames", "labels")
     return model(**{name: getattr(batch, name) for name in names})
 
