@@ -53,7 +53,7 @@ def samples_of_step(variant: str, step: int) -> list[TestSample]:
 
 SCALES = LrScale(vision=0.1, adapter=4.0, decoder=0.5, router=2.0)
 SCHEDULE = replace(OPTIMIZER, lr=2e-3, min_lr=2e-4, warmup_steps=1, decay_style="linear")
-RATES = (2e-3, 1.1e-3, 2e-4)  # of three steps
+RATES = (2e-3, 1.4e-3, 8e-4)  # of the first three of four steps
 
 
 class AdamWOfParts:
@@ -92,14 +92,14 @@ def test_three_steps_equal_adamw_with_a_group_for_each_part(
     model = build().train()
     variant = model.glmv_config.variant
     theirs = AdamWOfParts(copy.deepcopy(reference))
-    trainer = TrainStep(model, replace(SCHEDULE, lr_scale=first), steps=3, seq_length=SEQ_LENGTH)
+    trainer = TrainStep(model, replace(SCHEDULE, lr_scale=first), steps=4, seq_length=SEQ_LENGTH)
     for step, rate in enumerate(RATES, start=1):
         if step == 3:
             path = tmp_path / "step_0000002"
             save_checkpoint(path, model, companions=lambda _: None, optimizer=trainer.optimizer,
                             train_state=TrainState(step=2))  # fmt: skip
             model = build().train()
-            trainer = TrainStep(model, replace(SCHEDULE, lr_scale=then), steps=3, seq_length=SEQ_LENGTH)
+            trainer = TrainStep(model, replace(SCHEDULE, lr_scale=then), steps=4, seq_length=SEQ_LENGTH)
             load_checkpoint(path, model, trainer.optimizer)
         scales = then if step == 3 else first
         report = trainer.run(step, packs_of_step(variant, step))
@@ -114,10 +114,10 @@ def test_three_steps_equal_adamw_with_a_group_for_each_part(
 # --- freezing ---------------------------------------------------------------------------------------------------------
 
 FREEZES = [["vision"], ["adapter"], ["decoder"], ["vision", "adapter"], ["vision", "decoder"], ["adapter", "decoder"]]
+CASES = [*((frozen, "none") for frozen in FREEZES), (["decoder"], "full"), (["vision", "adapter"], "full")]
 
 
-@pytest.mark.parametrize("frozen", FREEZES, ids="+".join)
-@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize(("frozen", "recompute"), CASES)
 def test_a_frozen_part_stays_as_it_is_and_the_others_train_as_in_transformers(
     build: Callable[..., GlmvModel], reference: nn.Module, frozen: list[str], recompute: str
 ) -> None:
