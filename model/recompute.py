@@ -8,8 +8,8 @@ What megatron-core 0.16.1 can leave out of a layer by name (`recompute_modules`)
 
     core_attn       yes   scores and weighted sum from q, k and v
     layernorm       yes   the inputs of the attention and of the MLP, from the residual stream
-    mlp             no    right, but a dense layer's MLP is most of its computation: that is nearly `full`
-    shared_experts  no    right, but a ninth of a layer's experts: little memory for as much computation
+    mlp             no    a dense layer's MLP is most of its computation: that would be nearly `full`
+    shared_experts  no    a ninth of the experts at work: little memory for as much computation
     moe             no    our layer (model.moe) has a forward pass of its own, which does not know it; `full` does it
     moe_act         no    refused without grouped experts, which the torch backend has not
 

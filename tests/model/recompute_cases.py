@@ -27,12 +27,17 @@ class Step:
     expert_biases: list[Tensor]  # as the step left them
 
 
-def one_step(variant: str, folder: Path, parallel: ParallelConfig, recompute: RecomputeConfig) -> Step:
-    model = GlmvModel(
-        small_config(variant), parallel, balance_loss_coeff=0.5, expert_bias_update_rate=1e-3, recompute=recompute
-    )
-    load_weights([model.train()], SafetensorsFolder(folder))
-    trainer = TrainStep([model], OPTIMIZER, 1, SEQ_LENGTH)
+def one_step(
+    variant: str,
+    folder: Path,
+    parallel: ParallelConfig,
+    recompute: RecomputeConfig,
+    dtype: torch.dtype = torch.float32,
+) -> Step:
+    coefficients: dict[str, Any] = {"balance_loss_coeff": 0.5, "expert_bias_update_rate": 1e-3}
+    model = GlmvModel(small_config(variant), parallel, dtype=dtype, recompute=recompute, **coefficients)
+    load_weights(model.train(), SafetensorsFolder(folder))
+    trainer = TrainStep(model, OPTIMIZER, 1, SEQ_LENGTH)
     finalize = model.config.finalize_model_grads_func
     counted: list[Tensor] = []
     gradients: dict[str, Tensor] = {}
