@@ -123,5 +123,6 @@ def _every_way(shares: Shares, costs: Sequence[int]) -> Shares:
             loads[rank] -= cost
             trial[rank].pop()
 
-    place(0)
+    if images:
+        place(0)
     return best
