@@ -59,6 +59,11 @@ def vision_cost(vision: VisionConfig) -> SegmentCost:
     return SegmentCost(2 * patch_values * d) + block * vision.depth + SegmentCost(2 * d * width + adapter)
 
 
+def image_cost(vision: VisionConfig, h: int, w: int) -> int:
+    """Forward FLOPs of a picture or frame pair of h x w patches."""
+    return vision_cost(vision).of(h * w)
+
+
 def layer_cost(decoder: DecoderConfig, layer: int) -> SegmentCost:
     """A sample of n tokens through decoder layer `layer` (from 0), dense or a mixture of experts."""
     hidden = decoder.hidden_size
