@@ -94,4 +94,7 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
         except Exception:
             answer = (False, traceback.format_exc())
         pipe.send(answer)
+        # A case makes dozens of groups, each with threads of its own.
+        for group in set(dist.distributed_c10d._world.pg_map) - {dist.group.WORLD}:
+            dist.destroy_process_group(group)
     dist.destroy_process_group()
