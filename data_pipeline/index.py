@@ -25,7 +25,7 @@ from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.images import grid_of, resized_size, tokens_of
 from data_pipeline.shards import Member, ShardSample, index_command
-from data_pipeline.video import VideoInfo, plan_video
+from data_pipeline.video import VideoInfo, VideoLayout, plan_video
 
 FORMAT = "glmv-index-1"
 SCHEMA = pa.schema(
@@ -167,6 +167,7 @@ class Source:
 
     def __init__(self, config: SourceConfig, *, tokenizer_hash: str, budget: PixelBudget):
         self.label, self.weight = config.label(), config.weight
+        self._budget = budget
         self.shards = [read_index(shard) for shard in find_shards(config.path)]
         for shard in self.shards:
             if shard.header.tokenizer_hash != tokenizer_hash:
@@ -185,6 +186,15 @@ class Source:
         shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
         return self.shards[shard], row - int(self._first_rows[shard])
 
+    def image_patches(self, row: int) -> list[int]:
+        """Patches of each picture and frame pair of sample `row`."""
+        shard, place = self.locate(row)
+        media = shard.table.slice(place, 1).select(["images", "videos"]).to_pylist()[0]
+        grids = [_image_grid(image["height"], image["width"], self._budget) for image in media["images"]]
+        for layout in (_video_layout(budget=self._budget, **video) for video in media["videos"]):
+            grids += [layout.grid] * len(layout.seconds)
+        return [h * w for h, w in grids]
+
     @cached_property
     def fingerprint(self) -> str:
         """Changes when samples are added, removed, reordered or take another number of tokens."""
@@ -196,14 +206,24 @@ def sample_lengths(table: pa.Table, budget: PixelBudget) -> np.ndarray:
     """int64 [rows]: tokens of every sample, from metadata alone."""
 
     def image_tokens(height: float, width: float) -> int:
-        return tokens_of(grid_of(resized_size(int(height), int(width), max_tokens=budget.image_max_tokens)))
+        return tokens_of(_image_grid(height, width, budget))
 
     def video_tokens(frames: float, fps: float, duration: float, height: float, width: float) -> int:
-        layout = plan_video(VideoInfo(int(frames), fps, duration, int(height), int(width)), budget.video_max_tokens)
+        layout = _video_layout(frames, fps, duration, height, width, budget)
         return len(layout.seconds) * tokens_of(layout.grid)
 
     lengths = table.column("text_tokens").to_numpy().astype(np.int64)
     return lengths + _media_tokens(table, "images", image_tokens) + _media_tokens(table, "videos", video_tokens)
+
+
+def _image_grid(height: float, width: float, budget: PixelBudget) -> tuple[int, int]:
+    return grid_of(resized_size(int(height), int(width), max_tokens=budget.image_max_tokens))
+
+
+def _video_layout(
+    frames: float, fps: float, duration: float, height: float, width: float, budget: PixelBudget
+) -> VideoLayout:
+    return plan_video(VideoInfo(int(frames), fps, duration, int(height), int(width)), budget.video_max_tokens)
 
 
 def _media_tokens(table: pa.Table, column: str, tokens_of_one: Callable[..., int]) -> np.ndarray:

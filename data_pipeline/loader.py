@@ -90,6 +90,14 @@ class PackedLoader:
         self._position = self._positions_ahead.popleft()
         return batches
 
+    def expected_work(self) -> tuple[list[int], list[int]]:
+        """What the run's packs are like: tokens of every sample, and patches of every picture and frame pair, of the
+        first window of the plan. From metadata alone; the same on every rank and at every restart."""
+        packs, _ = self.plan.window(Position.start(len(self.sources)))
+        pieces = [piece for pack in packs for piece in pack.pieces]
+        patches = [n for piece in pieces for n in self.sources[piece.source].image_patches(piece.row)]
+        return [piece.length for piece in pieces], patches
+
     def state_dict(self) -> dict[str, Any]:
         """The position of the next step: counters, and what they count."""
         sources = [{"name": source.label, "fingerprint": source.fingerprint} for source in self.sources]

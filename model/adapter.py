@@ -18,10 +18,11 @@ from model.decoder import glm_transformer_fields, mlp_spec
 
 
 def adapter_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fields: Any) -> TransformerConfig:
-    """megatron-core's configuration of the adapter's gated MLP. It has no attention; a head count is asked for."""
+    """megatron-core's configuration of the adapter's gated MLP. It has no attention; a head count is asked for, which
+    tensor parallelism must divide."""
     return TransformerConfig(
         num_layers=1,
-        num_attention_heads=1,
+        num_attention_heads=vision.out_hidden_size,
         hidden_size=vision.out_hidden_size,
         ffn_hidden_size=vision.intermediate_size,
         **glm_transformer_fields(vision.rms_norm_eps, dtype),

@@ -18,7 +18,7 @@ import pickle
 import queue
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ def is_checkpoint(path: str | Path) -> bool:
 
 def save_checkpoint(
     path: Path,
-    model: nn.Module,
+    model_chunks: Sequence[nn.Module],
     *,
     companions: Callable[[Path], None],
     optimizer: MegatronOptimizer | None = None,
@@ -117,6 +117,7 @@ def save_checkpoint(
 
     Args:
         path: the step folder to make; its parent is made too. Replaced if it exists.
+        model_chunks: what this rank holds of the model, a chunk for each of its pipeline stages.
         companions: fills the folder it is given with the Hugging Face files; called on rank 0.
         optimizer, train_state: absent where only weights are kept.
     """
@@ -132,7 +133,7 @@ def save_checkpoint(
     # megatron-core would start a manager process to collect what asynchronous writes report. These are synchronous, and
     # a manager takes seconds to start and outlives a rank that is killed.
     filesystem_async._results_queue = queue.Queue()
-    dist_checkpointing.save(_sharded_state(model, optimizer, is_loading=False), str(unfinished / STATE))
+    dist_checkpointing.save(_sharded_state(model_chunks, optimizer, is_loading=False), str(unfinished / STATE))
     dist.barrier()
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
@@ -159,7 +160,7 @@ def remove_old(newest: Path, keep_last: int) -> None:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: MegatronOptimizer | None = None) -> None:
+def load_checkpoint(path: Path, model_chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None) -> None:
     """Read weights, and with an optimizer its state, into what this rank holds. Collective; any layout.
 
     Raises:
@@ -167,14 +168,15 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: MegatronOptimizer |
     """
     refuse_foreign_classes(path / STATE)
     groups_as_configured = _hyperparameters(optimizer)
-    wanted = _sharded_state(model, optimizer, is_loading=True)
+    wanted = _sharded_state(model_chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
         raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
-    keys = model.load_state_dict(loaded["model"], strict=False)
-    if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
-        raise CheckpointError(f"{path} does not fit this model: {', '.join(wrong[:5])}")
+    for number, chunk in enumerate(model_chunks):
+        keys = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
+        if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
+            raise CheckpointError(f"{path} does not fit this model: {', '.join(wrong[:5])}")
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).step)
@@ -190,17 +192,20 @@ def read_train_state(path: Path) -> TrainState:
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
 
 
-def _sharded_state(model: nn.Module, optimizer: MegatronOptimizer | None, is_loading: bool) -> dict[str, Any]:
-    sharded: Any = model
-    # Objects (megatron-core's `_extra_state`, empty in this backend) would be written, and read back, with pickle.
-    tensors = {
-        key: value for key, value in sharded.sharded_state_dict().items() if not isinstance(value, ShardedObject)
-    }
-    state = {"model": tensors}
+def _sharded_state(
+    model_chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None, is_loading: bool
+) -> dict[str, Any]:
+    state: dict[str, Any] = {}
+    for number, chunk in enumerate(model_chunks):
+        sharded: Any = chunk
+        # Objects (megatron-core's `_extra_state`, empty in this backend) would be written, and read back, with pickle.
+        state[f"model{number}"] = {
+            key: value for key, value in sharded.sharded_state_dict().items() if not isinstance(value, ShardedObject)
+        }
     if optimizer is not None:
         optimizer_: Any = optimizer
         state["optimizer"] = optimizer_.sharded_state_dict(
-            state["model"], is_loading=is_loading, metadata=OPTIMIZER_FORMAT
+            dict(state), is_loading=is_loading, metadata=OPTIMIZER_FORMAT
         )
     return state
 
@@ -211,10 +216,13 @@ def _hyperparameters(optimizer: MegatronOptimizer | None) -> list[dict[str, Any]
 
 
 def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict[str, Any]], step: int) -> None:
-    """Loading put the checkpoint's learning rates in place of the configuration's, and left `step` out of the groups of
-    an optimizer that rank 0 has no part in."""
+    """Loading put the checkpoint's learning rates in place of the configuration's: of some group with the same weight
+    decay, which is all that megatron-core tells groups apart by. And it left `step` out of the groups of an optimizer
+    that rank 0 has no part in. Every rank has the same groups in the same order, if need be empty ones."""
     for group, hyperparameters in zip(optimizer.param_groups, configured, strict=True):
-        group.update(hyperparameters, step=step)
+        params = group["params"]
+        group.clear()
+        group.update(hyperparameters, params=params, step=step)
 
 
 def _reason(error: BaseException) -> str:

@@ -40,6 +40,8 @@ def let_megatron_run_without_cuda() -> None:
     _let_the_cpu_generator_play_the_devices()
     _create_and_keep_tensors_on_the_cpu()
     _split_sizes_on_the_host()
+    _pad_uneven_gathers()
+    _keep_what_is_being_sent()
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
@@ -169,6 +171,49 @@ def _split_sizes_on_the_host() -> None:
         return true_move(tensor, as_numpy, record_stream)
 
     token_dispatcher.maybe_move_tensor_to_cpu = to_host
+
+
+def _pad_uneven_gathers() -> None:
+    """gloo gathers and scatters equal parts only; the all-to-all dispatcher under expert tensor parallelism has as many
+    rows a rank as were routed there."""
+    import megatron.core.tensor_parallel.mappings as mappings
+
+    true_gather, true_reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+
+    def gather(input_: Any, group: Any, output_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if output_split_sizes is None:
+            return true_gather(input_, group, None, use_global_buffer)
+        most = max(output_split_sizes)
+        padded = torch.cat([input_, input_.new_zeros(most - len(input_), *input_.shape[1:])])
+        parts = true_gather(padded, group).split(most)
+        return torch.cat([part[:size] for part, size in zip(parts, output_split_sizes, strict=True)])
+
+    def reduce_scatter(input_: Any, group: Any, input_split_sizes: Any = None, use_global_buffer: bool = False) -> Any:
+        if input_split_sizes is None:
+            return true_reduce_scatter(input_, group, None, use_global_buffer)
+        parts = input_.new_zeros(len(input_split_sizes), max(input_split_sizes), *input_.shape[1:])
+        for part, own in zip(parts, input_.split(input_split_sizes), strict=True):
+            part[: len(own)] = own
+        return true_reduce_scatter(parts.flatten(0, 1), group)[: input_split_sizes[group.rank()]]
+
+    mappings._gather_along_first_dim = gather
+    mappings._reduce_scatter_along_first_dim = reduce_scatter
+
+
+def _keep_what_is_being_sent() -> None:
+    """A pipeline stage empties its output while that is still on its way to the next stage. A device's allocator keeps
+    the memory until then; gloo would send whatever has taken its place, and training would silently go wrong."""
+    true_isend = torch.distributed.isend
+    on_their_way: list[tuple[Any, torch.Tensor]] = []
+
+    def isend(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        on_their_way[:] = [(work, kept) for work, kept in on_their_way if not work.is_completed()]
+        work = true_isend(tensor, *args, **kwargs)
+        on_their_way.append((work, tensor.detach()))
+        return work
+
+    for module in (torch.distributed, torch.distributed.distributed_c10d):  # batched operations compare the two
+        module.isend = isend  # type: ignore[attr-defined]
 
 
 def complete_megatron_without_transformer_engine() -> None:

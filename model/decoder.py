@@ -24,9 +24,13 @@ from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
@@ -106,11 +110,12 @@ def _leave_uninitialised(weight: Tensor) -> None:
 
 
 def decoder_block_spec(
-    decoder: DecoderConfig, config: TransformerConfig, backend: BackendSpecProvider
+    decoder: DecoderConfig, config: TransformerConfig, backend: BackendSpecProvider, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
-    """The specs of all decoder layers and of the final norm."""
+    """The specs of the decoder layers of this pipeline stage, and of the final norm."""
+    first = get_transformer_layer_offset(config, vp_stage)
     layers = [_layer_spec(config, backend, moe=decoder.is_moe_layer(n), sandwich=not decoder.is_moe)
-              for n in range(decoder.num_hidden_layers)]  # fmt: skip
+              for n in range(first, first + get_num_layers_to_build(config, vp_stage))]  # fmt: skip
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=backend.layer_norm(rms_norm=True))
 
 

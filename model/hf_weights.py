@@ -11,7 +11,7 @@ Every tensor is built whole, one at a time, and cut. Which tensors make which pa
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -50,18 +50,18 @@ class WeightSource(Protocol):
 
 
 @torch.no_grad()
-def load_weights(model: GlmvModel, source: WeightSource) -> None:
-    """Fill every parameter and expert bias that this rank holds of `model` from `source`.
+def load_weights(model_chunks: Sequence[GlmvModel], source: WeightSource) -> None:
+    """Fill every parameter and expert bias that this rank holds of a model, in one chunk or several, from `source`.
 
     Values are cast to the dtype of the parameter they go to; the experts' biases stay float32. Raises WeightsError
     unless the source holds exactly the model's tensors with the right shapes, and everything on this rank is filled.
     """
-    config = model.glmv_config
+    config = model_chunks[0].glmv_config
     check_names_and_shapes(source, hf_shapes(config))
     table = {weight.name: weight for weight in weights(config)}
     size = sizes(config)
     filled: set[str] = set()
-    for name, local in local_tensors(model):
+    for name, local in (named for model in model_chunks for named in local_tensors(model)):
         if name not in table:
             raise WeightsError(f"the model's parameter {name} has no row in model/weight_table.py")
         if name in filled:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from math import isqrt
 from typing import Any
 
 import torch
@@ -95,13 +96,13 @@ class VisionEncoder(MegatronModule):
         merge = vision.spatial_merge_size
         hidden = vision.hidden_size
         norm = backend.layer_norm(rms_norm=True)
-        self.patch_embed = nn.Conv3d(vision.in_channels, hidden, patch, patch, dtype=dtype, device=device)
+        self.patch_embed = PatchEmbedding(vision.in_channels, hidden, patch, patch, dtype=dtype, device=device)
         self.post_conv_layernorm = norm(config=config, hidden_size=hidden, eps=vision.rms_norm_eps)
-        self.position_embedding = nn.Embedding(vision.position_grid**2, hidden, dtype=dtype, device=device)
+        self.position_embedding = PositionEmbedding(vision.position_grid**2, hidden, dtype=dtype, device=device)
         self.blocks = TransformerBlock(
             config, vision_block_spec(vision, backend), pg_collection=pg_collection, post_layer_norm=True
         )
-        self.downsample = nn.Conv2d(hidden, vision.out_hidden_size, merge, merge, dtype=dtype, device=device)
+        self.downsample = Downsample(hidden, vision.out_hidden_size, merge, merge, dtype=dtype, device=device)
         self.inv_freq = rotary_frequencies(vision.head_dim // 2, VISION_ROPE_THETA)
 
     def forward(self, pixels: Tensor, grid_thw: Tensor, frames: Tensor) -> Tensor:
@@ -129,39 +130,56 @@ class VisionEncoder(MegatronModule):
         )
         rows, columns = patch_places(grid_thw).to(pixels.device)
 
-        x = self._embed_patches(pixels, lengths, frames)
+        x = self.patch_embed(pixels, lengths, frames)
         x = self.post_conv_layernorm(x)
-        x = x + self._positions(shapes).to(x.dtype)
+        x = x + self.position_embedding(shapes).to(x.dtype)
         x = self.blocks(
             hidden_states=x.unsqueeze(1),
             attention_mask=None,
             rotary_pos_emb=vision_angles(rows, columns, self.inv_freq),
             packed_seq_params=segments,
         )
-        return self._downsample(x.squeeze(1))
+        return self.downsample(x.squeeze(1))
 
-    def _embed_patches(self, pixels: Tensor, lengths: Tensor, frames: Tensor) -> Tensor:
-        """Pixels to [patches, hidden]: normalise, show a picture's one slice as both frames, project.
 
-        The convolution's stride is its kernel, so it is a matrix product over flattened patches (channel, frame, y, x).
+# Where the gathering of weights overlaps with computing, megatron-core finishes it just before a module is called. So
+# what has weights is called as a module, and never has its weights taken from outside.
+
+
+class PatchEmbedding(nn.Conv3d):
+    """Pixels to patches. The convolution's stride is its kernel, so it is a matrix product over flattened patches
+    (channel, frame, y, x)."""
+
+    def forward(self, pixels: Tensor, lengths: Tensor, frames: Tensor) -> Tensor:  # type: ignore[override]
+        """Normalise, show a picture's one slice as both frames, project.
+
+        Args:
+            pixels, frames: as `VisionEncoder.forward` takes them.
+            lengths: int64 [images], patches of each; in main memory.
+
+        Returns:
+            [patches, hidden]
         """
         per_patch = frames.long().repeat_interleave(lengths)  # slices that each patch has: 1 or 2
         first = per_patch.cumsum(0) - per_patch
         both = torch.stack([first, first + per_patch - 1], dim=1).to(pixels.device)  # [patches, 2]
         mean, std = (torch.tensor(v, device=pixels.device).mul(255).view(3, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-        weight = self.patch_embed.weight
-        normalised = ((pixels.view(-1, 3, pixels.size(1) // 3).float() - mean) / std).to(weight.dtype)
+        normalised = ((pixels.view(-1, 3, pixels.size(1) // 3).float() - mean) / std).to(self.weight.dtype)
         patches = normalised[both].transpose(1, 2).flatten(1)  # [patches, 3 * 2 * 196]
-        return F.linear(patches, weight.flatten(1), self.patch_embed.bias)
+        return F.linear(patches, self.weight.flatten(1), self.bias)
 
-    def _positions(self, shapes: Sequence[tuple[int, int]]) -> Tensor:
-        """The learned table, sampled bicubically at every patch centre: float32 [patches, hidden].
 
-        Sampling is linear in the table and separable, so it is two matrix products, whose backward is deterministic
-        (grid_sample's is not on a GPU). Images of one shape share one sample.
-        """
-        side = self.vision.position_grid
-        table = self.position_embedding.weight.float().view(side, side, -1)
+class PositionEmbedding(nn.Embedding):
+    """The square table of learned positions, sampled bicubically at every patch centre.
+
+    Sampling is linear in the table and separable, so it is two matrix products, whose backward is deterministic
+    (grid_sample's is not on a GPU). Images of one shape share one sample.
+    """
+
+    def forward(self, shapes: Sequence[tuple[int, int]]) -> Tensor:  # type: ignore[override]
+        """shapes: (h, w) of each image, in patches -> float32 [patches, hidden]."""
+        side = isqrt(self.num_embeddings)
+        table = self.weight.float().view(side, side, -1)
         sampled: dict[tuple[int, int], Tensor] = {}
         for h, w in shapes:
             if (h, w) not in sampled:
@@ -172,10 +190,14 @@ class VisionEncoder(MegatronModule):
                 sampled[h, w] = grid[rows, columns]
         return torch.cat([sampled[shape] for shape in shapes])
 
-    def _downsample(self, x: Tensor) -> Tensor:
-        """[patches, hidden] -> [patches / 4, out_hidden]: a 2x2 convolution of stride 2 over consecutive fours."""
-        blocks = x.view(-1, self.vision.spatial_merge_size**2, x.size(-1)).transpose(1, 2).flatten(1)
-        return F.linear(blocks, self.downsample.weight.flatten(1), self.downsample.bias)
+
+class Downsample(nn.Conv2d):
+    """A 2x2 convolution of stride 2, over patches that come in 2x2 blocks: a matrix product over consecutive fours."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[patches, hidden] -> [patches / 4, out_hidden]"""
+        blocks = x.unflatten(0, (-1, self.kernel_size[0] * self.kernel_size[1])).transpose(1, 2).flatten(1)
+        return F.linear(blocks, self.weight.flatten(1), self.bias)
 
 
 def patch_places(grid_thw: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from data_pipeline.config import DataConfig
 from model.backend import require_fp8
 from model.config import ConfigError
 from model.parallel import ParallelConfig
+from model.parts import check_freeze
+from model.recompute import RecomputeConfig
 from pretrain.optimizer import OptimizerConfig
 
 PRECISIONS = ("fp32", "bf16")
@@ -46,6 +48,7 @@ class TrainConfig:
     output_dir: str = ""
     precision: str = "bf16"  # fp32, or bf16 with float32 main weights and gradients
     deterministic: bool = False  # refuse kernels that could give other bits in another run
+    check_determinism: int = 0  # every so many steps, compute the gradients twice and stop if a bit differs; 0: never
 
     def check(self) -> None:
         for key in ("steps", "global_batch_size", "seq_length"):
@@ -58,6 +61,8 @@ class TrainConfig:
             )
         if not self.output_dir:
             raise ConfigError("train.output_dir is empty: give the folder of the run")
+        if self.check_determinism < 0:
+            raise ConfigError(f"train.check_determinism={self.check_determinism} must not be negative; 0 is never")
         _one_of("train.precision", self.precision, PRECISIONS)
 
 
@@ -112,6 +117,8 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     moe: MoeConfig = field(default_factory=MoeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    freeze: list[str] = field(default_factory=list)  # parts that are not trained: vision, adapter, decoder
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
@@ -131,7 +138,13 @@ class RunConfig:
                 f"train.seq_length={train.seq_length} must be a multiple of "
                 f"data.segment_multiple={self.data.segment_multiple}, to which every sample is padded"
             )
+        check_freeze(self.freeze)
         self.data.check()
+
+    @property
+    def balancing(self) -> MoeConfig:
+        """`moe`, but a frozen decoder's experts are not balanced."""
+        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if "decoder" in self.freeze else self.moe
 
     def check_world(self, world_size: int) -> None:
         """What depends on the number of processes."""
@@ -141,6 +154,7 @@ class RunConfig:
                 f"train.global_batch_size={self.train.global_batch_size} is not a multiple of the {ranks} "
                 f"data-parallel ranks that {world_size} processes make"
             )
+        self.parallel.check_micro_batches(self.train.global_batch_size // ranks)
 
 
 def _one_of(key: str, value: str, choices: Sequence[str]) -> None:

@@ -35,7 +35,7 @@ def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:
     with process_group(), torch.no_grad():
         initialize_model_parallel(ParallelConfig(), seed=0)
         model = GlmvModel(GlmvConfig.from_hf(checkpoint / COMPANIONS), ParallelConfig()).eval()
-        load_checkpoint(checkpoint, model)
+        load_checkpoint(checkpoint, [model])
         for pack in packs:
             of_domain = (domain_masks(pack) * pack.loss_mask).double()
             losses = forward(model, pack).cpu().double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -27,9 +28,12 @@ from model.checkpoint import (
 )
 from model.config import GlmvConfig
 from model.files import write_json, write_text
-from model.glmv import GlmvModel
+from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
+from model.parts import freeze
+from model.pipeline_layout import PipelineLayout, layout_for
+from pretrain.batch_sharing import is_lead, share_batches
 from pretrain.companions import check_tokenizer, read_inherited, write_companions
 from pretrain.config import RunConfig
 from pretrain.distributed import process_group, rank, world_size
@@ -52,18 +56,29 @@ def run(config: RunConfig) -> None:
     resolved = asdict(config)
     origin = find_origin(config, resolved)
     model_config = resolve_model(config.model.preset, origin)
-    config.parallel.check(model_config, world_size(), config.train.seq_length)
+    config.parallel.check(model_config, world_size(), config.train.seq_length, config.data.segment_multiple)
     config.check_world(world_size())
     loader = PackedLoader(
         config.data,
         seq_length=config.train.seq_length,
         global_batch_size=config.train.global_batch_size,
-        data_parallel_rank=config.parallel.data_parallel_rank(rank()),
+        data_parallel_rank=config.parallel.data_parallel_rank(rank(), world_size()),
         data_parallel_size=config.parallel.data_parallel_size(world_size()),
     )
     check_tokenizer(model_config, loader.tokenizer)
+    layout = lay_out_pipeline(config, model_config, loader)
     with process_group(), expected_errors(on_every_process=True):
-        _train(config, model_config, resolved, loader, agree_on_origin(origin))
+        _train(config, model_config, resolved, loader, layout, agree_on_origin(origin))
+
+
+def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:
+    """What each pipeline stage holds, so that none waits for another on packs such as this run's."""
+    parallel = config.parallel
+    if parallel.pipeline_model_parallel_size == 1:
+        return None
+    sizes = (parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size)
+    segment_lengths, image_patches = loader.expected_work()
+    return layout_for(model, *sizes, segment_lengths=segment_lengths, image_patches=image_patches)
 
 
 def _train(
@@ -71,6 +86,7 @@ def _train(
     model_config: GlmvConfig,
     resolved: dict[str, Any],
     loader: PackedLoader,
+    layout: PipelineLayout | None,
     origin: Origin,
 ) -> None:
     train = config.train
@@ -78,20 +94,24 @@ def _train(
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     initialize_model_parallel(config.parallel, train.seed)
-    assert parallel_state.get_data_parallel_rank() == config.parallel.data_parallel_rank(dist.get_rank())
-    model = GlmvModel(
+    assert parallel_state.get_data_parallel_rank() == config.parallel.data_parallel_rank(rank(), world_size())
+    model_chunks = build_model_chunks(
         model_config,
         config.parallel,
+        pipeline_layout=layout and layout.stages,
         dtype=DTYPES[train.precision],
-        balance_loss_coeff=config.moe.balance_loss_coeff,
-        expert_bias_update_rate=config.moe.expert_bias_update_rate,
+        balance_loss_coeff=config.balancing.balance_loss_coeff,
+        expert_bias_update_rate=config.balancing.expert_bias_update_rate,
+        recompute=config.recompute,
     )
+    for chunk in model_chunks:
+        freeze(chunk, config.freeze)
     if origin.resume is None:
-        fill_weights(model, origin.weights, train.seed)
-    trainer = TrainStep(model, config.optimizer, train.steps, train.seq_length)
+        fill_weights(model_chunks, origin.weights, train.seed)
+    trainer = TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
     done = 0
     if origin.resume is not None:
-        load_checkpoint(origin.resume, model, trainer.optimizer)
+        load_checkpoint(origin.resume, model_chunks, trainer.optimizer)
         state = read_train_state(origin.resume)
         loader.load_state_dict(state.data, allow_changes=config.checkpoint.allow_changes)
         done = state.step
@@ -103,7 +123,9 @@ def _train(
         write_text(folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(resolved)))
         start = origin.folder or f"random weights, seed {train.seed}"
         logger.info("step %d of %d, from %s, on %d processes", done, train.steps, start, dist.get_world_size())
-        logger.info("backend: %s", model.backend.description)
+        if layout is not None:
+            logger.info("pipeline layout:\n%s", layout.table())
+        logger.info("backend: %s", model_chunks[0].backend.description)
         if done == train.steps:
             logger.info("nothing is left to do; raise train.steps to go on")
     companions = partial(
@@ -112,11 +134,12 @@ def _train(
     try:
         for step in range(done + 1, train.steps + 1):
             started = time.perf_counter()
-            batches = loader.next_step()
+            batches = share_batches(loader.next_step)
             try:
                 report = trainer.run(step, batches)
             except NonFiniteStep as error:
-                name_the_samples(folder, step, batches)
+                if is_lead():
+                    name_the_samples(folder, step, batches)
                 raise NonFiniteStep(
                     f"{error}; the samples are named in {folder}/nonfinite_step_{step}_rank_*.json"
                 ) from None
@@ -126,7 +149,10 @@ def _train(
             if is_save_due(step, config):
                 path = folder / "checkpoints" / f"step_{step:07d}"
                 progress = TrainState(step=step, data=loader.state_dict(), config=resolved)
-                save_checkpoint(path, model, companions=companions, optimizer=trainer.optimizer, train_state=progress)
+                trainer.synchronize_weights()
+                save_checkpoint(
+                    path, model_chunks, companions=companions, optimizer=trainer.optimizer, train_state=progress
+                )
                 if dist.get_rank() == 0:
                     mark_latest(path)
                     remove_old(path, config.checkpoint.keep_last)
@@ -137,14 +163,14 @@ def _train(
             log.close()
 
 
-def fill_weights(model: GlmvModel, start_from: Path | None, seed: int) -> None:
+def fill_weights(model_chunks: Sequence[GlmvModel], start_from: Path | None, seed: int) -> None:
     """Weights from a checkpoint, from a Hugging Face folder, or random: a function of the seed and of names alone."""
     if start_from is None:
-        load_weights(model, RandomWeights(model.glmv_config, seed))
+        load_weights(model_chunks, RandomWeights(model_chunks[0].glmv_config, seed))
     elif is_checkpoint(start_from):
-        load_checkpoint(start_from, model)
+        load_checkpoint(start_from, model_chunks)
     else:
-        load_weights(model, SafetensorsFolder(start_from))
+        load_weights(model_chunks, SafetensorsFolder(start_from))
 
 
 def is_save_due(step: int, config: RunConfig) -> bool:
@@ -162,6 +188,6 @@ def gather_rejected(batches: list[Batch]) -> list[dict[str, Any]]:
 
 
 def name_the_samples(folder: Path, step: int, batches: list[Batch]) -> None:
-    """Write down which samples this rank had in a step that went wrong."""
+    """Write down which samples this data-parallel rank had in a step that went wrong."""
     samples = [[sample for sample in batch.sample_ids if sample] for batch in batches]
     write_json(folder / f"nonfinite_step_{step}_rank_{dist.get_rank()}.json", {"step": step, "packs": samples})

@@ -32,6 +32,7 @@ def metrics_line(step: int, report: StepReport, seconds: float) -> dict[str, Any
         "step_seconds": seconds,
         "tokens_per_second": report.tokens / seconds,
         **{f"loss/{domain}": loss for domain, loss in report.domain_losses.items()},
+        **{f"lr/{part}": lr for part, lr in report.scaled_lrs.items()},
         **report.moe,
     }
 

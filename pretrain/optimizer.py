@@ -1,20 +1,42 @@
-"""The optimizer and its schedule: megatron-core's distributed AdamW with warm-up and decay."""
+"""The optimizer and its schedule: megatron-core's distributed AdamW with warm-up and decay, and a learning rate for
+each part of the model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from model.config import ConfigError
+from model.parts import part_of
 from pretrain.adam import prefer_group_step_adamw
 
 DECAY_STYLES = ("cosine", "linear", "constant")
+
+
+@dataclass
+class LrScale:
+    """What a part of the model (model.parts) multiplies lr and min_lr with."""
+
+    vision: float = 1.0
+    adapter: float = 1.0
+    decoder: float = 1.0  # without its routers
+    router: float = 1.0
+
+    def __post_init__(self) -> None:
+        for part, scale in asdict(self).items():
+            if not 0 < scale < float("inf"):
+                raise ConfigError(
+                    f"optimizer.lr_scale.{part}={scale} must be positive and finite; to leave a part as it is, use "
+                    "freeze"
+                )
 
 
 @dataclass
@@ -23,6 +45,7 @@ class OptimizerConfig:
 
     lr: float = 1e-4
     min_lr: float = 1e-5
+    lr_scale: LrScale = field(default_factory=LrScale)
     warmup_steps: int = 0
     decay_style: str = "cosine"  # from lr after the warm-up to min_lr at the last step
     weight_decay: float = 0.1  # not on biases and norms
@@ -30,12 +53,18 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_grad: float = 1.0  # largest norm of the whole gradient; 0: no clipping
+    overlap_grad_reduce: bool = True  # reduce gradients during the last backward of a step
+    overlap_param_gather: bool = True  # gather updated weights during the first forward of the next
 
     def __post_init__(self) -> None:
         if self.decay_style not in DECAY_STYLES:
             raise ConfigError(f"optimizer.decay_style={self.decay_style!r}: choose one of {', '.join(DECAY_STYLES)}")
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optimizer.min_lr={self.min_lr} must be between 0 and optimizer.lr={self.lr}")
+        if self.overlap_param_gather and not self.overlap_grad_reduce:
+            raise ConfigError(
+                "optimizer.overlap_param_gather=true needs optimizer.overlap_grad_reduce=true; set both, or neither"
+            )
         for key in ("beta1", "beta2"):
             if not 0 <= getattr(self, key) < 1:
                 raise ConfigError(f"optimizer.{key}={getattr(self, key)} must be from 0 to below 1")
@@ -62,7 +91,26 @@ def build_optimizer(
         params_dtype=dtype,
         use_distributed_optimizer=True,
     )
-    return get_megatron_optimizer(settings, list(model), config_overrides=get_standard_config_overrides(settings))
+    overrides = get_standard_config_overrides(settings) | learning_rates_of_parts(config)
+    return get_megatron_optimizer(settings, list(model), config_overrides=overrides)
+
+
+def learning_rates_of_parts(config: OptimizerConfig) -> dict[ParamKey, dict[str, Any]]:
+    """What sets the parameter groups of a part apart, in megatron-core's form: its learning rates, which the schedule
+    then takes for this group, and its name. Parts that are not scaled share the groups they have always had."""
+    return {
+        ParamKey(with_name_predicate=_is_in(part)): {
+            "max_lr": config.lr * scale,
+            "min_lr": config.min_lr * scale,
+            "part": part,
+        }
+        for part, scale in asdict(config.lr_scale).items()
+        if scale != 1
+    }
+
+
+def _is_in(part: str) -> ParamWithNamePredicate:
+    return ParamWithNamePredicate(name=part, fn=lambda _, name: part_of(name) == part)
 
 
 def build_scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer, steps: int) -> OptimizerParamScheduler:
@@ -83,7 +131,13 @@ def build_scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer, steps
 
 
 def set_step(scheduler: OptimizerParamScheduler, step: int) -> float:
-    """Set the learning rate of step `step` (from 1) and return it. The first step already has some, the last min_lr."""
+    """Set the learning rates of step `step` (from 1) and return that of parts which are not scaled. The first step
+    already has some, the last min_lr."""
     scheduler.num_steps = step
     scheduler.step(0)
-    return scheduler.optimizer.param_groups[0]["lr"]
+    return scheduler.get_lr({})
+
+
+def scaled_learning_rates(scheduler: OptimizerParamScheduler) -> dict[str, float]:
+    """The present learning rates of the parts that have one of their own."""
+    return {group["part"]: group["lr"] for group in scheduler.optimizer.param_groups if "part" in group}

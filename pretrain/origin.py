@@ -72,6 +72,8 @@ def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
             f"train.steps={config.train.steps} is below step {step}, which the run at {folder} has reached; raise it, "
             "or choose another train.output_dir"
         )
+    if checkpoint is not None:
+        _refuse_another_freeze(read_train_state(checkpoint).config, config.freeze, folder)
     if checkpoint is not None and not config.checkpoint.allow_changes:
         _refuse_changes(read_train_state(checkpoint).config, resolved, folder)
     if checkpoint is not None:
@@ -108,6 +110,17 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -
                 f"{key} was {old.get(key)!r} in the run at {folder} and is {new.get(key)!r} now; put it back, choose "
                 "another train.output_dir, or set checkpoint.allow_changes=true"
             )
+
+
+def _refuse_another_freeze(before: dict[str, Any], freeze: list[str], folder: Path) -> None:
+    """The checkpoint holds optimizer state of what was trained, and of nothing else."""
+    frozen = before.get("freeze", [])
+    if set(frozen) != set(freeze):
+        raise ConfigError(
+            f"freeze was {frozen} in the run at {folder} and is {freeze} now, and what is not trained has no state in "
+            "the optimizer; put it back, or begin another run from this one's weights: model.init_from="
+            f"{folder}, and another train.output_dir"
+        )
 
 
 def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

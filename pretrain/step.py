@@ -31,7 +31,10 @@ from data_pipeline.batch import Batch
 from data_pipeline.domains import DOMAINS
 from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
-from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, set_step
+from model.parallel import my_context_tokens
+from pretrain.batch_sharing import share_pixels
+from pretrain.determinism import compute_twice
+from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 
 
 class NonFiniteStep(ArithmeticError):
@@ -53,6 +56,7 @@ class StepReport:
     patches: int
     rejected: int  # samples set aside
     domain_losses: dict[str, float] = field(default_factory=dict)
+    scaled_lrs: dict[str, float] = field(default_factory=dict)  # of the parts with a learning rate of their own
     moe: dict[str, float] = field(default_factory=dict)
 
 
@@ -60,49 +64,65 @@ class TrainStep:
     """The model with all that updates it.
 
     Args:
-        model: filled with weights, in training mode.
+        model_chunks: what this rank holds of the model, filled with weights, in training mode.
         optimizer_config: AdamW and its schedule.
         steps: length of the run, over which the learning rate decays.
         seq_length: tokens of a pack.
+        check_determinism: every so many steps, compute the gradients twice and compare; 0: never.
     """
 
-    def __init__(self, model: GlmvModel, optimizer_config: OptimizerConfig, steps: int, seq_length: int) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model_chunks: Sequence[GlmvModel],
+        optimizer_config: OptimizerConfig,
+        steps: int,
+        seq_length: int,
+        check_determinism: int = 0,
+    ) -> None:
+        self.check_determinism = check_determinism
+        self.model_chunks = model_chunks
+        self.config = model_chunks[0].config
         self.seq_length = seq_length
-        settings = DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True)
-        self.ddp = DistributedDataParallel(model.config, settings, model)
-        self.optimizer = build_optimizer(optimizer_config, [self.ddp], model.config.params_dtype)
+        settings = DistributedDataParallelConfig(
+            grad_reduce_in_fp32=True,
+            use_distributed_optimizer=True,
+            overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
+            overlap_param_gather=optimizer_config.overlap_param_gather,
+        )
+        # Later chunks compute while the first one's gradients are reduced: theirs are reduced in one piece.
+        self.ddp = [
+            DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
+            for number, chunk in enumerate(model_chunks)
+        ]
+        self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype)
         self.scheduler = build_scheduler(optimizer_config, self.optimizer, steps)
         self._expert_tokens: Tensor | None = None
-        model.config.grad_scale_func = self.optimizer.scale_loss
-        model.config.finalize_model_grads_func = self._finalize_gradients
+        for chunk in model_chunks:
+            chunk.config.grad_scale_func = self.optimizer.scale_loss
+            chunk.config.finalize_model_grads_func = self._finalize_gradients
+            if optimizer_config.overlap_grad_reduce:
+                # Reduce after the last micro-batch's backward alone.
+                no_sync = [ddp.no_sync for ddp in self.ddp]
+                chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
     def run(self, step: int, batches: Sequence[Batch]) -> StepReport:
-        """Train on this rank's packs of step `step` (from 1). Collective.
+        """Train on the packs of step `step` (from 1) that this rank's data-parallel rank has. Collective.
 
         Raises:
             NonFiniteStep: the loss or the gradient norm is infinite or not a number.
+            NonDeterministicStep: the step was computed twice, and its gradients differ.
         """
         ranks = parallel_state.get_data_parallel_world_size()
         packs = len(batches) * ranks
         loss_tokens, tokens, samples, images, patches, rejected = self._totals(batches)
-        for router in self.model.routers():
-            router.mean_tokens_per_pack = max(tokens, 1) / packs
+        for chunk in self.model_chunks:
+            for router in chunk.routers():
+                router.mean_tokens_per_pack = max(tokens, 1) / packs
 
         lr = set_step(self.scheduler, step)
-        self.ddp.zero_grad_buffer()
-        self.optimizer.zero_grad()
-        loss_scale = len(batches) * ranks / max(loss_tokens, 1)
-        reports = get_forward_backward_func()(
-            forward_step_func=partial(forward_step, loss_scale=loss_scale),
-            data_iterator=iter(batches),
-            model=self.ddp,
-            num_microbatches=len(batches),
-            seq_length=self.seq_length,
-            micro_batch_size=1,
-            forward_only=False,
-        )
-        loss, domain_losses = reduce_losses(reports)
+        compute = partial(self._forward_backward, batches, loss_scale=packs / max(loss_tokens, 1))
+        twice = self.check_determinism and step % self.check_determinism == 0
+        loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
         if not math.isfinite(loss):
             raise NonFiniteStep(f"step {step}: the loss is {loss}")
         updated, grad_norm, _ = self.optimizer.step()
@@ -119,8 +139,35 @@ class TrainStep:
             patches=patches,
             rejected=rejected,
             domain_losses=domain_losses,
-            moe=self._moe_report(len(batches)),
+            scaled_lrs=scaled_learning_rates(self.scheduler),
+            moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
         )
+
+    def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
+        """The mean loss, in all and of each domain; the gradients are in DDP's buffers, reduced."""
+        for ddp in self.ddp:
+            ddp.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        reports = get_forward_backward_func()(
+            forward_step_func=partial(forward_step, loss_scale=loss_scale),
+            data_iterator=[
+                share_pixels(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
+            ],
+            model=self.ddp,
+            num_microbatches=len(batches),
+            seq_length=self.seq_length,
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        return reduce_losses(reports)
+
+    def synchronize_weights(self) -> None:
+        """Finish the gathering of updated weights, which otherwise happens in the next forward: until then a module's
+        weights are those of before the step. To be called before they are saved or compared."""
+        if self.ddp[0].ddp_config.overlap_param_gather:
+            for ddp in self.ddp:
+                ddp.disable_forward_pre_hook(param_sync=True)
+                ddp.enable_forward_pre_hook()
 
     def _totals(self, batches: Sequence[Batch]) -> list[int]:
         """Sums over the global batch, before anything is computed."""
@@ -134,26 +181,34 @@ class TrainStep:
 
     def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
         """Keep the experts' token counts, which megatron-core uses for the expert bias and then clears."""
-        if routers := self.model.routers():
+        if routers := [router for chunk in self.model_chunks for router in chunk.routers()]:
             self._expert_tokens = torch.stack([router.local_tokens_per_expert for router in routers])
         finalize_model_grads(*args, **kwargs)
 
     def _moe_report(self, micro_batches: int) -> dict[str, float]:
         """Balance loss (mean over layers), and the load of the busiest and of the idlest expert of any layer, relative
         to an even share."""
-        if self._expert_tokens is None:
-            return {}
-        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
-        dist.all_reduce(self._expert_tokens, group=group)
-        load = self._expert_tokens / self._expert_tokens.mean(dim=1, keepdim=True).clamp(min=1)
-        report = {"expert_load/max": load.max().item(), "expert_load/min": load.min().item()}
-        self._expert_tokens = None
-        tracker = get_moe_layer_wise_logging_tracker()
-        if BALANCE_LOSS in tracker:
-            values = tracker[BALANCE_LOSS]["values"].clone()
-            dist.all_reduce(values, group=group)
-            ranks = parallel_state.get_data_parallel_world_size()
-            report["balance_loss"] = (values.sum() / (len(load) * micro_batches * ranks)).item()
+        same_stage = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
+        stages = parallel_state.get_pipeline_model_parallel_group()
+        device = torch.cuda.current_device()
+        loads = torch.tensor([-math.inf, -math.inf], device=device)  # of a stage without experts
+        if self._expert_tokens is not None:
+            dist.all_reduce(self._expert_tokens, group=same_stage)
+            load = self._expert_tokens / self._expert_tokens.mean(dim=1, keepdim=True).clamp(min=1)
+            loads = torch.stack([load.max(), -load.min()]).to(loads.dtype)
+            self._expert_tokens = None
+        dist.all_reduce(loads, op=dist.ReduceOp.MAX, group=stages)
+        busiest, idlest = loads.tolist()
+        report = {"expert_load/max": busiest, "expert_load/min": -idlest}
+        if self.config.moe_aux_loss_coeff:
+            values = torch.zeros((), device=device)
+            if tracked := get_moe_layer_wise_logging_tracker().get(BALANCE_LOSS):
+                values = tracked["values"].sum()
+            dist.all_reduce(values, group=same_stage)
+            dist.all_reduce(values, group=stages)
+            layers = sum(self.config.moe_layer_freq)
+            packs = micro_batches * parallel_state.get_data_parallel_world_size()
+            report["balance_loss"] = values.item() / (layers * packs)
             clear_aux_losses_tracker()
         return report
 
@@ -169,20 +224,17 @@ def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tup
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
-    """The loss of every token of a pack, float32 [tokens]."""
-    device = torch.cuda.current_device()
-    to_device = ("input_ids", "position_ids", "labels", "pixels")
-    in_memory = ("cu_seqlens", "segment_lengths", "grid_thw", "frames")
-    return model(
-        **{name: getattr(batch, name).to(device, non_blocking=True) for name in to_device},
-        **{name: getattr(batch, name) for name in in_memory},
-    )
+    """The loss of every token of a pack that this context rank works on, float32 [tokens / CP]; on a pipeline stage
+    that is not the last, what the next one needs."""
+    names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "pixels", "grid_thw", "frames", "labels")
+    return model(**{name: getattr(batch, name) for name in names})
 
 
 def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """losses [tokens] -> the scaled sum that is differentiated, and sums and counts by domain [domains, 2]."""
-    mask = batch.loss_mask.to(losses.device)
-    of_domain = domain_masks(batch).to(losses.device) * mask
+    """losses [tokens / CP] -> the scaled sum that is differentiated, and sums and counts by domain [domains, 2]."""
+    tokens = my_context_tokens(batch.cu_seqlens)
+    mask = batch.loss_mask[tokens].to(losses.device, non_blocking=True)
+    of_domain = domain_masks(batch)[:, tokens].to(losses.device, non_blocking=True) * mask
     report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)
     return (losses * mask).sum() * loss_scale, {"domains": report}
 
@@ -198,9 +250,14 @@ def domain_masks(batch: Batch) -> Tensor:
 
 
 def reduce_losses(reports: Sequence[dict[str, Tensor]]) -> tuple[float, dict[str, float]]:
-    """Mean loss over the tokens that carry loss, of all data-parallel ranks: in all, and of each domain present."""
-    sums = torch.stack([report["domains"] for report in reports]).sum(0)
-    dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+    """Mean loss over the tokens that carry loss, of the global batch: in all, and of each domain present. `reports` are
+    of this rank's micro-batches, and empty but on the last pipeline stage. Collective; the same on all ranks."""
+    sums = torch.zeros(len(DOMAINS), 2, device=torch.cuda.current_device())
+    if reports:
+        sums = torch.stack([report["domains"] for report in reports]).sum(0)
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    last = parallel_state.get_pipeline_model_parallel_last_rank()
+    dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     totals, counts = sums.double().T.tolist()
     loss = sum(totals) / max(sum(counts), 1)
     return loss, {d: t / c for d, t, c in zip(DOMAINS, totals, counts, strict=True) if c}

@@ -96,7 +96,7 @@ def build(single_process: None, hf_folder: tuple[Path, nn.Module]) -> Callable[.
 
     def make(**options: Any) -> GlmvModel:
         model = GlmvModel(small_config(config.model_type), ParallelConfig(), **options)
-        load_weights(model, SafetensorsFolder(folder))
+        load_weights([model], SafetensorsFolder(folder))
         return model
 
     return make

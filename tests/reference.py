@@ -17,6 +17,7 @@ from data_pipeline.batch import Batch, EncodedSample, collate
 from data_pipeline.positions import rope_positions
 from model.config import GlmvConfig
 from model.vision import PIXEL_MEAN, PIXEL_STD
+from model.weight_table import sizes, weights
 
 PRESETS = {"glm4v_moe": "tiny_moe", "glm4v": "tiny_dense"}
 HF_CONFIGS = {"glm4v_moe": transformers.Glm4vMoeConfig, "glm4v": transformers.Glm4vConfig}
@@ -219,6 +220,28 @@ def transformers_loss(model: nn.Module, samples: Sequence[TestSample]) -> Tensor
         total = total + (F.cross_entropy(logits, labels, reduction="none") * mask).sum()
         count += mask.sum().item()
     return total / count
+
+
+def reference_gradients(reference: nn.Module) -> dict[str, Tensor]:
+    """transformers' gradients under our names: its fused experts split as on disk, then through the weight table."""
+    on_disk = {}
+    for name, parameter in reference.named_parameters():
+        assert parameter.grad is not None
+        if name.endswith("experts.gate_up_proj"):
+            for expert, gradient in enumerate(parameter.grad):
+                prefix = name.replace("gate_up_proj", f"{expert}.")
+                on_disk[f"{prefix}gate_proj.weight"], on_disk[f"{prefix}up_proj.weight"] = gradient.chunk(2)
+        elif name.endswith("experts.down_proj"):
+            for expert, gradient in enumerate(parameter.grad):
+                on_disk[name.replace("down_proj", f"{expert}.down_proj.weight")] = gradient
+        else:
+            on_disk[name] = parameter.grad
+    config = small_config(reference.config.model_type)  # type: ignore[union-attr, arg-type]
+    return {
+        weight.name: weight.transform.to_megatron([on_disk[part] for part in weight.hf], sizes(config))
+        for weight in weights(config)
+        if not weight.name.endswith("expert_bias")
+    }
 
 
 def pack(samples: Sequence[TestSample], seq_length: int, segment_multiple: int = 8) -> Batch:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -156,13 +156,17 @@ def test_the_documentation_names_only_files_that_exist() -> None:
 def test_the_documentation_lists_every_configuration_key() -> None:
     keys = (ROOT / "docs" / "training.md").read_text().split("## The run")[0]
     table = [line for line in keys.splitlines() if line.startswith("| `")]
-    documented = re.findall(r"`([a-z\d]+\.[a-z\d_]+)`", "\n".join(line.split("|")[1] for line in table))
-    existing = {
-        f"{section.name}.{key.name}"
-        for section in fields(RunConfig)
-        for key in fields(get_type_hints(RunConfig)[section.name])
-    }
-    assert set(documented) == existing
+    documented = re.findall(r"`([a-z\d_.]+)`", "\n".join(line.split("|")[1] for line in table))
+    assert set(documented) == set(keys_of(RunConfig))
+
+
+def keys_of(schema: type, prefix: str = "") -> Iterator[str]:
+    for key in fields(schema):
+        kind = get_type_hints(schema)[key.name]
+        if is_dataclass(kind):
+            yield from keys_of(kind, f"{prefix}{key.name}.")  # type: ignore[arg-type]
+        else:
+            yield prefix + key.name
 
 
 @pytest.mark.parametrize("name", ["pretrain", "long_context", "sft"])

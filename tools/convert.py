@@ -90,8 +90,8 @@ def import_folder(hf: Path, out: Path) -> None:
     check_names_and_shapes(source, hf_shapes(config))  # before the minutes that building and reading take
     with process_group(), _progress("reading tensors", len(source.names())) as progress:
         model = _whole_model(config, _dtype_of(source))
-        load_weights(model, _Watched(source, progress))
-        save_checkpoint(out, model, companions=lambda folder: _copy_companions(hf, folder))
+        load_weights([model], _Watched(source, progress))
+        save_checkpoint(out, [model], companions=lambda folder: _copy_companions(hf, folder))
 
 
 def _dtype_of(source: SafetensorsFolder) -> torch.dtype:
@@ -145,7 +145,7 @@ def export_checkpoint(checkpoint: Path, out: Path, *, dtype: str = "keep", max_s
         folder = Path(unfinished) / out.name
         folder.mkdir()
         model = _whole_model(config, stored)
-        load_checkpoint(path, model)
+        load_checkpoint(path, [model])
         writer = SafetensorsWriter(folder, max_shard_bytes)
         with _progress("writing tensors", len(hf_shapes(config))) as progress:
             for name, tensor in export_tensors(model):

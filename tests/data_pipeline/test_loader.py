@@ -21,6 +21,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.index import find_shards, index_path, read_index, write_index
 from data_pipeline.loader import PackedLoader
+from data_pipeline.plan import Position
 from tests.data_pipeline.media import encoded, pattern
 
 SEQ_LENGTH = 512
@@ -52,6 +53,17 @@ def stream(config: DataConfig, steps: int, state: dict | None = None, **options)
 
 def take(packed: PackedLoader, steps: int) -> list[Batch]:
     return [batch for _ in range(steps) for batch in packed.next_step()]
+
+
+@pytest.mark.fast
+def test_the_expected_work_is_that_of_the_first_window(data_config):
+    packed = loader(data_config, batch=1)
+    lengths, patches = packed.expected_work()
+    packs, _ = packed.plan.window(Position.start(len(packed.sources)))
+    batches = take(packed, len(packs))
+    packed.close()
+    assert sorted(lengths) == sorted(n for batch in batches for n in batch.segment_lengths.tolist() if n)
+    assert sorted(patches) == sorted(n for batch in batches for n in batch.grid_thw.prod(dim=1).tolist())
 
 
 @pytest.mark.fast

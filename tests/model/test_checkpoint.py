@@ -31,7 +31,7 @@ from model.parallel import ParallelConfig
 def saved(build: Callable[..., GlmvModel], tmp_path: Path) -> tuple[GlmvModel, Path]:
     model = build()
     path = tmp_path / "step_0000001"
-    save_checkpoint(path, model, companions=lambda folder: None)
+    save_checkpoint(path, [model], companions=lambda folder: None)
     return model, path
 
 
@@ -41,7 +41,7 @@ def test_weights_come_back_bit_for_bit(saved: tuple[GlmvModel, Path], build: Cal
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
-    load_checkpoint(find_checkpoint(path), other)
+    load_checkpoint(find_checkpoint(path), [other])
     expected = model.state_dict()
     for name, value in other.state_dict().items():
         if torch.is_tensor(value):
@@ -67,7 +67,7 @@ def test_a_foreign_class_in_the_metadata_is_refused_unread(
     with (path / "state" / ".metadata").open("wb") as stream:
         pickle.dump(Foreign(marker), stream)
     with pytest.raises(CheckpointError, match=r"names posix.system.*Do not use this checkpoint"):
-        load_checkpoint(path, model)
+        load_checkpoint(path, [model])
     assert not marker.exists()
 
 
@@ -104,7 +104,7 @@ def test_an_object_in_place_of_a_tensor_is_refused_unread(hf_folder: object, sav
     metadata.state_dict_metadata["adapter.proj.weight"] = BytesStorageMetadata()
     file.write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"holds pickled objects \(adapter.proj.weight\); they were not read"):
-        load_checkpoint(path, model)
+        load_checkpoint(path, [model])
 
 
 @pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
@@ -114,10 +114,10 @@ def test_what_is_missing_or_damaged_is_named(hf_folder: object, saved: tuple[Glm
     whole = metadata.read_bytes()
     metadata.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match=r"\.metadata is damaged.*use another step"):
-        load_checkpoint(path, model)
+        load_checkpoint(path, [model])
     metadata.unlink()
     with pytest.raises(CheckpointError, match=r"is incomplete: .*\.metadata is missing"):
-        load_checkpoint(path, model)
+        load_checkpoint(path, [model])
     with pytest.raises(CheckpointError, match=r"holds weights alone.*model.init_from"):
         read_train_state(path)
     with pytest.raises(CheckpointError, match=r"is no checkpoint"):
@@ -128,7 +128,7 @@ def test_what_is_missing_or_damaged_is_named(hf_folder: object, saved: tuple[Glm
 def test_another_model_is_refused(hf_folder: object, saved: tuple[GlmvModel, Path], single_process: None) -> None:
     other = GlmvModel(GlmvConfig.from_preset("tiny_moe"), ParallelConfig())
     with pytest.raises(CheckpointError, match=r"does not load into this model"):
-        load_checkpoint(saved[1], other)
+        load_checkpoint(saved[1], [other])
 
 
 # --- the folder of checkpoints ----------------------------------------------------------------------------------------

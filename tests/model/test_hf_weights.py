@@ -109,7 +109,7 @@ def test_the_full_size_model_takes_every_tensor_once(
         model = GlmvModel(config, ParallelConfig(), dtype=torch.bfloat16)
         assert sum(parameter.numel() for parameter in model.parameters()) == FULL_SIZE[preset][1]
         source = FakeWeights(config)
-        load_weights(model, source)
+        load_weights([model], source)
         assert sorted(source.read) == sorted(source.shapes)
         assert {name: tuple(tensor.shape) for name, tensor in export_tensors(model)} == source.shapes
 
@@ -153,7 +153,7 @@ def test_import_then_export_gives_transformers_tensors_back(
 ) -> None:
     source = SafetensorsFolder(save_weights(variant, tmp_path, dtype=dtype))
     model = GlmvModel(GlmvConfig.from_hf(tmp_path), ParallelConfig(), dtype=dtype)
-    load_weights(model, source)
+    load_weights([model], source)
     exported = dict(export_tensors(model))
     assert sorted(exported) == sorted(source.names())
     for name, tensor in exported.items():
@@ -167,7 +167,7 @@ def test_values_land_where_megatron_reads_them(single_process: None, tmp_path: P
     source = SafetensorsFolder(save_weights("glm4v_moe", tmp_path))
     config = GlmvConfig.from_hf(tmp_path)
     model = GlmvModel(config, ParallelConfig())
-    load_weights(model, source)
+    load_weights([model], source)
     held = dict(local_tensors(model))
     dim, queries = config.decoder.head_dim, 2  # 8 heads on 4 groups
     row = 3 * (queries + 2) * dim + dim
@@ -200,7 +200,7 @@ def test_a_wrong_transposition_is_seen(mistake: str, single_process: None, tmp_p
     wrong = dataclasses.replace(right, to_megatron=to_megatron)
     source = SafetensorsFolder(save_weights("glm4v_moe", tmp_path))
     model = GlmvModel(GlmvConfig.from_hf(tmp_path), ParallelConfig())
-    load_weights(model, source)
+    load_weights([model], source)
     held = dict(local_tensors(model))
     size = sizes(model.glmv_config)
     touched = [weight for weight in weights(model.glmv_config) if weight.transform is right]
@@ -264,7 +264,7 @@ def fill_a_rank(config: GlmvConfig, parallel: ParallelConfig, folder: Path | Non
     """What a process of that layout holds after loading from a folder, or from a seed."""
     initialize_model_parallel(parallel, seed=0)
     model = GlmvModel(config, parallel)
-    load_weights(model, SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
+    load_weights([model], SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
     return {name: tensor.numpy() for name, tensor in local_tensors(model)}
 
 
@@ -289,7 +289,7 @@ def test_ranks_together_hold_what_one_process_holds(
     config = small_config(variant)
     folder = save_weights(variant, tmp_path) if source == "folder" else None
     model = GlmvModel(config, ParallelConfig())
-    load_weights(model, SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
+    load_weights([model], SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
     whole = dict(local_tensors(model))
     ranks = pair.run(fill_a_rank, config=config, parallel=parallel, folder=folder)
     split = 0
@@ -332,7 +332,7 @@ def test_weights_that_do_not_fit_are_named(case: str, single_process: None, moe_
     changes, message = MISFITS[case]
     model = GlmvModel(GlmvConfig.from_hf(moe_folder), ParallelConfig())
     with pytest.raises(WeightsError, match=message):
-        load_weights(model, AlteredWeights(SafetensorsFolder(moe_folder), changes))
+        load_weights([model], AlteredWeights(SafetensorsFolder(moe_folder), changes))
 
 
 @pytest.mark.fast
@@ -341,7 +341,7 @@ def test_a_model_without_a_part_is_refused(single_process: None) -> None:
     model = GlmvModel(config, ParallelConfig())
     del model.adapter
     with pytest.raises(WeightsError, match=r"has no place for adapter.proj.weight"):
-        load_weights(model, RandomWeights(config, 0))
+        load_weights([model], RandomWeights(config, 0))
     with pytest.raises(WeightsError, match=r"does not hold adapter.proj.weight"):
         list(export_tensors(model))
 
@@ -352,7 +352,7 @@ def test_a_parameter_without_a_row_is_refused(single_process: None) -> None:
     model = GlmvModel(config, ParallelConfig())
     model.adapter.extra = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(WeightsError, match=r"adapter\.extra has no row"):
-        load_weights(model, RandomWeights(config, 0))
+        load_weights([model], RandomWeights(config, 0))
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from model import glmv, vision
 from model.glmv import GlmvModel
 from model.hf_weights import local_tensors
 from model.vision import bicubic_weights
-from model.weight_table import sizes, weights
+from model.weight_table import weights
 from tests.reference import (
     Clip,
     Part,
@@ -27,7 +27,7 @@ from tests.reference import (
     forward_inputs,
     make_sample,
     pack,
-    small_config,
+    reference_gradients,
     transformers_logits,
     transformers_loss,
 )
@@ -184,28 +184,6 @@ def test_every_gradient_equals_transformers(build, reference: nn.Module) -> None
         error = ((ours[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)).item()
         assert math.isfinite(error)
         assert error <= GRADIENTS, f"{name}: {error:.1e}"
-
-
-def reference_gradients(reference: nn.Module) -> dict[str, Tensor]:
-    """transformers' gradients under our names: its fused experts split as on disk, then through the weight table."""
-    on_disk = {}
-    for name, parameter in reference.named_parameters():
-        assert parameter.grad is not None
-        if name.endswith("experts.gate_up_proj"):
-            for expert, gradient in enumerate(parameter.grad):
-                prefix = name.replace("gate_up_proj", f"{expert}.")
-                on_disk[f"{prefix}gate_proj.weight"], on_disk[f"{prefix}up_proj.weight"] = gradient.chunk(2)
-        elif name.endswith("experts.down_proj"):
-            for expert, gradient in enumerate(parameter.grad):
-                on_disk[name.replace("down_proj", f"{expert}.down_proj.weight")] = gradient
-        else:
-            on_disk[name] = parameter.grad
-    config = small_config(reference.config.model_type)  # type: ignore[union-attr, arg-type]
-    return {
-        weight.name: weight.transform.to_megatron([on_disk[part] for part in weight.hf], sizes(config))
-        for weight in weights(config)
-        if not weight.name.endswith("expert_bias")
-    }
 
 
 def test_a_model_without_images_has_zero_gradients_in_the_tower(build) -> None:

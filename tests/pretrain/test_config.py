@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from data_pipeline.errors import DataError
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
-from pretrain.config import RunConfig, load_config
+from pretrain.config import MoeConfig, RunConfig, load_config
 from pretrain.loop import run
 from pretrain.origin import find_origin
 from sft.train import SftConfig
@@ -36,7 +36,10 @@ MESSAGES = [
     ("train.stepz=3", r"unknown key 'train.stepz'; the nearest known one is 'train.steps'"),
     ("optimiser.lr=1", r"unknown key 'optimiser'; the nearest known one is 'optimizer'"),
     ("data.sources=[{path: x, wieght: 2}]", r"unknown key 'data.sources.wieght'.*'data.sources.weight'"),
-    ("parallel.pipeline_model_parallel_size=2", "unknown key"),
+    ("parallel.pipelines=2", r"unknown key 'parallel.pipelines'"),
+    ("parallel.pipeline_model_parallel_size=2", r"pipeline_model_parallel_size=2 does not divide the 1 processes"),
+    ("parallel.virtual_pipeline_model_parallel_size=2", r"needs parallel.pipeline_model_parallel_size above 1"),
+    ("parallel.vision=half", r"parallel.vision='half': choose one of images, tensor"),
     ("optimizer.lr=fast", r"optimizer.lr: .*'fast'"),
     ("optimizer.min_lr=1", r"optimizer.min_lr=1.0 must be between 0 and optimizer.lr"),
     ("optimizer.warmup_steps=6", r"optimizer.warmup_steps=6 must be below train.steps=6"),
@@ -54,6 +57,12 @@ MESSAGES = [
     ("parallel.tensor_model_parallel_size=2", r"tensor_model_parallel_size=2 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=3", r"expert_model_parallel_size=3 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=0", r"expert_model_parallel_size=0 must be at least 1"),
+    ("optimizer.lr_scale.vision=0", r"optimizer.lr_scale.vision=0.0 must be positive .* use freeze"),
+    ("optimizer.lr_scale.tower=2", r"unknown key 'optimizer.lr_scale.tower'; the nearest known one is"),
+    ("recompute.decoder=some", r"recompute.decoder='some': choose one of none, selective, full"),
+    ("freeze=[visoin]", r"freeze names 'visoin': choose from vision, adapter, decoder"),
+    ("freeze=[vision,vision]", r"freeze names 'vision' twice"),
+    ("freeze=[decoder,vision,adapter]", r"freeze=.* leaves nothing to train"),
     ("noequals", r"'noequals' is not an override; write dotted.key=value"),
 ]
 
@@ -73,7 +82,7 @@ LAYOUTS = [
     (16, ["parallel.tensor_model_parallel_size=16", "parallel.sequence_parallel=true"],
      r"tensor_model_parallel_size=16 does not divide the model's num_attention_heads 8"),
     (16, ["parallel.expert_model_parallel_size=16", "train.global_batch_size=16"],
-     r"expert_model_parallel_size=16 does not divide the model's 8 experts"),
+     r"expert_model_parallel_size=16 does not divide the model's number of experts 8"),
 ]  # fmt: skip
 
 
@@ -130,9 +139,9 @@ def test_a_folder_that_is_no_model_is_refused(config_file: Path, tmp_path: Path)
         attempt(config_file, f"model.init_from={other}", "model.preset=")
 
 
-def finished_run(config_file: Path, folder: Path) -> None:
+def finished_run(config_file: Path, folder: Path, *overrides: str) -> None:
     """A run's folder as a crash leaves it, with a checkpoint of step 3."""
-    config = load_config(RunConfig, config_file)
+    config = load_config(RunConfig, config_file, overrides)
     step = folder / "checkpoints" / "step_0000003"
     step.mkdir(parents=True)
     (folder / "checkpoints" / "latest").write_text("step_0000003\n")
@@ -155,6 +164,28 @@ def test_a_changed_plan_is_named_on_resume(config_file: Path, tmp_path: Path, ov
     finished_run(config_file, tmp_path / "run")
     with pytest.raises(ConfigError, match=message + r".*checkpoint.allow_changes=true"):
         attempt(config_file, override)
+
+
+@pytest.mark.parametrize("override", ["freeze=[vision]", "freeze=[adapter,decoder]"])
+def test_another_freeze_is_another_run(config_file: Path, tmp_path: Path, override: str) -> None:
+    """Also where changes are allowed: the optimizer's state of what was frozen does not exist."""
+    finished_run(config_file, tmp_path / "run", "freeze=[adapter]")
+    message = rf"freeze was \['adapter'\] in the run at .* and is .* now.*model.init_from={tmp_path}/run"
+    for overrides in ([], ["checkpoint.allow_changes=true"]):
+        with pytest.raises(ConfigError, match=message):
+            attempt(config_file, override, *overrides)
+
+
+def test_the_order_of_frozen_parts_does_not_matter(config_file: Path, tmp_path: Path) -> None:
+    finished_run(config_file, tmp_path / "run", "freeze=[adapter,vision]")
+    config = load_config(RunConfig, config_file, ["freeze=[vision,adapter]"])
+    assert find_origin(config, OmegaConf.to_container(OmegaConf.structured(config))).resume  # type: ignore[arg-type]
+
+
+def test_the_experts_of_a_frozen_decoder_are_not_balanced(config_file: Path) -> None:
+    trained, frozen = (load_config(RunConfig, config_file, [f"freeze=[{part}]"]) for part in ("vision", "decoder"))
+    assert trained.balancing == trained.moe
+    assert frozen.balancing == MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0)
 
 
 def test_fewer_steps_than_done_are_refused(config_file: Path, tmp_path: Path) -> None:

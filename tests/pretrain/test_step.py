@@ -25,7 +25,7 @@ def test_three_steps_equal_transformers_and_adamw(
     model = build()
     variant = model.glmv_config.variant
     before = {name: value.clone() for name, value in reference.state_dict().items()}
-    trainer = TrainStep(model.train(), OPTIMIZER, steps=3, seq_length=SEQ_LENGTH)
+    trainer = TrainStep([model.train()], OPTIMIZER, steps=3, seq_length=SEQ_LENGTH)
     decayed = [p for p in reference.parameters() if p.dim() > 1]
     undecayed = [p for p in reference.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
@@ -123,7 +123,7 @@ def test_balance_loss_is_per_sample_and_per_token_of_the_global_batch(build: Cal
 
 def last_router_gradient(build: Callable[..., GlmvModel], coefficient: float) -> torch.Tensor:
     model = build(balance_loss_coeff=coefficient).train()
-    trainer = TrainStep(model, OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
+    trainer = TrainStep([model], OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
     finalize = model.config.finalize_model_grads_func
     kept: list[torch.Tensor] = []
 
@@ -138,7 +138,7 @@ def last_router_gradient(build: Callable[..., GlmvModel], coefficient: float) ->
 
 def test_a_step_that_is_not_finite_changes_nothing(build: Callable[..., GlmvModel]) -> None:
     model = build().train()
-    trainer = TrainStep(model, OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
+    trainer = TrainStep([model], OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
     with torch.no_grad():
         model.language_model.decoder.final_layernorm.weight[0] = float("inf")
     before = {name: value.clone() for name, value in model.named_parameters()}
@@ -151,6 +151,6 @@ def test_a_step_that_is_not_finite_changes_nothing(build: Callable[..., GlmvMode
 @pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
 def test_the_learning_rate_warms_up_and_decays(hf_folder: object, build: Callable[..., GlmvModel]) -> None:
     config = OptimizerConfig(lr=1.0, min_lr=0.1, warmup_steps=2, decay_style="linear")
-    scheduler = TrainStep(build(), config, steps=5, seq_length=SEQ_LENGTH)
+    scheduler = TrainStep([build()], config, steps=5, seq_length=SEQ_LENGTH)
     rates = [set_step(scheduler.scheduler, step) for step in (1, 2, 3, 4, 5)]
     assert rates == pytest.approx([0.5, 1.0, 0.7, 0.4, 0.1])

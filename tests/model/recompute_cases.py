@@ -1,0 +1,81 @@
+"""One step with and without recompute, in the layout of the processes that run it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from model.glmv import GlmvModel
+from model.hf_weights import SafetensorsFolder, load_weights
+from model.parallel import ParallelConfig, initialize_model_parallel
+from model.recompute import RecomputeConfig
+from pretrain.step import StepReport, TrainStep
+from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step
+from tests.reference import small_config
+
+
+@dataclass
+class Step:
+    report: StepReport
+    gradients: dict[str, Tensor]
+    expert_tokens: list[Tensor]  # as the routers counted them
+    expert_biases: list[Tensor]  # as the step left them
+
+
+def one_step(
+    variant: str,
+    folder: Path,
+    parallel: ParallelConfig,
+    recompute: RecomputeConfig,
+    dtype: torch.dtype = torch.float32,
+) -> Step:
+    coefficients: dict[str, Any] = {"balance_loss_coeff": 0.5, "expert_bias_update_rate": 1e-3}
+    model = GlmvModel(small_config(variant), parallel, dtype=dtype, recompute=recompute, **coefficients)
+    load_weights(model.train(), SafetensorsFolder(folder))
+    trainer = TrainStep(model, OPTIMIZER, 1, SEQ_LENGTH)
+    finalize = model.config.finalize_model_grads_func
+    counted: list[Tensor] = []
+    gradients: dict[str, Tensor] = {}
+
+    def keep(*args: Any, **kwargs: Any) -> None:
+        counted.extend(router.local_tokens_per_expert.clone() for router in model.routers())
+        finalize(*args, **kwargs)
+        gradients.update({name: parameter.main_grad.clone() for name, parameter in model.named_parameters()})
+
+    model.config.finalize_model_grads_func = keep
+    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    report = trainer.run(1, packs_of_step(variant, 1)[rank::ranks])
+    return Step(report, gradients, counted, [router.expert_bias.clone() for router in model.routers()])
+
+
+def compare(variant: str, folder: str, layout: dict[str, Any], recompute: str) -> dict[str, Any]:
+    """How far a step with `recompute` is from one without, both in `layout`."""
+    parallel = ParallelConfig(**layout)
+    initialize_model_parallel(parallel, seed=1)
+    without, with_ = (
+        one_step(variant, Path(folder), parallel, RecomputeConfig(choice, choice)) for choice in ("none", recompute)
+    )
+    return differences(without, with_)
+
+
+def differences(expected: Step, found: Step) -> dict[str, Any]:
+    """The largest difference of a gradient, relative by the norm of a tensor, and whether the rest is the same."""
+    assert expected.gradients.keys() == found.gradients.keys()
+    return {
+        "gradients": max(
+            ((found.gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)).item()
+            for name, gradient in expected.gradients.items()
+        ),
+        "reports": (vars(expected.report), vars(found.report)),
+        "expert tokens": same(expected.expert_tokens, found.expert_tokens),
+        "expert biases": same(expected.expert_biases, found.expert_biases),
+    }
+
+
+def same(expected: list[Tensor], found: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

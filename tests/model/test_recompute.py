@@ -1,0 +1,122 @@
+"""Recompute keeps less and changes nothing: gradients, token counts, expert biases and balance loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.config import ConfigError
+from model.glmv import GlmvModel
+from model.parallel import ParallelConfig
+from model.recompute import RecomputeConfig
+from pretrain.step import forward
+from tests.model import recompute_cases
+from tests.model.layout_cases import packs_of_step
+from tests.processes import Processes
+from tests.reference import forward_inputs
+
+# `full` runs the very same operations again. So does `selective`, but in float32 the gradients of a norm's input, which
+# the norm uses several times, are then added up in another order.
+GRADIENTS = {("full", torch.float32): 0.0, ("selective", torch.float32): 2e-6, ("selective", torch.bfloat16): 0.0}
+TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+EP2 = {"expert_model_parallel_size": 2}
+
+
+@pytest.mark.parametrize("part", ["decoder", "vision"])
+@pytest.mark.parametrize(("recompute", "dtype"), GRADIENTS)
+def test_a_step_is_the_same(
+    hf_folder: tuple[Path, nn.Module], single_process: None, recompute: str, dtype: torch.dtype, part: str
+) -> None:
+    folder, reference = hf_folder
+    variant = str(reference.config.model_type)  # type: ignore[union-attr]
+    without, with_ = (
+        recompute_cases.one_step(variant, folder, ParallelConfig(), choice, dtype)
+        for choice in (RecomputeConfig(), RecomputeConfig(**{part: recompute}))
+    )
+    is_same(recompute_cases.differences(without, with_), GRADIENTS[recompute, dtype])
+    tokens, choices = without.report.tokens, 2  # the tiny model's num_experts_per_tok
+    assert [int(counts.sum()) for counts in with_.expert_tokens] == [tokens * choices] * len(with_.expert_tokens)
+
+
+def is_same(difference: dict[str, Any], tolerance: float) -> None:
+    assert difference["gradients"] <= tolerance
+    without, with_ = difference["reports"]
+    assert with_.pop("grad_norm") == pytest.approx(without.pop("grad_norm"), rel=1e-6)
+    assert with_ == without
+    assert difference["expert tokens"]
+    assert difference["expert biases"]
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> Iterator[Processes]:
+    with Processes(2) as processes:
+        yield processes
+
+
+LAYOUTS = [("glm4v_moe", TP2_SP), ("glm4v_moe", EP2), ("glm4v", TP2_SP)]
+
+
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize(("hf_folder", "layout"), LAYOUTS, indirect=["hf_folder"])
+def test_a_step_of_two_processes_is_the_same(
+    two_processes: Processes, hf_folder, layout: dict[str, Any], recompute: str
+) -> None:
+    folder, reference = hf_folder
+    variant = reference.config.model_type
+    for difference in two_processes.run(
+        recompute_cases.compare, variant=variant, folder=str(folder), layout=layout, recompute=recompute
+    ):
+        is_same(difference, GRADIENTS[recompute, torch.float32])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("part", ["decoder", "vision"])
+def test_less_is_kept(build: Callable[..., GlmvModel], part: str) -> None:
+    none, selective, full = (
+        kept_bytes(build(recompute=RecomputeConfig(**{part: choice})), part) for choice in ("none", "selective", "full")
+    )
+    assert none > 1.1 * selective
+    assert selective > 2 * full
+
+
+def kept_bytes(model: GlmvModel, part: str) -> int:
+    """What the forward pass of the tower, or of the whole model, keeps for the backward pass, weights not counted."""
+    pack = packs_of_step(model.glmv_config.variant, 1)[0]
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    model.train()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        if part == "vision":
+            model.vision_model(pack.pixels, pack.grid_thw, pack.frames)
+        else:
+            forward(model, pack)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(size for storage, size in storages.items() if storage not in weights)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("recompute", ["selective", "full"])
+@pytest.mark.parametrize("training", [False, True])
+@torch.no_grad()
+def test_without_gradients_there_is_nothing_to_recompute(
+    model: GlmvModel, build: Callable[..., GlmvModel], recompute: str, training: bool
+) -> None:
+    inputs = forward_inputs(packs_of_step(model.glmv_config.variant, 1)[0])
+    expected = model(**inputs)
+    assert torch.equal(build(recompute=RecomputeConfig(recompute, recompute)).train(training)(**inputs), expected)
+
+
+@pytest.mark.fast
+def test_an_unknown_choice_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"recompute.vision='some': choose one of none, selective, full"):
+        RecomputeConfig(vision="some")
