@@ -33,8 +33,8 @@ def check_with_megatron(layout: PipelineLayout, layers: int) -> None:
 
 
 def every_layout(costs: UnitCosts, pipeline: int, virtual: int) -> Iterator[PipelineLayout]:
-    """By cutting the layers at every combination of places, but that ranks between the first and the last have layers on
-    their first stage."""
+    """By cutting the layers at every combination of places, but that every rank between the first and the last has
+    layers on its first stage."""
     layers, stages = len(costs.layers), pipeline * virtual
     for cuts in combinations_with_replacement(range(layers + 1), stages - 1):
         counts = [end - begin for begin, end in pairwise([0, *cuts, layers])]
