@@ -101,9 +101,9 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
 
 
 def keep_groups() -> Callable[[], None]:
-    """Let cases use the groups of earlier ones again: the n-th group of certain ranks that a case makes is the n-th that
-    any has made. A layout makes dozens, which torch never quite ends, each with threads that wake up a hundred times a
-    second. Returns what is to be called between cases."""
+    """Let cases use the groups of earlier ones again: the n-th group of certain ranks that a case makes is the n-th
+    that any has made. A layout makes dozens, which torch never quite ends, each with threads that wake up a hundred
+    times a second. Returns what is to be called between cases."""
     import torch.distributed as dist
 
     true_new_group = dist.new_group
