@@ -1,5 +1,6 @@
 # make demo        train a tiny GLM-4.5V from real pictures to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
+# make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
 # make check       format, lint, types; make format mends what can be mended
 #
 # Every target makes .venv with the versions of constraints.txt first, where they are missing.
@@ -10,9 +11,14 @@ BIN := $(VENV)/bin
 VARIANT ?= moe
 PYTEST := $(BIN)/python -m pytest --forbid-skips
 
+# Transformer Engine's Python, laid over .venv for its tests alone: where megatron-core can import it, it uses it.
+TE := .venv-te
+WITH_TE := CUDA_VISIBLE_DEVICES= PYTHONPATH=$(TE)
+PYTEST_TE := $(WITH_TE) $(PYTEST) -p tests.te.stand_in tests/te
+
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-fast test-full check format clean
+.PHONY: demo demo-data test test-te test-fast test-full te-tables check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo --variant $(VARIANT)
@@ -20,14 +26,22 @@ demo: $(VENV)/installed
 demo-data: $(VENV)/installed
 	$(BIN)/python -m tools.demo_data --out demo_out
 
-test: $(VENV)/installed
+test: $(VENV)/installed $(TE)/installed
 	$(PYTEST) -m "not slow"
+	$(PYTEST_TE)
+
+test-te: $(TE)/installed
+	$(PYTEST_TE)
 
 test-fast: $(VENV)/installed
 	$(PYTEST) -m "fast and not slow"
 
-test-full: $(VENV)/installed
+test-full: $(VENV)/installed $(TE)/installed
 	$(PYTEST)
+	$(PYTEST_TE)
+
+te-tables: $(TE)/installed  # write tests/te/golden anew
+	$(WITH_TE) $(BIN)/python -m tests.te.write_tables
 
 check: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -42,6 +56,11 @@ $(VENV)/installed: setup.py constraints.txt tools/venv.sh
 	bash tools/venv.sh $(VENV)
 	touch $@
 
+$(TE)/installed: tests/te/requirements.txt $(VENV)/installed
+	rm -rf $(TE)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(TE) -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(TE) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

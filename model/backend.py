@@ -2,12 +2,14 @@
 
 megatron-core's seam for this is `BackendSpecProvider`: the layer specs of `model.decoder` and `model.vision` ask a
 provider for their linear layers, norms, core attention and experts.
+
+    torch                 megatron-core's linear layers, attention and norm in plain torch; CPU and CUDA
+    transformer_engine    fused kernels; CUDA. In a module of its own, which only machines that have it import
 """
 
 from __future__ import annotations
 
-import importlib.util
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from megatron.core.models.backends import BackendSpecProvider
@@ -17,7 +19,10 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 
 from model.attention import SegmentAttention
 from model.config import ConfigError
+from model.installed import has_transformer_engine
 from model.norm import RMSNorm
+
+BACKENDS = ("auto", "transformer_engine", "torch")
 
 # TransformerConfig fields for which only fused kernels exist.
 NO_FUSED_KERNELS: dict[str, Any] = {
@@ -28,6 +33,13 @@ NO_FUSED_KERNELS: dict[str, Any] = {
     "gradient_accumulation_fusion": False,
     "moe_grouped_gemm": False,
 }
+
+
+class Backend(BackendSpecProvider, Protocol):
+    """A provider of modules, what to call it in a log, and the TransformerConfig fields that go with its modules."""
+
+    description: str
+    config_fields: dict[str, Any]
 
 
 class TorchSpecProvider(BackendSpecProvider):
@@ -63,9 +75,30 @@ class TorchSpecProvider(BackendSpecProvider):
         return None
 
 
-def select_backend() -> TorchSpecProvider:
-    """The backend of this machine."""
-    return TorchSpecProvider()
+def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16) -> Backend:
+    """The backend that `model.backend` names, for parameters of `dtype`.
+
+    auto takes Transformer Engine where it is installed, there is a GPU and parameters are bfloat16. From float32 its
+    matrix products make TF32, and its fused attention takes none.
+
+    Raises:
+        ConfigError: no such backend, or Transformer Engine is asked for where it cannot be taken.
+    """
+    if choice not in BACKENDS:
+        raise ConfigError(f"model.backend={choice!r}: choose one of {', '.join(BACKENDS)}")
+    needed = {
+        "a GPU": torch.cuda.is_available(),
+        "an installed Transformer Engine (README.md says how)": has_transformer_engine(),
+        "train.precision=bf16": dtype == torch.bfloat16,
+    }
+    lacking = [what for what, there in needed.items() if not there]
+    if choice == "torch" or (choice == "auto" and lacking):
+        return TorchSpecProvider()
+    if lacking:
+        raise ConfigError(f"model.backend=transformer_engine needs {' and '.join(lacking)}; or set model.backend=auto")
+    from model.transformer_engine import TransformerEngineSpecProvider
+
+    return TransformerEngineSpecProvider()
 
 
 def process_group_arguments(local_rank: int) -> dict[str, Any]:
@@ -84,8 +117,7 @@ def require_fp8(recipe: str) -> None:
     """
     if recipe == "none":
         return
-    installed = importlib.util.find_spec("transformer_engine") is not None
-    state = "is installed but not used by the torch backend" if installed else "is not installed"
+    state = "is installed but not used in FP8 yet" if has_transformer_engine() else "is not installed"
     raise ConfigError(
         f"fp8.recipe={recipe} needs the linear layers of Transformer Engine, which {state}; set fp8.recipe=none "
         "and train.precision=bf16"

@@ -6,6 +6,10 @@ GLM-4.5V, a plain pre-norm layer:           GLM-4.1V, norms also after each sub-
     x += mlp(pre_mlp_layernorm(x))              x += post_mlp_layernorm(mlp(pre_mlp_layernorm(x)))
 
 megatron-core has no slot for a norm between a sub-layer and its residual; its "bias, dropout, add" slot can hold one.
+
+A backend may have one module for a norm and the linear layer after it. The norm before attention is then a part of
+linear_qkv, and the norm before a gated MLP a part of its linear_fc1. Before a mixture of experts the norm stays on its
+own: router, routed and shared experts all read what it gives. On disk both have the same names (FUSED_NORMS).
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
 from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.mlp import MLP, MLPSubmodules
 from megatron.core.transformer.moe.moe_layer import MoESubmodules
 from megatron.core.transformer.moe.shared_experts import SharedExpertMLP
@@ -113,34 +118,66 @@ def decoder_block_spec(
     decoder: DecoderConfig, config: TransformerConfig, backend: BackendSpecProvider, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
     """The specs of the decoder layers of this pipeline stage, and of the final norm."""
-    first = get_transformer_layer_offset(config, vp_stage)
-    layers = [_layer_spec(config, backend, moe=decoder.is_moe_layer(n), sandwich=not decoder.is_moe)
-              for n in range(first, first + get_num_layers_to_build(config, vp_stage))]  # fmt: skip
-    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=backend.layer_norm(rms_norm=True))
-
-
-def _layer_spec(config: TransformerConfig, backend: BackendSpecProvider, *, moe: bool, sandwich: bool) -> ModuleSpec:
     norm = backend.layer_norm(rms_norm=True)
-    add = ModuleSpec(module=NormThenAdd, params={"config": config, "norm": norm}) if sandwich else get_bias_dropout_add
+    sandwich = ModuleSpec(module=NormThenAdd, params={"config": config, "norm": norm})
+    add = get_bias_dropout_add if decoder.is_moe else sandwich
+    dense = layer_spec(backend, AttnMaskType.causal, add=add)
+    moe = layer_spec(backend, AttnMaskType.causal, add=add, moe=_moe_spec(config, backend))
+    first = get_transformer_layer_offset(config, vp_stage)
+    numbers = range(first, first + get_num_layers_to_build(config, vp_stage))
+    layers = [moe if decoder.is_moe_layer(n) else dense for n in numbers]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
+
+
+# What the norms in front of attention and MLP are called as a part of the linear layer after them, and on their own,
+# which are their names in checkpoints and in model.weight_table too.
+FUSED_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+
+
+def layer_spec(
+    backend: BackendSpecProvider,
+    attn_mask_type: AttnMaskType,
+    *,
+    moe: ModuleSpec | None = None,
+    add: Any = get_bias_dropout_add,
+) -> ModuleSpec:
+    """A pre-norm layer of the decoder or the vision tower.
+
+    Args:
+        backend: which leaf modules to build from.
+        attn_mask_type: causal, or no_mask for full attention within a segment.
+        moe: in place of a gated MLP.
+        add: what joins the output of a sub-layer to its input.
+    """
+    norm = backend.layer_norm(rms_norm=True)
+    fused = backend.fuse_layernorm_and_linear()
     return ModuleSpec(
         module=TransformerLayer,
         submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
-            self_attention=self_attention_spec(backend, AttnMaskType.causal),
+            input_layernorm=IdentityOp if fused else norm,
+            self_attention=_self_attention_spec(backend, attn_mask_type),
             self_attn_bda=add,
-            pre_mlp_layernorm=norm,
-            mlp=_moe_spec(backend) if moe else mlp_spec(backend),
+            pre_mlp_layernorm=IdentityOp if fused and moe is None else norm,
+            mlp=moe or ModuleSpec(module=MLP, submodules=_mlp_submodules(backend, _linear_after_norm(backend))),
             mlp_bda=add,
+            sharded_state_dict_keys_map=FUSED_NORMS if fused else {},
         ),
     )
 
 
-def self_attention_spec(backend: BackendSpecProvider, attn_mask_type: AttnMaskType) -> ModuleSpec:
+def _linear_after_norm(backend: BackendSpecProvider) -> type:
+    return backend.column_parallel_layer_norm_linear() or backend.column_parallel_linear()
+
+
+def _self_attention_spec(backend: BackendSpecProvider, attn_mask_type: AttnMaskType) -> ModuleSpec:
     return ModuleSpec(
         module=SelfAttention,
         params={"attn_mask_type": attn_mask_type},
         submodules=SelfAttentionSubmodules(
-            linear_qkv=backend.column_parallel_linear(),
+            linear_qkv=_linear_after_norm(backend),
             core_attention=backend.core_attention(),
             linear_proj=backend.row_parallel_linear(),
         ),
@@ -148,21 +185,24 @@ def self_attention_spec(backend: BackendSpecProvider, attn_mask_type: AttnMaskTy
 
 
 def mlp_spec(backend: BackendSpecProvider) -> ModuleSpec:
-    return ModuleSpec(module=MLP, submodules=_mlp_submodules(backend))
+    """A gated MLP whose input is not, or not directly, the output of a norm."""
+    return ModuleSpec(module=MLP, submodules=_mlp_submodules(backend, backend.column_parallel_linear()))
 
 
-def _mlp_submodules(backend: BackendSpecProvider) -> MLPSubmodules:
-    return MLPSubmodules(linear_fc1=backend.column_parallel_linear(), linear_fc2=backend.row_parallel_linear())
+def _mlp_submodules(backend: BackendSpecProvider, linear_fc1: type) -> MLPSubmodules:
+    return MLPSubmodules(linear_fc1=linear_fc1, linear_fc2=backend.row_parallel_linear())
 
 
-def _moe_spec(backend: BackendSpecProvider) -> ModuleSpec:
-    experts, submodules = backend.grouped_mlp_modules(False, False)
+def _moe_spec(config: TransformerConfig, backend: BackendSpecProvider) -> ModuleSpec:
+    experts, submodules = backend.grouped_mlp_modules(config.moe_grouped_gemm, False)
     return ModuleSpec(
         module=SegmentMoELayer,
         submodules=MoESubmodules(
             router=SegmentRouter,
             experts=ModuleSpec(module=experts, submodules=submodules),
-            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_mlp_submodules(backend)),
+            shared_experts=ModuleSpec(
+                module=SharedExpertMLP, submodules=_mlp_submodules(backend, backend.column_parallel_linear())
+            ),
         ),
     )
 

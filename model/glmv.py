@@ -22,7 +22,7 @@ from torch import Tensor
 
 from model.adapter import PatchMerger, adapter_transformer_config
 from model.attention import packed_segments
-from model.backend import TorchSpecProvider, select_backend
+from model.backend import Backend, select_backend
 from model.config import GlmvConfig
 from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.image_exchange import ImageSharing
@@ -67,9 +67,9 @@ class GlmvModel(MegatronModule):
         balance_loss_coeff: float = 0.0,
         expert_bias_update_rate: float = 0.0,
         recompute: RecomputeConfig | None = None,
-        backend: TorchSpecProvider | None = None,
+        backend: Backend | None = None,
     ) -> None:
-        backend = backend or select_backend()
+        backend = backend or select_backend(dtype=dtype)
         recompute = recompute or RecomputeConfig()
         transformer = decoder_transformer_config(
             config.decoder,

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
+from model.decoder import FUSED_NORMS
 from model.random_weights import RandomWeights
 from model.safetensors_folder import SafetensorsFolder, WeightsError, some
 from model.weight_table import hf_shapes, sizes, weights
@@ -102,20 +103,23 @@ def local_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 DECODER_LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)")
-LOCAL_EXPERT = re.compile(r"(.*\.local_experts)\.(\d+)")
+LOCAL_EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)\.")
+GROUPED_EXPERT = re.compile(r"(\.mlp\.experts)\.(linear_fc[12])\.weight(\d+)$")
 
 
 def canonical_name(model: nn.Module, name: str) -> str:
-    """The name of a local parameter in the whole model: layers and experts counted over all ranks."""
+    """The name of a local parameter in the whole model: layers and experts counted over all ranks, and spelled as in
+    the torch backend whichever the backend is."""
+    canonical = GROUPED_EXPERT.sub(r"\1.local_experts.\3.\2.weight", name)
+    for fused, alone in FUSED_NORMS.items():
+        canonical = canonical.replace(fused, alone)
+    if expert := LOCAL_EXPERT.match(canonical):
+        experts: Any = model.get_submodule(expert[1])
+        first = parallel_state.get_expert_model_parallel_rank() * experts.num_local_experts
+        canonical = f"{expert[1]}.local_experts.{first + int(expert[2])}.{canonical[expert.end() :]}"
     if layer := DECODER_LAYER.match(name):
-        layer_number = int(model.get_submodule(layer[0]).layer_number)  # type: ignore[arg-type]
-        canonical = f"{layer[1]}{layer_number - 1}{name[layer.end() :]}"
-    else:
-        canonical = name
-    if expert := LOCAL_EXPERT.match(name):
-        experts_here = len(model.get_submodule(expert[1]))  # type: ignore[arg-type]
-        first = parallel_state.get_expert_model_parallel_rank() * experts_here
-        canonical = canonical.replace(f".local_experts.{expert[2]}.", f".local_experts.{first + int(expert[2])}.")
+        number = model.get_submodule(layer[0]).layer_number  # from 1
+        canonical = f"{layer[1]}{number - 1}{canonical[layer.end() :]}"  # type: ignore[operator]
     return canonical
 
 

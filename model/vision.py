@@ -22,20 +22,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlock, TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 from torch import Tensor, nn
 
 from model.config import VISION_ROPE_THETA, VisionConfig
-from model.decoder import glm_transformer_fields, mlp_spec, self_attention_spec
+from model.decoder import glm_transformer_fields, layer_spec
 from model.rope import rotary_frequencies, vision_angles
 
 # CLIP's pixel statistics, which the published preprocessor configurations name.
@@ -57,19 +54,8 @@ def vision_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fie
 
 def vision_block_spec(vision: VisionConfig, backend: BackendSpecProvider) -> TransformerBlockSubmodules:
     """Pre-norm blocks with full attention, and the norm after the last."""
-    norm = backend.layer_norm(rms_norm=True)
-    layer = ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            input_layernorm=norm,
-            self_attention=self_attention_spec(backend, AttnMaskType.no_mask),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=norm,
-            mlp=mlp_spec(backend),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
-    return TransformerBlockSubmodules(layer_specs=[layer] * vision.depth, layer_norm=norm)
+    layer = layer_spec(backend, AttnMaskType.no_mask)
+    return TransformerBlockSubmodules(layer_specs=[layer] * vision.depth, layer_norm=backend.layer_norm(rms_norm=True))
 
 
 class VisionEncoder(MegatronModule):

@@ -6,34 +6,36 @@ Each section is a dataclass beside the code it configures; `RunConfig` only comp
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_type_hints
 
+import torch
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.config import DataConfig
-from model.backend import require_fp8
+from model.backend import require_fp8, select_backend
 from model.config import ConfigError
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
 from pretrain.optimizer import OptimizerConfig
 
-PRECISIONS = ("fp32", "bf16")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
 RESUME = ("auto", "never")
 
 
 @dataclass
 class ModelChoice:
-    """Which model, and where its weights come from."""
+    """Which model, where its weights come from, and what computes it."""
 
     preset: str = ""  # a name in configs/model/; may be left out where init_from says it
     init_from: str = ""  # a Hugging Face folder, a checkpoint or a run's folder; empty: random weights
+    backend: str = "auto"  # transformer_engine, torch, or auto: the first where there is a GPU and it is installed
 
 
 @dataclass
@@ -129,6 +131,7 @@ class RunConfig:
             raise ConfigError(
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
+        select_backend(self.model.backend, PRECISIONS[train.precision])
         if optimizer.warmup_steps >= train.steps:
             raise ConfigError(
                 f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps={train.steps}"
@@ -157,7 +160,7 @@ class RunConfig:
         self.parallel.check_micro_batches(self.train.global_batch_size // ranks)
 
 
-def _one_of(key: str, value: str, choices: Sequence[str]) -> None:
+def _one_of(key: str, value: str, choices: Collection[str]) -> None:
     if value not in choices:
         raise ConfigError(f"{key}={value!r}: choose one of {', '.join(choices)}")
 

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from data_pipeline.batch import Batch
 from data_pipeline.loader import PackedLoader
+from model.backend import select_backend
 from model.checkpoint import (
     TrainState,
     is_checkpoint,
@@ -35,14 +36,12 @@ from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from pretrain.batch_sharing import is_lead, share_batches
 from pretrain.companions import check_tokenizer, read_inherited, write_companions
-from pretrain.config import RunConfig
+from pretrain.config import PRECISIONS, RunConfig
 from pretrain.distributed import process_group, rank, world_size
 from pretrain.errors import expected_errors
 from pretrain.metrics import RunLog, logger
 from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
 from pretrain.step import NonFiniteStep, TrainStep
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 def run(config: RunConfig) -> None:
@@ -99,10 +98,11 @@ def _train(
         model_config,
         config.parallel,
         pipeline_layout=layout and layout.stages,
-        dtype=DTYPES[train.precision],
+        dtype=PRECISIONS[train.precision],
         balance_loss_coeff=config.balancing.balance_loss_coeff,
         expert_bias_update_rate=config.balancing.expert_bias_update_rate,
         recompute=config.recompute,
+        backend=select_backend(config.model.backend, PRECISIONS[train.precision]),
     )
     for chunk in model_chunks:
         freeze(chunk, config.freeze)

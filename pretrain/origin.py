@@ -24,8 +24,8 @@ from model.config import ConfigError, GlmvConfig
 from pretrain.config import RunConfig
 
 # What decides the model and the plan of data. Every other key may change when a run continues.
-FIXED = ("model.", "train.global_batch_size", "train.seq_length", "data.sources", "data.seed", "data.tokenizer",
-         "data.image_max_tokens", "data.video_max_tokens", "data.segment_multiple")  # fmt: skip
+FIXED = ("model.preset", "model.init_from", "train.global_batch_size", "train.seq_length", "data.sources", "data.seed",
+         "data.tokenizer", "data.image_max_tokens", "data.video_max_tokens", "data.segment_multiple")  # fmt: skip
 RUN_CONFIG = "config.yaml"
 
 

@@ -53,6 +53,8 @@ MESSAGES = [
     ("fp8.recipe=e4m3", r"fp8.recipe='e4m3': choose one of"),
     ("model.preset=", r"model.preset and model.init_from are both empty"),
     ("model.preset=glm5v", r"model.preset='glm5v' is unknown; choose one of: .*tiny_moe"),
+    ("model.backend=transformer_engine", r"model.backend=transformer_engine needs .*; or set model.backend=auto"),
+    ("model.backend=te", r"model.backend='te': choose one of auto, transformer_engine, torch"),
     ("parallel.sequence_parallel=true", r"set parallel.tensor_model_parallel_size above 1, or sequence_parallel=false"),
     ("parallel.tensor_model_parallel_size=2", r"tensor_model_parallel_size=2 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=3", r"expert_model_parallel_size=3 does not divide the 1 processes"),

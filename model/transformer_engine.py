@@ -1,0 +1,80 @@
+"""The Transformer Engine backend: NVIDIA's fused kernels in the leaf modules. Imported only where they are installed.
+
+megatron-core's own provider hands out its modules: norm and linear layer in one before attention and gated MLPs, norms
+elsewhere, one matrix product for all experts of a rank. Ours adds a core attention that takes segments as this model
+describes them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.extensions.transformer_engine_spec_provider import TESpecProvider
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from model.installed import has_fused_weight_gradients
+
+# TransformerConfig fields that turn fused kernels on. Not among them: rotary embedding, whose kernel for packed
+# segments knows positions along one axis only.
+FUSED_KERNELS: dict[str, Any] = {
+    "bias_activation_fusion": True,  # SwiGLU, and in experts its product with the router's probability
+    "bias_dropout_fusion": True,
+    "gradient_accumulation_fusion": has_fused_weight_gradients(),  # the output layer's needs apex; there is no fallback
+    "moe_grouped_gemm": True,
+    "moe_permute_fusion": True,
+}
+
+
+class TransformerEngineSpecProvider(TESpecProvider):
+    """megatron-core's provider with the core attention below."""
+
+    description = "transformer_engine (fused norms, linear layers, attention and experts)"
+    config_fields = FUSED_KERNELS
+
+    def core_attention(self) -> type:
+        return SegmentDotProductAttention
+
+
+class SegmentDotProductAttention(TEDotProductAttention):
+    """megatron-core's module for Transformer Engine's attention, given the segments as its kernels want them: their
+    boundaries on the device, and whole, the padding at their end included, which no useful token of a causal segment
+    sees. The torch backend does the same.
+
+    Told of padding between segments, Transformer Engine would rule FlashAttention out, and wait for the device in every
+    layer to compare one list of boundaries with the other.
+    """
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: None,
+        attn_mask_type: Any,
+        attention_bias: None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+        num_splits: int | None = None,
+    ) -> Tensor:
+        """As `model.attention.SegmentAttention.forward`; [tokens, heads * head_dim]."""
+        assert packed_seq_params is not None, "the model always packs"
+        segments = on_device(packed_seq_params, query.device)
+        return super().forward(query, key, value, attention_mask, attn_mask_type, attention_bias, segments, num_splits)
+
+
+def on_device(segments: PackedSeqParams, device: Any) -> PackedSeqParams:
+    """Segments whose boundaries, padding included, are on the device. The model keeps them in main memory, where rotary
+    embedding reads them; the copy is made by the first layer of a micro-batch and kept with the original.
+    """
+    if not hasattr(segments, "_on_device"):
+        boundaries = segments.cu_seqlens_q if segments.cu_seqlens_q_padded is None else segments.cu_seqlens_q_padded
+        boundaries = boundaries.to(device, non_blocking=True)
+        segments._on_device = PackedSeqParams(
+            qkv_format=segments.qkv_format,
+            cu_seqlens_q=boundaries,
+            cu_seqlens_kv=boundaries,
+            max_seqlen_q=segments.max_seqlen_q,
+            max_seqlen_kv=segments.max_seqlen_kv,
+        )
+    return segments._on_device

@@ -1,0 +1,52 @@
+"""Which backend is taken, and what is said where Transformer Engine is installed and not whole."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.backend import TorchSpecProvider, select_backend
+from model.config import ConfigError
+from model.transformer_engine import TransformerEngineSpecProvider
+from tests.te.fake_ranks import pretended_gpu
+
+
+def test_transformer_engine_is_taken_where_there_is_a_gpu() -> None:
+    with pretended_gpu():
+        assert isinstance(select_backend(), TransformerEngineSpecProvider)
+        assert isinstance(select_backend("transformer_engine"), TransformerEngineSpecProvider)
+        assert isinstance(select_backend("torch"), TorchSpecProvider)
+        assert isinstance(select_backend(dtype=torch.float32), TorchSpecProvider)
+    assert isinstance(select_backend(), TorchSpecProvider)
+    with pytest.raises(ConfigError, match=r"needs a GPU and train.precision=bf16; or set model.backend=auto"):
+        select_backend("transformer_engine", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, r"\(RuntimeError: Found empty `transformer-engine` meta package"),
+        ({"NVTE_PROJECT_BUILDING": "1"}, r"\(FileNotFoundError: Could not find shared object file"),
+    ],
+)
+def test_half_an_installation_is_named(environment: dict[str, str], message: str) -> None:
+    """Which is what a new process finds here, without the stand-in for the compiled part."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NVTE_PROJECT_BUILDING"}
+    done = subprocess.run(
+        [sys.executable, "-c", "import model"],
+        cwd=Path(__file__).parents[2],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    last_line = done.stderr.splitlines()[-1]
+    assert re.match(
+        f"model.config.ConfigError: Transformer Engine is installed but cannot be imported {message}", last_line
+    )

@@ -1,0 +1,94 @@
+"""Weights in and out of the Transformer Engine backend: Hugging Face folders, and checkpoints of the torch backend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from model.backend import Backend, TorchSpecProvider
+from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from model.config import GlmvConfig
+from model.glmv import GlmvModel
+from model.hf_weights import SafetensorsFolder, export_tensors, load_weights
+from model.parallel import ParallelConfig, initialize_model_parallel
+from model.transformer_engine import TransformerEngineSpecProvider
+from tests.te.fake_ranks import pretended_gpu
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_process() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    initialize_model_parallel(ParallelConfig(), seed=1)
+    yield
+    dist.destroy_process_group()
+
+
+def build(folder: Path, backend: Backend) -> GlmvModel:
+    """A model full of NaN."""
+    with pretended_gpu():
+        model = GlmvModel(GlmvConfig.from_hf(folder), ParallelConfig(), backend=backend)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    return model
+
+
+def assert_holds(model: GlmvModel, folder: Path) -> None:
+    """The model is, bit for bit, what transformers wrote."""
+    source = SafetensorsFolder(folder)
+    exported = dict(export_tensors(model))
+    assert set(exported) == set(source.names())
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, source.tensor(name)), name
+
+
+def test_a_hugging_face_folder_goes_in_and_comes_out(hf_folder: tuple[Path, nn.Module]) -> None:
+    folder, _ = hf_folder
+    model = build(folder, TransformerEngineSpecProvider())
+    load_weights([model], SafetensorsFolder(folder))
+    assert_holds(model, folder)
+
+
+def test_a_checkpoint_of_the_torch_backend_loads(hf_folder: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """Written by a process that has never heard of Transformer Engine."""
+    folder, _ = hf_folder
+    without_te = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-m", "tests.te.torch_checkpoint", str(folder), str(tmp_path / "step_0000001")]
+    subprocess.run(command, cwd=ROOT, env=without_te, check=True)
+    model = build(folder, TransformerEngineSpecProvider())
+    load_checkpoint(tmp_path / "step_0000001", [model])
+    assert_holds(model, folder)
+
+
+def test_a_checkpoint_of_this_backend_loads_into_the_torch_backend(
+    hf_folder: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    folder, _ = hf_folder
+    fused = build(folder, TransformerEngineSpecProvider())
+    load_weights([fused], SafetensorsFolder(folder))
+    save_checkpoint(tmp_path / "step_0000001", [fused], companions=lambda folder: None)
+    model = build(folder, TorchSpecProvider())
+    load_checkpoint(tmp_path / "step_0000001", [model])
+    assert_holds(model, folder)
+
+
+def test_without_the_map_of_keys_it_would_not(
+    hf_folder: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = hf_folder
+    torchs = build(folder, TorchSpecProvider())
+    save_checkpoint(tmp_path / "step_0000001", [torchs], companions=lambda folder: None)
+    monkeypatch.setattr("model.decoder.FUSED_NORMS", {})
+    model = build(folder, TransformerEngineSpecProvider())
+    with pytest.raises(CheckpointError, match="layer_norm_weight"):
+        load_checkpoint(tmp_path / "step_0000001", [model])
