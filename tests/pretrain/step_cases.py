@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import build_model_chunks
@@ -27,6 +28,7 @@ from tests.model.layout_cases import (
     packs_of_step,
     tensors_of,
 )
+from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_model_difference
 from tests.reference import small_config
 
 
@@ -119,3 +121,21 @@ def copies(trainer: TrainStep) -> dict[str, Tensor]:
 
 def is_in(name: str, parts: Sequence[str]) -> bool:
     return name.startswith(tuple(f"{MODULES[part]}." for part in parts))
+
+
+# --- what the tests say of the answers --------------------------------------------------------------------------------
+
+
+def case_of(hf_folder: tuple[Path, nn.Module]) -> dict[str, Any]:
+    return {"variant": variant_of(hf_folder), "folder": str(hf_folder[0])}
+
+
+def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """The last steps of one process: all that is reported, the parameters, and the experts' biases to the bit."""
+    for answer in answers:
+        for got, want in zip(reversed(answer["reports"]), reversed(one["reports"]), strict=False):
+            for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe"):
+                assert got[key] == pytest.approx(want[key], rel=EXACT), key
+    assert whole_model_difference(answers) <= EXACT
+    errors = tensor_errors(answer["differences"] for answer in answers)
+    assert not any(error for name, error in errors.items() if name.endswith("expert_bias"))

@@ -27,13 +27,11 @@ from pretrain.step import StepReport, TrainStep, forward
 from tests.launch import metrics
 from tests.launch import train as launch
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step, tensors_of
-from tests.model.test_layouts import GRADIENTS, tensor_errors, variant_of, whole_model_difference
+from tests.model.test_layouts import EXACT, GRADIENTS
 from tests.pretrain import step_cases
-from tests.pretrain.step_cases import is_in
+from tests.pretrain.step_cases import case_of, is_in, train_alike
 from tests.processes import Processes
 from tests.reference import TestSample, parameter_distance, reference_gradients, transformers_loss
-
-EXACT = 1e-5
 
 
 def part_of_transformers(name: str) -> str:
@@ -237,10 +235,6 @@ def alone(
     return train
 
 
-def case_of(hf_folder: tuple[Path, nn.Module]) -> dict[str, Any]:
-    return {"variant": variant_of(hf_folder), "folder": str(hf_folder[0])}
-
-
 TOGETHER = [
     # variant, layout, frozen, recompute
     ("glm4v_moe", "DP2", ["decoder"], "none"),
@@ -308,17 +302,6 @@ def test_parts_keep_their_learning_rates_and_state_at_another_layout(
         if layout == "PP2":
             assert sum(answers[1]["group sizes"]) == 0
     train_alike(then, one)
-
-
-def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
-    """The last steps of one process: all that is reported, the parameters, and the experts' biases to the bit."""
-    for answer in answers:
-        for got, want in zip(reversed(answer["reports"]), reversed(one["reports"]), strict=False):
-            for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe"):
-                assert got[key] == pytest.approx(want[key], rel=EXACT), key
-    assert whole_model_difference(answers) <= EXACT
-    errors = tensor_errors(answer["differences"] for answer in answers)
-    assert not any(error for name, error in errors.items() if name.endswith("expert_bias"))
 
 
 # --- a whole run ------------------------------------------------------------------------------------------------------
