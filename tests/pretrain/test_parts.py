@@ -235,6 +235,20 @@ def alone(
     return train
 
 
+@pytest.fixture(scope="module")
+def saved(processes: dict[int, Processes], hf_folder: tuple[Path, nn.Module], tmp_path_factory: pytest.TempPathFactory):
+    """A checkpoint of two steps in a layout, and what its ranks answered. Each is made once."""
+
+    @cache
+    def save(layout: str, frozen: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
+        path = str(tmp_path_factory.mktemp("saved") / "step_0000002")
+        case = {**case_of(hf_folder), "frozen": frozen, "lr_scale": asdict(SCALES)}
+        processes_ = processes[2 if layout else 1]
+        return processes_.run(step_cases.train, layout=layout, steps=[1, 2], save_to=path, **case), path
+
+    return save
+
+
 TOGETHER = [
     # variant, layout, frozen, recompute
     ("glm4v_moe", "DP2", ["decoder"], "none"),
@@ -285,15 +299,14 @@ MOVES = [
 
 @pytest.mark.parametrize(("hf_folder", "before", "after", "frozen"), MOVES, indirect=["hf_folder"])
 def test_parts_keep_their_learning_rates_and_state_at_another_layout(
-    processes: dict[int, Processes], hf_folder, alone, tmp_path: Path, before: str, after: str, frozen: list[str]
+    processes: dict[int, Processes], hf_folder, alone, saved, before: str, after: str, frozen: list[str]
 ) -> None:
-    saved = str(tmp_path / "step_0000002")
     one, kept = alone(tuple(frozen), scaled=True)
-    case = {**case_of(hf_folder), "frozen": frozen, "lr_scale": asdict(SCALES)}
-    first = processes[2 if before else 1].run(step_cases.train, layout=before, steps=[1, 2], save_to=saved, **case)
+    first, checkpoint = saved(before, tuple(frozen))
     then = processes[2 if after else 1].run(
-        step_cases.train, layout=after, steps=[3], load_from=saved, compare_with=kept, **case
-    )
+        step_cases.train, layout=after, steps=[3], load_from=checkpoint, compare_with=kept, frozen=frozen,
+        lr_scale=asdict(SCALES), **case_of(hf_folder),
+    )  # fmt: skip
     for answer in then:
         assert answer["groups"] == one["groups"]
     for layout, answers in ((before, first), (after, then)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,9 @@ from pretrain.adam import GroupStepAdamW
 from pretrain.optimizer import OptimizerConfig, set_step
 from pretrain.step import NonFiniteStep, TrainStep
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step
+from tests.pretrain import step_cases
+from tests.pretrain.step_cases import case_of, train_alike
+from tests.processes import Processes
 from tests.reference import forward_inputs, parameter_distance, transformers_loss
 
 
@@ -46,6 +50,20 @@ def test_three_steps_equal_transformers_and_adamw(
         assert parameter_distance(model, reference) <= 1e-5
     finally:
         reference.load_state_dict(before)
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
+def test_communication_after_computation_does_the_same(hf_folder, tmp_path: Path) -> None:
+    """As all other tests do, two data-parallel ranks overlap the two by default."""
+    kept = str(tmp_path / "parameters.pt")
+    apart = {"overlap_grad_reduce": False, "overlap_param_gather": False}
+    with Processes(1) as process:
+        one = process.run(step_cases.train, keep_in=kept, **case_of(hf_folder))[0]
+    with Processes(2) as processes:
+        two = processes.run(step_cases.train, optimizer=apart, compare_with=kept, **case_of(hf_folder))
+        overlapped = processes.run(step_cases.train, **case_of(hf_folder))
+    train_alike(two, one)
+    assert [answer["reports"] for answer in two] == [answer["reports"] for answer in overlapped]
 
 
 @pytest.mark.fast
