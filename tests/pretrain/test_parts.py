@@ -322,11 +322,11 @@ def test_parts_keep_their_learning_rates_and_state_at_another_layout(
 
 def test_a_run_freezes_scales_and_recomputes(config_file: Path, tmp_path: Path, single_process: None) -> None:
     """As the configuration says, in the loop: a frozen decoder is the same in every checkpoint, its experts' biases
-    too; the adapter's learning rate changes when the configuration does."""
-    common = ["freeze=[decoder]", "recompute.decoder=full", "recompute.vision=selective", "model.preset=tiny_moe",
-              "parallel.expert_model_parallel_size=2"]  # fmt: skip
-    launch(config_file, [*common, "optimizer.lr_scale.adapter=4", "train.steps=3"])
-    launch(config_file, [*common, "optimizer.lr_scale.adapter=2"])
+    too, and on the second of two pipeline stages; the adapter's learning rate changes when the configuration does."""
+    common = ["freeze=[decoder]", "recompute.decoder=full", "recompute.vision=selective"]
+    experts, stages = "parallel.expert_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
+    launch(config_file, [*common, experts, "optimizer.lr_scale.adapter=4", "train.steps=3"])
+    launch(config_file, [*common, stages, "optimizer.lr_scale.adapter=2"])
     lines = metrics(tmp_path / "run")
     assert [line["lr/adapter"] / line["lr"] for line in lines] == pytest.approx([4, 4, 4, 2, 2, 2])
     assert not any("balance_loss" in line for line in lines)
