@@ -41,16 +41,29 @@ def bridge_layouts(costs: UnitCosts, pipeline: int) -> Iterator[tuple[str, Pipel
 def main() -> None:
     for preset in ("glm45v", "glm41v_9b"):
         config = GlmvConfig.from_preset(preset)
+        print_summary(config, preset)
         for pipeline, virtual in SIZES:
-            print(f"\n{preset}, PP {pipeline}, VPP {virtual}")
             for pack, pictures in PACKS.items():
-                costs = expected_costs(config, pictures)
-                solved = solve_layout(costs, pipeline, virtual)
-                print(f"\n{pack}\n{solved.table()}")
-                if preset == "glm45v" and virtual == 1:
-                    for name, layout in bridge_layouts(costs, pipeline):
-                        slower = max(layout.rank_costs) / max(solved.rank_costs) - 1
-                        print(f"Megatron-Bridge, {name}: {layout.imbalance:.3f}, a step {slower:.1%} longer")
+                print(f"\n{preset}, PP {pipeline}, VPP {virtual}, {pack}")
+                print(solve_layout(expected_costs(config, pictures), pipeline, virtual).table())
+
+
+def print_summary(config: GlmvConfig, preset: str) -> None:
+    """A line for each size; with each pack the costliest rank over the mean, and how much slower a step is with
+    Megatron-Bridge's layouts."""
+    print(f"\n{preset}: costliest rank over the mean (a step with Megatron-Bridge's table, full / LoRA)")
+    print((f"{'PP':>3} {'VPP':>4}" + "".join(f"   {pack:<23}" for pack in PACKS)).rstrip())
+    for pipeline, virtual in SIZES:
+        line = f"{pipeline:>3} {virtual:>4}"
+        for pictures in PACKS.values():
+            costs = expected_costs(config, pictures)
+            solved = solve_layout(costs, pipeline, virtual)
+            cell = f"{solved.imbalance:.3f}"
+            if preset == "glm45v" and virtual == 1:
+                tables = [max(table.rank_costs) for _, table in bridge_layouts(costs, pipeline)]
+                cell += f" ({' / '.join(f'{cost / max(solved.rank_costs) - 1:+.1%}' for cost in tables)})"
+            line += f"   {cell:<23}"
+        print(line.rstrip())
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ layer with the loss. With P ranks and V virtual stages on each there are P*V sta
                       stage 3  rank 1   decoder, loss
 
 In the steady state of a pipeline every rank works on its stages in turn and waits for the slowest rank; the time to
-fill and drain it grows with the slowest stage. So a layout is judged by (1) the cost of the costliest rank, then (2) of
-the costliest stage; of what is left, layers go where the rank is idlest, and of equal ranks to the later one, since
-early ranks keep the activations of more micro-batches.
+fill and drain it grows with the slowest stage. So a layout is judged by (1) the cost of the costliest rank, then by (2)
+having no empty stage, then by (3) the cost of the costliest stage; of what is left, layers go where the rank is idlest,
+and of equal ranks to the later one, since early ranks keep the activations of more micro-batches.
 
 The solution is exact, because a GLM has few dense layers and then many alike. For a placement of the dense layers
 (there are few), "no rank above M, no stage above K" is a count: how many more layers fit under both limits?
@@ -152,10 +152,11 @@ def layout_for(
 
 
 def solve_layout(costs: UnitCosts, pipeline_size: int, virtual_size: int = 1) -> PipelineLayout:
-    """The best layout (see the module) in which every stage holds a decoder layer, the embedding or the loss.
+    """The best layout (see the module) among those in which every rank has something to do on its first stage, or the
+    loss on its last.
 
-    If there are fewer layers than that takes, the first stage of every rank still does, and later ones may be empty:
-    they pass on what they are given.
+    Later stages may be empty, where layers do not suffice for all or where the costliest rank is cheaper for it: a rank
+    with the vision tower may be better off without layers. They pass on what they are given.
 
     Raises:
         ConfigError: there are more ranks than units.
@@ -168,7 +169,13 @@ def solve_layout(costs: UnitCosts, pipeline_size: int, virtual_size: int = 1) ->
         )
     if stages == 1:
         return PipelineLayout.of(costs, [layers], 1)
-    occupied = (stages if stages <= layers + 2 else pipeline_size) - 1
+    all_occupied = [stages - 1] if stages <= layers + 2 else []
+    solved = [_solve(costs, pipeline_size, stages, occupied) for occupied in (*all_occupied, pipeline_size - 1)]
+    return min(solved, key=lambda layout: max(layout.rank_costs))
+
+
+def _solve(costs: UnitCosts, pipeline_size: int, stages: int, occupied: int) -> PipelineLayout:
+    """The best layout in which the stages 1 to occupied - 1 have layers."""
     anything = costs.first + sum(costs.layers) + costs.last
     heads = _heads(costs.unlike, stages, occupied)
     placements = [_Placement.of(costs, head, pipeline_size, stages, occupied) for head in heads]

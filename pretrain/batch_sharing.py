@@ -46,12 +46,14 @@ def share_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
 
 def share_pixels(batches: Sequence[Batch]) -> Iterator[Batch]:
     """The packs with their pixels, on every tensor and context rank of the first pipeline stage. Collective there."""
-    group = parallel_state.get_tensor_and_context_parallel_group()
+    group, device = parallel_state.get_tensor_and_context_parallel_group(), torch.cuda.current_device()
     for batch in batches:
         if group.size() > 1:
-            slices = int((batch.grid_thw.prod(dim=1) * batch.frames).sum())
-            pixels = batch.pixels if group.rank() == 0 else batch.pixels.new_empty(slices, batch.pixels.size(1))
-            pixels = pixels.to(torch.cuda.current_device(), non_blocking=True)
+            if group.rank() == 0:
+                pixels = batch.pixels.to(device, non_blocking=True)
+            else:
+                slices = int((batch.grid_thw.prod(dim=1) * batch.frames).sum())
+                pixels = torch.empty(slices, batch.pixels.size(1), dtype=torch.uint8, device=device)
             dist.broadcast(pixels, src=dist.get_global_rank(group, 0), group=group)
             batch = replace(batch, pixels=pixels)
         yield batch

@@ -7,7 +7,8 @@ import multiprocessing
 import os
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from typing import Any
@@ -84,6 +85,7 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size,
                             timeout=timedelta(seconds=60))  # fmt: skip
+    forget_uses = keep_groups()
     while True:
         try:
             module, name, arguments = pipe.recv()
@@ -94,4 +96,27 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
         except Exception:
             answer = (False, traceback.format_exc())
         pipe.send(answer)
+        forget_uses()
     dist.destroy_process_group()
+
+
+def keep_groups() -> Callable[[], None]:
+    """Let cases use the groups of earlier ones again: the n-th group of certain ranks that a case makes is the n-th that
+    any has made. A layout makes dozens, which torch never quite ends, each with threads that wake up a hundred times a
+    second. Returns what is to be called between cases."""
+    import torch.distributed as dist
+
+    true_new_group = dist.new_group
+    made: dict[tuple[Any, ...], Any] = {}
+    uses: Counter[tuple[Any, ...]] = Counter()
+
+    def new_group(ranks: Sequence[int] | None = None, **options: Any) -> Any:
+        kind = (tuple(ranks or ()), options.get("backend"), options.get("use_local_synchronization"))
+        use = (*kind, uses[kind])
+        uses[kind] += 1
+        if use not in made:
+            made[use] = true_new_group(ranks, **options)
+        return made[use]
+
+    dist.new_group = new_group
+    return uses.clear
