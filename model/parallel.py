@@ -205,14 +205,15 @@ def single_rank_group() -> dist.ProcessGroup:
 def same_packs_group() -> dist.ProcessGroup:
     """The processes that work on the same packs as this one: its tensor, context and pipeline ranks. Over gloo, for
     what stays in main memory. The first call is collective."""
-    replica = parallel_state.get_data_parallel_rank()
     replicas: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(replicas, replica)
-    return dist.new_group(
-        [rank for rank, other in enumerate(replicas) if other == replica],
-        backend="gloo",
-        use_local_synchronization=True,
-    )
+    dist.all_gather_object(replicas, parallel_state.get_data_parallel_rank())
+    members: dict[int, list[int]] = {}
+    for rank, replica in enumerate(replicas):
+        members.setdefault(replica, []).append(rank)
+    # All ranks make all groups: one that only its members make is named after how many groups a rank has, which differs
+    # between pipeline stages, so they would wait for each other for ever.
+    group, _ = dist.new_subgroups_by_enumeration(list(members.values()), backend="gloo")
+    return group
 
 
 def vision_groups(config: ParallelConfig) -> ProcessGroupCollection:

@@ -10,6 +10,8 @@ import torch.distributed as dist
 from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import nn
 
+from model.hf_weights import canonical_name
+
 Answer = TypeVar("Answer")
 
 
@@ -22,9 +24,9 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Answe
     the model as one call would. Collective.
 
     Raises:
-        NonDeterministicStep: on all ranks, naming a gradient that differs on this one.
+        NonDeterministicStep: on all ranks, naming a gradient that differs on this one as the whole model names it.
     """
-    names = [name for chunk in model_chunks for name in trained(chunk)]
+    names = [canonical_name(chunk, name) for chunk in model_chunks for name in trained(chunk)]
     # The forward and backward of a mixture of experts also move the experts' biases.
     biases = [
         buffer for chunk in model_chunks for name, buffer in chunk.named_buffers() if name.endswith("expert_bias")

@@ -63,21 +63,27 @@ def is_saving(run: Path, step: int) -> bool:
     return (run / "checkpoints" / f".unfinished_step_{step:07d}").exists()
 
 
-def kill_rank_when(
+def wait_until(
     condition: Callable[[Path, int], bool],
     launcher: subprocess.Popen[str],
     run: Path,
     *,
     step: int,
-    rank: int,
     timeout: float = 120,
 ) -> None:
-    """kill -9 one rank as soon as `condition(run, step)` holds."""
+    """Wait for `condition(run, step)`."""
     deadline = time.monotonic() + timeout
     while not condition(run, step):
         assert time.monotonic() < deadline, "the run did not get there"
         assert launcher.poll() is None, finish(launcher)
         time.sleep(0.01)
+
+
+def kill_rank_when(
+    condition: Callable[[Path, int], bool], launcher: subprocess.Popen[str], run: Path, *, step: int, rank: int
+) -> None:
+    """kill -9 one rank as soon as `condition(run, step)` holds."""
+    wait_until(condition, launcher, run, step=step)
     for process in psutil.Process(launcher.pid).children():
         if process.environ().get("RANK") == str(rank):
             process.kill()

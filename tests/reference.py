@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from data_pipeline.batch import Batch, EncodedSample, collate
 from data_pipeline.positions import rope_positions
 from model.config import GlmvConfig
+from model.glmv import GlmvModel
+from model.hf_weights import export_tensors
 from model.vision import PIXEL_MEAN, PIXEL_STD
 from model.weight_table import sizes, weights
 
@@ -209,7 +211,7 @@ def transformers_logits(model: nn.Module, sample: TestSample) -> Tensor:
     ).logits[0]
 
 
-def transformers_loss(model: nn.Module, samples: Sequence[TestSample]) -> Tensor:
+def transformers_loss(model: nn.Module, samples: Iterable[TestSample]) -> Tensor:
     """Mean over the tokens that carry loss of all samples, each run alone."""
     total = torch.zeros(())
     count = 0.0
@@ -223,25 +225,41 @@ def transformers_loss(model: nn.Module, samples: Sequence[TestSample]) -> Tensor
 
 
 def reference_gradients(reference: nn.Module) -> dict[str, Tensor]:
-    """transformers' gradients under our names: its fused experts split as on disk, then through the weight table."""
-    on_disk = {}
-    for name, parameter in reference.named_parameters():
-        assert parameter.grad is not None
-        if name.endswith("experts.gate_up_proj"):
-            for expert, gradient in enumerate(parameter.grad):
-                prefix = name.replace("gate_up_proj", f"{expert}.")
-                on_disk[f"{prefix}gate_proj.weight"], on_disk[f"{prefix}up_proj.weight"] = gradient.chunk(2)
-        elif name.endswith("experts.down_proj"):
-            for expert, gradient in enumerate(parameter.grad):
-                on_disk[name.replace("down_proj", f"{expert}.down_proj.weight")] = gradient
-        else:
-            on_disk[name] = parameter.grad
+    """transformers' gradients under our names: as on disk, then through the weight table."""
+    on_disk = dict(as_on_disk((name, parameter.grad) for name, parameter in reference.named_parameters()))
     config = small_config(reference.config.model_type)  # type: ignore[union-attr, arg-type]
     return {
         weight.name: weight.transform.to_megatron([on_disk[part] for part in weight.hf], sizes(config))
         for weight in weights(config)
         if not weight.name.endswith("expert_bias")
     }
+
+
+def parameter_distance(model: GlmvModel, reference: nn.Module) -> float:
+    """Norm of the difference of all parameters, relative to the norm of all."""
+    ours = dict(export_tensors(model))
+    difference = size = 0.0
+    for name, parameter in as_on_disk(reference.named_parameters()):
+        difference += (ours[name] - parameter).double().square().sum().item()
+        size += parameter.double().square().sum().item()
+    return (difference / size) ** 0.5
+
+
+def as_on_disk(tensors: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[str, Tensor]]:
+    """transformers' parameters, or their gradients, as a Hugging Face folder names them: its fused experts apart."""
+    for name, tensor in tensors:
+        assert tensor is not None, name
+        if name.endswith("experts.gate_up_proj"):
+            for expert, gate_up in enumerate(tensor):
+                prefix = name.replace("gate_up_proj", f"{expert}.")
+                gate, up = gate_up.chunk(2)
+                yield f"{prefix}gate_proj.weight", gate
+                yield f"{prefix}up_proj.weight", up
+        elif name.endswith("experts.down_proj"):
+            for expert, down in enumerate(tensor):
+                yield name.replace("down_proj", f"{expert}.down_proj.weight"), down
+        else:
+            yield name, tensor
 
 
 def pack(samples: Sequence[TestSample], seq_length: int, segment_multiple: int = 8) -> Batch:

@@ -7,15 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
 from torch import Tensor
 
-from model.glmv import GlmvModel
+from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.recompute import RecomputeConfig
 from pretrain.step import StepReport, TrainStep
-from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step
+from tests.model.layout_cases import (
+    OPTIMIZER,
+    SEQ_LENGTH,
+    canonical_parameters,
+    layout_of,
+    of_this_rank,
+    packs_of_step,
+)
 from tests.reference import small_config
 
 
@@ -35,27 +41,29 @@ def one_step(
     dtype: torch.dtype = torch.float32,
 ) -> Step:
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.5, "expert_bias_update_rate": 1e-3}
-    model = GlmvModel(small_config(variant), parallel, dtype=dtype, recompute=recompute, **coefficients)
-    load_weights(model.train(), SafetensorsFolder(folder))
-    trainer = TrainStep(model, OPTIMIZER, 1, SEQ_LENGTH)
-    finalize = model.config.finalize_model_grads_func
+    chunks = build_model_chunks(small_config(variant), parallel, dtype=dtype, recompute=recompute, **coefficients)
+    load_weights(chunks, SafetensorsFolder(folder))
+    trainer = TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, 1, SEQ_LENGTH)
+    routers = [router for chunk in chunks for router in chunk.routers()]
+    finalize = chunks[0].config.finalize_model_grads_func
     counted: list[Tensor] = []
     gradients: dict[str, Tensor] = {}
 
     def keep(*args: Any, **kwargs: Any) -> None:
-        counted.extend(router.local_tokens_per_expert.clone() for router in model.routers())
+        counted.extend(router.local_tokens_per_expert.clone() for router in routers)
         finalize(*args, **kwargs)
-        gradients.update({name: parameter.main_grad.clone() for name, parameter in model.named_parameters()})
+        for chunk in chunks:
+            gradients.update({name: p.main_grad.clone() for name, p in canonical_parameters(chunk).items()})
 
-    model.config.finalize_model_grads_func = keep
-    rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    report = trainer.run(1, packs_of_step(variant, 1)[rank::ranks])
-    return Step(report, gradients, counted, [router.expert_bias.clone() for router in model.routers()])
+    for chunk in chunks:
+        chunk.config.finalize_model_grads_func = keep
+    report = trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
+    return Step(report, gradients, counted, [router.expert_bias.clone() for router in routers])
 
 
-def compare(variant: str, folder: str, layout: dict[str, Any], recompute: str) -> dict[str, Any]:
+def compare(variant: str, folder: str, layout: str, recompute: str) -> dict[str, Any]:
     """How far a step with `recompute` is from one without, both in `layout`."""
-    parallel = ParallelConfig(**layout)
+    parallel, _ = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
     without, with_ = (
         one_step(variant, Path(folder), parallel, RecomputeConfig(choice, choice)) for choice in ("none", recompute)

@@ -17,14 +17,14 @@ from model.recompute import RecomputeConfig
 from pretrain.step import forward
 from tests.model import recompute_cases
 from tests.model.layout_cases import packs_of_step
+from tests.pretrain import step_cases
+from tests.pretrain.step_cases import case_of
 from tests.processes import Processes
 from tests.reference import forward_inputs
 
 # `full` runs the very same operations again. So does `selective`, but in float32 the gradients of a norm's input, which
 # the norm uses several times, are then added up in another order.
 GRADIENTS = {("full", torch.float32): 0.0, ("selective", torch.float32): 2e-6, ("selective", torch.bfloat16): 0.0}
-TP2_SP = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
-EP2 = {"expert_model_parallel_size": 2}
 
 
 @pytest.mark.parametrize("part", ["decoder", "vision"])
@@ -58,20 +58,54 @@ def two_processes() -> Iterator[Processes]:
         yield processes
 
 
-LAYOUTS = [("glm4v_moe", TP2_SP), ("glm4v_moe", EP2), ("glm4v", TP2_SP)]
+LAYOUTS = [
+    # variant, layout, recompute
+    ("glm4v_moe", "TP2 SP", "full"),
+    ("glm4v_moe", "EP2", "selective"),
+    ("glm4v_moe", "CP2", "full"),
+    ("glm4v_moe", "PP2 VPP2", "selective"),
+    ("glm4v", "TP2 SP", "selective"),
+    ("glm4v", "PP2 VPP2", "full"),
+]
 
 
-@pytest.mark.parametrize("recompute", ["selective", "full"])
-@pytest.mark.parametrize(("hf_folder", "layout"), LAYOUTS, indirect=["hf_folder"])
-def test_a_step_of_two_processes_is_the_same(
-    two_processes: Processes, hf_folder, layout: dict[str, Any], recompute: str
-) -> None:
-    folder, reference = hf_folder
-    variant = reference.config.model_type
+@pytest.mark.parametrize(("hf_folder", "layout", "recompute"), LAYOUTS, indirect=["hf_folder"])
+def test_a_step_of_two_processes_is_the_same(two_processes: Processes, hf_folder, layout: str, recompute: str) -> None:
     for difference in two_processes.run(
-        recompute_cases.compare, variant=variant, folder=str(folder), layout=layout, recompute=recompute
+        recompute_cases.compare, layout=layout, recompute=recompute, **case_of(hf_folder)
     ):
         is_same(difference, GRADIENTS[recompute, torch.float32])
+
+
+@pytest.fixture(scope="module")
+def without_recompute(two_processes: Processes, hf_folder, tmp_path_factory: pytest.TempPathFactory):
+    """What one process answers of three steps, and the file of its parameters after them."""
+    kept = str(tmp_path_factory.mktemp("without_recompute") / "parameters.pt")
+    with Processes(1) as one:
+        return one.run(step_cases.train, keep_in=kept, **case_of(hf_folder))[0], kept
+
+
+AGAINST_ONE = [
+    # variant, layout, recompute of the decoder, of the tower
+    ("glm4v_moe", "TP2 SP", "selective", "full"),
+    ("glm4v_moe", "TP2 SP vision=tensor", "full", "selective"),
+    ("glm4v_moe", "EP2", "full", "selective"),
+    ("glm4v_moe", "CP2", "selective", "full"),
+    ("glm4v_moe", "PP2 VPP2", "full", "full"),
+    ("glm4v_moe", "PP2 VPP2", "selective", "selective"),
+]
+
+
+@pytest.mark.parametrize(("hf_folder", "layout", "decoder", "vision"), AGAINST_ONE, indirect=["hf_folder"])
+def test_two_processes_with_recompute_train_as_one_without(
+    two_processes: Processes, hf_folder, without_recompute, layout: str, decoder: str, vision: str
+) -> None:
+    one, kept = without_recompute
+    two = two_processes.run(
+        step_cases.train, layout=layout, recompute={"decoder": decoder, "vision": vision}, compare_with=kept,
+        **case_of(hf_folder),
+    )  # fmt: skip
+    step_cases.train_alike(two, one)
 
 
 @pytest.mark.fast

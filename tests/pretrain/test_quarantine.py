@@ -1,43 +1,97 @@
-"""Samples that cannot be read cost themselves alone: they are written down, and the run goes on."""
+"""Samples that cannot be read cost themselves alone: they are written down, and the run goes on, the same in every
+layout. Data that cannot be used at all ends the run."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 from pathlib import Path
+from typing import Any
 
+import pytest
 import webdataset as wds
 
 from data_pipeline.build import index_shards
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import encoded, pattern
-from tests.launch import metrics, train
+from tests.launch import finish, has_reached, metrics, start, train, wait_until
 from tests.training_data import sentence
 
+DAMAGED = {"3", "11"}
+LAYOUTS = {
+    "DP2": [],
+    "PP2 VPP2": ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"],
+    "CP2": ["parallel.context_parallel_size=2"],
+}
+COUNTS = ("step", "tokens", "samples", "images", "patches", "padding_fraction", "lr")
 
-def test_truncated_pictures_are_set_aside_and_counted(
-    config_file: Path, tokenizer_folder: Path, tmp_path: Path
-) -> None:
-    """Their headers are whole, so the index has them; only decoding finds out."""
-    damaged = {"3", "11"}
-    folder = tmp_path / "foreign"
-    folder.mkdir()
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """A source of which some pictures are cut short. Their headers are whole, so the index has them; only decoding
+    finds out."""
+    folder = tmp_path_factory.mktemp("foreign")
     with wds.TarWriter(str(folder / "pictures-000.tar")) as sink:
         for n in range(16):
             picture = encoded(pattern(60, 90, seed=n))
             sink.write({
                 "__key__": str(n),
                 "json": {"domain": "image_text", "text": sentence(n, 12)},
-                "0.jpg": picture[: len(picture) // 2] if str(n) in damaged else picture,
+                "0.jpg": picture[: len(picture) // 2] if str(n) in DAMAGED else picture,
             })  # fmt: skip
     index_shards([folder / "pictures-000.tar"], tokenizer=GlmTokenizer(tokenizer_folder))
+    return folder
 
-    train(config_file, [f"data.sources=[{{path: {folder}}}]", "checkpoint.save_interval=0"], processes=2)
-    run = tmp_path / "run"
-    records = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
-    assert {record["key"] for record in records} == damaged
-    for record in records:
+
+def test_truncated_pictures_are_set_aside_and_counted_in_every_layout(
+    config_file: Path, shards: Path, pictures: Path, tmp_path: Path
+) -> None:
+    common = [f"data.sources=[{{path: {pictures}}}, {{path: {shards}/text}}, {{path: {shards}/clips}}]",
+              "checkpoint.save_interval=0"]  # fmt: skip
+    one = tmp_path / "one"
+    train(config_file, [*common, f"train.output_dir={one}"], processes=1)
+    assert {record["key"] for record in quarantined(one)} == DAMAGED
+    for record in quarantined(one):
         assert record["shard"] == "pictures-000.tar"
         assert record["reason"]
         assert 1 <= record["step"] <= 6
-    assert len(metrics(run)) == 6
-    assert "samples set aside, see quarantine.jsonl" in (run / "log.txt").read_text()
+    assert len(metrics(one)) == 6
+    assert "samples set aside, see quarantine.jsonl" in (one / "log.txt").read_text()
+
+    for layout, sizes in LAYOUTS.items():
+        run = tmp_path / layout
+        train(config_file, [*common, *sizes, f"train.output_dir={run}"])
+        assert quarantined(run) == quarantined(one), layout
+        for got, want in zip(metrics(run), metrics(one), strict=True):
+            assert {key: got[key] for key in COUNTS} == {key: want[key] for key in COUNTS}
+            for key in want:
+                if key.startswith("loss"):
+                    assert got[key] == pytest.approx(want[key], rel=1e-5), f"{key} in {layout}"
+
+
+def quarantined(run: Path) -> list[dict[str, Any]]:
+    return sorted(
+        (json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()),
+        key=lambda record: (record["step"], record["key"]),
+    )
+
+
+def test_data_that_cannot_be_used_ends_all_ranks(config_file: Path, pictures: Path, tmp_path: Path) -> None:
+    """A shard is cut short while the run reads it, on the first of two pipeline stages."""
+    folder = tmp_path / "foreign"
+    shutil.copytree(pictures, folder)
+    launcher = start(config_file, [
+        f"data.sources=[{{path: {folder}}}]", "train.steps=2000", "checkpoint.save_interval=0",
+        "parallel.pipeline_model_parallel_size=2",
+    ])  # fmt: skip
+    wait_until(has_reached, launcher, tmp_path / "run", step=1)
+    os.truncate(folder / "pictures-000.tar", 1)
+    output = finish(launcher)
+    assert launcher.returncode != 0
+    messages = re.findall(r"^error on rank (\d): (.*)$", output, re.MULTILINE)
+    assert "0" in dict(messages)
+    assert len({message for _, message in messages}) == 1
+    assert re.search(r"pictures-000.tar is shorter than its index says: copy it again", messages[0][1])
+    assert "Traceback (most recent call last)" not in output

@@ -9,7 +9,8 @@ import pytest
 
 from tests.launch import finish, has_reached, is_saving, kill_rank_when, metrics, start, train
 
-EXPERTS_OVER_TWO = "parallel.expert_model_parallel_size=2"
+EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
+FOUR_STAGES = ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]
 SAME = ("step", "loss", "grad_norm", "lr", "tokens", "samples", "images", "patches")
 
 
@@ -19,17 +20,24 @@ def trace(run: Path) -> list[list[object]]:
 
 
 KILLS = [
-    # precision, rank to kill, when
-    ("fp32", 1, has_reached, 5),
-    ("bf16", 0, is_saving, 6),
+    # layout, precision, rank to kill, when
+    (EXPERTS_OVER_TWO, "fp32", 1, has_reached, 5),
+    (EXPERTS_OVER_TWO, "bf16", 0, is_saving, 6),
+    (FOUR_STAGES, "fp32", 1, has_reached, 5),
 ]
 
 
-@pytest.mark.parametrize(("precision", "rank", "condition", "step"), KILLS)
+@pytest.mark.parametrize(("layout", "precision", "rank", "condition", "step"), KILLS)
 def test_killed_and_restarted_equals_uninterrupted(
-    config_file: Path, tmp_path: Path, precision: str, rank: int, condition: Callable[[Path, int], bool], step: int
+    config_file: Path,
+    tmp_path: Path,
+    layout: list[str],
+    precision: str,
+    rank: int,
+    condition: Callable[[Path, int], bool],
+    step: int,
 ) -> None:
-    common = [EXPERTS_OVER_TWO, f"train.precision={precision}", "train.deterministic=true"]
+    common = [*layout, f"train.precision={precision}", "train.deterministic=true"]
     train(config_file, [*common, f"train.output_dir={tmp_path}/whole", "checkpoint.save_interval=0"])
 
     killed = tmp_path / "killed"
@@ -50,7 +58,7 @@ def test_a_run_continues_at_another_layout(config_file: Path, tmp_path: Path) ->
     """Expert parallel, then tensor parallel, then one process: the losses of one process throughout, to rounding."""
     train(config_file, [f"train.output_dir={tmp_path}/one", "checkpoint.save_interval=0"], processes=1)
     moved = [f"train.output_dir={tmp_path}/moved", "checkpoint.save_interval=2"]
-    train(config_file, [*moved, "train.steps=6", EXPERTS_OVER_TWO])
+    train(config_file, [*moved, "train.steps=6", *EXPERTS_OVER_TWO])
     set_back_to(tmp_path / "moved", step=2)
     layout = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"]
     train(config_file, [*moved, *layout])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,13 +12,15 @@ import torch
 from torch import nn
 
 from model.glmv import GlmvModel
-from model.hf_weights import export_tensors
 from model.moe import SegmentRouter
 from pretrain.adam import GroupStepAdamW
 from pretrain.optimizer import OptimizerConfig, set_step
 from pretrain.step import NonFiniteStep, TrainStep
-from tests.model.layout_cases import OPTIMIZER, PACKS, SEQ_LENGTH, packs_of_step
-from tests.reference import forward_inputs, make_sample, small_config, transformers_loss
+from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step
+from tests.pretrain import step_cases
+from tests.pretrain.step_cases import case_of, train_alike
+from tests.processes import Processes
+from tests.reference import forward_inputs, parameter_distance, transformers_loss
 
 
 def test_three_steps_equal_transformers_and_adamw(
@@ -35,43 +39,31 @@ def test_three_steps_equal_transformers_and_adamw(
     try:
         for step in (1, 2, 3):
             report = trainer.run(step, packs_of_step(variant, step))
-            optimizer.zero_grad()
-            samples = [make_sample(small_config(variant), parts, seed=1000 * step + 10 * p + s)
-                       for p, pack in enumerate(PACKS) for s, parts in enumerate(pack)]  # fmt: skip
-            loss = transformers_loss(reference, samples)
+            optimizer.zero_grad(set_to_none=False)  # a step without images goes on with the momentum of the tower
+            loss = transformers_loss(reference, chain(*samples_of_step(variant, step)))
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), OPTIMIZER.clip_grad)
             optimizer.step()
             assert report.loss == pytest.approx(loss.item(), rel=1e-5)
             assert report.grad_norm == pytest.approx(norm.item(), rel=1e-5)
+        trainer.synchronize_weights()
         assert parameter_distance(model, reference) <= 1e-5
     finally:
         reference.load_state_dict(before)
 
 
-def parameter_distance(model: GlmvModel, reference: nn.Module) -> float:
-    """Norm of the difference of all parameters, relative to the norm of all."""
-    ours = dict(export_tensors(model))
-    difference = size = 0.0
-    for name, parameter in reference.named_parameters():
-        if name.endswith("experts.gate_up_proj"):
-            parts = [
-                (
-                    ours[name.replace("gate_up_proj", f"{e}.gate_proj.weight")],
-                    ours[name.replace("gate_up_proj", f"{e}.up_proj.weight")],
-                )
-                for e in range(len(parameter))
-            ]
-            value = torch.stack([torch.cat(pair) for pair in parts])  # fmt: skip
-        elif name.endswith("experts.down_proj"):
-            value = torch.stack(
-                [ours[name.replace("down_proj", f"{e}.down_proj.weight")] for e in range(len(parameter))]
-            )
-        else:
-            value = ours[name]
-        difference += (value - parameter).double().square().sum().item()
-        size += parameter.double().square().sum().item()
-    return (difference / size) ** 0.5
+@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
+def test_communication_after_computation_does_the_same(hf_folder, tmp_path: Path) -> None:
+    """As all other tests do, two data-parallel ranks overlap the two by default."""
+    kept = str(tmp_path / "parameters.pt")
+    apart = {"overlap_grad_reduce": False, "overlap_param_gather": False}
+    with Processes(1) as process:
+        one = process.run(step_cases.train, keep_in=kept, **case_of(hf_folder))[0]
+    with Processes(2) as processes:
+        two = processes.run(step_cases.train, optimizer=apart, compare_with=kept, **case_of(hf_folder))
+        overlapped = processes.run(step_cases.train, **case_of(hf_folder))
+    train_alike(two, one)
+    assert [answer["reports"] for answer in two] == [answer["reports"] for answer in overlapped]
 
 
 @pytest.mark.fast

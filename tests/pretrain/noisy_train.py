@@ -1,0 +1,28 @@
+"""`pretrain.train` on a machine that computes one gradient a little otherwise every time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pretrain.loop
+from model.glmv import GlmvModel, build_model_chunks
+from pretrain.config import RunConfig
+from pretrain.launch import main
+
+
+def noisy(gradient: Tensor) -> Tensor:
+    return gradient + 1e-6 * torch.rand_like(gradient)
+
+
+def build_noisy_model(*args: Any, **options: Any) -> list[GlmvModel]:
+    chunks = build_model_chunks(*args, **options)
+    chunks[0].adapter.get_parameter("proj.weight").register_hook(noisy)
+    return chunks
+
+
+if __name__ == "__main__":
+    pretrain.loop.build_model_chunks = build_noisy_model
+    main(RunConfig, __doc__)

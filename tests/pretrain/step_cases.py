@@ -1,0 +1,141 @@
+"""What the processes of the tests of steps do: train with what a configuration can say of a step, save, load, go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
+from model.glmv import build_model_chunks
+from model.hf_weights import SafetensorsFolder, load_weights
+from model.parallel import initialize_model_parallel
+from model.parts import MODULES, freeze
+from model.recompute import RecomputeConfig
+from pretrain.optimizer import LrScale
+from pretrain.step import TrainStep
+from tests.model.layout_cases import (
+    OPTIMIZER,
+    SEQ_LENGTH,
+    differences_of,
+    layout_of,
+    of_this_rank,
+    packs_of_step,
+    tensors_of,
+)
+from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_model_difference
+from tests.reference import small_config
+
+
+def make_trainer(
+    variant: str,
+    folder: str,
+    layout: str,
+    *,
+    frozen: Sequence[str] = (),
+    lr_scale: dict[str, float] | None = None,
+    recompute: dict[str, str] | None = None,
+    optimizer: dict[str, Any] | None = None,
+    check_determinism: int = 0,
+) -> TrainStep:
+    """A model with the weights in `folder`, and all that updates it, laid out over the processes that call."""
+    parallel, stages = layout_of(layout)
+    initialize_model_parallel(parallel, seed=1)
+    is_balanced = "decoder" not in frozen
+    chunks = build_model_chunks(
+        small_config(variant),
+        parallel,
+        pipeline_layout=stages,
+        balance_loss_coeff=0.01 * is_balanced,
+        expert_bias_update_rate=1e-3 * is_balanced,
+        recompute=RecomputeConfig(**(recompute or {})),
+    )
+    load_weights(chunks, SafetensorsFolder(folder))
+    for chunk in chunks:
+        freeze(chunk.train(), frozen)
+    settings = replace(OPTIMIZER, lr_scale=LrScale(**(lr_scale or {})), **(optimizer or {}))
+    return TrainStep(chunks, settings, 3, SEQ_LENGTH, check_determinism)
+
+
+def train(
+    variant: str,
+    folder: str,
+    layout: str = "",
+    *,
+    steps: Sequence[int] = (1, 2, 3),
+    load_from: str = "",
+    save_to: str = "",
+    keep_in: str = "",
+    compare_with: str = "",
+    **options: Any,
+) -> dict[str, Any]:
+    """Train the steps from the weights in `folder`, or from the checkpoint `load_from`; `options` are those of
+    `make_trainer`.
+
+    Returns the steps' reports, which tensors stayed as they were, the optimizer's groups of this rank and how many
+    parameters each has, and, with the file `compare_with` that another call has kept in `keep_in`, the differences.
+    """
+    trainer = make_trainer(variant, folder, layout, **options)
+    if load_from:
+        load_checkpoint(Path(load_from), trainer.model_chunks, trainer.optimizer)
+    before = copies(trainer)
+    reports = take_steps(trainer, variant, steps)
+    after = copies(trainer)
+    if keep_in:
+        torch.save(after, keep_in)
+    if save_to:
+        save_checkpoint(
+            Path(save_to), trainer.model_chunks, companions=lambda _: None, optimizer=trainer.optimizer,
+            train_state=TrainState(step=max(steps)),
+        )  # fmt: skip
+    differences = {}
+    if compare_with:
+        differences = differences_of(after, small_config(variant), torch.load(compare_with, weights_only=True))
+    groups = trainer.optimizer.param_groups
+    return {
+        "reports": reports,
+        "tensors": set(after),
+        "unmoved": {name for name, tensor in before.items() if torch.equal(tensor, after[name])},
+        "groups": [{key: value for key, value in group.items() if key != "params"} for group in groups],
+        "group sizes": [len(group["params"]) for group in groups],
+        "differences": differences,
+    }
+
+
+def take_steps(trainer: TrainStep, variant: str, steps: Sequence[int]) -> list[dict[str, Any]]:
+    """The reports; afterwards the weights are those of the last step."""
+    reports = [vars(trainer.run(step, of_this_rank(packs_of_step(variant, step)))) for step in steps]
+    trainer.synchronize_weights()
+    return reports
+
+
+def copies(trainer: TrainStep) -> dict[str, Tensor]:
+    """Parameters and expert biases that this rank holds."""
+    return {name: tensor.clone() for name, tensor in tensors_of(trainer.model_chunks).items()}
+
+
+def is_in(name: str, parts: Sequence[str]) -> bool:
+    return name.startswith(tuple(f"{MODULES[part]}." for part in parts))
+
+
+# --- what the tests say of the answers --------------------------------------------------------------------------------
+
+
+def case_of(hf_folder: tuple[Path, nn.Module]) -> dict[str, Any]:
+    return {"variant": variant_of(hf_folder), "folder": str(hf_folder[0])}
+
+
+def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
+    """The last steps of one process: all that is reported, the parameters, and the experts' biases to the bit."""
+    for answer in answers:
+        for got, want in zip(reversed(answer["reports"]), reversed(one["reports"]), strict=False):
+            for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe"):
+                assert got[key] == pytest.approx(want[key], rel=EXACT), key
+    assert whole_model_difference(answers) <= EXACT
+    errors = tensor_errors(answer["differences"] for answer in answers)
+    assert not any(error for name, error in errors.items() if name.endswith("expert_bias"))
