@@ -118,5 +118,6 @@ def keep_groups() -> Callable[[], None]:
             made[use] = true_new_group(ranks, **options)
         return made[use]
 
-    dist.new_group = new_group
+    distributed: Any = dist
+    distributed.new_group = new_group
     return uses.clear
