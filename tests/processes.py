@@ -106,7 +106,7 @@ def keep_groups() -> Callable[[], None]:
     times a second. Returns what is to be called between cases."""
     import torch.distributed as dist
 
-    true_new_group = dist.new_group
+    true_new_group, true_destroy = dist.new_group, dist.destroy_process_group
     made: dict[tuple[Any, ...], Any] = {}
     uses: Counter[tuple[Any, ...]] = Counter()
 
@@ -118,6 +118,10 @@ def keep_groups() -> Callable[[], None]:
             made[use] = true_new_group(ranks, **options)
         return made[use]
 
+    def destroy_process_group(group: Any = None) -> None:
+        if group not in made.values():
+            true_destroy(group)
+
     distributed: Any = dist
-    distributed.new_group = new_group
+    distributed.new_group, distributed.destroy_process_group = new_group, destroy_process_group
     return uses.clear
