@@ -97,7 +97,7 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
             answer = (False, traceback.format_exc())
         pipe.send(answer)
         forget_uses()
-    dist.destroy_process_group()
+    os._exit(0)  # the groups' threads would take seconds to end
 
 
 def keep_groups() -> Callable[[], None]:

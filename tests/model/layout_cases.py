@@ -126,7 +126,6 @@ def train(
     steps: Sequence[int] = (1, 2, 3),
     dtype: str = "float32",
     balance: bool = True,
-    same_packs: bool = False,
     load_from: str = "",
     checkpoint: str = "",
     save_to: str = "",
@@ -141,9 +140,7 @@ def train(
     chunks = trainer.model_chunks
     if load_from:
         load_checkpoint(Path(load_from), chunks, trainer.optimizer)
-    reports = [
-        vars(trainer.run(step, of_this_rank(packs_of_step(variant, 1 if same_packs else step)))) for step in steps
-    ]
+    reports = [vars(trainer.run(step, of_this_rank(packs_of_step(variant, step)))) for step in steps]
     trainer.synchronize_weights()
     if checkpoint:
         save_checkpoint(

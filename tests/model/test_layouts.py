@@ -246,16 +246,10 @@ def test_a_layout_gives_the_same_bits_twice(four_processes: Processes, hf_folder
 STEPS = tuple(range(1, 21))
 
 
-@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
 def test_bf16_follows_fp32_in_two_layouts(one_process: Processes, two_processes: Processes, hf_folder) -> None:
-    case: dict[str, Any] = {
-        "variant": variant_of(hf_folder),
-        "folder": str(hf_folder[0]),
-        "steps": STEPS,
-        "same_packs": True,
-    }
+    case: dict[str, Any] = {"variant": variant_of(hf_folder), "folder": str(hf_folder[0]), "steps": STEPS}
     fp32 = one_process.run(layout_cases.train, layout="", **case)[0]["reports"]
-    assert fp32[-1]["loss"] < 0.8 * fp32[0]["loss"]
+    assert fp32[-1]["loss"] < fp32[0]["loss"] - 0.2
     for layout in ("TP2 SP", "PP2"):
         bf16 = two_processes.run(layout_cases.train, layout=layout, dtype="bfloat16", timeout=300, **case)[0]["reports"]
         for got, want in zip(bf16, fp32, strict=True):
