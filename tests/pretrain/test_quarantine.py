@@ -93,5 +93,5 @@ def test_data_that_cannot_be_used_ends_all_ranks(config_file: Path, pictures: Pa
     messages = re.findall(r"^error on rank (\d): (.*)$", output, re.MULTILINE)
     assert "0" in dict(messages)
     assert len({message for _, message in messages}) == 1
-    assert re.search(r"pictures-000.tar is shorter than its index says: copy it again", messages[0][1])
-    assert "Traceback (most recent call last)" not in output
+    assert "pictures-000.tar is shorter than its index says: copy it again" in messages[0][1]
+    assert "pretrain/loop.py" not in output  # no stack but the launcher's own

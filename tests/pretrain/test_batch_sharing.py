@@ -1,0 +1,72 @@
+"""The processes that work on the same packs have what one of them has read, or all end as it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from megatron.core import parallel_state
+
+from data_pipeline.errors import BadSample
+from model.parallel import initialize_model_parallel, vision_groups
+from pretrain.batch_sharing import is_lead, share_batches, share_pixels
+from tests.model.layout_cases import layout_of, packs_of_step
+from tests.processes import Processes
+
+pytestmark = pytest.mark.fast
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Processes]:
+    with Processes(2) as two:
+        yield two
+
+
+def share(layout: str) -> dict[str, Any]:
+    """What a process has of two packs that the lead has read, and whether its images go with them."""
+    parallel, _ = layout_of(layout)
+    initialize_model_parallel(parallel, seed=1)
+    is_first_stage = parallel_state.is_pipeline_first_stage()
+    if is_first_stage:
+        vision_groups(parallel)  # as the model does: groups that the other stage has not
+    packs = packs_of_step("glm4v", 1)[:2]
+    batches = share_batches(lambda: packs)
+    whole = list(share_pixels(batches)) if is_first_stage else batches
+    return {
+        "lead": is_lead(),
+        "ids": all(torch.equal(got.input_ids, want.input_ids) for got, want in zip(batches, packs, strict=True)),
+        "samples": [batch.sample_ids for batch in batches] == [pack.sample_ids for pack in packs],
+        "pixels": [torch.equal(got.pixels, want.pixels) for got, want in zip(whole, packs, strict=True)],
+    }
+
+
+@pytest.mark.parametrize("layout", ["PP2", "CP2", "TP2 SP"])
+def test_all_have_the_packs_and_the_first_stage_the_pixels(processes: Processes, layout: str) -> None:
+    answers = processes.run(share, layout=layout)
+    assert [answer["lead"] for answer in answers] == [True, False]
+    for answer in answers:
+        assert answer["ids"]
+        assert answer["samples"]
+    assert answers[0]["pixels"] == [True, True]
+    assert answers[1]["pixels"] == ([False, True] if layout == "PP2" else [True, True])  # the second has no image
+
+
+def fail_to_read(layout: str) -> str:
+    initialize_model_parallel(layout_of(layout)[0], seed=1)
+
+    def read() -> list[Any]:
+        assert is_lead()
+        raise BadSample("unreadable_image", "half of it is missing")
+
+    try:
+        share_batches(read)
+    except BadSample as error:
+        return str(error)
+    return "no error"
+
+
+@pytest.mark.parametrize("layout", ["PP2", "CP2"])
+def test_what_the_lead_raises_all_raise(processes: Processes, layout: str) -> None:
+    assert processes.run(fail_to_read, layout=layout) == ["unreadable_image: half of it is missing"] * 2
