@@ -89,6 +89,17 @@ class GlmvModel(MegatronModule):
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.share_embeddings_and_output_weights = False
 
+        # In the order of the forward, in which weights are gathered.
+        if self.pre_process:
+            groups = vision_groups(parallel)
+            fields: dict[str, Any] = {"tensor_model_parallel_size": groups.tp.size(), **backend.config_fields}
+            vision_config = vision_transformer_config(
+                config.vision, dtype=dtype, **recompute_fields(recompute.vision), **fields
+            )
+            adapter_config = adapter_transformer_config(config.vision, dtype=dtype, **fields)
+            self.vision_model = VisionEncoder(config.vision, vision_config, backend, groups)
+            self.adapter = PatchMerger(adapter_config, backend, groups)
+            self.image_sharing = ImageSharing(config.vision, parallel.vision)
         decoder = config.decoder
         self.language_model = GPTModel(
             transformer,
@@ -106,16 +117,6 @@ class GlmvModel(MegatronModule):
             decoder.rotary_dim, decoder.rope_theta, interleaved=transformer.rotary_interleaved
         )
         self.model_type = self.language_model.model_type
-        if self.pre_process:
-            groups = vision_groups(parallel)
-            fields: dict[str, Any] = {"tensor_model_parallel_size": groups.tp.size(), **backend.config_fields}
-            vision_config = vision_transformer_config(
-                config.vision, dtype=dtype, **recompute_fields(recompute.vision), **fields
-            )
-            adapter_config = adapter_transformer_config(config.vision, dtype=dtype, **fields)
-            self.vision_model = VisionEncoder(config.vision, vision_config, backend, groups)
-            self.adapter = PatchMerger(adapter_config, backend, groups)
-            self.image_sharing = ImageSharing(config.vision, parallel.vision)
         self.cuda(torch.cuda.current_device())  # megatron-core leaves the routers' weights in main memory
         self._mark_parameters()
 
@@ -179,9 +180,6 @@ class GlmvModel(MegatronModule):
         hidden_states = None
         if self.pre_process:
             hidden_states = self._embed(input_ids, tokens, cu_seqlens, pixels, grid_thw, frames)
-        members = segment_members(cu_seqlens, segment_lengths)[:, tokens]
-        if self.config.sequence_parallel:
-            members = slice_for_tensor_rank(members)
         context_size = self.parallel.context_parallel_size
         out = self.language_model(
             input_ids=None,
@@ -190,7 +188,7 @@ class GlmvModel(MegatronModule):
             decoder_input=hidden_states,
             labels=None if labels is None else labels[None, tokens].to(device, non_blocking=True),
             packed_seq_params=packed_segments(cu_seqlens, segment_lengths, context_size),
-            padding_mask=members.to(device, non_blocking=True) if self.glmv_config.decoder.is_moe else None,
+            padding_mask=self._members(cu_seqlens, segment_lengths, tokens) if self.config.num_moe_experts else None,
         )
         return out[0] if self.post_process else out
 
@@ -200,9 +198,9 @@ class GlmvModel(MegatronModule):
         """Embeddings of this rank's tokens, with images in the places of image tokens: [tokens / CP, 1, hidden], under
         sequence parallelism [tokens / CP / TP, 1, hidden]."""
         plan = self.image_sharing.plan(input_ids, self.glmv_config.image_token_id, grid_thw, cu_seqlens)
-        ids = input_ids[None, tokens].to(torch.cuda.current_device(), non_blocking=True)
-        embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
         received = self.image_sharing.exchange(plan, self._run_tower(plan.images, pixels, grid_thw, frames))
+        ids = input_ids[None, tokens].to(received.device, non_blocking=True)
+        embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
         if not self.config.sequence_parallel:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
         places = plan.places.to(embeddings.device, non_blocking=True)
@@ -224,6 +222,13 @@ class GlmvModel(MegatronModule):
         rows = self.adapter(self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames))
         return rows if len(images) else rows[:0]
 
+    def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor) -> Tensor:
+        """Which of this rank's tokens belong to each segment, for the routers (model.moe)."""
+        device = torch.cuda.current_device()
+        if self.config.sequence_parallel:
+            tokens = slice_for_tensor_rank(tokens)
+        return segment_members(*(x.to(device, non_blocking=True) for x in (cu_seqlens, segment_lengths, tokens)))
+
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> ShardedStateDict:
@@ -241,12 +246,11 @@ class GlmvModel(MegatronModule):
 VISION_PARTS = ("vision_model.", "adapter.")
 
 
-def segment_members(cu_seqlens: Tensor, segment_lengths: Tensor) -> Tensor:
-    """Which tokens each segment has, padding excluded: bool [segments, tokens].
+def segment_members(cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor) -> Tensor:
+    """Which of `tokens` each segment has, padding excluded: bool [segments, tokens].
 
-    >>> segment_members(torch.tensor([0, 4, 6]), torch.tensor([3, 2])).int().tolist()
+    >>> segment_members(torch.tensor([0, 4, 6]), torch.tensor([3, 2]), torch.arange(6)).int().tolist()
     [[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1]]
     """
     begins = cu_seqlens[:-1, None]
-    tokens = torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device)[None]
     return (tokens >= begins) & (tokens < begins + segment_lengths[:, None])

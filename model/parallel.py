@@ -171,6 +171,7 @@ class ParallelConfig:
             # The interleaved schedule with its default, batched communication is silently wrong on gloo.
             "overlap_p2p_comm": virtual,
             "batch_p2p_comm": not virtual,
+            "batch_p2p_sync": False,  # would wait for the device at every transfer, for the sake of an old torch
             "deallocate_pipeline_outputs": True,
         }
 
@@ -197,8 +198,9 @@ def initialize_model_parallel(config: ParallelConfig, seed: int) -> None:
 
 @cache
 def single_rank_group() -> dist.ProcessGroup:
-    """A group of this process alone."""
-    return dist.new_group([dist.get_rank()], use_local_synchronization=True)
+    """A group of this process alone. Nothing is sent in it, and over NCCL all processes would have to make it together,
+    which pipeline stages do not."""
+    return dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
 
 
 @cache

@@ -144,7 +144,17 @@ def layout_for(
     segment_lengths: Sequence[int],
     image_patches: Sequence[int],
 ) -> PipelineLayout:
-    """The layout of a model for the pack that is expected (see `unit_costs`). Raises ConfigError as `solve_layout`."""
+    """The layout of a model for the pack that is expected (see `unit_costs`).
+
+    Raises:
+        ConfigError: there are more ranks than units, or so many virtual stages that ranks have several empty ones.
+    """
+    layers = config.decoder.num_hidden_layers
+    if pipeline_size * (virtual_size - 1) > layers + 2:
+        raise ConfigError(
+            f"parallel.virtual_pipeline_model_parallel_size={virtual_size} leaves ranks with several empty stages: "
+            f"{pipeline_size} x {virtual_size} stages for {layers} decoder layers; make it smaller"
+        )
     return solve_layout(unit_costs(config, segment_lengths, image_patches), pipeline_size, virtual_size)
 
 

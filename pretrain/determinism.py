@@ -51,12 +51,11 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Answe
 
 
 def fingerprints(model_chunks: Sequence[nn.Module]) -> list[int]:
-    """A checksum of the bits of every gradient, which are float32."""
-    sums = [
-        parameter.main_grad.view(torch.int32).sum(dtype=torch.int64)
-        for chunk in model_chunks
-        for parameter in trained(chunk).values()
-    ]
+    """A checksum of the bits of every gradient, which are float32, and of the order of its rows."""
+    sums = []
+    for parameter in (parameter for chunk in model_chunks for parameter in trained(chunk).values()):
+        of_row = parameter.main_grad.view(torch.int32).reshape(len(parameter), -1).sum(1, dtype=torch.int64)
+        sums.append((of_row * torch.arange(1, len(of_row) + 1, device=of_row.device)).sum())
     return torch.stack(sums).tolist() if sums else []
 
 

@@ -30,6 +30,8 @@ def rank() -> int:
 def process_group() -> Iterator[None]:
     """Join the processes that torchrun started, or stand alone without it."""
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    # One queue to the device, so that communication which is to overlap starts before the computing that follows it.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     torch.cuda.set_device(local_rank)
     alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
     joined = {} if "RANK" in os.environ else alone

@@ -89,7 +89,7 @@ class TrainStep:
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,
         )
-        # Later chunks compute while the first one's gradients are reduced: theirs are reduced in one piece.
+        # Later chunks come first in the backward: their reduction hides behind that of earlier ones, in one piece.
         self.ddp = [
             DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
             for number, chunk in enumerate(model_chunks)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -154,6 +155,29 @@ def train(
     if compare_with:
         differences = differences_of(held, small_config(variant), torch.load(compare_with, weights_only=True))
     return {"reports": reports, "differences": differences}
+
+
+def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
+    """`train`, with gradients reduced and weights gathered in buckets of so many numbers."""
+    small_buckets = partial(pretrain.step.DistributedDataParallelConfig, bucket_size=bucket_size)
+    with patch.object(pretrain.step, "DistributedDataParallelConfig", small_buckets):
+        return train(**arguments)
+
+
+def groups_made(variant: str, folder: str, layout: str) -> list[Any]:
+    """The groups that a process makes from the beginning to the end of a step, but those over gloo: over NCCL all
+    processes have to make a group together, also those that are not in it."""
+    made = []
+    true_new_group = dist.new_group
+
+    def new_group(ranks: Sequence[int] | None = None, **options: Any) -> Any:
+        if options.get("backend") != "gloo":
+            made.append(ranks and list(ranks))
+        return true_new_group(ranks, **options)
+
+    with patch.object(dist, "new_group", new_group):
+        train(variant, folder, layout, steps=[1])
+    return made
 
 
 def losses_beside(variant: str, folder: str, layout: str, seed: int) -> dict[str, float]:

@@ -105,6 +105,32 @@ def trains_as_one_process(processes: Processes, hf_folder, expected, layout: str
             assert error <= 1e-4, name
 
 
+@pytest.mark.parametrize(
+    ("hf_folder", "layout"), [("glm4v_moe", "DP2"), ("glm4v", "TP2 SP"), ("glm4v", "PP2 VPP2")], indirect=["hf_folder"]
+)
+def test_overlap_in_many_buckets_changes_nothing(two_processes: Processes, hf_folder, expected, layout: str) -> None:
+    reports, saved = expected
+    answers = two_processes.run(
+        layout_cases.train_in_many_buckets, bucket_size=100_000, variant=variant_of(hf_folder),
+        folder=str(hf_folder[0]), layout=layout, compare_with=saved,
+    )  # fmt: skip
+    for answer in answers:
+        reports_agree(answer["reports"], reports)
+    assert whole_model_difference(answers) <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("hf_folder", "layout"), [("glm4v_moe", "PP2 VPP2"), ("glm4v_moe", "CP2"), ("glm4v", "TP2")], indirect=["hf_folder"]
+)
+def test_all_processes_make_the_same_groups(two_processes: Processes, hf_folder, layout: str) -> None:
+    """Else they would wait for each other on GPUs."""
+    one, other = two_processes.run(
+        layout_cases.groups_made, variant=variant_of(hf_folder), folder=str(hf_folder[0]), layout=layout
+    )
+    assert one == other
+    assert one
+
+
 def reports_agree(got: list[dict[str, Any]], want: list[dict[str, Any]]) -> None:
     for step, (ours, theirs) in enumerate(zip(got, want, strict=True), start=1):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=EXACT), f"loss of step {step}"

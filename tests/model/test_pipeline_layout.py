@@ -83,6 +83,10 @@ def test_more_ranks_than_units_are_refused() -> None:
     config = GlmvConfig.from_preset("tiny_moe")
     with pytest.raises(ConfigError, match=r"pipeline_model_parallel_size=7 .* at most 6"):
         layout_for(config, 7, 1, segment_lengths=[64], image_patches=[])
+    with pytest.raises(
+        ConfigError, match=r"virtual_pipeline_model_parallel_size=5 .* 2 x 5 stages for 4 decoder layers"
+    ):
+        layout_for(config, 2, 5, segment_lengths=[64], image_patches=[])
 
 
 # --- full size: bounds ------------------------------------------------------------------------------------------------
