@@ -198,9 +198,10 @@ def initialize_model_parallel(config: ParallelConfig, seed: int) -> None:
 
 @cache
 def single_rank_group() -> dist.ProcessGroup:
-    """A group of this process alone. Nothing is sent in it, and over NCCL all processes would have to make it together,
-    which pipeline stages do not."""
-    return dist.new_group([dist.get_rank()], backend="gloo", use_local_synchronization=True)
+    """A group of this process alone, in which nothing is ever sent. Not over NCCL: all processes would have to make it
+    together, and later pipeline stages have no use for it."""
+    backend = "gloo" if dist.get_backend() == "nccl" else None
+    return dist.new_group([dist.get_rank()], backend=backend, use_local_synchronization=True)
 
 
 @cache

@@ -119,6 +119,8 @@ def keep_groups() -> Callable[[], None]:
         return made[use]
 
     def destroy_process_group(group: Any = None) -> None:
+        if group is None:  # the world, and all groups with it
+            made.clear()
         if group not in made.values():
             true_destroy(group)
 

@@ -165,13 +165,13 @@ def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
 
 
 def groups_made(variant: str, folder: str, layout: str) -> list[Any]:
-    """The groups that a process makes from the beginning to the end of a step, but those over gloo: over NCCL all
-    processes have to make a group together, also those that are not in it."""
+    """The groups that a process makes from the beginning to the end of a step, but those over gloo and those that only
+    members make: over NCCL all processes have to make a group together, also those that are not in it."""
     made = []
     true_new_group = dist.new_group
 
     def new_group(ranks: Sequence[int] | None = None, **options: Any) -> Any:
-        if options.get("backend") != "gloo":
+        if options.get("backend") != "gloo" and not options.get("use_local_synchronization"):
             made.append(ranks and list(ranks))
         return true_new_group(ranks, **options)
 
