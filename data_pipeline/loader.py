@@ -92,8 +92,15 @@ class PackedLoader:
 
     def expected_work(self) -> tuple[list[int], list[int]]:
         """What the run's packs are like: tokens of every sample, and patches of every picture and frame pair, of the
-        first window of the plan. From metadata alone; the same on every rank and at every restart."""
-        packs, _ = self.plan.window(Position.start(len(self.sources)))
+        first MIN_WINDOW_PACKS packs. From metadata alone; the same on every rank and at every restart."""
+        few = Plan(
+            self.sources,
+            seed=self.plan.seed,
+            seq_length=self.plan.seq_length,
+            segment_multiple=self.plan.segment_multiple,
+            global_batch_size=1,  # a window is as wide as several steps, which may be thousands of packs
+        )
+        packs, _ = few.window(Position.start(len(self.sources)))
         pieces = [piece for pack in packs for piece in pack.pieces]
         patches = [n for piece in pieces for n in self.sources[piece.source].image_patches(piece.row)]
         return [piece.length for piece in pieces], patches

@@ -21,7 +21,6 @@ and values of all ranks, and each of its pieces attends to the segment up to the
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,31 +40,16 @@ from model.parallel import context_tokens
 CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 
 
-@dataclass
-class PackedSegments(PackedSeqParams):
-    """megatron-core's description of a pack, and what this module derives from it once for all layers.
-
-    `natural_order` [tokens], on the device: where each token's key lies among those gathered from the context ranks.
-    """
-
-    natural_order: Tensor | None = None
-
-
-def packed_segments(cu_seqlens: Tensor, segment_lengths: Tensor, context_size: int = 1) -> PackedSegments:
+def packed_segments(cu_seqlens: Tensor, segment_lengths: Tensor) -> PackedSeqParams:
     """Segments as megatron-core and Transformer Engine take them: where they begin, and how much of each is useful.
 
     Args:
         cu_seqlens: int32 [segments + 1], padding included, in main memory.
         segment_lengths: int32 [segments], useful tokens.
-        context_size: context-parallel ranks that share the pack.
     """
     useful = F.pad(segment_lengths.cumsum(0), (1, 0)).int()
     longest = int(cu_seqlens.diff().max())
-    order = None
-    if context_size > 1:
-        gathered = torch.cat([context_tokens(cu_seqlens, context_size, rank) for rank in range(context_size)])
-        order = gathered.argsort().to(torch.cuda.current_device(), non_blocking=True)
-    return PackedSegments(
+    return PackedSeqParams(
         qkv_format="thd",
         cu_seqlens_q=useful,
         cu_seqlens_kv=useful,
@@ -73,7 +57,6 @@ def packed_segments(cu_seqlens: Tensor, segment_lengths: Tensor, context_size: i
         cu_seqlens_kv_padded=cu_seqlens,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
-        natural_order=order,
     )
 
 
@@ -117,7 +100,7 @@ class SegmentAttention(MegatronModule):
             key, value: [tokens of this rank, groups, head_dim]; `heads` is a multiple of `groups`.
             attn_mask_type: overrides the mask type given at construction.
             packed_seq_params: `cu_seqlens_kv_padded` (or `cu_seqlens_kv`) [segments + 1], of the whole pack; under
-                context parallelism made by `packed_segments`.
+                context parallelism with padding, in main memory.
 
         Returns:
             [tokens of this rank, 1, heads * head_dim]
@@ -131,8 +114,8 @@ class SegmentAttention(MegatronModule):
 
         if self.context_group.size() > 1:
             assert causal, "full attention is not cut over context ranks"
-            assert isinstance(packed_seq_params, PackedSegments)
-            out = self._attend_across_ranks(query, key, value, lengths, packed_seq_params)
+            order = natural_order(packed_seq_params, self.context_group.size(), query.device)
+            out = self._attend_across_ranks(query, key, value, lengths, order)
         else:
             out = self._attend(query, key, value, lengths, causal)
         return out.permute(2, 0, 1, 3).reshape(-1, 1, self.hidden_size_per_partition)
@@ -148,13 +131,12 @@ class SegmentAttention(MegatronModule):
         return torch.cat(segments, dim=2)
 
     def _attend_across_ranks(
-        self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], packed: PackedSegments
+        self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], order: Tensor
     ) -> Tensor:
         """[1, heads, tokens of this rank, head_dim]"""
         ranks, rank = self.context_group.size(), self.context_group.rank()
         both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=-1), group=self.context_group)
-        assert packed.natural_order is not None
-        keys, values = as_heads(both.index_select(0, packed.natural_order)).chunk(2, dim=-1)
+        keys, values = as_heads(both.index_select(0, order)).chunk(2, dim=-1)
         queries = as_heads(query)
         grouped = query.size(1) != key.size(1)
         pieces = []
@@ -181,3 +163,12 @@ class SegmentAttention(MegatronModule):
 def as_heads(x: Tensor) -> Tensor:
     """[tokens, heads, dim] -> [1, heads, tokens, dim], a view."""
     return x.transpose(0, 1).unsqueeze(0)
+
+
+def natural_order(segments: PackedSeqParams, ranks: int, device: Any) -> Tensor:
+    """Where each token's key lies among those gathered from `ranks` context ranks: int64 [tokens], on the device.
+    Worked out by the first layer of a micro-batch, and kept with the segments for the others."""
+    if not hasattr(segments, "_natural_order"):
+        gathered = torch.cat([context_tokens(segments.cu_seqlens_kv_padded, ranks, rank) for rank in range(ranks)])
+        segments._natural_order = gathered.argsort().to(device, non_blocking=True)
+    return segments._natural_order

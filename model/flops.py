@@ -23,10 +23,9 @@ attention sees half of the square (the diagonal's other half, n/2 pairs, is left
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
-from model.config import DecoderConfig, GlmvConfig, VisionConfig
+from model.config import DecoderConfig, VisionConfig
 
 FORWARD_AND_BACKWARD = 3  # in forward passes: the gradients of inputs and of weights each take as much again
 
@@ -80,20 +79,3 @@ def layer_cost(decoder: DecoderConfig, layer: int) -> SegmentCost:
 def head_cost(decoder: DecoderConfig) -> SegmentCost:
     """A sample of n tokens through the output layer."""
     return SegmentCost(2 * decoder.hidden_size * decoder.vocab_size)
-
-
-def decoder_cost(decoder: DecoderConfig) -> SegmentCost:
-    """A sample of n tokens through all decoder layers and the output layer."""
-    return sum((layer_cost(decoder, n) for n in range(decoder.num_hidden_layers)), start=head_cost(decoder))
-
-
-def model_flops(config: GlmvConfig, segment_lengths: Iterable[int], image_patches: Iterable[int]) -> int:
-    """FLOPs of training on some samples, forward and backward; divided by time and peak, the MFU.
-
-    Args:
-        config: what the model is.
-        segment_lengths: useful tokens of each sample, those of images included.
-        image_patches: patches of each picture and frame pair.
-    """
-    forward = decoder_cost(config.decoder).of(*segment_lengths) + vision_cost(config.vision).of(*image_patches)
-    return FORWARD_AND_BACKWARD * forward

@@ -180,14 +180,13 @@ class GlmvModel(MegatronModule):
         hidden_states = None
         if self.pre_process:
             hidden_states = self._embed(input_ids, tokens, cu_seqlens, pixels, grid_thw, frames)
-        context_size = self.parallel.context_parallel_size
         out = self.language_model(
             input_ids=None,
             position_ids=position_ids[:, None].to(device, non_blocking=True),
             attention_mask=None,
             decoder_input=hidden_states,
             labels=None if labels is None else labels[None, tokens].to(device, non_blocking=True),
-            packed_seq_params=packed_segments(cu_seqlens, segment_lengths, context_size),
+            packed_seq_params=packed_segments(cu_seqlens, segment_lengths),
             padding_mask=self._members(cu_seqlens, segment_lengths, tokens) if self.config.num_moe_experts else None,
         )
         return out[0] if self.post_process else out

@@ -67,18 +67,18 @@ def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
             )
         return Origin(weights=_weights(config.model.init_from))
     checkpoint = latest_checkpoint(folder)
-    if checkpoint is not None and (step := read_train_state(checkpoint).step) > config.train.steps:
+    if checkpoint is None:
+        return Origin(weights=_weights(config.model.init_from))
+    before = read_train_state(checkpoint)
+    if before.step > config.train.steps:
         raise ConfigError(
-            f"train.steps={config.train.steps} is below step {step}, which the run at {folder} has reached; raise it, "
-            "or choose another train.output_dir"
+            f"train.steps={config.train.steps} is below step {before.step}, which the run at {folder} has reached; "
+            "raise it, or choose another train.output_dir"
         )
-    if checkpoint is not None:
-        _refuse_another_freeze(read_train_state(checkpoint).config, config.freeze, folder)
-    if checkpoint is not None and not config.checkpoint.allow_changes:
-        _refuse_changes(read_train_state(checkpoint).config, resolved, folder)
-    if checkpoint is not None:
-        return Origin(resume=checkpoint)
-    return Origin(weights=_weights(config.model.init_from))
+    _refuse_another_freeze(before.config, config.freeze, folder)
+    if not config.checkpoint.allow_changes:
+        _refuse_changes(before.config, resolved, folder)
+    return Origin(resume=checkpoint)
 
 
 def _weights(init_from: str) -> Path | None:

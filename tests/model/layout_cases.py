@@ -105,7 +105,9 @@ def packs_with_neighbour(variant: str, seed: int) -> list[Batch]:
 # --- what processes are asked to do -----------------------------------------------------------------------------------
 
 
-def make_trainer(variant: str, folder: str, layout: str, steps: int, dtype: str, balance: bool) -> TrainStep:
+def make_trainer(
+    variant: str, folder: str, layout: str, steps: int = 1, dtype: str = "float32", balance: bool = True
+) -> TrainStep:
     parallel, stages = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
@@ -126,7 +128,6 @@ def train(
     layout: str,
     steps: Sequence[int] = (1, 2, 3),
     dtype: str = "float32",
-    balance: bool = True,
     load_from: str = "",
     checkpoint: str = "",
     save_to: str = "",
@@ -137,7 +138,7 @@ def train(
     Returns losses, gradient norms and other figures of each step; with `compare_with`, also the summed squares of the
     difference of every tensor, and of the tensor.
     """
-    trainer = make_trainer(variant, folder, layout, steps[-1], dtype, balance)
+    trainer = make_trainer(variant, folder, layout, steps[-1], dtype)
     chunks = trainer.model_chunks
     if load_from:
         load_checkpoint(Path(load_from), chunks, trainer.optimizer)
@@ -182,24 +183,22 @@ def groups_made(variant: str, folder: str, layout: str) -> list[Any]:
 
 def losses_beside(variant: str, folder: str, layout: str, seed: int) -> dict[str, float]:
     """The loss of each domain on `packs_with_neighbour`."""
-    trainer = make_trainer(variant, folder, layout, 1, "float32", balance=True)
+    trainer = make_trainer(variant, folder, layout)
     return trainer.run(1, of_this_rank(packs_with_neighbour(variant, seed))).domain_losses
 
 
-def gradients(
-    variant: str, folder: str, layout: str, expected: str, step: int = 1, twin: str = ""
-) -> dict[str, tuple[float, float]]:
-    """Summed squares of the difference of every gradient of a step from the one in `expected`, and of that one. With
-    `twin`, of a model that is broken in the way of this name."""
+def gradients(variant: str, folder: str, layout: str, expected: str, twin: str = "") -> dict[str, tuple[float, float]]:
+    """Summed squares of the difference of every gradient of the first step from the one in `expected`, and of that
+    one. With `twin`, of a model that is broken in the way of this name."""
     with broken(twin) as break_model:
-        trainer = make_trainer(variant, folder, layout, 1, "float32", balance=False)
+        trainer = make_trainer(variant, folder, layout, balance=False)
         break_model(trainer.model_chunks)
         # Every rank is to have every gradient; the distributed optimizer would leave it a part.
         true_schedule = pretrain.step.get_forward_backward_func
         pretrain.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
         trainer.optimizer.step = lambda: (True, 0.0, 0)
         try:
-            trainer.run(1, of_this_rank(packs_of_step(variant, step)))
+            trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
         finally:
             pretrain.step.get_forward_backward_func = true_schedule
     held = {
