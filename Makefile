@@ -52,8 +52,9 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(VENV)/installed: setup.py constraints.txt tools/venv.sh
+$(VENV)/installed: setup.py constraints.txt tools/venv.sh tools/debian.sh
 	bash tools/venv.sh $(VENV)
+	bash tools/debian.sh
 	touch $@
 
 $(TE)/installed: tests/te/requirements.txt $(VENV)/installed

@@ -117,8 +117,7 @@ def test_every_dependency_is_pinned_and_installed_as_pinned() -> None:
     arguments, pinned = setup_arguments(), pins()
     wanted = [
         *arguments["install_requires"],
-        *arguments["extras_require"]["test"],
-        *arguments["extras_require"]["demo"],
+        *(r for e in ("ray", "gui", "test", "demo") for r in arguments["extras_require"][e]),
     ]
     for requirement in wanted:
         name = re.split(r"[=<>\[]", _normal(requirement))[0]

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# Install the Debian packages that some tests need: a browser, and fonts of Chinese, Japanese
+# and Korean. Called by make. Elsewhere than on Debian as root they are named and left to the user.
+set -euo pipefail
+packages=(chromium fonts-noto-cjk)
+missing=()
+for package in "${packages[@]}"; do
+    dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
+done
+if [ ${#missing[@]} = 0 ]; then exit; fi
+if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+    echo "some tests need these packages of your distribution: ${missing[*]}" >&2
+    exit
+fi
+apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null
