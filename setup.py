@@ -21,7 +21,7 @@ setup(
         "sft",
         "tools",
     ],
-    package_data={"tools": ["demo_media.yaml"]},
+    package_data={"tools": ["demo_media.yaml", "inspect_page.html"]},
     install_requires=[
         "ahocorasick_rs",
         "av",

@@ -35,7 +35,8 @@ REQUIRED_TOKENS = (
 class GlmTokenizer:
     """A Hugging Face tokenizer folder, read from its tokenizer.json alone.
 
-    special: id of every special token by name. hash: changes when any text could be encoded differently.
+    special: id of every special token by name; names: the reverse. hash: changes when any text could be
+    encoded differently.
     Raises DataError if the folder has no fast tokenizer or lacks a token of REQUIRED_TOKENS.
     """
 
@@ -59,6 +60,7 @@ class GlmTokenizer:
         self.hash = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
         # One more than the largest id: what a model's embedding must have room for.
         self.vocab_size = 1 + max(*self.special.values(), *content["model"]["vocab"].values())
+        self.names = {token: name for name, token in self.special.items()}
         self.pad_id, self.image_id = self.special[PAD], self.special[IMAGE]
         self._tags = re.compile(
             "|".join(f"({re.escape(tag)})" for tag in ASSISTANT_TAGS if tag in self.special) or "$^"
@@ -77,6 +79,10 @@ class GlmTokenizer:
             else:
                 ids += self.encode(part)
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ordinary tokens; what is not a whole character becomes U+FFFD."""
+        return self._plain.decode(list(ids), skip_special_tokens=False)
 
     def token(self, name: str) -> int:
         """Id of a special token. Raises BadSample if this tokenizer does not have it."""

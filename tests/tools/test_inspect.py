@@ -1,0 +1,181 @@
+"""The page of samples and packs, on real shards, read back by an HTML parser."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from bs4 import BeautifulSoup, Tag
+from typer.testing import CliRunner
+
+from data_pipeline.batch import collate
+from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.images import decode_image, patchify
+from data_pipeline.tokens import GlmTokenizer
+from tests.data_pipeline.media import clip, encoded, pattern
+from tools.inspect import app
+from tools.inspect_view import unpack, unpatchify, view_of_sample
+from tools.shard import app as shard_app
+
+pytestmark = pytest.mark.fast
+
+HOSTILE = '</div><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7*7 }}'
+PICTURE = encoded(pattern(84, 112), "PNG")
+RECORDS: list[dict[str, Any]] = [
+    {
+        "domain": "grounding",
+        "text": "<image>A cat: [[102,80,540,910]] and dogs [[1,2,3,4],[5,6,999,7]].",
+        "images": ["a.png"],
+    },
+    {"domain": "video", "text": "It moves.", "videos": ["c.mp4"]},
+    {"domain": "text", "text": HOSTILE},
+    {
+        "domain": "chat",
+        "messages": [{"role": "user", "content": "<image>猫吗?"}, {"role": "assistant", "content": "是的 🐈, yes."}],
+        "images": ["a.png"],
+    },
+]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    folder = tmp_path_factory.mktemp("inspected")
+    (folder / "a.png").write_bytes(PICTURE)
+    (folder / "c.mp4").write_bytes(clip(24))
+    (folder / "r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
+    run(shard_app, "build", "--input", folder / "r.jsonl", "--out", folder / "out", "--tokenizer", tokenizer_folder)
+    return folder / "out"
+
+
+def run(app, *arguments: object, expect: int = 0) -> str:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == expect, result.output
+    return result.output
+
+
+def one(page: Tag, selector: str) -> Tag:
+    found = page.select_one(selector)
+    assert found is not None, selector
+    return found
+
+
+def is_a(span: Tag, kind: str) -> bool:
+    return kind in (span.get("class") or ())
+
+
+def page_of(path: Path) -> BeautifulSoup:
+    return BeautifulSoup(path.read_text(), "lxml")
+
+
+@pytest.fixture(scope="module")
+def page(shards: Path, tokenizer_folder: Path) -> BeautifulSoup:
+    run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--out", shards / "page.html")
+    return page_of(shards / "page.html")
+
+
+def test_samples_with_pictures_boxes_and_frames(page: BeautifulSoup):
+    grounding, video, _, _ = page.select(".sample")
+    drawn = [[float(str(box[side])) for side in ("x", "y", "width", "height")] for box in grounding.select("rect")]
+    assert drawn == [[102, 80, 438, 830], [1, 2, 2, 2], [5, 6, 994, 1]]
+    assert [label.text for label in grounding.select(".label")] == ["A cat", "and dogs", ""]
+
+    shown = base64.b64decode(str(one(grounding, "img")["src"]).split(",")[1])
+    assert shown == encoded(pattern(84, 112), "JPEG", quality=85)  # it needed no resizing
+
+    captions = [caption.text for caption in video.select("figcaption")]
+    assert [caption.split(" s,")[0] for caption in captions] == ["0", "1", "2"]  # three seconds at 8 a second
+    assert [len(figure.select("img")) for figure in video.select("figure")] == [2, 2, 2]
+
+
+def test_tokens_say_what_is_learned(page: BeautifulSoup):
+    tokens = page.select(".sample")[3].select(".tokens > span")
+    assert "".join(span.text for span in tokens if is_a(span, "learned")) == "是的 🐈, yes.<|user|>"
+    assert "猫吗?" in "".join(span.text for span in tokens)
+    picture = next(span for span in tokens if is_a(span, "image"))
+    assert picture.text == "<|image|> x 12"
+    assert str(picture["title"]).endswith("position 5 5 5")  # [gMASK] <sop> <|user|> \n <|begin_of_image|> before it
+
+
+def test_what_a_sample_says_stays_text(page: BeautifulSoup, shards: Path):
+    assert not page.select("script, link, iframe, object, [onerror], a")
+    assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.select("img"))
+    assert "".join(span.text for span in page.select(".sample")[2].select(".tokens > span")).count(HOSTILE) == 1
+    assert "default-src 'none'" in one(page, "meta[http-equiv]")["content"]
+
+
+def test_a_sample_by_its_key(shards: Path, tokenizer_folder: Path, tmp_path: Path, page: BeautifulSoup):
+    name = one(page, ".sample:nth-of-type(2) h3").text.split()[-1]
+    for key in (name, Path(name).name):
+        run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--key", key, "--out", tmp_path / "page.html")
+        assert one(page_of(tmp_path / "page.html"), ".sample h3").text.split()[-1] == name
+    refused = run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--key", "nobody", expect=2)
+    assert "no sample is called nobody" in refused
+
+
+def test_a_broken_sample_shows_its_reason(tokenizer_folder: Path, tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
+    (tmp_path / "a.png").write_bytes(encoded(noise, "PNG"))
+    (tmp_path / "r.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
+    run(shard_app, "build", "--input", tmp_path / "r.jsonl", "--out", tmp_path, "--tokenizer", tokenizer_folder)
+    (shard,) = tmp_path.glob("*.tar")
+    with open(shard, "r+b") as file:
+        file.seek(150_000)
+        file.write(b"damage")
+    run(app, "shards", shard, "--tokenizer", tokenizer_folder, "--out", tmp_path / "page.html")
+    assert one(page_of(tmp_path / "page.html"), ".sample .failure").text.startswith("checksum:")
+
+
+def test_packs_of_a_run(shards: Path, tokenizer_folder: Path, tmp_path: Path):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        json.dumps(
+            {
+                "model": {"preset": "tiny_moe"},
+                "data": {"tokenizer": str(tokenizer_folder), "sources": [{"path": str(shards)}]},
+                "train": {"steps": 9, "global_batch_size": 2, "seq_length": 256, "output_dir": str(tmp_path / "run")},
+                "optimizer": {"warmup_steps": 1},
+            }
+        )
+    )
+    out = tmp_path / "page.html"
+    run(app, "batch", "--config", config, "--step", "2", "--out", out)
+    page = page_of(out)
+    assert [title.text for title in page.select("h2")] == ["step 2, pack 0", "step 2, pack 1"]
+    bars = [len(bar.select("span")) for bar in page.select(".bar")]
+    assert sum(bars) == len(page.select(".sample")) > 2
+    assert len(page.select("polyline")) == 6
+    assert "data.sorces" in run(app, "batch", "--config", config, "data.sorces=[]", expect=2)
+
+
+def test_a_batch_is_taken_apart_as_it_was_made(tokenizer_folder: Path):
+    tokenizer = GlmTokenizer(tokenizer_folder)
+    media = {"image": [PICTURE], "none": []}
+    samples = [
+        encode_record(
+            *({key: value for key, value in record.items() if key not in ("images", "videos")},),
+            *(media["image" if "images" in record else "none"], [clip(24)] * ("videos" in record)),
+            tokenizer=tokenizer,
+            budget=PixelBudget(),
+            sample_id=str(number),
+        )
+        for number, record in enumerate(RECORDS)
+    ]
+    batch = collate(samples, seq_length=1024, segment_multiple=8, pad_id=tokenizer.pad_id)
+    for sample, back in zip(samples, unpack(batch, tokenizer.image_id), strict=True):
+        assert (sample.sample_id, sample.grids, sample.frames) == (back.sample_id, back.grids, back.frames)
+        for name in ("input_ids", "loss", "position_ids"):
+            assert np.array_equal(getattr(sample, name), getattr(back, name))
+        assert torch.equal(sample.pixels, back.pixels)
+        assert view_of_sample(sample, tokenizer) == view_of_sample(back, tokenizer)
+
+
+def test_patches_become_the_picture_again():
+    frames = torch.from_numpy(np.stack([pattern(84, 112), pattern(84, 112, 3)])).permute(0, 3, 1, 2)
+    assert np.array_equal(unpatchify(patchify(frames), (6, 8), 2), frames.permute(0, 2, 3, 1).numpy())
+    picture = torch.from_numpy(decode_image(PICTURE).copy()).permute(2, 0, 1)[None]
+    assert np.array_equal(unpatchify(patchify(picture), (6, 8), 1)[0], decode_image(PICTURE))

@@ -1,0 +1,164 @@
+"""What is in a shard or a batch, as a page to look at.
+
+    python -m tools.inspect shards DIR_OR_TAR... --tokenizer DIR --out page.html [--samples 24] [--key KEY ...]
+    python -m tools.inspect batch --config configs/tiny/pretrain.yaml --out page.html [--step 1] [dotted.key=value ...]
+
+The page is one file without scripts or links to elsewhere. Pictures are drawn from the very patches that the model is
+given, with the boxes that the text names; every token shows whether it is learned, its id and its position.
+"""
+
+from __future__ import annotations
+
+import os
+import webbrowser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from rich.console import Console
+from rich.progress import track
+
+from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.index import ShardIndex, find_shards, read_index
+from data_pipeline.loader import PackedLoader
+from data_pipeline.shards import ShardReader
+from data_pipeline.tokens import GlmTokenizer
+from model.config import ConfigError
+from pretrain.config import RunConfig, load_config
+from tools.inspect_view import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+console = Console()
+
+Out = Annotated[Path, typer.Option(help="the page to write")]
+Open = Annotated[bool, typer.Option("--open", help="show it in a browser")]
+
+
+@app.command()
+def shards(
+    shards: Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")],
+    tokenizer: Annotated[Path, typer.Option(help="Hugging Face tokenizer folder")],
+    out: Out = Path("inspect.html"),
+    samples: Annotated[int, typer.Option(min=1, help="how many, spread evenly over the shards")] = 24,
+    key: Annotated[list[str] | None, typer.Option(help="these samples instead; may be given several times")] = None,
+    image_max_tokens: Annotated[int, typer.Option(help="pixel budget of a picture")] = PixelBudget.image_max_tokens,
+    video_max_tokens: Annotated[int, typer.Option(help="pixel budget of a clip")] = PixelBudget.video_max_tokens,
+    open_page: Open = False,
+) -> None:
+    """Shows samples: pictures with boxes, frames with their seconds, the record, tokens with what is learned."""
+    with _errors():
+        glm_tokenizer = GlmTokenizer(tokenizer)
+        indexes = [read_index(path) for given in shards for path in find_shards(given)]
+        budget = PixelBudget(image_max_tokens, video_max_tokens)
+        chosen = _with_keys(indexes, key) if key else _spread(indexes, samples)
+        reader = ShardReader()
+        views = [
+            _look(reader, shard, row, glm_tokenizer, budget)
+            for shard, row in track(chosen, "samples", console=Console(stderr=True), transient=True)
+        ]
+        reader.close()
+        total = sum(shard.table.num_rows for shard in indexes)
+        title = f"{len(views):,} of {total:,} samples in {len(indexes):,} shards"
+        _write(out, title, [PackView(sequences=views)], open_page)
+
+
+@app.command()
+def batch(
+    config: Annotated[Path, typer.Option(help="the YAML of a run")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="dotted.key=value ...", metavar="[KEY=VALUE]...")
+    ] = None,
+    out: Out = Path("inspect.html"),
+    step: Annotated[int, typer.Option(min=1, help="the first step to show")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="how many")] = 1,
+    open_page: Open = False,
+) -> None:
+    """Shows the packs of a run's steps: segments, positions, and the samples in them."""
+    with _errors():
+        run = load_config(RunConfig, config, [*(overrides or []), "data.num_workers=0"])
+        loader = PackedLoader(
+            run.data,
+            seq_length=run.train.seq_length,
+            global_batch_size=run.train.global_batch_size,
+            data_parallel_rank=0,
+            data_parallel_size=1,
+        )
+        packs: list[PackView] = []
+        last = step + steps - 1
+        for number in track(range(1, last + 1), "steps", console=Console(stderr=True), transient=True):
+            batches = loader.next_step()
+            if number >= step:
+                packs += [
+                    view_of_pack(batch, loader.tokenizer, f"step {number}, pack {place}")
+                    for place, batch in enumerate(batches)
+                ]
+        loader.close()
+        _write(out, f"steps {step} to {last} of {config}", packs, open_page)
+
+
+def _spread(indexes: Sequence[ShardIndex], samples: int) -> list[tuple[ShardIndex, int]]:
+    """So many samples at equal distances through all shards."""
+    rows = [(shard, row) for shard in indexes for row in range(shard.table.num_rows)]
+    return rows[:: max(1, len(rows) // samples)][:samples]
+
+
+def _with_keys(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[ShardIndex, int]]:
+    found = [
+        (shard, row)
+        for shard in indexes
+        for row, key in enumerate(shard.table.column("key").to_pylist())
+        if key in keys or f"{shard.file.name}/{key}" in keys
+    ]
+    if not found:
+        raise DataError(f"no sample is called {' or '.join(keys)}: give KEY or SHARD.tar/KEY as a run's logs do")
+    return found
+
+
+def _look(
+    reader: ShardReader, shard: ShardIndex, row: int, tokenizer: GlmTokenizer, budget: PixelBudget
+) -> SequenceView:
+    stored = shard.sample(row)
+    name = f"{shard.file.name}/{stored.key}"
+    try:
+        raw = reader.read(str(shard.file), stored)
+        encoded = encode_record(
+            *(raw.record, raw.images, raw.videos),
+            tokenizer=tokenizer,
+            budget=budget,
+            sample_id=name,
+            chat_form=shard.header.chat_form,
+        )
+    except BadSample as error:
+        return view_of_failure(name, error)
+    return view_of_sample(encoded, tokenizer, raw.record)
+
+
+def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> None:
+    # Everything in a sample is text that someone else wrote: it is escaped, wherever it stands.
+    pages = Environment(loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined)
+    page = pages.get_template("inspect_page.html").render(title=title, packs=packs)
+    temporary = out.with_name(out.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, out)
+    console.print(f"{out}: {title}, {len(page) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
+    if open_page:
+        webbrowser.open(out.resolve().as_uri())
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """A mistake in the data or the call is one line on stderr and exit status 2."""
+    try:
+        yield
+    except (ConfigError, DataError, OSError) as error:
+        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
+        typer.echo(f"error: {said}", err=True)
+        raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()
