@@ -10,7 +10,6 @@ A line of records.jsonl is {"domain": NAME, ..., "images": [paths], "videos": [p
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,8 +24,9 @@ from data_pipeline.build import MAX_SHARD_BYTES, REJECTED, Report, build_shards,
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
-from data_pipeline.index import find_shards, read_index, sample_lengths
+from data_pipeline.index import find_shards, read_index
 from data_pipeline.tokens import GlmTokenizer
+from tools.shard_stats import collect, draw, table_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
@@ -96,28 +96,17 @@ def stats(
     shards: Shards,
     image_max_tokens: Annotated[int, typer.Option(help="pixel budget of a picture")] = 6144,
     video_max_tokens: Annotated[int, typer.Option(help="pixel budget of a clip")] = 30000,
+    picture: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
 ) -> None:
-    """Counts samples, images, clips and tokens by domain."""
-    counts: dict[str, Counter[str]] = {}
+    """Counts by domain, from the indexes alone: samples, pictures, clips, tokens; and draws how they lie."""
     with _errors():
-        for path in _shards(shards):
-            shard = read_index(path)
-            lengths = sample_lengths(shard.table, PixelBudget(image_max_tokens, video_max_tokens)).tolist()
-            columns = shard.table.select(["domain", "text_tokens", "images", "videos", "members"]).to_pylist()
-            for row, length in zip(columns, lengths, strict=True):
-                count = counts.setdefault(row["domain"], Counter())
-                count["samples"] += 1
-                count["images"] += len(row["images"])
-                count["clips"] += len(row["videos"])
-                count["tokens"] += length
-                count["text tokens"] += row["text_tokens"]
-                count["bytes"] += sum(member["size"] for member in row["members"])
-                count["longest"] = max(count["longest"], length)
-    columns_shown = ("samples", "images", "clips", "tokens", "text tokens", "longest", "bytes")
-    table = Table("domain", *columns_shown)
-    for domain, count in sorted(counts.items()):
-        table.add_row(domain, *(f"{count[column]:,}" for column in columns_shown))
-    console.print(table)
+        indexes = [read_index(path) for path in _shards(shards)]
+        found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
+        if picture:
+            draw(found, picture)
+    console.print(table_of(found))
+    if picture:
+        console.print(f"drawn: {picture}", markup=False, soft_wrap=True)
 
 
 def _shards(given: list[str]) -> list[Path]:

@@ -75,7 +75,8 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
     assert json.loads(stored[0]["json"]) == {"domain": "image_text", "text": "A cat."}
 
     assert "shards: 1, samples: 12" in run("verify", out, "--tokenizer", tokenizer_folder)
-    assert "interleaved │ 3 │ 6 │ 0" in run("stats", out)
+    assert "interleaved 3 6 0" in run("stats", out, "--picture", tmp_path / "stats.png")
+    assert (tmp_path / "stats.png").read_bytes().startswith(b"\x89PNG")
 
     config = DataConfig(tokenizer=str(tokenizer_folder), sources=[SourceConfig(str(out))], num_workers=0)
     loader = PackedLoader(config, seq_length=512, global_batch_size=1, data_parallel_rank=0, data_parallel_size=1)

@@ -1,0 +1,119 @@
+"""What shards hold, from their indexes alone: a table by domain, and a picture of lengths, sizes, durations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
+from rich.filesize import decimal
+from rich.table import Column, Table
+
+from data_pipeline.domains import DOMAINS
+from data_pipeline.encode import PixelBudget
+from data_pipeline.index import ShardIndex, sample_lengths
+
+_BINS = 60
+_NOTHING = np.empty(0)
+
+
+@dataclass
+class DomainStats:
+    """One domain, summed over shards. tokens: of every sample, images expanded. sizes: (height, width) of every
+    picture before resizing. durations: seconds of every clip."""
+
+    tokens: list[np.ndarray] = field(default_factory=list)
+    sizes: list[np.ndarray] = field(default_factory=list)
+    durations: list[np.ndarray] = field(default_factory=list)
+    bytes: int = 0
+
+    def row(self) -> list[str]:
+        """The cells of COLUMNS."""
+        tokens, pictures, clips = (np.concatenate([_NOTHING, *map(np.ravel, part)]) for part in self._parts())
+        counts = (len(tokens), len(pictures) // 2, len(clips), tokens.sum())
+        spread = np.percentile(tokens, (50, 99, 100), method="inverted_cdf") if len(tokens) else (0, 0, 0)
+        return [*(f"{int(count):,}" for count in (*counts, *spread)), decimal(self.bytes)]
+
+    def _parts(self) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
+        return self.tokens, self.sizes, self.durations
+
+
+COLUMNS = ("samples", "images", "clips", "tokens", "median", "p99", "longest", "bytes")
+
+
+def collect(shards: Iterable[ShardIndex], budget: PixelBudget) -> dict[str, DomainStats]:
+    """Statistics by domain, in the order of DOMAINS."""
+    found: dict[str, DomainStats] = {}
+    for shard in shards:
+        lengths = sample_lengths(shard.table, budget)
+        for domain in pc.unique(shard.table.column("domain")).to_pylist():
+            here = pc.equal(shard.table.column("domain"), domain)
+            rows = shard.table.filter(here)
+            stats = found.setdefault(domain, DomainStats())
+            stats.tokens.append(lengths[here.to_numpy()])
+            images, clips, members = (_flat(rows, column) for column in ("images", "videos", "members"))
+            stats.sizes.append(np.stack([_numbers(images, "height"), _numbers(images, "width")], axis=1))
+            stats.durations.append(_numbers(clips, "duration"))
+            stats.bytes += int(_numbers(members, "size").sum())
+    return {domain: found[domain] for domain in DOMAINS if domain in found}
+
+
+def table_of(stats: dict[str, DomainStats]) -> Table:
+    columns = (Column(name, justify="right", no_wrap=True) for name in COLUMNS)
+    table = Table(Column("domain", no_wrap=True), *columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    for domain, of_domain in stats.items():
+        table.add_row(domain, *of_domain.row())
+    return table
+
+
+def draw(stats: dict[str, DomainStats], out: Path) -> None:
+    """Four panels, as a picture file of the kind that `out` names."""
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    shares, tokens, sizes, durations = figure.subplots(2, 2).ravel()
+    colours = {domain: f"C{DOMAINS.index(domain)}" for domain in stats}
+
+    totals = {domain: sum(part.sum() for part in of_domain.tokens) / 1e6 for domain, of_domain in stats.items()}
+    shares.barh(list(totals), list(totals.values()), color=list(colours.values()))
+    shares.set(title="tokens", xlabel="million tokens")
+    shares.invert_yaxis()
+
+    _histograms(tokens, {domain: of_domain.tokens for domain, of_domain in stats.items()}, colours)
+    tokens.set(title="length", xlabel="tokens a sample", ylabel="samples")
+
+    for domain, of_domain in stats.items():
+        height, width = np.concatenate([np.empty((0, 2)), *of_domain.sizes]).T
+        sizes.plot(width, height, ".", markersize=2, alpha=0.4, color=colours[domain], rasterized=True)
+    sizes.set(title="pictures", xlabel="width", ylabel="height", xscale="log", yscale="log")
+
+    _histograms(durations, {domain: of_domain.durations for domain, of_domain in stats.items()}, colours)
+    durations.set(title="clips", xlabel="seconds", ylabel="clips")
+    figure.savefig(out, dpi=110)
+
+
+def _histograms(panel: Axes, values: dict[str, list[np.ndarray]], colours: dict[str, str]) -> None:
+    """One line a domain, over bins that grow by a constant factor."""
+    joined = {domain: np.concatenate([_NOTHING, *parts]) for domain, parts in values.items()}
+    present = {domain: part[part > 0] for domain, part in joined.items() if (part > 0).any()}
+    if not present:
+        panel.text(0.5, 0.5, "none", ha="center", transform=panel.transAxes)
+        return
+    low, high = min(part.min() for part in present.values()), max(part.max() for part in present.values())
+    bins = np.geomspace(low * 0.99, high * 1.01, _BINS).tolist()
+    for domain, part in present.items():
+        panel.hist(part, bins=bins, histtype="step", color=colours[domain], label=domain)
+    panel.set_xscale("log")
+    panel.legend(fontsize="small")
+
+
+def _flat(rows: pa.Table, column: str) -> pa.StructArray:
+    return rows.column(column).combine_chunks().flatten()
+
+
+def _numbers(structs: pa.StructArray, name: str) -> np.ndarray:
+    return structs.field(name).to_numpy(zero_copy_only=False).astype(np.float64)
