@@ -80,6 +80,16 @@ class ShardIndex:
         return ShardSample(fields["key"], [Member(**member) for member in fields["members"]])
 
 
+@dataclass(frozen=True)
+class StoredSample:
+    """Where one sample lies. shard: path of its tar."""
+
+    shard: str
+    shard_name: str
+    sample: ShardSample
+    chat_form: str
+
+
 def index_path(tar: Path) -> Path:
     return tar.with_suffix(".index.arrow")
 
@@ -173,18 +183,22 @@ class Source:
             if shard.header.tokenizer_hash != tokenizer_hash:
                 made = "another tokenizer" if shard.header.tokenizer_hash else "no tokenizer"
                 raise DataError(f"the index of {shard.file} was made with {made}: run {index_command(shard.file)}")
-        self._first_rows = np.cumsum([0] + [shard.table.num_rows for shard in self.shards])
+        self.shard_rows = np.cumsum([0] + [shard.table.num_rows for shard in self.shards])
         self.lengths = np.concatenate([sample_lengths(shard.table, budget) for shard in self.shards])
         domains = [shard.table.column("domain") for shard in self.shards]
         self.is_text = np.concatenate([pc.equal(column, "text").to_numpy() for column in domains])
 
     def __len__(self) -> int:
-        return int(self._first_rows[-1])
+        return int(self.shard_rows[-1])
 
     def locate(self, row: int) -> tuple[ShardIndex, int]:
         """The shard that holds sample `row`, and its row there."""
-        shard = int(np.searchsorted(self._first_rows, row, side="right")) - 1
-        return self.shards[shard], row - int(self._first_rows[shard])
+        shard = int(np.searchsorted(self.shard_rows, row, side="right")) - 1
+        return self.shards[shard], row - int(self.shard_rows[shard])
+
+    def sample(self, row: int) -> StoredSample:
+        shard, place = self.locate(row)
+        return StoredSample(str(shard.file), shard.file.name, shard.sample(place), shard.header.chat_form)
 
     def image_patches(self, row: int) -> list[int]:
         """Patches of each picture and frame pair of sample `row`."""
