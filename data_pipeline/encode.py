@@ -19,7 +19,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.images import SLICE_BYTES, grid_of, image_slices, probe_image, resized_size
 from data_pipeline.positions import rope_positions
 from data_pipeline.sample import Image, Sample, Video
-from data_pipeline.tokens import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer, tokenize
+from data_pipeline.tokens import GlmTokenizer, tokenize
 from data_pipeline.video import plan_video, probe_video, video_slices
 
 
@@ -118,7 +118,6 @@ class LongSample:
         )
         of_segment: dict[type, Iterator[_Medium]] = {Image: pictures, Video: clips}
         self._media = [next(of_segment[type(part)]) for part in sample.segments if isinstance(part, Image | Video)]
-        self._blocks = media_blocks(self._tokens.input_ids, tokenizer)
 
     def __len__(self) -> int:
         return len(self._tokens.input_ids)
@@ -127,7 +126,8 @@ class LongSample:
         """Tokens start..start+length as a sample of its own, with positions from 0. Raises BadSample if a picture or
         clip lies only partly within, or cannot be decoded."""
         end = start + length
-        begins, ends = self._blocks.T
+        begins, lengths = np.array(self._tokens.blocks, dtype=np.int64).reshape(-1, 2).T
+        ends = begins + lengths
         if ((begins < start) & (start < ends) | (begins < end) & (end < ends)).any():
             raise BadSample("media_cut", f"a picture or clip does not lie wholly within tokens {start} to {end}")
         inside = np.flatnonzero((begins >= start) & (ends <= end))
@@ -150,14 +150,3 @@ class LongSample:
             grids=grids,
             frames=frames,
         )
-
-
-def media_blocks(input_ids: np.ndarray, tokenizer: GlmTokenizer) -> np.ndarray:
-    """int64 [pictures and clips, 2]: where each begins and ends (exclusive) in a sample, its first and last special
-    token included. Images within a clip are part of its block."""
-    opening = np.isin(input_ids, [tokenizer.special[IMAGE_START], tokenizer.special[VIDEO_START]])
-    closing = np.isin(input_ids, [tokenizer.special[IMAGE_END], tokenizer.special[VIDEO_END]])
-    depth = np.cumsum(opening.astype(np.int64) - closing)  # after each token
-    begins = np.flatnonzero(opening & (depth == 1))
-    ends = np.flatnonzero(closing & (depth == 0)) + 1
-    return np.stack([begins, ends], axis=1)
