@@ -102,7 +102,8 @@ def scan_shard(path: Path) -> list[ShardSample]:
     found: dict[str, list[tuple[int, Member]]] = {}
     with open(path, "rb") as file:
         try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            # Names that are no UTF-8 are kept apart, and can still be written down.
+            with tarfile.open(fileobj=file, mode="r:", errors="backslashreplace") as tar:
                 for info in tar:
                     if info.offset_data + info.size > size:
                         raise DataError(f"{path} is cut short inside {info.name}: copy it again")
@@ -115,7 +116,9 @@ def scan_shard(path: Path) -> list[ShardSample]:
                     member = Member(kind, info.offset_data, info.size, crc32)
                     found.setdefault(str(name.parent / stem), []).append((number, member))
                 end = tar.offset
-        except tarfile.ReadError as error:
+        except DataError:
+            raise
+        except Exception as error:  # tarfile raises nearly anything on damaged headers
             raise DataError(
                 f"{path} is not a plain tar file ({error}): unpack it if it is compressed, else copy it again"
             ) from error
