@@ -129,7 +129,7 @@ class PackFetcher(Dataset):
 
     def _read(self, stored: StoredSample) -> RawSample:
         try:
-            return self._reader.read(stored.shard, stored.sample)
+            return self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
         except BadSample:
             raise
         except (DataError, OSError) as error:
