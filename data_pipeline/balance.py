@@ -12,7 +12,7 @@ import numpy as np
 UNIT = 1 << 16  # the mean pack's cost and patches; differences are counted in parts of it
 COST_WEIGHT = 30  # of a relative difference in cost, squared; one in patches counts once
 ROUND_PIECES = 40  # a round of exchanges for every so many pieces ...
-MAX_ROUNDS = 100  # ... and no more than this
+MAX_ROUNDS = 200  # ... and no more than this
 NEIGHBOURS = 16  # pieces of neighbouring sizes among which a round looks for pairs
 ALIKE = 0.004  # packs whose costs differ by no more than this part are sorted by their patches
 

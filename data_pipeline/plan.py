@@ -27,7 +27,7 @@ from data_pipeline.draw import Pieces, Place, SourceTable, Stream, blend, places
 from data_pipeline.errors import DataError
 from data_pipeline.pack import pack
 
-MIN_WINDOW_PACKS = 64  # small batches still get a window wide enough to be packed well
+MIN_WINDOW_PACKS = 128  # small batches still get a window wide enough to be packed well
 FILL = 0.9885  # of a window's tokens to draw, padding of segments included ...
 EVEN = 0.006  # ... into packs that are filled this much further at most, where that can be: none stays half empty
 HEAVY_PART = 16  # one pack of so many may be much costlier than the others
