@@ -308,7 +308,7 @@ class Source:
 
     def __init__(self, config: SourceConfig, *, tokenizer_hash: str, budget: PixelBudget):
         self._arguments = (config, tokenizer_hash, budget)
-        self.label, self.weight = config.label(), config.weight
+        self.label, self.weight, self.epochs = config.label(), config.weight, config.epochs
         self._budget = budget
         self._folder, self.shards, table = _open_shards(config.path)
         for shard in self.shards:

@@ -12,7 +12,6 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
 from itertools import islice
 from typing import Any
 
@@ -21,6 +20,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
+from data_pipeline.cost import PackCost
+from data_pipeline.draw import Place
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
@@ -47,6 +48,7 @@ class PackedLoader:
         *,
         seq_length: int,
         global_batch_size: int,
+        cost: PackCost,
         data_parallel_rank: int,
         data_parallel_size: int,
     ):
@@ -65,6 +67,8 @@ class PackedLoader:
             seq_length=seq_length,
             segment_multiple=config.segment_multiple,
             global_batch_size=global_batch_size,
+            cost=cost,
+            too_long=config.too_long,
         )
         self._rank, self._ranks = data_parallel_rank, data_parallel_size
         self._packs_per_rank = global_batch_size // data_parallel_size
@@ -102,10 +106,12 @@ class PackedLoader:
             seed=self.plan.seed,
             seq_length=self.plan.seq_length,
             segment_multiple=self.plan.segment_multiple,
-            global_batch_size=1,  # a window is as wide as several steps, which may be thousands of packs
+            global_batch_size=1,  # a window is as wide as a step, which may be thousands of packs
+            cost=self.plan.cost,
+            too_long=self.plan.too_long,
         )
-        packs, _ = few.window(Position.start(len(self.sources)))
-        pieces = [piece for pack in packs for piece in pack.pieces]
+        steps, _ = few.window(Position.start(len(self.sources)))
+        pieces = [piece for step in steps for pack in step for piece in pack.pieces]
         patches = [n for piece in pieces for n in self.sources[piece.source].image_patches(piece.row)]
         return [piece.length for piece in pieces], patches
 
@@ -113,7 +119,7 @@ class PackedLoader:
         """The position of the next step: counters, and what they count. Less than 1 kB of JSON with eight sources."""
         return {
             "format": STATE_FORMAT,
-            "position": asdict(self._position),
+            "position": self._position.state(),
             "sources": {source.label: source.fingerprint for source in self.sources},
             "plan": self._plan_keys(),
             "tally": self.tally.state_dict(),
@@ -133,13 +139,13 @@ class PackedLoader:
             )
         change = self._change(state)
         if change is None:
-            position = state["position"]
-            self._position = Position(tuple(position["drawn"]), tuple(position["tokens"]), position["packs"])
+            self._position = Position.of(state["position"])
             self.tally.load_state_dict(state["tally"])
         elif allow_changes:
-            drawn = dict(zip(state["sources"], state["position"]["drawn"], strict=True))
-            counters = tuple(drawn.get(source.label, 0) for source in self.sources)
-            self._position = Position(counters, (0,) * len(self.sources))
+            places = dict(zip(state["sources"], Position.of(state["position"]).places, strict=True))
+            self._position = Position(
+                tuple(places.get(source.label, Place())._replace(tokens=0) for source in self.sources)
+            )
         else:
             raise DataError(f"{change} since the checkpoint: undo it, or set checkpoint.allow_changes=true")
 
@@ -154,8 +160,11 @@ class PackedLoader:
             "train.seq_length": self.plan.seq_length,
             "train.global_batch_size": self.plan.global_batch_size,
             "data.segment_multiple": self.plan.segment_multiple,
+            "data.too_long": self.plan.too_long,
             "data.tokenizer": self.tokenizer.hash,
             "data.sources[].weight": [source.weight for source in self.sources],
+            "data.sources[].epochs": [source.epochs for source in self.sources],
+            "the cost of the model's parts": self.plan.cost.fingerprint,
         }
 
     def _change(self, state: dict[str, Any]) -> str | None:

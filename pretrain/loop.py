@@ -41,6 +41,7 @@ from pretrain.distributed import process_group, rank, world_size
 from pretrain.errors import expected_errors
 from pretrain.metrics import RunLog, logger
 from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
+from pretrain.pack_cost import pack_cost
 from pretrain.step import NonFiniteStep, TrainStep
 
 
@@ -61,6 +62,7 @@ def run(config: RunConfig) -> None:
         config.data,
         seq_length=config.train.seq_length,
         global_batch_size=config.train.global_batch_size,
+        cost=pack_cost(model_config),
         data_parallel_rank=config.parallel.data_parallel_rank(rank(), world_size()),
         data_parallel_size=config.parallel.data_parallel_size(world_size()),
     )
