@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
@@ -155,6 +156,7 @@ class PackedLoader:
         self._positions_ahead.clear()
 
     def _plan_keys(self) -> dict[str, Any]:
+        mixture = [(source.weight, source.epochs) for source in self.sources]
         return {
             "data.seed": self.plan.seed,
             "train.seq_length": self.plan.seq_length,
@@ -162,19 +164,18 @@ class PackedLoader:
             "data.segment_multiple": self.plan.segment_multiple,
             "data.too_long": self.plan.too_long,
             "data.tokenizer": self.tokenizer.hash,
-            "data.sources[].weight": [source.weight for source in self.sources],
-            "data.sources[].epochs": [source.epochs for source in self.sources],
+            "data.sources[].weight or epochs": f"{zlib.crc32(repr(mixture).encode()):08x}",
             "the cost of the model's parts": self.plan.cost.fingerprint,
         }
 
     def _change(self, state: dict[str, Any]) -> str | None:
         now = self.state_dict()
-        for key, value in now["plan"].items():
-            if state["plan"].get(key) != value:
-                return f"{key} has changed from {state['plan'].get(key)} to {value}"
         before, after = state["sources"], now["sources"]
         if list(before) != list(after):
             return f"data.sources has changed from {', '.join(before)} to {', '.join(after)}"
+        for key, value in now["plan"].items():
+            if state["plan"].get(key) != value:
+                return f"{key} has changed from {state['plan'].get(key)} to {value}"
         for name, fingerprint in after.items():
             if before[name] != fingerprint:
                 return f"the samples of source {name!r}, or the pixel budgets, have changed"
