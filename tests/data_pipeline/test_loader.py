@@ -458,7 +458,7 @@ def test_changed_sources_go_on_by_name_if_allowed(data_config):
     state = packed.state_dict()
     big, small = data_config.sources
     changed = loader(replace(data_config, sources=[small, replace(big, name="other")]))
-    with pytest.raises(DataError, match="data.sources has changed from big, small to small, other"):
+    with pytest.raises(DataError, match=r"data\.sources has changed from big, small to small, other"):
         changed.load_state_dict(state)
     changed.load_state_dict(state, allow_changes=True)
     drawn, parts, _ = state["position"]["places"][1]
