@@ -61,7 +61,11 @@ def exchange(
 
         _, size, spent, seen = piece[:, ours] - piece[:, theirs]  # what the giver is rid of
         gain = seen * (patch[giver] - patch[taker] - seen)
-        gain += spent * (cost_weight[giver] * (2 * cost[giver] - spent) - cost_weight[taker] * (2 * cost[taker] + spent)) // 2
+        gain += (
+            spent
+            * (cost_weight[giver] * (2 * cost[giver] - spent) - cost_weight[taker] * (2 * cost[taker] + spent))
+            // 2
+        )
         good = np.flatnonzero((gain > 0) & (size <= room[taker]) & (-size <= room[giver]))
         ours, theirs, giver, taker = ours[good], theirs[good], giver[good], taker[good]
         for total, change in ((room, -size[good]), (cost, spent[good]), (patch, seen[good])):

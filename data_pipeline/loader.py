@@ -18,11 +18,11 @@ from torch.utils.data import DataLoader, Sampler
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.cost import PackCost
+from data_pipeline.draw import Place
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import Failure, PackFetcher, PackOrder, order
 from data_pipeline.index import Source
-from data_pipeline.draw import Place
 from data_pipeline.plan import Plan, Position
 from data_pipeline.tokens import GlmTokenizer
 

@@ -40,8 +40,8 @@ from pretrain.config import PRECISIONS, RunConfig
 from pretrain.distributed import process_group, rank, world_size
 from pretrain.errors import expected_errors
 from pretrain.metrics import RunLog, logger
-from pretrain.pack_cost import pack_cost
 from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
+from pretrain.pack_cost import pack_cost
 from pretrain.step import NonFiniteStep, TrainStep
 
 
