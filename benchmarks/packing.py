@@ -93,26 +93,22 @@ class Planned:
 
 def planned(sources: list[DrawnSource], seq_length: int, packs_a_step: int, steps: int, cost: PackCost) -> Planned:
     begin = time.process_time()
-    plan = Plan(
-        *(sources,), seed=0, seq_length=seq_length, segment_multiple=8, global_batch_size=packs_a_step, cost=cost
-    )
-    stream, taken = plan.steps(Position.start(len(sources))), []
-    taken.append(next(stream)[0])
-    first = time.process_time() - begin
-    taken += [packs for packs, _ in islice(stream, steps - 1)]
-    seconds = time.process_time() - begin
-    places = [
-        (step, number, *piece)
-        for step, packs in enumerate(taken)
-        for number, pack in enumerate(packs)
-        for piece in pack.pieces
-    ]
-    step, pack, source, row, _, length = np.array(places).T
+    plan = Plan(sources, seed=0, seq_length=seq_length, segment_multiple=8, global_batch_size=packs_a_step, cost=cost)
+    stream = plan.steps(Position.start(len(sources)))
+    seconds, taken = [], []
+    for number in range(steps):
+        packs, _ = next(stream)
+        seconds.append(time.process_time() - begin)
+        taken.append(
+            np.array([(number, place, *piece) for place, pack in enumerate(packs) for piece in pack.pieces], np.int64)
+        )
+        begin = time.process_time()
+    step, pack, source, row, _, length = np.concatenate(taken).T
     patches, squared = np.empty(len(row)), np.empty(len(row))
     for place, of in enumerate(sources):
         patches[source == place] = of.patches[row[source == place]]
         squared[source == place] = of.patches_squared[row[source == place]]
-    return Planned(step, pack, length, patches, cost.of(length, patches, squared), seconds, first)
+    return Planned(step, pack, length, patches, cost.of(length, patches, squared), sum(seconds), seconds[0])
 
 
 def unevenness(step: np.ndarray, pack: np.ndarray, amounts: np.ndarray, packs_a_step: int, ranks: int) -> np.ndarray:
