@@ -249,5 +249,6 @@ def _write_rejected(path: Path, entries: list[dict[str, Any]], replaces: set[str
     if path.is_file():
         kept = [entry for entry in map(json.loads, path.read_text().splitlines()) if entry["shard"] not in replaces]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in [*kept, *entries]))
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in [*kept, *entries])
+    temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

@@ -34,6 +34,8 @@ class DataConfig:
     sources: list[SourceConfig] = field(default_factory=list)
     seed: int = 0  # of the order of samples
     num_workers: int = 2  # processes that decode; 0: in the training process
+    prefetch: int = 2  # packs that every worker holds ready
+    max_rejected_fraction: float = 0.01  # of the samples met so far; a run with more that cannot be used stops
     image_max_tokens: int = 6144  # tokens of one picture at most (transformers: longest_edge = 28*28*2 * this)
     video_max_tokens: int = 30000  # tokens of one clip at most
     too_long: str = "refuse"  # samples longer than a sequence: refuse | truncate | split; plain text is always split
@@ -67,3 +69,10 @@ class DataConfig:
             raise DataError(f"data.segment_multiple is {self.segment_multiple}: it must be 1 or more")
         if self.num_workers < 0:
             raise DataError(f"data.num_workers is {self.num_workers}: it must be 0 or more")
+        if self.prefetch < 1:
+            raise DataError(f"data.prefetch is {self.prefetch}: a worker must hold 1 pack or more ahead")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise DataError(
+                f"data.max_rejected_fraction is {self.max_rejected_fraction}: give a fraction between 0 (stop at the "
+                "first sample that cannot be used) and 1 (never stop)"
+            )
