@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -29,7 +29,8 @@ from data_pipeline.pack import pack
 
 MIN_WINDOW_PACKS = 128  # small batches still get a window wide enough to be packed well
 FILL = 0.9885  # of a window's tokens to draw, padding of segments included ...
-EVEN = 0.006  # ... into packs that are filled this much further at most, where that can be: none stays half empty
+EVEN = 0.024  # ... into packs that
+ALONE = 0.93
 HEAVY_PART = 16  # one pack of so many may be much costlier than the others
 COST_UNIT = 1 << 24
 
@@ -43,12 +44,11 @@ class Piece(NamedTuple):
     length: int
 
 
-@dataclass
-class Pack:
+class Pack(NamedTuple):
     """One sequence of training. too_long: samples set aside because they do not fit any sequence."""
 
-    pieces: list[Piece]
-    too_long: list[Piece] = field(default_factory=list)
+    pieces: Sequence[Piece]
+    too_long: Sequence[Piece] = ()
 
 
 @dataclass(frozen=True)
@@ -149,10 +149,11 @@ class Plan:
         )
         packs = _gather(pieces, chosen, layout.packs)
         steps = [[packs[number] for number in step] for step in order.tolist()]
-        steps[0][0].too_long = [
+        aside = [
             Piece(source, row, 0, int(self.sources[source].lengths[row]))
             for source, row in zip(too_long.source.tolist(), too_long.row.tolist(), strict=True)
         ]
+        steps[0][0] = steps[0][0]._replace(too_long=aside)
         return steps, after
 
     def _fill(self, position: Position) -> tuple[Pieces, _Layout]:
@@ -177,16 +178,17 @@ class Plan:
     def _lay_out(self, sizes: np.ndarray, packs: int) -> _Layout:
         """Pieces of these sizes in packs that are evenly filled, or else in packs that are as full as can be."""
         capacity = self.seq_length // self.segment_multiple
-        even = int((FILL + EVEN) * capacity)
-        full = sizes > even  # these have packs of their own, the first ones
-        own = int(full.sum())
-        if own < packs:
-            heavy = min(self._heavy_in_step * packs // self.global_batch_size, (packs - own) // HEAVY_PART)
+        share = FILL + EVEN * packs / max(len(sizes), 1)
+        for even in (int(share * capacity), int((share + 1) / 2 * capacity)):
+            alone = sizes > min(ALONE * capacity, even)  # the first packs
+            own = int(alone.sum())
+            if own >= packs:
+                break
+            heavy = max(0, self._heavy_in_step * packs // self.global_batch_size - own)
             chosen = np.empty(len(sizes), np.int64)
-            chosen[full] = np.arange(own)
-            rest = pack(sizes[~full], capacity=even, packs=packs - own, heavy=heavy)
-            chosen[~full] = own + rest
-            if (rest >= 0).all():
+            others = pack(sizes[~alone], capacity=even, packs=packs - own, heavy=heavy)
+            if (others >= 0).all():
+                chosen[alone], chosen[~alone] = np.arange(own), own + others
                 return _Layout(chosen, packs, own + heavy)
         return _Layout(pack(sizes, capacity=capacity, packs=packs, spread_share=0), packs, heavy=0)
 
