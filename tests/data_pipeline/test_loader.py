@@ -22,6 +22,7 @@ from data_pipeline.batch import Batch
 from data_pipeline.build import build_shards
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.cost import PackCost
+from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.index import find_shards, read_index
 from data_pipeline.loader import PackedLoader
@@ -341,6 +342,7 @@ def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batc
     assert set(assert_replaced(got, wanted, lost, image_id)) == set(lost)
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
 def test_a_shard_replaced_by_a_corrupt_one_between_two_runs(own_shards, one_batch_steps):
     """The second half of the tar is other bytes, of the same number; the first run has stopped in mid-window."""
     folder, config = own_shards
@@ -431,6 +433,80 @@ def test_samples_too_long_for_the_sequence_are_counted(tmp_path, tokenizer, data
     ]
     length = int(packed.sources[0].lengths[6])
     assert set(pieces) == {128, length % 128}
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
+def test_every_sample_is_seen_as_often_as_its_epochs_say(data_config, ranks, workers):
+    """Twice and one and a half times; then there are no more steps, after a restart as well."""
+    big, small = data_config.sources
+    config = replace(data_config, sources=[replace(big, epochs=2), replace(small, epochs=1.5)], num_workers=workers)
+    parts = [loader(config, rank=rank, ranks=ranks) for rank in range(ranks)]
+    seen: Counter[str] = Counter()
+    domains: Counter[str] = Counter()
+    while steps := [batch for packed in parts for batch in packed.next_step()]:
+        assert len(steps) == 4
+        seen.update(name for batch in steps for name in batch.sample_ids if name)
+        domains.update(domain for batch in steps for domain in batch.segment_domains if domain)
+    assert [packed.next_step() for packed in parts] == [[]] * ranks
+    state = parts[0].state_dict()
+    for packed in parts:
+        packed.close()
+    again = loader(config)
+    again.load_state_dict(state)
+    assert again.next_step() == []
+
+    expected: Counter[str] = Counter()
+    halves = 0
+    for source, epochs in zip(parts[0].sources, (2, 1), strict=True):
+        for row, length in enumerate(source.lengths.tolist()):
+            stored = source.sample(row)
+            pieces = -(-length // SEQ_LENGTH)
+            expected[f"{stored.shard_name}/{stored.sample.key}"] += epochs * pieces
+            halves += pieces if epochs == 1 else 0
+    more = seen - expected
+    assert not expected - seen
+    assert 0.3 * halves < more.total() < 0.7 * halves  # half of the small source's samples, once more
+    assert set(domains) == {"image_text", "interleaved", "ocr", "grounding", "video", "text", "chat"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("too_long", ["split", "truncate"])
+def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_config, too_long):
+    (tmp_path / "a.png").write_bytes(encoded(pattern(140, 140), "PNG"))
+    (tmp_path / "b.jpg").write_bytes(encoded(pattern(84, 168, 1)))
+    text = "".join(
+        f"<image> {sentence} " * 2 for sentence in ("One picture.", "And another one, with words.", "A third.")
+    )
+    records = tmp_path / "records.jsonl"
+    document = {"domain": "interleaved", "text": text, "images": ["a.png", "b.jpg"] * 3}
+    records.write_text(json.dumps(document) + "\n" + json.dumps({"domain": "text", "text": "Short."}) + "\n")
+    build_shards(records, tmp_path / "out", tokenizer=tokenizer)
+    config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"), epochs=1)], too_long=too_long)
+    packed = loader(config, seq_length=64, batch=2)
+    packs = [pack for step, _ in packed.plan.steps(Position.start(1)) for pack in step]
+    batches = [batch for step in iter(packed.next_step, []) for batch in step]
+    budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
+    images = [(tmp_path / name).read_bytes() for name in document["images"]]
+    whole = encode_record(document, images, [], tokenizer=tokenizer, budget=budget)
+    assert len(whole) > 2 * 64
+
+    covered = []
+    for pack, batch in zip(packs, batches, strict=True):
+        assert not batch.rejected
+        for piece, start, name in zip(pack.pieces, batch.cu_seqlens.tolist(), batch.sample_ids, strict=False):
+            if name.endswith("/000000000"):
+                covered.append((piece.start, piece.length))
+                tokens = batch.input_ids[start : start + piece.length].tolist()
+                assert tokens == whole.input_ids[piece.start : piece.start + piece.length].tolist()
+                assert tokens.count(tokenizer.special["<|begin_of_image|>"]) == tokens.count(
+                    tokenizer.special["<|end_of_image|>"]
+                )
+    covered.sort()
+    ends = [start + length for start, length in covered]
+    assert [start for start, _ in covered] == [0, *ends[:-1]]
+    assert len(covered) == 1 if too_long == "truncate" else ends[-1] == len(whole)
+    slices = sum(len(batch.pixels) for batch in batches)
+    assert slices == len(whole.pixels) if too_long == "split" else 0 < slices < len(whole.pixels)
 
 
 @pytest.mark.fast
