@@ -14,6 +14,7 @@ from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.index import Source
 from data_pipeline.plan import Pack, Piece
+from data_pipeline.remote import ShardCache
 from data_pipeline.shards import ShardReader, ShardSample
 from data_pipeline.tokens import GlmTokenizer
 
@@ -75,10 +76,18 @@ def order(pack: Pack, sources: Sequence[Source], seq_length: int) -> PackOrder:
 class PackFetcher(Dataset):
     """Maps a PackOrder to its Batch. Bad samples leave their room as padding and are named in Batch.rejected."""
 
-    def __init__(self, tokenizer: GlmTokenizer, budget: PixelBudget, *, seq_length: int, segment_multiple: int):
+    def __init__(
+        self,
+        tokenizer: GlmTokenizer,
+        budget: PixelBudget,
+        *,
+        seq_length: int,
+        segment_multiple: int,
+        cache: ShardCache | None = None,
+    ):
         self.tokenizer, self.budget = tokenizer, budget
         self.seq_length, self.segment_multiple = seq_length, segment_multiple
-        self._reader = ShardReader()
+        self._reader = ShardReader(cache=cache)
         self._last_cut: tuple[tuple[str, str], EncodedSample] | None = None  # pieces of one text come close together
 
     def __getitem__(self, pack: PackOrder) -> Batch | Failure:

@@ -23,6 +23,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.fetch import Failure, PackFetcher, PackOrder, order
 from data_pipeline.index import Source
 from data_pipeline.plan import Plan, Position
+from data_pipeline.remote import ShardCache
 from data_pipeline.tokens import GlmTokenizer
 
 
@@ -50,7 +51,10 @@ class PackedLoader:
             )
         self.tokenizer = GlmTokenizer(config.tokenizer)
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
-        self.sources = [Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget) for source in config.sources]
+        cache = ShardCache(config.cache_dir, config.cache_bytes)
+        self.sources = [
+            Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.sources
+        ]
         self.plan = Plan(
             self.sources,
             seed=config.seed,
@@ -62,7 +66,7 @@ class PackedLoader:
         self._packs_per_rank = global_batch_size // data_parallel_size
         self._num_workers = config.num_workers
         self._fetcher = PackFetcher(
-            self.tokenizer, budget, seq_length=seq_length, segment_multiple=config.segment_multiple
+            self.tokenizer, budget, seq_length=seq_length, segment_multiple=config.segment_multiple, cache=cache
         )
         self._position = Position.start(len(self.sources))
         self._positions_ahead: deque[Position] = deque()  # after each step whose packs the workers have been told of
