@@ -17,7 +17,7 @@ TOO_LONG = ("refuse", "truncate", "split")
 class SourceConfig:
     """One source of the mixture."""
 
-    path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"
+    path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"; or a URL of these
     weight: float = 1.0  # share of the TOKENS of the mixture, relative to the other sources
     epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
     name: str = ""  # for logs and checkpoints; the last part of the path when empty
@@ -39,6 +39,8 @@ class DataConfig:
     image_max_tokens: int = 6144  # tokens of one picture at most (transformers: longest_edge = 28*28*2 * this)
     video_max_tokens: int = 30000  # tokens of one clip at most
     too_long: str = "refuse"  # samples longer than a sequence: refuse | truncate | split; plain text is always split
+    cache_dir: str = ""  # where shards that are URLs are kept on this machine; empty: remote.DEFAULT_FOLDER
+    cache_bytes: int = 0  # of shards kept there at most; 0: all
     segment_multiple: int = 8  # every sample is padded to a multiple of this many tokens, whatever the layout
 
     def check(self) -> None:
@@ -67,6 +69,8 @@ class DataConfig:
             raise DataError(f"data.too_long is {self.too_long!r}: choose one of {', '.join(TOO_LONG)}")
         if self.segment_multiple < 1:
             raise DataError(f"data.segment_multiple is {self.segment_multiple}: it must be 1 or more")
+        if self.cache_bytes < 0:
+            raise DataError(f"data.cache_bytes is {self.cache_bytes}: give a number of bytes, or 0 to keep all shards")
         if self.num_workers < 0:
             raise DataError(f"data.num_workers is {self.num_workers}: it must be 0 or more")
         if self.prefetch < 1:

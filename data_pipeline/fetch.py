@@ -20,6 +20,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.index import Source, StoredSample
 from data_pipeline.plan import Pack, Piece
 from data_pipeline.quarantine import TOO_LONG, UNREADABLE_SHARD, Failure, rejection, substitute
+from data_pipeline.remote import ShardCache
 from data_pipeline.shards import RawSample, ShardReader
 from data_pipeline.tokens import GlmTokenizer
 
@@ -38,10 +39,11 @@ class PackFetcher(Dataset):
         *,
         seq_length: int,
         segment_multiple: int,
+        cache: ShardCache | None = None,
     ):
         self.sources, self.tokenizer, self.budget = sources, tokenizer, budget
         self.seq_length, self.segment_multiple = seq_length, segment_multiple
-        self._reader = ShardReader()
+        self._reader = ShardReader(cache=cache)
         self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
 
     def __getitem__(self, pack: Pack) -> Batch:

@@ -31,8 +31,10 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.images import MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from data_pipeline.shards import Member, ShardSample, fingerprint, index_command
+from data_pipeline.remote import ShardCache, is_url
+from data_pipeline.shards import Member, ShardSample, index_command
 from data_pipeline.sizes import patches_of
+from data_pipeline.tar import fingerprint
 from data_pipeline.video import VideoInfo, frame_indices
 
 FORMAT = "glmv-index-2"
@@ -264,18 +266,33 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
     return folder, names, files
 
 
-def _open_shards(path: str) -> tuple[Path, list[ShardEntry], pa.Table]:
+def _open_shards(path: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa.Table]:
     """The folder of a source, its shards in order, and their rows: from the catalogue where it knows all of them, else
     from the index of each."""
+    if is_url(path):
+        return _open_remote(path, cache)
     folder, names, files = _listing(path)
     if CATALOGUE in files:
         shards, rows = read_catalogue(folder / CATALOGUE, f"run {index_command(folder)}")
         present = {shard.name for shard in shards if {shard.name, _index_name(shard.name)} <= files}
         if present.issuperset(names):
-            return folder, *_chosen(shards, rows, set(names))
+            return str(folder), *_chosen(shards, rows, set(names))
     indexes = [read_index(folder / name) for name in names]
     shards = [ShardEntry(index.file.name, index.table.num_rows, index.header) for index in indexes]
-    return folder, shards, pa.concat_tables([index.table for index in indexes])
+    return str(folder), shards, pa.concat_tables([index.table for index in indexes])
+
+
+def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa.Table]:
+    """The same for a URL: of a folder, of a .tar in it, or with a pattern for its last part."""
+    folder, pattern = url.rstrip("/"), "*.tar"
+    last = folder.rpartition("/")[2]
+    if last.endswith(".tar") or any(character in last for character in "*?["):
+        folder, pattern = folder.rpartition("/")[0], last
+    shards, rows = read_catalogue(cache.catalogue(f"{folder}/{CATALOGUE}"), f"write {folder}/{CATALOGUE} anew")
+    names = {shard.name for shard in shards if fnmatchcase(shard.name, pattern)}
+    if not names:
+        raise DataError(f"{url} stands for none of the {len(shards)} shards in the catalogue of {folder}")
+    return folder, *_chosen(shards, rows, names)
 
 
 def _index_name(tar_name: str) -> str:
@@ -306,11 +323,13 @@ class Source:
     Raises DataError if shards or indexes cannot be used, or were made with another tokenizer.
     """
 
-    def __init__(self, config: SourceConfig, *, tokenizer_hash: str, budget: PixelBudget):
-        self._arguments = (config, tokenizer_hash, budget)
+    def __init__(
+        self, config: SourceConfig, *, tokenizer_hash: str, budget: PixelBudget, cache: ShardCache | None = None
+    ):
+        self._arguments = (config, tokenizer_hash, budget, cache)
         self.label, self.weight, self.epochs = config.label(), config.weight, config.epochs
         self._budget = budget
-        self._folder, self.shards, table = _open_shards(config.path)
+        self._folder, self.shards, table = _open_shards(config.path, cache or ShardCache())
         for shard in self.shards:
             if shard.header.tokenizer_hash != tokenizer_hash:
                 made = "another tokenizer" if shard.header.tokenizer_hash else "no tokenizer"
@@ -338,8 +357,7 @@ class Source:
         return int(self.shard_rows[-1])
 
     def __reduce__(self):
-        config, tokenizer_hash, budget = self._arguments
-        return _reopen, (config, tokenizer_hash, budget)
+        return _reopen, self._arguments
 
     def sample(self, row: int) -> StoredSample:
         """Where sample `row` lies."""
@@ -377,7 +395,7 @@ class Source:
         return f"{zlib.crc32(self.lengths.tobytes(), zlib.crc32(names.encode())):08x}"
 
     def _place(self, shard: ShardEntry) -> str:
-        return str(self._folder / shard.name)
+        return f"{self._folder}/{shard.name}"
 
     def _locate(self, row: int) -> tuple[pa.RecordBatch, int]:
         batch = int(np.searchsorted(self._batch_rows, row, side="right")) - 1
@@ -390,8 +408,8 @@ class Source:
         return images.tolist(), videos.tolist(), pairs.tolist()
 
 
-def _reopen(config: SourceConfig, tokenizer_hash: str, budget: PixelBudget) -> Source:
-    return Source(config, tokenizer_hash=tokenizer_hash, budget=budget)
+def _reopen(config: SourceConfig, tokenizer_hash: str, budget: PixelBudget, cache: ShardCache | None) -> Source:
+    return Source(config, tokenizer_hash=tokenizer_hash, budget=budget, cache=cache)
 
 
 def sample_lengths(table: pa.Table, budget: PixelBudget) -> np.ndarray:

@@ -29,6 +29,7 @@ from data_pipeline.fetch import PackFetcher
 from data_pipeline.index import Source
 from data_pipeline.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
+from data_pipeline.remote import ShardCache
 from data_pipeline.tokens import GlmTokenizer
 
 STATE_FORMAT = 2
@@ -61,7 +62,10 @@ class PackedLoader:
             )
         self.tokenizer = GlmTokenizer(config.tokenizer)
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
-        self.sources = [Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget) for source in config.sources]
+        cache = ShardCache(config.cache_dir, config.cache_bytes)
+        self.sources = [
+            Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.sources
+        ]
         self.plan = Plan(
             self.sources,
             seed=config.seed,
@@ -75,7 +79,10 @@ class PackedLoader:
         self._packs_per_rank = global_batch_size // data_parallel_size
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._fetcher = PackFetcher(
-            self.sources, self.tokenizer, budget, seq_length=seq_length, segment_multiple=config.segment_multiple
+            *(self.sources, self.tokenizer, budget),
+            seq_length=seq_length,
+            segment_multiple=config.segment_multiple,
+            cache=cache,
         )
         self.tally = Tally()
         self._position = Position.start(len(self.sources))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from typing import Any, BinaryIO
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.tar import DIRECTORY, REGULAR, Damage, TarMember, end_mark, header, padding, walk
+from data_pipeline.remote import ShardCache, is_url
+from data_pipeline.tar import DIRECTORY, REGULAR, Damage, TarMember, end_mark, header, padding, size_in, walk
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi")
@@ -66,20 +66,6 @@ class RawSample:
     record: dict[str, Any]
     images: list[bytes]
     videos: list[bytes]
-
-
-def fingerprint(tar: Path) -> str:
-    """Size and checksum of both ends: changes when a tar is rewritten, not when it is copied or touched."""
-    size = tar.stat().st_size
-    with open(tar, "rb") as file:
-        head = file.read(65536)
-        tail = os.pread(file.fileno(), 65536, max(0, size - 65536))
-    return f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
-
-
-def size_in(tar_fingerprint: str) -> int:
-    """The size of the tar that had this fingerprint."""
-    return int(tar_fingerprint.partition("-")[0])
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -296,14 +282,19 @@ def _checksum(file: BinaryIO, member: TarMember) -> int:
 
 
 class ShardReader:
-    """Reads samples out of tars at random; keeps the most recently used files open. cache: for shards that are URLs."""
+    """Reads samples out of tars at random; keeps the most recently used files open.
 
-    def __init__(self, keep_open: int = 64):
-        self.keep_open = keep_open
+    cache: where copies of shards that are URLs are kept.
+    """
+
+    def __init__(self, keep_open: int = 64, cache: ShardCache | None = None):
+        self.keep_open, self.cache = keep_open, cache or ShardCache()
         self._open: OrderedDict[str, int] = OrderedDict()
+        self._fetched_again: set[str] = set()
 
     def read(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> RawSample:
-        """Reads and checks one sample. tar_fingerprint: of the tar as it was indexed.
+        """Reads and checks one sample. path: a file or URL; tar_fingerprint: of the tar as it was indexed, which a URL
+        needs.
 
         Raises BadSample: `unreadable_shard` where the tar is missing, shorter than its index says, or another one;
         `checksum` where it is the right one but bytes of this sample have changed; `bad_record`.
@@ -315,7 +306,23 @@ class ShardReader:
 
     def read_members(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> list[bytes]:
         """The bytes of a sample's members as they are. Raises BadSample as `read` does."""
-        descriptor = self._descriptor(path)
+        try:
+            return self._read(path, sample, tar_fingerprint)
+        except BadSample:
+            if not is_url(path) or path not in self._open or path in self._fetched_again:
+                raise
+        # A copy in the cache may be bad although the shard is good.
+        self._fetched_again.add(path)
+        self._close(path)
+        self.cache.discard(path, tar_fingerprint)
+        return self._read(path, sample, tar_fingerprint)
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _read(self, path: str, sample: ShardSample, tar_fingerprint: str) -> list[bytes]:
+        descriptor = self._descriptor(path, tar_fingerprint)
         contents = []
         for member in sample.members:
             try:
@@ -324,18 +331,14 @@ class ShardReader:
                 self._close(path)
                 raise BadSample("unreadable_shard", f"{path}: {error.strerror}") from error
             if len(data) != member.size or xxh3_64_intdigest(data) != member.xxh3:
-                raise self._changed(path, member, len(data), tar_fingerprint)
+                raise self._changed(path, descriptor, member, len(data), tar_fingerprint)
             contents.append(data)
         return contents
 
-    def close(self) -> None:
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def _changed(self, path: str, member: Member, got: int, tar_fingerprint: str) -> BadSample:
+    @staticmethod
+    def _changed(path: str, descriptor: int, member: Member, got: int, tar_fingerprint: str) -> BadSample:
         """What is wrong with bytes that are not those of the index."""
-        size = os.fstat(self._open[path]).st_size
-        self._close(path)  # it may have been replaced: look again next time
+        size = os.fstat(descriptor).st_size
         if got < member.size or (tar_fingerprint and size != size_in(tar_fingerprint)):
             return BadSample(
                 "unreadable_shard",
@@ -343,18 +346,23 @@ class ShardReader:
             )
         return BadSample("checksum", f"a {member.kind} of {member.size} bytes differs from what was indexed")
 
-    def _descriptor(self, path: str) -> int:
+    def _descriptor(self, path: str, tar_fingerprint: str) -> int:
         if path in self._open:
             self._open.move_to_end(path)
             return self._open[path]
+        self._let_go()
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = self.cache.open(path, tar_fingerprint) if is_url(path) else os.open(path, os.O_RDONLY)
         except OSError as error:
             raise BadSample("unreadable_shard", f"{path} cannot be opened ({error.strerror}): restore it") from error
         self._open[path] = descriptor
-        if len(self._open) > self.keep_open:
-            os.close(self._open.popitem(last=False)[1])
         return descriptor
+
+    def _let_go(self) -> None:
+        """Makes room for one more, and closes files that were removed or replaced: they take up room on the disk."""
+        for path, descriptor in list(self._open.items()):
+            if os.fstat(descriptor).st_nlink == 0 or len(self._open) >= self.keep_open:
+                self._close(path)
 
     def _close(self, path: str) -> None:
         os.close(self._open.pop(path))

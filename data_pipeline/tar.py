@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import os
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO
 
 from data_pipeline.errors import DataError
@@ -27,6 +29,21 @@ _REGULAR = (REGULAR, b"\0", b"7")  # as written before POSIX, and "contiguous", 
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 20
+
+
+def fingerprint(path: Path) -> str:
+    """Size and checksum of both ends: changes when a tar is rewritten, not when it is copied or touched."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        head = file.read(65536)
+        tail = os.pread(file.fileno(), 65536, max(0, size - 65536))
+    return f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+
+
+def size_in(tar_fingerprint: str) -> int:
+    """The size of the tar that had this fingerprint."""
+    return int(tar_fingerprint.partition("-")[0])
+
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ import webdataset as wds
 import xxhash
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.shards import Scan, ShardReader, ShardSample, ShardWriter, fingerprint, scan_shard
+from data_pipeline.shards import Scan, ShardReader, ShardSample, ShardWriter, scan_shard
+from data_pipeline.tar import fingerprint
 from tests.data_pipeline.media import encoded, pattern
 
 pytestmark = pytest.mark.fast
