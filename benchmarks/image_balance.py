@@ -2,7 +2,7 @@
 
     python -m benchmarks.image_balance
 
-Packs are the data pipeline's own (blended by tokens, packed first-fit) over pictures and clips whose sizes are drawn
+Packs are the data pipeline's own (blended by tokens, packed best fit) over pictures and clips whose sizes are drawn
 as real ones come, and resized as the data pipeline resizes them. Costs are GLM-4.5V's, from `model.flops`; nothing is
 timed but the split itself.
 """
@@ -11,63 +11,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
 
-from data_pipeline.images import grid_of, resized_size, tokens_of
+from benchmarks.drawn_sources import DrawnSource, Grid, frame_pairs, page, photo, screenshot
 from data_pipeline.plan import Pack, Plan, Position
 from model.config import GlmvConfig, VisionConfig
 from model.flops import image_cost
 from model.image_split import Shares, split_images
+from pretrain.pack_cost import pack_cost
 
 RANKS = 4
 STEPS = 50
 PACKS_A_STEP = 48  # of one data-parallel rank: the report's 1,536 over 32
-IMAGE_MAX_TOKENS, VIDEO_MAX_TOKENS = 6144, 30000
+WEB = (0.45, 0.7)  # megapixels of its pictures, and their spread
 
-Grid = tuple[int, int]  # patches
-
-
-# --- sizes of real pictures -------------------------------------------------------------------------------------------
-
-
-def photo(rng: np.random.Generator) -> tuple[int, int]:
-    """Height and width in pixels. As pictures of the web come: around 0.5 megapixels, few above 2, 2:3 to 16:9."""
-    area = min(0.45e6 * rng.lognormal(sigma=0.7), 12e6)
-    aspect = rng.choice([1, 4 / 3, 3 / 2, 16 / 9, 3 / 4, 2 / 3])
-    return int((area / aspect) ** 0.5), int((area * aspect) ** 0.5)
-
-
-def page(rng: np.random.Generator) -> tuple[int, int]:
-    """A4, A4 across or letter, at 72 to 150 dots an inch."""
-    height, width = ((11.69, 8.27), (8.27, 11.69), (11, 8.5))[rng.integers(3)]
-    dots = rng.choice([72, 96, 120, 150])
-    return int(height * dots), int(width * dots)
-
-
-def screenshot(rng: np.random.Generator) -> tuple[int, int]:
-    return ((720, 1280), (768, 1366), (1080, 1920), (844, 390), (915, 412))[rng.integers(5)]
-
-
-def pictures(*sizes: tuple[int, int]) -> list[Grid]:
-    return [grid_of(resized_size(*size, max_tokens=IMAGE_MAX_TOKENS)) for size in sizes]
+# --- packs of drawn samples -------------------------------------------------------------------------------------------
 
 
 def clip(rng: np.random.Generator) -> list[Grid]:
     """Frame pairs of 2 to 60 seconds at two frames a second."""
     size = ((360, 640), (480, 854), (720, 1280), (1280, 720))[rng.integers(4)]
-    pairs = int(rng.integers(2, 61))
-    return [grid_of(resized_size(*size, max_tokens=VIDEO_MAX_TOKENS, frames=2 * pairs))] * pairs
+    return frame_pairs(*size, int(rng.integers(2, 61)))
 
 
 # What a sample of each source has: images, and least and most tokens of text. The shares of tokens are ours.
 SAMPLES: dict[str, tuple[Callable[[np.random.Generator], list[Grid]], int, int]] = {
-    "captions": (lambda rng: pictures(photo(rng)), 20, 200),
-    "interleaved": (lambda rng: pictures(*(photo(rng) for _ in range(rng.integers(2, 9)))), 300, 2000),
-    "pages": (lambda rng: pictures(page(rng)), 200, 1200),
-    "screenshots": (lambda rng: pictures(screenshot(rng)), 50, 400),
+    "captions": (lambda rng: [photo(rng, *WEB)], 20, 200),
+    "interleaved": (lambda rng: [photo(rng, *WEB) for _ in range(rng.integers(2, 9))], 300, 2000),
+    "pages": (lambda rng: [page(rng)], 200, 1200),
+    "screenshots": (lambda rng: [screenshot(rng)], 50, 400),
     "text": (lambda rng: [], 200, 4000),
     "clips": (clip, 100, 600),
 }
@@ -77,39 +51,26 @@ MIXTURES = {  # the report keeps clips for the long stage
 }
 
 
-# --- packs of them ----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class DrawnSource:
-    """As many samples of one kind, in the form that the plan asks for."""
-
-    label: str
-    weight: float
-    images: list[list[Grid]] = field(default_factory=list)
-    lengths: np.ndarray = field(init=False)
-    is_text: np.ndarray = field(init=False)
-
-    @classmethod
-    def draw(cls, label: str, weight: float, seq_length: int, count: int = 2000) -> DrawnSource:
-        """Samples that fit a pack."""
-        rng = np.random.default_rng([sum(label.encode()), seq_length])
-        source, lengths = cls(label, weight), list[int]()
-        images_of, least, most = SAMPLES[label]
-        while len(lengths) < count:
-            images = images_of(rng)
-            length = int(rng.integers(least, most)) + sum(tokens_of(grid) + 2 for grid in images)
-            if length <= seq_length:
-                source.images.append(images)
-                lengths.append(length)
-        source.lengths, source.is_text = np.array(lengths), np.zeros(count, bool)
-        return source
+def drawn_source(label: str, weight: float, seq_length: int, count: int = 2000) -> DrawnSource:
+    """Samples that fit a pack."""
+    rng = np.random.default_rng([sum(label.encode()), seq_length])
+    images_of, least, most = SAMPLES[label]
+    return DrawnSource.draw(
+        label, lambda: (images_of(rng), int(rng.integers(least, most))), count, weight=weight, longest=seq_length
+    )
 
 
 def steps(seq_length: int, packs_a_step: int, seed: int = 0) -> Iterator[list[list[Grid]]]:
     """Step after step, the images of each of its packs. Endless."""
-    sources = [DrawnSource.draw(label, weight, seq_length) for label, weight in MIXTURES[seq_length].items()]
-    plan = Plan(sources, seed=seed, seq_length=seq_length, segment_multiple=8, global_batch_size=packs_a_step)
+    sources = [drawn_source(label, weight, seq_length) for label, weight in MIXTURES[seq_length].items()]
+    plan = Plan(
+        sources,
+        seed=seed,
+        seq_length=seq_length,
+        segment_multiple=8,
+        global_batch_size=packs_a_step,
+        cost=pack_cost(GlmvConfig.from_preset("glm45v")),
+    )
 
     def images_of(pack: Pack) -> list[Grid]:
         return [grid for piece in pack.pieces for grid in sources[piece.source].images[piece.row]]

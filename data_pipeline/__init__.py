@@ -9,6 +9,7 @@
     build.py      records -> shards, index of foreign shards
     pack.py, plan.py   which sample goes where: a pure function of seed, index, mixture and counters
     fetch.py, batch.py, loader.py   the named samples, decoded and collated, in order
+    quarantine.py                   what takes the place of a sample that cannot be used, and when there are too many
 
 Nothing here knows the model, and the model knows nothing of this: they meet in named tensors (`batch.Batch`).
 """

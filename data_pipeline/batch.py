@@ -14,7 +14,7 @@ A pack of 16 tokens with segment_multiple 4 and two samples, `p q r s t` (loss o
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,12 @@ class EncodedSample:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @classmethod
+    def nothing(cls) -> EncodedSample:
+        """What a room holds that stays padding."""
+        none = np.zeros(0, dtype=np.int64)
+        return cls("", "", none, none.astype(bool), none.reshape(3, 0), torch.empty(0, SLICE_BYTES, dtype=torch.uint8))
+
 
 @dataclass
 class Batch:
@@ -58,8 +64,8 @@ class Batch:
     pixels: torch.Tensor  # uint8 [slices, 588]: (channel, y, x); a frame pair's patch is two neighbouring slices
     grid_thw: torch.Tensor  # int64 [images, 3]: a row a picture or frame pair, t = 1, h and w in patches
     frames: torch.Tensor  # int32 [images]: 1 picture, 2 frame pair
-    sample_ids: list[str]  # "shard.tar/KEY" of each segment, "" for the tail
-    rejected: list[dict[str, Any]] = field(default_factory=list)  # reason, shard, key, detail of samples set aside
+    sample_ids: list[str]  # "shard.tar/KEY" of each segment, "" for the tail and for room that nothing could fill
+    rejected: list[dict[str, Any]] = field(default_factory=list)  # samples set aside: see quarantine.rejection
 
     @property
     def num_tokens(self) -> int:
@@ -83,6 +89,10 @@ class Batch:
     def num_patches(self) -> int:
         return int(self.grid_thw.prod(dim=1).sum())
 
+    def pin_memory(self) -> Batch:
+        """For the DataLoader: the pixels, which are nearly all of a pack, where a GPU can fetch them by itself."""
+        return replace(self, pixels=self.pixels.pin_memory())
+
 
 def collate(
     samples: Sequence[EncodedSample],
@@ -90,21 +100,27 @@ def collate(
     seq_length: int,
     segment_multiple: int,
     pad_id: int,
+    rooms: Sequence[int] | None = None,
     rejected: Sequence[dict[str, Any]] = (),
 ) -> Batch:
-    """Lays samples one after the other, each padded to a multiple of segment_multiple. They must fit seq_length."""
+    """Lays samples one after the other, each padded to a multiple of segment_multiple. They must fit seq_length.
+
+    rooms: tokens kept for each of `samples`, where some are shorter than was planned; multiples of segment_multiple.
+    """
+    if rooms is None:
+        rooms = [padded_length(len(sample), segment_multiple) for sample in samples]
     input_ids = np.full(seq_length, pad_id, dtype=np.int64)
     labels = np.full(seq_length, pad_id, dtype=np.int64)
     loss_mask = np.zeros(seq_length, dtype=np.float32)
     position_ids = np.zeros((3, seq_length), dtype=np.int64)
     boundaries = [0]
-    for sample in samples:
-        start, length = boundaries[-1], len(sample)
-        input_ids[start : start + length] = sample.input_ids
-        labels[start : start + length - 1] = sample.input_ids[1:]
-        loss_mask[start : start + length - 1] = sample.loss[1:]
-        position_ids[:, start : start + length] = sample.position_ids
-        boundaries.append(start + padded_length(length, segment_multiple))
+    for sample, room in zip(samples, rooms, strict=True):
+        start, end = boundaries[-1], boundaries[-1] + len(sample)
+        input_ids[start:end] = sample.input_ids
+        labels[start : max(end - 1, start)] = sample.input_ids[1:]
+        loss_mask[start : max(end - 1, start)] = sample.loss[1:]
+        position_ids[:, start:end] = sample.position_ids
+        boundaries.append(start + room)
     tail = int(boundaries[-1] < seq_length)
     grids = [(1, *grid) for sample in samples for grid in sample.grids]
     return Batch(

@@ -13,17 +13,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat import DEFAULT_FORM
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import decode_image, grid_of, probe_image, resized_size
-from data_pipeline.index import ShardIndex, index_row, write_index
+from data_pipeline.index import ShardIndex, index_row, write_catalogue, write_index
+from data_pipeline.sample import Image, Video
 from data_pipeline.shards import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
     RawSample,
     ShardReader,
+    ShardSample,
     ShardWriter,
     scan_shard,
 )
@@ -71,24 +75,29 @@ def build_shards(
     if existing := sorted(out.glob(f"{name}-[0-9]*.tar")):
         raise DataError(f"{existing[0]} exists: choose another --name or --out, or remove it")
     report = Report()
-    writer = ShardWriter(out, name, max_shard_bytes)
-    for number, line in _lines(records):
-        key = f"{number:09d}"
-        try:
-            raw, extensions = _load(line, records.parent)
-            measure(raw, tokenizer, chat_form, whole=True)
-        except BadSample as error:
-            report.reject(records.name, key, error, line=number + 1)
-        else:
-            record = json.dumps(raw.record, ensure_ascii=False).encode()
-            writer.write(key, [("json", record), *zip(extensions, [*raw.images, *raw.videos], strict=True)])
-        tick()
-    writer.close()
+    rows: dict[Path, list[dict[str, Any]]] = {}
+    with ShardWriter(out, name, max_shard_bytes) as writer:
+        for number, line in _lines(records):
+            key = f"{number:09d}"
+            try:
+                raw, extensions = _load(line, records.parent)
+                measured = measure(raw, tokenizer, chat_form, whole=True)
+            except BadSample as error:
+                report.reject(records.name, key, error, line=number + 1)
+            else:
+                record = json.dumps(raw.record, ensure_ascii=False).encode()
+                files = [("json", record), *zip(extensions, [*raw.images, *raw.videos], strict=True)]
+                row = _row(writer.write(key, files), measured)
+                rows.setdefault(writer.path, []).append(row)
+                report.samples[measured.domain] += 1
+            tick()
     for shard in writer.finished:
-        index_shard(shard, tokenizer=tokenizer, chat_form=chat_form, report=report)
+        write_index(shard, rows[shard], tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=chat_form)
+        report.shards.append(shard)
     _write_rejected(
         out / REJECTED, report.rejected, replaces={records.name, *(shard.name for shard in writer.finished)}
     )
+    write_catalogue(out)
     return report
 
 
@@ -108,6 +117,7 @@ def index_shards(
         names = {shard.name for shard in shards if shard.parent == folder}
         entries = [entry for entry in report.rejected if entry["shard"] in names]
         _write_rejected(folder / REJECTED, entries, replaces=names)
+        write_catalogue(folder)
     return report
 
 
@@ -115,14 +125,17 @@ def index_shard(shard: Path, *, tokenizer: GlmTokenizer | None, chat_form: str, 
     """Writes one shard's index and adds what it met to the report."""
     rows = []
     reader = ShardReader()
-    for sample in scan_shard(shard):
+    scan = scan_shard(shard)
+    for key, error in scan.rejected:
+        report.reject(shard.name, key, error)
+    for sample in scan.samples:
         try:
             raw = reader.read(str(shard), sample)
             measured = measure(raw, tokenizer, chat_form)
         except BadSample as error:
             report.reject(shard.name, sample.key, error)
         else:
-            rows.append(index_row(sample, measured.domain, measured.text_tokens, measured.images, measured.videos))
+            rows.append(_row(sample, measured))
             report.samples[measured.domain] += 1
     reader.close()
     write_index(shard, rows, tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=chat_form)
@@ -131,12 +144,18 @@ def index_shard(shard: Path, *, tokenizer: GlmTokenizer | None, chat_form: str, 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the index keeps of a sample. text_tokens: all tokens but <|image|>; 0 without a tokenizer."""
+    """What the index keeps of a sample. text_tokens: all tokens but <|image|>; 0 without a tokenizer.
+    blocks: what index.index_row asks for; none without a tokenizer."""
 
     domain: str
     text_tokens: int
     images: list[tuple[int, int]]
     videos: list[VideoInfo]
+    blocks: list[tuple[bool, int, int]]
+
+
+def _row(sample: ShardSample, measured: Measured) -> dict[str, Any]:
+    return index_row(sample, measured.domain, measured.text_tokens, measured.images, measured.videos, measured.blocks)
 
 
 def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:
@@ -152,10 +171,16 @@ def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, w
             decode_image(data)
         for data in raw.videos:
             video_slices(data, budget.video_max_tokens)
-    text_tokens = 0
-    if tokenizer is not None:
-        text_tokens = int((tokenize(sample, tokenizer, grids, layouts).input_ids != tokenizer.image_id).sum())
-    return Measured(sample.domain, text_tokens, images, videos)
+    if tokenizer is None:
+        return Measured(sample.domain, 0, images, videos, [])
+    tokenized = tokenize(sample, tokenizer, grids, layouts)
+    text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
+    is_video = [isinstance(segment, Video) for segment in sample.segments if isinstance(segment, Image | Video)]
+    blocks = [
+        (video, text_before[start], text_before[start + length] - text_before[start])
+        for video, (start, length) in zip(is_video, tokenized.blocks, strict=True)
+    ]
+    return Measured(sample.domain, text_before[-1], images, videos, blocks)
 
 
 def verify_shard(shard: ShardIndex, tokenizer: GlmTokenizer | None = None, tick: Tick = lambda: None) -> Report:
@@ -166,7 +191,7 @@ def verify_shard(shard: ShardIndex, tokenizer: GlmTokenizer | None = None, tick:
     for row in range(shard.table.num_rows):
         sample = shard.sample(row)
         try:
-            raw = reader.read(str(shard.file), sample)
+            raw = reader.read(str(shard.file), sample, shard.header.tar_fingerprint)
             if tokenizer is not None:
                 encode_record(
                     *(raw.record, raw.images, raw.videos),
@@ -224,5 +249,6 @@ def _write_rejected(path: Path, entries: list[dict[str, Any]], replaces: set[str
     if path.is_file():
         kept = [entry for entry in map(json.loads, path.read_text().splitlines()) if entry["shard"] not in replaces]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in [*kept, *entries]))
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in [*kept, *entries])
+    temporary.write_text(lines, encoding="utf-8", errors="backslashreplace")
     os.replace(temporary, path)

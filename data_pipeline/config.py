@@ -10,13 +10,16 @@ from data_pipeline.images import MIN_IMAGE_TOKENS
 
 __all__ = ["DataConfig", "DataError", "SourceConfig"]
 
+TOO_LONG = ("refuse", "truncate", "split")
+
 
 @dataclass
 class SourceConfig:
     """One source of the mixture."""
 
-    path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"
+    path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"; or a URL of these
     weight: float = 1.0  # share of the TOKENS of the mixture, relative to the other sources
+    epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
     name: str = ""  # for logs and checkpoints; the last part of the path when empty
 
     def label(self) -> str:
@@ -31,8 +34,13 @@ class DataConfig:
     sources: list[SourceConfig] = field(default_factory=list)
     seed: int = 0  # of the order of samples
     num_workers: int = 2  # processes that decode; 0: in the training process
+    prefetch: int = 2  # packs that every worker holds ready
+    max_rejected_fraction: float = 0.01  # of the samples met so far; a run with more that cannot be used stops
     image_max_tokens: int = 6144  # tokens of one picture at most (transformers: longest_edge = 28*28*2 * this)
     video_max_tokens: int = 30000  # tokens of one clip at most
+    too_long: str = "refuse"  # samples longer than a sequence: refuse | truncate | split; plain text is always split
+    cache_dir: str = ""  # where shards that are URLs are kept on this machine; empty: remote.DEFAULT_FOLDER
+    cache_bytes: int = 0  # of shards kept there at most; 0: all
     segment_multiple: int = 8  # every sample is padded to a multiple of this many tokens, whatever the layout
 
     def check(self) -> None:
@@ -46,6 +54,8 @@ class DataConfig:
                 raise DataError(
                     f"source {source.label()!r} has weight {source.weight}: give a positive weight or remove the source"
                 )
+            if not source.epochs >= 0:
+                raise DataError(f"source {source.label()!r} has epochs {source.epochs}: give 0 for endless, or more")
         labels = [source.label() for source in self.sources]
         for label in labels:
             if labels.count(label) > 1:
@@ -55,7 +65,18 @@ class DataConfig:
         for key in ("image_max_tokens", "video_max_tokens"):
             if getattr(self, key) < MIN_IMAGE_TOKENS:
                 raise DataError(f"data.{key} is {getattr(self, key)}: an image takes {MIN_IMAGE_TOKENS} tokens or more")
+        if self.too_long not in TOO_LONG:
+            raise DataError(f"data.too_long is {self.too_long!r}: choose one of {', '.join(TOO_LONG)}")
         if self.segment_multiple < 1:
             raise DataError(f"data.segment_multiple is {self.segment_multiple}: it must be 1 or more")
+        if self.cache_bytes < 0:
+            raise DataError(f"data.cache_bytes is {self.cache_bytes}: give a number of bytes, or 0 to keep all shards")
         if self.num_workers < 0:
             raise DataError(f"data.num_workers is {self.num_workers}: it must be 0 or more")
+        if self.prefetch < 1:
+            raise DataError(f"data.prefetch is {self.prefetch}: a worker must hold 1 pack or more ahead")
+        if not 0 <= self.max_rejected_fraction <= 1:
+            raise DataError(
+                f"data.max_rejected_fraction is {self.max_rejected_fraction}: give a fraction between 0 (stop at the "
+                "first sample that cannot be used) and 1 (never stop)"
+            )

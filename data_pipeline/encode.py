@@ -1,21 +1,26 @@
-"""One sample's record and bytes -> `EncodedSample`: the work a data worker does for every sample."""
+"""One sample's record and bytes -> `EncodedSample`: the work a data worker does for every sample.
+
+A sample that is longer than a pack is a `LongSample`: tokenised whole, once, then decoded piece by piece.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from data_pipeline.batch import EncodedSample
 from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat import DEFAULT_FORM
-from data_pipeline.images import SLICE_BYTES, image_slices
+from data_pipeline.errors import BadSample
+from data_pipeline.images import SLICE_BYTES, grid_of, image_slices, probe_image, resized_size
 from data_pipeline.positions import rope_positions
 from data_pipeline.sample import Image, Sample, Video
 from data_pipeline.tokens import GlmTokenizer, tokenize
-from data_pipeline.video import video_slices
+from data_pipeline.video import plan_video, probe_video, video_slices
 
 
 @dataclass(frozen=True)
@@ -72,3 +77,76 @@ def encode_sample(
         grids=tokenized.grids,
         frames=tokenized.frames,
     )
+
+
+@dataclass(frozen=True)
+class _Medium:
+    """A picture or clip that has not been decoded yet, and how it will be. images: one, or a clip's frame pairs."""
+
+    data: bytes
+    images: int
+    slices: Callable[[bytes, int], tuple[torch.Tensor, Any]]
+    max_tokens: int
+
+
+class LongSample:
+    """A sample of which pieces are wanted. Pictures and clips are measured by their headers, and decoded with the piece
+    that they lie in: a document of a hundred pages is not decoded anew for each of its pieces.
+
+    Raises BadSample naming what is wrong with the record or a header.
+    """
+
+    def __init__(
+        self,
+        sample: Sample,
+        images: Sequence[bytes],
+        videos: Sequence[bytes],
+        *,
+        tokenizer: GlmTokenizer,
+        budget: PixelBudget,
+        sample_id: str = "",
+    ):
+        self.sample, self.sample_id = sample, sample_id
+        self._image_id = tokenizer.image_id
+        grids = [grid_of(resized_size(*probe_image(data), max_tokens=budget.image_max_tokens)) for data in images]
+        layouts = [plan_video(probe_video(data), budget.video_max_tokens) for data in videos]
+        self._tokens = tokenize(sample, tokenizer, grids, layouts)
+        pictures = (_Medium(data, 1, image_slices, budget.image_max_tokens) for data in images)
+        clips = (
+            _Medium(data, len(layout.seconds), video_slices, budget.video_max_tokens)
+            for data, layout in zip(videos, layouts, strict=True)
+        )
+        of_segment: dict[type, Iterator[_Medium]] = {Image: pictures, Video: clips}
+        self._media = [next(of_segment[type(part)]) for part in sample.segments if isinstance(part, Image | Video)]
+
+    def __len__(self) -> int:
+        return len(self._tokens.input_ids)
+
+    def piece(self, start: int, length: int) -> EncodedSample:
+        """Tokens start..start+length as a sample of its own, with positions from 0. Raises BadSample if a picture or
+        clip lies only partly within, or cannot be decoded."""
+        end = start + length
+        begins, lengths = np.array(self._tokens.blocks, dtype=np.int64).reshape(-1, 2).T
+        ends = begins + lengths
+        if ((begins < start) & (start < ends) | (begins < end) & (end < ends)).any():
+            raise BadSample("media_cut", f"a picture or clip does not lie wholly within tokens {start} to {end}")
+        inside = np.flatnonzero((begins >= start) & (ends <= end))
+        media = [self._media[number] for number in inside]
+        before = sum(medium.images for medium in self._media[: inside[0]]) if len(inside) else 0
+        images = slice(before, before + sum(medium.images for medium in media))
+        grids, frames = self._tokens.grids[images], self._tokens.frames[images]
+        pixels = [medium.slices(medium.data, medium.max_tokens)[0] for medium in media]
+        slices = torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *pixels])
+        if len(slices) != sum(h * w * instants for (h, w), instants in zip(grids, frames, strict=True)):
+            raise BadSample("media_mismatch", "a picture or clip has another size than its header says")
+        input_ids = self._tokens.input_ids[start:end]
+        return EncodedSample(
+            sample_id=self.sample_id,
+            domain=self.sample.domain,
+            input_ids=input_ids,
+            loss=self._tokens.loss[start:end],
+            position_ids=rope_positions(input_ids == self._image_id, grids),
+            pixels=slices,
+            grids=grids,
+            frames=frames,
+        )

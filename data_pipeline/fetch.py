@@ -1,130 +1,147 @@
-"""Fetching a pack: reads, decodes and collates the samples that the plan names. Runs in the data workers."""
+"""Fetching a pack: reads, decodes and collates the samples that the plan names. Runs in the data workers.
+
+A worker holds the sources, so all it is told is a `Pack`: four integers a piece. What fails is replaced here, by the
+rule of `quarantine`, and its replacement lies where it would have lain: the other samples of the pack stay in place.
+"""
 
 from __future__ import annotations
 
+import traceback
+from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
-from data_pipeline.batch import Batch, EncodedSample, collate
-from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
+from data_pipeline.domains import build_sample
+from data_pipeline.encode import LongSample, PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import Source
+from data_pipeline.index import Source, StoredSample
 from data_pipeline.plan import Pack, Piece
-from data_pipeline.shards import ShardReader, ShardSample
+from data_pipeline.quarantine import TOO_LONG, UNREADABLE_SHARD, Failure, rejection, substitute
+from data_pipeline.remote import ShardCache
+from data_pipeline.shards import RawSample, ShardReader
 from data_pipeline.tokens import GlmTokenizer
 
-
-@dataclass(frozen=True)
-class PieceOrder:
-    """All a worker needs to fetch one piece without an index. sample_length: tokens the index promises."""
-
-    shard: str
-    shard_name: str
-    sample: ShardSample
-    chat_form: str
-    sample_length: int
-    start: int
-    length: int
-
-
-@dataclass(frozen=True)
-class PackOrder:
-    """A pack to fetch, and what the plan has set aside already."""
-
-    pieces: list[PieceOrder]
-    rejected: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A worker's way to report that the data as a whole is unusable, without a stack trace."""
-
-    message: str
-
-
-def order(pack: Pack, sources: Sequence[Source], seq_length: int) -> PackOrder:
-    """Looks up where the pieces of a pack lie."""
-
-    def piece_order(piece: Piece) -> PieceOrder:
-        source = sources[piece.source]
-        shard, row = source.locate(piece.row)
-        return PieceOrder(
-            shard=str(shard.file),
-            shard_name=shard.file.name,
-            sample=shard.sample(row),
-            chat_form=shard.header.chat_form,
-            sample_length=int(source.lengths[piece.row]),
-            start=piece.start,
-            length=piece.length,
-        )
-
-    rejected = []
-    for piece in pack.too_long:
-        lost = piece_order(piece)
-        detail = f"{lost.sample_length} tokens do not fit train.seq_length {seq_length}"
-        rejected.append({"reason": "too_long", "shard": lost.shard_name, "key": lost.sample.key, "detail": detail})
-    return PackOrder([piece_order(piece) for piece in pack.pieces], rejected)
+KEPT_LONG_SAMPLES = 4  # pieces of one sample come close together
 
 
 class PackFetcher(Dataset):
-    """Maps a PackOrder to its Batch. Bad samples leave their room as padding and are named in Batch.rejected."""
+    """Maps a Pack to its Batch. What could not be used is named in Batch.rejected; nothing that is wrong with a file
+    raises."""
 
-    def __init__(self, tokenizer: GlmTokenizer, budget: PixelBudget, *, seq_length: int, segment_multiple: int):
-        self.tokenizer, self.budget = tokenizer, budget
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        tokenizer: GlmTokenizer,
+        budget: PixelBudget,
+        *,
+        seq_length: int,
+        segment_multiple: int,
+        cache: ShardCache | None = None,
+    ):
+        self.sources, self.tokenizer, self.budget = sources, tokenizer, budget
         self.seq_length, self.segment_multiple = seq_length, segment_multiple
-        self._reader = ShardReader()
-        self._last_cut: tuple[tuple[str, str], EncodedSample] | None = None  # pieces of one text come close together
+        self._reader = ShardReader(cache=cache)
+        self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
 
-    def __getitem__(self, pack: PackOrder) -> Batch | Failure:
-        samples: list[EncodedSample] = []
-        rejected = list(pack.rejected)
+    def __getitem__(self, pack: Pack) -> Batch:
+        rejected = [self._refused(piece) for piece in pack.too_long]
+        samples, rooms = [], []
         for piece in pack.pieces:
-            try:
-                samples.append(self._fetch(piece))
-            except BadSample as error:
-                where = {"shard": piece.shard_name, "key": piece.sample.key}
-                rejected.append({"reason": error.reason, **where, "detail": error.detail})
-            except DataError as error:
-                return Failure(str(error))
+            rooms.append(padded_length(piece.length, self.segment_multiple))
+            samples.append(self._fetch_or_replace(piece, rooms[-1], rejected))
         return collate(
             samples,
             seq_length=self.seq_length,
             segment_multiple=self.segment_multiple,
             pad_id=self.tokenizer.pad_id,
+            rooms=rooms,
             rejected=rejected,
         )
 
-    def _fetch(self, piece: PieceOrder) -> EncodedSample:
-        place = (piece.shard, piece.sample.key)
-        if self._last_cut is not None and self._last_cut[0] == place:
-            return cut_text(self._last_cut[1], piece.start, piece.length)
-        raw = self._reader.read(piece.shard, piece.sample)
-        encoded = encode_record(
-            *(raw.record, raw.images, raw.videos),
-            tokenizer=self.tokenizer,
-            budget=self.budget,
-            sample_id=f"{piece.shard_name}/{piece.sample.key}",
-            chat_form=piece.chat_form,
-        )
-        if len(encoded) != piece.sample_length:
-            raise BadSample("length_changed", f"{len(encoded)} tokens, but the index promised {piece.sample_length}")
-        if piece.length < len(encoded):
-            self._last_cut = (place, encoded)
-        return cut_text(encoded, piece.start, piece.length)
-
-
-def cut_text(sample: EncodedSample, start: int, length: int) -> EncodedSample:
-    """Part of a sample without images, with positions from 0; the sample itself if that is all of it."""
-    if length == len(sample):
+    def _fetch_or_replace(self, piece: Piece, room: int, rejected: list[dict[str, Any]]) -> EncodedSample:
+        """The piece, or what takes its place; what failed on the way is added to `rejected`."""
+        source = self.sources[piece.source]
+        failures: list[Failure] = []
+        records: list[dict[str, Any]] = []
+        sample = EncodedSample.nothing()
+        candidate: Piece | None = piece
+        while candidate is not None:
+            stored = source.sample(candidate.row)
+            try:
+                sample = self._fetch(candidate, stored)
+                break
+            except BadSample as error:
+                failures.append(Failure(candidate.row, error.reason))
+                records.append(rejection(error.reason, stored.shard_name, stored.sample.key, error.detail))
+            row = substitute(source, room, self.segment_multiple, failures)
+            candidate = None if row is None else Piece(piece.source, row, 0, int(source.lengths[row]))
+        rejected += [{**record, "replaced_by": sample.sample_id} for record in records]
         return sample
-    return replace(
-        sample,
-        input_ids=sample.input_ids[start : start + length],
-        loss=sample.loss[start : start + length],
-        position_ids=sample.position_ids[:, :length],
-        pixels=torch.empty_like(sample.pixels),
-    )
+
+    def _refused(self, piece: Piece) -> dict[str, Any]:
+        """The record of a sample that the plan has set aside."""
+        stored = self.sources[piece.source].sample(piece.row)
+        detail = f"{piece.length} tokens do not fit train.seq_length {self.seq_length}"
+        return rejection(TOO_LONG, stored.shard_name, stored.sample.key, detail)
+
+    def _fetch(self, piece: Piece, stored: StoredSample) -> EncodedSample:
+        """Raises BadSample, and nothing else, where the sample cannot be used."""
+        try:
+            if piece.length < self.sources[piece.source].lengths[piece.row]:
+                return self._long_sample(piece, stored).piece(piece.start, piece.length)
+            raw = self._read(stored)
+            encoded = encode_record(
+                *(raw.record, raw.images, raw.videos),
+                tokenizer=self.tokenizer,
+                budget=self.budget,
+                sample_id=_sample_id(stored),
+                chat_form=stored.chat_form,
+            )
+            self._check_length(piece, len(encoded))
+            return encoded
+        except BadSample:
+            raise
+        except Exception as error:  # one sample that nobody foresaw must not end a run; many do, by the rejection rate
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
+            raise BadSample("unexpected_error", f"{type(error).__name__} at {place}: {error}") from error
+
+    def _long_sample(self, piece: Piece, stored: StoredSample) -> LongSample:
+        place = (piece.source, piece.row)
+        if place not in self._long:
+            raw = self._read(stored)
+            sample = build_sample(
+                raw.record, images=len(raw.images), videos=len(raw.videos), chat_form=stored.chat_form
+            )
+            long = LongSample(
+                *(sample, raw.images, raw.videos),
+                tokenizer=self.tokenizer,
+                budget=self.budget,
+                sample_id=_sample_id(stored),
+            )
+            self._check_length(piece, len(long))
+            self._long[place] = long
+            if len(self._long) > KEPT_LONG_SAMPLES:
+                self._long.popitem(last=False)
+        self._long.move_to_end(place)
+        return self._long[place]
+
+    def _read(self, stored: StoredSample) -> RawSample:
+        try:
+            return self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
+        except BadSample:
+            raise
+        except (DataError, OSError) as error:
+            raise BadSample(UNREADABLE_SHARD, str(error)) from error
+
+    def _check_length(self, piece: Piece, length: int) -> None:
+        promised = int(self.sources[piece.source].lengths[piece.row])
+        if length != promised:
+            raise BadSample("length_changed", f"{length} tokens, but the index promised {promised}")
+
+
+def _sample_id(stored: StoredSample) -> str:
+    return f"{stored.shard_name}/{stored.sample.key}"

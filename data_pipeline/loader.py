@@ -2,15 +2,18 @@
 
 The plan runs here, in the training process, and costs little; data workers are told which samples to fetch and answer
 in order. What has been fetched ahead is not part of the state: it is fetched again after a resume.
+
+Workers are forked and never touch a GPU; packs are pinned, where there is one, by a thread of the training process.
 """
 
 from __future__ import annotations
 
 import signal
 import threading
+import zlib
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 import torch
@@ -18,19 +21,27 @@ from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
+from data_pipeline.cost import PackCost
+from data_pipeline.draw import Place
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
-from data_pipeline.fetch import Failure, PackFetcher, PackOrder, order
+from data_pipeline.fetch import PackFetcher
 from data_pipeline.index import Source
-from data_pipeline.plan import Plan, Position
+from data_pipeline.plan import Pack, Plan, Position
+from data_pipeline.quarantine import Tally
+from data_pipeline.remote import ShardCache
 from data_pipeline.tokens import GlmTokenizer
+
+STATE_FORMAT = 2
 
 
 class PackedLoader:
-    """Endless steps of packs; the packs of a step are the same whatever the data-parallel size and worker count.
+    """Steps of packs, the same ones whatever the data-parallel size and worker count; endless unless every source has
+    `epochs`.
 
-    Rank r of n gets packs r, r+n, r+2n ... of the step's global_batch_size. Raises DataError if the data cannot be
-    used, naming the file or key and the mend.
+    Rank r of n gets packs r, r+n, r+2n ... of the step's global_batch_size. tally: what the run has met so far; the
+    caller, who knows of all ranks, adds to it. Raises DataError if the data cannot be used, naming the file or key and
+    the mend.
     """
 
     def __init__(
@@ -39,6 +50,7 @@ class PackedLoader:
         *,
         seq_length: int,
         global_batch_size: int,
+        cost: PackCost,
         data_parallel_rank: int,
         data_parallel_size: int,
     ):
@@ -50,30 +62,39 @@ class PackedLoader:
             )
         self.tokenizer = GlmTokenizer(config.tokenizer)
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
-        self.sources = [Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget) for source in config.sources]
+        cache = ShardCache(config.cache_dir, config.cache_bytes)
+        self.sources = [
+            Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.sources
+        ]
         self.plan = Plan(
             self.sources,
             seed=config.seed,
             seq_length=seq_length,
             segment_multiple=config.segment_multiple,
             global_batch_size=global_batch_size,
+            cost=cost,
+            too_long=config.too_long,
         )
         self._rank, self._ranks = data_parallel_rank, data_parallel_size
         self._packs_per_rank = global_batch_size // data_parallel_size
-        self._num_workers = config.num_workers
+        self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._fetcher = PackFetcher(
-            self.tokenizer, budget, seq_length=seq_length, segment_multiple=config.segment_multiple
+            *(self.sources, self.tokenizer, budget),
+            seq_length=seq_length,
+            segment_multiple=config.segment_multiple,
+            cache=cache,
         )
+        self.tally = Tally()
         self._position = Position.start(len(self.sources))
         self._positions_ahead: deque[Position] = deque()  # after each step whose packs the workers have been told of
-        self._batches: Iterator[Batch | Failure] | None = None
+        self._batches: Iterator[Batch] | None = None
 
     def next_step(self) -> list[Batch]:
-        """This rank's packs of the next step, in order."""
+        """This rank's packs of the next step, in order; none when all sources have used up their epochs."""
         if self._batches is None:
             self._batches = self._start()
         try:
-            step = [next(self._batches) for _ in range(self._packs_per_rank)]
+            batches = list(islice(self._batches, self._packs_per_rank))
         except RuntimeError as error:
             self.close()
             if not str(error).startswith("DataLoader worker (pid"):
@@ -81,13 +102,8 @@ class PackedLoader:
             raise DataError(
                 f"a data worker died ({error}): look for a lack of memory, or set data.num_workers=0 to see it happen"
             ) from error
-        batches = []
-        for batch in step:
-            if isinstance(batch, Failure):
-                self.close()
-                raise DataError(batch.message)
-            batches.append(batch)
-        self._position = self._positions_ahead.popleft()
+        if batches:
+            self._position = self._positions_ahead.popleft()
         return batches
 
     def expected_work(self) -> tuple[list[int], list[int]]:
@@ -98,17 +114,24 @@ class PackedLoader:
             seed=self.plan.seed,
             seq_length=self.plan.seq_length,
             segment_multiple=self.plan.segment_multiple,
-            global_batch_size=1,  # a window is as wide as several steps, which may be thousands of packs
+            global_batch_size=1,  # a window is as wide as a step, which may be thousands of packs
+            cost=self.plan.cost,
+            too_long=self.plan.too_long,
         )
-        packs, _ = few.window(Position.start(len(self.sources)))
-        pieces = [piece for pack in packs for piece in pack.pieces]
+        steps, _ = few.window(Position.start(len(self.sources)))
+        pieces = [piece for step in steps for pack in step for piece in pack.pieces]
         patches = [n for piece in pieces for n in self.sources[piece.source].image_patches(piece.row)]
         return [piece.length for piece in pieces], patches
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of the next step: counters, and what they count."""
-        sources = [{"name": source.label, "fingerprint": source.fingerprint} for source in self.sources]
-        return {"position": asdict(self._position), "sources": sources, "plan": self._plan_keys()}
+        """The position of the next step: counters, and what they count. Less than 1 kB of JSON with eight sources."""
+        return {
+            "format": STATE_FORMAT,
+            "position": self._position.state(),
+            "sources": {source.label: source.fingerprint for source in self.sources},
+            "plan": self._plan_keys(),
+            "tally": self.tally.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_changes: bool = False) -> None:
         """Goes on where `state` was taken. Raises DataError if the plan would not be the same from there.
@@ -117,15 +140,20 @@ class PackedLoader:
         window's packs may come again. Token counts start afresh, so that a changed weight does not try to catch up.
         """
         self.close()
+        if state.get("format") != STATE_FORMAT:
+            raise DataError(
+                "the checkpoint's position in the data was written by another version of this program: finish the run "
+                "with that one, or begin another with model.init_from"
+            )
         change = self._change(state)
         if change is None:
-            position = state["position"]
-            self._position = Position(tuple(position["drawn"]), tuple(position["tokens"]), position["packs"])
+            self._position = Position.of(state["position"])
+            self.tally.load_state_dict(state["tally"])
         elif allow_changes:
-            names = [source["name"] for source in state["sources"]]
-            drawn = dict(zip(names, state["position"]["drawn"], strict=True))
-            counters = tuple(drawn.get(source.label, 0) for source in self.sources)
-            self._position = Position(counters, (0,) * len(self.sources))
+            places = dict(zip(state["sources"], Position.of(state["position"]).places, strict=True))
+            self._position = Position(
+                tuple(places.get(source.label, Place())._replace(tokens=0) for source in self.sources)
+            )
         else:
             raise DataError(f"{change} since the checkpoint: undo it, or set checkpoint.allow_changes=true")
 
@@ -135,35 +163,39 @@ class PackedLoader:
         self._positions_ahead.clear()
 
     def _plan_keys(self) -> dict[str, Any]:
+        mixture = [(source.weight, source.epochs) for source in self.sources]
         return {
             "data.seed": self.plan.seed,
             "train.seq_length": self.plan.seq_length,
             "train.global_batch_size": self.plan.global_batch_size,
             "data.segment_multiple": self.plan.segment_multiple,
+            "data.too_long": self.plan.too_long,
             "data.tokenizer": self.tokenizer.hash,
-            "data.sources[].weight": [source.weight for source in self.sources],
+            "data.sources[].weight or epochs": f"{zlib.crc32(repr(mixture).encode()):08x}",
+            "the cost of the model's parts": self.plan.cost.fingerprint,
         }
 
     def _change(self, state: dict[str, Any]) -> str | None:
         now = self.state_dict()
+        before, after = state["sources"], now["sources"]
+        if list(before) != list(after):
+            return f"data.sources has changed from {', '.join(before)} to {', '.join(after)}"
         for key, value in now["plan"].items():
             if state["plan"].get(key) != value:
                 return f"{key} has changed from {state['plan'].get(key)} to {value}"
-        before = {source["name"]: source["fingerprint"] for source in state["sources"]}
-        after = {source["name"]: source["fingerprint"] for source in now["sources"]}
-        if list(before) != list(after):
-            return f"data.sources has changed from {', '.join(before)} to {', '.join(after)}"
         for name, fingerprint in after.items():
             if before[name] != fingerprint:
                 return f"the samples of source {name!r}, or the pixel budgets, have changed"
         return None
 
-    def _start(self) -> Iterator[Batch | Failure]:
+    def _start(self) -> Iterator[Batch]:
         loader = DataLoader(
             self._fetcher,
             batch_size=None,
-            sampler=_PackOrders(self),
+            sampler=_Packs(self),
             num_workers=self._num_workers,
+            prefetch_factor=self._prefetch if self._num_workers else None,
+            pin_memory=torch.accelerator.is_available(),
             # Its own generator: the default would draw a number from the training process's random state.
             generator=torch.Generator(),
         )
@@ -175,18 +207,17 @@ class PackedLoader:
             signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
         return batches
 
-    def _orders(self) -> Iterator[PackOrder]:
+    def _packs(self) -> Iterator[Pack]:
         for packs, position in self.plan.steps(self._position):
             self._positions_ahead.append(position)
-            for pack in packs[self._rank :: self._ranks]:
-                yield order(pack, self.sources, self.plan.seq_length)
+            yield from packs[self._rank :: self._ranks]
 
 
-class _PackOrders(Sampler):
-    """Hands what to fetch to the DataLoader, which passes it to a worker as if it were an index."""
+class _Packs(Sampler):
+    """Hands the packs to fetch to the DataLoader, which passes each to a worker as if it were an index."""
 
     def __init__(self, loader: PackedLoader):
         self.loader = loader
 
-    def __iter__(self) -> Iterator[PackOrder]:
-        return self.loader._orders()
+    def __iter__(self) -> Iterator[Pack]:
+        return self.loader._packs()

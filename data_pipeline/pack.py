@@ -1,34 +1,86 @@
-"""First-fit packing: every item goes to the first pack that still has room for it.
+"""Packing: pieces into a given number of packs, full to the brim and alike in what they cost.
 
-pack_first_fit([5, 4, 3, 3, 1], capacity=8)  ->  [[0, 2], [1, 3, 4]]
+Attention costs the square of a piece's length, so a pack with one long piece costs more than one with many short ones,
+and nothing can be done about a piece as long as a pack. What can be done is to have few such packs, which then meet
+each other in a micro-step, and to make all others alike. Pieces are taken from the longest to the shortest:
+
+    long pieces      fill the `heavy` packs, each where the least room is left (best fit);
+    further ones     are spread over the other packs, each where the most room is left;
+    the shortest     fill all gaps, each where the least room is left.
+
+    pack([5, 4, 3, 3, 1], capacity=8, packs=2)  ->  [0, 1, 1, 0, 1]
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from heapq import heapreplace
+
+import numpy as np
+
+SPREAD_SHARE = 0.65  # of all tokens: the long and further ones
+LONG_SHARE = 1 / 8  # of the capacity: what is shorter goes to no heavy pack before the gaps are filled
 
 
-def pack_first_fit(sizes: Sequence[int], capacity: int) -> list[list[int]]:
-    """Indices of the items of each pack, in the order given. No size may exceed capacity.
+def pack(
+    sizes: np.ndarray, *, capacity: int, packs: int, heavy: int = 0, spread_share: float = SPREAD_SHARE
+) -> np.ndarray:
+    """int64 [pieces]: the pack of each, -1 where none has room. sizes: int [pieces], from 1 to capacity.
 
-    O(n log n): a binary tree over packs holds the largest room below each node, so the leftmost pack with enough room
-    is found from the root down. Packs not begun yet have all their room, so a pack is always found.
+    Without `heavy` and spread_share this is best-fit decreasing.
     """
-    leaves = 1 << max(len(sizes) - 1, 0).bit_length()
-    room = [capacity] * (2 * leaves)
-    packs: list[list[int]] = []
-    for item, size in enumerate(sizes):
-        if size > capacity:
-            raise ValueError(f"item {item} of size {size} cannot fit a pack of {capacity}")
-        node = 1
-        while node < leaves:
-            node = 2 * node if room[2 * node] >= size else 2 * node + 1
-        pack = node - leaves
-        if pack == len(packs):
-            packs.append([])
-        packs[pack].append(item)
-        room[node] -= size
-        while node > 1:
-            node //= 2
-            room[node] = max(room[2 * node], room[2 * node + 1])
-    return packs
+    order = np.argsort(-sizes, kind="stable")
+    falling = sizes[order]
+    spread = int(np.searchsorted(np.cumsum(falling), spread_share * falling.sum(), side="right"))
+    long = int(np.searchsorted(-falling[:spread], -capacity * LONG_SHARE, side="right"))
+    pieces = falling.tolist()
+
+    rooms = _Rooms(capacity)
+    for number in reversed(range(heavy)):
+        rooms.add(capacity, number)
+    chosen = [rooms.best_fit(size) for size in pieces[:long]] + [-1] * (spread - long)
+
+    emptiest = [(-capacity, number) for number in range(heavy, packs)]  # a heap of (-room, pack)
+    for place in range(spread if emptiest else 0):
+        filled = emptiest[0][0] + pieces[place]
+        if chosen[place] < 0 and filled <= 0:
+            chosen[place] = emptiest[0][1]
+            heapreplace(emptiest, (filled, chosen[place]))
+
+    for filled, number in emptiest:
+        rooms.add(-filled, number)
+    for place in range(spread):
+        if chosen[place] < 0:
+            chosen[place] = rooms.best_fit(pieces[place])
+    chosen += map(rooms.best_fit, pieces[spread:])
+
+    result = np.empty(len(pieces), np.int64)
+    result[order] = chosen
+    return result
+
+
+class _Rooms:
+    """Packs by the room they have left. Which rooms there are is kept as the bits of one integer, so that the least
+    room that is enough is found by a shift."""
+
+    def __init__(self, capacity: int):
+        self._packs: list[list[int]] = [[] for _ in range(capacity + 1)]
+        self._bits = [1 << room for room in range(capacity + 1)]
+        self._rooms = 0
+
+    def add(self, room: int, pack: int) -> None:
+        self._packs[room].append(pack)
+        self._rooms |= self._bits[room]
+
+    def best_fit(self, size: int) -> int:
+        """Takes `size` from a pack with the least room that is enough; -1 if there is none."""
+        enough = self._rooms >> size
+        if not enough:
+            return -1
+        left = (enough & -enough).bit_length() - 1
+        packs = self._packs[size + left]
+        pack = packs.pop()
+        if not packs:
+            self._rooms ^= self._bits[size + left]
+        self._packs[left].append(pack)
+        self._rooms |= self._bits[left]
+        return pack

@@ -79,3 +79,8 @@ def layer_cost(decoder: DecoderConfig, layer: int) -> SegmentCost:
 def head_cost(decoder: DecoderConfig) -> SegmentCost:
     """A sample of n tokens through the output layer."""
     return SegmentCost(2 * decoder.hidden_size * decoder.vocab_size)
+
+
+def decoder_cost(decoder: DecoderConfig) -> SegmentCost:
+    """A sample of n tokens through all decoder layers and the output layer."""
+    return sum((layer_cost(decoder, layer) for layer in range(decoder.num_hidden_layers)), start=head_cost(decoder))

@@ -41,6 +41,7 @@ from pretrain.distributed import process_group, rank, world_size
 from pretrain.errors import expected_errors
 from pretrain.metrics import RunLog, logger
 from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
+from pretrain.pack_cost import pack_cost
 from pretrain.step import NonFiniteStep, TrainStep
 
 
@@ -61,6 +62,7 @@ def run(config: RunConfig) -> None:
         config.data,
         seq_length=config.train.seq_length,
         global_batch_size=config.train.global_batch_size,
+        cost=pack_cost(model_config),
         data_parallel_rank=config.parallel.data_parallel_rank(rank(), world_size()),
         data_parallel_size=config.parallel.data_parallel_size(world_size()),
     )
@@ -131,10 +133,26 @@ def _train(
     companions = partial(
         write_companions, model=model_config, data=config.data, inherited=read_inherited(origin.companions)
     )
+    saved = done
+
+    def save() -> None:
+        path = folder / "checkpoints" / f"step_{done:07d}"
+        progress = TrainState(step=done, data=loader.state_dict(), config=resolved)
+        trainer.synchronize_weights()
+        save_checkpoint(path, model_chunks, companions=companions, optimizer=trainer.optimizer, train_state=progress)
+        if dist.get_rank() == 0:
+            mark_latest(path)
+            remove_old(path, config.checkpoint.keep_last)
+            logger.info("saved %s", path)
+
     try:
         for step in range(done + 1, train.steps + 1):
             started = time.perf_counter()
             batches = share_batches(loader.next_step)
+            if not batches:
+                if log is not None:
+                    logger.info("the data ends here: all sources have used up their epochs before step %d", step)
+                break
             try:
                 report = trainer.run(step, batches)
             except NonFiniteStep as error:
@@ -143,20 +161,17 @@ def _train(
                 raise NonFiniteStep(
                     f"{error}; the samples are named in {folder}/nonfinite_step_{step}_rank_*.json"
                 ) from None
+            done = step
             rejected = gather_rejected(batches) if report.rejected else []
             if log is not None:
                 log.step(step, report, time.perf_counter() - started, rejected)
-            if is_save_due(step, config):
-                path = folder / "checkpoints" / f"step_{step:07d}"
-                progress = TrainState(step=step, data=loader.state_dict(), config=resolved)
-                trainer.synchronize_weights()
-                save_checkpoint(
-                    path, model_chunks, companions=companions, optimizer=trainer.optimizer, train_state=progress
-                )
-                if dist.get_rank() == 0:
-                    mark_latest(path)
-                    remove_old(path, config.checkpoint.keep_last)
-                    logger.info("saved %s", path)
+            loader.tally.add(report.samples, rejected)
+            loader.tally.check(config.data.max_rejected_fraction, str(folder / "quarantine.jsonl"))
+            if config.checkpoint.save_interval and step % config.checkpoint.save_interval == 0:
+                save()
+                saved = step
+        if config.checkpoint.save_interval and done > saved:  # the last step, of the run or of the data
+            save()
     finally:
         loader.close()
         if log is not None:
@@ -173,18 +188,13 @@ def fill_weights(model_chunks: Sequence[GlmvModel], start_from: Path | None, see
         load_weights(model_chunks, SafetensorsFolder(start_from))
 
 
-def is_save_due(step: int, config: RunConfig) -> bool:
-    """Every save_interval steps and at the end."""
-    interval = config.checkpoint.save_interval
-    return interval > 0 and (step % interval == 0 or step == config.train.steps)
-
-
 def gather_rejected(batches: list[Batch]) -> list[dict[str, Any]]:
-    """The quarantined samples of all ranks' packs, each once. Collective."""
-    own = [record for batch in batches for record in batch.rejected]
+    """The quarantined samples of the global batch, in the order of its packs, each once. Collective."""
+    own = [batch.rejected for batch in batches]
     everyone: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
     dist.all_gather_object(everyone, own, group=parallel_state.get_data_parallel_group())
-    return [record for records in everyone for record in records]
+    # Rank r of n has packs r, r+n, r+2n ...: the first of every rank come first.
+    return [record for packs in zip(*everyone, strict=True) for records in packs for record in records]
 
 
 def name_the_samples(folder: Path, step: int, batches: list[Batch]) -> None:

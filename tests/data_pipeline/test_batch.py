@@ -87,3 +87,20 @@ def test_pictures_and_frame_pairs_keep_the_order_of_samples():
 
 def options(seq_length: int) -> dict[str, Any]:
     return {"seq_length": seq_length, "segment_multiple": 4, "pad_id": PAD}
+
+
+def test_room_that_is_kept():
+    """Of 8 tokens for a sample of 3, of 4 for none at all: what follows lies where it was planned to lie."""
+    samples = [encoded([X, Y, Z], [0, 1, 1]), EncodedSample.nothing(), encoded([P, Q], [0, 1])]
+    batch = collate(samples, seq_length=16, segment_multiple=4, pad_id=PAD, rooms=[8, 4, 4])
+    assert batch.input_ids.tolist() == [X, Y, Z, 0, 0, 0, 0, 0, 0, 0, 0, 0, P, Q, 0, 0]
+    assert batch.labels.tolist() == [Y, Z, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, Q, 0, 0, 0]
+    assert batch.loss_mask.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]
+    assert batch.cu_seqlens.tolist() == [0, 8, 12, 16]
+    assert batch.segment_lengths.tolist() == [3, 0, 2]
+    assert batch.segment_domains == ["text", "", "text"]
+    assert batch.sample_ids == ["a.tar/21", "", "a.tar/11"]
+    assert batch.num_samples == 2
+    first = collate([EncodedSample.nothing()], seq_length=8, segment_multiple=4, pad_id=PAD, rooms=[8])
+    assert first.segment_lengths.tolist() == [0]
+    assert not first.loss_mask.any()

@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
+from benchmarks.indexing import in_a_process_of_its_own, write_folder
 from data_pipeline.build import index_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget, encode_record
-from data_pipeline.errors import DataError
-from data_pipeline.index import Source, find_shards, index_path, read_index
-from data_pipeline.shards import ShardReader, ShardWriter
-from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.images import MAX_ASPECT, grid_of, resized_size, tokens_of
+from data_pipeline.index import (
+    CATALOGUE,
+    Source,
+    find_shards,
+    index_path,
+    index_row,
+    read_index,
+    write_catalogue,
+    write_index,
+)
+from data_pipeline.shards import ShardReader, ShardSample, ShardWriter
+from data_pipeline.tokens import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
+from data_pipeline.video import VideoInfo, plan_video
 
 
 @pytest.fixture
@@ -29,11 +43,36 @@ def test_lengths_from_metadata_equal_lengths_of_decoded_samples(shard_folders, t
     reader = ShardReader()
     assert len(source) == 40
     for row in range(len(source)):
-        shard, place = source.locate(row)
-        raw = reader.read(str(shard.file), shard.sample(place))
+        stored = source.sample(row)
+        raw = reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
         encoded = encode_record(raw.record, raw.images, raw.videos, tokenizer=tokenizer, budget=budget)
         assert len(encoded) == source.lengths[row]
+        assert encoded.domain == source.domain_of(row)
         assert (encoded.domain == "text") == source.is_text[row]
+        patches = [h * w for h, w in encoded.grids]
+        assert source.image_patches(row) == patches
+        assert source.patches[row] == sum(patches)
+        assert source.patches_squared[row] == sum(n * n for n in patches)
+        assert source.blocks(row) == blocks_in(encoded.input_ids, tokenizer)
+
+
+def blocks_in(ids: np.ndarray, tokenizer: GlmTokenizer) -> list[tuple[int, int]]:
+    """From the first to the last special token of each picture and clip, found by reading the tokens one by one."""
+    names = {tokenizer.special[name]: name for name in (IMAGE_START, IMAGE_END, VIDEO_START, VIDEO_END)}
+    found: list[tuple[int, int]] = []
+    start, inside_video = 0, False
+    for place, token in enumerate(ids.tolist()):
+        match names.get(token):
+            case "<|begin_of_video|>":
+                start, inside_video = place, True
+            case "<|begin_of_image|>" if not inside_video:
+                start = place
+            case "<|end_of_video|>":
+                inside_video = False
+                found.append((start, place + 1 - start))
+            case "<|end_of_image|>" if not inside_video:
+                found.append((start, place + 1 - start))
+    return found
 
 
 @pytest.mark.fast
@@ -124,7 +163,7 @@ def test_a_shard_in_which_nothing_can_be_used(shards, tokenizer):
     assert report.reasons() == {"bad_record": 1}
     source = Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
     assert len(source) == len(source.lengths) == len(source.is_text) == 40
-    assert source.locate(0)[0].file.name == "shard-00000.tar"
+    assert source.sample(0).shard_name == "shard-00000.tar"
 
 
 @pytest.mark.fast
@@ -148,3 +187,127 @@ def test_the_fingerprint_of_a_source_follows_its_samples(shards, tokenizer: GlmT
     for path in shards.glob("shard-00001.*"):
         path.unlink()
     assert fingerprint() != first
+
+
+# --- the catalogue ----------------------------------------------------------------------------------------------------
+
+
+def same(one: Source, other: Source) -> bool:
+    columns = ("lengths", "patches", "patches_squared", "is_text", "shard_rows")
+    assert all(np.array_equal(getattr(one, name), getattr(other, name)) for name in columns)
+    for row in range(len(one)):
+        assert one.sample(row) == other.sample(row)
+        assert one.domain_of(row) == other.domain_of(row)
+        assert one.blocks(row) == other.blocks(row)
+    return one.fingerprint == other.fingerprint
+
+
+@pytest.fixture
+def opened(shards, tokenizer):
+    def open_source(pattern: str = "") -> Source:
+        budget = PixelBudget(30, 60)
+        return Source(SourceConfig(str(shards / pattern)), tokenizer_hash=tokenizer.hash, budget=budget)
+
+    return open_source
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("pattern", ["", "*.tar", "shard-00001.tar", "shard-0000[02].tar", "*1.tar"])
+def test_a_catalogue_says_what_the_indexes_say(shards, opened, pattern):
+    from_catalogue = opened(pattern)
+    (shards / CATALOGUE).unlink()
+    assert same(from_catalogue, opened(pattern))
+    write_catalogue(shards)
+    assert same(from_catalogue, opened(pattern))
+
+
+@pytest.mark.fast
+def test_with_a_catalogue_neither_tars_nor_indexes_are_read(shards, opened):
+    before = opened()
+    for path in shards.iterdir():
+        if path.name != CATALOGUE:
+            path.write_bytes(b"?")
+    assert opened().fingerprint == before.fingerprint
+    sample = before.sample(0)
+    with pytest.raises(BadSample, match=r"unreadable_shard: .*-00000\.tar has 1 bytes and is not what was indexed"):
+        ShardReader().read(sample.shard, sample.sample, sample.tar_fingerprint)
+
+
+@pytest.mark.fast
+def test_a_catalogue_that_no_longer_holds_is_not_used(shards, opened, tokenizer):
+    whole = opened()
+    late = shutil.copy(shards / "shard-00000.tar", shards / "zlate.tar")
+    with pytest.raises(DataError, match=r"zlate\.tar has no index"):
+        opened()
+    assert same(opened("shard-*.tar"), whole)
+    shutil.copy(index_path(shards / "shard-00000.tar"), index_path(Path(late)))
+    assert len(opened()) == len(whole) + int(whole.shard_rows[1]), "made elsewhere, copied here: read from the indexes"
+    index_shards([Path(late)], tokenizer=None)
+    with pytest.raises(DataError, match=r"zlate\.tar was made with no tokenizer"):
+        opened()
+    index_shards([Path(late)], tokenizer=tokenizer)
+    assert len(opened()) == len(whole) + int(whole.shard_rows[1])
+
+
+@pytest.mark.fast
+def test_an_index_written_anew_takes_the_catalogue_away(shards, opened):
+    index = read_index(shards / "shard-00000.tar")
+    write_index(
+        index.file,
+        index.table.slice(1).to_pylist(),
+        tokenizer_hash=index.header.tokenizer_hash,
+        chat_form=index.header.chat_form,
+    )
+    assert not (shards / CATALOGUE).exists(), "whatever happens before the new one is written"
+    assert len(opened()) == 39
+
+
+@pytest.mark.fast
+def test_a_damaged_catalogue(shards, opened):
+    data = (shards / CATALOGUE).read_bytes()
+    for damaged in (b"", data[: len(data) // 2], b"hello", data[:-300] + bytes(300)):
+        (shards / CATALOGUE).write_bytes(damaged)
+        with pytest.raises(DataError, match=r"catalogue.arrow is damaged .*: run `python -m tools.shard index"):
+            opened()
+
+
+@pytest.mark.fast
+def test_a_source_travels_as_its_configuration(opened):
+    source = opened()
+    sent = pickle.dumps(source)
+    assert len(sent) < 1000
+    assert same(pickle.loads(sent), source)
+
+
+def test_many_rows_of_every_kind(tmp_path):
+    """20,000 rows over several batches, worked out one by one with the scalar rules."""
+    rng = np.random.default_rng(5)
+    rows, wanted = [], []
+    budget = PixelBudget(100, 400)
+    for number in range(20_000):
+        images = [
+            (int(h), int(min(max(w, h // MAX_ASPECT + 1), h * MAX_ASPECT)))
+            for h, w in rng.integers(1, 3000, (number % 4, 2))
+        ]
+        videos = [VideoInfo(int(rng.integers(2, 40)), 8.0, 4.0, 64, int(rng.integers(60, 70)))] * (number % 10 == 0)
+        patches = [h * w for h, w in (grid_of(resized_size(*size, max_tokens=100)) for size in images)]
+        for info in videos:
+            layout = plan_video(info, 400)
+            patches += [4 * tokens_of(layout.grid)] * len(layout.seconds)
+        wanted.append((7 + sum(patches) // 4, sum(patches), sum(n * n for n in patches)))
+        rows.append(index_row(ShardSample(str(number)), "text", 7, images, videos, []))
+    (tmp_path / "a.tar").touch()
+    write_index(tmp_path / "a.tar", rows, tokenizer_hash="t", chat_form="glm45v")
+    write_catalogue(tmp_path)
+    source = Source(SourceConfig(str(tmp_path)), tokenizer_hash="t", budget=budget)
+    assert list(zip(source.lengths, source.patches, source.patches_squared, strict=True)) == wanted
+    assert source.sample(19_999).sample.key == "19999"
+
+
+@pytest.mark.slow
+def test_a_million_samples_open_within_a_second_and_100_megabytes(tmp_path):
+    write_folder(tmp_path, samples=1_000_000, shards=10_000)
+    figures = in_a_process_of_its_own(tmp_path)
+    assert (figures["samples"], figures["shards"]) == (1_000_000, 10_000)
+    assert figures["CPU seconds"] < 1
+    assert figures["MB anonymous"] + figures["MB mapped"] < 100

@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import signal
 import time
+from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import pytest
 import torch
 
 from data_pipeline.batch import Batch
 from data_pipeline.build import build_shards
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.cost import PackCost
+from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
-from data_pipeline.index import find_shards, index_path, read_index, write_index
+from data_pipeline.index import find_shards, read_index
 from data_pipeline.loader import PackedLoader
 from data_pipeline.plan import Position
 from tests.data_pipeline.media import encoded, pattern
@@ -29,7 +34,12 @@ SEQ_LENGTH = 512
 
 def loader(config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1, seq_length: int = SEQ_LENGTH):
     return PackedLoader(
-        config, seq_length=seq_length, global_batch_size=batch, data_parallel_rank=rank, data_parallel_size=ranks
+        config,
+        seq_length=seq_length,
+        global_batch_size=batch,
+        cost=PackCost(token=1000, token_squared=1, patch=100, patch_squared=1),
+        data_parallel_rank=rank,
+        data_parallel_size=ranks,
     )
 
 
@@ -59,8 +69,8 @@ def take(packed: PackedLoader, steps: int) -> list[Batch]:
 def test_the_expected_work_is_that_of_the_first_window(data_config):
     packed = loader(data_config, batch=1)
     lengths, patches = packed.expected_work()
-    packs, _ = packed.plan.window(Position.start(len(packed.sources)))
-    batches = take(packed, len(packs))
+    steps, _ = packed.plan.window(Position.start(len(packed.sources)))
+    batches = take(packed, len(steps))
     packed.close()
     assert sorted(lengths) == sorted(n for batch in batches for n in batch.segment_lengths.tolist() if n)
     assert sorted(patches) == sorted(n for batch in batches for n in batch.grid_thw.prod(dim=1).tolist())
@@ -98,13 +108,13 @@ def test_going_on_from_every_step_gives_the_same_stream(data_config):
     """Ids and bytes, over more than a window and an epoch, through JSON as a checkpoint stores it."""
     packed = loader(data_config)
     states, expected = [packed.state_dict()], []
-    for _ in range(24):
+    for _ in range(44):
         expected.append([digest(batch) for batch in packed.next_step()])
         states.append(packed.state_dict())
-    assert packed.state_dict()["position"]["drawn"] != [0, 0]
-    for step in range(24):
+    assert packed.state_dict()["position"]["places"][0][0] > 96  # samples drawn of the first source, which has 96
+    for step in (*range(0, 30, 4), *range(30, 44)):
         assert stream(data_config, 1, states[step]) == expected[step : step + 1]
-    assert stream(data_config, 10, states[14]) == expected[14:]
+    assert stream(data_config, 14, states[30]) == expected[30:]
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -115,6 +125,67 @@ def test_the_global_step_is_the_same_for_every_layout(data_config, ranks, worker
     parts = [stream(config, 6, rank=rank, ranks=ranks) for rank in range(ranks)]
     for step in range(6):
         assert [parts[pack % ranks][step][pack // ranks] for pack in range(4)] == whole[step]
+
+
+def run_until_killed(config: DataConfig, ranks: int, workers: int, state: dict | None, out: Path) -> None:
+    """All ranks of a run in one process, which writes a line a step: the packs in their global order, and the state."""
+    parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
+    for packed in parts:
+        if state is not None:
+            packed.load_state_dict(state)
+    with open(out, "w") as file:
+        while True:
+            steps = [packed.next_step() for packed in parts]
+            packs = [digest(steps[pack % ranks][pack // ranks]) for pack in range(4)]
+            print(json.dumps({"packs": packs, "state": parts[0].state_dict()}), file=file, flush=True)
+
+
+def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, tmp_path):
+    """kill -9 at six random moments; every run goes on from the last state that was written down."""
+    rng = np.random.default_rng()  # any moment will do
+    seen: list = []
+    state = None
+    for number, (ranks, workers) in enumerate([(1, 0), (2, 2), (4, 3), (1, 2), (2, 0), (4, 1)]):
+        out = tmp_path / f"{number}.jsonl"
+        run = multiprocessing.get_context("fork").Process(
+            target=run_until_killed, args=(data_config, ranks, workers, state, out)
+        )
+        run.start()
+        enough, deadline = int(rng.integers(1, 4)), time.monotonic() + 60
+        while not out.exists() or out.read_text().count("\n") < enough:
+            assert time.monotonic() < deadline
+            assert run.is_alive()
+            time.sleep(0.002)
+        time.sleep(float(rng.random()) / 50)
+        os.kill(run.pid, signal.SIGKILL)
+        run.join()
+        lines = [json.loads(line) for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        seen += [line["packs"] for line in lines]
+        state = lines[-1]["state"]
+    assert seen == json.loads(json.dumps(stream(data_config, len(seen))))
+
+
+@pytest.mark.fast
+def test_the_state_of_eight_sources_is_less_than_a_kilobyte(data_config):
+    """With names of usual length and counters of a run of a month."""
+    big, _ = data_config.sources
+    weights = {"caption_web": 0.3, "caption_synthetic": 0.1, "interleaved_web": 0.15, "interleaved_papers": 0.05,
+               "ocr_synthetic": 0.1, "grounding_gui": 0.05, "video_caption": 0.05, "text_general": 0.2}  # fmt: skip
+    config = replace(data_config, sources=[replace(big, name=name, weight=w) for name, w in weights.items()])
+    state = loader(config).state_dict()
+    state["position"]["places"] = [[3 * 10**9, 999, 3 * 10**12] for _ in state["position"]["places"]]
+    state["tally"] = {"samples": 10**10, "reasons": {"checksum": 10**6, "unreadable_image": 10**6, "bad_record": 99}}
+    assert len(json.dumps(state).encode()) < 1000
+    again = loader(config)
+    again.load_state_dict(json.loads(json.dumps(state)))
+    assert json.dumps(again.state_dict()) == json.dumps(state)
+
+
+@pytest.mark.fast
+def test_a_state_of_another_version_is_refused(data_config):
+    state = loader(data_config).state_dict()
+    with pytest.raises(DataError, match=r"written by another version .* model.init_from"):
+        loader(data_config).load_state_dict({**state, "format": 1}, allow_changes=True)
 
 
 def test_a_state_taken_on_two_ranks_with_workers_goes_on_on_one_without(data_config):
@@ -179,45 +250,163 @@ def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
     return folder, replace(data_config, sources=[SourceConfig(str(folder))])
 
 
+def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
+    """What a pack holds, room by room: sample id, first token, tokens with padding, and a checksum of all of it."""
+    bounds = batch.cu_seqlens.tolist()
+    grids = iter(zip(batch.grid_thw.tolist(), batch.frames.tolist(), strict=True))
+    rooms, slices = [], 0
+    for place, (start, end) in enumerate(pairwise(bounds)):
+        content = hashlib.sha256(batch.segment_domains[place].encode())
+        for name in ("input_ids", "labels", "loss_mask", "position_ids"):
+            content.update(getattr(batch, name)[..., start:end].contiguous().numpy().tobytes())
+        tokens = int((batch.input_ids[start:end] == image_id).sum())
+        while tokens:
+            (_, h, w), frames = next(grids)
+            content.update(batch.pixels[slices : slices + h * w * frames].numpy().tobytes())
+            slices += h * w * frames
+            tokens -= h * w // 4
+        rooms.append((batch.sample_ids[place], start, end - start, content.hexdigest()))
+    assert slices == len(batch.pixels)
+    return rooms
+
+
+def overwrite(shard: Path, key: str, member: int = 1) -> None:
+    """Changes bytes in the middle of a file of a shard, as a bad disk does: tar and index know nothing of it."""
+    index = read_index(shard)
+    sample = next(s for s in map(index.sample, range(index.table.num_rows)) if s.key == key)
+    with open(shard, "r+b") as file:
+        file.seek(sample.members[member].offset + sample.members[member].size // 2)
+        file.write(bytes(20))
+
+
+def with_picture(shard: Path, nth: int = 0) -> str:
+    """A sample of a shard that has a picture or clip."""
+    index = read_index(shard)
+    samples = [index.sample(row) for row in range(index.table.num_rows)]
+    return [sample.key for sample in samples if len(sample.members) > 1][nth]
+
+
+def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], image_id: int) -> Counter[str]:
+    """Every room holds what it held before, but those of the lost samples (id: reason), whose places others took, as
+    the records say. Returns how often each was met."""
+    met: Counter[str] = Counter()
+    for batch, before in zip(got, want, strict=True):
+        records = [(f"{r['shard']}/{r['key']}", r["reason"]) for r in batch.rejected]
+        replaced_by = {record["replaced_by"] for record in batch.rejected}
+        expected = []
+        for now, then in zip(segments(batch, image_id), segments(before, image_id), strict=True):
+            if then[0] in lost:
+                assert now[1:3] == then[1:3]
+                assert now[0] not in lost
+                assert now[0] in replaced_by
+                expected.append((then[0], lost[then[0]]))
+                met[then[0]] += 1
+            else:
+                assert now == then
+        assert [record for record in records if record in expected] == expected
+        assert set(records) <= set(lost.items())  # a substitute may be a lost one too, and is recorded as well
+    return met
+
+
+@pytest.fixture(scope="module")
+def one_batch_steps(shard_folders, tokenizer_folder):
+    """The undamaged stream of the small source."""
+    _, small = shard_folders
+    config = DataConfig(
+        tokenizer=str(tokenizer_folder),
+        sources=[SourceConfig(str(small), name="shards")],
+        num_workers=0,
+        image_max_tokens=40,
+        video_max_tokens=100,
+    )
+    packed = loader(config)
+    return take(packed, 16), packed.tokenizer.image_id
+
+
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_samples_leave_padding_and_a_reason(own_shards, workers):
-    """One sample's bytes are changed on disk, elsewhere than where the index would notice it at the start."""
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batch_steps, workers, ranks):
     folder, config = own_shards
-    clean = loader(config)
-    wanted = take(clean, 10)
-    # The fingerprint covers both ends of a file; these files are small, so their index is told to accept the change.
-    victim = next(shard for shard in find_shards(str(folder)) if read_index(shard).sample(0).members[1:])
-    sample = read_index(victim).sample(0)
-    with open(victim, "r+b") as file:
-        file.seek(sample.members[1].offset + 40)
-        file.write(bytes(200))
-    accept(victim)
-
-    damaged = loader(replace(config, num_workers=workers))
-    met = 0
-    for batch, before in zip(take(damaged, 10), wanted, strict=True):
-        name = f"{victim.name}/{sample.key}"
-        lost = before.sample_ids.count(name)
-        met += lost
-        assert [sample_id for sample_id in before.sample_ids if sample_id not in ("", name)] == [
-            sample_id for sample_id in batch.sample_ids if sample_id
-        ]
-        reasons = [(entry["reason"], entry["shard"], entry["key"]) for entry in batch.rejected]
-        assert reasons == [("checksum", victim.name, sample.key)] * lost
-    damaged.close()
-    assert met
+    wanted, image_id = one_batch_steps
+    first, second, *_ = find_shards(str(folder))
+    lost = {f"{first.name}/{with_picture(first)}": "checksum", f"{second.name}/{with_picture(second, 1)}": "checksum"}
+    for name in lost:
+        overwrite(folder / name.partition("/")[0], name.partition("/")[2])
+    parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
+    got = []
+    for _ in range(16):
+        steps = [packed.next_step() for packed in parts]
+        got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
+    for packed in parts:
+        packed.close()
+    assert set(assert_replaced(got, wanted, lost, image_id)) == set(lost)
 
 
-def accept(shard: Path) -> None:
-    """Rewrites an index's header for the shard's present ends; rows stay as they are."""
-    index = read_index_without_check(shard)
-    header = json.loads(index.schema.metadata[b"header"])
-    write_index(shard, index.to_pylist(), tokenizer_hash=header["tokenizer_hash"], chat_form=header["chat_form"])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_shard_replaced_by_a_corrupt_one_between_two_runs(own_shards, one_batch_steps):
+    """The second half of the tar is other bytes, of the same number; the first run has stopped in mid-window."""
+    folder, config = own_shards
+    wanted, image_id = one_batch_steps
+    packed = loader(config)
+    take(packed, 3)
+    state = json.loads(json.dumps(packed.state_dict()))
+    shard = find_shards(str(folder))[1]
+    index = read_index(shard)
+    half = shard.stat().st_size // 2
+    lost = {}
+    for row in range(index.table.num_rows):
+        sample = index.sample(row)
+        if any(member.offset + member.size > half for member in sample.members):
+            lost[f"{shard.name}/{sample.key}"] = "checksum"
+    assert 0 < len(lost) < index.table.num_rows
+    with open(shard, "r+b") as file:
+        file.seek(half)
+        file.write(np.random.default_rng(0).bytes(shard.stat().st_size - half))
+
+    for ranks, workers in ((1, 0), (2, 2), (4, 3)):
+        parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
+        got = []
+        for packed in parts:
+            packed.load_state_dict(state)
+        for _ in range(13):
+            steps = [packed.next_step() for packed in parts]
+            got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
+        for packed in parts:
+            packed.close()
+        assert assert_replaced(got, wanted[12:], lost, image_id)
 
 
-def read_index_without_check(shard: Path):
-    with pa.OSFile(str(index_path(shard))) as file:
-        return pa.ipc.open_file(file).read_all()
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_disappears_is_replaced_from_the_others(own_shards, one_batch_steps, workers):
+    folder, config = own_shards
+    wanted, image_id = one_batch_steps
+    packed = loader(replace(config, num_workers=workers))
+    shard = find_shards(str(folder))[0]
+    index = read_index(shard)
+    lost = {f"{shard.name}/{index.sample(row).key}": "unreadable_shard" for row in range(index.table.num_rows)}
+    shard.unlink()
+    got = take(packed, 16)
+    packed.close()
+    assert_replaced(got, wanted, lost, image_id)
+    records = [record for batch in got for record in batch.rejected]
+    assert all("cannot be opened" in record["detail"] for record in records)
+
+
+def test_no_shard_at_all_leaves_padding(own_shards):
+    folder, config = own_shards
+    packed = loader(config)
+    for shard in find_shards(str(folder)):
+        shard.unlink()
+    batches = take(packed, 2)
+    for batch in batches:
+        assert not any(batch.sample_ids)
+        assert not batch.num_tokens
+        assert not batch.num_loss_tokens
+        assert len(batch.segment_lengths) == len(batch.cu_seqlens) - 1
+        assert {record["replaced_by"] for record in batch.rejected} == {""}
+        packed.tally.add(batch.num_samples, batch.rejected)
+    with pytest.raises(DataError, match=r"samples could not be used .* unreadable_shard"):
+        packed.tally.check(0.01, "quarantine.jsonl")
 
 
 @pytest.mark.fast
@@ -246,17 +435,78 @@ def test_samples_too_long_for_the_sequence_are_counted(tmp_path, tokenizer, data
     assert set(pieces) == {128, length % 128}
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_disappears_stops_the_run(own_shards, workers):
-    folder, config = own_shards
-    packed = loader(replace(config, num_workers=workers))
-    for path in folder.glob("*.tar"):
-        path.unlink()
-    with pytest.raises(
-        DataError, match=r"shard .*shard-0000\d.tar cannot be opened \(No such file.*restore it"
-    ) as caught:
-        take(packed, 5)
-    assert "Traceback" not in str(caught.value)
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
+def test_every_sample_is_seen_as_often_as_its_epochs_say(data_config, ranks, workers):
+    """Twice and one and a half times; then there are no more steps, after a restart as well."""
+    big, small = data_config.sources
+    config = replace(data_config, sources=[replace(big, epochs=2), replace(small, epochs=1.5)], num_workers=workers)
+    parts = [loader(config, rank=rank, ranks=ranks) for rank in range(ranks)]
+    seen: Counter[str] = Counter()
+    domains: Counter[str] = Counter()
+    while steps := [batch for packed in parts for batch in packed.next_step()]:
+        assert len(steps) == 4
+        seen.update(name for batch in steps for name in batch.sample_ids if name)
+        domains.update(domain for batch in steps for domain in batch.segment_domains if domain)
+    assert [packed.next_step() for packed in parts] == [[]] * ranks
+    state = parts[0].state_dict()
+    for packed in parts:
+        packed.close()
+    again = loader(config)
+    again.load_state_dict(state)
+    assert again.next_step() == []
+
+    expected: Counter[str] = Counter()
+    halves = 0
+    for source, epochs in zip(parts[0].sources, (2, 1), strict=True):
+        for row, length in enumerate(source.lengths.tolist()):
+            stored = source.sample(row)
+            pieces = -(-length // SEQ_LENGTH)
+            expected[f"{stored.shard_name}/{stored.sample.key}"] += epochs * pieces
+            halves += pieces if epochs == 1 else 0
+    more = seen - expected
+    assert not expected - seen
+    assert 0.3 * halves < more.total() < 0.7 * halves  # half of the small source's samples, once more
+    assert set(domains) == {"image_text", "interleaved", "ocr", "grounding", "video", "text", "chat"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("too_long", ["split", "truncate"])
+def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_config, too_long):
+    (tmp_path / "a.png").write_bytes(encoded(pattern(140, 140), "PNG"))
+    (tmp_path / "b.jpg").write_bytes(encoded(pattern(84, 168, 1)))
+    text = "".join(
+        f"<image> {sentence} " * 2 for sentence in ("One picture.", "And another one, with words.", "A third.")
+    )
+    records = tmp_path / "records.jsonl"
+    document = {"domain": "interleaved", "text": text, "images": ["a.png", "b.jpg"] * 3}
+    records.write_text(json.dumps(document) + "\n" + json.dumps({"domain": "text", "text": "Short."}) + "\n")
+    build_shards(records, tmp_path / "out", tokenizer=tokenizer)
+    config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"), epochs=1)], too_long=too_long)
+    packed = loader(config, seq_length=64, batch=2)
+    packs = [pack for step, _ in packed.plan.steps(Position.start(1)) for pack in step]
+    batches = [batch for step in iter(packed.next_step, []) for batch in step]
+    budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
+    images = [(tmp_path / name).read_bytes() for name in document["images"]]
+    whole = encode_record(document, images, [], tokenizer=tokenizer, budget=budget)
+    assert len(whole) > 2 * 64
+
+    covered = []
+    for pack, batch in zip(packs, batches, strict=True):
+        assert not batch.rejected
+        for piece, start, name in zip(pack.pieces, batch.cu_seqlens.tolist(), batch.sample_ids, strict=False):
+            if name.endswith("/000000000"):
+                covered.append((piece.start, piece.length))
+                tokens = batch.input_ids[start : start + piece.length].tolist()
+                assert tokens == whole.input_ids[piece.start : piece.start + piece.length].tolist()
+                assert tokens.count(tokenizer.special["<|begin_of_image|>"]) == tokens.count(
+                    tokenizer.special["<|end_of_image|>"]
+                )
+    covered.sort()
+    ends = [start + length for start, length in covered]
+    assert [start for start, _ in covered] == [0, *ends[:-1]]
+    assert len(covered) == 1 if too_long == "truncate" else ends[-1] == len(whole)
+    slices = sum(len(batch.pixels) for batch in batches)
+    assert slices == len(whole.pixels) if too_long == "split" else 0 < slices < len(whole.pixels)
 
 
 @pytest.mark.fast
@@ -284,14 +534,12 @@ def test_changed_sources_go_on_by_name_if_allowed(data_config):
     state = packed.state_dict()
     big, small = data_config.sources
     changed = loader(replace(data_config, sources=[small, replace(big, name="other")]))
-    with pytest.raises(DataError, match=r"data.sources\[\].weight has changed|data.sources has changed"):
+    with pytest.raises(DataError, match=r"data\.sources has changed from big, small to small, other"):
         changed.load_state_dict(state)
     changed.load_state_dict(state, allow_changes=True)
-    assert changed.state_dict()["position"] == {
-        "drawn": (state["position"]["drawn"][1], 0),
-        "tokens": (0, 0),
-        "packs": 0,
-    }
+    drawn, parts, _ = state["position"]["places"][1]
+    assert drawn
+    assert changed.state_dict()["position"] == {"places": [[drawn, parts, 0], [0, 0, 0]], "steps": 0}
     assert changed.next_step()
 
 

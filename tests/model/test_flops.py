@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data_pipeline.batch import Batch
 from model.config import DecoderConfig, GlmvConfig
-from model.flops import FORWARD_AND_BACKWARD, SegmentCost, head_cost, layer_cost, vision_cost
+from model.flops import FORWARD_AND_BACKWARD, SegmentCost, decoder_cost, head_cost, layer_cost, vision_cost
 from model.glmv import GlmvModel
 from model.pipeline_layout import unit_costs
 from tests.reference import Clip, Part, Picture, Words, forward_inputs, make_sample, pack
@@ -77,10 +77,6 @@ def test_torch_counts_the_same_in_the_real_model(model: GlmvModel, name: str, ba
     assert counted - not_in_the_model(config, batch, backward=backward) == predicted
 
 
-def whole_decoder(decoder: DecoderConfig) -> SegmentCost:
-    return sum((layer_cost(decoder, n) for n in range(decoder.num_hidden_layers)), start=head_cost(decoder))
-
-
 def test_half_of_the_square_is_what_a_causal_mask_shows_but_for_half_of_the_diagonal() -> None:
     """Pairs of query and key, counted one by one."""
     n, decoder = 37, GLM_45V.decoder
@@ -94,8 +90,8 @@ def test_two_flops_a_token_for_every_published_parameter_that_works_on_it() -> N
     attention, shared, dense, router, head = 5_017_047_040, 778_567_680, 134_479_872, 23_592_960, 620_756_992
     routed = 99_656_663_040 * 8 // 128
     biases = 46 * (96 + 2 * 8) * 128
-    assert whole_decoder(GLM_45V.decoder).linear == 2 * (attention - biases + shared + dense + router + routed + head)
-    assert whole_decoder(GLM_45V.decoder).linear - head_cost(GLM_45V.decoder).linear == pytest.approx(2 * 12.18e9, 1e-3)
+    assert decoder_cost(GLM_45V.decoder).linear == 2 * (attention - biases + shared + dense + router + routed + head)
+    assert decoder_cost(GLM_45V.decoder).linear - head_cost(GLM_45V.decoder).linear == pytest.approx(2 * 12.18e9, 1e-3)
 
     blocks, patch_embedding, downsample, merger = 679_550_976, 1_807_872, 25_169_920, 151_265_280
     norms_and_biases = 24 * 2 * 1536, 1536, 4096, 2 * 4096
@@ -113,5 +109,5 @@ def test_a_mixture_with_every_expert_chosen_costs_as_a_dense_layer_of_their_widt
 
 
 def test_a_segment_costs_more_than_its_halves() -> None:
-    cost = whole_decoder(GLM_45V.decoder)
+    cost = decoder_cost(GLM_45V.decoder)
     assert cost.of(8192) - cost.of(4096, 4096) == cost.squared * (8192**2 - 2 * 4096**2)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.config import SourceConfig
+from data_pipeline.loader import PackedLoader
+from model.config import GlmvConfig
+from pretrain.config import RunConfig, load_config
+from pretrain.pack_cost import pack_cost
 from tests.launch import finish, has_reached, is_saving, kill_rank_when, metrics, start, train
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
@@ -67,6 +75,48 @@ def test_a_run_continues_at_another_layout(config_file: Path, tmp_path: Path) ->
     for moved_line, line in zip(metrics(tmp_path / "moved"), metrics(tmp_path / "one"), strict=True):
         assert moved_line["loss"] == pytest.approx(line["loss"], rel=1e-5)
         assert moved_line["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-4)
+
+
+def test_over_a_shard_that_has_gone_bad_to_the_end_of_the_data(config_file: Path, shards: Path, tmp_path: Path) -> None:
+    """Two epochs, begun on four pipeline stages. Then half of a shard is other bytes, and two data-parallel ranks with
+    two workers each go on to the end: as the loader alone, in one process, says that it must be."""
+    pictures, run = tmp_path / "pictures", tmp_path / "run"
+    shutil.copytree(shards / "pictures", pictures)
+    sources = [SourceConfig(str(pictures), epochs=2), SourceConfig(str(shards / "text"), epochs=2)]
+    listed = ", ".join(f"{{path: {source.path}, epochs: 2}}" for source in sources)
+    common = [f"data.sources=[{listed}]", "data.max_rejected_fraction=0.5"]
+    config = load_config(RunConfig, config_file, [*common, "data.num_workers=0"])
+    loader = PackedLoader(
+        config.data,
+        seq_length=config.train.seq_length,
+        global_batch_size=config.train.global_batch_size,
+        cost=pack_cost(GlmvConfig.from_preset(config.model.preset)),
+        data_parallel_rank=0,
+        data_parallel_size=1,
+    )
+
+    train(config_file, [*common, *FOUR_STAGES, "train.steps=3"])
+    expected = [loader.next_step() for _ in range(3)]
+    [shard] = pictures.glob("*.tar")
+    with open(shard, "r+b") as file:
+        file.seek(shard.stat().st_size // 4)
+        file.write(random.Random(0).randbytes(shard.stat().st_size // 2))
+    output = train(config_file, [*common, "data.num_workers=2", "train.steps=1000"])
+    expected += list(iter(loader.next_step, []))
+
+    last = len(expected)
+    assert 5 < last < 100
+    assert f"the data ends here: all sources have used up their epochs before step {last + 1}" in output
+    assert (run / "checkpoints" / "latest").read_text() == f"step_{last:07d}\n"
+    counts = [
+        [sum(getattr(pack, f"num_{name}") for pack in packs) for name in ("tokens", "samples", "images", "patches")]
+        for packs in expected
+    ]
+    assert [[line[name] for name in ("tokens", "samples", "images", "patches")] for line in metrics(run)] == counts
+    lost = [{"step": n + 1, **r} for n, packs in enumerate(expected) for pack in packs for r in pack.rejected]
+    assert [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()] == lost
+    assert {record["reason"] for record in lost} == {"checksum"}
+    assert min(record["step"] for record in lost) > 3
 
 
 def set_back_to(run: Path, step: int) -> None:

@@ -12,6 +12,7 @@ import webdataset as wds
 from typer.testing import CliRunner
 
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.cost import PackCost
 from data_pipeline.index import read_index
 from data_pipeline.loader import PackedLoader
 from tests.data_pipeline.media import clip, encoded, pattern
@@ -79,7 +80,14 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
     assert (tmp_path / "stats.png").read_bytes().startswith(b"\x89PNG")
 
     config = DataConfig(tokenizer=str(tokenizer_folder), sources=[SourceConfig(str(out))], num_workers=0)
-    loader = PackedLoader(config, seq_length=512, global_batch_size=1, data_parallel_rank=0, data_parallel_size=1)
+    loader = PackedLoader(
+        config,
+        seq_length=512,
+        global_batch_size=1,
+        cost=PackCost(token=1, token_squared=0),
+        data_parallel_rank=0,
+        data_parallel_size=1,
+    )
     [batch] = loader.next_step()
     assert batch.num_samples > 1
     assert not batch.rejected

@@ -1,0 +1,375 @@
+"""Damaged and hostile shards, from the tar on disk to the packed batch.
+
+A case is a small shard of all domains with something wrong: in a sample (its record, its pictures), in the tar (bytes,
+headers, names, links), or on disk after it was indexed. Whatever it is, the shard is refused with a mend, or every one
+of its samples is trained on or set aside with a reason; nothing else is written, and nothing hangs.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import struct
+import tarfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.build import index_shards
+from data_pipeline.config import SourceConfig
+from data_pipeline.encode import PixelBudget
+from data_pipeline.errors import DataError
+from data_pipeline.fetch import PackFetcher
+from data_pipeline.index import Source
+from data_pipeline.plan import Pack, Piece
+from data_pipeline.tokens import GlmTokenizer
+from tests.data_pipeline.media import clip, encoded, pattern
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning"),
+    pytest.mark.timeout(1800),
+]
+
+BUDGET = PixelBudget(image_max_tokens=16, video_max_tokens=30)
+SECONDS = 20  # of processor time that no single case may take
+Files = list[tuple[str, bytes]]  # names and contents of a tar
+
+# Every word that a sample of these shards may be set aside with.
+REASONS = {
+    *("bad_record", "unknown_domain", "media_mismatch", "nothing_to_learn", "empty_answer", "chat_form"),
+    *("unreadable_image", "image_too_large", "extreme_aspect", "unreadable_video", "video_without_frames"),
+    *("truncated_tar", "damaged_tar", "path_traversal", "not_a_file", "member_too_large", "duplicate_key"),
+    *("missing_member", "checksum", "length_changed", "unreadable_shard"),
+}
+
+
+# --- good samples -----------------------------------------------------------------------------------------------------
+
+
+def jpeg(n: int) -> bytes:
+    return encoded(pattern(40 + n, 50, n))
+
+
+def good_files() -> Files:
+    """A sample of each domain, as the members of a tar."""
+    picture = {"JPEG": jpeg(1), "PNG": encoded(pattern(33, 44), "PNG"), "WEBP": encoded(pattern(30, 30), "WEBP")}
+    chat = [{"role": "user", "content": "<image>Why?"}, {"role": "assistant", "content": "Because."}]
+    samples: dict[str, tuple[dict, Files]] = {
+        "caption": ({"domain": "image_text", "text": "A square."}, [("0.jpg", picture["JPEG"])]),
+        "ocr": ({"domain": "ocr", "text": "17.50"}, [("0.png", picture["PNG"])]),
+        "pages": (
+            {"domain": "interleaved", "text": "One <image> two <image>."},
+            [("0.png", picture["PNG"]), ("1.webp", picture["WEBP"])],
+        ),
+        "boxes": ({"domain": "grounding", "text": "<image> [[1,2,3,4]]"}, [("0.jpg", picture["JPEG"])]),
+        "clip": ({"domain": "video", "text": "It moves."}, [("0.mp4", clip(5, 32, 48))]),
+        "plain": ({"domain": "text", "text": "Nothing to see."}, []),
+        "chat": ({"domain": "chat", "messages": chat}, [("0.jpg", picture["JPEG"])]),
+    }
+    return [
+        (f"{key}.{extension}", data)
+        for key, (record, media) in samples.items()
+        for extension, data in [("json", json.dumps(record).encode()), *media]
+    ]
+
+
+GOOD = good_files()
+SAMPLES, CASES = 7, 12  # of each kind in the tests that always run
+
+
+def tar_of(files: Files, format: int = tarfile.USTAR_FORMAT) -> bytearray:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=format) as tar:
+        for name, data in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return bytearray(buffer.getvalue())
+
+
+# --- what is wrong with a sample --------------------------------------------------------------------------------------
+
+
+def png_of_claimed_size(rng: random.Random) -> bytes:
+    """A few bytes that promise gigabytes of pixels."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    size = struct.pack(">IIBBBBB", rng.choice([9000, 30_000, 2**31 - 1]), rng.choice([9000, 60_000]), 8, 2, 0, 0, 0)
+    bomb = zlib.compress(bytes(200_000))
+    text = chunk(b"zTXt", b"comment\0\0" + zlib.compress(b"x" * 5_000_000)) if rng.random() < 0.5 else b""
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + text + chunk(b"IDAT", bomb) + chunk(b"IEND", b"")
+
+
+def hostile_records(rng: random.Random) -> list[bytes]:
+    values = [
+        None,
+        True,
+        -1,
+        1e308,
+        "",
+        "x",
+        [],
+        {},
+        [[]],
+        {"a": None},
+        ["<image>"],
+        "<image>" * 50,
+        "\u0000",
+        "\ud800",
+    ]
+    record: dict = {"domain": rng.choice(["image_text", "interleaved", "grounding", "video", "text", "chat", "ocr"])}
+    for name in ("text", "messages", "thinking", "domain", "images", "extra"):
+        if rng.random() < 0.6:
+            record[name] = rng.choice(values)
+    message = {"role": rng.choice(["user", "assistant", "system", "tool", 3, None]), "content": rng.choice(values)}
+    parts = [{"type": rng.choice(["text", "image", "x", None]), "text": rng.choice(values)} for _ in range(3)]
+    chat = {"domain": "chat", "messages": [message, {"role": "assistant", "content": rng.choice([*values, parts])}]}
+    return [
+        json.dumps(record).encode(),
+        json.dumps(chat).encode(),
+        b"[" * 100_000,
+        b'{"a":' * 5000 + b"1" + b"}" * 5000,
+        b'{"domain": "text", "text": ' + b"9" * 5000 + b"}",
+        b'{"domain": "text", "text": NaN}',
+        b'{"domain": "text", "text": "' + b"a " * 20_000 + b'"}',
+        '{"domain": "text", "text": "<|begin_of_image|><|image|><|end_of_image|>\u202e\uffff"}'.encode(),
+        b"\xff\xfe{\x00}",
+        b"",
+        b"null",
+    ]
+
+
+def damaged(data: bytes, rng: random.Random) -> bytes:
+    """Bits flipped, bytes replaced or the end cut off, often near the beginning."""
+    changed = bytearray(data)
+    for _ in range(rng.randint(1, 4)):
+        if not changed:
+            break
+        place = rng.randrange(len(changed) if rng.random() < 0.5 else min(len(changed), 600))
+        match rng.randrange(4):
+            case 0:
+                changed[place] ^= 1 << rng.randrange(8)
+            case 1:
+                changed[place : place + 4] = rng.randbytes(4)
+            case 2:
+                changed[place : place + 64] = bytes(64)
+            case 3:
+                del changed[max(place, 1) :]
+    return bytes(changed)
+
+
+def one_member(change: Callable[[bytes, random.Random], bytes], *endings: str) -> Callable[[random.Random], bytearray]:
+    """A tar of which one member with such an extension has other contents."""
+
+    def make(rng: random.Random) -> bytearray:
+        files = list(GOOD)
+        place = rng.choice([number for number, (name, _) in enumerate(files) if name.endswith(endings)])
+        files[place] = (files[place][0], change(files[place][1], rng))
+        return tar_of(files)
+
+    return make
+
+
+def swapped_members(rng: random.Random) -> bytearray:
+    files = list(GOOD)
+    first, second = rng.sample(range(len(files)), 2)
+    (name, data), (other_name, other_data) = files[first], files[second]
+    files[first], files[second] = (name, other_data), (other_name, data)
+    return tar_of(files)
+
+
+def missing_members(rng: random.Random) -> bytearray:
+    return tar_of(rng.sample(GOOD, rng.randint(0, len(GOOD) - 1)))
+
+
+# --- what is wrong with a tar -----------------------------------------------------------------------------------------
+
+
+def damaged_bytes(rng: random.Random) -> bytearray:
+    return bytearray(damaged(bytes(tar_of(GOOD)), rng))
+
+
+def damaged_header(rng: random.Random) -> bytearray:
+    """A field of one header is replaced; its checksum is made right again, so that only the field is wrong."""
+    tar = tar_of(GOOD, rng.choice([tarfile.USTAR_FORMAT, tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
+    headers, place = [], 0
+    while place < len(tar) and tar[place]:
+        headers.append(place)
+        place += 512 + -(-int(bytes(tar[place + 124 : place + 135]), 8) // 512) * 512
+    header = rng.choice(headers)
+    field, width = rng.choice([(0, 100), (100, 8), (124, 12), (124, 12), (124, 12), (156, 1), (157, 100), (345, 155)])
+    absurd = [b"7" * width, b"\xff" * width, b"\x80" + b"\xff" * (width - 1), bytes(width), rng.randbytes(width)]
+    types = [b"1", b"2", b"3", b"5", b"6", b"S", b"x", b"g", b"L", b"K", b"\0"]
+    value = rng.choice(types) if field == 156 else rng.choice(absurd)[:width]
+    tar[header + field : header + field + width] = value.ljust(width, b"\0")
+    tar[header + 148 : header + 156] = b" " * 8
+    tar[header + 148 : header + 156] = b"%06o\0 " % sum(tar[header : header + 512])
+    return tar
+
+
+def hostile_names(rng: random.Random) -> bytearray:
+    names = [
+        "../../evil",
+        "/tmp/glmv-evil",
+        "a/../../evil",
+        "..",
+        "~/evil",
+        "C:\\evil",
+        "evil\nname",
+        "\u202elive",
+        ".",
+    ]
+    name = rng.choice([*names, "x" * 90, "dir/" * 20 + "evil", "-rf", "$(touch evil)", "%n%s", " "])
+    extension = rng.choice(["json", "0.jpg", "0.mp4", "txt", "99999999999.jpg", "-1.png", "0.0.jpg", "JSON"])
+    files = [(f"{name}.{extension}", data) if rng.random() < 0.3 else (old, data) for old, data in GOOD]
+    return tar_of(files, rng.choice([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
+
+
+def links_and_devices(rng: random.Random) -> bytearray:
+    buffer = io.BytesIO(bytes(tar_of(GOOD)))
+    with tarfile.open(fileobj=buffer, mode="a") as tar:
+        for name in ("caption.1.jpg", "plain.json", "evil.json", "evil.0.jpg"):
+            info = tarfile.TarInfo(name)
+            info.type = rng.choice(
+                [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
+            )
+            info.linkname = rng.choice(["/etc/passwd", "../../evil", "caption.json", name])
+            tar.addfile(info)
+    return bytearray(buffer.getvalue())
+
+
+def hostile_pax(rng: random.Random) -> bytearray:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in GOOD:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            if rng.random() < 0.3:
+                key = rng.choice(["path", "size", "GNU.sparse.map", "GNU.sparse.size", "mtime", "linkpath", "comment"])
+                info.pax_headers = {key: rng.choice(["../../evil", "-1", "99999999999999", "0,1,2", "nan", "x" * 5000])}
+            tar.addfile(info, io.BytesIO(data))
+    return bytearray(buffer.getvalue())
+
+
+def written_twice(rng: random.Random) -> bytearray:
+    return tar_of([*GOOD, *rng.sample(GOOD, 3)])
+
+
+# --- what happens to a shard after it was indexed ---------------------------------------------------------------------
+
+
+def cut(tar: bytes, rng: random.Random) -> bytes:
+    return tar[: rng.randrange(len(tar))]
+
+
+def exchanged(tar: bytes, rng: random.Random) -> bytes:
+    """Another shard of the same name, which begins alike."""
+    same = rng.randrange(len(GOOD))
+    return bytes(tar_of(GOOD[:same] + rng.sample(GOOD[same:], len(GOOD) - same)))
+
+
+def zeroed(tar: bytes, rng: random.Random) -> bytes:
+    begin = rng.randrange(len(tar))
+    end = min(len(tar), begin + rng.randrange(5000))
+    return tar[:begin] + bytes(end - begin) + tar[end:]
+
+
+BEFORE: dict[str, Callable[[random.Random], bytearray]] = {
+    "a damaged picture": one_member(damaged, "jpg", "png", "webp"),
+    "a damaged clip": one_member(damaged, "mp4"),
+    "a damaged record": one_member(damaged, "json"),
+    "a hostile record": one_member(lambda _, rng: rng.choice(hostile_records(rng)), "json"),
+    "a bomb": one_member(lambda _, rng: png_of_claimed_size(rng), "jpg", "png", "webp"),
+    "another kind of file": one_member(lambda _, rng: rng.choice(GOOD)[1], "jpg", "png", "webp", "mp4", "json"),
+    "an empty file": one_member(lambda _, rng: b"", "jpg", "png", "webp", "mp4", "json"),
+    "swapped members": swapped_members,
+    "members written twice": written_twice,
+    "missing members": missing_members,
+    "damaged bytes": damaged_bytes,
+    "a damaged header": damaged_header,
+    "hostile names": hostile_names,
+    "links and devices": links_and_devices,
+    "hostile PAX headers": hostile_pax,
+}
+AFTER: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "bytes damaged later": damaged,
+    "cut later": cut,
+    "exchanged later": exchanged,
+    "zeroed later": zeroed,
+}
+# Kinds after which every sample is still there, good or bad.
+WHOLE_TARS = {
+    *("a damaged picture", "a damaged clip", "a damaged record", "a hostile record", "a bomb"),
+    *("another kind of file", "an empty file", "swapped members", *AFTER),
+}
+
+
+# --- the path from tar to batch ---------------------------------------------------------------------------------------
+
+
+def run_case(kind: str, rng: random.Random, folder: Path, tokenizer: GlmTokenizer) -> Counter[str]:
+    """What became of the samples of one shard, by reason."""
+    shard = folder / "shard-00000.tar"
+    shard.write_bytes(BEFORE[kind](rng) if kind in BEFORE else tar_of(GOOD))
+    try:
+        report = index_shards([shard], tokenizer=tokenizer)
+        source = Source(SourceConfig(str(folder)), tokenizer_hash=tokenizer.hash, budget=BUDGET)
+    except DataError as error:
+        return Counter(["shard refused" if kind in BEFORE and shard.name in str(error) else f"stopped by {error}"])
+    assert len(source) == sum(report.samples.values())
+    outcomes = report.reasons()
+    if kind in AFTER:
+        shard.write_bytes(AFTER[kind](shard.read_bytes(), rng))
+    fetcher = PackFetcher([source], tokenizer, BUDGET, seq_length=1 << 17, segment_multiple=8)
+    for row in range(len(source)):
+        batch = fetcher[Pack([Piece(0, row, 0, int(source.lengths[row]))])]
+        stored = source.sample(row)
+        name = f"{stored.shard_name}/{stored.sample.key}"
+        failed = [record["reason"] for record in batch.rejected if f"{record['shard']}/{record['key']}" == name]
+        assert len(failed) + (batch.sample_ids[0] == name) == 1, f"{name} is unaccounted for"
+        outcomes[failed[0] if failed else "read"] += 1
+    return outcomes
+
+
+def survive(cases: int, seed: int, tmp_path: Path, tokenizer: GlmTokenizer) -> dict[str, Counter[str]]:
+    """Outcomes by kind of damage."""
+    outcomes: dict[str, Counter[str]] = {kind: Counter() for kind in (*BEFORE, *AFTER)}
+    kinds = list(outcomes)
+    folder = tmp_path / "outer" / "shards"
+    folder.mkdir(parents=True)
+    for case in range(cases):
+        kind = kinds[case % len(kinds)]
+        began = time.process_time()
+        outcomes[kind] += run_case(kind, random.Random(f"{seed} {case}"), folder, tokenizer)
+        assert time.process_time() - began < SECONDS, f"case {case}, {kind}"
+    written = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")}
+    ours = ("shard-00000.tar", "shard-00000.index.arrow", "catalogue.arrow", "rejected.jsonl")
+    assert written <= {"outer", "outer/shards", *(f"outer/shards/{name}" for name in ours)}
+    assert not Path("/tmp/glmv-evil.json").exists()
+    assert {reason for counter in outcomes.values() for reason in counter} <= {"read", "shard refused", *REASONS}
+    return outcomes
+
+
+def test_a_few_hundred_shards(tmp_path, tokenizer):
+    outcomes = survive(CASES * len(BEFORE | AFTER), 1, tmp_path, tokenizer)
+    for kind, counter in outcomes.items():
+        assert counter["read"], f"nothing could be read beside {kind}"
+        if kind in WHOLE_TARS:
+            assert counter.total() == CASES * SAMPLES, kind
+    assert len(sum(outcomes.values(), Counter())) >= 9
+
+
+@pytest.mark.slow
+def test_ten_thousand_shards(tmp_path, tokenizer, capsys):
+    outcomes = survive(10_000, 2, tmp_path, tokenizer)
+    with capsys.disabled():
+        for kind, counter in outcomes.items():
+            print(f"\n{kind:24}", ", ".join(f"{count} {reason}" for reason, count in counter.most_common()), end="")
+        print("\nin all:", dict(sum(outcomes.values(), Counter()).most_common()))
