@@ -1,0 +1,178 @@
+"""PDF documents as interleaved samples: text in reading order, figures where they stand.
+
+python -m tools.shard build --input paper.pdf --out shards/paper --tokenizer TOKENIZER
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pypdfium2 as pdfium
+import pypdfium2.raw as pdfium_c
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.flow import Block, file_units, flow_draft, origin_of, read_file
+from data_pipeline.inputs.layout import Piece, lines_in_order, paragraphs
+from data_pipeline.inputs.pdf_page import PageContent, encode_picture, read_page, render_page
+
+MARGIN = 0.12  # of a page's height: where heads, feet and page numbers stand
+_FAILURES = {
+    pdfium_c.FPDF_ERR_PASSWORD: ("encrypted", "it asks for a password: store it without one"),
+    pdfium_c.FPDF_ERR_SECURITY: ("encrypted", "its encryption is not known here: store it without"),
+}
+
+
+@dataclass(frozen=True)
+class PdfInput:
+    """Academic papers, manuals, books: a PDF file or a folder of them.
+
+    pages_per_sample: so many pages make a sample; 0: the whole document is one.
+    figures: whether figures are taken out as pictures; without, the text alone. dpi: at which drawings are rendered.
+    """
+
+    path: Path
+    pages_per_sample: int = 0
+    figures: bool = True
+    dpi: int = 144
+
+    def __post_init__(self) -> None:
+        if self.pages_per_sample < 0:
+            raise DataError(f"pages_per_sample {self.pages_per_sample}: give a number of pages, or 0 for all of them")
+        _check_dpi(self.dpi)
+
+    def units(self) -> Sequence[Unit]:
+        return file_units(self.path, (".pdf",))
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        origin = origin_of(unit, self.path)
+        try:
+            with open_pdf(unit.path) as document:
+                pages = [_lines(page, lines_in_order(page.pieces)) for page in _pages(document, self.figures, self.dpi)]
+        except BadSample as error:
+            yield Rejected(origin, error.reason, error.detail)
+            return
+        pages = without_running_heads(pages)
+        if not any(piece.text for page in pages for piece in page.lines):
+            yield Rejected(origin, "no_text_layer", "its pages are pictures: read it with `--kind pages` after OCR")
+            return
+        step = self.pages_per_sample or len(pages)
+        for first in range(0, len(pages), step):
+            last = min(first + step, len(pages))
+            place = origin if step >= len(pages) else f"{origin}#page={first + 1}"
+            blocks = _blocks(pages[first:last])
+            if any(blocks):
+                yield flow_draft(blocks, place, pages=[first + 1, last])
+
+
+@dataclass(frozen=True)
+class PagesInput:
+    """Pages of PDFs as pictures with their text: pairs to learn OCR from.
+
+    dpi: at which pages are rendered. min_characters: pages with less text (empty ones, full-page figures) are rejected.
+    """
+
+    path: Path
+    dpi: int = 144
+    min_characters: int = 100
+
+    def __post_init__(self) -> None:
+        _check_dpi(self.dpi)
+
+    def units(self) -> Sequence[Unit]:
+        return file_units(self.path, (".pdf",))
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        origin = origin_of(unit, self.path)
+        try:
+            with open_pdf(unit.path) as document:
+                yield from (self._page(document, number, origin) for number in range(len(document)))
+        except BadSample as error:
+            yield Rejected(origin, error.reason, error.detail)
+
+    def _page(self, document: pdfium.PdfDocument, number: int, origin: str) -> Draft | Rejected:
+        place = f"{origin}#page={number + 1}"
+        try:
+            page = document[number]
+            picture = render_page(page, self.dpi)
+            content = read_page(page, figures=False, dpi=self.dpi)
+        except pdfium.PdfiumError as error:
+            return Rejected(place, "unreadable_document", str(error))
+        text = "\n\n".join(paragraph.text for paragraph in paragraphs(lines_in_order(content.pieces)))
+        if not text:
+            return Rejected(place, "no_text_layer", "the page is a picture without text")
+        if len(text) < self.min_characters:
+            return Rejected(place, "short_text", f"{len(text)} characters of text, less than {self.min_characters}")
+        return Draft({"domain": "ocr", "text": text}, [encode_picture(picture, lossy=False)], origin=place)
+
+
+def open_pdf(path: str) -> pdfium.PdfDocument:
+    """Raises BadSample: encrypted, unreadable_document, missing_file, empty_document."""
+    try:
+        document = pdfium.PdfDocument(read_file(path))
+    except pdfium.PdfiumError as error:
+        reason = ("unreadable_document", f"not a PDF, or a damaged one: {error}")
+        raise BadSample(*_FAILURES.get(getattr(error, "err_code", None), reason)) from error
+    if not len(document):
+        raise BadSample("empty_document", "it has no pages")
+    return document
+
+
+@dataclass(frozen=True)
+class PageLines:
+    """A page's lines and figures in reading order, and its height in points."""
+
+    lines: list[Piece]
+    height: float
+
+
+def without_running_heads(pages: Sequence[PageLines]) -> list[PageLines]:
+    """Without what comes again page after page at the same height of the upper or lower margin, whatever its numbers:
+    running heads, feet and page numbers. It must stand on three pages, or on both of two."""
+
+    def marks(page: PageLines) -> dict[int, tuple[str, int]]:
+        return {
+            index: (re.sub(r"\d+|^[ivxlc]+$", "#", line.text.strip().lower()), round(line.box.middle / 4))
+            for index, line in enumerate(page.lines)
+            if line.figure is None and not MARGIN < line.box.middle / page.height < 1 - MARGIN
+        }
+
+    counts = Counter(mark for page in pages for mark in set(marks(page).values()))
+    enough = min(3, max(2, len(pages)))
+    return [
+        replace(
+            page, lines=[line for i, line in enumerate(page.lines) if counts[marks(page).get(i, ("", -1))] < enough]
+        )
+        for page in pages
+    ]
+
+
+def _pages(document: pdfium.PdfDocument, figures: bool, dpi: int) -> Iterator[PageContent]:
+    for number in range(len(document)):
+        try:
+            yield read_page(document[number], figures=figures, dpi=dpi)
+        except pdfium.PdfiumError as error:
+            raise BadSample("unreadable_document", f"page {number + 1}: {error}") from error
+
+
+def _lines(page: PageContent, lines: list[Piece]) -> PageLines:
+    return PageLines(lines, page.size[1])
+
+
+def _blocks(pages: Sequence[PageLines]) -> list[Block]:
+    """Paragraphs and figures of consecutive pages; a paragraph may go on over a page's end."""
+    lines: list[Piece] = []
+    columns = 0
+    for page in pages:
+        lines += [replace(line, column=columns + line.column) for line in page.lines]
+        columns = max((line.column + 1 for line in lines), default=0)
+    return [piece.figure if isinstance(piece.figure, Media) else piece.text for piece in paragraphs(lines)]
+
+
+def _check_dpi(dpi: int) -> None:
+    if not 36 <= dpi <= 600:
+        raise DataError(f"dpi {dpi}: give 36 to 600")
