@@ -9,16 +9,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
-from data_pipeline.inputs.flow import Block, file_units, flow_draft, origin_of, read_file
+from data_pipeline.inputs.flow import Block, file_units, flow_draft, read_document
 from data_pipeline.inputs.layout import Piece, lines_in_order, paragraphs
-from data_pipeline.inputs.pdf_page import PageContent, encode_picture, read_page, render_page
+from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.pdf_page import PageContent, read_page
 
 MARGIN = 0.12  # of a page's height: where heads, feet and page numbers stand
 _FAILURES = {
@@ -28,14 +28,14 @@ _FAILURES = {
 
 
 @dataclass(frozen=True)
-class PdfInput:
-    """Academic papers, manuals, books: a PDF file or a folder of them.
+class PdfDocuments:
+    """Academic papers, manuals, books.
 
     pages_per_sample: so many pages make a sample; 0: the whole document is one.
     figures: whether figures are taken out as pictures; without, the text alone. dpi: at which drawings are rendered.
     """
 
-    path: Path
+    paths: tuple[str, ...]
     pages_per_sample: int = 0
     figures: bool = True
     dpi: int = 144
@@ -43,13 +43,13 @@ class PdfInput:
     def __post_init__(self) -> None:
         if self.pages_per_sample < 0:
             raise DataError(f"pages_per_sample {self.pages_per_sample}: give a number of pages, or 0 for all of them")
-        _check_dpi(self.dpi)
+        check_dpi(self.dpi)
 
     def units(self) -> Sequence[Unit]:
-        return file_units(self.path, (".pdf",))
+        return file_units(self.paths)
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
-        origin = origin_of(unit, self.path)
+        origin = shown_names(self.paths)[unit.path]
         try:
             with open_pdf(unit.path) as document:
                 pages = [_lines(page, lines_in_order(page.pieces)) for page in _pages(document, self.figures, self.dpi)]
@@ -69,51 +69,10 @@ class PdfInput:
                 yield flow_draft(blocks, place, pages=[first + 1, last])
 
 
-@dataclass(frozen=True)
-class PagesInput:
-    """Pages of PDFs as pictures with their text: pairs to learn OCR from.
-
-    dpi: at which pages are rendered. min_characters: pages with less text (empty ones, full-page figures) are rejected.
-    """
-
-    path: Path
-    dpi: int = 144
-    min_characters: int = 100
-
-    def __post_init__(self) -> None:
-        _check_dpi(self.dpi)
-
-    def units(self) -> Sequence[Unit]:
-        return file_units(self.path, (".pdf",))
-
-    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
-        origin = origin_of(unit, self.path)
-        try:
-            with open_pdf(unit.path) as document:
-                yield from (self._page(document, number, origin) for number in range(len(document)))
-        except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail)
-
-    def _page(self, document: pdfium.PdfDocument, number: int, origin: str) -> Draft | Rejected:
-        place = f"{origin}#page={number + 1}"
-        try:
-            page = document[number]
-            picture = render_page(page, self.dpi)
-            content = read_page(page, figures=False, dpi=self.dpi)
-        except pdfium.PdfiumError as error:
-            return Rejected(place, "unreadable_document", str(error))
-        text = "\n\n".join(paragraph.text for paragraph in paragraphs(lines_in_order(content.pieces)))
-        if not text:
-            return Rejected(place, "no_text_layer", "the page is a picture without text")
-        if len(text) < self.min_characters:
-            return Rejected(place, "short_text", f"{len(text)} characters of text, less than {self.min_characters}")
-        return Draft({"domain": "ocr", "text": text}, [encode_picture(picture, lossy=False)], origin=place)
-
-
 def open_pdf(path: str) -> pdfium.PdfDocument:
     """Raises BadSample: encrypted, unreadable_document, missing_file, empty_document."""
     try:
-        document = pdfium.PdfDocument(read_file(path))
+        document = pdfium.PdfDocument(read_document(path))
     except pdfium.PdfiumError as error:
         reason = ("unreadable_document", f"not a PDF, or a damaged one: {error}")
         raise BadSample(*_FAILURES.get(getattr(error, "err_code", None), reason)) from error
@@ -173,6 +132,6 @@ def _blocks(pages: Sequence[PageLines]) -> list[Block]:
     return [piece.figure if isinstance(piece.figure, Media) else piece.text for piece in paragraphs(lines)]
 
 
-def _check_dpi(dpi: int) -> None:
+def check_dpi(dpi: int) -> None:
     if not 36 <= dpi <= 600:
         raise DataError(f"dpi {dpi}: give 36 to 600")

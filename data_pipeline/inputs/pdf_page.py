@@ -89,8 +89,10 @@ class _Frame:
         """(width, height) after so many turns."""
         return (self.height, self.width) if turns % 2 else (self.width, self.height)
 
-    def box(self, left: float, bottom: float, right: float, top: float, turns: int = 0) -> Box:
-        """Coordinates of the file -> a box from the upper left corner, after so many turns clockwise by 90 degrees."""
+    def box(self, bounds: tuple[float, float, float, float], turns: int) -> Box:
+        """(left, bottom, right, top) in the file -> a box from the upper left corner, after so many turns clockwise by
+        90 degrees."""
+        left, bottom, right, top = bounds
         box = Box(left - self.left, self.top - top, right - self.left, self.top - bottom)
         for turn in range(turns):
             height = self.width if turn % 2 else self.height
@@ -129,9 +131,9 @@ def _text(page: pdfium.PdfPage, frame: _Frame) -> tuple[list[Piece], list[Box], 
         elif character.text == " ":
             spaced = True
         elif character.turns != turns:
-            turned.append(frame.box(*character.box, turns=turns))
+            turned.append(frame.box(character.box, turns))
         else:
-            box = frame.box(*character.box, turns=turns)
+            box = frame.box(character.box, turns)
             text = _LIGATURES.get(character.text, character.text)
             if not ended and _follows(pieces[-1], box, character):
                 last = pieces.pop()
@@ -236,7 +238,7 @@ def _parts(page: pdfium.PdfPage, frame: _Frame, turns: int) -> list[_Part]:
         while outer is not None:
             bounds = outer.get_matrix().on_rect(*bounds)
             outer = outer.container
-        box = frame.box(*bounds, turns=turns).intersection(visible)
+        box = frame.box(bounds, turns).intersection(visible)
         is_picture = isinstance(item, pdfium.PdfImage)
         if box.width < 0 or box.height < 0:  # outside of the page; a rule may have no height
             continue
@@ -276,10 +278,7 @@ def _clusters(parts: Sequence[_Part], page: Box) -> list[_Cluster]:
         if id(part) in alone:
             continue
         merged = _Cluster(part.box, [part])
-        touching = True
-        while touching:
-            near = merged.box.grown(NEAR)
-            touching = [cluster for cluster in clusters if near.intersection(cluster.box).area > 0]
+        while touching := [c for c in clusters if _overlaps(merged.box.grown(NEAR), c.box)]:
             for cluster in touching:
                 clusters.remove(cluster)
                 merged = _Cluster(merged.box.union(cluster.box), cluster.parts + merged.parts)
