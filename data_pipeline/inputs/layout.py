@@ -204,7 +204,7 @@ _CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
 def paragraphs(lines: Sequence[Piece]) -> list[Piece]:
     """Lines in reading order -> paragraphs and figures, hyphenated words joined. Code keeps its lines."""
-    words = set(re.findall(r"\w[\w-]*", " ".join(line.text for line in lines)))
+    words = _whole_words(lines)
     edges = _column_edges(lines)
     found: list[Piece] = []
     previous: Piece | None = None
@@ -227,16 +227,29 @@ def paragraphs(lines: Sequence[Piece]) -> list[Piece]:
     return found
 
 
+def _whole_words(lines: Sequence[Piece]) -> set[str]:
+    """The words of a document that no line's end cuts."""
+    words: set[str] = set()
+    cut = False
+    for line in lines:
+        found = re.findall(r"\w[\w-]*", line.text)
+        ends_cut = line.text[-1:] in HYPHENS and bool(line.text)
+        words.update(found[cut : len(found) - ends_cut])
+        cut = ends_cut
+    return words
+
+
 def is_caption(text: str) -> bool:
     return _CAPTION.match(text) is not None
 
 
 @dataclass(frozen=True)
 class _Edges:
-    """Of a column: where its lines begin and end, and how far apart they stand."""
+    """Of a column: where its lines begin and end, how large they are, and how far apart they stand."""
 
     left: float
     right: float
+    size: float
     pitch: float
 
 
@@ -254,7 +267,9 @@ def _column_edges(lines: Sequence[Piece]) -> dict[int, _Edges]:
         ]
         size = median(line.size for line in members)
         pitch = min(median(pitches), 2 * size) if pitches else 1.3 * size
-        edges[column] = _Edges(min(line.box.left for line in members), max(line.box.right for line in members), pitch)
+        edges[column] = _Edges(
+            min(line.box.left for line in members), max(line.box.right for line in members), size, pitch
+        )
     return edges
 
 
@@ -266,7 +281,7 @@ def _begins(previous: Piece, line: Piece, following: Piece | None, column: _Edge
         return line.box.middle - previous.box.middle > 2.6 * column.pitch
     if line.fixed != previous.fixed and (len(line.text) > 3 or len(previous.text) > 3):
         return True
-    if line.box.middle - previous.box.middle > 1.3 * column.pitch * max(1.0, line.size / (previous.size or em)):
+    if line.box.middle - previous.box.middle > 1.3 * column.pitch * max(1.0, line.size / (column.size or em)):
         return True
     if abs(line.size - previous.size) > 0.12 * max(line.size, previous.size):
         return True
@@ -277,6 +292,8 @@ def _begins(previous: Piece, line: Piece, following: Piece | None, column: _Edge
     ended = previous.box.right < column.right - 0.25 * (column.right - column.left)
     if ended and _CLOSED.search(previous.text):
         return True
+    if abs(line.box.left + line.box.right - previous.box.left - previous.box.right) < em:
+        return False  # both are centred
     if 0.8 * em < shift < 5 * em:  # indented: the first line of a paragraph, or all but the first of a list's item
         return following is None or following.figure is not None or following.box.left < line.box.left - 0.5 * em
     return -shift > 0.8 * em and not after_first  # back to the margin after lines that hung
@@ -300,12 +317,13 @@ def _indent(line: Piece, column: _Edges | None) -> str:
 
 
 def joined_lines(first: str, second: str, words: set[str]) -> str:
-    """Two lines of a paragraph as one. A word hyphenated at the line's end is joined, unless the document writes it
-    with a hyphen elsewhere: words are all of its words."""
+    """Two lines of a paragraph as one. A word hyphenated at the line's end is joined, unless the document's words say
+    that the hyphen is its own: it stands elsewhere with it, or both parts stand elsewhere alone."""
     if first[-1:] in HYPHENS and first[-2:-1].isalpha() and second[:1].islower():
         head = re.findall(r"[\w-]*$", first[:-1])[0]
         tail = re.findall(r"^[\w-]*", second)[0]
-        keep = first[-1] != "\u00ad" and head + tail not in words and (f"{head}-{tail}" in words or "-" in head)
+        compound = f"{head}-{tail}" in words or "-" in head or (min(len(head), len(tail)) > 3 and {head, tail} <= words)
+        keep = first[-1] != "\u00ad" and head + tail not in words and compound
         return first[:-1] + ("-" if keep else "") + second
     if _CJK.match(first[-1:]) and _CJK.match(second[:1]):
         return first + second

@@ -52,14 +52,14 @@ class PdfDocuments:
         origin = shown_names(self.paths)[unit.path]
         try:
             with open_pdf(unit.path) as document:
-                pages = [_lines(page, lines_in_order(page.pieces)) for page in _pages(document, self.figures, self.dpi)]
+                contents = without_running_heads(list(_pages(document, self.figures, self.dpi)))
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail)
             return
-        pages = without_running_heads(pages)
-        if not any(piece.text for page in pages for piece in page.lines):
+        if not any(piece.text for page in contents for piece in page.pieces):
             yield Rejected(origin, "no_text_layer", "its pages are pictures: read it with `--kind pages` after OCR")
             return
+        pages = [lines_in_order(page.pieces) for page in contents]
         step = self.pages_per_sample or len(pages)
         for first in range(0, len(pages), step):
             last = min(first + step, len(pages))
@@ -81,33 +81,20 @@ def open_pdf(path: str) -> pdfium.PdfDocument:
     return document
 
 
-@dataclass(frozen=True)
-class PageLines:
-    """A page's lines and figures in reading order, and its height in points."""
-
-    lines: list[Piece]
-    height: float
-
-
-def without_running_heads(pages: Sequence[PageLines]) -> list[PageLines]:
+def without_running_heads(pages: Sequence[PageContent]) -> list[PageContent]:
     """Without what comes again page after page at the same height of the upper or lower margin, whatever its numbers:
     running heads, feet and page numbers. It must stand on three pages, or on both of two."""
 
-    def marks(page: PageLines) -> dict[int, tuple[str, int]]:
-        return {
-            index: (re.sub(r"\d+|^[ivxlc]+$", "#", line.text.strip().lower()), round(line.box.middle / 4))
-            for index, line in enumerate(page.lines)
-            if line.figure is None and not MARGIN < line.box.middle / page.height < 1 - MARGIN
-        }
+    def mark(piece: Piece, page: PageContent) -> tuple[str, int] | None:
+        if piece.figure is not None or MARGIN < piece.box.middle / page.size[1] < 1 - MARGIN:
+            return None
+        return re.sub(r"\d+|^[ivxlc]+$", "#", piece.text.strip().lower()), round(piece.box.middle / 4)
 
-    counts = Counter(mark for page in pages for mark in set(marks(page).values()))
-    enough = min(3, max(2, len(pages)))
-    return [
-        replace(
-            page, lines=[line for i, line in enumerate(page.lines) if counts[marks(page).get(i, ("", -1))] < enough]
-        )
-        for page in pages
-    ]
+    counts = Counter(
+        each for page in pages for each in {mark(piece, page) for piece in page.pieces} if each is not None
+    )
+    running = {each for each, count in counts.items() if count >= min(3, max(2, len(pages)))}
+    return [replace(page, pieces=[p for p in page.pieces if mark(p, page) not in running]) for page in pages]
 
 
 def _pages(document: pdfium.PdfDocument, figures: bool, dpi: int) -> Iterator[PageContent]:
@@ -118,16 +105,12 @@ def _pages(document: pdfium.PdfDocument, figures: bool, dpi: int) -> Iterator[Pa
             raise BadSample("unreadable_document", f"page {number + 1}: {error}") from error
 
 
-def _lines(page: PageContent, lines: list[Piece]) -> PageLines:
-    return PageLines(lines, page.size[1])
-
-
-def _blocks(pages: Sequence[PageLines]) -> list[Block]:
+def _blocks(pages: Sequence[list[Piece]]) -> list[Block]:
     """Paragraphs and figures of consecutive pages; a paragraph may go on over a page's end."""
     lines: list[Piece] = []
     columns = 0
     for page in pages:
-        lines += [replace(line, column=columns + line.column) for line in page.lines]
+        lines += [replace(line, column=columns + line.column) for line in page]
         columns = max((line.column + 1 for line in lines), default=0)
     return [piece.figure if isinstance(piece.figure, Media) else piece.text for piece in paragraphs(lines)]
 

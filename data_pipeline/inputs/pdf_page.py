@@ -28,7 +28,7 @@ MIN_FIGURE = 60.0  # points: a smaller drawing is an ornament
 MIN_PICTURE = 24.0  # points: a smaller picture is an icon
 MIN_PICTURE_PIXELS = 28
 NEAR = 6.0  # points between parts of one figure
-NEAR_TURNED = 14.0  # points from a figure to the name of its axis, which runs up or down
+NEAR_LABEL = 14.0  # points from a figure's side to the name of its axis
 MAX_TEXT_SHARE = 0.3  # of a figure's area: with more, it is framed text or a table
 _THIN = 2.5
 _FIXED_FONT = re.compile(rb"mono|cour|consol|typewriter|menlo|inconsolata|cmtt|sftt|lmtt|fira.?code", re.IGNORECASE)
@@ -137,7 +137,8 @@ def _text(page: pdfium.PdfPage, frame: _Frame) -> tuple[list[Piece], list[Box], 
             text = _LIGATURES.get(character.text, character.text)
             if not ended and _follows(pieces[-1], box, character):
                 last = pieces.pop()
-                pieces.append(replace(last, box=last.box.union(box), text=last.text + " " * spaced + text))
+                size = max(last.size, character.size)  # of a ligature's letters only the ink is known
+                pieces.append(replace(last, box=last.box.union(box), text=last.text + " " * spaced + text, size=size))
             else:
                 pieces.append(Piece(box, text, character.size, character.fixed))
             ended = spaced = False
@@ -176,9 +177,9 @@ def _characters(textpage: pdfium.PdfTextPage) -> list[_Character | None]:
         font = (name.value, flags.value)
         if font not in fonts:
             fonts[font] = bool(flags.value & _FIXED_PITCH) or _FIXED_FONT.search(name.value) is not None
-        # Counter-clockwise turns of the text are undone by as many clockwise ones.
+        # pdfium counts angles clockwise.
         angle = pdfium_c.FPDFText_GetCharAngle(raw, index)
-        turns = round(angle / (math.pi / 2)) % 4 if angle >= 0 else 0
+        turns = -round(angle / (math.pi / 2)) % 4 if angle >= 0 else 0
         size = box[2] - box[0] if turns % 2 else box[3] - box[1]
         found.append(_Character(chr(code), box, size, turns, fonts[font]))
     return found
@@ -222,7 +223,7 @@ def _with_figures(
     for cluster in _clusters(_parts(page, frame, turns), visible):
         if _is_figure(cluster, text):
             cluster, text = _with_labels(cluster, text, turned)
-            media = _media(page, frame, turns, replace(cluster, box=cluster.box.grown(1).intersection(visible)), dpi)
+            media = _media(page, frame, turns, cluster, dpi)
             if media is not None:
                 figures.append(Piece(cluster.box, figure=media))
     return [*text, *figures]
@@ -318,7 +319,8 @@ def _with_labels(cluster: _Cluster, text: list[Piece], turned: list[Box]) -> tup
     box = cluster.box
     outside, turned = list(text), list(turned)
     while True:
-        near, near_turned = box.grown(NEAR), box.grown(NEAR_TURNED)
+        near = box.grown(NEAR)
+        beside = Box(box.left - NEAR_LABEL, box.top, box.right + NEAR_LABEL, box.bottom)
         labels = [
             piece
             for piece in outside
@@ -326,9 +328,10 @@ def _with_labels(cluster: _Cluster, text: list[Piece], turned: list[Box]) -> tup
             and (
                 near.intersection(piece.box).area > 0.5 * piece.box.area
                 or (_overlaps(near, piece.box) and piece.box.width < 0.4 * box.width and len(piece.text) < 30)
+                or (_overlaps(beside, piece.box) and len(piece.text) <= 6)
             )
         ]
-        names = [name for name in turned if _overlaps(near_turned, name)]
+        names = [name for name in turned if _overlaps(beside, name)]
         if not labels and not names:
             return replace(cluster, box=box), outside
         for found in (*names, *(piece.box for piece in labels)):
@@ -344,11 +347,14 @@ def _media(page: pdfium.PdfPage, frame: _Frame, turns: int, cluster: _Cluster, d
         if part.picture is not None:  # no pixel of a picture is lost
             scale = max(scale, min(max(part.picture.get_px_size()) / max(part.box.width, part.box.height), 600 / 72))
     scale = min(scale, math.sqrt(MAX_RENDERED_PIXELS / max(cluster.box.area, 1.0)))
-    rendered = _rendered(page, frame, turns, cluster.box, scale)
+    lossy = any("DCTDecode" in picture.get_filters() for picture in pictures)
+    alone = len(cluster.parts) == len(pictures) == 1
+    margin = 0 if alone else 1  # the lines of a drawing are wider than their places
+    box = cluster.box.grown(margin).intersection(Box(0, 0, *frame.size(turns)))
+    rendered = _rendered(page, frame, turns, box, scale)
     if min(rendered.size) < MIN_PICTURE_PIXELS:
         return None
-    lossy = any("DCTDecode" in picture.get_filters() for picture in pictures)
-    if len(cluster.parts) == 1 and len(pictures) == 1 and lossy:
+    if alone and lossy:
         stored = bytes(pictures[0].get_data(decode_simple=True))
         if _looks_like(stored, rendered):
             return Media("jpg", stored)
