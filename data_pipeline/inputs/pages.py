@@ -21,8 +21,8 @@ from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, picture, read_document, read_text
 from data_pipeline.inputs.layout import lines_in_order, paragraphs
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.pdf import check_dpi, open_pdf
-from data_pipeline.inputs.pdf_page import encode_picture, read_page, render_page
+from data_pipeline.inputs.pdf import check_dpi, open_pdf, read_pages
+from data_pipeline.inputs.pdf_page import PageContent, encode_picture, render_page
 from data_pipeline.shards import IMAGE_EXTENSIONS
 
 MARKUP = (".md", ".mmd", ".tex", ".html", ".txt")  # the first that there is
@@ -30,7 +30,7 @@ MARKUP = (".md", ".mmd", ".tex", ".html", ".txt")  # the first that there is
 
 @dataclass(frozen=True)
 class PdfPages:
-    """Pages of PDFs as pictures with their text.
+    """Pages of PDFs as pictures with their text, running heads and page numbers left out.
 
     dpi: at which pages are rendered. min_characters: pages with less text (empty ones, full-page figures) are rejected.
     """
@@ -49,24 +49,23 @@ class PdfPages:
         origin = shown_names(self.paths)[unit.path]
         try:
             with open_pdf(unit.path) as document:
-                yield from (self._page(document, number, origin) for number in range(len(document)))
+                contents = read_pages(document, figures=False, dpi=self.dpi)
+                for number, content in enumerate(contents):
+                    yield self._page(document, number, content, f"{origin}#page={number + 1}")
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail)
 
-    def _page(self, document: pdfium.PdfDocument, number: int, origin: str) -> Draft | Rejected:
-        place = f"{origin}#page={number + 1}"
-        try:
-            page = document[number]
-            picture = render_page(page, self.dpi)
-            content = read_page(page, figures=False, dpi=self.dpi)
-        except pdfium.PdfiumError as error:
-            return Rejected(place, "unreadable_document", str(error))
+    def _page(self, document: pdfium.PdfDocument, number: int, content: PageContent, origin: str) -> Draft | Rejected:
         text = "\n\n".join(paragraph.text for paragraph in paragraphs(lines_in_order(content.pieces)))
         if not text:
-            return Rejected(place, "no_text_layer", "the page is a picture without text")
+            return Rejected(origin, "no_text_layer", "the page is a picture without text")
         if len(text) < self.min_characters:
-            return Rejected(place, "short_text", f"{len(text)} characters of text, less than {self.min_characters}")
-        return Draft({"domain": "ocr", "text": text}, [encode_picture(picture, lossy=False)], origin=place)
+            return Rejected(origin, "short_text", f"{len(text)} characters of text, less than {self.min_characters}")
+        try:
+            picture = render_page(document[number], self.dpi)
+        except pdfium.PdfiumError as error:
+            return Rejected(origin, "unreadable_document", str(error))
+        return Draft({"domain": "ocr", "text": text}, [encode_picture(picture, lossy=False)], origin=origin)
 
 
 @dataclass(frozen=True)

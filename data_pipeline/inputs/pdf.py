@@ -52,7 +52,7 @@ class PdfDocuments:
         origin = shown_names(self.paths)[unit.path]
         try:
             with open_pdf(unit.path) as document:
-                contents = without_running_heads(list(_pages(document, self.figures, self.dpi)))
+                contents = read_pages(document, figures=self.figures, dpi=self.dpi)
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail)
             return
@@ -81,6 +81,17 @@ def open_pdf(path: str) -> pdfium.PdfDocument:
     return document
 
 
+def read_pages(document: pdfium.PdfDocument, *, figures: bool, dpi: int) -> list[PageContent]:
+    """What stands on every page, running heads left out. Raises BadSample `unreadable_document`."""
+    pages = []
+    for number in range(len(document)):
+        try:
+            pages.append(read_page(document[number], figures=figures, dpi=dpi))
+        except pdfium.PdfiumError as error:
+            raise BadSample("unreadable_document", f"page {number + 1}: {error}") from error
+    return without_running_heads(pages)
+
+
 def without_running_heads(pages: Sequence[PageContent]) -> list[PageContent]:
     """Without what comes again page after page at the same height of the upper or lower margin, whatever its numbers:
     running heads, feet and page numbers. It must stand on three pages, or on both of two."""
@@ -95,14 +106,6 @@ def without_running_heads(pages: Sequence[PageContent]) -> list[PageContent]:
     )
     running = {each for each, count in counts.items() if count >= min(3, max(2, len(pages)))}
     return [replace(page, pieces=[p for p in page.pieces if mark(p, page) not in running]) for page in pages]
-
-
-def _pages(document: pdfium.PdfDocument, figures: bool, dpi: int) -> Iterator[PageContent]:
-    for number in range(len(document)):
-        try:
-            yield read_page(document[number], figures=figures, dpi=dpi)
-        except pdfium.PdfiumError as error:
-            raise BadSample("unreadable_document", f"page {number + 1}: {error}") from error
 
 
 def _blocks(pages: Sequence[list[Piece]]) -> list[Block]:

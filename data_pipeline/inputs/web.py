@@ -386,8 +386,8 @@ def _references(tag: Tag) -> list[str]:
     first."""
     direct = [str(tag[name]) for name in ("src", "data-src", "data-original") if tag.get(name)]
     sets = [str(tag["srcset"])] if tag.get("srcset") else []
-    if tag.parent is not None and tag.parent.name == "picture":
-        sets += [str(source["srcset"]) for source in tag.parent.find_all("source") if source.get("srcset")]
+    if (around := tag.find_parent("picture")) is not None:
+        sets += [str(source["srcset"]) for source in around.find_all("source") if source.get("srcset")]
     offered = [candidate for entry in sets for candidate in parse_srcset(entry)]
     offered.sort(key=lambda pair: -pair[1])
     return [*direct, *(reference for reference, _ in offered)]

@@ -148,11 +148,13 @@ def test_pages_are_pictures_with_their_text(paper):
     for page in pages:
         (image,) = page.images
         assert Image.open(io.BytesIO(image.data)).size == pytest.approx((595, 842), abs=1)
-    first = pages[0].record["text"]
-    assert first.split("\n\n")[0].endswith("On Pictures")  # the running head belongs to the picture
-    place = first.index(truth[0])
-    for paragraph in truth[1:4]:
-        place = first.index(paragraph, place)
+    # A page ends where it ends, in the middle of a word too, and the names of axes are written on it.
+    read = [text for page in pages for text in page.record["text"].split("\n\n") if text not in ("v", "time")]
+    assert letters("".join(read)) == letters("".join(text for text in truth if text != "<image>"))
+
+
+def letters(text: str) -> str:
+    return re.sub(r"[\s‐-]", "", text)
 
 
 def test_a_plot_is_one_picture_and_its_labels_are_no_text(tmp_path):
