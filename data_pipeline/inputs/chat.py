@@ -116,6 +116,8 @@ def _turns(record: dict[str, Any]) -> list[Any]:
 
 
 def _alpaca_turns(record: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    if isinstance(record.get("output"), list):
+        raise BadSample("preference_pair", '"output" lists answers to choose from')
     history = record.get("history") or []
     question = "\n".join(part for part in (record["instruction"], record.get("input") or "") if part)
     pairs = [*history, [question, record.get("output")]] if isinstance(history, list) else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import pydoc_data.topics
 import re
-import subprocess
 from html import escape
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.layout import Box, Piece, joined_lines, lines_in_order, paragraphs
 from data_pipeline.inputs.pages import PdfPages
 from data_pipeline.inputs.pdf import PdfDocuments
+from tests.data_pipeline.browser import print_to_pdf
 from tests.data_pipeline.media import encoded, pattern
 
 CURVE = """<svg width="220" height="150" viewBox="0 0 220 150"><path d="M20 130 C 80 10, 120 140, 210 20" fill="none"
@@ -42,17 +42,6 @@ def prose(count: int) -> list[str]:
 
 def _paragraphs_of(topic: str) -> list[str]:
     return [p for p in pydoc_data.topics.topics[topic].split("\n\n") if not p.startswith(" ")]
-
-
-def print_to_pdf(html: Path, pdf: Path, *, heads: bool) -> None:
-    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    profile = f"--user-data-dir={html.parent / 'profile'}"
-    subprocess.run(
-        ["chromium", *options, profile, *([] if heads else ["--no-pdf-header-footer"]), f"--print-to-pdf={pdf}", html],
-        check=True,
-        capture_output=True,
-        timeout=120,
-    )
 
 
 @pytest.fixture(scope="module")
