@@ -1,0 +1,233 @@
+"""Web pages and Markdown: the text that a reader sees, in order, and only pictures that lie where they may."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from pathlib import Path
+
+import pypdfium2 as pdfium
+import pytest
+
+from data_pipeline.domains import build_sample
+from data_pipeline.inputs.draft import Draft, Rejected
+from data_pipeline.inputs.web import HtmlPages, MarkdownFiles, parse_srcset
+from tests.data_pipeline.browser import print_to_pdf
+from tests.data_pipeline.media import encoded, pattern
+
+PHOTO = encoded(pattern(60, 80))
+LARGE = encoded(pattern(120, 160), "PNG")
+
+PAGE = """<!doctype html><html><head><title>All about  cats</title><style>p { color: red }</style></head><body>
+<header><a href="/">Home</a></header><nav><a href="/a">Dogs</a> <a href="/b">Cats</a></nav>
+<main><h1>Cats</h1><script>let no = "text"</script><p>A <b>cat</b> is a
+  small&nbsp;animal.<br>It <a href="x">purrs</a>.<!-- a remark --></p>
+<img src="photo.jpg" alt="A tabby"><p style="display: none">Hidden words</p><p hidden>Hidden too</p>
+<h2>What cats do</h2><ul><li>sleep<ul><li>by day</li><li>by night</li></ul></li><li>eat <code>fish()</code></li></ul>
+<ol start="3"><li>Wake.</li><li>Repeat.</li></ol>
+<blockquote><p>Meow.</p><p>Purr.</p></blockquote>
+<table><caption>Weights</caption><tr><th>cat</th><th>kg</th></tr><tr><td>Tom</td><td>5|6</td></tr></table>
+<pre><code class="language-python">def cat():
+    return "meow"
+</code></pre><p>So much for &lt;image&gt; tags.</p><form>Subscribe! <input value="now"></form></main>
+<aside>Buy food</aside><footer>2020 by nobody</footer></body></html>"""
+
+TEXT = """# Cats
+
+A cat is a small animal.
+It purrs.
+
+<image>
+
+## What cats do
+
+- sleep
+  - by day
+  - by night
+- eat `fish()`
+
+3. Wake.
+4. Repeat.
+
+> Meow.
+
+> Purr.
+
+Weights
+
+| cat | kg |
+| --- | --- |
+| Tom | 5\\|6 |
+
+```python
+def cat():
+    return "meow"
+```
+
+So much for < image > tags."""
+
+
+def read(path: Path, content: str | bytes, **options) -> Draft | Rejected:
+    """What becomes of a document with this content, written beside photo.jpg."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (path.parent / "photo.jpg").write_bytes(PHOTO)
+    kind = (MarkdownFiles if path.suffix == ".md" else HtmlPages)((str(path),), **options)
+    (outcome,) = kind.read(kind.units()[0])
+    return outcome
+
+
+def text_of(path: Path, content: str, **options) -> str:
+    outcome = read(path, content, **options)
+    assert isinstance(outcome, Draft), outcome
+    return outcome.record["text"]
+
+
+def test_a_page_becomes_what_its_reader_sees(tmp_path):
+    draft = read(tmp_path / "cats.html", PAGE)
+    assert draft == Draft(
+        {"domain": "interleaved", "text": TEXT, "title": "All about cats"}, draft.images, (), "cats.html"
+    )
+    assert [(image.extension, image.data) for image in draft.images] == [("jpg", PHOTO)]
+    assert build_sample(draft.record, images=1, videos=0).as_text().count("<|image|>") == 1
+
+
+def test_the_words_are_those_that_chromium_shows(tmp_path):
+    """An independent judge of what is visible, less the furniture of the page."""
+    furniture = "<style>header, nav, form, aside, footer { display: none }</style></head>"
+    ours = text_of(tmp_path / "cats.html", PAGE.replace("</head>", furniture)).replace("<image>", "")
+    print_to_pdf(tmp_path / "cats.html", tmp_path / "cats.pdf")
+    (page,) = pdfium.PdfDocument(tmp_path / "cats.pdf")
+    shown = page.get_textpage().get_text_range()
+    assert re.findall(r"\w+", ours.replace("```python", "")) == re.findall(r"\w+", shown)
+
+
+def test_markdown_goes_the_same_way(tmp_path):
+    markdown = TEXT.replace("< image >", "&lt;image&gt;").replace("<image>", "![A tabby](photo.jpg)")
+    markdown = markdown.replace("animal.\nIt", "animal.\\\nIt").replace("> Meow.\n\n> Purr.", "> Meow.\n>\n> Purr.")
+    draft = read(tmp_path / "cats.md", f"---\ntitle: cats\n---\n{markdown}")
+    assert draft.record["text"] == TEXT
+    assert draft.images[0].data == PHOTO
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<p>a</p>b<div>c<span>d</span></div>", "a\n\nb\n\ncd"),
+        ("<ul><li><p>one</p><p>more</p></li></ul>", "- one\n  more"),
+        ("<ul><li>a <img src=photo.jpg> b</li><li>c</li></ul>", "- a\n\n<image>\n\n  b\n\n- c"),
+        ("<ul><li>a</li></ul><ul><li>b</li></ul>", "- a\n\n- b"),
+        ("<table><tr><td>only <img src=photo.jpg> a frame</td></tr></table>", "only\n\n<image>\n\na frame"),
+        ("<table><tr><td>a<img src=photo.jpg></td><td>b</td></tr></table>", "| a | b |\n\n<image>"),
+        (
+            "<p>Energy <math><mi>E</mi><annotation encoding='application/x-tex'>E=mc^2</annotation></math>",
+            "Energy $E=mc^2$",
+        ),
+        ("<body><ul>" + "<li><a href=x>menu</a></li>" * 6 + "</ul><p>words</p>", "words"),
+        ("<article><h1>T</h1><p>the long story of it</p></article><p>other</p>", "# T\n\nthe long story of it"),
+        ("<article>teaser</article><p>the page itself, and all of it", "teaser\n\nthe page itself, and all of it"),
+        ("<header><h1>A name</h1></header><p>b</p>", "# A name\n\nb"),
+        ("<div role=navigation>x</div><div aria-hidden=true>y</div><p>b</p>", "b"),
+        ("<picture><source srcset='photo.jpg 2x'><img src=''></picture>", "<image>"),
+        ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src=photo.jpg>", "<image>"),
+    ],
+)
+def test_forms_of_content(tmp_path, html, text):
+    assert text_of(tmp_path / "page.html", html) == text
+
+
+def test_alternative_texts_are_an_option(tmp_path):
+    assert (
+        text_of(tmp_path / "a.html", '<p>x<img src="photo.jpg" alt="A  tabby"></p>', alt=True)
+        == "x\n\nA tabby\n\n<image>"
+    )
+
+
+def test_the_largest_of_a_srcset_stands_for_a_missing_src(tmp_path):
+    (tmp_path / "large.png").write_bytes(LARGE)
+    uri = f"data:image/jpeg;base64,{base64.b64encode(PHOTO).decode()}"
+    html = f'<img src="gone.jpg" srcset="{uri} 80w, large.png 160w"><img src="{uri}">'
+    draft = read(tmp_path / "a.html", html)
+    assert [(image.extension, image.data) for image in draft.images] == [("png", LARGE), ("jpg", PHOTO)]
+
+
+@pytest.mark.parametrize(
+    ("srcset", "candidates"),
+    [
+        ("a.jpg", [("a.jpg", 1)]),
+        ("a.jpg 1x, b.jpg 2.5x", [("a.jpg", 1), ("b.jpg", 2.5)]),
+        (" a.jpg 80w,\n b.jpg  160w ", [("a.jpg", 80), ("b.jpg", 160)]),
+        ("data:image/png;base64,AA== 1x, b.jpg 2x", [("data:image/png;base64,AA==", 1), ("b.jpg", 2)]),
+        ("a.jpg, b.jpg 2x", [("a.jpg", 1), ("b.jpg", 2)]),
+        ("", []),
+    ],
+)
+def test_srcset(srcset, candidates):
+    assert parse_srcset(srcset) == candidates
+
+
+@pytest.mark.parametrize(
+    ("reference", "reason"),
+    [
+        ("https://example.org/cat.jpg", "remote_file"),
+        ("//example.org/cat.jpg", "remote_file"),
+        ("../secret.jpg", "outside_folder"),
+        ("%2e%2e/secret.jpg", "outside_folder"),
+        ("link.jpg", "outside_folder"),
+        ("file:///etc/passwd", "missing_file"),
+        ("gone.jpg", "missing_file"),
+        ("a%00b.jpg", "missing_file"),
+        ("words.jpg", "unreadable_image"),
+        ("data:image/png;base64,####", "bad_data_uri"),
+        ("data:image/png", "bad_data_uri"),
+        ("tiny.png", "small_image"),
+    ],
+)
+def test_pictures_that_cannot_be_had(tmp_path, reference, reason):
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(PHOTO)
+    os.symlink(tmp_path / "secret.jpg", folder / "link.jpg")
+    (folder / "words.jpg").write_text("no picture")
+    (folder / "tiny.png").write_bytes(encoded(pattern(16, 300), "PNG"))
+    html = f'<p>Words</p><img src="{reference}">'
+    draft = read(folder / "a.html", html)
+    assert isinstance(draft, Draft)
+    assert (draft.record["text"], draft.images) == ("Words", [])
+    assert draft.record["dropped_images"] == {reason: 1}
+    strict = read(folder / "a.html", html, bad_pictures="reject")
+    assert isinstance(strict, Draft) if reason == "small_image" else strict.reason == reason
+    if reason == "outside_folder":
+        assert len(read(folder / "a.html", html, allow_outside=True).images) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.html", b"", "empty_document"),
+        ("a.html", b"<body><nav>only a menu</nav>", "empty_document"),
+        ("a.md", b"\xff\xfe\x00", "not_utf8"),
+        ("a.md", b"\n\n", "empty_document"),
+    ],
+)
+def test_documents_that_cannot_be_used(tmp_path, name, content, reason):
+    outcome = read(tmp_path / name, content)
+    assert isinstance(outcome, Rejected)
+    assert (outcome.origin, outcome.reason) == (name, reason)
+
+
+def test_deep_and_damaged_pages_do_not_end_the_work(tmp_path):
+    for html in (
+        "<div>" * 20_000 + "deep",
+        "<ul><li>" * 5_000 + "deep",
+        "<table><tr><td>" * 3_000 + "deep",
+        "<p",
+        "<!--",
+    ):
+        outcome = read(tmp_path / "a.html", html)
+        assert isinstance(outcome, Draft) or outcome.reason in ("unreadable_document", "empty_document")
+
+
+def test_pages_in_other_encodings_are_read(tmp_path):
+    page = '<meta charset="shift_jis"><p>図の中に猫がいる。</p>'.encode("shift_jis")
+    assert read(tmp_path / "a.html", page).record["text"] == "図の中に猫がいる。"
