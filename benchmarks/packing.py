@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
 
 import numpy as np
 
@@ -132,50 +131,43 @@ def bound(amounts: np.ndarray, lengths: np.ndarray, seq_length: int, packs: int,
 def main() -> None:
     cost = pack_cost(GlmvConfig.from_preset("glm45v"))
     print(
-        f"forward FLOPs of GLM-4.5V: {cost.token / 1e9:.1f} G a token, {cost.token_squared / 1e6:.2f} M x L^2, "
-        f"{cost.patch / 1e9:.2f} G a patch, {cost.patch_squared / 1e6:.3f} M x n^2"
+        f"forward FLOPs: {cost.token / 1e9:.1f} G a token, {cost.token_squared / 1e6:.2f} M x tokens of a segment "
+        f"squared, {cost.patch / 1e9:.2f} G a patch, {cost.patch_squared / 1e6:.3f} M x patches of an image squared"
     )
     sources = draw_sources()
     lengths = np.concatenate([source.lengths for source in sources])
     figures = lengths.mean(), np.median(lengths), np.quantile(lengths, 0.99), lengths.max()
-    print(
-        "tokens of samples: "
-        + ", ".join(
-            f"{name} {value:,.0f} (aimed at {aim:,})"
-            for (name, aim), value in zip(AIMED_AT.items(), figures, strict=True)
-        )
-    )
+    for (name, aim), value in zip(AIMED_AT.items(), figures, strict=True):
+        print(f"tokens of a sample, {name}: {value:,.0f} (aimed at {aim:,})")
     for seq_length in SEQ_LENGTHS:
-        lost = (lengths > seq_length).mean()
+        aside = (lengths > seq_length).mean()
+        print(f"\n{seq_length} tokens, {RANKS} ranks; {aside:.2%} of the samples are longer and set aside")
+        print(f"{'':>31}{'most / mean of a micro-step: cost':>40}{'patches':>24}{'in any order':>18}")
         print(
-            f"\n{seq_length} tokens, {lost:.2%} of samples longer and set aside; {RANKS} ranks, most over mean of a micro-step"
-        )
-        print(
-            f"{'packs':>6}{'fill':>8}{'first':>8}{'samples':>9}{'cost':>20}{'patches':>29}{'same packs, any order':>25}"
-        )
-        print(
-            f"{'a step':>6}{'%':>8}{'step s':>8}{'a CPU-s':>9}"
-            + f"{'mean':>8}{'worst':>7}{'bound':>7}" * 2
-            + f"{'cost':>16}{'patches':>9}"
+            f"{'packs':>6}{'fill %':>8}{'first s':>8}{'samples/s':>11}"
+            + f"{'mean':>12}{'worst':>7}{'bound':>7}" * 2
+            + f"{'cost':>10}{'patches':>9}"
         )
         for packs_a_step, steps in STEPS.items():
-            _print_row(sources, seq_length, packs_a_step, steps, cost)
+            print(_row(within(sources, seq_length), seq_length, packs_a_step, steps, cost))
 
 
-def _print_row(sources: list[DrawnSource], seq_length: int, packs_a_step: int, steps: int, cost: PackCost) -> None:
-    of = planned(within(sources, seq_length), seq_length, packs_a_step, steps, cost)
+def _row(sources: list[DrawnSource], seq_length: int, packs_a_step: int, steps: int, cost: PackCost) -> str:
+    """Speed is the best of three, for what else a machine does."""
+    runs = [planned(sources, seq_length, packs_a_step, steps, cost) for _ in range(3)]
+    of, speed = runs[0], max(len(run.length) / run.seconds for run in runs)
     fill = of.length.sum() / (steps * packs_a_step * seq_length)
-    row = f"{packs_a_step:>6}{100 * fill:>8.2f}{of.first:>8.3f}{len(of.length) / of.seconds:>9,.0f}"
-    shuffled = np.random.default_rng(0).permutation(packs_a_step)[of.pack]
+    row = f"{packs_a_step:>6}{100 * fill:>8.2f}{min(run.first for run in runs):>8.3f}{speed:>11,.0f}"
     for amounts in (of.cost, of.patches):
         uneven = unevenness(of.step, of.pack, amounts, packs_a_step, RANKS)
         bounds = [
             bound(amounts[of.step == step], of.length[of.step == step], seq_length, packs_a_step, RANKS)
             for step in range(steps)
         ]
-        row += f"{uneven.mean():>8.4f}{uneven.max():>7.3f}{np.mean(bounds):>7.3f}"
+        row += f"{uneven.mean():>12.4f}{uneven.max():>7.3f}{np.mean(bounds):>7.3f}"
+    shuffled = np.random.default_rng(0).permutation(packs_a_step)[of.pack]
     anyhow = [unevenness(of.step, shuffled, amounts, packs_a_step, RANKS).mean() for amounts in (of.cost, of.patches)]
-    print(row + f"{anyhow[0]:>16.3f}{anyhow[1]:>9.3f}")
+    return row + f"{anyhow[0]:>10.3f}{anyhow[1]:>9.3f}"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ class SourceConfig:
 
     path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"; or a URL of these
     weight: float = 1.0  # share of the TOKENS of the mixture, relative to the other sources
-    epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
     name: str = ""  # for logs and checkpoints; the last part of the path when empty
+    epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
 
     def label(self) -> str:
         return self.name or Path(self.path).name

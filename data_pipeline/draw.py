@@ -4,10 +4,10 @@ Every source is a stream of its own: samples as `Shuffle` orders them, one that 
 pieces, or in none. The streams are blended by TOKENS: the next piece comes from the source whose tokens so far are
 furthest behind its weight. With weights 2 and 1, and pieces of 4 tokens from a and 3 from b, that is
 
-    a    b    a    b    a    a    b  ...     the next from the source where tokens / weight is least, the first of equals
-    0/2  0/1  4/2  3/1  8/2  ...             what that is for the piece's source before it is drawn
+    a    b    a    b    a    a     b         each from the source where tokens / weight is least, the first of equals
+    0/2  0/1  4/2  3/1  8/2  12/2  6/1       what that is before the piece is drawn
 
-Each source's numbers rise along its stream, so the blend is nothing but all pieces sorted by them.
+These numbers rise along each stream, so the blend is nothing but all pieces sorted by them.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Stream:
             )
         # An estimate, by which draw() knows how many samples to look at at a time.
         self.mean_length = max(float(lengths.sum(where=fits, dtype=np.int64)) / len(lengths), 1.0)
-        self.samples = round(source.epochs * len(lengths)) if source.epochs else None  # None: endless
+        self.samples = max(1, round(source.epochs * len(lengths))) if source.epochs else None  # None: endless
         self._shuffle = Shuffle(source.shard_rows, seed=seed, name=source.label)
 
     def left(self, number: int) -> float:
@@ -149,8 +149,7 @@ class Stream:
         pieces = cut_between_blocks(length, blocks, self.seq_length)
         if self.too_long == "truncate":
             pieces = pieces[:1]
-        total = sum(size for _, size in blocks)
-        shares = [sum(size for at, size in blocks if start <= at < start + n) / max(total, 1) for start, n in pieces]
+        shares = [image_share(blocks, start, n) for start, n in pieces]
         if self.too_long == "truncate" and blocks and not any(shares):
             return []  # what is left has nothing to look at
         return [(start, n, share) for (start, n), share in zip(pieces, shares, strict=True)]
@@ -175,6 +174,12 @@ def cut_between_blocks(length: int, blocks: Sequence[tuple[int, int]], seq_lengt
     return pieces
 
 
+def image_share(blocks: Sequence[tuple[int, int]], start: int, length: int) -> float:
+    """How much of a sample's pictures and clips, by their tokens, is in the piece start..start+length."""
+    inside = sum(size for at, size in blocks if start <= at < start + length)
+    return inside / max(sum(size for _, size in blocks), 1)
+
+
 class Place(NamedTuple):
     """How far a source's stream has been used: samples, pieces of the next one, and tokens of all of them."""
 
@@ -187,16 +192,14 @@ def blend(streams: Sequence[Stream], places: Sequence[Place], room: int, multipl
     """The next pieces of the blend, as many as take no more than `room` tokens, each padded to a multiple of
     `multiple`; and whether they are all that is left."""
     heads = [_Head(stream, place) for stream, place in zip(streams, places, strict=True)]
-    level, missing = None, float(room)
+    # tokens / weight, alike for all live sources but for a piece, up to which they together have what is wanted.
+    level, missing = _mean_level(heads), float(room)
     while missing > 0 and (live := [head for head in heads if not head.ended]):
-        # tokens / weight up to which the sources together have what is missing, if each piece were a single token.
-        weight = sum(head.stream.source.weight for head in live)
-        level = sum(head.place.tokens for head in live) / weight if level is None else level
-        level += missing / weight
+        level += missing / sum(head.weight for head in live)
         for head in live:
             head.draw_up_to(level)
         missing = room - sum(head.padded_below(level, multiple) for head in heads)
-    ended = missing > 0 or level is None
+    ended = missing > 0
     # Above the level, sources that have not ended may have pieces that are not drawn yet.
     pieces = Pieces.join([head.pieces for head in heads])
     keys = np.concatenate([head.keys for head in heads])
@@ -209,11 +212,16 @@ def blend(streams: Sequence[Stream], places: Sequence[Place], room: int, multipl
     return pieces[:fitting], ended and fitting == len(pieces)
 
 
+def _mean_level(heads: Sequence[_Head]) -> float:
+    live = [head for head in heads if not head.ended]
+    return sum(head.place.tokens for head in live) / sum(head.weight for head in live) if live else 0.0
+
+
 class _Head:
     """The pieces of one stream from a place on, as many as have been asked for."""
 
     def __init__(self, stream: Stream, place: Place):
-        self.stream, self.place = stream, place
+        self.stream, self.place, self.weight = stream, place, stream.source.weight
         self.pieces = stream.draw(place.drawn, 0)
         self.keys = np.empty(0)  # float64 [pieces]: tokens / weight before each
         self._number, self._tokens = place.drawn, place.tokens
@@ -224,16 +232,15 @@ class _Head:
 
     def draw_up_to(self, level: float) -> None:
         """Until tokens / weight reach the level or the stream ends."""
-        wanted = level * self.stream.source.weight
+        wanted = level * self.weight
         fruitless = 0
         while self._tokens < wanted and not self.ended:
             count = min(16 + int((wanted - self._tokens) / self.stream.mean_length), self.stream.left(self._number))
             new = self.stream.draw(self._number, int(count))
-            if self._number == self.place.drawn:
-                new = new[self.place.parts :]
+            new = new[(new.number > self.place.drawn) | (new.part >= self.place.parts)]
             before = self._tokens + np.cumsum(new.length) - new.length
             self.pieces = Pieces.join([self.pieces, new])
-            self.keys = np.concatenate([self.keys, before / self.stream.source.weight])
+            self.keys = np.concatenate([self.keys, before / self.weight])
             self._number += int(count)
             self._tokens += int(new.length.sum())
             fruitless = 0 if new.length.any() else fruitless + int(count)

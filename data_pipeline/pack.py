@@ -8,7 +8,7 @@ each other in a micro-step, and to make all others alike. Pieces are taken from 
     further ones     are spread over the other packs, each where the most room is left;
     the shortest     fill all gaps, each where the least room is left.
 
-    pack([5, 4, 3, 3, 1], capacity=8, packs=2)  ->  [0, 1, 1, 0, 1]
+    pack([5, 4, 3, 3, 1], capacity=8, packs=2)  ->  [0, 1, 0, 1, 1]
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def pack(
 ) -> np.ndarray:
     """int64 [pieces]: the pack of each, -1 where none has room. sizes: int [pieces], from 1 to capacity.
 
-    Without `heavy` and spread_share this is best-fit decreasing.
+    Without `heavy` and spread_share this is best-fit decreasing, but that no pack stays empty while another has two.
     """
     order = np.argsort(-sizes, kind="stable")
     falling = sizes[order]
@@ -55,7 +55,16 @@ def pack(
 
     result = np.empty(len(pieces), np.int64)
     result[order] = chosen
+    _fill_empty(result, packs)
     return result
+
+
+def _fill_empty(chosen: np.ndarray, packs: int) -> None:
+    """Gives every empty pack a piece of a pack that has more."""
+    empty = np.flatnonzero(np.bincount(chosen[chosen >= 0], minlength=packs) == 0)
+    by_pack = np.argsort(chosen, kind="stable")
+    spare = by_pack[1:][(np.diff(chosen[by_pack]) == 0) & (chosen[by_pack[1:]] >= 0)][: len(empty)]
+    chosen[spare] = empty[: len(spare)]
 
 
 class _Rooms:

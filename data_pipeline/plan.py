@@ -76,8 +76,8 @@ class Plan:
     """See the module.
 
     too_long: what becomes of samples longer than seq_length that are not plain text. `refuse` sets them aside,
-    `truncate` keeps as much of the beginning as fits, `split` makes as many pieces as are needed; neither cuts through a
-    picture or clip, and a chat is never split. Plain text is always split.
+    `truncate` keeps as much of the beginning as fits, `split` makes as many pieces as are needed; neither cuts through
+    a picture or clip, and a chat is never split. Plain text is always split.
 
     Raises DataError if a source has nothing that fits, or seq_length is not a whole number of segment_multiple.
     """

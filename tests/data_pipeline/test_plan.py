@@ -2,112 +2,236 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import json
+import resource
+import time
+import tracemalloc
 from collections import Counter
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 
+from benchmarks.packing import draw_sources, planned, unevenness, within
+from data_pipeline.cost import PackCost
+from data_pipeline.draw import Place
 from data_pipeline.errors import DataError
-from data_pipeline.plan import Pack, Plan, Position
+from data_pipeline.plan import MIN_WINDOW_PACKS, Pack, Piece, Plan, Position
+from tests.data_pipeline.sources import COST, Table, table
 
-pytestmark = pytest.mark.fast
-
-
-@dataclass
-class Table:
-    label: str
-    weight: float
-    lengths: np.ndarray
-    is_text: np.ndarray
+BATCH, SEQ_LENGTH = 32, 256
+WINDOW = MIN_WINDOW_PACKS // BATCH  # steps
 
 
-def table(label: str, weight: float, samples: int, *, low: int = 5, high: int = 200) -> Table:
-    rng = np.random.default_rng(len(label) + samples)
-    return Table(label, weight, rng.integers(low, high, samples), np.zeros(samples, dtype=bool))
+def plan(sources: list[Table], *, seed: int = 0, batch: int = BATCH, seq_length: int = SEQ_LENGTH, **options) -> Plan:
+    options = {"segment_multiple": 8, "cost": COST, "too_long": "refuse", **options}
+    return Plan(sources, seed=seed, seq_length=seq_length, global_batch_size=batch, **options)
 
 
-def plan(sources: list[Table], *, seed: int = 0, seq_length: int = 256, batch: int = 4, multiple: int = 8) -> Plan:
-    options = {"seq_length": seq_length, "segment_multiple": multiple, "global_batch_size": batch}
-    return Plan(sources, seed=seed, **options)
+def mixture(**options) -> list[Table]:
+    return [
+        table("one", 2.0, 50, **options),
+        table("three", 1.0, 70, **options),
+        table("book", 0.5, 9, low=100, high=2000, domain="text", **options),
+    ]
 
 
-def take(made: Plan, steps: int, position: Position | None = None) -> list[tuple[list[Pack], Position]]:
+def take(made: Plan, steps: int | None, position: Position | None = None) -> list[tuple[list[Pack], Position]]:
     return list(itertools.islice(made.steps(position or Position.start(len(made.sources))), steps))
 
 
-def test_every_sample_comes_once_an_epoch_in_a_new_order():
-    source = table("one", 1.0, 100)
-    made = plan([source])
-    packs = (pack for step, _ in made.steps(Position.start(1)) for pack in step)
-    rows = [piece.row for pack in itertools.islice(packs, 400) for piece in pack.pieces]
-    window = made.window(Position.start(1))[1].drawn[0]
-    counts = Counter(rows[:window])
-    assert max(counts.values()) - min(counts[row] for row in range(100)) <= 1
-
-    epochs = [[made._row(0, number) for number in range(start, start + 100)] for start in (0, 100, 200)]
-    assert all(sorted(epoch) == list(range(100)) for epoch in epochs)
-    assert epochs[0] != epochs[1] != epochs[2]
+def pieces_of(steps: list[tuple[list[Pack], Position]]) -> list[Piece]:
+    return [piece for step, _ in steps for pack in step for piece in pack.pieces]
 
 
+@pytest.mark.fast
 def test_a_plan_is_a_pure_function_of_its_arguments():
-    sources = [table("one", 2.0, 50), table("three", 1.0, 70)]
-    assert take(plan(sources), 30) == take(plan(sources), 30)
-    assert take(plan(sources), 30) != take(plan(sources, seed=1), 30)
+    steps = take(plan(mixture()), 10)
+    assert steps == take(plan(mixture()), 10)
+    assert steps != take(plan(mixture(), seed=1), 10)
 
 
+@pytest.mark.fast
 def test_going_on_at_any_step_gives_the_same_packs():
-    sources = [table("one", 2.0, 50), table("three", 1.0, 70)]
-    steps = take(plan(sources), 60)
-    for number in range(59):
-        assert take(plan(sources), 2, steps[number][1])[0] == steps[number + 1]
+    steps = take(plan(mixture()), 5 * WINDOW)
+    for number in range(len(steps) - 2):
+        position = Position.of(json.loads(json.dumps(steps[number][1].state())))
+        assert take(plan(mixture()), 2, position) == steps[number + 1 : number + 3]
 
 
-def test_every_step_has_its_packs_and_every_pack_fits():
-    made = plan([table("one", 2.0, 50), table("three", 1.0, 70)])
-    for step, _ in take(made, 60):
-        assert len(step) == 4
+def test_every_pack_fits_and_windows_hold_the_stream_piece_by_piece():
+    """Epoch by epoch: every sample comes whole, once, before any comes again."""
+    made = plan(mixture())
+    steps = take(made, 20 * WINDOW)
+    for step, _ in steps:
+        assert len(step) == BATCH
         for pack in step:
-            assert 0 < sum(-(-piece.length // 8) * 8 for piece in pack.pieces) <= 256
+            assert 0 < sum(-(-piece.length // 8) * 8 for piece in pack.pieces) <= SEQ_LENGTH
+    for number, source in enumerate(made.sources):
+        tokens = np.zeros(len(source.lengths), np.int64)
+        starts: set[tuple[int, int, int]] = set()
+        for piece in pieces_of(steps):
+            if piece.source == number:
+                tokens[piece.row] += piece.length
+                starts.add((piece.row, piece.start, piece.length))
+        # All pieces of a row are cut the same way in every epoch, and are next to each other.
+        assert (
+            sum(length for *_, length in starts) == source.lengths[[row for row, start, _ in starts if not start]].sum()
+        )
+        epochs = tokens // source.lengths
+        assert epochs.max() - epochs.min() <= 1
+        assert steps[-1][1].places[number].tokens == tokens.sum()
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize("batch", [4, 32, 200])
+def test_every_sample_comes_once_in_one_epoch_and_then_the_steps_end(batch):
+    sources = mixture(epochs=1)
+    steps = take(plan(sources, batch=batch), None)
+    assert all(len(step) == batch for step, _ in steps)
+    found = Counter((piece.source, piece.row, token) for piece in pieces_of(steps) for token in _tokens(piece))
+    expected = [
+        (s, row, token)
+        for s, source in enumerate(sources)
+        for row, n in enumerate(source.lengths)
+        for token in range(n)
+    ]
+    assert set(found.values()) == {1}
+    assert sorted(found) == expected
+    assert take(plan(sources, batch=batch), None, steps[-1][1]) == []
+
+
+def _tokens(piece: Piece) -> range:
+    return range(piece.start, piece.start + piece.length)
+
+
+@pytest.mark.fast
+def test_ranks_of_any_number_share_one_step():
+    """Rank r of n takes packs r, r + n ...: micro-step by micro-step, all of them together take the step in order."""
+    (step, _), *_ = take(plan(mixture()), 1)
+    for ranks in (1, 2, 4, 8, 32):
+        shares = [step[rank::ranks] for rank in range(ranks)]
+        assert [pack for micro_step in zip(*shares, strict=True) for pack in micro_step] == step
+
+
+@pytest.mark.fast
 def test_sources_are_blended_by_tokens():
-    """Shares follow the weights although one source's samples are eight times as long."""
+    """Shares follow the weights to the last sample, although one source's samples are eight times as long."""
     sources = [table("short", 3.0, 400, low=5, high=30), table("long", 1.0, 50, low=100, high=200)]
-    tokens = [0, 0]
-    for step, _ in take(plan(sources), 200):
+    tokens: Counter[int] = Counter()
+    for step, position in take(plan(sources), 10 * WINDOW):
         for pack in step:
             for piece in pack.pieces:
                 tokens[piece.source] += piece.length
-    assert tokens[0] / sum(tokens) == pytest.approx(0.75, abs=0.01)
+        if not position.steps:  # at the end of a window
+            assert abs(tokens[0] / 3 - tokens[1]) < 200
 
 
-def test_a_new_source_leaves_the_order_of_the_others_alone():
-    one, two = table("one", 1.0, 50), table("two", 1.0, 50)
-    alone, second = plan([one]), plan([two, one])
-    assert [alone._row(0, number) for number in range(120)] == [second._row(1, number) for number in range(120)]
+@pytest.mark.fast
+def test_long_texts_span_windows_and_long_image_samples_are_set_aside():
+    """A book of 300 packs, more than a window holds."""
+    length = 300 * SEQ_LENGTH + 88
+    source = Table("one", np.array([length]), domain="text", epochs=1)
+    pictures = Table("two", np.array([700, 40]), weight=0.01, epochs=1)
+    steps = take(plan([source, pictures], batch=MIN_WINDOW_PACKS), None)
+    assert len(steps) == 3
+    book = sorted(piece for piece in pieces_of(steps) if piece.source == 0)
+    assert [piece.start for piece in book] == list(range(0, length, SEQ_LENGTH))
+    assert sum(piece.length for piece in book) == length
+    assert steps[0][1].places[0].parts > 0
+    aside = [piece for step, _ in steps for pack in step for piece in pack.too_long]
+    assert aside == [Piece(1, 0, 0, 700)]
 
 
-def test_long_texts_are_cut_and_long_image_samples_set_aside():
-    source = Table("one", 1.0, np.array([600, 700, 40]), np.array([True, False, False]))
-    packs, _ = plan([source]).window(Position.start(1))
-    pieces = [piece for pack in packs for piece in pack.pieces]
-    text = {(piece.start, piece.length) for piece in pieces if piece.row == 0}
-    assert text == {(0, 256), (256, 256), (512, 88)}
-    assert {piece.row for piece in pieces} == {0, 2}
-    assert {piece.row for pack in packs for piece in pack.too_long} == {1}
+@pytest.mark.fast
+def test_samples_that_leave_packs_half_empty():
+    """Three of five eighths cannot fill two packs: a step takes no more samples than it has packs."""
+    steps = take(plan([Table("one", np.full(40, 160))]), 3 * WINDOW)
+    assert all(len(pack.pieces) == 1 for step, _ in steps for pack in step)
+    assert steps[-1][1].places == (Place(3 * WINDOW * BATCH, 0, 3 * WINDOW * BATCH * 160),)
 
 
-def test_a_source_in_which_nothing_fits():
-    with pytest.raises(DataError, match=r"source 'one' has no sample that fits train\.seq_length 256"):
-        plan([Table("one", 1.0, np.array([600]), np.array([False]))])
-    with pytest.raises(DataError, match="source 'one' has no sample that fits"):
-        plan([Table("one", 1.0, np.array([], dtype=np.int64), np.array([], dtype=bool))])
+@pytest.mark.fast
+def test_other_costs_make_another_plan_and_have_another_fingerprint():
+    other = PackCost(token=1, token_squared=1000)
+    assert take(plan(mixture()), 3) != take(plan(mixture(), cost=other), 3)
+    assert COST.fingerprint != other.fingerprint
+    assert COST.fingerprint == PackCost(100, 1, 20, 0).fingerprint
+    assert len(COST.fingerprint) == 8
 
 
+@pytest.mark.fast
 def test_seq_length_must_hold_whole_segments():
     with pytest.raises(
         DataError, match=r"train\.seq_length 250 is not a multiple of data\.segment_multiple 8: use 256"
     ):
         plan([table("one", 1.0, 5)], seq_length=250)
+
+
+GLM_45V = PackCost(token=25_604_653_056, token_squared=1_130_496, patch=1_450_778_624, patch_squared=147_456)
+
+
+@pytest.fixture(scope="module")
+def real_lengths():
+    """A tenth of the benchmark's samples."""
+    return draw_sources(6000)
+
+
+@pytest.mark.parametrize(("seq_length", "cost", "patches"), [(8192, 1.025, 1.10), (32768, 1.03, 1.04)])
+def test_full_and_even_on_lengths_as_a_real_mixture_has_them(real_lengths, seq_length, cost, patches):
+    """1,024 packs a step on 64 ranks: micro-steps wait for the costliest pack no longer than this."""
+    of = planned(within(real_lengths, seq_length), seq_length, 1024, 3, GLM_45V)
+    assert of.length.sum() / (3 * 1024 * seq_length) > 0.985
+    assert unevenness(of.step, of.pack, of.cost, 1024, 64).mean() < cost
+    assert unevenness(of.step, of.pack, of.patches, 1024, 64).mean() < patches
+    # Every step gets its share of costly packs.
+    costs = np.bincount(of.step, of.cost)
+    assert costs.max() / costs.min() < 1.02
+
+
+@pytest.mark.parametrize("ranks", [8, 16, 32])
+def test_micro_steps_are_even_on_fewer_ranks(real_lengths, ranks):
+    of = planned(within(real_lengths, 8192), 8192, 1024, 1, GLM_45V)
+    assert unevenness(of.step, of.pack, of.cost, 1024, ranks).mean() < 1.02
+    assert unevenness(of.step, of.pack, of.patches, 1024, ranks).mean() < 1.08
+
+
+def test_a_million_samples_cost_no_time_at_the_start():
+    lengths = np.random.default_rng(0).integers(50, 3000, 1_000_000).astype(np.int32)
+    source = Table("one", lengths[:10])
+    source.lengths, source.is_text = lengths, np.zeros(len(lengths), bool)
+    source.patches, source.patches_squared = lengths // 2, lengths.astype(np.int64) ** 2
+    source.shard_rows = np.arange(0, 1_000_001, 100)
+    begin = time.process_time()
+    made = plan([source], seq_length=8192, batch=256)
+    step, _ = next(made.steps(Position((Place(123_456_789, 0, 10**12),))))
+    assert len(step) == 256
+    assert time.process_time() - begin < 0.5
+
+
+def test_memory_does_not_grow():
+    """1,200 steps in 38 windows, over many epochs."""
+    stream = plan(mixture(), batch=4).steps(Position.start(3))
+    tracemalloc.start()
+    try:
+        held = []
+        for _ in range(3):
+            for _ in itertools.islice(stream, 400):
+                pass
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert held[-1] - held[0] < 50_000
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_in_100_000_steps():
+    stream = plan(mixture(), batch=4).steps(Position.start(3))
+    for _ in itertools.islice(stream, 2000):
+        pass
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in itertools.islice(stream, 100_000):
+        pass
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 4096  # kB
