@@ -243,6 +243,16 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(data_config):
         take(packed, 20)
 
 
+def test_a_step_of_many_packs_does_not_keep_files_open(data_config):
+    packed = loader(replace(data_config, num_workers=2), batch=64, seq_length=256)
+    packed.next_step()
+    few = len(os.listdir("/proc/self/fd"))
+    held = [packed.next_step() for _ in range(3)]
+    assert len(os.listdir("/proc/self/fd")) < few + 64
+    packed.close()
+    assert sum(map(len, held)) == 3 * 64
+
+
 @pytest.fixture
 def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
     """A copy of the small source that a test may damage."""
