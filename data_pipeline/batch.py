@@ -91,8 +91,8 @@ class Batch:
 
     def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The same pack with every tensor changed."""
-        tensors: dict[str, Any] = {name: t for name, t in vars(self).items() if isinstance(t, torch.Tensor)}
-        return replace(self, **{name: change(tensor) for name, tensor in tensors.items()})
+        tensors: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)
 
     def pin_memory(self) -> Batch:
         """For the DataLoader: in memory from which a GPU can fetch by itself."""

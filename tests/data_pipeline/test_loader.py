@@ -157,7 +157,7 @@ def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, 
             assert run.is_alive()
             time.sleep(0.002)
         time.sleep(float(rng.random()) / 50)
-        os.kill(run.pid, signal.SIGKILL)
+        run.kill()
         run.join()
         lines = [json.loads(line) for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")]
         seen += [line["packs"] for line in lines]
