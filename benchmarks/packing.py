@@ -9,6 +9,7 @@ ranks meet in every micro-step, so what counts is the costliest rank's pack over
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -135,6 +136,7 @@ def main() -> None:
         f"squared, {cost.patch / 1e9:.2f} G a patch, {cost.patch_squared / 1e6:.3f} M x patches of an image squared"
     )
     sources = draw_sources()
+    gc.freeze()  # a real source is a few arrays, nothing for the garbage collector to walk through
     lengths = np.concatenate([source.lengths for source in sources])
     figures = lengths.mean(), np.median(lengths), np.quantile(lengths, 0.99), lengths.max()
     for (name, aim), value in zip(AIMED_AT.items(), figures, strict=True):

@@ -13,7 +13,7 @@ A pack of 16 tokens with segment_multiple 4 and two samples, `p q r s t` (loss o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,9 +89,14 @@ class Batch:
     def num_patches(self) -> int:
         return int(self.grid_thw.prod(dim=1).sum())
 
+    def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """The same pack with every tensor changed."""
+        tensors: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        return replace(self, **tensors)
+
     def pin_memory(self) -> Batch:
-        """For the DataLoader: the pixels, which are nearly all of a pack, where a GPU can fetch them by itself."""
-        return replace(self, pixels=self.pixels.pin_memory())
+        """For the DataLoader: in memory from which a GPU can fetch by itself."""
+        return self.with_tensors(torch.Tensor.pin_memory)
 
 
 def collate(

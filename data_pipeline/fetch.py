@@ -16,12 +16,12 @@ from torch.utils.data import Dataset
 from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.domains import build_sample
 from data_pipeline.encode import LongSample, PixelBudget, encode_record
-from data_pipeline.errors import BadSample, DataError
+from data_pipeline.errors import BadSample
 from data_pipeline.index import Source, StoredSample
 from data_pipeline.plan import Pack, Piece
-from data_pipeline.quarantine import TOO_LONG, UNREADABLE_SHARD, Failure, rejection, substitute
+from data_pipeline.quarantine import TOO_LONG, Failure, rejection, substitute
 from data_pipeline.remote import ShardCache
-from data_pipeline.shards import RawSample, ShardReader
+from data_pipeline.shards import ShardReader
 from data_pipeline.tokens import GlmTokenizer
 
 KEPT_LONG_SAMPLES = 4  # pieces of one sample come close together
@@ -92,7 +92,7 @@ class PackFetcher(Dataset):
         try:
             if piece.length < self.sources[piece.source].lengths[piece.row]:
                 return self._long_sample(piece, stored).piece(piece.start, piece.length)
-            raw = self._read(stored)
+            raw = self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
             encoded = encode_record(
                 *(raw.record, raw.images, raw.videos),
                 tokenizer=self.tokenizer,
@@ -112,7 +112,7 @@ class PackFetcher(Dataset):
     def _long_sample(self, piece: Piece, stored: StoredSample) -> LongSample:
         place = (piece.source, piece.row)
         if place not in self._long:
-            raw = self._read(stored)
+            raw = self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
             sample = build_sample(
                 raw.record, images=len(raw.images), videos=len(raw.videos), chat_form=stored.chat_form
             )
@@ -128,14 +128,6 @@ class PackFetcher(Dataset):
                 self._long.popitem(last=False)
         self._long.move_to_end(place)
         return self._long[place]
-
-    def _read(self, stored: StoredSample) -> RawSample:
-        try:
-            return self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
-        except BadSample:
-            raise
-        except (DataError, OSError) as error:
-            raise BadSample(UNREADABLE_SHARD, str(error)) from error
 
     def _check_length(self, piece: Piece, length: int) -> None:
         promised = int(self.sources[piece.source].lengths[piece.row])

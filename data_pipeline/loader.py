@@ -94,7 +94,7 @@ class PackedLoader:
         if self._batches is None:
             self._batches = self._start()
         try:
-            batches = list(islice(self._batches, self._packs_per_rank))
+            batches = [_private(batch) for batch in islice(self._batches, self._packs_per_rank)]
         except RuntimeError as error:
             self.close()
             if not str(error).startswith("DataLoader worker (pid"):
@@ -211,6 +211,12 @@ class PackedLoader:
         for packs, position in self.plan.steps(self._position):
             self._positions_ahead.append(position)
             yield from packs[self._rank :: self._ranks]
+
+
+def _private(batch: Batch) -> Batch:
+    """A pack in memory of this process alone. What workers send lies in shared memory, with an open file for every
+    tensor: the hundreds of packs of a large step would be more than a process may have."""
+    return batch.with_tensors(torch.clone) if batch.input_ids.is_shared() else batch
 
 
 class _Packs(Sampler):

@@ -28,11 +28,11 @@ from data_pipeline.errors import DataError
 from data_pipeline.pack import pack
 
 MIN_WINDOW_PACKS = 128  # small batches still get a window wide enough to be packed well
-FILL = 0.9885  # of a window's tokens to draw, padding of segments included ...
-EVEN = 0.024  # ... into packs that
-ALONE = 0.93
+FILL = 0.9885  # of a window's tokens are drawn, the padding of segments included
+EVEN = 0.024  # packs are filled by this / pieces of a pack further than that at most, where that can be: all alike
+ALONE = 0.93  # a piece that fills so much of a pack has it for itself: such packs cost most as they are
 HEAVY_PART = 16  # one pack of so many may be much costlier than the others
-COST_UNIT = 1 << 24
+COST_UNIT = 1 << 24  # a sequence of one text; costs are whole numbers, so that every machine makes the same plan
 
 
 class Piece(NamedTuple):
@@ -178,7 +178,7 @@ class Plan:
     def _lay_out(self, sizes: np.ndarray, packs: int) -> _Layout:
         """Pieces of these sizes in packs that are evenly filled, or else in packs that are as full as can be."""
         capacity = self.seq_length // self.segment_multiple
-        share = FILL + EVEN * packs / max(len(sizes), 1)
+        share = min(FILL + EVEN * packs / max(len(sizes), 1), 1)
         for even in (int(share * capacity), int((share + 1) / 2 * capacity)):
             alone = sizes > min(ALONE * capacity, even)  # the first packs
             own = int(alone.sum())

@@ -36,6 +36,7 @@ def test_an_unknown_key_is_an_error():
         ({"image_max_tokens": 4}, "data.image_max_tokens is 4: an image takes 8 tokens or more"),
         ({"segment_multiple": 0}, "data.segment_multiple is 0"),
         ({"num_workers": -1}, "data.num_workers is -1"),
+        ({"cache_bytes": -1}, "data.cache_bytes is -1: give a number of bytes, or 0 to keep all shards"),
     ],
 )
 def test_values_that_cannot_be(changes, says):

@@ -84,7 +84,7 @@ def test_only_the_pictures_of_a_piece_are_decoded(tokenizer):
     """The second picture is cut short: its header is whole, so only the piece that holds it fails."""
     long = long_sample(tokenizer, [data if n != 1 else data[: len(data) // 2] for n, data in enumerate(PICTURES)])
     begins = [begin for begin, _ in media_spans(encoded_whole(tokenizer), tokenizer)]
-    outcomes = []
+    outcomes: list[bool | str] = []
     for start, end in pairwise([0, *begins[1:], len(long)]):
         try:
             outcomes.append(len(long.piece(start, end - start).grids) > 0)

@@ -17,6 +17,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def png_of_claimed_size(rng: random.Random) -> bytes:
 
 
 def hostile_records(rng: random.Random) -> list[bytes]:
-    values = [
+    values: list[Any] = [
         None,
         True,
         -1,

@@ -167,6 +167,17 @@ def test_a_shard_in_which_nothing_can_be_used(shards, tokenizer):
 
 
 @pytest.mark.fast
+def test_a_cut_shard_is_indexed_as_far_as_it_goes(shards, tokenizer):
+    tar = shards / "shard-00000.tar"
+    samples = [read_index(tar).sample(row) for row in range(read_index(tar).table.num_rows)]
+    os.truncate(tar, samples[-1].members[-1].offset + 10)
+    report = index_shards([tar], tokenizer=tokenizer)
+    assert [(entry["reason"], entry["key"]) for entry in report.rejected] == [("truncated_tar", samples[-1].key)]
+    index = read_index(tar)
+    assert [index.sample(row) for row in range(index.table.num_rows)] == samples[:-1]
+
+
+@pytest.mark.fast
 def test_indexes_do_not_use_up_file_descriptors(shards):
     tar = shards / "shard-00000.tar"
     before = len(os.listdir("/proc/self/fd"))

@@ -157,7 +157,7 @@ def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, 
             assert run.is_alive()
             time.sleep(0.002)
         time.sleep(float(rng.random()) / 50)
-        os.kill(run.pid, signal.SIGKILL)
+        run.kill()
         run.join()
         lines = [json.loads(line) for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")]
         seen += [line["packs"] for line in lines]
@@ -241,6 +241,16 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(data_config):
     time.sleep(0.5)  # the death itself must not be thrown into whatever runs now
     with pytest.raises(DataError, match=r"a data worker died .*exited unexpectedly.*data.num_workers=0"):
         take(packed, 20)
+
+
+def test_a_step_of_many_packs_does_not_keep_files_open(data_config):
+    packed = loader(replace(data_config, num_workers=2), batch=64, seq_length=256)
+    packed.next_step()
+    few = len(os.listdir("/proc/self/fd"))
+    held = [packed.next_step() for _ in range(3)]
+    assert len(os.listdir("/proc/self/fd")) < few + 64
+    packed.close()
+    assert sum(map(len, held)) == 3 * 64
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def test_every_pack_fits_and_windows_hold_the_stream_piece_by_piece():
     for step, _ in steps:
         assert len(step) == BATCH
         for pack in step:
-            assert 0 < sum(-(-piece.length // 8) * 8 for piece in pack.pieces) <= SEQ_LENGTH
+            assert 0 < _filled(pack) <= SEQ_LENGTH
     for number, source in enumerate(made.sources):
         tokens = np.zeros(len(source.lengths), np.int64)
         starts: set[tuple[int, int, int]] = set()
@@ -85,11 +85,12 @@ def test_every_pack_fits_and_windows_hold_the_stream_piece_by_piece():
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("batch", [4, 32, 200])
+@pytest.mark.parametrize("batch", [4, 32, 200, 1000])
 def test_every_sample_comes_once_in_one_epoch_and_then_the_steps_end(batch):
     sources = mixture(epochs=1)
     steps = take(plan(sources, batch=batch), None)
     assert all(len(step) == batch for step, _ in steps)
+    assert all(_filled(pack) <= SEQ_LENGTH for step, _ in steps for pack in step)
     found = Counter((piece.source, piece.row, token) for piece in pieces_of(steps) for token in _tokens(piece))
     expected = [
         (s, row, token)
@@ -100,6 +101,10 @@ def test_every_sample_comes_once_in_one_epoch_and_then_the_steps_end(batch):
     assert set(found.values()) == {1}
     assert sorted(found) == expected
     assert take(plan(sources, batch=batch), None, steps[-1][1]) == []
+
+
+def _filled(pack: Pack) -> int:
+    return sum(-(-piece.length // 8) * 8 for piece in pack.pieces)
 
 
 def _tokens(piece: Piece) -> range:
@@ -150,6 +155,14 @@ def test_samples_that_leave_packs_half_empty():
     steps = take(plan([Table("one", np.full(40, 160))]), 3 * WINDOW)
     assert all(len(pack.pieces) == 1 for step, _ in steps for pack in step)
     assert steps[-1][1].places == (Place(3 * WINDOW * BATCH, 0, 3 * WINDOW * BATCH * 160),)
+
+
+@pytest.mark.fast
+def test_fewer_samples_than_packs():
+    """Each has a pack of its own, and the other packs of the step are empty."""
+    (step, _), *more = take(plan([Table("one", np.full(40, 150), epochs=1)], batch=640), None)
+    assert not more
+    assert sorted(len(pack.pieces) for pack in step) == [0] * 600 + [1] * 40
 
 
 @pytest.mark.fast
