@@ -149,6 +149,8 @@ class Stream:
         pieces = cut_between_blocks(length, blocks, self.seq_length)
         if self.too_long == "truncate":
             pieces = pieces[:1]
+        elif sum(n for _, n in pieces) < length:
+            return []  # a block is longer than a sequence
         shares = [image_share(blocks, start, n) for start, n in pieces]
         if self.too_long == "truncate" and blocks and not any(shares):
             return []  # what is left has nothing to look at

@@ -190,6 +190,8 @@ def test_text_is_split_whatever_the_rule():
         ("split", "interleaved", [(2, 100), (200, 100)], [(0, 200), (200, 256), (456, 144)]),
         ("split", "chat", [(2, 100)], [(0, 0)]),
         ("split", "video", [(0, 300)], [(0, 0)]),
+        ("split", "interleaved", [(10, 100), (150, 300)], [(0, 0)]),
+        ("truncate", "interleaved", [(10, 100), (150, 300)], [(0, 150)]),
     ],
 )
 def test_what_becomes_of_long_samples(rule, domain, blocks, expected):

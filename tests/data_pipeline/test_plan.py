@@ -158,6 +158,12 @@ def test_samples_that_leave_packs_half_empty():
 
 
 @pytest.mark.fast
+def test_no_two_samples_of_a_little_more_than_half_a_pack_share_one():
+    steps = take(plan([Table("one", np.array([4104, 7200] * 20))], seq_length=8192), 2 * WINDOW)
+    assert {len(pack.pieces) for step, _ in steps for pack in step} == {1}
+
+
+@pytest.mark.fast
 def test_fewer_samples_than_packs():
     """Each has a pack of its own, and the other packs of the step are empty."""
     (step, _), *more = take(plan([Table("one", np.full(40, 150), epochs=1)], batch=640), None)
