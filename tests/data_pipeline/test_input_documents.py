@@ -99,7 +99,7 @@ def test_presentations_that_cannot_be_used(tmp_path, deck):
         Slides((str(deck),), slides_per_sample=-1)
 
 
-def test_text_files(tmp_path):
+def test_text_files(tmp_path, monkeypatch):
     for name, content in {
         "a.txt": "\ufeffOne line.\r\nAnother, with <image>.\n".encode(),
         "b.txt": b" \n",
@@ -107,6 +107,8 @@ def test_text_files(tmp_path):
         "d.txt": "words".encode("utf-16-le"),
     }.items():
         (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path.parent)
+    assert isinstance(outcomes(TextFiles((f"{tmp_path.name}/a.txt",)))[0], Draft)
     draft, *rejected = outcomes(TextFiles(tuple(str(tmp_path / f"{name}.txt") for name in "abcd")))
     assert draft == Draft({"domain": "text", "text": "One line.\nAnother, with <image>."}, origin="a.txt")
     assert [(r.origin, r.reason) for r in rejected] == [
