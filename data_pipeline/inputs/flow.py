@@ -59,7 +59,7 @@ def file_units(paths: Sequence[str]) -> list[Unit]:
 
 def read_document(path: str) -> bytes:
     """The bytes of a file that was given itself. Raises BadSample `missing_file`."""
-    return read_whole(path, Path(path).parent, allow_outside=True)
+    return read_whole(Path(path).name, Path(path).parent, allow_outside=True)
 
 
 def read_text(path: str) -> str:

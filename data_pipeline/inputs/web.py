@@ -9,13 +9,14 @@ lists, > quotes, | tables |, ``` code. Nothing is fetched from the network and n
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from bs4 import BeautifulSoup
+from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
 from bs4.element import Comment, Doctype, NavigableString, ProcessingInstruction, Tag
 from markdown_it import MarkdownIt
 
@@ -151,7 +152,9 @@ def _is_menu(tag: Tag) -> bool:
 
 def _soup(html: bytes | str) -> BeautifulSoup:
     try:
-        return BeautifulSoup(html, "lxml")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)  # XHTML is read as browsers read it
+            return BeautifulSoup(html, "lxml")
     except Exception as error:  # lxml and its encodings raise many things on damaged bytes
         raise BadSample("unreadable_document", f"not HTML: {error}") from error
 
@@ -302,11 +305,15 @@ class _Walk:
         self.out += [_quoted(block) if isinstance(block, str) else block for block in inner.out if block]
 
     def _table(self, tag: Tag) -> None:
-        """Rows of | cells |; pictures in it follow it. A table that only places things (one cell a row) is no table."""
+        """Rows of | cells |; pictures in it follow it. One that only places things, with text in one cell a row, is no
+        table."""
         self._end()
         rows = [row for row in tag.find_all("tr") if row.find_parent("table") is tag and not is_hidden(row)]
         cells = [[cell for cell in row.find_all(["td", "th"], recursive=False) if not is_hidden(cell)] for row in rows]
-        if all(len(row) < 2 for row in cells) or tag.find("table") is not None:
+        if (
+            all(sum(bool(cell.get_text(strip=True)) for cell in row) < 2 for row in cells)
+            or tag.find("table") is not None
+        ):
             self._children(tag)
             self._end()
             return

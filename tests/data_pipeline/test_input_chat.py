@@ -223,6 +223,7 @@ ASK, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content":
         ({"messages": [{"role": "user", "content": 3}]}, "bad_record"),
         ({"instruction": "x", "output": ["a", "b"]}, "preference_pair"),
         ({"instruction": "x", "output": 3}, "bad_record"),
+        ({"instruction": 3, "output": "y"}, "bad_record"),
         ({"instruction": "x", "output": "y", "history": [["a"]]}, "bad_record"),
         ({"messages": [ASK, ANSWER], "images": [3]}, "bad_record"),
         ({"messages": [ASK, ANSWER], "images": ["https://example.org/a.jpg"]}, "remote_file"),

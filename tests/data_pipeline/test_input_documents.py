@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pptx import Presentation
@@ -49,7 +50,7 @@ def deck(tmp_path: Path) -> Path:
     hidden = presentation.slides.add_slide(presentation.slide_layouts[5])
     hidden.shapes.title.text = "Not shown"
     hidden._element.set("show", "0")
-    presentation.save(tmp_path / "deck.pptx")
+    presentation.save(str(tmp_path / "deck.pptx"))
     return tmp_path / "deck.pptx"
 
 
@@ -57,7 +58,7 @@ FIRST = "# Cats < image >\n\n<image>\n\non the right\n\nin a group\n\n<image>\n\
 SECOND = "# Weights\n\nby name\n  and kilogram\n\n| cat | kg |\n| --- | --- |\n| Tom | 5\\|6 |"
 
 
-def outcomes(kind: Slides | TextFiles | PagePairs) -> list[Draft | Rejected]:
+def outcomes(kind: Slides | TextFiles | PagePairs) -> list[Any]:
     return [outcome for unit in kind.units() for outcome in kind.read(unit)]
 
 
@@ -81,7 +82,7 @@ def test_slides_may_be_samples_of_their_own_and_have_notes(deck):
 
 
 def test_presentations_that_cannot_be_used(tmp_path, deck):
-    Presentation().save(tmp_path / "empty.pptx")
+    Presentation().save(str(tmp_path / "empty.pptx"))
     (tmp_path / "cut.pptx").write_bytes(deck.read_bytes()[:2000])
     (tmp_path / "locked.pptx").write_bytes(bytes.fromhex("d0cf11e0a1b11ae1") + bytes(600))
     broken = deck.read_bytes().replace(b"ppt/presentation.xml", b"ppt/presentation.xxx")
@@ -98,7 +99,7 @@ def test_presentations_that_cannot_be_used(tmp_path, deck):
         Slides((str(deck),), slides_per_sample=-1)
 
 
-def test_text_files(tmp_path):
+def test_text_files(tmp_path, monkeypatch):
     for name, content in {
         "a.txt": "\ufeffOne line.\r\nAnother, with <image>.\n".encode(),
         "b.txt": b" \n",
@@ -106,6 +107,8 @@ def test_text_files(tmp_path):
         "d.txt": "words".encode("utf-16-le"),
     }.items():
         (tmp_path / name).write_bytes(content)
+    monkeypatch.chdir(tmp_path.parent)
+    assert isinstance(outcomes(TextFiles((f"{tmp_path.name}/a.txt",)))[0], Draft)
     draft, *rejected = outcomes(TextFiles(tuple(str(tmp_path / f"{name}.txt") for name in "abcd")))
     assert draft == Draft({"domain": "text", "text": "One line.\nAnother, with <image>."}, origin="a.txt")
     assert [(r.origin, r.reason) for r in rejected] == [

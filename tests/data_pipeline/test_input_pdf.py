@@ -168,11 +168,10 @@ def test_a_page_is_turned_until_its_text_stands_upright(tmp_path, angle):
     lines = [f"Line {number} of a table that was set sideways" for number in range(5)]
     figure = Figure(figsize=(6, 6))
     for number, line in enumerate(lines):
-        x, y = {0: (0.1, 0.9 - number / 20), 90: (0.1 + number / 20, 0.1)}.get(angle, (0.9 - number / 20, 0.9))
-        if angle == 180:
-            x, y = 0.9, 0.1 + number / 20
-        anchors = {"ha": "left", "va": "bottom"} if angle < 180 else {"ha": "right", "va": "top"}
-        figure.text(x, y, line, rotation=angle, rotation_mode="default", **anchors)
+        down = number / 20  # from one line to the next
+        x, y = {0: (0.1, 0.9 - down), 90: (0.1 + down, 0.1), 180: (0.9, 0.1 + down), 270: (0.9 - down, 0.9)}[angle]
+        near, far = ("left", "bottom") if angle < 180 else ("right", "top")
+        figure.text(x, y, line, rotation=angle, ha=near, va=far)
     figure.savefig(tmp_path / "turned.pdf")
     (draft,) = drafts(PdfDocuments((str(tmp_path / "turned.pdf"),)))
     assert draft.record["text"].replace("\n\n", " ") == " ".join(lines)

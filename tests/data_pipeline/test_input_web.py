@@ -6,6 +6,7 @@ import base64
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pypdfium2 as pdfium
 import pytest
@@ -68,8 +69,8 @@ def cat():
 So much for < image > tags."""
 
 
-def read(path: Path, content: str | bytes, **options) -> Draft | Rejected:
-    """What becomes of a document with this content, written beside photo.jpg."""
+def read(path: Path, content: str | bytes, **options: Any) -> Any:
+    """The Draft or Rejected that becomes of a document with this content, written beside photo.jpg."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (path.parent / "photo.jpg").write_bytes(PHOTO)
     kind = (MarkdownFiles if path.suffix == ".md" else HtmlPages)((str(path),), **options)
@@ -77,7 +78,7 @@ def read(path: Path, content: str | bytes, **options) -> Draft | Rejected:
     return outcome
 
 
-def text_of(path: Path, content: str, **options) -> str:
+def text_of(path: Path, content: str, **options: Any) -> str:
     outcome = read(path, content, **options)
     assert isinstance(outcome, Draft), outcome
     return outcome.record["text"]
@@ -118,6 +119,7 @@ def test_markdown_goes_the_same_way(tmp_path):
         ("<ul><li>a <img src=photo.jpg> b</li><li>c</li></ul>", "- a\n\n<image>\n\n  b\n\n- c"),
         ("<ul><li>a</li></ul><ul><li>b</li></ul>", "- a\n\n- b"),
         ("<table><tr><td>only <img src=photo.jpg> a frame</td></tr></table>", "only\n\n<image>\n\na frame"),
+        ("<table><tr><td></td><td>spaced</td></tr></table>", "spaced"),
         ("<table><tr><td>a<img src=photo.jpg></td><td>b</td></tr></table>", "| a | b |\n\n<image>"),
         (
             "<p>Energy <math><mi>E</mi><annotation encoding='application/x-tex'>E=mc^2</annotation></math>",
