@@ -111,7 +111,7 @@ def decode_image(data: bytes) -> np.ndarray:
             if rgb is not None:
                 turn = _UPRIGHT.get(_orientation(image))
                 return rgb if turn is None else np.array(Image.fromarray(rgb).transpose(turn))
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        return np.array(_on_white(ImageOps.exif_transpose(image).convert("RGB")))
     except BadSample:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
@@ -184,6 +184,15 @@ def _orientation(image: Image.Image) -> int:
         return image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception as error:
         raise BadSample("unreadable_image", f"damaged EXIF data: {error}") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Where one colour of a picture stands for see-through (PNG, GIF), the reference shows white. Of a picture with
+    alpha it shows the colours that the alpha hides."""
+    if image.info.get("transparency") is None:
+        return image
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:

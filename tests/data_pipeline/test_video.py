@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tempfile
+import zlib
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +22,7 @@ from data_pipeline.sample import Sample, Video
 from data_pipeline.tokens import GlmTokenizer, tokenize
 from data_pipeline.video import VideoInfo, frame_indices, plan_video, probe_video, video_slices
 from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media import clip, encoded, pattern, real_clips
 from tests.data_pipeline.test_images import assert_golden
 
 # The classes need torchvision to be made, but these methods do not.
@@ -157,6 +158,19 @@ def test_patches_equal_the_default_processor():
             video = np.stack([pattern(height, width, seed + index) for index in layout.indices])
             resized = resize(torch.from_numpy(video).permute(0, 3, 1, 2), layout.size)
             assert_golden(goldens, name, torch.cat([patchify(pair) for pair in resized.split(2)]), 2)
+
+
+def test_real_clips_equal_the_default_processor():
+    goldens = dict(np.load(GOLDENS))
+    for _, longest_edge in VIDEO_BUDGETS:
+        for clip_name, data in real_clips():
+            name = f"clip/{longest_edge}/{clip_name}"
+            assert zlib.crc32(data) == goldens[f"{name}/file"], f"{name} is another file than in make_goldens.py"
+            slices, layout = video_slices(data, max_tokens=longest_edge // (2 * 784))
+            assert list(layout.indices) == goldens[f"{name}/indices"].tolist()
+            assert list(layout.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
+            assert [[len(layout.seconds), *layout.grid]] == goldens[f"{name}/grid"].tolist()
+            assert_golden(goldens, name, slices, 2)
 
 
 def test_a_container_that_does_not_count_its_frames():
