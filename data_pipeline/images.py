@@ -30,13 +30,13 @@ MIN_PIXELS = 112 * 112  # the published processors' "shortest_edge", both instan
 MIN_IMAGE_TOKENS = MIN_PIXELS // TOKEN_PIXELS
 MAX_ASPECT = 200
 MAX_DECODED_PIXELS = 89_478_485  # Pillow's own threshold for a decompression bomb
-MAX_SCANNED_PIXELS = 32 * MAX_DECODED_PIXELS  # every scan of a progressive JPEG visits all of its pixels
+MAX_SCANNED_PIXELS = 64 * MAX_DECODED_PIXELS  # every scan of a progressive JPEG visits all of its pixels
 
 # The formats that are read. Others that Pillow knows start programs (EPS: Ghostscript) or are no pictures (HDF5, GRIB).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 Image.init()  # until then Pillow knows five of them
 
-_START_OF_SCAN = b"\xff\xda"
+_START_OF_SCAN, _SCAN_BYTES = b"\xff\xda", 10  # the least that a scan takes
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -174,9 +174,16 @@ def _open(data: bytes) -> Image.Image:
         raise BadSample("unreadable_image", str(error)) from error
     if image.width * image.height > MAX_DECODED_PIXELS:
         raise BadSample("image_too_large", f"{image.width}x{image.height}: more than {MAX_DECODED_PIXELS} pixels")
-    if image.format in ("JPEG", "MPO") and image.width * image.height * data.count(_START_OF_SCAN) > MAX_SCANNED_PIXELS:
-        raise BadSample("image_too_large", f"{image.width}x{image.height}: {data.count(_START_OF_SCAN)} scans of it")
+    if image.format in ("JPEG", "MPO"):
+        _check_scans(data, image.width * image.height)
     return image
+
+
+def _check_scans(data: bytes, pixels: int) -> None:
+    if pixels * (len(data) // _SCAN_BYTES) > MAX_SCANNED_PIXELS:  # else there is no need to count
+        scans = data.count(_START_OF_SCAN)
+        if pixels * scans > MAX_SCANNED_PIXELS:
+            raise BadSample("image_too_large", f"a JPEG of {pixels} pixels in {scans} scans")
 
 
 def _orientation(image: Image.Image) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from data_pipeline.images import (
 
 SAMPLED_FPS = 2
 MAX_DURATION = 300  # seconds; a longer clip is sampled MAX_DURATION * SAMPLED_FPS times in all
+
+_EQUAL_SIZES = re.compile(rb"stsz\0{4}(.{4})(.{4})", re.DOTALL)  # the size of each (0: a table follows), their number
 
 # The containers that are read. Others that FFmpeg knows are no clips but lists of addresses to fetch (HLS, concat).
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
@@ -143,6 +146,7 @@ def _decode(packets: Sequence[av.Packet], info: VideoInfo, layout: VideoLayout) 
 @contextmanager
 def _open(data: bytes) -> Iterator[InputContainer]:
     """A container with a video stream that can be decoded. What goes wrong while it is open is a BadSample."""
+    _check_sample_table(data)
     try:
         with av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS}) as container:
             if not container.streams.video:
@@ -158,6 +162,15 @@ def _open(data: bytes) -> Iterator[InputContainer]:
         raise BadSample(
             "unreadable_video", f"not a video of a kind that is read ({len(data)} bytes): {error}"
         ) from error
+
+
+def _check_sample_table(data: bytes) -> None:
+    """An MP4 may claim frames of one equal size by the hundred million in a few bytes, and FFmpeg makes a table of them
+    as it opens the file: gigabytes. (Old sound tracks count several samples a byte.)"""
+    for box in _EQUAL_SIZES.finditer(data):
+        size, count = (int.from_bytes(field) for field in box.groups())
+        if size * count > 16 * len(data):
+            raise BadSample("unreadable_video", f"its header promises {count} frames of {size} bytes each")
 
 
 def _packets(container: InputContainer) -> list[av.Packet]:

@@ -252,13 +252,13 @@ def test_an_animation_is_its_first_frame():
 
 @pytest.mark.fast
 def test_a_jpeg_of_endless_scans_is_refused_before_decoding():
-    """A few bytes make a progressive JPEG visit all of its pixels once more: 12 kB here, minutes of work."""
-    data = encoded(np.zeros((5000, 5000, 3), dtype=np.uint8), "JPEG", mode="L", progressive=True)
+    """A few bytes make a progressive JPEG visit all of its pixels once more: 36 kB here, minutes of work."""
+    data = encoded(np.zeros((6000, 6000, 3), dtype=np.uint8), "JPEG", mode="L", progressive=True)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     with pytest.raises(BadSample, match="image_too_large") as caught:
-        decode_image(data[:-2] + last_scan * 200 + data[-2:])
-    assert "206 scans" in caught.value.detail
-    assert decode_image(data).shape == (5000, 5000, 3)
+        decode_image(data[:-2] + last_scan * 300 + data[-2:])
+    assert "306 scans" in caught.value.detail
+    assert decode_image(data).shape == (6000, 6000, 3)
 
 
 def test_goldens_are_small_enough_to_commit():

