@@ -11,7 +11,7 @@ left out by the decoder itself (-). A group may be open: frames that follow its 
 to the group before; where one of them is wanted, that group is decoded whole first.
 
 The frames are those of decoding everything in order, byte for byte. Where the stream does not say enough to be sure of
-that (no times, other codecs, a frame that does not come), everything is decoded in order.
+that (no times, other codecs and containers, a frame that does not come), everything is decoded in order.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from data_pipeline.errors import BadSample
 
 # Codecs of which a packet is one frame, with a time of its own, and a key frame a place to start from.
 SELECTIVE_CODECS = ("h264", "hevc", "vp9", "av1")
+# Containers that say when a packet's frame is shown. (AVI does not: FFmpeg makes times up, in the order of decoding.)
+TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts")
 
 MAX_CLIP_PIXELS = 200_000_000_000  # that one clip may make us decode: half an hour of 1080p, some ten minutes of a core
 
@@ -73,7 +75,7 @@ def decode_frames(packets: Sequence[av.Packet], wanted: Sequence[int]) -> Iterat
     if not packets:
         return
     decoder = packets[0].stream.codec_context
-    runs = choose_runs(packets, wanted) if decoder.codec.canonical_name in SELECTIVE_CODECS else None
+    runs = choose_runs(packets, wanted) if _says_enough(packets) else None
     missing = set(wanted)
     if runs is not None:
         _check_work(decoder, sum(run.stop - run.start for run in runs))
@@ -88,6 +90,17 @@ def decode_frames(packets: Sequence[av.Packet], wanted: Sequence[int]) -> Iterat
     if missing:
         _check_work(decoder, min(len(packets), wanted[-1] + 1))
         yield from _decode_in_order(decoder, packets, wanted)
+
+
+def _says_enough(packets: Sequence[av.Packet]) -> bool:
+    stream = packets[0].stream
+    times = [packet.pts or 0 for packet in packets]
+    made_up = stream.codec_context.has_b_frames and times == sorted(times)  # old Matroska files
+    return (
+        stream.codec_context.codec.canonical_name in SELECTIVE_CODECS
+        and stream.container.format.name in TIMED_CONTAINERS
+        and not made_up
+    )
 
 
 def _decode_run(
