@@ -1,70 +1,197 @@
-"""The pictures that the benchmarks of data share: crops of the photographs that scikit-image and scikit-learn ship.
+"""From shards of pictures to patches, in samples a CPU-second of one core, against what others do with the same shards.
 
-4,000 of them have the sizes of a real set of captioned pictures: 0.54 megapixels and 100 kB each on average.
+    python -m benchmarks.pictures --folder /tmp/pictures --peers-python .venv-peers/bin/python
+
+Ours is the way of a data worker: a row of the index, in random order, its bytes from the tar with their checksum,
+decoded, resized to the model's size, cut into uint8 patches. Others read in order and end with transformers' pixel
+values. They live in an environment of their own (benchmarks/requirements.txt); without it, ours is timed alone.
+
+The folder is filled at the first run: 4,000 JPEGs cut from photographs that scikit-image and scikit-learn bring along,
+of 0.54 megapixels in the mean, in 8 webdataset shards. CPU time is of the whole process, the best of several rounds:
+other work on the machine disturbs it less than the clock on the wall, but caches and memory are shared.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
-from importlib.metadata import PackageNotFoundError, files
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import simplejpeg
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
-PHOTOGRAPHS = {
-    "scikit-image": ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png"),
-    "scikit-learn": ("china.jpg", "flower.jpg"),
+from benchmarks.jpegs import jpegs
+from data_pipeline.images import as_frames, decode_image, image_slices, patchify, resize, resized_size
+from data_pipeline.index import read_index
+from data_pipeline.shards import ShardReader
+
+SAMPLES, SHARDS = 4000, 8
+MAX_TOKENS = 6144
+PEERS = {
+    "webdataset + Pillow + transformers (PIL)": "webdataset+pil+1",
+    "Megatron-Energon + Pillow + transformers (PIL)": "energon+pil+1",
+    "webdataset + Pillow + transformers (torchvision)": "webdataset+torchvision+1",
+    "the same, 8 pictures a call": "webdataset+torchvision+8",
 }
-Files = list[tuple[str, bytes]]  # (extension, bytes) of each member of a sample
+console = Console()
 
 
-def photographs() -> list[Image.Image]:
-    found = []
-    for package, names in PHOTOGRAPHS.items():
-        try:
-            listed = files(package) or []
-        except PackageNotFoundError:
-            raise SystemExit(f"{package} is not installed: pip install -c constraints.txt -e '.[demo]'") from None
-        found += [Image.open(str(path.locate())).convert("RGB") for path in listed if path.name in names]
-    return found
+@dataclass(frozen=True)
+class Timed:
+    samples: int
+    patches: int
+    seconds: float  # of CPU
+
+    @property
+    def rate(self) -> float:
+        """Patches a second: not everyone reads the same pictures, unless --samples asks for all."""
+        return self.patches / self.seconds
 
 
-def samples(count: int, seed: int = 0) -> list[tuple[str, Files]]:
-    """Captioned pictures as (key, files): a record and a JPEG each."""
-    rng = np.random.default_rng(seed)
-    sources = photographs()
-    made: list[tuple[str, Files]] = []
-    for number in range(count):
-        source = sources[rng.integers(len(sources))]
-        width, height = (int(side * rng.uniform(0.4, 1.0)) for side in source.size)
-        left, top = int(rng.integers(source.width - width + 1)), int(rng.integers(source.height - height + 1))
-        pixels = 540_000 * rng.uniform(0.4, 1.6)
-        scale = (pixels / (width * height)) ** 0.5
-        crop = source.resize(
-            (round(width * scale), round(height * scale)),
-            Image.Resampling.BICUBIC,
-            box=(left, top, left + width, top + height),
-        )
-        buffer = io.BytesIO()
-        crop.save(buffer, "JPEG", quality=91)
-        record = json.dumps({"domain": "image_text", "text": f"Picture {number}, {crop.width} x {crop.height} pixels."})
-        made.append((f"{number:09d}", [("json", record.encode()), ("0.jpg", buffer.getvalue())]))
-    return made
+# --- the shards -------------------------------------------------------------------------------------------------------
 
 
-def load(folder: Path, count: int) -> list[tuple[str, Files]]:
-    """The same samples, made once and kept in a folder: making 4,000 takes a minute."""
-    kept = folder / f"pictures-{count}"
-    if not kept.is_dir():
-        temporary = folder / f"pictures-{count}.tmp"
-        temporary.mkdir(parents=True, exist_ok=True)
-        for key, members in samples(count):
-            for extension, data in members:
-                (temporary / f"{key}.{extension}").write_bytes(data)
-        temporary.rename(kept)
+def make_shards(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    made = jpegs()
+    for shard in track(range(SHARDS), "making the shards"):
+        with tarfile.open(folder / f"pictures-{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number in range(shard * SAMPLES // SHARDS, (shard + 1) * SAMPLES // SHARDS):
+                for name, data in ((f"{number:06d}.jpg", next(made)), (f"{number:06d}.txt", b"A photograph.")):
+                    member = tarfile.TarInfo(name)
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+    subprocess.run([sys.executable, "-m", "tools.shard", "index", str(folder)], check=True, stdout=subprocess.DEVNULL)
+
+
+# --- ours -------------------------------------------------------------------------------------------------------------
+
+
+def raw_pictures(folder: Path, samples: int) -> Iterator[bytes]:
+    """Bytes of pictures out of all shards, in random order."""
+    indexes = [read_index(tar) for tar in sorted(folder.glob("*.tar"))]
+    reader = ShardReader()
+    for number in np.random.default_rng(1).permutation(SAMPLES)[:samples].tolist():
+        index = indexes[number * SHARDS // SAMPLES]
+        yield reader.read(str(index.file), index.sample(number % (SAMPLES // SHARDS))).images[0]
+
+
+def ours(folder: Path, samples: int) -> Timed:
+    made = (len(image_slices(data, MAX_TOKENS)[0]) for data in raw_pictures(folder, samples))
+    began = time.process_time()
+    patches = sum(made)
+    return Timed(samples, patches, time.process_time() - began)
+
+
+def stages(folder: Path, samples: int) -> list[tuple[str, float, str]]:
+    """What each step of ours takes, in ms a picture, and its rate."""
+
+    def timed(step: Callable, arguments: list) -> tuple[list, float]:
+        best = float("inf")
+        for _ in range(3):
+            began = time.process_time()
+            results = [step(*argument) for argument in arguments]
+            best = min(best, time.process_time() - began)
+        return results, best / len(arguments)
+
+    began = time.process_time()
+    files = list(raw_pictures(folder, samples))
+    read = (time.process_time() - began) / samples
+    _, bare = timed(lambda data: simplejpeg.decode_jpeg(data, colorspace="RGB"), [(data,) for data in files])
+    decoded, decode = timed(decode_image, [(data,) for data in files])
+    frames = [as_frames(rgb) for rgb in decoded]
+    sizes = [resized_size(*rgb.shape[:2], max_tokens=MAX_TOKENS) for rgb in decoded]
+    resized, resizing = timed(resize, list(zip(frames, sizes, strict=True)))
+    slices, cutting = timed(patchify, [(picture,) for picture in resized])
+    _, copying = timed(torch.clone, [(picture,) for picture in slices])
+    megabytes = sum(len(data) for data in files) / samples / 1e6
+    megapixels = sum(rgb.shape[0] * rgb.shape[1] for rgb in decoded) / samples / 1e6
+    moved = sum(picture.numel() for picture in slices) / samples / 1e9
     return [
-        (path.stem, [(extension, path.with_suffix(f".{extension}").read_bytes()) for extension in ("json", "0.jpg")])
-        for path in sorted(kept.glob("*.json"))
+        ("index row, read, checksum", read, f"{megabytes / read:,.0f} MB/s, {megabytes * 1e3:.0f} kB each"),
+        ("decode", decode, f"{megapixels / decode:,.0f} megapixels/s, {megapixels:.2f} each"),
+        (
+            "  the JPEG decoder alone",
+            bare,
+            f"{megapixels / bare:,.0f} megapixels/s: the limit, {1 / bare:,.0f} pictures/s",
+        ),
+        ("resize", resizing, f"{megapixels / resizing:,.0f} megapixels/s"),
+        ("patchify", cutting, f"{moved / cutting:.1f} GB/s of patches"),
+        ("  copying the patches once", copying, f"{moved / copying:.1f} GB/s: memory's limit"),
     ]
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def peer(python: str, contender: str, folder: Path, samples: int) -> Timed | str:
+    """Its figures, or the last line of what it said."""
+    script = Path(__file__).with_name("picture_peers.py")
+    command = [python, str(script), contender, str(folder), str(samples)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or ["no answer"])[-1]
+    return Timed(**json.loads(done.stdout.strip().splitlines()[-1]))
+
+
+def prepare_energon(python: str, folder: Path) -> None:
+    energon = Path(python).with_name("energon")
+    if energon.exists() and not (folder / ".nv-meta").exists():
+        options = ["--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset"]
+        subprocess.run([str(energon), "prepare", str(folder), *options], check=True, stdout=subprocess.DEVNULL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--folder", type=Path, required=True, help="of the shards (440 MB), filled where it is empty")
+    parser.add_argument("--peers-python", help="python of an environment with benchmarks/requirements.txt")
+    parser.add_argument("--samples", type=int, default=1000, help="pictures in a round")
+    parser.add_argument("--rounds", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not list(options.folder.glob("*.tar")):
+        make_shards(options.folder)
+    if options.peers_python:
+        prepare_energon(options.peers_python, options.folder)
+
+    best: dict[str, Timed] = {}
+    failed: dict[str, str] = {}
+    for _ in range(options.rounds):
+        rounds: dict[str, Timed | str] = {"ours": ours(options.folder, options.samples)}
+        if options.peers_python:
+            for name, contender in PEERS.items():
+                rounds[name] = peer(options.peers_python, contender, options.folder, options.samples)
+        for name, timed in rounds.items():
+            if isinstance(timed, str):
+                failed[name] = timed
+            elif name not in best or timed.rate > best[name].rate:
+                best[name] = timed
+
+    table = Table("pictures to patches", "samples/CPU s", "patches/CPU s", "ours is")
+    for name, timed in best.items():
+        ratio = f"{best['ours'].rate / timed.rate:.1f} times as fast" if name != "ours" else ""
+        table.add_row(name, f"{timed.samples / timed.seconds:,.1f}", f"{timed.rate:,.0f}", ratio)
+    console.print(table)
+    for name, said in failed.items():
+        console.print(f"{name}: {said}", markup=False)
+    if not options.peers_python:
+        console.print("the peers need --peers-python: see benchmarks/requirements.txt")
+    limits = Table("step of ours", "ms", "rate")
+    for step, seconds, rate in stages(options.folder, min(options.samples, 200)):
+        limits.add_row(step, f"{seconds * 1e3:.2f}", rate)
+    console.print(limits)
+
+
+if __name__ == "__main__":
+    main()

