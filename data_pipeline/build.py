@@ -13,12 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat import DEFAULT_FORM
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import decode_image, grid_of, probe_image, resized_size
-from data_pipeline.index import ShardIndex, index_row, write_index
+from data_pipeline.index import ShardIndex, index_row, write_catalogue, write_index
+from data_pipeline.sample import Image, Video
 from data_pipeline.shards import (
     IMAGE_EXTENSIONS,
     VIDEO_EXTENSIONS,
@@ -89,6 +92,7 @@ def build_shards(
     _write_rejected(
         out / REJECTED, report.rejected, replaces={records.name, *(shard.name for shard in writer.finished)}
     )
+    write_catalogue(out)
     return report
 
 
@@ -108,6 +112,7 @@ def index_shards(
         names = {shard.name for shard in shards if shard.parent == folder}
         entries = [entry for entry in report.rejected if entry["shard"] in names]
         _write_rejected(folder / REJECTED, entries, replaces=names)
+        write_catalogue(folder)
     return report
 
 
@@ -122,7 +127,12 @@ def index_shard(shard: Path, *, tokenizer: GlmTokenizer | None, chat_form: str, 
         except BadSample as error:
             report.reject(shard.name, sample.key, error)
         else:
-            rows.append(index_row(sample, measured.domain, measured.text_tokens, measured.images, measured.videos))
+            rows.append(
+                index_row(
+                    *(sample, measured.domain, measured.text_tokens),
+                    *(measured.images, measured.videos, measured.blocks),
+                )
+            )
             report.samples[measured.domain] += 1
     reader.close()
     write_index(shard, rows, tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=chat_form)
@@ -131,12 +141,14 @@ def index_shard(shard: Path, *, tokenizer: GlmTokenizer | None, chat_form: str, 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the index keeps of a sample. text_tokens: all tokens but <|image|>; 0 without a tokenizer."""
+    """What the index keeps of a sample. text_tokens: all tokens but <|image|>; 0 without a tokenizer.
+    blocks: what index.index_row asks for; none without a tokenizer."""
 
     domain: str
     text_tokens: int
     images: list[tuple[int, int]]
     videos: list[VideoInfo]
+    blocks: list[tuple[bool, int, int]]
 
 
 def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:
@@ -152,10 +164,16 @@ def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, w
             decode_image(data)
         for data in raw.videos:
             video_slices(data, budget.video_max_tokens)
-    text_tokens = 0
-    if tokenizer is not None:
-        text_tokens = int((tokenize(sample, tokenizer, grids, layouts).input_ids != tokenizer.image_id).sum())
-    return Measured(sample.domain, text_tokens, images, videos)
+    if tokenizer is None:
+        return Measured(sample.domain, 0, images, videos, [])
+    tokenized = tokenize(sample, tokenizer, grids, layouts)
+    text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
+    is_video = [isinstance(segment, Video) for segment in sample.segments if isinstance(segment, Image | Video)]
+    blocks = [
+        (video, text_before[start], text_before[start + length] - text_before[start])
+        for video, (start, length) in zip(is_video, tokenized.blocks, strict=True)
+    ]
+    return Measured(sample.domain, text_before[-1], images, videos, blocks)
 
 
 def verify_shard(shard: ShardIndex, tokenizer: GlmTokenizer | None = None, tick: Tick = lambda: None) -> Report:

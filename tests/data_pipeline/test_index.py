@@ -29,8 +29,8 @@ def test_lengths_from_metadata_equal_lengths_of_decoded_samples(shard_folders, t
     reader = ShardReader()
     assert len(source) == 40
     for row in range(len(source)):
-        shard, place = source.locate(row)
-        raw = reader.read(str(shard.file), shard.sample(place))
+        stored = source.sample(row)
+        raw = reader.read(stored.shard, stored.sample)
         encoded = encode_record(raw.record, raw.images, raw.videos, tokenizer=tokenizer, budget=budget)
         assert len(encoded) == source.lengths[row]
         assert (encoded.domain == "text") == source.is_text[row]
@@ -124,7 +124,7 @@ def test_a_shard_in_which_nothing_can_be_used(shards, tokenizer):
     assert report.reasons() == {"bad_record": 1}
     source = Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
     assert len(source) == len(source.lengths) == len(source.is_text) == 40
-    assert source.locate(0)[0].file.name == "shard-00000.tar"
+    assert source.sample(0).shard_name == "shard-00000.tar"
 
 
 @pytest.mark.fast
