@@ -4,6 +4,7 @@
     python -m tools.shard index  DIR_OR_TAR... --tokenizer DIR      for shards that someone else wrote
     python -m tools.shard verify DIR_OR_TAR...                      checksums, and every image and clip decoded
     python -m tools.shard stats  DIR_OR_TAR...
+    python -m tools.shard curate DIR_OR_TAR... --out DIR --recipe curation.yaml      filters, duplicates, recaptions
 
 A line of records.jsonl is {"domain": NAME, ..., "images": [paths], "videos": [paths]}, see data_pipeline.domains.
 """
@@ -22,10 +23,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data_pipeline.build import MAX_SHARD_BYTES, REJECTED, Report, build_shards, index_shards, verify_shard
+from data_pipeline.curation.recipe import read_recipe
+from data_pipeline.curation.report import funnel_table
+from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.index import find_shards, read_index, sample_lengths
+from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.tokens import GlmTokenizer
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -118,6 +123,30 @@ def stats(
     for domain, count in sorted(counts.items()):
         table.add_row(domain, *(f"{count[column]:,}" for column in columns_shown))
     console.print(table)
+
+
+@app.command()
+def curate(
+    shards: Shards,
+    out: Annotated[Path, typer.Option(help="folder for the shards that stay, and the account of the others")],
+    recipe: Annotated[Path, typer.Option(help="YAML list of filters, see data_pipeline/curation/recipe.py")],
+    tokenizer: TokenizerFolder = None,
+    executor: Annotated[str, typer.Option(help=f"where the work is done: {', '.join(EXECUTORS)}")] = "processes",
+    workers: Annotated[int, typer.Option(help="processes; 0: as many as there are cores")] = 0,
+) -> None:
+    """Keeps the samples that pass a list of filters."""
+    with _errors():
+        funnel = run_curation(
+            _shards(shards),
+            out,
+            read_recipe(recipe),
+            tokenizer=str(tokenizer or ""),
+            executor=executor,
+            workers=workers or available_cores(),
+            progress=_progress,
+        )
+    console.print(funnel_table(funnel))
+    console.print(f"{out}: shards of {funnel.kept.total():,} samples, dropped.jsonl, funnel.png", soft_wrap=True)
 
 
 def _shards(given: list[str]) -> list[Path]:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -81,7 +81,7 @@ def hamming_tables(hashes: np.ndarray, distance: int) -> list[np.ndarray]:
 def _masks(distance: int, extra: int) -> list[int]:
     blocks = distance + extra
     edges = [64 * block // blocks for block in range(blocks + 1)]
-    block_masks = [(1 << stop) - (1 << start) for start, stop in zip(edges[:-1], edges[1:], strict=True)]
+    block_masks = [(1 << stop) - (1 << start) for start, stop in pairwise(edges)]
     return [sum(chosen) for chosen in combinations(block_masks, extra)]
 
 

@@ -1,8 +1,8 @@
 """Balancing by concepts: captions about common things are thinned out, those about rare ones stay.
 
-The rule is MetaCLIP's (Xu et al. 2023, algorithm 1): with a list of concepts, count how many texts hold each; a concept
-found `cap` times at most keeps all of its samples, one found more often keeps a share cap/count of them, drawn at random
-for every concept that a text holds; a sample stays if one of its concepts keeps it, and goes if it holds none.
+The rule is MetaCLIP's (Xu et al. 2023, algorithm 1): with a list of concepts, count how many texts hold each. One found
+`cap` times at most keeps all of its samples; one found more often keeps a share cap/count of them, drawn for every
+concept that a text holds. A sample stays if one of its concepts keeps it, and goes if it holds none.
 
     cap 2: "cat" in 4 texts, share 1/2; "ibis" in 1, share 1:  "a cat" stays half the time, "cat and ibis" for certain
 """

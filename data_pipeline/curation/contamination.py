@@ -28,9 +28,9 @@ from data_pipeline.shards import IMAGE_EXTENSIONS
 
 @dataclass
 class ContaminatedTexts(Filter):
-    """`contaminated_text`: the text shares a run of `words` words with a benchmark, case and punctuation aside, as GPT-3
-    was checked (Brown et al. 2020, appendix C). Texts of a benchmark with fewer words must be found whole; those with
-    fewer than `min_words` are too common to say anything."""
+    """`contaminated_text`: the text shares a run of `words` words with a benchmark, case and punctuation aside, as
+    GPT-3 was checked (Brown et al. 2020, appendix C). Texts of a benchmark with fewer words must be found whole; those
+    with fewer than `min_words` are too common to say anything."""
 
     files: list[str] = field(default_factory=list)
     words: int = 13

@@ -182,9 +182,7 @@ def word_runs(text: str, words: int) -> frozenset[str]:
     all_words = words_of(text)
     if not all_words:
         return frozenset()
-    return frozenset(
-        " ".join(all_words[start : start + words]) for start in range(max(len(all_words) - words + 1, 1))
-    )
+    return frozenset(" ".join(all_words[start : start + words]) for start in range(max(len(all_words) - words + 1, 1)))
 
 
 def jaccard(ours: frozenset[str], theirs: frozenset[str]) -> float:

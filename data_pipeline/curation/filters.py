@@ -41,7 +41,7 @@ class _Options(ABC):  # noqa: B024 - its two kinds have the abstract methods
     domains: list[str] = field(default_factory=list)  # the domains that are judged; empty: all
     report_only: bool = False  # what it would drop is listed and counted, but kept
 
-    def check(self) -> None:
+    def check(self) -> None:  # noqa: B027 - most need none
         """Raises DataError for options that cannot work, before the first sample is read."""
 
     def judges(self, sample: Candidate) -> bool:

@@ -6,7 +6,7 @@
       - near_duplicate_images
       - my_filters:Loud: {max_marks: 3}
     recaption: {command: python caption.py, ratio: 0.5}
-    max_shard_bytes: 1_000_000_000
+    shard_bytes: 1000000000
 
 A name stands in FILTERS, or is the module and class of one's own filter. Paths are relative to the working folder.
 """
@@ -41,6 +41,7 @@ from data_pipeline.curation.recaption import Recaption
 from data_pipeline.curation.relevance import Relevance, load_function
 from data_pipeline.curation.structure import Albums, Boxes
 from data_pipeline.curation.texts import CaptionLength, LanguageMixing, RepeatedText
+from data_pipeline.domains import DOMAINS
 from data_pipeline.errors import DataError
 
 FILTERS: dict[str, type[Filter | SetFilter]] = {
@@ -64,8 +65,8 @@ FILTERS: dict[str, type[Filter | SetFilter]] = {
     "concept_balance": ConceptBalance,
 }
 T = TypeVar("T")
-_KEYS = ("filters", "recaption", "max_shard_bytes")
-MAX_SHARD_BYTES = 1 << 30
+_KEYS = ("filters", "recaption", "shard_bytes")
+SHARD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -74,36 +75,45 @@ class Recipe:
 
     filters: list[tuple[str, Filter | SetFilter]]
     recaption: Recaption | None
-    max_shard_bytes: int = MAX_SHARD_BYTES
+    shard_bytes: int = SHARD_BYTES
 
     def resolved(self) -> dict[str, Any]:
         """All options, defaults included, in the form of the file."""
         shown: dict[str, Any] = {"filters": [{name: asdict(step)} for name, step in self.filters]}
         if self.recaption is not None:
             shown["recaption"] = asdict(self.recaption)
-        return {**shown, "max_shard_bytes": self.max_shard_bytes}
+        return {**shown, "shard_bytes": self.shard_bytes}
+
+    def text(self) -> str:
+        """The same as YAML."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.resolved()))
 
     def fingerprint(self) -> str:
         """Changes with any option, and with size or time of a file or folder that an option names."""
-        named = sorted({value for value in _strings(self.resolved()) if value and Path(value).exists()})
+        named = sorted({value for value in _strings(self.resolved()) if 0 < len(value) < 4096 and Path(value).exists()})
         files = [file for name in named for file in sorted([Path(name), *Path(name).glob("*")])]
         stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-        return digest(json.dumps([self.resolved(), stamps]).encode()).hex()
+        return digest(json.dumps([self.text(), stamps]).encode()).hex()
 
 
 def read_recipe(path: Path) -> Recipe:
     """Raises DataError that names the filter or option that is wrong, and the nearest right one."""
     try:
-        given = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        return recipe_of(path.read_text("utf-8"))
     except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as YAML: {error}") from error
+
+
+def recipe_of(text: str) -> Recipe:
+    """The same for the text of a recipe."""
+    given = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     if not isinstance(given, dict):
-        raise DataError(f"{path}: a recipe is a mapping that begins with `filters:`")
+        raise DataError("a recipe is a mapping that begins with `filters:`")
     return parse_recipe({str(key): value for key, value in given.items()})
 
 
 def parse_recipe(given: dict[str, Any]) -> Recipe:
-    """The same for a recipe that is read already."""
+    """The same for what YAML made of it."""
     for key in given:
         if key not in _KEYS:
             raise DataError(f"{key!r} is no part of a recipe: {_nearest(key, _KEYS)}")
@@ -115,16 +125,19 @@ def parse_recipe(given: dict[str, Any]) -> Recipe:
         if not isinstance(name, str):
             raise DataError(f"filters: {entry!r} is not the name of one filter, with its options after a colon")
         step = with_options(_filter_class(name), name, options)
+        for domain in step.domains:
+            if domain not in DOMAINS:
+                raise DataError(f"{name}.domains: there is no domain {domain!r}: {_nearest(domain, DOMAINS)}")
         step.check()
         filters.append((name, step))
     recaption = None
     if given.get("recaption") is not None:
         recaption = with_options(Recaption, "recaption", given["recaption"])
         recaption.check()
-    max_shard_bytes = given.get("max_shard_bytes", MAX_SHARD_BYTES)
-    if not isinstance(max_shard_bytes, int) or max_shard_bytes < 1:
-        raise DataError(f"max_shard_bytes is {max_shard_bytes!r}: give a positive number")
-    return Recipe(filters, recaption, max_shard_bytes)
+    shard_bytes = given.get("shard_bytes", SHARD_BYTES)
+    if not isinstance(shard_bytes, int) or shard_bytes < 1:
+        raise DataError(f"shard_bytes is {shard_bytes!r}: give a positive number")
+    return Recipe(filters, recaption, shard_bytes)
 
 
 def with_options(schema: type[T], name: str, options: Any) -> T:

@@ -172,7 +172,7 @@ def script_of(character: str) -> str | None:
     return _SAME_SCRIPT.get(name, name.lower()) or None
 
 
-_SAME_SCRIPT = {name: "cjk" for name in ("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "IDEOGRAPHIC")}
+_SAME_SCRIPT = dict.fromkeys(("CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "IDEOGRAPHIC"), "cjk")
 
 
 @lru_cache(maxsize=1)

@@ -25,14 +25,14 @@ class Thumbnails:
 
 
 def read_thumbnails(data: bytes) -> Thumbnails:
-    """Decodes every frame of a clip. Raises BadSample if it breaks off or holds fewer frames than its container says."""
+    """Decodes every frame of a clip. Raises BadSample if it breaks off, or has fewer frames than it says."""
     info = probe_video(data)
     step = max(info.fps / THUMBNAILS_PER_SECOND, 1.0)
     thumbnails: list[np.ndarray] = []
     converter = VideoReformatter()
     decoded = 0
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), "r") as container:
             for frame in container.decode(video=0):
                 if decoded >= len(thumbnails) * step:
                     small = converter.reformat(
@@ -43,7 +43,9 @@ def read_thumbnails(data: bytes) -> Thumbnails:
     except (av.error.FFmpegError, ValueError) as error:
         raise BadSample("unreadable_video", f"after {decoded} of {info.frames} frames: {error}") from error
     if decoded < info.frames:
-        raise BadSample("unreadable_video", f"{decoded} of {info.frames} frames could be decoded: the clip is cut short")
+        raise BadSample(
+            "unreadable_video", f"{decoded} of {info.frames} frames could be decoded: the clip is cut short"
+        )
     return Thumbnails(np.stack(thumbnails), info.duration)
 
 
