@@ -27,6 +27,7 @@ from data_pipeline.shards import (
     VIDEO_EXTENSIONS,
     RawSample,
     ShardReader,
+    ShardSample,
     ShardWriter,
     scan_shard,
 )
@@ -74,21 +75,25 @@ def build_shards(
     if existing := sorted(out.glob(f"{name}-[0-9]*.tar")):
         raise DataError(f"{existing[0]} exists: choose another --name or --out, or remove it")
     report = Report()
-    writer = ShardWriter(out, name, max_shard_bytes)
-    for number, line in _lines(records):
-        key = f"{number:09d}"
-        try:
-            raw, extensions = _load(line, records.parent)
-            measure(raw, tokenizer, chat_form, whole=True)
-        except BadSample as error:
-            report.reject(records.name, key, error, line=number + 1)
-        else:
-            record = json.dumps(raw.record, ensure_ascii=False).encode()
-            writer.write(key, [("json", record), *zip(extensions, [*raw.images, *raw.videos], strict=True)])
-        tick()
-    writer.close()
+    rows: dict[Path, list[dict[str, Any]]] = {}
+    with ShardWriter(out, name, max_shard_bytes) as writer:
+        for number, line in _lines(records):
+            key = f"{number:09d}"
+            try:
+                raw, extensions = _load(line, records.parent)
+                measured = measure(raw, tokenizer, chat_form, whole=True)
+            except BadSample as error:
+                report.reject(records.name, key, error, line=number + 1)
+            else:
+                record = json.dumps(raw.record, ensure_ascii=False).encode()
+                files = [("json", record), *zip(extensions, [*raw.images, *raw.videos], strict=True)]
+                row = _row(writer.write(key, files), measured)
+                rows.setdefault(writer.path, []).append(row)
+                report.samples[measured.domain] += 1
+            tick()
     for shard in writer.finished:
-        index_shard(shard, tokenizer=tokenizer, chat_form=chat_form, report=report)
+        write_index(shard, rows[shard], tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=chat_form)
+        report.shards.append(shard)
     _write_rejected(
         out / REJECTED, report.rejected, replaces={records.name, *(shard.name for shard in writer.finished)}
     )
@@ -120,19 +125,17 @@ def index_shard(shard: Path, *, tokenizer: GlmTokenizer | None, chat_form: str, 
     """Writes one shard's index and adds what it met to the report."""
     rows = []
     reader = ShardReader()
-    for sample in scan_shard(shard):
+    scan = scan_shard(shard)
+    for key, error in scan.rejected:
+        report.reject(shard.name, key, error)
+    for sample in scan.samples:
         try:
             raw = reader.read(str(shard), sample)
             measured = measure(raw, tokenizer, chat_form)
         except BadSample as error:
             report.reject(shard.name, sample.key, error)
         else:
-            rows.append(
-                index_row(
-                    *(sample, measured.domain, measured.text_tokens),
-                    *(measured.images, measured.videos, measured.blocks),
-                )
-            )
+            rows.append(_row(sample, measured))
             report.samples[measured.domain] += 1
     reader.close()
     write_index(shard, rows, tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=chat_form)
@@ -149,6 +152,10 @@ class Measured:
     images: list[tuple[int, int]]
     videos: list[VideoInfo]
     blocks: list[tuple[bool, int, int]]
+
+
+def _row(sample: ShardSample, measured: Measured) -> dict[str, Any]:
+    return index_row(sample, measured.domain, measured.text_tokens, measured.images, measured.videos, measured.blocks)
 
 
 def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:
@@ -184,7 +191,7 @@ def verify_shard(shard: ShardIndex, tokenizer: GlmTokenizer | None = None, tick:
     for row in range(shard.table.num_rows):
         sample = shard.sample(row)
         try:
-            raw = reader.read(str(shard.file), sample)
+            raw = reader.read(str(shard.file), sample, shard.header.tar_fingerprint)
             if tokenizer is not None:
                 encode_record(
                     *(raw.record, raw.images, raw.videos),

@@ -31,7 +31,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.images import MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from data_pipeline.shards import Member, ShardSample, index_command
+from data_pipeline.shards import Member, ShardSample, fingerprint, index_command
 from data_pipeline.sizes import patches_of
 from data_pipeline.video import VideoInfo, frame_indices
 
@@ -79,10 +79,6 @@ class IndexHeader:
     tokenizer_hash: str
     chat_form: str
 
-    @property
-    def tar_size(self) -> int:
-        return int(self.tar_fingerprint.partition("-")[0])
-
 
 @dataclass(frozen=True)
 class ShardIndex:
@@ -107,13 +103,13 @@ class ShardEntry:
 
 @dataclass(frozen=True)
 class StoredSample:
-    """Where a sample lies. shard: path or URL of the tar; tar_size: its bytes when it was indexed."""
+    """Where a sample lies. shard: path or URL of the tar; tar_fingerprint: of the tar as it was indexed."""
 
     shard: str
     shard_name: str
     sample: ShardSample
     chat_form: str
-    tar_size: int
+    tar_fingerprint: str
 
 
 # --- the index of a shard ---------------------------------------------------------------------------------------------
@@ -121,15 +117,6 @@ class StoredSample:
 
 def index_path(tar: Path) -> Path:
     return tar.with_suffix(INDEX_SUFFIX)
-
-
-def fingerprint(tar: Path) -> str:
-    """Size and checksum of both ends: changes when a tar is rewritten, not when it is copied or touched."""
-    size = tar.stat().st_size
-    with open(tar, "rb") as file:
-        head = file.read(65536)
-        tail = os.pread(file.fileno(), 65536, max(0, size - 65536))
-    return f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
 
 
 def index_row(
@@ -357,9 +344,9 @@ class Source:
     def sample(self, row: int) -> StoredSample:
         """Where sample `row` lies."""
         shard = self.shards[int(np.searchsorted(self.shard_rows, row, side="right")) - 1]
-        return StoredSample(
-            self._place(shard), shard.name, _sample(*self._locate(row)), shard.header.chat_form, shard.header.tar_size
-        )
+        header = shard.header
+        sample = _sample(*self._locate(row))
+        return StoredSample(self._place(shard), shard.name, sample, header.chat_form, header.tar_fingerprint)
 
     def domain_of(self, row: int) -> str:
         return self.domains[self.domain_codes[row]]

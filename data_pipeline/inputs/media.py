@@ -32,33 +32,39 @@ def read_media(path: str, folder: Path, field: str, *, allow_outside: bool = Fal
     Raises BadSample."""
     if "://" in path[:16]:
         raise BadSample("remote_file", f"{path[:200]}: fetch it first (img2dataset does) and give the file")
+    full = _locate(path, folder, allow_outside)
     extension = Path(path).suffix.lower().lstrip(".")
     if extension not in EXTENSIONS[field]:
         raise BadSample("unknown_extension", f"{path}: {field} end in one of {', '.join(EXTENSIONS[field])}")
-    return Media(extension, read_whole(path, folder, allow_outside=allow_outside))
+    return Media(extension, _read(full, path))
 
 
 def read_whole(path: str, folder: Path, *, allow_outside: bool = False) -> bytes:
     """The bytes of a plain file below `folder`: no device or pipe, which may never end, and nothing that a path or a
     link in it reaches outside the folder, unless allow_outside. Raises BadSample."""
+    return _read(_locate(path, folder, allow_outside), path)
+
+
+def _locate(path: str, folder: Path, allow_outside: bool) -> str:
     try:
         full = os.path.realpath(folder / path)
-        if not (allow_outside or Path(full).is_relative_to(os.path.realpath(folder))):
-            raise BadSample(
-                "outside_folder", f"{path} lies outside its folder: copy it in, or --set allow_outside=true"
-            )
+        if allow_outside or Path(full).is_relative_to(os.path.realpath(folder)):
+            return full
+    except (OSError, ValueError) as error:  # a loop of links, a NUL in the path
+        raise BadSample("missing_file", f"{path!r}: {error}") from error
+    raise BadSample("outside_folder", f"{path} lies outside its folder: copy it in, or --set allow_outside=true")
+
+
+def _read(full: str, shown: str) -> bytes:
+    try:
         found = os.stat(full)
         if not stat.S_ISREG(found.st_mode):
-            raise BadSample("missing_file", f"{path}: not a plain file")
+            raise BadSample("missing_file", f"{shown}: not a plain file")
         if found.st_size > MAX_FILE_BYTES:
-            raise BadSample("file_too_large", f"{path}: {found.st_size:,} bytes")
+            raise BadSample("file_too_large", f"{shown}: {found.st_size:,} bytes")
         return Path(full).read_bytes()
     except OSError as error:
-        raise BadSample("missing_file", f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        if isinstance(error, BadSample):
-            raise
-        raise BadSample("missing_file", f"{path!r}: {error}") from error  # a NUL in the path
+        raise BadSample("missing_file", f"{shown}: {error.strerror}") from error
 
 
 def recognise(data: bytes, name: str | None = None) -> str | None:
