@@ -78,13 +78,12 @@ class RepeatedText(Filter):
             ("paragraphs", _PARAGRAPH.split(text), self.max_paragraphs, self.max_paragraph_characters),
             ("lines", text.splitlines(), self.max_lines, self.max_line_characters),
         ):
-            again = repeats([part.strip() for part in parts if part.strip()])
-            for share, most, what in (
-                (len(again) / max(len(parts), 1), limit, kind),
-                (sum(map(len, again)) / max(len(text), 1), character_limit, f"characters, in {kind},"),
-            ):
-                if share > most:
-                    return Drop(f"repeated_{kind}", f"{share:.1%} of the {what} repeat earlier ones")
+            parts = [part.strip() for part in parts if part.strip()]
+            again = repeats(parts)
+            if again and (share := len(again) / len(parts)) > limit:
+                return Drop(f"repeated_{kind}", f"{share:.1%} of the {kind} repeat earlier ones")
+            if again and (share := sum(map(len, again)) / len(text)) > character_limit:
+                return Drop(f"repeated_{kind}", f"{share:.1%} of the characters are in {kind} that repeat earlier ones")
         words = words_of(text)
         if len(words) >= self.min_words:
             characters = sum(map(len, words))
