@@ -30,14 +30,14 @@ from data_pipeline.curation.report import draw_funnel, funnel_json
 from data_pipeline.errors import DataError
 from data_pipeline.index import read_index
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.sharding.build import plan as plan_build
-from data_pipeline.sharding.build import run_build
+from data_pipeline.sharding.build import plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.tasks import BuildOptions
 
 WORK = ".curation"
 _CALLED = {"recipe": "recipe, or a file that it names has changed", "shards": "set of shards"}
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+ProgressOfBytes = Callable[[int, Callable[[], int]], AbstractContextManager[None]]
 
 
 def curate(
@@ -49,12 +49,13 @@ def curate(
     executor: str = "here",
     workers: int = 1,
     progress: Progress,
+    progress_of_bytes: ProgressOfBytes,
 ) -> Funnel:
     """Runs a recipe over indexed shards; the order in which they are given decides which of two alike samples is the
     first, and stays.
 
     tokenizer: a folder, for the indexes of what is written. progress(what, total) gives a context whose value is called
-    for every one done. Raises DataError if a shard has no index, or `out` holds something else.
+    for every one done; progress_of_bytes(total, written) one that asks `written` now and then. Raises DataError if a shard has no index, or `out` holds something else.
     """
     paths = tuple(dict.fromkeys(str(shard) for shard in shards))
     chat_form = _chat_form(paths)
@@ -77,7 +78,9 @@ def curate(
         paths, asdict(recipe.recaption) if recipe.recaption else {}, units_of(examined, stays), work / "recaption"
     )
     options = BuildOptions(str(out), tokenizer, name="curated", shard_bytes=recipe.shard_bytes, chat_form=chat_form)
-    run_build(plan_build([("curated", kept)], options), executor=executor, workers=workers)
+    build = plan([("curated", kept)], options)
+    with progress_of_bytes(build.bytes, lambda: written_bytes(out)):
+        run_build(build, executor=executor, workers=workers)
     funnel.recaptioned, funnel.recaption_failures = recaption_notes(work / "recaption")
     _write(out / "recipe.yaml", recipe.text())
     _write(out / "funnel.json", json.dumps(funnel_json(funnel), indent=1, ensure_ascii=False) + "\n")

@@ -20,9 +20,10 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.media import EXTENSIONS, read_media
 from data_pipeline.inputs.names import shown_names
+from data_pipeline.shards import MAX_BYTES
 
 UNIT_BYTES = 4 << 20  # of lines and the files that they name, as far as a few lines tell
-MAX_LINE_BYTES = 256 << 20
+MAX_LINE_BYTES = MAX_BYTES["json"]
 _LINES_PROBED = 64
 
 
@@ -55,7 +56,7 @@ class JsonLines:
 
     def _draft(self, record: Any, folder: Path, origin: str) -> Draft:
         if record is None:
-            raise BadSample("file_too_large", f"a line of more than {MAX_LINE_BYTES:,} bytes")
+            raise BadSample("member_too_large", f"a line of more than {MAX_LINE_BYTES:,} bytes")
         if isinstance(record, bytes):
             record = parse_json(record)
         if not isinstance(record, dict):

@@ -1,7 +1,7 @@
 """Inputs to a folder of shards, by as many processes and machines as there are, done once however often it is begun.
 
     out/.build/build.json       what is being built, until it is finished; see writing.py for the rest of .build
-    out/shard-00000-00.tar      with shard-00000-00.index.arrow
+    out/shard-00000-00000.tar      with shard-00000-00000.index.arrow
     out/rejected.jsonl          {"reason", "origin", "detail"} of everything that did not become a sample
     out/catalogue.arrow         all indexes in one
     out/manifest.json           what was built, of what, with counts and checksums; written last
@@ -133,7 +133,7 @@ def _run(plan: Plan, run: Executor, workers: int, part: Part) -> Outcome:
 def written_bytes(out: Path) -> int:
     """Bytes of the shards that are written and being written: how far a build is."""
     total = 0
-    for pattern in ("*.tar", f"{WORK}/*/*.tar"):
+    for pattern in ("*.tar", f"{WORK}/*/*.tar*"):
         for tar in out.glob(pattern):
             try:
                 total += tar.stat().st_size

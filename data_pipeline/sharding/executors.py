@@ -80,7 +80,7 @@ def run_ray(function: Callable[[Task], Result], tasks: Sequence[Task], *, worker
         else:
             ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     try:
-        remote = ray.remote(num_cpus=1, max_retries=3)(_on_one_core)
+        remote: Any = ray.remote(num_cpus=1, max_retries=3)(_on_one_core)
         shared = ray.put(function)
         waiting = list(reversed(tasks))
         running: list[Any] = []

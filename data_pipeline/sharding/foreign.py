@@ -14,19 +14,18 @@ import json
 import os
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import IndexHeader, fingerprint, index_row, read_index, write_catalogue, write_index
+from data_pipeline.index import IndexHeader, read_index, write_catalogue, write_index
 from data_pipeline.sharding.build import REJECTED
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.measure import measure
 from data_pipeline.sharding.writing import WORK, Counts, load_tokenizer, write_rejected
-from data_pipeline.shards import ShardReader, scan_shard
+from data_pipeline.shards import Scan, ShardReader, fingerprint, scan_shard
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ def index_shards(
     chat_form: str = DEFAULT_FORM,
     executor: str = "here",
     workers: int = 1,
-    tick: Any = lambda: None,
+    tick: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Writes the index of every given shard, reading headers of pictures and clips only, and the catalogues of their
     folders. Raises DataError."""
@@ -83,33 +82,28 @@ def index_shard(job: IndexJob) -> None:
     part = _rejected_part(job.shard.parent, job.shard.name)
     temporary = part.with_name(f"{part.name}.{uuid.uuid4().hex[:12]}.tmp")
     reader = ShardReader()
+    scan = _scan(job.shard)
     with open(temporary, "w", encoding="utf-8") as rejections:
-        samples = _scan(job.shard)
-        if isinstance(samples, BadSample):
-            write_rejected(rejections, samples.reason, job.shard.name, samples.detail)
-            samples = []
-        for sample in samples:
+        for key, error in scan.rejected:
+            write_rejected(rejections, error.reason, f"{job.shard.name}/{key}".rstrip("/"), error.detail)
+        for sample in scan.samples:
             try:
                 measured = measure(reader.read(str(job.shard), sample), tokenizer, job.chat_form)
             except BadSample as error:
                 write_rejected(rejections, error.reason, f"{job.shard.name}/{sample.key}", error.detail)
             else:
-                rows.append(
-                    index_row(
-                        *(sample, measured.domain, measured.text_tokens),
-                        *(measured.images, measured.videos, measured.blocks),
-                    )
-                )
+                rows.append(measured.index_row(sample))
     reader.close()
     os.replace(temporary, part)
     write_index(job.shard, rows, tokenizer_hash=wanted.tokenizer_hash, chat_form=job.chat_form)
 
 
-def _scan(shard: Path) -> Any:
+def _scan(shard: Path) -> Scan:
+    """What a shard holds; nothing, and why, of what is no tar at all."""
     try:
         return scan_shard(shard)
     except DataError as error:
-        return BadSample("damaged_file", str(error))
+        return Scan(rejected=[("", BadSample("not_a_tar", str(error)))])
 
 
 def _rejected_part(folder: Path, name: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -10,8 +11,9 @@ from data_pipeline.domains import build_sample
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import BadSample
 from data_pipeline.images import decode_image, grid_of, probe_image, resized_size
+from data_pipeline.index import index_row
 from data_pipeline.sample import Image, Video
-from data_pipeline.shards import RawSample
+from data_pipeline.shards import RawSample, ShardSample
 from data_pipeline.tokens import GlmTokenizer, tokenize
 from data_pipeline.video import VideoInfo, plan_video, probe_video, video_slices
 
@@ -29,6 +31,9 @@ class Measured:
     images: list[tuple[int, int]]
     videos: list[VideoInfo]
     blocks: list[tuple[bool, int, int]]
+
+    def index_row(self, sample: ShardSample) -> dict[str, Any]:
+        return index_row(sample, self.domain, self.text_tokens, self.images, self.videos, self.blocks)
 
 
 def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:

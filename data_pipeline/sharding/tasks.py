@@ -31,8 +31,8 @@ _SAMPLES, _SAMPLE_BYTES = 16, 64 << 10
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What decides the shards beside the input. tokenizer: its folder; name: shards are called NAME-TTTTT-SS.tar;
-    shard_bytes: no shard is larger, unless it holds one sample only; chat_form: how chats are written."""
+    """What decides the shards beside the input. tokenizer: its folder; name: shards are called NAME-TTTTT-SSSSS.tar;
+    shard_bytes: a shard with so many is full; chat_form: how chats are written."""
 
     out: str
     tokenizer: str = ""

@@ -1,7 +1,7 @@
 """One task of a build: its units are read, checked, measured and written to shards of its own.
 
     out/.build/task-00007-1f03.../     what is being written; removed when the task is begun anew
-    out/shard-00007-00.tar             renamed from there when the whole task is written, and its index with it
+    out/shard-00007-00000.tar             renamed from there when the whole task is written, and its index with it
     out/.build/task-00007.json         the done record, renamed last: without it the task is not done
 
 So whoever is killed, at whatever moment, leaves a task done or not done, and doing it again gives the same bytes.
@@ -9,6 +9,7 @@ So whoever is killed, at whatever moment, leaves a task done or not done, and do
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -21,12 +22,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import index_path, index_row, write_index
+from data_pipeline.index import index_path, write_index
 from data_pipeline.inputs.draft import Draft, Input, Rejected
-from data_pipeline.shards import RawSample
 from data_pipeline.sharding.measure import KNOWN_FIELDS, Measured, measure
-from data_pipeline.sharding.tar_writer import END, TarWriter, tar_size
 from data_pipeline.sharding.tasks import BuildOptions, Task
+from data_pipeline.shards import MAX_BYTES, RawSample, ShardWriter
 from data_pipeline.tokens import GlmTokenizer
 
 WORK = ".build"
@@ -97,6 +97,7 @@ def write_task(job: TaskJob) -> Counts:
                 if isinstance(draft, Rejected):
                     raise BadSample(draft.reason, draft.detail)
                 record, measured = _checked(draft, job.options)
+                stored = _stored(record)
             except BadSample as error:
                 counts.rejected[error.reason] += 1
                 write_rejected(rejections, error.reason, draft.origin, error.detail)
@@ -104,7 +105,7 @@ def write_task(job: TaskJob) -> Counts:
                 counts.samples += 1
                 counts.domains[measured.domain] += 1
                 counts.unused_fields.update(record.keys() - KNOWN_FIELDS)
-                shards.add(record, draft, measured)
+                shards.add(stored, draft, measured)
     counts.shards = shards.close()
     for shard in counts.shards:
         os.replace(folder / shard["file"], out / shard["file"])
@@ -113,6 +114,11 @@ def write_task(job: TaskJob) -> Counts:
     write_json(done_record(out, number), counts.as_json())
     shutil.rmtree(folder, ignore_errors=True)
     return counts
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
@@ -150,54 +156,69 @@ def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measu
     if "source" in record:
         record["given_source"] = record.pop("source")
     record["source"] = draft.origin
+    for kind, files in (("image", draft.images), ("video", draft.videos)):
+        for file in files:
+            check_size(kind, len(file.data))
     raw = RawSample(record, [file.data for file in draft.images], [file.data for file in draft.videos])
     return record, measure(raw, load_tokenizer(options.tokenizer), options.chat_form, whole=True)
+
+
+def _stored(record: dict[str, Any]) -> bytes:
+    try:
+        data = json.dumps(record, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
+        raise BadSample("bad_record", f"the record cannot be written: {error}") from error
+    check_size("json", len(data))
+    return data
+
+
+def check_size(kind: str, size: int) -> None:
+    if size > MAX_BYTES[kind]:
+        raise BadSample(
+            "member_too_large", f"a member of kind {kind} has {size:,} bytes, {MAX_BYTES[kind]:,} are allowed"
+        )
 
 
 class _Shards:
     """The shards of a task, one after the other in a folder, each with its index."""
 
     def __init__(self, folder: Path, options: BuildOptions, task: int):
-        self.folder, self.options, self.task = folder, options, task
-        self.finished: list[dict[str, Any]] = []
-        self._samples = 0
-        self._tar: TarWriter | None = None
+        self.options, self.task = options, task
+        self.samples = 0
+        self._writer = ShardWriter(folder, f"{options.name}-{task:05d}", options.shard_bytes)
         self._rows: list[dict[str, Any]] = []
+        self._finished: list[dict[str, Any]] = []
 
-    def add(self, record: dict[str, Any], draft: Draft, measured: Measured) -> None:
-        files = [("json", json.dumps(record, ensure_ascii=False).encode())]
+    def add(self, record: bytes, draft: Draft, measured: Measured) -> None:
+        files = [("json", record)]
         for media in (draft.images, draft.videos):
             files += [(f"{number}.{file.extension}", file.data) for number, file in enumerate(media)]
-        if self._tar is not None and self._tar.size + tar_size(files) + len(END) > self.options.shard_bytes:
-            self._finish()
-        if self._tar is None:
-            self._tar = TarWriter(self._path)
-        sample = self._tar.add(f"{self.task:05d}-{self._samples:06d}", files)
-        self._samples += 1
-        self._rows.append(
-            index_row(
-                *(sample, measured.domain, measured.text_tokens),
-                *(measured.images, measured.videos, measured.blocks),
-            )
-        )
+        sample = self._writer.write(f"{self.task:05d}-{self.samples:06d}", files)
+        self._index_finished()
+        self._rows.append(measured.index_row(sample))
+        self.samples += 1
 
     def close(self) -> list[dict[str, Any]]:
-        if self._tar is not None:
-            self._finish()
-        return self.finished
+        """Finishes the last shard; what the manifest says of all of them."""
+        self._writer.close()
+        self._index_finished()
+        return self._finished
 
-    @property
-    def _path(self) -> Path:
-        return self.folder / f"{self.options.name}-{self.task:05d}-{len(self.finished):02d}.tar"
-
-    def _finish(self) -> None:
-        assert self._tar is not None
-        path, checksum = self._path, self._tar.close()
+    def _index_finished(self) -> None:
+        """The index of the shard that the writer has just finished, if it has."""
+        if len(self._writer.finished) == len(self._finished):
+            return
+        path = self._writer.finished[-1]
         tokenizer = load_tokenizer(self.options.tokenizer)
         write_index(
             path, self._rows, tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=self.options.chat_form
         )
-        self.finished.append(
-            {"file": path.name, "samples": len(self._rows), "bytes": path.stat().st_size, "sha256": checksum}
+        self._finished.append(
+            {
+                "file": path.name,
+                "samples": len(self._rows),
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
         )
-        self._tar, self._rows = None, []
+        self._rows = []
