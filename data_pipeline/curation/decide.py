@@ -153,7 +153,7 @@ def _found_alone(examined: Examined, position: int, alive: np.ndarray) -> Iterat
     for shard, table in enumerate(examined.tables):
         first = int(examined.first_rows[shard])
         for places, findings in (_stopped(table), _reported(table)):
-            for chosen in np.flatnonzero(pc.equal(findings.field("filter"), position).fill_null(False)):
+            for chosen in np.flatnonzero(pc.equal(pc.struct_field(findings, "filter"), position).fill_null(False)):
                 if alive[first + places[chosen]]:
                     finding = findings[int(chosen)].as_py()
                     yield first + int(places[chosen]), Drop(finding["reason"], finding["detail"])

@@ -20,7 +20,7 @@ _BAR, _GONE = "#3b6ea5", "#d9d9d9"
 def funnel_table(funnel: Funnel) -> Table:
     """A line a filter, top to bottom: samples that it took, their reasons, and by domain."""
     domains = sorted(funnel.read)
-    table = Table("", "samples", *domains, "reasons")
+    table = Table("filter", "samples", *domains, "reasons")
 
     def line(name: str, counts: Counter[str], reasons: str = "") -> None:
         table.add_row(name, f"{counts.total():,}", *(f"{counts[domain]:,}" for domain in domains), reasons)
@@ -28,7 +28,7 @@ def funnel_table(funnel: Funnel) -> Table:
     line("read", funnel.read)
     for step in _shown(funnel):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by(step, 1).most_common())
-        line(f"{'only reported' if step.report_only else 'dropped'} by {step.name}", _by(step, 0), reasons)
+        line(f"{step.name} (only reports)" if step.report_only else step.name, _by(step, 0), reasons)
     line("kept", funnel.kept)
     if funnel.recaptioned:
         failed = Counter(reason for _, reason in funnel.recaption_failures)

@@ -55,7 +55,8 @@ def curate(
     first, and stays.
 
     tokenizer: a folder, for the indexes of what is written. progress(what, total) gives a context whose value is called
-    for every one done; progress_of_bytes(total, written) one that asks `written` now and then. Raises DataError if a shard has no index, or `out` holds something else.
+    for every one done; progress_of_bytes(total, written) one that asks `written` now and then. Raises
+    DataError if a shard has no index, or `out` holds something else.
     """
     paths = tuple(dict.fromkeys(str(shard) for shard in shards))
     chat_form = _chat_form(paths)

@@ -46,7 +46,7 @@ def file_of(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def clip_of(frames: Sequence[np.ndarray], fps: int = 8, **options: str) -> bytes:
+def clip_of(frames: Sequence[np.ndarray], fps: int = 8, **options: Any) -> bytes:
     """A video file of these pictures, uint8 [height, width, 3] each. options: of the encoder."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:

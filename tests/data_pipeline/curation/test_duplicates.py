@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import combinations
+from typing import Any
 
 import imagehash
 import numpy as np
@@ -160,8 +161,8 @@ def test_equal_pixels_and_equal_bytes() -> None:
 
 
 def edited_texts(count: int, seed: int) -> list[str]:
-    """Sections of Python's reference, cut to 120 words, and copies with words exchanged, so many as to lie on both sides
-    of the limit."""
+    """Sections of Python's reference, cut to 120 words, and copies with words exchanged, so many as to lie on both
+    sides of the limit."""
     from pydoc_data.topics import topics
 
     rng = np.random.default_rng(seed)
@@ -188,14 +189,16 @@ def plain(texts: list[str]) -> list[str]:
     return [" ".join("".join(c if c.isalnum() else " " for c in text).split()) for text in texts]
 
 
+def alike_by(table: np.ndarray) -> Callable[[int, int], bool]:
+    return lambda one, other: bool(table[one, other])
+
+
 def test_near_texts_are_those_of_all_pairs() -> None:
     texts = plain(edited_texts(150, seed=4))
     samples = [candidate(text, domain="text") for text in texts]
+    similar = np.array([[true_similarity(one, other) for one in texts] for other in texts])
     for similarity in (0.5, 0.8):
-        expected = by_brute_force(
-            list(range(len(texts))),
-            lambda one, other, limit=similarity: true_similarity(texts[one], texts[other]) >= limit,
-        )
+        expected = by_brute_force(list(range(len(texts))), alike_by(similar >= similarity))
         gone = dropped(NearDuplicateTexts(similarity=similarity), samples)
         assert len(expected) > 20
         assert set(gone) == set(expected)
@@ -233,7 +236,7 @@ def pan(name: str, step: int) -> list[np.ndarray]:
     return [pixels[20:148, step * index : step * index + 160] for index in range(24)]
 
 
-def film(frames: list[np.ndarray], words: str, **options: str) -> Candidate:
+def film(frames: list[np.ndarray], words: str, **options: Any) -> Candidate:
     return candidate(words, videos=[clip_of(frames, **options)], domain="video")
 
 

@@ -144,7 +144,7 @@ def test_real_prose_does_not_repeat_itself() -> None:
 
 
 def test_shares_of_repeated_words_against_a_count_by_hand() -> None:
-    words = "a b c a b c d a b c".split()  # 10 words of one letter
+    words = ["a", "b", "c", "a", "b", "c", "d", "a", "b", "c"]  # 10 words of one letter
     runs = Counter(tuple(words[start : start + 2]) for start in range(9))
     assert runs.most_common(1)[0][1] == 3
     keep = RepeatedText(min_words=1, max_top_words={2: 0.6}, max_repeated_words={3: 0.6}, max_characters=1)
