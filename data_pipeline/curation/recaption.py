@@ -16,6 +16,7 @@ import json
 import os
 import select
 import shlex
+import shutil
 import subprocess
 import tempfile
 import threading
@@ -62,6 +63,12 @@ class Recaption:
     def check(self) -> None:
         if bool(self.command) == bool(self.endpoint):
             raise DataError("recaption: give either `command` or `endpoint`")
+        try:
+            program = shlex.split(self.command)[:1]
+        except ValueError as error:
+            raise DataError(f"recaption.command cannot be split into words: {error}") from error
+        if program and not shutil.which(program[0]):
+            raise DataError(f"recaption.command: there is no program {program[0]!r}")
         if self.endpoint and not self.model:
             raise DataError("recaption.model is empty: give the model's name as the server calls it")
         if self.api_key_variable and self.api_key_variable not in os.environ:
@@ -223,7 +230,7 @@ class _Server:
                 return self._post(body)
             except _TryAgain as error:
                 failure = str(error)
-        raise RecaptionError(f"{failure}, {self.options.retries + 1} times")
+        raise RecaptionError(f"{failure} (requests: {self.options.retries + 1})")
 
     def _post(self, body: dict[str, Any]) -> str:
         try:
