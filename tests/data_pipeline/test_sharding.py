@@ -18,14 +18,12 @@ import pytest
 import ray
 import webdataset as wds
 
-from data_pipeline.errors import DataError
 from data_pipeline.index import read_catalogue, read_index
 from data_pipeline.inputs import open_inputs
-from data_pipeline.inputs.draft import Unit
 from data_pipeline.sharding import executors
 from data_pipeline.sharding.build import Outcome, Part, build_shards, plan, run_build
 from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.sharding.tasks import MIN_TASK_BYTES, SMALL_BUILD_TASKS, BuildOptions, cut_tasks
+from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.writing import WORK
 from tests.data_pipeline.media import clip, encoded, pattern
 
