@@ -21,8 +21,8 @@ from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter, SetFilter, answer
 from data_pipeline.curation.recipe import recipe_of
 from data_pipeline.index import find_shards, read_index
-from data_pipeline.shards import ShardReader
 from data_pipeline.sharding.build import build_shards
+from data_pipeline.shards import ShardReader
 from tests.data_pipeline.curation.samples import PHOTOS, InMemory, file_of, photo
 from tools.shard import app
 
@@ -43,18 +43,19 @@ class Deadly(Filter):
         return None
 
 
+WORDS = "the lamp in a harbour by sea and wind over grey stones near our old house where two boats lay"
 RECIPE = """
 filters:
   - near_duplicate_texts: {domains: [text, image_text], similarity: 0.7, words: 2}
   - caption_length: {min_characters: 12}
   - resolution: {min_side: 40}
   - solid_colour: {report_only: true}
-  - near_duplicate_images: {distance: 4}
+  - albums
   - exact_duplicate_images
+  - near_duplicate_images: {distance: 4}
   - repeated_text
   - concept_balance: {concepts: CONCEPTS, cap: 3, domains: [text]}
   - boxes
-  - albums
 """
 
 
@@ -65,7 +66,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("curation")
     (root / "concepts.txt").write_text("lamp\nsea\nharbour\n")
     rng = np.random.default_rng(1)
-    words = "the lamp in a harbour by sea and wind over grey stones near our old house where two boats lay".split()
+    words = WORDS.split()
     for number, source in enumerate(("first", "second")):
         given = root / f"{source}_in"
         given.mkdir()
@@ -76,7 +77,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for guise, picture in enumerate(guises):
                 file = f"{place}-{guise}.png"
                 (given / file).write_bytes(file_of(picture))
-                text = f"{name} in guise {guise} of {source}" if guise else "Short"
+                text = f"{name} in guise {guise} of {source}" if guise or not number else "Short"
                 records.append({"domain": "image_text", "text": text, "images": [file]})
         for file, picture in (("red.png", Image.new("RGB", (64, 64), "red")), ("tiny.png", photo(PHOTOS[0], 30))):
             (given / file).write_bytes(file_of(picture))
@@ -92,7 +93,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             records.append({"domain": "interleaved", "text": text, "images": [f"{n}-0.png" for n in range(2, 6)]})
         order = rng.permutation(len(records))
         (given / "records.jsonl").write_text("".join(json.dumps(records[i]) + "\n" for i in order))
-        build_shards([given / "records.jsonl"], root / source, shard_bytes=300_000)
+        build_shards([given / "records.jsonl"], root / source, shard_bytes=200_000)
         assert len(find_shards(str(root / source))) > 2
     return root
 
@@ -148,6 +149,10 @@ def listed(path: Path) -> list[tuple[str, str, str]]:
     return [(f"{line['shard']}/{line['key']}", line["filter"], line["reason"]) for line in lines]
 
 
+def stored_in(out: Path) -> list[dict[str, Any]]:
+    return list(wds.WebDataset([str(shard) for shard in find_shards(str(out))], shardshuffle=False))
+
+
 def result_files(out: Path) -> dict[str, bytes]:
     assert not list(out.glob("*.tmp"))
     return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
@@ -171,7 +176,7 @@ def test_what_stays_is_what_filter_after_filter_lets_through(folder: Path, curat
     assert listed(out / "reported.jsonl") == reported
     assert reported
 
-    stored = list(wds.WebDataset([str(shard) for shard in find_shards(str(out))], shardshuffle=False))
+    stored = stored_in(out)
     assert len(stored) == len(kept)
     for sample, ours in zip(kept, stored, strict=True):
         assert json.loads(ours["json"]) == sample.record
@@ -235,7 +240,10 @@ recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
 
     asked = log.read_text().split()
     assert sorted(asked) == sorted([*pictures, pictures[len(pictures) // 2]])  # only that one was asked twice
-    stored = {json.loads(sample["json"])["text"] for sample in wds.WebDataset(str(find_shards(str(out))[0]), shardshuffle=False)}
+    stored = {
+        json.loads(sample["json"])["text"]
+        for sample in wds.WebDataset(str(find_shards(str(out))[0]), shardshuffle=False)
+    }
     assert {f"About {name}" for name in pictures} <= stored
 
     undisturbed = tmp_path / "undisturbed"
@@ -248,7 +256,11 @@ recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
 def test_a_damaged_sample_is_counted(folder: Path, tmp_path: Path) -> None:
     source = find_shards(str(folder / "first"))[0]
     index = read_index(source)
-    [row] = [row for row in range(index.table.num_rows) if (members := index.sample(row).members) and _is_inside(members, source)][:1]
+    [row] = [
+        row
+        for row in range(index.table.num_rows)
+        if (members := index.sample(row).members) and _is_inside(members, source)
+    ][:1]
     damaged = tmp_path / "in"
     damaged.mkdir()
     data = bytearray(source.read_bytes())
@@ -268,12 +280,14 @@ def _is_inside(members: list[Any], tar: Path) -> bool:
 
 def test_what_cannot_be_curated_is_one_line(folder: Path, curated: tuple[Path, str], tmp_path: Path) -> None:
     out = curated[0]
-    both = (folder / "first", folder / "second")
+    first, second = folder / "first", folder / "second"
     changed = recipe(folder, tmp_path / "changed", RECIPE.replace("cap: 3", "cap: 4"))
-    assert "begun with another recipe" in run(*both, "--out", out, "--recipe", changed, expect=2)
-    assert "begun with another set of shards" in run(both[0], "--out", out, "--recipe", out.with_suffix(".yaml"), expect=2)
-    nothing = recipe(folder, tmp_path / "none", "filters: [{caption_length: {min_characters: 9999, domains: []}}]")
-    assert "not one sample stays" in run(both[0], "--out", tmp_path / "none", "--recipe", nothing, "--workers", 1, expect=2)
+    assert "begun with another recipe" in run(first, second, "--out", out, "--recipe", changed, expect=2)
+    same = out.with_suffix(".yaml")
+    assert "begun with another set of shards" in run(first, "--out", out, "--recipe", same, expect=2)
+    none = tmp_path / "none"
+    nothing = recipe(folder, none, "filters: [{caption_length: {min_characters: 9999, domains: []}}]")
+    assert "not one sample stays" in run(first, "--out", none, "--recipe", nothing, "--workers", 1, expect=2)
     assert "no index" in run(*_without_index(folder, tmp_path), "--out", tmp_path / "x", "--recipe", changed, expect=2)
 
 
