@@ -25,7 +25,7 @@ from data_pipeline.curation.examine import READING, ShardTask, feature_column
 from data_pipeline.curation.filters import Drop, Filter
 from data_pipeline.curation.recipe import Recipe
 from data_pipeline.index import read_index
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards import ShardReader, ShardSample
 
 DROPPED, REPORTED = "dropped.jsonl", "reported.jsonl"
 
@@ -42,12 +42,14 @@ class Step:
 @dataclass
 class Funnel:
     """What became of a set of samples. read and kept: samples by domain. steps: in the order of the recipe; the first
-    is reading itself. recaptioned: samples chosen for it; recaption_failures: (sample, why) of those among them that
-    keep what they had."""
+    is reading itself. unwritten: samples that no filter dropped but no build takes, by reason, see rejected.jsonl.
+    recaptioned: samples chosen for it; recaption_failures: (sample, why) of those among them that keep what they had.
+    """
 
     read: Counter[str]
     steps: list[Step]
     kept: Counter[str] = field(default_factory=Counter)
+    unwritten: Counter[str] = field(default_factory=Counter)
     recaptioned: int = 0
     recaption_failures: list[tuple[str, str]] = field(default_factory=list)
 
@@ -92,7 +94,9 @@ class Examined:
     def text(self, row: int) -> str:
         shard, place = self.place(row)
         path = Path(self.tasks[shard].shard)
-        return text_of(self._reader.read(str(path), self._index(path).sample(place)).record)
+        stored = self._index(path).sample(place)
+        written = [member for member in stored.members if member.kind in ("json", "txt")]
+        return text_of(self._reader.read(str(path), ShardSample(stored.key, written)).record)
 
 
 class _Survivors:
@@ -122,7 +126,8 @@ def decide(examined: Examined, recipe: Recipe, out: Path) -> tuple[np.ndarray, F
     order of samples. Returns whether each sample stays, bool [samples], and the counts."""
     alive = np.ones(len(examined), bool)
     names = [("(reading)", False), *((name, step.report_only) for name, step in recipe.filters)]
-    funnel = Funnel(_by_domain(examined, alive), [Step(*name) for name in names])
+    counts = np.bincount(examined.domain_codes, minlength=len(examined.domains)).tolist()
+    funnel = Funnel(Counter(dict(zip(examined.domains, counts, strict=True))), [Step(*name) for name in names])
     temporaries = {name: out / f"{name}.tmp" for name in (DROPPED, REPORTED)}
     with open(temporaries[DROPPED], "w") as dropped, open(temporaries[REPORTED], "w") as reported:
         for position, (name, report_only) in enumerate(names, start=READING):
@@ -137,7 +142,6 @@ def decide(examined: Examined, recipe: Recipe, out: Path) -> tuple[np.ndarray, F
             alive[gone] = False
     for name, temporary in temporaries.items():
         os.replace(temporary, out / name)
-    funnel.kept = _by_domain(examined, alive)
     return alive, funnel
 
 
@@ -172,11 +176,6 @@ def _write(file: TextIO, examined: Examined, row: int, name: str, drop: Drop) ->
     shard, _ = examined.place(row)
     line = {"shard": examined.tasks[shard].shown, "key": examined.key(row), "filter": name}
     file.write(json.dumps({**line, "reason": drop.reason, "detail": drop.detail}, ensure_ascii=False) + "\n")
-
-
-def _by_domain(examined: Examined, alive: np.ndarray) -> Counter[str]:
-    counts = np.bincount(examined.domain_codes[alive], minlength=len(examined.domains)).tolist()
-    return Counter({domain: count for domain, count in zip(examined.domains, counts, strict=True) if count})
 
 
 def _open(path: str) -> pa.Table:

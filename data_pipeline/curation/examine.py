@@ -18,12 +18,13 @@ import pyarrow as pa
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter, SetFilter
 from data_pipeline.curation.recipe import Recipe, recipe_of
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, DataError
 from data_pipeline.index import read_index
 from data_pipeline.shards import ShardReader
 
 CHUNK_SAMPLES = 256
-CHUNK_PIXELS = 1 << 26  # pictures of about so many pixels, 200 MB decoded, are held at once
+CHUNK_BYTES = 1 << 28
+CHUNK_PIXELS = 1 << 26  # of pictures, which take 200 MB when they are decoded
 READING = -1  # the number of the filter where a sample cannot be read at all
 
 _FINDING = pa.struct([("filter", pa.int32()), ("reason", pa.string()), ("detail", pa.string())])
@@ -102,8 +103,14 @@ def examine(entries: Sequence[Entry], recipe: Recipe) -> list[dict[str, Any]]:
             row["stopped"] = _finding(READING, entry.sample)
         else:
             alive.append((row, entry.sample))
-    for position, (_, step) in enumerate(recipe.filters):
-        verdicts = _judge(step, position, alive)
+    for position, (name, step) in enumerate(recipe.filters):
+        try:
+            verdicts = _judge(step, position, alive)
+        except DataError:
+            raise
+        except Exception as error:  # of a library, or of a user's own filter
+            place = f"{alive[0][1].name} to {alive[-1][1].name}"
+            raise DataError(f"filter {name}, {place}: {type(error).__name__}: {error}") from error
         for (row, _), verdict in zip(alive, verdicts, strict=True):
             if verdict is not None and step.report_only:
                 row["reported"].append(_finding(position, verdict))
@@ -139,13 +146,14 @@ def _recipe(text: str) -> Recipe:
 def _chunks(shard: Path, shown: str) -> Iterator[list[Entry]]:
     """The samples of a shard, so many at a time as may be decoded at once."""
     chunk: list[Entry] = []
-    pixels = 0
+    size = pixels = 0
     for entry in read_entries(shard, shown):
         chunk.append(entry)
+        size += entry.bytes
         pixels += _pixels(entry.sample)
-        if len(chunk) == CHUNK_SAMPLES or pixels >= CHUNK_PIXELS:
+        if len(chunk) == CHUNK_SAMPLES or size >= CHUNK_BYTES or pixels >= CHUNK_PIXELS:
             yield chunk
-            chunk, pixels = [], 0
+            chunk, size, pixels = [], 0, 0
     if chunk:
         yield chunk
 

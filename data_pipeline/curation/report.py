@@ -27,8 +27,10 @@ def funnel_table(funnel: Funnel) -> Table:
 
     line("read", funnel.read)
     for step in _shown(funnel):
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in _by(step, 1).most_common())
-        line(f"{step.name} (only reports)" if step.report_only else step.name, _by(step, 0), reasons)
+        name = f"{step.name} (only reports)" if step.report_only else step.name
+        line(name, _by(step, 0), _reasons(_by(step, 1)))
+    if funnel.unwritten:
+        table.add_row("(writing)", f"{funnel.unwritten.total():,}", *("" for _ in domains), _reasons(funnel.unwritten))
     line("kept", funnel.kept)
     if funnel.recaptioned:
         failed = Counter(reason for _, reason in funnel.recaption_failures)
@@ -51,6 +53,7 @@ def funnel_json(funnel: Funnel) -> dict[str, Any]:
             }
             for step in funnel.steps
         ],
+        "unwritten": dict(sorted(funnel.unwritten.items())),
         "kept": dict(sorted(funnel.kept.items())),
         "recaptioned": funnel.recaptioned - len(funnel.recaption_failures),
         "recaption_failures": funnel.recaption_failures,
@@ -59,18 +62,20 @@ def funnel_json(funnel: Funnel) -> dict[str, Any]:
 
 def draw_funnel(funnel: Funnel, path: Path) -> None:
     """A PNG: a bar for what is left after every filter, grey where samples went."""
-    steps = [step for step in _shown(funnel) if not step.report_only]
-    gone = [step.samples.total() for step in steps]
-    left = list(accumulate(gone, lambda rest, taken: rest - taken, initial=funnel.read.total()))
+    taken = [(step.name, step.samples.total()) for step in _shown(funnel) if not step.report_only]
+    if funnel.unwritten:
+        taken.append(("(writing)", funnel.unwritten.total()))
+    gone = [samples for _, samples in taken]
+    left = list(accumulate(gone, lambda rest, less: rest - less, initial=funnel.read.total()))
     figure = Figure(figsize=(8, 0.9 + 0.34 * len(left)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     places = range(len(left))
     axes.barh(places, left, color=_BAR)
     axes.barh(places[1:], gone, left=left[1:], color=_GONE)
-    axes.set_yticks(places, ["read", *(step.name for step in steps)])
+    axes.set_yticks(places, ["read", *(name for name, _ in taken)])
     axes.invert_yaxis()
-    for place, (rest, taken) in enumerate(zip(left, [0, *gone], strict=True)):
-        axes.annotate(f" {rest:,}" + (f"  (−{taken:,})" if taken else ""), (rest + taken, place), va="center")
+    for place, (rest, less) in enumerate(zip(left, [0, *gone], strict=True)):
+        axes.annotate(f" {rest:,}" + (f"  (−{less:,})" if less else ""), (rest + less, place), va="center")
     axes.set_xlim(0, max(left) * 1.25)
     axes.set_xlabel("samples left")
     axes.spines[["top", "right"]].set_visible(False)
@@ -83,6 +88,10 @@ def _shown(funnel: Funnel) -> list[Step]:
     """Reading itself is shown only where it failed."""
     reading, *steps = funnel.steps
     return [reading, *steps] if reading.samples else steps
+
+
+def _reasons(counts: Counter[str]) -> str:
+    return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
 
 
 def _by(step: Step, part: int) -> Counter[str]:

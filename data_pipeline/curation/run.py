@@ -81,7 +81,8 @@ def curate(
     options = BuildOptions(str(out), tokenizer, name="curated", shard_bytes=recipe.shard_bytes, chat_form=chat_form)
     build = plan([("curated", kept)], options)
     with progress_of_bytes(build.bytes, lambda: written_bytes(out)):
-        run_build(build, executor=executor, workers=workers)
+        counts = run_build(build, executor=executor, workers=workers).counts
+    funnel.kept, funnel.unwritten = counts.domains, counts.rejected
     funnel.recaptioned, funnel.recaption_failures = recaption_notes(work / "recaption")
     _write(out / "recipe.yaml", recipe.text())
     _write(out / "funnel.json", json.dumps(funnel_json(funnel), indent=1, ensure_ascii=False) + "\n")

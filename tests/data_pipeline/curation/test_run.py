@@ -22,11 +22,20 @@ from data_pipeline.curation.filters import Drop, Filter, SetFilter, answer
 from data_pipeline.curation.recipe import recipe_of
 from data_pipeline.index import find_shards, read_index
 from data_pipeline.sharding.build import build_shards
+from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader
 from tests.data_pipeline.curation.samples import PHOTOS, InMemory, file_of, photo
 from tools.shard import app
 
 KILL_ONCE = "CURATION_TEST_KILLED"  # the file that says that it has happened
+
+
+@dataclass
+class Faulty(Filter):
+    """A filter of a user's own, with a mistake."""
+
+    def __call__(self, sample: Candidate) -> Drop | None:
+        return sample.record["nothing"]
 
 
 @dataclass
@@ -273,6 +282,21 @@ def test_a_damaged_sample_is_counted(folder: Path, tmp_path: Path) -> None:
     assert listed(out / "dropped.jsonl") == [(f"{source.name}/{index.sample(row).key}", "(reading)", "checksum")]
 
 
+def test_what_no_build_takes_is_counted_where_no_filter_sees_it(tmp_path: Path) -> None:
+    """A picture that breaks off: its header is right, and this recipe decodes nothing."""
+    (tmp_path / "in").mkdir()
+    with wds.TarWriter(str(tmp_path / "in" / "theirs.tar")) as writer:
+        files = [file_of(photo(name, 60), "JPEG") for name in PHOTOS[:2]]
+        for key, data in (("0", files[0]), ("1", files[1][:-500])):
+            writer.write({"__key__": key, "json": {"domain": "ocr", "text": "Words."}, "0.jpg": data})
+    index_shards([tmp_path / "in" / "theirs.tar"])
+    out = tmp_path / "curated"
+    (tmp_path / "recipe.yaml").write_text("filters: [aspect]")
+    shown = run(tmp_path / "in", "--out", out, "--recipe", tmp_path / "recipe.yaml", "--workers", 1)
+    assert "(writing) │ 1 │ │ 1 unreadable_image │ │ kept │ 1 │ 1 │" in shown
+    assert json.loads((out / "rejected.jsonl").read_text())["origin"] == "theirs.tar/1"
+
+
 def _is_inside(members: list[Any], tar: Path) -> bool:
     """Whether a sample lies where the checksum of a tar's two ends does not see it."""
     return members[-1].offset > 1 << 16 and members[-1].offset + 10 < tar.stat().st_size - (1 << 16)
@@ -288,6 +312,10 @@ def test_what_cannot_be_curated_is_one_line(folder: Path, curated: tuple[Path, s
     none = tmp_path / "none"
     nothing = recipe(folder, none, "filters: [{caption_length: {min_characters: 9999, domains: []}}]")
     assert "not one sample stays" in run(first, "--out", none, "--recipe", nothing, "--workers", 1, expect=2)
+    faulty = recipe(folder, tmp_path / "faulty", f"filters: ['{Faulty.__module__}:Faulty']")
+    shown = run(first, "--out", tmp_path / "faulty", "--recipe", faulty, "--workers", 1, expect=2)
+    assert f"error: filter {Faulty.__module__}:Faulty, shard-00000-00000.tar/00000-000000 to " in shown
+    assert shown.endswith("KeyError: 'nothing'")
     assert "no index" in run(*_without_index(folder, tmp_path), "--out", tmp_path / "x", "--recipe", changed, expect=2)
 
 
