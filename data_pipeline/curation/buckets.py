@@ -18,12 +18,13 @@ owner. Memory is 4 bytes an item and table, and little more for items alone in t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations, pairwise
 
 import numpy as np
 
-Alike = Callable[[int, int], bool]
+# (item, earlier items that share a bucket with it, ascending) -> the first of them that is like it, or None.
+FirstAlike = Callable[[int, list[int]], int | None]
 
 
 def bucket_numbers(keys: np.ndarray) -> np.ndarray:
@@ -32,11 +33,10 @@ def bucket_numbers(keys: np.ndarray) -> np.ndarray:
     return np.where(counts[numbers] > 1, numbers, -1).astype(np.int32)
 
 
-def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], alike: Alike | None) -> dict[int, int]:
+def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], first_alike: FirstAlike) -> dict[int, int]:
     """Owners that go -> the earlier owner that their first item repeats.
 
-    owners: int64 [items], ascending: whose item it is. tables: the bucket_numbers of every table. alike: judges two
-    items by their numbers; None: sharing a bucket is enough.
+    owners: int64 [items], ascending: whose item it is. tables: the bucket_numbers of every table.
     """
     found: dict[int, int] = {}
     if not len(owners):
@@ -47,24 +47,28 @@ def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], alike: Alike | 
     # An owner whose items are all alone in their buckets is like nothing: it need not be looked at.
     met = np.logical_or.reduceat(np.logical_or.reduce([table >= 0 for table in tables]), starts)
     for start, stop in zip(starts[met].tolist(), stops[met].tolist(), strict=True):
-        buckets = {item: [int(table[item]) for table in tables] for item in range(start, stop)}
-        originals = [_original(item, buckets[item], kept, alike) for item in buckets]
+        buckets = {
+            item: [kept[table][bucket] for table, bucket in enumerate(own) if bucket >= 0]
+            for item, own in zip(range(start, stop), _rows(tables, start, stop), strict=True)
+        }
+        originals = [first_alike(item, sorted(set().union(*own))) for item, own in buckets.items()]
         if originals[0] is not None and None not in originals:
             found[int(owners[start])] = int(owners[originals[0]])
-            continue
-        for item, own in buckets.items():
-            for table, bucket in zip(kept, own, strict=True):
-                if bucket >= 0:
-                    table[bucket].append(item)
+        else:
+            for item, own in buckets.items():
+                for bucket in own:
+                    bucket.append(item)
     return found
 
 
-def _original(item: int, own: Iterable[int], kept: Sequence[dict[int, list[int]]], alike: Alike | None) -> int | None:
-    """The first kept item that this one repeats."""
-    met: set[int] = set()
-    for table, bucket in zip(kept, own, strict=True):
-        met.update(table.get(bucket, ()))
-    return next((other for other in sorted(met) if alike is None or alike(item, other)), None)
+def sharing_is_enough(item: int, others: list[int]) -> int | None:
+    """The FirstAlike of buckets that hold equal items only."""
+    return others[0] if others else None
+
+
+def _rows(tables: Sequence[np.ndarray], start: int, stop: int) -> list[list[int]]:
+    """The buckets of some items, item by item."""
+    return np.stack([table[start:stop] for table in tables], axis=1).tolist()
 
 
 def hamming_tables(hashes: np.ndarray, distance: int) -> list[np.ndarray]:

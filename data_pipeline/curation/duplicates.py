@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from datasketch import MinHash
 
-from data_pipeline.curation.buckets import bucket_numbers, hamming_tables, repeats_of
+from data_pipeline.curation.buckets import bucket_numbers, hamming_tables, repeats_of, sharing_is_enough
 from data_pipeline.curation.candidate import Candidate, perceptual_hash
 from data_pipeline.curation.filters import Drop, SetFilter, Survivors
 from data_pipeline.curation.hashing import digest, mixed
@@ -44,7 +44,9 @@ class ExactDuplicateImages(SetFilter):
 
     def decide(self, survivors: Survivors) -> Iterator[tuple[int, Drop]]:
         owners, digests = _flat(survivors)
-        yield from _drops(repeats_of(owners, [bucket_numbers(digests)], None), "duplicate_image", survivors)
+        yield from _drops(
+            repeats_of(owners, [bucket_numbers(digests)], sharing_is_enough), "duplicate_image", survivors
+        )
 
 
 @dataclass
@@ -64,10 +66,11 @@ class NearDuplicateImages(SetFilter):
     def decide(self, survivors: Survivors) -> Iterator[tuple[int, Drop]]:
         owners, hashes = _flat(survivors)
 
-        def alike(item: int, other: int) -> bool:
-            return (int(hashes[item]) ^ int(hashes[other])).bit_count() <= self.distance
+        def first_alike(item: int, others: list[int]) -> int | None:
+            alike = np.bitwise_count(hashes[others] ^ hashes[item]) <= self.distance
+            return others[int(alike.argmax())] if alike.any() else None
 
-        found = repeats_of(owners, hamming_tables(hashes, self.distance), alike)
+        found = repeats_of(owners, hamming_tables(hashes, self.distance), first_alike)
         yield from _drops(found, "near_duplicate_image", survivors)
 
 
@@ -83,7 +86,7 @@ class ExactDuplicateTexts(SetFilter):
 
     def decide(self, survivors: Survivors) -> Iterator[tuple[int, Drop]]:
         owners, digests = _one_each(survivors)
-        yield from _drops(repeats_of(owners, [bucket_numbers(digests)], None), "duplicate_text", survivors)
+        yield from _drops(repeats_of(owners, [bucket_numbers(digests)], sharing_is_enough), "duplicate_text", survivors)
 
 
 @dataclass
@@ -132,10 +135,10 @@ class NearDuplicateTexts(SetFilter):
 
         runs = lru_cache(maxsize=4096)(lambda item: word_runs(survivors.text(int(rows[item])), self.words))
 
-        def alike(item: int, other: int) -> bool:
-            return jaccard(runs(item), runs(other)) >= self.similarity
+        def first_alike(item: int, others: list[int]) -> int | None:
+            return next((other for other in others if jaccard(runs(item), runs(other)) >= self.similarity), None)
 
-        yield from _drops(repeats_of(rows, tables, alike), "near_duplicate_text", survivors)
+        yield from _drops(repeats_of(rows, tables, first_alike), "near_duplicate_text", survivors)
 
 
 @dataclass
@@ -169,12 +172,14 @@ class DuplicateVideoPairs(SetFilter):
             words += features.field("words").to_pylist()
             hashes += [np.array(values, np.uint64) for values in features.field("hashes").to_pylist()]
 
-        def alike(item: int, other: int) -> bool:
-            ours, theirs = hashes[item], hashes[other]
+        def alike(ours: np.ndarray, theirs: np.ndarray) -> bool:
             return len(ours) == len(theirs) and bool((np.bitwise_count(ours ^ theirs) <= self.distance).all())
 
+        def first_alike(item: int, others: list[int]) -> int | None:
+            return next((other for other in others if alike(hashes[item], hashes[other])), None)
+
         tables = [bucket_numbers(np.array(words, _DIGEST))]
-        yield from _drops(repeats_of(np.array(rows, np.int64), tables, alike), "duplicate_video", survivors)
+        yield from _drops(repeats_of(np.array(rows, np.int64), tables, first_alike), "duplicate_video", survivors)
 
 
 def word_runs(text: str, words: int) -> frozenset[str]:

@@ -39,6 +39,10 @@ def by_brute_force(owners: list[int], alike: Callable[[int, int], bool]) -> dict
     return found
 
 
+def first_by(alike: Callable[[int, int], bool]) -> Callable[[int, list[int]], int | None]:
+    return lambda item, others: next((other for other in others if alike(item, other)), None)
+
+
 def clustered_hashes(count: int, seed: int) -> np.ndarray:
     """uint64 [count]: few centres, with up to eight bits flipped, so that there are pairs at all distances."""
     rng = np.random.default_rng(seed)
@@ -61,7 +65,7 @@ def test_near_hashes_are_those_of_all_pairs(distance: int, owned: int) -> None:
 
     expected = by_brute_force(owners.tolist(), alike)
     assert len(expected) > 1
-    assert repeats_of(owners, hamming_tables(hashes, distance), alike) == expected
+    assert repeats_of(owners, hamming_tables(hashes, distance), first_by(alike)) == expected
 
 
 @pytest.mark.parametrize("count", [10, 1 << 22, 1 << 30])
@@ -86,7 +90,7 @@ def test_chains_carry_nothing_away_and_a_bucket_is_compared_with_what_stays() ->
         return sum(ours != theirs for ours, theirs in zip(words[item], words[other], strict=True)) <= 1
 
     tables = [bucket_numbers(np.array([word[:2] for word in words])), bucket_numbers(np.array([w[2:] for w in words]))]
-    assert repeats_of(np.arange(5), tables, alike) == {1: 0, 3: 0, 4: 2}
+    assert repeats_of(np.arange(5), tables, first_by(alike)) == {1: 0, 3: 0, 4: 2}
     assert compared == [("word", "wood"), ("wood", "wood"), ("lord", "ford")]
 
 
