@@ -23,7 +23,7 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-# (item, earlier items that share a bucket with it, ascending) -> the first of them that is like it, or None.
+# (item, one or more earlier items of its buckets, ascending) -> the first of them that is like it, or None.
 FirstAlike = Callable[[int, list[int]], int | None]
 
 
@@ -47,11 +47,12 @@ def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], first_alike: Fi
     # An owner whose items are all alone in their buckets is like nothing: it need not be looked at.
     met = np.logical_or.reduceat(np.logical_or.reduce([table >= 0 for table in tables]), starts)
     for start, stop in zip(starts[met].tolist(), stops[met].tolist(), strict=True):
+        numbers = {item: [table.item(item) for table in tables] for item in range(start, stop)}
         buckets = {
             item: [kept[table][bucket] for table, bucket in enumerate(own) if bucket >= 0]
-            for item, own in zip(range(start, stop), _rows(tables, start, stop), strict=True)
+            for item, own in numbers.items()
         }
-        originals = [first_alike(item, sorted(set().union(*own))) for item, own in buckets.items()]
+        originals = [_first_alike(item, own, first_alike) for item, own in buckets.items()]
         if originals[0] is not None and None not in originals:
             found[int(owners[start])] = int(owners[originals[0]])
         else:
@@ -63,12 +64,12 @@ def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], first_alike: Fi
 
 def sharing_is_enough(item: int, others: list[int]) -> int | None:
     """The FirstAlike of buckets that hold equal items only."""
-    return others[0] if others else None
+    return others[0]
 
 
-def _rows(tables: Sequence[np.ndarray], start: int, stop: int) -> list[list[int]]:
-    """The buckets of some items, item by item."""
-    return np.stack([table[start:stop] for table in tables], axis=1).tolist()
+def _first_alike(item: int, buckets: list[list[int]], first_alike: FirstAlike) -> int | None:
+    others = sorted(set().union(*buckets))
+    return first_alike(item, others) if others else None
 
 
 def hamming_tables(hashes: np.ndarray, distance: int) -> list[np.ndarray]:
