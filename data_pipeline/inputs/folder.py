@@ -59,7 +59,7 @@ class Folder:
             metadata = _metadata(unit.path, name, self.allow_outside)
             yield from (Rejected(f"{shown}/{name}", "bad_record", detail) for detail in metadata.damaged)
             for file in sorted(metadata.rows):
-                if not Path(unit.path, name).with_name(file).is_file():
+                if not (Path(unit.path, name).parent / file).is_file():
                     yield Rejected(f"{shown}/{name}", "missing_file", f"{file}: named here, but not there")
 
     def _draft(self, root: Path, name: str, origin: str) -> Draft:

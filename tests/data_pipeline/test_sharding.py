@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -173,7 +174,7 @@ def test_killed_at_ten_moments(records, undisturbed, tmp_path, monkeypatch):
 
 
 def test_ray_writes_the_same_though_its_workers_are_killed(records, undisturbed, tmp_path):
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     killed: list[int] = []
     done = threading.Event()
     killer = threading.Thread(target=_kill_ray_workers, args=(killed, done, random.Random(3)))

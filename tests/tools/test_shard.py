@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,13 +22,13 @@ from tests.data_pipeline.media import clip, encoded, pattern
 from tools.shard import app
 
 JPEG, PNG = encoded(pattern(60, 90), "JPEG"), encoded(pattern(90, 60, 1), "PNG")
-GOOD = [
+GOOD: list[dict[str, Any]] = [
     {"domain": "image_text", "text": "A cat.", "images": ["a.jpg"]},
     {"domain": "interleaved", "text": "x <image> y <image>", "images": ["b.png", "a.jpg"]},
     {"domain": "video", "text": "A clip.", "videos": ["c.mp4"]},
     {"domain": "text", "text": "Words."},
 ]
-BAD = [
+BAD: list[tuple[Any, str]] = [
     ({"domain": "interleaved", "text": "<image> <image>", "images": ["a.jpg"]}, "media_mismatch"),
     ({"domain": "image_text", "text": "x", "images": ["truncated.jpg"]}, "unreadable_image"),
     ({"domain": "image_text", "text": "x", "images": ["long.png"]}, "extreme_aspect"),
