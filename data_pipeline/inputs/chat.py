@@ -117,12 +117,15 @@ def _turns(record: dict[str, Any]) -> list[Any]:
 
 def _alpaca_turns(record: dict[str, Any]) -> Iterable[dict[str, Any]]:
     history = record.get("history") or []
-    question = "\n".join(part for part in (record["instruction"], record.get("input") or "") if part)
+    asked = [part for part in (record["instruction"], record.get("input")) if part]
+    if not all(isinstance(part, str) for part in asked):
+        raise BadSample("bad_record", '"instruction" and "input" must be texts')
+    question = "\n".join(asked)
     pairs = [*history, [question, record.get("output")]] if isinstance(history, list) else []
     if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
         raise BadSample("bad_record", '"history" must be a list of [question, answer]')
-    for asked, answered in pairs:
-        yield {"role": "user", "content": asked}
+    for said, answered in pairs:
+        yield {"role": "user", "content": said}
         yield {"role": "assistant", "content": answered}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -18,10 +19,13 @@ import pytest
 import ray
 import webdataset as wds
 
+from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.errors import DataError
 from data_pipeline.index import read_catalogue, read_index
 from data_pipeline.inputs import open_inputs
 from data_pipeline.sharding import executors
 from data_pipeline.sharding.build import Outcome, Part, build_shards, plan, run_build
+from data_pipeline.sharding.executors import run_ray
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.writing import WORK
@@ -111,6 +115,16 @@ def test_a_build_holds_every_record_or_the_reason_why_not(records, undisturbed, 
     assert (len(shards), rows.num_rows) == (len(manifest["shards"]), manifest["samples"])
 
 
+def test_where_a_record_comes_from_changes_nothing_in_training(tokenizer):
+    record = {"domain": "text", "text": "Words."}
+    plain, known = (
+        encode_record(given, [], [], tokenizer=tokenizer, budget=PixelBudget())
+        for given in (record, {**record, "source": "a.jsonl:1", "given_source": "a book"})
+    )
+    assert (plain.input_ids == known.input_ids).all()
+    assert (plain.loss == known.loss).all()
+
+
 def test_a_record_keeps_its_own_source_under_another_name(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"domain": "text", "text": "x", "source": "a book"}) + "\n")
     build_shards([tmp_path / "a.jsonl"], tmp_path / "out")
@@ -173,19 +187,26 @@ def test_killed_at_ten_moments(records, undisturbed, tmp_path, monkeypatch):
 
 
 def test_ray_writes_the_same_though_its_workers_are_killed(records, undisturbed, tmp_path):
-    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    """And what a task raises there is raised here."""
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     killed: list[int] = []
     done = threading.Event()
     killer = threading.Thread(target=_kill_ray_workers, args=(killed, done, random.Random(3)))
     killer.start()
     try:
         built(records, tmp_path, executor="ray", workers=2)
+        with pytest.raises(DataError, match="the mend"):
+            list(run_ray(_mistake, [1], workers=2))
     finally:
         done.set()
         killer.join()
         ray.shutdown()
     assert killed
     assert contents(tmp_path) == undisturbed
+
+
+def _mistake(task: int) -> None:
+    raise DataError("the mend")
 
 
 def _kill_ray_workers(killed: list[int], done: threading.Event, moments: random.Random) -> None:

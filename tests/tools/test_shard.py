@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -21,13 +22,13 @@ from tests.data_pipeline.media import clip, encoded, pattern
 from tools.shard import app
 
 JPEG, PNG = encoded(pattern(60, 90), "JPEG"), encoded(pattern(90, 60, 1), "PNG")
-GOOD = [
+GOOD: list[dict[str, Any]] = [
     {"domain": "image_text", "text": "A cat.", "images": ["a.jpg"]},
     {"domain": "interleaved", "text": "x <image> y <image>", "images": ["b.png", "a.jpg"]},
     {"domain": "video", "text": "A clip.", "videos": ["c.mp4"]},
     {"domain": "text", "text": "Words."},
 ]
-BAD = [
+BAD: list[tuple[Any, str]] = [
     ({"domain": "interleaved", "text": "<image> <image>", "images": ["a.jpg"]}, "media_mismatch"),
     ({"domain": "image_text", "text": "x", "images": ["truncated.jpg"]}, "unreadable_image"),
     ({"domain": "image_text", "text": "x", "images": ["long.png"]}, "extreme_aspect"),
@@ -124,6 +125,28 @@ def test_shards_of_someone_else(tmp_path, tokenizer_folder):
     assert min(table.column("text_tokens").to_pylist()) > 4
 
 
+def test_an_index_goes_on_where_it_was_stopped(tmp_path, tokenizer_folder):
+    for name in ("a", "b"):
+        with wds.TarWriter(str(tmp_path / f"{name}.tar")) as writer:
+            writer.write({"__key__": "good", "json": {"domain": "ocr", "text": name}, "0.jpg": JPEG})
+            writer.write({"__key__": "none", "json": {"label": 3}, "jpg": JPEG})
+    (tmp_path / "c.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:-12000])
+    (tmp_path / "d.tar").write_bytes(b"no tar at all" * 99)
+    command = ["index", tmp_path, "--tokenizer", tokenizer_folder, "--workers", 1]
+    run(*command)
+    whole = {path.name: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
+    assert len(set(whole["rejected.jsonl"][0].splitlines())) >= 5
+    (tmp_path / "b.index.arrow").unlink()
+    run(*command)
+    again = {path.name: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
+    assert {name: data for name, (data, _) in again.items()}.keys() == whole.keys()
+    assert sorted(again["rejected.jsonl"][0].splitlines()) == sorted(whole["rejected.jsonl"][0].splitlines())
+    for name in ("a.index.arrow", "b.index.arrow", "c.index.arrow", "catalogue.arrow"):
+        assert again[name][0] == whole[name][0]
+    assert again["a.index.arrow"][1] == whole["a.index.arrow"][1]  # not written again
+    assert read_index(tmp_path / "c.tar").table.num_rows == 1
+
+
 def test_verify_finds_what_has_changed_on_disk(records, tmp_path, tokenizer_folder):
     """A picture whose header is fine but whose data is cut is indexed by its header, and found by verify."""
     shard = tmp_path / "theirs.tar"
@@ -173,7 +196,8 @@ def test_verify_compares_with_the_manifest(records, tmp_path, tokenizer_folder):
         (["build", "--input", "RECORDS", "--out", "OUT", "--part", "2/2"], "parts of 2 are 0 to 1"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--array"], "no member of a SLURM job array"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--executor", "dask"], "dask is unknown: use here, processes"),
-        (["build", "--input", "OUT", "--out", "OUT"], "holds nothing of a known kind; kinds are: jsonl"),
+        (["build", "--input", "RECORDS", "RECORDS", "--out", "OUT"], "records.jsonl is given twice"),
+        (["build", "--input", "IN", "--kind", "jsonl", "--out", "IN/OUT"], "/OUT lies in the input"),
         (["index", "OUT"], "holds no shards"),
         (["verify", "nowhere"], "error: nowhere does not exist"),
         (["stats", "RECORDS"], "records.tar has no index"),
@@ -184,7 +208,7 @@ def test_a_mistake_is_one_line(records, tmp_path, arguments, says):
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "records.tar").write_bytes(b"x")
-    places = {"RECORDS": records, "OUT": out}
+    places = {"RECORDS": records, "OUT": out, "IN": records.parent, "IN/OUT": records.parent / "OUT"}
     if arguments[0] == "stats":
         places["RECORDS"] = tmp_path / "records.tar"
     shown = run(*(places.get(argument, argument) for argument in arguments), expect=2)
