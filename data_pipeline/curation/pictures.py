@@ -10,7 +10,7 @@ from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter
 from data_pipeline.errors import DataError
 
-SOLID_SAMPLES = 256  # a picture's colours are looked at on a grid of at most so many rows and columns
+SOLID_SAMPLES = 128  # a picture's colours are looked at on a grid of at most so many rows and columns
 
 
 @dataclass
