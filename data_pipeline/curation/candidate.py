@@ -73,7 +73,8 @@ def text_of(record: dict[str, Any]) -> str:
     text = "\n".join(part for part in parts if isinstance(part, str) and part)
     for placeholder in _PLACEHOLDERS:
         text = text.replace(placeholder, " ")
-    return text.strip()
+    # JSON may hold half of a surrogate pair, which is no character and cannot be hashed or written.
+    return text.strip().encode("utf-8", "replace").decode()
 
 
 def perceptual_hash(picture: np.ndarray) -> int:

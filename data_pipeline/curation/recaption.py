@@ -36,6 +36,7 @@ from data_pipeline.curation.hashing import digest, uniform
 from data_pipeline.errors import DataError
 
 MAX_ANSWER_BYTES = 1 << 20
+HOPELESS = 32  # failures without one success: the program or server is at fault, not the samples
 _RETRIED = (408, 409, 425, 429)  # and all above 499
 
 
@@ -90,7 +91,8 @@ class Recaption:
 class Recaptioner:
     """Recaptions samples, several at once, remembering every answer in `cache`, a file that no other process writes.
 
-    on_failure: called with (name, reason) for every sample that keeps its caption although it was chosen.
+    on_failure: called with (name, reason) for every sample that keeps its caption although it was chosen. Raises
+    DataError if the first HOPELESS of them all fail.
     """
 
     def __init__(self, options: Recaption, cache: Path, on_failure: Callable[[str, str], None]):
@@ -99,6 +101,7 @@ class Recaptioner:
         self._cache = self._closing.enter_context(_Answers(cache))
         self._threads = self._closing.enter_context(ThreadPoolExecutor(options.concurrency))
         self._local = threading.local()
+        self._failures, self._answered = 0, False
 
     def __enter__(self) -> Recaptioner:
         return self
@@ -119,9 +122,13 @@ class Recaptioner:
             try:
                 answer = self._ask(sample)
             except RecaptionError as error:
+                self._failures += 1
+                if not self._answered and self._failures >= HOPELESS:
+                    raise DataError(f"recaption: nothing but failures, such as {error}: see that it answers") from error
                 self._on_failure(sample.name, str(error))
                 return sample.record
             self._cache.add(question, answer)
+        self._answered = True
         return {**sample.record, "text": answer, "original_text": sample.record.get("text")}
 
     def _asking(self) -> str:

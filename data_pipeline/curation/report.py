@@ -56,7 +56,7 @@ def funnel_json(funnel: Funnel) -> dict[str, Any]:
         "unwritten": dict(sorted(funnel.unwritten.items())),
         "kept": dict(sorted(funnel.kept.items())),
         "recaptioned": funnel.recaptioned - len(funnel.recaption_failures),
-        "recaption_failures": funnel.recaption_failures,
+        "recaption_failures": dict(sorted(Counter(reason for _, reason in funnel.recaption_failures).items())),
     }
 
 

@@ -3,6 +3,7 @@
     out/curated-00000-00.tar ...    what stays, with indexes, catalogue and manifest, as every build writes them
     out/dropped.jsonl               {"shard", "key", "filter", "reason", "detail"} of every sample that went
     out/reported.jsonl              the same of what filters found that only report
+    out/recaption_failed.jsonl      {"sample", "reason"} of those that keep their caption although they were chosen
     out/funnel.json, funnel.png     how many samples every filter took, as numbers and as a picture
     out/recipe.yaml                 the recipe, all defaults written out
     out/.curation/                  what the first pass found, and recaptions; may be deleted when all is done
@@ -84,6 +85,9 @@ def curate(
         counts = run_build(build, executor=executor, workers=workers).counts
     funnel.kept, funnel.unwritten = counts.domains, counts.rejected
     funnel.recaptioned, funnel.recaption_failures = recaption_notes(work / "recaption")
+    if recipe.recaption:
+        lines = [{"sample": name, "reason": reason} for name, reason in funnel.recaption_failures]
+        _write(out / "recaption_failed.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     _write(out / "recipe.yaml", recipe.text())
     _write(out / "funnel.json", json.dumps(funnel_json(funnel), indent=1, ensure_ascii=False) + "\n")
     draw_funnel(funnel, out / "funnel.png")

@@ -231,6 +231,12 @@ def test_equal_words() -> None:
     assert {row: drop.reason for row, drop in gone.items()} == dict.fromkeys((1, 2, 5), "duplicate_text")
 
 
+def test_half_of_a_surrogate_pair_is_no_reason_to_stop() -> None:
+    samples = [candidate(f"A cat {half} sat down.") for half in ("\ud83d", "\ud83e")]
+    for step in (ExactDuplicateTexts(), NearDuplicateTexts()):
+        assert sorted(dropped(step, samples)) == [1]
+
+
 # --- clips ------------------------------------------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.recaption import Recaption, Recaptioner
+from data_pipeline.errors import DataError
 from tests.data_pipeline.curation.samples import PHOTOS, candidate, file_of, photo
 
 
@@ -214,3 +215,5 @@ def test_no_server(tmp_path: Path) -> None:
     records, failed = recaptioned(options, samples(1), tmp_path / "answers.jsonl")
     assert records == [samples(1)[0].record]
     assert failed == {"shard.tar/0": "ConnectionError (requests: 1)"}
+    with pytest.raises(DataError, match="nothing but failures, such as ConnectionError"):
+        recaptioned(options, samples(40), tmp_path / "answers.jsonl")

@@ -255,6 +255,8 @@ recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
     }
     assert {f"About {name}" for name in pictures} <= stored
 
+    assert (out / "recaption_failed.jsonl").read_text() == ""
+
     undisturbed = tmp_path / "undisturbed"
     run(folder / "second", "--out", undisturbed, "--recipe", recipe(folder, undisturbed, given), "--workers", 1)
     assert result_files(undisturbed) == result_files(out)
