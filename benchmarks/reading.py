@@ -23,10 +23,10 @@ from xxhash import xxh3_64_intdigest
 
 from benchmarks.jpegs import load
 from benchmarks.timing import cheapest
-from data_pipeline.build import index_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.index import Source
+from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader, ShardWriter
 
 SHARD_BYTES = 50 << 20
@@ -49,7 +49,7 @@ def main() -> None:
     with wds.ShardWriter(str(folder / "theirs-%05d.tar"), maxsize=SHARD_BYTES, verbose=0) as theirs:
         for key, members in samples:
             theirs.write({"__key__": key, **dict(members)})
-    index_shards(writer.finished, tokenizer=None)
+    index_shards(writer.finished)
 
     source = Source(SourceConfig(str(folder / "shard-*.tar")), tokenizer_hash="", budget=PixelBudget())
     stored = [source.sample(row) for row in np.random.default_rng(0).permutation(len(source)).tolist()]

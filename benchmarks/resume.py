@@ -23,12 +23,11 @@ from typing import Any
 import torch
 
 from benchmarks.jpegs import load
-from data_pipeline.build import index_shards
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.loader import PackedLoader
 from data_pipeline.plan import Position
+from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardWriter
-from data_pipeline.tokens import GlmTokenizer
 from model.config import GlmvConfig
 from pretrain.pack_cost import pack_cost
 
@@ -51,7 +50,7 @@ def main() -> None:
     with ShardWriter(folder, "shard", 50 << 20) as writer:
         for key, members in load(given.folder, given.samples):
             writer.write(key, members)
-    index_shards(writer.finished, tokenizer=GlmTokenizer(given.tokenizer))
+    index_shards(writer.finished, tokenizer=given.tokenizer)
 
     state = ""
     print(f"{'workers':8}{'':28}{'processor s':>12}{'wall s':>9}")

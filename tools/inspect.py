@@ -13,6 +13,7 @@ import os
 import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +30,8 @@ from data_pipeline.shards import ShardReader
 from data_pipeline.tokens import GlmTokenizer
 from model.config import ConfigError
 from pretrain.config import RunConfig, load_config
+from pretrain.origin import find_origin, resolve_model
+from pretrain.pack_cost import pack_cost
 from tools.inspect_view import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -86,6 +89,7 @@ def batch(
             global_batch_size=run.train.global_batch_size,
             data_parallel_rank=0,
             data_parallel_size=1,
+            cost=pack_cost(resolve_model(run.model.preset, find_origin(run, asdict(run)))),
         )
         packs: list[PackView] = []
         last = step + steps - 1

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
-from data_pipeline.shards import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from data_pipeline.shards import IMAGE_EXTENSIONS, MAX_BYTES, VIDEO_EXTENSIONS
 
 EXTENSIONS = {"images": IMAGE_EXTENSIONS, "videos": VIDEO_EXTENSIONS}
-MAX_FILE_BYTES = 2 << 30  # one file is held in memory whole
+MAX_FILE_BYTES = max(MAX_BYTES.values())  # one file is held in memory whole
 CAPTION_FIELDS = ("text", "caption")  # where a record without a domain of ours may have its text
 
 # The first bytes of a file -> its extension. Of RIFF and of MP4 the word that tells stands further on.
@@ -61,7 +61,7 @@ def _read(full: str, shown: str) -> bytes:
         if not stat.S_ISREG(found.st_mode):
             raise BadSample("missing_file", f"{shown}: not a plain file")
         if found.st_size > MAX_FILE_BYTES:
-            raise BadSample("file_too_large", f"{shown}: {found.st_size:,} bytes")
+            raise BadSample("member_too_large", f"{shown}: {found.st_size:,} bytes")
         return Path(full).read_bytes()
     except OSError as error:
         raise BadSample("missing_file", f"{shown}: {error.strerror}") from error

@@ -21,13 +21,13 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.build import index_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
 from data_pipeline.index import Source
 from data_pipeline.plan import Pack, Piece
+from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import clip, encoded, pattern
 
@@ -320,12 +320,12 @@ def run_case(kind: str, rng: random.Random, folder: Path, tokenizer: GlmTokenize
     shard = folder / "shard-00000.tar"
     shard.write_bytes(BEFORE[kind](rng) if kind in BEFORE else tar_of(GOOD))
     try:
-        report = index_shards([shard], tokenizer=tokenizer)
+        counts = index_shards([shard], tokenizer=tokenizer.folder)
         source = Source(SourceConfig(str(folder)), tokenizer_hash=tokenizer.hash, budget=BUDGET)
     except DataError as error:
         return Counter(["shard refused" if kind in BEFORE and shard.name in str(error) else f"stopped by {error}"])
-    assert len(source) == sum(report.samples.values())
-    outcomes = report.reasons()
+    assert len(source) == counts.samples
+    outcomes = counts.rejected
     if kind in AFTER:
         shard.write_bytes(AFTER[kind](shard.read_bytes(), rng))
     fetcher = PackFetcher([source], tokenizer, BUDGET, seq_length=1 << 17, segment_multiple=8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import shutil
@@ -12,7 +13,6 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.indexing import in_a_process_of_its_own, write_folder
-from data_pipeline.build import index_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
@@ -27,6 +27,7 @@ from data_pipeline.index import (
     write_catalogue,
     write_index,
 )
+from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader, ShardSample, ShardWriter
 from data_pipeline.tokens import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
 from data_pipeline.video import VideoInfo, plan_video
@@ -80,8 +81,8 @@ def test_find_shards(shards, tmp_path):
     names = [path.name for path in find_shards(str(shards))]
     assert names == sorted(names)
     assert len(names) > 1
-    assert [path.name for path in find_shards(str(shards / "*00001.tar"))] == ["shard-00001.tar"]
-    assert [path.name for path in find_shards(str(shards / "shard-00000.tar"))] == ["shard-00000.tar"]
+    assert [path.name for path in find_shards(str(shards / "*00001.tar"))] == ["shard-00000-00001.tar"]
+    assert [path.name for path in find_shards(str(shards / "shard-00000-00000.tar"))] == ["shard-00000-00000.tar"]
     with pytest.raises(DataError, match="nowhere does not exist"):
         find_shards(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
@@ -91,52 +92,52 @@ def test_find_shards(shards, tmp_path):
 
 @pytest.mark.fast
 def test_a_missing_shard(shards, tokenizer):
-    (shards / "shard-00001.tar").unlink()
+    (shards / "shard-00000-00001.tar").unlink()
     with pytest.raises(
-        DataError, match=r"shard-00001\.tar is missing although shard-00001\.index\.arrow is there: restore"
+        DataError, match=r"shard-00000-00001\.tar is missing although shard-00000-00001\.index\.arrow is there: restore"
     ):
         Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
 
 
 @pytest.mark.fast
 def test_a_shard_without_an_index(shards):
-    tar = shards / "shard-00001.tar"
+    tar = shards / "shard-00000-00001.tar"
     index_path(tar).unlink()
     with pytest.raises(
-        DataError, match=r"shard-00001.tar has no index: run `python -m tools.shard index .*shard-00001"
+        DataError, match=r"shard-00000-00001.tar has no index: run `python -m tools.shard index .*shard-00000-00001"
     ):
         read_index(tar)
 
 
 @pytest.mark.fast
 def test_an_index_older_than_its_shard(shards, tokenizer):
-    first, second = shards / "shard-00000.tar", shards / "shard-00001.tar"
+    first, second = shards / "shard-00000-00000.tar", shards / "shard-00000-00001.tar"
     shutil.copy(second, first)
-    with pytest.raises(DataError, match=r"shard-00000.index.arrow is older than its shard, .* run `python -m tools.sh"):
+    with pytest.raises(DataError, match=r"shard-00000-00000.index.arrow is older than its shard, .* run `python"):
         read_index(first)
-    index_shards([first], tokenizer=tokenizer)
+    index_shards([first], tokenizer=tokenizer.folder)
     assert read_index(first).table.num_rows == read_index(second).table.num_rows
 
 
 @pytest.mark.fast
 def test_a_copied_data_set_may_bear_any_dates(shards):
-    tar = shards / "shard-00000.tar"
+    tar = shards / "shard-00000-00000.tar"
     os.utime(index_path(tar), (0, 0))
     assert read_index(tar).table.num_rows
 
 
 @pytest.mark.fast
 def test_an_index_made_with_another_tokenizer(shards, tokenizer):
-    with pytest.raises(DataError, match=r"index of .*shard-00000.tar was made with another tokenizer: run `python"):
+    with pytest.raises(DataError, match=r"index of .*shard-00000-00000.tar was made with another tokenizer: run"):
         Source(SourceConfig(str(shards)), tokenizer_hash="0" * 16, budget=PixelBudget())
-    index_shards(find_shards(str(shards)), tokenizer=None)
+    index_shards(find_shards(str(shards)))
     with pytest.raises(DataError, match="was made with no tokenizer"):
         Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
 
 
 @pytest.mark.fast
 def test_a_damaged_index(shards):
-    tar = shards / "shard-00000.tar"
+    tar = shards / "shard-00000-00000.tar"
     data = index_path(tar).read_bytes()
     for damaged in (b"", data[: len(data) // 2], b"hello"):
         index_path(tar).write_bytes(damaged)
@@ -146,7 +147,7 @@ def test_a_damaged_index(shards):
 
 @pytest.mark.fast
 def test_an_index_of_another_version(shards):
-    tar = shards / "shard-00000.tar"
+    tar = shards / "shard-00000-00000.tar"
     table = read_index(tar).table.replace_schema_metadata({"format": "glmv-index-0"})
     with pa.OSFile(str(index_path(tar)), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -159,27 +160,29 @@ def test_a_shard_in_which_nothing_can_be_used(shards, tokenizer):
     writer = ShardWriter(shards, "bad", max_bytes=1000)
     writer.write("0", [("json", b"{}")])
     writer.close()
-    report = index_shards(writer.finished, tokenizer=tokenizer)
-    assert report.reasons() == {"bad_record": 1}
+    counts = index_shards(writer.finished, tokenizer=tokenizer.folder)
+    assert counts.rejected == {"bad_record": 1}
     source = Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
     assert len(source) == len(source.lengths) == len(source.is_text) == 40
-    assert source.sample(0).shard_name == "shard-00000.tar"
+    assert source.sample(0).shard_name == "shard-00000-00000.tar"
 
 
 @pytest.mark.fast
 def test_a_cut_shard_is_indexed_as_far_as_it_goes(shards, tokenizer):
-    tar = shards / "shard-00000.tar"
+    tar = shards / "shard-00000-00000.tar"
     samples = [read_index(tar).sample(row) for row in range(read_index(tar).table.num_rows)]
     os.truncate(tar, samples[-1].members[-1].offset + 10)
-    report = index_shards([tar], tokenizer=tokenizer)
-    assert [(entry["reason"], entry["key"]) for entry in report.rejected] == [("truncated_tar", samples[-1].key)]
+    counts = index_shards([tar], tokenizer=tokenizer.folder)
+    assert counts.rejected == {"truncated_tar": 1}
+    (line,) = (shards / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(line)["origin"] == f"{tar.name}/{samples[-1].key}"
     index = read_index(tar)
     assert [index.sample(row) for row in range(index.table.num_rows)] == samples[:-1]
 
 
 @pytest.mark.fast
 def test_indexes_do_not_use_up_file_descriptors(shards):
-    tar = shards / "shard-00000.tar"
+    tar = shards / "shard-00000-00000.tar"
     before = len(os.listdir("/proc/self/fd"))
     opened = [read_index(tar) for _ in range(50)]
     assert len(os.listdir("/proc/self/fd")) - before < 10
@@ -195,7 +198,7 @@ def test_the_fingerprint_of_a_source_follows_its_samples(shards, tokenizer: GlmT
     first = fingerprint()
     assert fingerprint() == first
     assert fingerprint(image_max_tokens=9) != first
-    for path in shards.glob("shard-00001.*"):
+    for path in shards.glob("shard-00000-00001.*"):
         path.unlink()
     assert fingerprint() != first
 
@@ -223,7 +226,7 @@ def opened(shards, tokenizer):
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("pattern", ["", "*.tar", "shard-00001.tar", "shard-0000[02].tar", "*1.tar"])
+@pytest.mark.parametrize("pattern", ["", "*.tar", "shard-00000-00001.tar", "shard-00000-0000[02].tar", "*1.tar"])
 def test_a_catalogue_says_what_the_indexes_say(shards, opened, pattern):
     from_catalogue = opened(pattern)
     (shards / CATALOGUE).unlink()
@@ -247,22 +250,22 @@ def test_with_a_catalogue_neither_tars_nor_indexes_are_read(shards, opened):
 @pytest.mark.fast
 def test_a_catalogue_that_no_longer_holds_is_not_used(shards, opened, tokenizer):
     whole = opened()
-    late = shutil.copy(shards / "shard-00000.tar", shards / "zlate.tar")
+    late = shutil.copy(shards / "shard-00000-00000.tar", shards / "zlate.tar")
     with pytest.raises(DataError, match=r"zlate\.tar has no index"):
         opened()
     assert same(opened("shard-*.tar"), whole)
-    shutil.copy(index_path(shards / "shard-00000.tar"), index_path(Path(late)))
+    shutil.copy(index_path(shards / "shard-00000-00000.tar"), index_path(Path(late)))
     assert len(opened()) == len(whole) + int(whole.shard_rows[1]), "made elsewhere, copied here: read from the indexes"
-    index_shards([Path(late)], tokenizer=None)
+    index_shards([Path(late)], tokenizer="")
     with pytest.raises(DataError, match=r"zlate\.tar was made with no tokenizer"):
         opened()
-    index_shards([Path(late)], tokenizer=tokenizer)
+    index_shards([Path(late)], tokenizer=tokenizer.folder)
     assert len(opened()) == len(whole) + int(whole.shard_rows[1])
 
 
 @pytest.mark.fast
 def test_an_index_written_anew_takes_the_catalogue_away(shards, opened):
-    index = read_index(shards / "shard-00000.tar")
+    index = read_index(shards / "shard-00000-00000.tar")
     write_index(
         index.file,
         index.table.slice(1).to_pylist(),

@@ -15,12 +15,12 @@ import fsspec
 import pytest
 
 from data_pipeline import remote
-from data_pipeline.build import index_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.index import Source, find_shards
 from data_pipeline.remote import ShardCache
+from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader
 from data_pipeline.tar import fingerprint
 
@@ -104,7 +104,7 @@ def test_a_folder_behind_a_web_server(shards, server, tokenizer, tmp_path):
     assert server.asked.total() == len(tars) + 1, "the second time all is there"
 
     some = opened(f"{server.url}/*0001.tar", tokenizer, cache)
-    assert [shard.name for shard in some.shards] == ["shard-00001.tar"]
+    assert [shard.name for shard in some.shards] == ["shard-00000-00001.tar"]
     first = int(local.shard_rows[1])
     assert some.sample(0).sample == local.sample(first).sample
     assert some.lengths.tolist() == local.lengths[first : int(local.shard_rows[2])].tolist()
@@ -124,35 +124,35 @@ def test_fsspec_urls(shards, tokenizer, tmp_path):
 def test_a_catalogue_that_was_written_anew_is_fetched_again(shards, server, tokenizer, tmp_path):
     cache = ShardCache(str(tmp_path / "cache"))
     before = len(opened(server.url, tokenizer, cache))
-    for path in shards.glob("shard-00000.*"):
+    for path in shards.glob("shard-00000-00000.*"):
         path.unlink()
-    index_shards(find_shards(str(shards)), tokenizer=tokenizer)
+    index_shards(find_shards(str(shards)), tokenizer=tokenizer.folder)
     assert len(opened(server.url, tokenizer, cache)) < before
 
 
 def test_a_network_that_fails_now_and_then(shards, server, tokenizer, tmp_path):
     server.broken = {
-        "shard-00000.tar": ["busy", "cut", "cut"],
+        "shard-00000-00000.tar": ["busy", "cut", "cut"],
         "catalogue.arrow": ["busy"],
-        "shard-00001.tar": ["short"],
+        "shard-00000-00001.tar": ["short"],
     }
     cache = ShardCache(str(tmp_path / "cache"))
     source = opened(server.url, tokenizer, cache)
     assert contents(source, ShardReader(cache=cache)) == contents(opened(str(shards), tokenizer, cache), ShardReader())
-    assert (server.asked["shard-00000.tar"], server.asked["shard-00001.tar"]) == (4, 2)
+    assert (server.asked["shard-00000-00000.tar"], server.asked["shard-00000-00001.tar"]) == (4, 2)
     assert not list((tmp_path / "cache").glob("*.tmp"))
 
 
 def test_a_shard_that_cannot_be_fetched_is_not_asked_for_at_every_sample(shards, server, tokenizer, tmp_path):
     cache = ShardCache(str(tmp_path / "cache"))
     source = opened(server.url, tokenizer, cache)
-    (shards / "shard-00000.tar").unlink()
+    (shards / "shard-00000-00000.tar").unlink()
     reader = ShardReader(cache=cache)
     sample = source.sample(0)
     for _ in range(3):
         with pytest.raises(BadSample, match=r"unreadable_shard: .*shard-00000\.tar cannot be fetched: .*404"):
             reader.read(sample.shard, sample.sample, sample.tar_fingerprint)
-    assert server.asked["shard-00000.tar"] == 1
+    assert server.asked["shard-00000-00000.tar"] == 1
     last = source.sample(len(source) - 1)
     assert reader.read(last.shard, last.sample, last.tar_fingerprint).record
 

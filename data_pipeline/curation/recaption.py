@@ -1,0 +1,300 @@
+"""Captions written anew by a program or a model server, for a share of the samples that stay.
+
+A command reads a JSON line {"key", "image", "text"} for every sample, where `image` is the path of a picture that lives
+until it has answered, and answers with a line {"text": "..."}. It is started once and kept. An endpoint is any server
+with OpenAI's /chat/completions, such as vLLM's or SGLang's.
+
+Both captions stay in the record: `text` is the new one, `original_text` the old. A sample whose recaption fails keeps
+what it had, and is counted. Answers are kept on disk as they come, so that nothing is asked twice.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import select
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import requests
+from PIL import Image
+
+from data_pipeline.curation.candidate import Candidate
+from data_pipeline.curation.hashing import digest, uniform
+from data_pipeline.errors import DataError
+
+MAX_ANSWER_BYTES = 1 << 20
+HOPELESS = 32  # failures without one success: the program or server is at fault, not the samples
+_RETRIED = (408, 409, 425, 429)  # and all above 499
+
+
+class RecaptionError(Exception):
+    """One sample got no new caption."""
+
+
+@dataclass
+class Recaption:
+    """Who writes, whose captions, and how often. Give `command` or `endpoint`."""
+
+    command: str = ""  # a program and its arguments, started without a shell
+    endpoint: str = ""  # such as http://localhost:8000/v1
+    model: str = ""  # as the server calls it
+    api_key_variable: str = ""  # the environment variable that holds the server's key, where it wants one
+    prompt: str = "Describe this picture in one paragraph."  # {text} stands for the caption it has
+    max_tokens: int = 512
+    ratio: float = 1.0  # share of samples that are recaptioned; the others keep their caption
+    domains: list[str] = field(default_factory=lambda: ["image_text"])
+    concurrency: int = 4  # requests, or programs, at once in every process
+    timeout: float = 120.0  # seconds for an answer
+    retries: int = 4  # of a request, after 1, 2, 4 ... seconds
+    seed: int = 0
+
+    def check(self) -> None:
+        if bool(self.command) == bool(self.endpoint):
+            raise DataError("recaption: give either `command` or `endpoint`")
+        try:
+            program = shlex.split(self.command)[:1]
+        except ValueError as error:
+            raise DataError(f"recaption.command cannot be split into words: {error}") from error
+        if program and not shutil.which(program[0]):
+            raise DataError(f"recaption.command: there is no program {program[0]!r}")
+        if self.endpoint and not self.model:
+            raise DataError("recaption.model is empty: give the model's name as the server calls it")
+        if self.api_key_variable and self.api_key_variable not in os.environ:
+            raise DataError(f"recaption.api_key_variable: {self.api_key_variable} is not set")
+        if not 0 <= self.ratio <= 1:
+            raise DataError(f"recaption.ratio is {self.ratio}: give a share from 0 to 1")
+        if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
+            raise DataError("recaption: concurrency and timeout must be positive, retries 0 or more")
+
+    def chosen(self, sample: Candidate) -> bool:
+        """Whether this sample's caption is written anew: by a hash of its name, so independent of all others."""
+        return (
+            sample.domain in self.domains
+            and len(sample.images) == 1
+            and uniform(self.seed, "recaption", sample.name) < self.ratio
+        )
+
+
+class Recaptioner:
+    """Recaptions samples, several at once, remembering every answer in `cache`, a file that no other process writes.
+
+    on_failure: called with (name, reason) for every sample that keeps its caption although it was chosen. Raises
+    DataError if the first HOPELESS of them all fail.
+    """
+
+    def __init__(self, options: Recaption, cache: Path, on_failure: Callable[[str, str], None]):
+        self.options, self._on_failure = options, on_failure
+        self._closing = ExitStack()
+        self._cache = self._closing.enter_context(_Answers(cache))
+        self._threads = self._closing.enter_context(ThreadPoolExecutor(options.concurrency))
+        self._local = threading.local()
+        self._failures, self._answered = 0, False
+
+    def __enter__(self) -> Recaptioner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def records(self, samples: list[Candidate]) -> list[dict[str, Any]]:
+        """The records of samples, with their new captions where they were chosen and got one."""
+        return list(self._threads.map(self._record, samples))
+
+    def _record(self, sample: Candidate) -> dict[str, Any]:
+        if not self.options.chosen(sample):
+            return sample.record
+        question = digest(self._asking().encode(), sample.images[0], sample.text.encode()).hex()
+        answer = self._cache.get(question)
+        if answer is None:
+            try:
+                answer = self._ask(sample)
+            except RecaptionError as error:
+                self._failures += 1
+                if not self._answered and self._failures >= HOPELESS:
+                    raise DataError(f"recaption: nothing but failures, such as {error}: see that it answers") from error
+                self._on_failure(sample.name, str(error))
+                return sample.record
+            self._cache.add(question, answer)
+        self._answered = True
+        return {**sample.record, "text": answer, "original_text": sample.record.get("text")}
+
+    def _asking(self) -> str:
+        """What an answer depends on, besides picture and text."""
+        options = self.options
+        return json.dumps([options.command, options.endpoint, options.model, options.prompt, options.max_tokens])
+
+    def _ask(self, sample: Candidate) -> str:
+        if not hasattr(self._local, "captioner"):
+            captioner = _Program(self.options) if self.options.command else _Server(self.options)
+            self._local.captioner = captioner
+            self._closing.callback(captioner.close)
+        answer = self._local.captioner.ask(sample)
+        if not answer.strip():
+            raise RecaptionError("the answer is empty")
+        return answer.strip()
+
+
+class _Program:
+    """A command that is kept running; it is started again if it ends or does not answer in time."""
+
+    def __init__(self, options: Recaption):
+        self.options = options
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="recaption-")
+
+    def ask(self, sample: Candidate) -> str:
+        picture = Path(self._folder.name) / f"picture.{_image_format(sample.images[0]).lower()}"
+        picture.write_bytes(sample.images[0])
+        question = {"key": sample.name, "image": str(picture), "text": sample.text}
+        try:
+            line = self._exchange(json.dumps(question).encode() + b"\n")
+            answer = json.loads(line)
+            if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
+                raise RecaptionError(f"no line with a text came back: {line[:200]!r}")
+            return answer["text"]
+        except (OSError, ValueError) as error:
+            self._end()
+            raise RecaptionError(f"the command failed: {error}") from error
+        except RecaptionError:
+            self._end()  # what it says next would answer another question
+            raise
+        finally:
+            picture.unlink()
+
+    def _exchange(self, question: bytes) -> bytes:
+        if self._process is None or self._process.poll() is not None:
+            self._process = subprocess.Popen(
+                shlex.split(self.options.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(question)
+        self._process.stdin.flush()
+        until = time.monotonic() + self.options.timeout
+        answer = b""
+        while not answer.endswith(b"\n"):
+            ready, _, _ = select.select([self._process.stdout], [], [], max(until - time.monotonic(), 0))
+            if not ready:
+                raise RecaptionError(f"no answer in {self.options.timeout:g} seconds")
+            part = os.read(self._process.stdout.fileno(), 1 << 16)
+            if not part:
+                raise RecaptionError(f"the command ended with status {self._process.wait()}")
+            answer += part
+            if len(answer) > MAX_ANSWER_BYTES:
+                raise RecaptionError(f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        return answer
+
+    def _end(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def close(self) -> None:
+        self._end()
+        self._folder.cleanup()
+
+
+class _Server:
+    """A server with OpenAI's /chat/completions. Requests that may succeed later are repeated."""
+
+    def __init__(self, options: Recaption):
+        self.options = options
+        self._session = requests.Session()
+        if options.api_key_variable:
+            self._session.headers["Authorization"] = f"Bearer {os.environ[options.api_key_variable]}"
+
+    def ask(self, sample: Candidate) -> str:
+        data = sample.images[0]
+        url = f"data:image/{_image_format(data).lower()};base64,{base64.b64encode(data).decode()}"
+        content = [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": self.options.prompt.replace("{text}", sample.text)},
+        ]
+        body = {
+            "model": self.options.model,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self.options.max_tokens,
+            "temperature": 0,
+        }
+        for attempt in range(self.options.retries + 1):
+            if attempt:
+                time.sleep(2 ** (attempt - 1))
+            try:
+                return self._post(body)
+            except _TryAgain as error:
+                failure = str(error)
+        raise RecaptionError(f"{failure} (requests: {self.options.retries + 1})")
+
+    def _post(self, body: dict[str, Any]) -> str:
+        try:
+            address = f"{self.options.endpoint.rstrip('/')}/chat/completions"
+            response = self._session.post(address, json=body, timeout=self.options.timeout)
+        except requests.RequestException as error:
+            raise _TryAgain(type(error).__name__) from error
+        if response.status_code in _RETRIED or response.status_code >= 500:
+            raise _TryAgain(f"status {response.status_code}")
+        if response.status_code != 200:
+            raise RecaptionError(f"status {response.status_code}: {response.text[:200]}")
+        try:
+            answer = response.json()["choices"][0]["message"]["content"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise RecaptionError(f"not an answer of a chat: {response.text[:200]!r}") from error
+        if not isinstance(answer, str):
+            raise RecaptionError(f"the answer is no text: {answer!r}")
+        return answer
+
+    def close(self) -> None:
+        self._session.close()
+
+
+class _TryAgain(Exception):
+    """What went wrong with a request that may go well later."""
+
+
+class _Answers:
+    """Answers by question, in a file of JSON lines: every answer is written as it comes, and a last line that a crash
+    cut off is forgotten."""
+
+    def __init__(self, path: Path):
+        self._known: dict[str, str] = {}
+        if path.is_file():
+            whole = path.read_bytes().rpartition(b"\n")
+            self._known = dict(json.loads(line) for line in whole[0].splitlines())
+            os.truncate(path, len(whole[0]) + len(whole[1]))
+        self._file = open(path, "ab")  # noqa: SIM115 - closed in __exit__
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> _Answers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def get(self, question: str) -> str | None:
+        return self._known.get(question)
+
+    def add(self, question: str, answer: str) -> None:
+        with self._lock:
+            self._known[question] = answer
+            self._file.write(json.dumps([question, answer]).encode() + b"\n")
+            self._file.flush()
+
+
+def _image_format(data: bytes) -> str:
+    """JPEG, PNG ...; a sample that got this far can be opened."""
+    with Image.open(io.BytesIO(data)) as image:
+        return image.format or "JPEG"

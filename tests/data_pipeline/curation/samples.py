@@ -1,0 +1,97 @@
+"""Samples for the tests of curation: real pictures of scikit-image, and candidates without a shard around them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from data_pipeline.curation.candidate import Candidate
+from data_pipeline.curation.filters import Drop, SetFilter
+from data_pipeline.shards import RawSample
+
+PHOTOS = (
+    "astronaut.png",
+    "chelsea.png",
+    "coffee.png",
+    "rocket.jpg",
+    "camera.png",
+    "coins.png",
+    "hubble_deep_field.jpg",
+)
+
+
+@lru_cache(maxsize=16)
+def photo(name: str, size: int = 240) -> Image.Image:
+    """A real photograph, its shorter side so long."""
+    spec = find_spec("skimage")
+    assert spec is not None
+    assert spec.origin is not None
+    with Image.open(Path(spec.origin).parent / "data" / name) as image:
+        scale = size / min(image.size)
+        return image.convert("RGB").resize((round(image.width * scale), round(image.height * scale)))
+
+
+def file_of(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def clip_of(frames: Sequence[np.ndarray], fps: int = 8, **options: Any) -> bytes:
+    """A video file of these pictures, uint8 [height, width, 3] each. options: of the encoder."""
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=fps, options=options)
+        assert isinstance(stream, av.VideoStream)
+        stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    return buffer.getvalue()
+
+
+def candidate(
+    text: str = "A text.",
+    images: Sequence[bytes] = (),
+    videos: Sequence[bytes] = (),
+    domain: str = "image_text",
+    name: str = "shard.tar/0",
+    **record: Any,
+) -> Candidate:
+    return Candidate(name, RawSample({"domain": domain, "text": text, **record}, list(images), list(videos)))
+
+
+class InMemory:
+    """Survivors of a few candidates, as one shard for every `shard_size` of them."""
+
+    def __init__(self, step: SetFilter, samples: Sequence[Candidate], shard_size: int = 3):
+        self.samples, self.shard_size = samples, shard_size
+        self.features = [step.feature(sample) for sample in samples]
+        self.type = step.feature_type
+
+    def chunks(self) -> Iterator[tuple[np.ndarray, pa.Array]]:
+        for start in range(0, len(self.samples), self.shard_size):
+            several = range(start, min(start + self.shard_size, len(self.samples)))
+            rows = [row for row in several if self.features[row] is not None]
+            if rows:
+                yield np.array(rows), pa.array([self.features[row] for row in rows], self.type)
+
+    def name(self, row: int) -> str:
+        return self.samples[row].name
+
+    def text(self, row: int) -> str:
+        return self.samples[row].text
+
+
+def dropped(step: SetFilter, samples: Sequence[Candidate]) -> dict[int, Drop]:
+    """What a filter drops of these samples."""
+    return dict(step.decide(InMemory(step, samples)))

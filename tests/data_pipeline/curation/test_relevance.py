@@ -1,0 +1,99 @@
+"""Pictures and captions that belong together, by a tiny random CLIP of transformers and by a function of one's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
+from data_pipeline.curation.relevance import ClipScorer, Relevance
+from data_pipeline.errors import DataError
+from tests.data_pipeline.curation.samples import PHOTOS, candidate, file_of, photo
+
+TEXTS = [f"A photograph, {name}, number {number} of several." for number, name in enumerate(PHOTOS)]
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(3)
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    # The last token of the text is the one that CLIP looks at: its number says which.
+    text = {**small, "vocab_size": 400, "max_position_embeddings": 20, "eos_token_id": 1, "bos_token_id": 0}
+    vision = {**small, "image_size": 56, "patch_size": 14}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
+    CLIPModel(config).eval().save_pretrained(folder)
+    sides = {"crop_size": {"height": 56, "width": 56}, "size": {"shortest_edge": 56}}
+    CLIPImageProcessorPil(**sides).save_pretrained(folder)
+    bpe = Tokenizer(models.BPE(unk_token="<|endoftext|>", end_of_word_suffix="</w>"))
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.train_from_iterator(
+        TEXTS,
+        trainers.BpeTrainer(
+            vocab_size=400,
+            special_tokens=["<|startoftext|>", "<|endoftext|>"],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            end_of_word_suffix="</w>",
+        ),
+    )
+    bpe.model.save(str(folder))
+    CLIPTokenizer(str(folder / "vocab.json"), str(folder / "merges.txt")).save_pretrained(folder)
+    return folder
+
+
+def test_scores_are_clip_s_own_logits(clip_folder: Path) -> None:
+    model = CLIPModel.from_pretrained(clip_folder)
+    tokenizer, images = CLIPTokenizer.from_pretrained(clip_folder), CLIPImageProcessorPil.from_pretrained(clip_folder)
+    scores = ClipScorer(clip_folder, "cpu")([photo(name) for name in PHOTOS], TEXTS)
+    for name, text, score in zip(PHOTOS, TEXTS, scores, strict=True):
+        tokens = tokenizer([text], truncation=True, max_length=20, return_tensors="pt")
+        with torch.no_grad():
+            output = model(**tokens, **images(photo(name), return_tensors="pt"))
+        assert score == pytest.approx(float(output.logits_per_image / model.logit_scale.detach().exp()), abs=1e-6)
+    assert max(scores) - min(scores) > 0.01
+
+
+def test_what_scores_less_goes(clip_folder: Path) -> None:
+    samples = [candidate(text, [file_of(photo(name))]) for name, text in zip(PHOTOS, TEXTS, strict=True)]
+    samples.append(candidate("A sentence.", domain="text"))
+    scores = ClipScorer(clip_folder, "cpu")([photo(name) for name in PHOTOS], TEXTS)
+    limit = sorted(scores)[3]
+    for batch_size in (2, 32):
+        step = Relevance(weights=str(clip_folder), min=limit - 1e-4, batch_size=batch_size)
+        step.check()
+        verdicts = step.judge(samples)
+        assert [bool(verdict) for verdict in verdicts] == [*(score < limit for score in scores), False]
+        assert {verdict.reason for verdict in verdicts if verdict} == {"irrelevant_text"}
+
+
+def brightness(pictures: list[Image.Image], texts: list[str]) -> list[float]:
+    return [picture.convert("L").resize((1, 1)).getpixel((0, 0)) / 255 for picture in pictures]  # type: ignore[operator]
+
+
+def test_a_scorer_of_one_s_own() -> None:
+    black, white = (file_of(Image.new("RGB", (40, 40), colour)) for colour in ("black", "white"))
+    step = Relevance(scorer=f"{__name__}:brightness", min=0.5, domains=["image_text", "interleaved"])
+    step.check()
+    assert step(candidate(images=[white])) is None
+    verdict = step(candidate(images=[black]))
+    assert verdict is not None
+    assert verdict.reason == "irrelevant_text"
+    assert step(candidate(images=[black, white, black], domain="interleaved")) is None  # the best of its pictures
+    broken = step.judge([candidate(images=[b"broken"]), candidate(images=[white])])
+    assert broken[0] is not None
+    assert broken[0].reason == "unreadable_image"
+    assert broken[1] is None
+
+
+def test_what_cannot_score() -> None:
+    for step, said in (
+        (Relevance(), "no folder of a Hugging Face CLIP model"),
+        (Relevance(scorer="nowhere:nothing"), "cannot be imported"),
+        (Relevance(scorer="siglip"), "cannot be imported"),
+    ):
+        with pytest.raises(DataError, match=said):
+            step.check()

@@ -1,0 +1,328 @@
+"""Curation as a user runs it: shards and a recipe in, shards and an account out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset as wds
+from PIL import Image, ImageOps
+from typer.testing import CliRunner
+
+from data_pipeline.curation.candidate import Candidate
+from data_pipeline.curation.filters import Drop, Filter, SetFilter, answer
+from data_pipeline.curation.recipe import recipe_of
+from data_pipeline.index import find_shards, read_index
+from data_pipeline.sharding.build import build_shards
+from data_pipeline.sharding.foreign import index_shards
+from data_pipeline.shards import ShardReader
+from tests.data_pipeline.curation.samples import PHOTOS, InMemory, file_of, photo
+from tools.shard import app
+
+KILL_ONCE = "CURATION_TEST_KILLED"  # the file that says that it has happened
+
+
+@dataclass
+class Faulty(Filter):
+    """A filter of a user's own, with a mistake."""
+
+    def __call__(self, sample: Candidate) -> Drop | None:
+        return sample.record["nothing"]
+
+
+@dataclass
+class Deadly(Filter):
+    """Ends its process, as kill -9 does, the first time that it meets a certain sample."""
+
+    at: str = ""
+
+    def __call__(self, sample: Candidate) -> Drop | None:
+        marker = os.environ.get(KILL_ONCE)
+        if marker and sample.name == self.at and not Path(marker).exists():
+            Path(marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+
+WORDS = "the lamp in a harbour by sea and wind over grey stones near our old house where two boats lay"
+RECIPE = """
+filters:
+  - near_duplicate_texts: {domains: [text, image_text], similarity: 0.7, words: 2}
+  - caption_length: {min_characters: 12}
+  - resolution: {min_side: 40}
+  - solid_colour: {report_only: true}
+  - albums
+  - exact_duplicate_images
+  - near_duplicate_images: {distance: 4}
+  - repeated_text
+  - concept_balance: {concepts: CONCEPTS, cap: 3, domains: [text]}
+  - boxes
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two folders of shards of the same names, several each: photographs in guises, texts that resemble each other, and
+    what filters are made for."""
+    root = tmp_path_factory.mktemp("curation")
+    (root / "concepts.txt").write_text("lamp\nsea\nharbour\n")
+    rng = np.random.default_rng(1)
+    words = WORDS.split()
+    for number, source in enumerate(("first", "second")):
+        given = root / f"{source}_in"
+        given.mkdir()
+        records: list[dict[str, Any]] = []
+        for place, name in enumerate(PHOTOS):
+            image = photo(name, 96)
+            guises = (image, image.resize((130, 110)), ImageOps.mirror(image)) if number else (image, image)
+            for guise, picture in enumerate(guises):
+                file = f"{place}-{guise}.png"
+                (given / file).write_bytes(file_of(picture))
+                text = f"{name} in guise {guise} of {source}" if guise or not number else "Short"
+                records.append({"domain": "image_text", "text": text, "images": [file]})
+        for file, picture in (("red.png", Image.new("RGB", (64, 64), "red")), ("tiny.png", photo(PHOTOS[0], 30))):
+            (given / file).write_bytes(file_of(picture))
+            records.append({"domain": "image_text", "text": f"A picture, {file}, {source}", "images": [file]})
+        for _ in range(40):
+            text = " ".join(rng.permutation(words)[:12] if rng.random() < 0.5 else words[: rng.integers(8, 18)])
+            records.append({"domain": "text", "text": text})
+        for boxes in range(4):
+            text = f"<image> {boxes} boxes" + " [[10,20,300,400]]" * boxes
+            records.append({"domain": "grounding", "text": text, "images": [f"{boxes}-0.png"]})
+        for some in (2, 60):
+            text = "<image>" * 4 + " ".join(f"word{n}" for n in range(some))
+            records.append({"domain": "interleaved", "text": text, "images": [f"{n}-0.png" for n in range(2, 6)]})
+        order = rng.permutation(len(records))
+        (given / "records.jsonl").write_text("".join(json.dumps(records[i]) + "\n" for i in order))
+        build_shards([given / "records.jsonl"], root / source, shard_bytes=200_000)
+        assert len(find_shards(str(root / source))) > 2
+    return root
+
+
+def run(*arguments: object, expect: int = 0) -> str:
+    result = CliRunner().invoke(app, ["curate", *map(str, arguments)], env={"COLUMNS": "200"})
+    assert result.exit_code == expect, result.output
+    return " ".join(result.output.split())
+
+
+def recipe(folder: Path, out: Path, text: str = RECIPE) -> Path:
+    path = out.with_suffix(".yaml")
+    path.write_text(text.replace("CONCEPTS", str(folder / "concepts.txt")))
+    return path
+
+
+def everything(shards: list[Path], names: dict[Path, str]) -> list[Candidate]:
+    reader, found = ShardReader(), []
+    for shard in shards:
+        index = read_index(shard)
+        for row in range(index.table.num_rows):
+            stored = index.sample(row)
+            found.append(Candidate(f"{names[shard]}/{stored.key}", reader.read(str(shard), stored)))
+    return found
+
+
+def one_after_the_other(
+    samples: list[Candidate], steps: list[tuple[str, Filter | SetFilter]]
+) -> tuple[list[Candidate], list[tuple[str, str, str]], list[tuple[str, str, str]]]:
+    """The meaning of a recipe: every filter gets the whole set that the one above it let through.
+    (kept, dropped, reported); the last two as (sample, filter, reason)."""
+    gone: list[tuple[str, str, str]] = []
+    reported: list[tuple[str, str, str]] = []
+    for name, step in steps:
+        if isinstance(step, Filter):
+            verdicts = {row: drop for row, sample in enumerate(samples) if (drop := answer(step, sample))}
+        else:
+            judged = [row for row, sample in enumerate(samples) if step.judges(sample)]
+            found = dict(step.decide(InMemory(step, [samples[row] for row in judged])))
+            verdicts = {judged[place]: drop for place, drop in sorted(found.items())}
+        found_here = [(samples[row].name, name, drop.reason) for row, drop in verdicts.items()]
+        if step.report_only:
+            reported += found_here
+        else:
+            gone += found_here
+            samples = [sample for row, sample in enumerate(samples) if row not in verdicts]
+    return samples, gone, reported
+
+
+def listed(path: Path) -> list[tuple[str, str, str]]:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert all(line["detail"] for line in lines)
+    return [(f"{line['shard']}/{line['key']}", line["filter"], line["reason"]) for line in lines]
+
+
+def stored_in(out: Path) -> list[dict[str, Any]]:
+    return list(wds.WebDataset([str(shard) for shard in find_shards(str(out))], shardshuffle=False))
+
+
+def result_files(out: Path) -> dict[str, bytes]:
+    assert not list(out.glob("*.tmp"))
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def curated(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    out = tmp_path_factory.mktemp("out") / "curated"
+    shown = run(folder / "first", folder / "second", "--out", out, "--recipe", recipe(folder, out), "--workers", 1)
+    return out, shown
+
+
+def test_what_stays_is_what_filter_after_filter_lets_through(folder: Path, curated: tuple[Path, str]) -> None:
+    out, shown = curated
+    shards = [*find_shards(str(folder / "first")), *find_shards(str(folder / "second"))]
+    samples = everything(shards, {shard: f"{shard.parent.name}/{shard.name}" for shard in shards})
+    steps = recipe_of((out / "recipe.yaml").read_text()).filters
+    kept, gone, reported = one_after_the_other(samples, steps)
+    assert len({name for _, name, _ in gone}) >= 7  # nearly every filter has something to do
+    assert listed(out / "dropped.jsonl") == gone
+    assert listed(out / "reported.jsonl") == reported
+    assert reported
+
+    stored = stored_in(out)
+    assert len(stored) == len(kept)
+    for sample, ours in zip(kept, stored, strict=True):
+        assert json.loads(ours["json"]) == sample.record
+        assert [data for name, data in ours.items() if name.endswith(".png")] == sample.images
+
+    funnel = json.loads((out / "funnel.json").read_text())
+    assert sum(funnel["read"].values()) == len(samples)
+    assert sum(funnel["kept"].values()) == len(kept)
+    counts = [step["samples"] for step in funnel["steps"] if not step["report_only"]]
+    assert sum(counts) == len(gone)
+    for step in funnel["steps"][1:]:
+        assert f"{step['filter']}{' (only reports)' if step['report_only'] else ''} │ {step['samples']} │" in shown
+    with Image.open(out / "funnel.png") as picture:
+        assert picture.width > 500
+
+
+def test_two_processes_do_what_one_does(folder: Path, curated: tuple[Path, str], tmp_path: Path) -> None:
+    out = tmp_path / "curated"
+    run(folder / "first", folder / "second", "--out", out, "--recipe", recipe(folder, out), "--workers", 2)
+    assert result_files(out) == result_files(curated[0])
+
+
+CAPTIONER = """
+import json, os, signal, sys
+from pathlib import Path
+for line in sys.stdin:
+    key = json.loads(line)["key"]
+    print(key, file=open({log!r}, "a"))
+    if key == {at!r} and not Path({marker!r}).exists():
+        Path({marker!r}).touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+    print(json.dumps(dict(text="About " + key)), flush=True)
+"""
+
+
+def test_killed_in_either_pass_it_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+    shards = find_shards(str(folder / "second"))
+    samples = everything(shards, {shard: shard.name for shard in shards})
+    pictures = [sample.name for sample in samples if sample.domain == "image_text"]
+    log, marks = tmp_path / "log.txt", (tmp_path / "pass-1", tmp_path / "pass-3")
+    captioner = tmp_path / "captioner.py"
+    captioner.write_text(CAPTIONER.format(log=str(log), at=pictures[len(pictures) // 2], marker=str(marks[1])))
+    given = f"""
+filters:
+  - {Deadly.__module__}:Deadly: {{at: {samples[len(samples) * 2 // 3].name}}}
+recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
+"""
+    out = tmp_path / "curated"
+    arguments = [folder / "second", "--out", out, "--recipe", recipe(folder, out, given), "--workers", "1"]
+    command = [sys.executable, "-m", "tools.shard", "curate", *map(str, arguments)]
+    for marker in marks:
+        killed = subprocess.run(command, env={**os.environ, KILL_ONCE: str(marks[0])}, capture_output=True)
+        assert killed.returncode == -signal.SIGKILL, killed.stderr
+        assert marker.exists()
+        assert not (out / "manifest.json").exists()
+    first_pass = {path: path.stat().st_mtime_ns for path in (out / ".curation").glob("*.arrow")}
+    assert len(first_pass) == len(shards)
+    shown = run(*arguments)
+    assert f"recaptioned │ {len(pictures)}" in shown
+    assert {path: path.stat().st_mtime_ns for path in first_pass} == first_pass
+
+    asked = log.read_text().split()
+    assert sorted(asked) == sorted([*pictures, pictures[len(pictures) // 2]])  # only that one was asked twice
+    stored = {
+        json.loads(sample["json"])["text"]
+        for sample in wds.WebDataset(str(find_shards(str(out))[0]), shardshuffle=False)
+    }
+    assert {f"About {name}" for name in pictures} <= stored
+
+    assert (out / "recaption_failed.jsonl").read_text() == ""
+
+    undisturbed = tmp_path / "undisturbed"
+    run(folder / "second", "--out", undisturbed, "--recipe", recipe(folder, undisturbed, given), "--workers", 1)
+    assert result_files(undisturbed) == result_files(out)
+    assert "recaptioned" in run(*arguments)  # once more changes nothing
+    assert result_files(undisturbed) == result_files(out)
+
+
+def test_a_damaged_sample_is_counted(folder: Path, tmp_path: Path) -> None:
+    source = find_shards(str(folder / "first"))[0]
+    index = read_index(source)
+    [row] = [
+        row
+        for row in range(index.table.num_rows)
+        if (members := index.sample(row).members) and _is_inside(members, source)
+    ][:1]
+    damaged = tmp_path / "in"
+    damaged.mkdir()
+    data = bytearray(source.read_bytes())
+    data[index.sample(row).members[-1].offset + 9] ^= 0xFF
+    (damaged / source.name).write_bytes(data)
+    (damaged / source.name).with_suffix(".index.arrow").write_bytes(source.with_suffix(".index.arrow").read_bytes())
+    out = tmp_path / "curated"
+    shown = run(damaged, "--out", out, "--recipe", recipe(folder, out, "filters: [aspect]"), "--workers", 1)
+    assert "(reading) │ 1 │" in shown
+    assert listed(out / "dropped.jsonl") == [(f"{source.name}/{index.sample(row).key}", "(reading)", "checksum")]
+
+
+def test_what_no_build_takes_is_counted_where_no_filter_sees_it(tmp_path: Path) -> None:
+    """A picture that breaks off: its header is right, and this recipe decodes nothing."""
+    (tmp_path / "in").mkdir()
+    with wds.TarWriter(str(tmp_path / "in" / "theirs.tar")) as writer:
+        files = [file_of(photo(name, 60), "JPEG") for name in PHOTOS[:2]]
+        for key, data in (("0", files[0]), ("1", files[1][:-500])):
+            writer.write({"__key__": key, "json": {"domain": "ocr", "text": "Words."}, "0.jpg": data})
+    index_shards([tmp_path / "in" / "theirs.tar"])
+    out = tmp_path / "curated"
+    (tmp_path / "recipe.yaml").write_text("filters: [aspect]")
+    shown = run(tmp_path / "in", "--out", out, "--recipe", tmp_path / "recipe.yaml", "--workers", 1)
+    assert "(writing) │ 1 │ │ 1 unreadable_image │ │ kept │ 1 │ 1 │" in shown
+    assert json.loads((out / "rejected.jsonl").read_text())["origin"] == "theirs.tar/1"
+
+
+def _is_inside(members: list[Any], tar: Path) -> bool:
+    """Whether a sample lies where the checksum of a tar's two ends does not see it."""
+    return members[-1].offset > 1 << 16 and members[-1].offset + 10 < tar.stat().st_size - (1 << 16)
+
+
+def test_what_cannot_be_curated_is_one_line(folder: Path, curated: tuple[Path, str], tmp_path: Path) -> None:
+    out = curated[0]
+    first, second = folder / "first", folder / "second"
+    changed = recipe(folder, tmp_path / "changed", RECIPE.replace("cap: 3", "cap: 4"))
+    assert "begun with another recipe" in run(first, second, "--out", out, "--recipe", changed, expect=2)
+    same = out.with_suffix(".yaml")
+    assert "begun with another set of shards" in run(first, "--out", out, "--recipe", same, expect=2)
+    none = tmp_path / "none"
+    nothing = recipe(folder, none, "filters: [{caption_length: {min_characters: 9999, domains: []}}]")
+    assert "not one sample stays" in run(first, "--out", none, "--recipe", nothing, "--workers", 1, expect=2)
+    faulty = recipe(folder, tmp_path / "faulty", f"filters: ['{Faulty.__module__}:Faulty']")
+    shown = run(first, "--out", tmp_path / "faulty", "--recipe", faulty, "--workers", 1, expect=2)
+    assert f"error: filter {Faulty.__module__}:Faulty, shard-00000-00000.tar/00000-000000 to " in shown
+    assert shown.endswith("KeyError: 'nothing'")
+    assert "no index" in run(*_without_index(folder, tmp_path), "--out", tmp_path / "x", "--recipe", changed, expect=2)
+
+
+def _without_index(folder: Path, tmp_path: Path) -> list[Path]:
+    source = find_shards(str(folder / "first"))[0]
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / source.name).write_bytes(source.read_bytes())
+    return [tmp_path / "bare"]
