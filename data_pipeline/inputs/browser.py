@@ -14,8 +14,9 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -29,8 +30,10 @@ ARGUMENTS = (
     "--host-resolver-rules=MAP * ~NOTFOUND",
     "--blink-settings=imageAnimationPolicy=2",  # animated pictures show their first frame
 )
+THE_TIME = 1_704_110_400  # 1 January 2024, noon UTC
 TIMERS_MS = 2000  # how far a page's clock is moved before the picture is taken
 MAX_ELEMENTS = 2000
+_CLOSING = 10  # seconds
 
 # Roles of Chromium's accessibility tree, as samples name them.
 INTERACTIVE = {
@@ -67,46 +70,41 @@ class Screen:
     elements: tuple[Element, ...]
 
 
-@dataclass
 class Chromium:
-    """A running browser, restarted when a page has hurt it. Raises DataError if it cannot be started.
+    """A browser, started when it is first needed and anew when a page has hurt it.
 
     executable: empty for the first of CHROMIUM_NAMES on the PATH; time_limit: seconds a page.
     """
 
-    executable: str = ""
-    java_script: bool = True
-    time_limit: float = 20.0
-    _home: tempfile.TemporaryDirectory[str] | None = None
-    _runner: asyncio.Runner = field(default_factory=asyncio.Runner)
-    _driver: Any = None
-    _browser: Any = None
+    def __init__(self, executable: str = "", *, java_script: bool = True, time_limit: float = 20.0):
+        self.executable, self.java_script, self.time_limit = executable, java_script, time_limit
+        self._runner = asyncio.Runner()
+        self._home = ""  # where the browser may write
+        self._driver: Any = None
+        self._browser: Any = None
 
     def photograph(self, page: Path, root: Path, viewport: Viewport) -> Screen:
         """The page as this viewport shows it, loading nothing from outside the folder `root`.
 
-        Raises BadSample: `page_timeout`, `hostile_page` (it opened a dialog or a window, went elsewhere, or started a
-        download), `page_failed`.
+        Raises DataError if the browser cannot be started, and BadSample: `page_timeout`, `hostile_page` (it opened a
+        dialog or a window, went elsewhere, or started a download), `page_failed`.
         """
-        return self._runner.run(self._guarded(page, root, viewport))
+        return self._runner.run(self._photograph(page, root, viewport))
 
     def close(self) -> None:
         self._runner.run(self._stop())
         self._runner.close()
 
-    async def _guarded(self, page: Path, root: Path, viewport: Viewport) -> Screen:
-        from playwright.async_api import Error
-
+    async def _photograph(self, page: Path, root: Path, viewport: Viewport) -> Screen:
         browser = await self._started()
+        context = await _new_context(browser, root, viewport, self.java_script)
         try:
             async with asyncio.timeout(self.time_limit):
-                return await _photograph(browser, page, root, viewport, self.java_script)
+                return await _photograph(context, page, viewport, self.java_script)
         except TimeoutError as error:
-            await self._stop()
             raise BadSample("page_timeout", f"{page.name} took more than {self.time_limit:g} seconds") from error
-        except Error as error:
-            await self._stop()
-            raise BadSample("page_failed", f"{page.name}: {error.message.splitlines()[0]}") from error
+        finally:
+            await self._close(context)
 
     async def _started(self) -> Any:
         if self._browser is not None and self._browser.is_connected():
@@ -116,30 +114,43 @@ class Chromium:
             from playwright.async_api import Error, async_playwright
         except ImportError as error:
             raise DataError("pictures of web pages need playwright: pip install -e '.[gui]'") from error
-        self._home = tempfile.TemporaryDirectory(prefix="chromium-")
+        program = find_chromium(self.executable)
+        self._home = tempfile.mkdtemp(prefix="chromium-")
         self._driver = await async_playwright().start()
         try:
             self._browser = await self._driver.chromium.launch(
-                executable_path=find_chromium(self.executable),
+                executable_path=program,
                 args=list(ARGUMENTS),
-                env={"PATH": os.environ.get("PATH", ""), "HOME": self._home.name, "TMPDIR": self._home.name},
+                env={"PATH": os.environ.get("PATH", ""), "HOME": self._home, "TMPDIR": self._home},
             )
         except Error as error:
             await self._stop()
-            raise DataError(f"Chromium does not start: {error.message.splitlines()[0]}") from error
+            raise DataError(f"{program} does not start: {error.message.splitlines()[0]}") from error
         return self._browser
 
+    async def _close(self, context: Any) -> None:
+        """Closes a page's context, which ends its process too; ends the browser if that cannot be done."""
+        from playwright.async_api import Error
+
+        try:
+            async with asyncio.timeout(_CLOSING):
+                await context.close()
+        except (TimeoutError, Error):
+            await self._stop()
+
     async def _stop(self) -> None:
-        """Ends the browser, whatever state its pages are in: closing kills what does not answer."""
+        """Ends the browser, whatever state its pages are in: the driver kills one that does not answer."""
         browser, self._browser = self._browser, None
         driver, self._driver = self._driver, None
+        home, self._home = self._home, ""
         if browser is not None:
-            await browser.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_CLOSING):
+                    await browser.close()
         if driver is not None:
             await driver.stop()
-        if self._home is not None:
-            shutil.rmtree(self._home.name, ignore_errors=True)
-            self._home = None
+        if home:
+            shutil.rmtree(home, ignore_errors=True)
 
 
 def find_chromium(executable: str = "") -> str:
@@ -153,7 +164,7 @@ def find_chromium(executable: str = "") -> str:
     return found
 
 
-async def _photograph(browser: Any, page: Path, root: Path, viewport: Viewport, java_script: bool) -> Screen:
+async def _new_context(browser: Any, root: Path, viewport: Viewport, java_script: bool) -> Any:
     context = await browser.new_context(
         viewport={"width": viewport.width, "height": viewport.height},
         device_scale_factor=1,
@@ -168,26 +179,41 @@ async def _photograph(browser: Any, page: Path, root: Path, viewport: Viewport, 
         locale="en-US",
         timezone_id="UTC",
     )
+    await context.route("**/*", _only_under(root.resolve()))
+    if java_script:
+        await context.clock.install(time=THE_TIME)
+        await context.clock.pause_at(THE_TIME + 1)
+        await context.add_init_script(_SEEDED_RANDOM)
+    return context
+
+
+async def _photograph(context: Any, page: Path, viewport: Viewport, java_script: bool) -> Screen:
+    from playwright.async_api import Error
+
+    tab = await context.new_page()
+    offence = _offence(context, tab)
+    work = asyncio.ensure_future(_capture(context, tab, page, viewport, java_script))
     try:
-        await context.route("**/*", _only_under(root.resolve()))
-        if java_script:
-            await context.clock.install(time=0)
-            await context.add_init_script(_SEEDED_RANDOM)
-        tab = await context.new_page()
-        offences = _watch(context, tab)
-        await tab.goto(page.resolve().as_uri(), wait_until="load", timeout=0)
-        if java_script:
-            await tab.clock.run_for(TIMERS_MS)
-        session = await context.new_cdp_session(tab)
-        await _evaluate(session, await _own_world(session), _SETTLE)
-        png = await tab.screenshot(type="png", animations="allow", caret="hide", timeout=0)
-        elements = await _elements(session, viewport)
-        if offences:
-            raise BadSample("hostile_page", f"{page.name} {offences[0]}")
-        return Screen(png, elements)
+        either: tuple[asyncio.Future[Any], ...] = (work, offence)
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if offence.done():
+            raise BadSample("hostile_page", f"{page.name} {offence.result()}")
+        return work.result()
+    except Error as error:
+        raise BadSample("page_failed", f"{page.name}: {error.message.splitlines()[0]}") from error
     finally:
-        if browser.is_connected():
-            await context.close()
+        work.cancel()
+        offence.cancel()
+
+
+async def _capture(context: Any, tab: Any, page: Path, viewport: Viewport, java_script: bool) -> Screen:
+    await tab.goto(page.resolve().as_uri(), wait_until="load", timeout=0)
+    if java_script:
+        await tab.clock.run_for(TIMERS_MS)
+    session = await context.new_cdp_session(tab)
+    await _settle(session)
+    png = await tab.screenshot(type="png", animations="allow", caret="hide", timeout=0)
+    return Screen(png, await _elements(session, viewport))
 
 
 def _only_under(root: Path) -> Any:
@@ -201,35 +227,32 @@ def _only_under(root: Path) -> Any:
                 allowed = Path(unquote(url.path)).resolve().is_relative_to(root)
             except (OSError, ValueError):
                 allowed = False
-        await (route.continue_() if allowed else route.abort())
+        with suppress(Exception):  # the page has closed meanwhile
+            await (route.continue_() if allowed else route.abort())
 
     return handle
 
 
-def _watch(context: Any, tab: Any) -> list[str]:
-    """A list to which whatever no harmless page does will be added."""
-    offences: list[str] = []
+def _offence(context: Any, tab: Any) -> asyncio.Future[str]:
+    """Comes true when the page does what no harmless page does: says what."""
+    offence: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    navigations: list[str] = []
 
-    async def dismiss(dialog: Any) -> None:
-        offences.append(f"opened a dialog ({dialog.type})")
-        await dialog.dismiss()
-
-    async def shut(window: Any) -> None:
-        offences.append("opened a window")
-        await window.close()
+    def note(what: str) -> None:
+        if not offence.done():
+            offence.set_result(what)
 
     def asked(request: Any) -> None:
         if request.is_navigation_request() and request.frame == tab.main_frame:
-            visited.append(request.url)
-            if len(visited) > 1:
-                offences.append(f"went to {request.url[:100]}")
+            navigations.append(request.url)
+            if len(navigations) > 1:
+                note(f"went to {request.url[:100]}")
 
-    visited: list[str] = []
-    tab.on("dialog", dismiss)
-    tab.on("download", lambda download: offences.append("started a download"))
+    tab.on("dialog", lambda dialog: note(f"opened a dialog ({dialog.type})"))
+    tab.on("download", lambda _: note("started a download"))
     tab.on("request", asked)
-    context.on("page", shut)
-    return offences
+    context.on("page", lambda _: note("opened a window"))
+    return offence
 
 
 # --- elements ---------------------------------------------------------------------------------------------------------
@@ -261,7 +284,7 @@ async def _elements(session: Any, viewport: Viewport) -> tuple[Element, ...]:
     )
 
 
-def _named(nodes: Sequence[dict[str, Any]]) -> Any:
+def _named(nodes: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str, int]]:
     """(role, name, DOM node) of every element that has a name. What lies in a named element is part of it."""
     by_id = {node["nodeId"]: node for node in nodes}
     stack: list[tuple[str, bool]] = [(nodes[0]["nodeId"], False)] if nodes else []
@@ -294,10 +317,11 @@ async def _own_world(session: Any) -> int:
     return (await session.send("Page.createIsolatedWorld", {"frameId": frame}))["executionContextId"]
 
 
-async def _evaluate(session: Any, world: int, expression: str) -> None:
+async def _settle(session: Any) -> None:
+    """Waits for fonts and takes animations to their end."""
     await session.send(
         "Runtime.evaluate",
-        {"expression": expression, "contextId": world, "awaitPromise": True, "returnByValue": True},
+        {"expression": _SETTLE, "contextId": await _own_world(session), "awaitPromise": True},
     )
 
 
@@ -333,6 +357,7 @@ function (viewport, ...nodes) {
   const style = document.createElement('style');
   style.textContent = '* { pointer-events: auto !important; }';
   document.documentElement.append(style);
+  const view = visualViewport;  // a phone shows a page made for desktops smaller than it is
   const hit = (x, y) => {
     let found = document.elementFromPoint(x, y);
     while (found && found.shadowRoot) {
@@ -354,7 +379,8 @@ function (viewport, ...nodes) {
     if (node !== element) { measured = document.createRange(); measured.selectNodeContents(node); }
     const rect = measured.getBoundingClientRect();
     let [x1, y1, x2, y2] = [rect.left, rect.top, rect.right, rect.bottom];
-    let [cutX1, cutY1, cutX2, cutY2] = [0, 0, viewport[0], viewport[1]];
+    let [cutX1, cutY1] = [view.offsetLeft, view.offsetTop];
+    let [cutX2, cutY2] = [cutX1 + viewport[0] / view.scale, cutY1 + viewport[1] / view.scale];
     for (let current = node === element ? up(element) : element; current; current = up(current)) {
       const computed = getComputedStyle(current);
       if (current === document.body || current === document.documentElement) continue;
@@ -370,7 +396,8 @@ function (viewport, ...nodes) {
       const found = hit(x1 + along * (x2 - x1), y1 + down * (y2 - y1));
       if (!found || !within(found, element)) return null;
     }
-    return [x1, y1, x2, y2];
+    const [left, top] = [view.offsetLeft, view.offsetTop];
+    return [x1 - left, y1 - top, x2 - left, y2 - top].map((value) => value * view.scale);
   };
   const boxes = nodes.map(seen);
   style.remove();

@@ -6,18 +6,18 @@ Every page is photographed by a real Chromium at each viewport (see browser.py) 
              {"role": "assistant", "content": "<|begin_of_box|>[[80,50,180,95]]<|end_of_box|>"}, ...]
     list    {"domain": "grounding", "text": "<image>button \\"Save\\" [[80,50,180,95]]\\ntext \\"Ready\\" [[...]]"}
 
-A chat asks about up to `questions` elements, drawn by lot from those whose role and name stand for one element only; most
-are asked for by name, some by box. Needs the extra `gui` and a Chromium.
+A chat asks about up to `questions` elements, drawn by lot from those whose role and name stand for one element only;
+most are asked for by name, some by box. Needs the extra `gui` and a Chromium.
 """
 
 from __future__ import annotations
 
-import atexit
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
@@ -156,6 +156,6 @@ def _local(line: str, path: Path) -> str:
 @lru_cache(maxsize=1)
 def _browser(executable: str, java_script: bool, time_limit: float) -> Chromium:
     """This process's browser: starting one takes longer than a page does."""
-    browser = Chromium(executable, java_script, time_limit)
-    atexit.register(browser.close)
+    browser = Chromium(executable, java_script=java_script, time_limit=time_limit)
+    Finalize(None, browser.close, exitpriority=10)  # unlike atexit, at the end of worker processes too
     return browser
