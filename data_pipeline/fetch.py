@@ -26,6 +26,7 @@ class PieceOrder:
     shard_name: str
     sample: ShardSample
     chat_form: str
+    tar_fingerprint: str
     sample_length: int
     start: int
     length: int
@@ -51,12 +52,13 @@ def order(pack: Pack, sources: Sequence[Source], seq_length: int) -> PackOrder:
 
     def piece_order(piece: Piece) -> PieceOrder:
         source = sources[piece.source]
-        shard, row = source.locate(piece.row)
+        stored = source.sample(piece.row)
         return PieceOrder(
-            shard=str(shard.file),
-            shard_name=shard.file.name,
-            sample=shard.sample(row),
-            chat_form=shard.header.chat_form,
+            shard=stored.shard,
+            shard_name=stored.shard_name,
+            sample=stored.sample,
+            chat_form=stored.chat_form,
+            tar_fingerprint=stored.tar_fingerprint,
             sample_length=int(source.lengths[piece.row]),
             start=piece.start,
             length=piece.length,
@@ -102,7 +104,7 @@ class PackFetcher(Dataset):
         place = (piece.shard, piece.sample.key)
         if self._last_cut is not None and self._last_cut[0] == place:
             return cut_text(self._last_cut[1], piece.start, piece.length)
-        raw = self._reader.read(piece.shard, piece.sample)
+        raw = self._reader.read(piece.shard, piece.sample, piece.tar_fingerprint)
         encoded = encode_record(
             *(raw.record, raw.images, raw.videos),
             tokenizer=self.tokenizer,

@@ -7,22 +7,33 @@ caption as KEY.txt, as img2dataset writes them.
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
+import re
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.tar import DIRECTORY, REGULAR, Damage, TarMember, end_mark, header, padding, walk
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi")
-_BLOCK = 512
+# The most bytes a member may have, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
+MAX_BYTES = {"json": 1 << 28, "txt": 1 << 28, "image": 1 << 30, "video": 0x7FFFF000}
+
+# How compressed files begin, and what unpacks them.
+_COMPRESSED = {
+    b"\x1f\x8b": "gunzip",
+    b"BZh": "bunzip2",
+    b"\xfd7zXZ": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+    b"PK\3\4": "unzip",
+}
+_CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -52,118 +63,280 @@ class RawSample:
     videos: list[bytes]
 
 
+def fingerprint(tar: Path) -> str:
+    """Size and checksum of both ends: changes when a tar is rewritten, not when it is copied or touched."""
+    size = tar.stat().st_size
+    with open(tar, "rb") as file:
+        head = file.read(65536)
+        tail = os.pread(file.fileno(), 65536, max(0, size - 65536))
+    return f"{size}-{zlib.crc32(tail, zlib.crc32(head)):08x}"
+
+
+def size_in(tar_fingerprint: str) -> int:
+    """The size of the tar that had this fingerprint."""
+    return int(tar_fingerprint.partition("-")[0])
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
 class ShardWriter:
     """Writes NAME-00000.tar, NAME-00001.tar ... in a folder, a new one when max_bytes is reached.
 
-    Every shard is written under a temporary name and renamed when it is whole. finished: the shards written so far.
+    Every shard is written under a temporary name and renamed when it is whole; the same samples give the same bytes.
+    path: the shard that the last sample went to; finished: the shards that are whole. As a context manager it closes
+    at the end, and leaves no unfinished shard behind if there was an error.
     """
 
     def __init__(self, folder: str | Path, name: str, max_bytes: int):
         self.folder, self.name, self.max_bytes = Path(folder), name, max_bytes
         self.finished: list[Path] = []
-        self._tar: tarfile.TarFile | None = None
+        self.path = self._numbered(0)
+        self._file: BinaryIO | None = None
+        self._size = 0
 
-    def write(self, key: str, files: Sequence[tuple[str, bytes]]) -> Path:
-        """Appends one sample, files given as (extension, bytes); returns the shard it went to."""
-        if self._tar is not None and self._tar.offset >= self.max_bytes:
+    def write(self, key: str, files: Sequence[tuple[str, bytes]]) -> ShardSample:
+        """Appends one sample, files given as (extension, bytes); returns where its members lie, with the checksum of
+        each, so that the tar need not be read again to be indexed. Raises DataError for a key that would be read as
+        another one, or for what a tar cannot hold."""
+        if not _is_key(key):
+            raise DataError(f"{key!r} cannot be a key: no dot in its last part, no empty part, no '..'")
+        headers = [header(f"{key}.{extension}", len(data)) for extension, data in files]
+        if self._file is not None and self._size >= self.max_bytes:
             self._finish()
-        if self._tar is None:
-            temporary = self._path.with_suffix(".tar.tmp")
-            self._tar = tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115 - closed in _finish
-        for extension, data in files:
-            header = tarfile.TarInfo(f"{key}.{extension}")
-            header.size = len(data)
-            self._tar.addfile(header, io.BytesIO(data))
-        return self._path
+        if self._file is None:
+            self.path, self._size = self._numbered(len(self.finished)), 0
+            self._file = open(self._temporary, "wb", buffering=0)  # noqa: SIM115 - closed in _finish
+        sample = ShardSample(key)
+        parts: list[bytes] = []
+        for head, (extension, data) in zip(headers, files, strict=True):
+            kind, _ = _kind(extension)
+            if kind is not None and len(data) > MAX_BYTES[kind]:
+                raise DataError(f"{key}.{extension} has {len(data)} bytes, {MAX_BYTES[kind]} are allowed: cut it")
+            offset = self._size + len(head)
+            if kind is not None:
+                sample.members.append(Member(kind, offset, len(data), zlib.crc32(data)))
+            gap = padding(len(data))
+            parts += (head, data, gap)
+            self._size = offset + len(data) + len(gap)
+        _write_all(self._file, parts)
+        return sample
 
     def close(self) -> None:
-        if self._tar is not None:
+        if self._file is not None:
             self._finish()
 
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self.close()
+        elif self._file is not None:
+            self._file.close()
+            self._temporary.unlink()
+
     @property
-    def _path(self) -> Path:
-        return self.folder / f"{self.name}-{len(self.finished):05d}.tar"
+    def _temporary(self) -> Path:
+        return self.path.with_suffix(".tar.tmp")
+
+    def _numbered(self, number: int) -> Path:
+        return self.folder / f"{self.name}-{number:05d}.tar"
 
     def _finish(self) -> None:
-        assert self._tar is not None
-        self._tar.close()
-        self._tar, path = None, self._path
-        os.replace(path.with_suffix(".tar.tmp"), path)
-        self.finished.append(path)
+        assert self._file is not None
+        _write_all(self._file, [end_mark(self._size)])
+        self._file.close()
+        self._file = None
+        os.replace(self._temporary, self.path)
+        self.finished.append(self.path)
 
 
-def scan_shard(path: Path) -> list[ShardSample]:
-    """Walks a tar written by any program (USTAR, PAX or GNU) and groups its members into samples by key, in the order
-    in which keys first appear. Members of other kinds are passed over.
+def _write_all(file: BinaryIO, parts: Sequence[bytes]) -> None:
+    """All parts in as few system calls as the kernel allows (1024 parts each, 2 GiB), nothing copied together."""
+    waiting = [memoryview(part) for part in parts if part]
+    while waiting:
+        written = os.writev(file.fileno(), waiting[:1024])
+        done = 0
+        while done < len(waiting) and written >= len(waiting[done]):
+            written -= len(waiting[done])
+            done += 1
+        waiting = waiting[done:]
+        if written:
+            waiting[0] = waiting[0][written:]
 
-    Raises DataError if the tar is compressed, damaged or cut short.
+
+# --- reading what others wrote ----------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scan:
+    """What a tar holds: samples in the order in which their keys first appear, and what was set aside, by key."""
+
+    samples: list[ShardSample] = field(default_factory=list)
+    rejected: list[tuple[str, BadSample]] = field(default_factory=list)
+
+
+def scan_shard(path: Path) -> Scan:
+    """Walks a tar written by any program (USTAR, PAX or GNU) and groups its members into samples by key, wherever in
+    the tar they lie. Members of other kinds are passed over. Nothing is unpacked, and memory is bounded.
+
+    Set aside, each with its reason: what is behind or inside a cut (truncated_tar) or a damaged header (damaged_tar),
+    members that lead out of a folder (path_traversal), links, devices and sparse files (not_a_file), members too large
+    to be held (member_too_large), samples with two files in one place (duplicate_key) or with a gap between their
+    pictures or clips (missing_member). Raises DataError if the file is not a plain tar.
     """
-    size = path.stat().st_size
-    found: dict[str, list[tuple[int, Member]]] = {}
-    with open(path, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for info in tar:
-                    if info.offset_data + info.size > size:
-                        raise DataError(f"{path} is cut short inside {info.name}: copy it again")
-                    name = PurePosixPath(info.name)
-                    stem, _, extension = name.name.partition(".")
-                    kind, number = _kind(extension)
-                    if not info.isfile() or kind is None or not stem:  # an empty stem is a hidden file
-                        continue
-                    crc32 = zlib.crc32(os.pread(file.fileno(), info.size, info.offset_data))
-                    member = Member(kind, info.offset_data, info.size, crc32)
-                    found.setdefault(str(name.parent / stem), []).append((number, member))
-                end = tar.offset
-        except tarfile.ReadError as error:
+    scan = Scan()
+    found: dict[str, dict[tuple[str, int], Member]] = {}
+    broken: set[str] = set()
+
+    def reject(key: str, reason: str, detail: str) -> None:
+        broken.add(key)
+        scan.rejected.append((key, BadSample(reason, detail)))
+
+    with open(path, "rb", buffering=0) as file:
+        _check_beginning(path, file.read(512))
+        members = 0
+        for member in walk(file):
+            key, kind, number = _place(member.name)
+            members += isinstance(member, TarMember)
+            if isinstance(member, Damage):
+                reject(key if kind else "", member.reason, member.detail)
+            elif member.type == DIRECTORY:
+                continue
+            elif not _is_safe(member.name):
+                reject(key if kind else "", "path_traversal", f"{member.name} leads out of the shard")
+            elif member.type != REGULAR:
+                what = f"{member.name} is a link, a device or a sparse file (type {member.type.decode('latin-1')})"
+                reject(key if kind else "", "not_a_file", what)
+            elif kind is None:
+                continue
+            elif member.size > MAX_BYTES[kind]:
+                reject(key, "member_too_large", f"{member.name} has {member.size} bytes, {MAX_BYTES[kind]} are allowed")
+            elif (kind, number) in found.get(key, {}):
+                reject(key, "duplicate_key", f"{member.name} has a place that another file of its sample has")
+            else:
+                checksum = _checksum(file, member)
+                found.setdefault(key, {})[kind, number] = Member(kind, member.offset, member.size, checksum)
+    if scan.rejected and not members:
+        raise DataError(f"{path} is not a plain tar file ({scan.rejected[0][1].detail}): copy it again, or remove it")
+    for key, places in found.items():
+        if key in broken:
+            continue
+        if gap := _gap(places):
+            scan.rejected.append((key, BadSample("missing_member", gap)))
+        else:
+            ordered = sorted(places.items(), key=lambda item: item[0][1])
+            scan.samples.append(ShardSample(key, [member for _, member in ordered]))
+    return scan
+
+
+def _check_beginning(path: Path, block: bytes) -> None:
+    if not block:
+        raise DataError(f"{path} is empty: copy it again, or remove it")
+    for beginning, command in _COMPRESSED.items():
+        if block.startswith(beginning) and block[257:262] != b"ustar":
             raise DataError(
-                f"{path} is not a plain tar file ({error}): unpack it if it is compressed, else copy it again"
-            ) from error
-        # tarfile takes the end of the file for the end of the archive; where it stopped, there must be a mark.
-        marks = (os.pread(file.fileno(), _BLOCK, offset) for offset in (max(end - _BLOCK, 0), end))
-        if bytes(_BLOCK) not in marks:
-            raise DataError(f"{path} has no end-of-archive mark: its tail is missing, copy it again")
-    return [
-        ShardSample(key, [member for _, member in sorted(numbered, key=lambda pair: pair[0])])
-        for key, numbered in found.items()
-    ]
+                f"{path} is not a plain tar file: samples are read at random, which compression prevents; "
+                f"unpack it first, with {command}"
+            )
+
+
+def _place(name: str) -> tuple[str, str | None, int]:
+    """`sub/0007.1.png` -> key `sub/0007`, kind `image`, number 1. No kind: not a file that we read."""
+    path = PurePosixPath(name)
+    stem, _, extension = path.name.partition(".")
+    kind, number = _kind(extension)
+    return str(path.parent / stem), kind if stem else None, number  # an empty stem is a hidden file
 
 
 def _kind(extension: str) -> tuple[str | None, int]:
-    """`json` -> (json, -1); `3.jpg` -> (image, 3); `jpg` -> (image, 0); what we do not read -> (None, 0)."""
+    """`json` -> (json, 0); `3.jpg` -> (image, 3); `jpg` -> (image, 0); what we do not read -> (None, 0)."""
     number, _, last = extension.lower().rpartition(".")
     if last in ("json", "txt") and not number:
-        return last, -1
-    if number and not number.isdecimal():
-        return None, 0
+        return last, 0
     kind = "image" if last in IMAGE_EXTENSIONS else "video" if last in VIDEO_EXTENSIONS else None
-    return kind, int(number or 0)
+    return (kind, int(number or 0)) if re.fullmatch("[0-9]{0,9}", number) else (None, 0)
+
+
+def _is_safe(name: str) -> bool:
+    return not name.startswith("/") and ".." not in name.split("/")
+
+
+def _is_key(key: str) -> bool:
+    *folders, last = key.split("/")
+    return (
+        bool(last) and "." not in last and "\0" not in key and all(folder not in ("", ".", "..") for folder in folders)
+    )
+
+
+def _gap(members: dict[tuple[str, int], Member]) -> str | None:
+    """Says which picture or clip is not there although a later one is."""
+    for kind in ("image", "video"):
+        numbers = sorted(number for other, number in members if other == kind)
+        for expected, number in enumerate(numbers):
+            if number != expected:
+                return f"{kind} {number} without {kind} {expected}"
+    return None
+
+
+def _checksum(file: BinaryIO, member: TarMember) -> int:
+    checksum, end = 0, member.offset + member.size
+    for offset in range(member.offset, end, _CHUNK):
+        checksum = zlib.crc32(os.pread(file.fileno(), min(_CHUNK, end - offset), offset), checksum)
+    return checksum
+
+
+# --- reading at random ------------------------------------------------------------------------------------------------
 
 
 class ShardReader:
-    """Reads samples out of tars at random; keeps the most recently used files open."""
+    """Reads samples out of tars at random; keeps the most recently used files open. cache: for shards that are URLs."""
 
     def __init__(self, keep_open: int = 64):
         self.keep_open = keep_open
         self._open: OrderedDict[str, int] = OrderedDict()
 
-    def read(self, path: str, sample: ShardSample) -> RawSample:
-        """Reads and checks one sample. Raises DataError if the shard is missing or cut short, BadSample if bytes of
-        the sample are not those that were indexed or its record cannot be read."""
-        descriptor = self._descriptor(path)
+    def read(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> RawSample:
+        """Reads and checks one sample. tar_fingerprint: of the tar as it was indexed.
+
+        Raises BadSample: `unreadable_shard` where the tar is missing, shorter than its index says, or another one;
+        `checksum` where it is the right one but bytes of this sample have changed; `bad_record`.
+        """
         contents: dict[str, list[bytes]] = {"json": [], "txt": [], "image": [], "video": []}
-        for member in sample.members:
-            data = os.pread(descriptor, member.size, member.offset)
-            if len(data) != member.size:
-                raise DataError(f"{path} is shorter than its index says: copy it again, or run {index_command(path)}")
-            if zlib.crc32(data) != member.crc32:
-                raise BadSample("checksum", f"a {member.kind} of {member.size} bytes differs from what was indexed")
+        for member, data in zip(sample.members, self.read_members(path, sample, tar_fingerprint), strict=True):
             contents[member.kind].append(data)
         return RawSample(parse_record(contents["json"], contents["txt"]), contents["image"], contents["video"])
+
+    def read_members(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> list[bytes]:
+        """The bytes of a sample's members as they are. Raises BadSample as `read` does."""
+        descriptor = self._descriptor(path)
+        contents = []
+        for member in sample.members:
+            try:
+                data = os.pread(descriptor, member.size, member.offset)
+            except OSError as error:
+                self._close(path)
+                raise BadSample("unreadable_shard", f"{path}: {error.strerror}") from error
+            if len(data) != member.size or zlib.crc32(data) != member.crc32:
+                raise self._changed(path, member, len(data), tar_fingerprint)
+            contents.append(data)
+        return contents
 
     def close(self) -> None:
         while self._open:
             os.close(self._open.popitem()[1])
+
+    def _changed(self, path: str, member: Member, got: int, tar_fingerprint: str) -> BadSample:
+        """What is wrong with bytes that are not those of the index."""
+        size = os.fstat(self._open[path]).st_size
+        self._close(path)  # it may have been replaced: look again next time
+        if got < member.size or (tar_fingerprint and size != size_in(tar_fingerprint)):
+            return BadSample(
+                "unreadable_shard",
+                f"{path} has {size} bytes and is not what was indexed: copy it again, or run {index_command(path)}",
+            )
+        return BadSample("checksum", f"a {member.kind} of {member.size} bytes differs from what was indexed")
 
     def _descriptor(self, path: str) -> int:
         if path in self._open:
@@ -172,11 +345,14 @@ class ShardReader:
         try:
             descriptor = os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise DataError(f"shard {path} cannot be opened ({error.strerror}): restore it") from error
+            raise BadSample("unreadable_shard", f"{path} cannot be opened ({error.strerror}): restore it") from error
         self._open[path] = descriptor
         if len(self._open) > self.keep_open:
             os.close(self._open.popitem(last=False)[1])
         return descriptor
+
+    def _close(self, path: str) -> None:
+        os.close(self._open.pop(path))
 
 
 def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, Any]:

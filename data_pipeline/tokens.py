@@ -88,12 +88,14 @@ class GlmTokenizer:
 @dataclass(frozen=True)
 class TokenizedSample:
     """input_ids int64 [tokens]; loss bool [tokens], True where this very token is to be predicted;
-    grids: (h, w) in patches of every picture or frame pair, in order; frames: 1 a picture, 2 a frame pair."""
+    grids: (h, w) in patches of every picture or frame pair, in order; frames: 1 a picture, 2 a frame pair;
+    blocks: (start, length) in tokens of every picture and clip, its begin and end tokens included."""
 
     input_ids: np.ndarray
     loss: np.ndarray
     grids: tuple[tuple[int, int], ...]
     frames: tuple[int, ...]
+    blocks: tuple[tuple[int, int], ...]
 
 
 def tokenize(
@@ -107,6 +109,7 @@ def tokenize(
     loss: list[np.ndarray] = []
     grids: list[tuple[int, int]] = []
     frames: list[int] = []
+    media: list[tuple[int, int]] = []  # the first of `ids` of each picture and clip, and the one after its last
     next_image, next_video = iter(images), iter(videos)
 
     def add(new_ids: Sequence[int], learn: bool) -> None:
@@ -122,6 +125,7 @@ def tokenize(
         frames.append(instants)
 
     for segment in _joined(sample.segments):
+        first = len(ids)
         match segment:
             case Token():
                 add([tokenizer.token(segment.name)], segment.loss)
@@ -137,7 +141,11 @@ def tokenize(
                     add_image(layout.grid, 2)
                     add(_timestamp(tokenizer, second), False)
                 add([tokenizer.special[VIDEO_END]], False)
-    return TokenizedSample(np.concatenate(ids), np.concatenate(loss), tuple(grids), tuple(frames))
+        if isinstance(segment, Image | Video):
+            media.append((first, len(ids)))
+    starts = np.cumsum([0, *map(len, ids)]).tolist()
+    blocks = tuple((starts[first], starts[end] - starts[first]) for first, end in media)
+    return TokenizedSample(np.concatenate(ids), np.concatenate(loss), tuple(grids), tuple(frames), blocks)
 
 
 def _joined(segments: Sequence[Text | Token | Image | Video]) -> list[Text | Token | Image | Video]:

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from data_pipeline.build import build_shards
-from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.sharding.build import build_shards
 from tests.data_pipeline.media import clip, encoded, pattern
 
 WORDS = ["a", "small", "red", "house", "by", "the", "wide", "river", "under", "old", "trees", "where", "two", "grey",
@@ -43,8 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
     for name, lines in records.items():
         file = folder / f"{name}.jsonl"
         file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        report = build_shards(file, folder / name, tokenizer=GlmTokenizer(tokenizer_folder))
-        assert not report.rejected
+        assert not build_shards([file], folder / name, tokenizer=tokenizer_folder).counts.rejected
     return folder
 
 

@@ -26,9 +26,8 @@ from PIL import Image
 from rich.console import Console
 
 import data_pipeline
-from data_pipeline.build import build_shards
 from data_pipeline.errors import DataError
-from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.sharding.build import REJECTED, build_shards
 from tools.demo_media import Clip, DemoError, Picture, clips, collage, cut, page, pictures, view
 from tools.demo_tokenizer import train_tokenizer
 
@@ -297,7 +296,7 @@ def build(out: Path) -> dict[str, int]:
     (out / MARKER).unlink(missing_ok=True)
     for stale in ("records", "shards", "tokenizer"):
         shutil.rmtree(out / stale, ignore_errors=True)
-    tokenizer = GlmTokenizer(train_tokenizer(tokenizer_texts(), out / "tokenizer"))
+    train_tokenizer(tokenizer_texts(), out / "tokenizer")
     library = Library(out / "records")
     library.root.mkdir(parents=True)
     counts = {}
@@ -305,9 +304,9 @@ def build(out: Path) -> dict[str, int]:
         jsonl = library.root / f"{name}.jsonl"
         lines = [json.dumps(record, ensure_ascii=False) + "\n" for record in records]
         jsonl.write_text("".join(lines), encoding="utf-8")
-        report = build_shards(jsonl, out / "shards" / name, tokenizer=tokenizer, name=name)
-        if report.rejected:
-            raise DataError(f"{jsonl} was not sharded whole: {report.rejected[0]}")
+        counted = build_shards([jsonl], out / "shards" / name, tokenizer=out / "tokenizer", name=name).counts
+        if counted.rejected:
+            raise DataError(f"{jsonl} was not sharded whole: see {out / 'shards' / name / REJECTED}")
         counts[name] = len(lines)
     (out / MARKER).write_text(json.dumps({"made_by": _code_hash(), "samples": counts}, indent=1))
     return counts

@@ -1,92 +1,129 @@
 """Data to shards, and what is in them.
 
-    python -m tools.shard build  --input records.jsonl --out DIR --tokenizer DIR
-    python -m tools.shard index  DIR_OR_TAR... --tokenizer DIR      for shards that someone else wrote
-    python -m tools.shard verify DIR_OR_TAR...                      checksums, and every image and clip decoded
+    python -m tools.shard build  --input PATH... --out DIR --tokenizer DIR     files or folders of any kind: see --help
+    python -m tools.shard index  DIR_OR_TAR... --tokenizer DIR                 for shards that someone else wrote
+    python -m tools.shard verify DIR_OR_TAR...                                 checksums, and everything decoded
     python -m tools.shard stats  DIR_OR_TAR...
 
-A line of records.jsonl is {"domain": NAME, ..., "images": [paths], "videos": [paths]}, see data_pipeline.domains.
+A build that was stopped goes on where it was when the same command is given again. Many machines may share one: each
+does a part (--part 0/8 ... --part 7/8, or --array in a SLURM job array), and whoever is last writes the manifest.
 """
 
 from __future__ import annotations
 
+import os
+import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.markup import escape
+from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipeline.build import MAX_SHARD_BYTES, REJECTED, Report, build_shards, index_shards, verify_shard
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.index import find_shards, read_index, sample_lengths
-from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.inputs import describe_kinds, open_inputs
+from data_pipeline.sharding.build import MANIFEST, REJECTED, Outcome, Part, plan, run_build, written_bytes
+from data_pipeline.sharding.executors import EXECUTORS, available_cores
+from data_pipeline.sharding.foreign import index_shards
+from data_pipeline.sharding.tasks import BuildOptions
+from data_pipeline.sharding.verify import jobs_of, verify_shards
+from data_pipeline.sharding.writing import Counts
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 
 Shards = Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")]
-TokenizerFolder = Annotated[
-    Path | None, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")
-]
+TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")]
 ChatForm = Annotated[str, typer.Option(help=f"how chats are written: {' or '.join(CHAT_FORMS)}")]
+Workers = Annotated[int, typer.Option(help="processes; 0: one for every core", min=0)]
+ExecutorName = Annotated[str, typer.Option("--executor", help=f"where the work is done: {', '.join(EXECUTORS)}")]
+
+BUILD_HELP = f"""Writes shards, their indexes and a manifest from files and folders.
+
+Kinds of input, found from the names of files:
+
+\b
+{describe_kinds()}
+"""
 
 
-@app.command()
+@app.command(help=BUILD_HELP)
 def build(
-    input: Annotated[Path, typer.Option(help="JSON lines: a record and its files a line")],
-    out: Annotated[Path, typer.Option(help="folder for the shards")],
-    tokenizer: TokenizerFolder = None,
-    name: Annotated[str, typer.Option(help="shards are called NAME-00000.tar ...")] = "shard",
-    max_shard_bytes: Annotated[int, typer.Option(help="a new shard begins after this many bytes")] = MAX_SHARD_BYTES,
+    out: Annotated[str, typer.Option(help="folder for the shards")],
+    input: Annotated[list[str], typer.Option(help="a file or folder; more may follow, with or without --input")],
+    more: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...", help="more inputs")] = None,
+    tokenizer: TokenizerFolder = "",
+    kind: Annotated[str, typer.Option(help="what the inputs are, where names do not tell")] = "",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="an option of the kind, as option=value; may be repeated")
+    ] = None,
+    name: Annotated[str, typer.Option(help="shards are called NAME-00000-00000.tar ...")] = "shard",
+    shard_bytes: Annotated[str, typer.Option(help="a shard with so many bytes is full")] = "1G",
     chat_form: ChatForm = DEFAULT_FORM,
+    workers: Workers = 0,
+    executor: ExecutorName = "processes",
+    part: Annotated[str, typer.Option(help="do part I of N (from 0), as I/N; the last one finishes")] = "",
+    array: Annotated[bool, typer.Option("--array", help="the part is this member of a SLURM job array")] = False,
 ) -> None:
-    """Writes shards and their indexes from a JSON-lines file."""
-    with _errors(), _progress("records", _count_lines(input)) as tick:
-        report = build_shards(
-            input,
-            out,
-            tokenizer=_tokenizer(tokenizer),
-            name=name,
-            max_shard_bytes=max_shard_bytes,
-            chat_form=_chat_form(chat_form),
-            tick=tick,
-        )
-    _print_report(report)
+    with _errors():
+        options = BuildOptions(out, tokenizer, name, _bytes(shard_bytes), chat_form)
+        own = _part(part, array)
+        planned = plan(open_inputs([*input, *(more or [])], kind, settings or []), options)
+        with _progress_of_bytes(planned.bytes, lambda: written_bytes(Path(out))):
+            outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), part=own)
+        _print_outcome(outcome, Path(out))
+        if outcome.finished and not outcome.counts.samples:
+            raise DataError(f"not one sample could be used: see {Path(out) / REJECTED}")
 
 
 @app.command()
-def index(shards: Shards, tokenizer: TokenizerFolder = None, chat_form: ChatForm = DEFAULT_FORM) -> None:
-    """Writes the index beside each shard."""
+def index(
+    shards: Shards,
+    tokenizer: TokenizerFolder = "",
+    chat_form: ChatForm = DEFAULT_FORM,
+    workers: Workers = 0,
+    executor: ExecutorName = "processes",
+) -> None:
+    """Writes the index beside each shard, and the catalogue of each folder."""
     with _errors():
         paths = _shards(shards)
         with _progress("shards", len(paths)) as tick:
-            report = index_shards(paths, tokenizer=_tokenizer(tokenizer), chat_form=_chat_form(chat_form), tick=tick)
-    _print_report(report)
+            counts = index_shards(
+                paths,
+                tokenizer=tokenizer,
+                chat_form=chat_form,
+                executor=_executor(executor),
+                workers=_workers(workers),
+                tick=tick,
+            )
+    _print_counts(counts)
 
 
 @app.command()
-def verify(shards: Shards, tokenizer: TokenizerFolder = None) -> None:
-    """Reads everything back; exits with 1 if a sample cannot be used."""
+def verify(
+    shards: Shards, tokenizer: TokenizerFolder = "", workers: Workers = 0, executor: ExecutorName = "processes"
+) -> None:
+    """Reads everything back and compares it with manifest and indexes; exits with 1 if something is wrong."""
+    total = Counts()
     with _errors():
-        indexes = [read_index(path) for path in _shards(shards)]
-        glm_tokenizer = _tokenizer(tokenizer)
-        total = Report()
-        with _progress("samples", sum(shard.table.num_rows for shard in indexes)) as tick:
-            for shard in indexes:
-                report = verify_shard(shard, glm_tokenizer, tick)
-                total.samples += report.samples
-                total.rejected += report.rejected
-                total.shards += report.shards
-    for entry in total.rejected:
-        console.print(f"{entry['shard']}/{entry['key']}: {entry['reason']}: {entry['detail']}", markup=False)
-    _print_report(total)
+        jobs, wrong = jobs_of(shards, tokenizer)
+        with _progress("shards", len(jobs) + 1) as tick:
+            for found in chain([wrong], verify_shards(jobs, executor=_executor(executor), workers=_workers(workers))):
+                total.add(found.counts)
+                for entry in found.rejected:
+                    console.print(f"{entry.origin}: {entry.reason}: {entry.detail}", markup=False, soft_wrap=True)
+                tick()
+    _print_counts(total, see="")
     if total.rejected:
         raise typer.Exit(1)
 
@@ -124,32 +161,80 @@ def _shards(given: list[str]) -> list[Path]:
     return [shard for path in given for shard in find_shards(path)]
 
 
-def _tokenizer(folder: Path | None) -> GlmTokenizer | None:
-    return GlmTokenizer(folder) if folder else None
+def _executor(name: str) -> str:
+    if name not in EXECUTORS:
+        raise DataError(f"--executor {name} is unknown: use {', '.join(EXECUTORS)}")
+    return name
 
 
-def _chat_form(form: str) -> str:
-    if form not in CHAT_FORMS:
-        raise DataError(f"--chat-form {form} is unknown: use {' or '.join(CHAT_FORMS)}")
-    return form
+def _workers(given: int) -> int:
+    return given or available_cores()
 
 
-def _count_lines(path: Path) -> int:
-    if not path.is_file():
-        raise DataError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}: give a JSON-lines file")
-    with open(path, "rb") as file:
-        return sum(bool(line.strip()) for line in file)
+def _bytes(size: str) -> int:
+    """`1G`, `512M`, `64K` or a plain number -> bytes."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", size.strip(), re.IGNORECASE)
+    if not found:
+        raise DataError(f"--shard-bytes {size}: give a number of bytes, such as 1G, 256M or 1000000")
+    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
 
 
-def _print_report(report: Report) -> None:
-    table = Table("domain", "samples")
-    for domain, count in sorted(report.samples.items()):
-        table.add_row(domain, f"{count:,}")
-    console.print(table)
-    console.print(f"shards: {len(report.shards)}, samples: {sum(report.samples.values()):,}")
-    if report.rejected:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons().most_common())
-        console.print(f"rejected: {len(report.rejected)} ({reasons}), see {REJECTED}", markup=False, soft_wrap=True)
+def _part(given: str, array: bool) -> Part | None:
+    """The part that --part names, or that this member of a SLURM job array does; None: all."""
+    if given and array:
+        raise DataError("--part and --array both say which part is done here: give one of them")
+    if given:
+        found = re.fullmatch(r"(\d+)/(\d+)", given)
+        if not found:
+            raise DataError(f"--part {given}: write I/N, from 0/N to (N-1)/N")
+        return Part(int(found[1]), int(found[2]))
+    return _part_of_array() if array else None
+
+
+def _part_of_array() -> Part:
+    try:
+        own, first, last, count = (
+            int(os.environ[f"SLURM_ARRAY_TASK_{word}"]) for word in ("ID", "MIN", "MAX", "COUNT")
+        )
+    except (KeyError, ValueError) as error:
+        raise DataError(f"--array: this is no member of a SLURM job array ({error}): use sbatch --array=0-7") from error
+    if last - first + 1 != count:
+        raise DataError(
+            "--array: the numbers of the array have gaps, so the parts would not be those of the whole: give the "
+            "numbers without gaps, or run what is left with `build` without --array"
+        )
+    return Part(own - first, count)
+
+
+def _print_outcome(outcome: Outcome, out: Path) -> None:
+    if outcome.was_finished:
+        console.print(f"{out} was finished before: nothing to do", markup=False, soft_wrap=True)
+    _print_counts(outcome.counts)
+    if not outcome.finished:
+        console.print(
+            f"{outcome.done} of {outcome.tasks} tasks are done: {MANIFEST} is written when all are", soft_wrap=True
+        )
+
+
+def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
+    if counts.domains:
+        table = Table("domain", "samples")
+        for domain, count in sorted(counts.domains.items()):
+            table.add_row(escape(domain), f"{count:,}")
+        console.print(table)
+    if counts.rejected:
+        table = Table("rejected", "samples")
+        for reason, count in counts.rejected.most_common():
+            table.add_row(escape(reason), f"{count:,}")
+        console.print(table)
+    if counts.unused_fields:
+        named = ", ".join(f"{field} ({count:,})" for field, count in sorted(counts.unused_fields.items()))
+        console.print(f"fields kept but not used: {named}", markup=False, soft_wrap=True)
+    size = sum(shard["bytes"] for shard in counts.shards)
+    rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
+    console.print(
+        f"shards: {len(counts.shards):,} ({size:,} bytes), samples: {counts.samples:,}{rejected}", soft_wrap=True
+    )
 
 
 @contextmanager
@@ -158,6 +243,27 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task(what, total=total)
         yield lambda: progress.advance(task)
+
+
+@contextmanager
+def _progress_of_bytes(total: int, written: Callable[[], int]) -> Iterator[None]:
+    """A bar that looks every second at how much is written, by whichever processes."""
+    columns = (TextColumn("written"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    ended = threading.Event()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("written", total=total)
+
+        def look() -> None:
+            while not ended.wait(1):
+                progress.update(task, completed=min(written(), total))
+
+        watcher = threading.Thread(target=look, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
 
 
 @contextmanager

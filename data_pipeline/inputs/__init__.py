@@ -1,1 +1,182 @@
-"""What people have, as drafts of samples: files and folders of many kinds, each cut into units that are read alone."""
+"""What people have, as drafts of samples: files and folders of many kinds, each cut into units that are read alone.
+
+A kind is one line of INPUTS and one frozen dataclass: `paths` first, then its options, each with a default.
+
+    @dataclass(frozen=True)
+    class Clips:
+        paths: tuple[str, ...]
+        fps: float = 2.0        # given on the command line as --set fps=1
+
+    open_inputs(["clips/"], settings=["fps=1"])  ->  [("clips", Clips(paths=("clips/",), fps=1.0))]
+
+A kind that takes folders gets them as they are; of any other, a folder stands for the files in it, sorted by path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import types
+import typing
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from data_pipeline.errors import DataError
+from data_pipeline.inputs.draft import Input
+from data_pipeline.shards import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of input. target: "module:Class" under data_pipeline.inputs, imported when it is first used (so that
+    nobody needs a library for inputs that he does not have); suffixes: how its files end; help: one line.
+
+    takes_folders: it is given folders themselves, and is what a folder is that holds a file of these suffixes."""
+
+    target: str
+    suffixes: tuple[str, ...]
+    help: str
+    takes_folders: bool = False
+
+    def load(self) -> type[Any]:
+        module, name = self.target.split(":")
+        return getattr(import_module(f"data_pipeline.inputs.{module}"), name)
+
+
+_MEDIA_SUFFIXES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
+
+# A kind without suffixes is never guessed: it is asked for with --kind.
+INPUTS: dict[str, Kind] = {
+    "jsonl": Kind("jsonl:JsonLines", (".jsonl", ".ndjson", ".json"), "records that name their files, chats"),
+    "parquet": Kind(
+        "parquet:Parquet", (".parquet",), "tables of text and pictures, as Hugging Face datasets have them"
+    ),
+    "folder": Kind("folder:Folder", _MEDIA_SUFFIXES, "pictures or clips with captions beside them", takes_folders=True),
+    "tars": Kind("tars:Tars", (".tar",), "webdataset shards made elsewhere, img2dataset's too"),
+}
+
+
+def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = ()) -> list[tuple[str, Input]]:
+    """The inputs that these paths stand for, as (kind, input), in the order in which kinds first appear.
+
+    kind: the kind of all of them; empty: found from suffixes and from what folders hold. settings: "option=value", each
+    known to at least one of the kinds. Raises DataError naming the path or option and the mend.
+    """
+    if kind and kind not in INPUTS:
+        raise DataError(f"--kind {kind} is unknown{_nearest(kind, INPUTS)}; kinds are:\n{describe_kinds()}")
+    given: dict[str, list[str]] = {}
+    for path in paths:
+        name = kind or _kind_of(Path(path))
+        given.setdefault(name, []).extend(_expand(Path(path), name))
+    options = {name: dict[str, Any]() for name in given}
+    for setting in settings:
+        _set(setting, options)
+    return [(name, INPUTS[name].load()(paths=tuple(files), **options[name])) for name, files in given.items()]
+
+
+def describe_kinds() -> str:
+    """All kinds, one a line."""
+    return "\n".join(f"  {name:10} {kind.help}" for name, kind in INPUTS.items())
+
+
+def options_of(kind: str) -> dict[str, Any]:
+    """The options of a kind: name -> type."""
+    cls = INPUTS[kind].load()
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls) if field.name != "paths"}
+
+
+def _kind_of(path: Path) -> str:
+    if path.is_dir():
+        return _kind_of_folder(path)
+    if not path.is_file():
+        hint = ": write --set before every option=value" if "=" in path.name else ""
+        raise DataError(f"input {path} does not exist{hint}")
+    for name, kind in INPUTS.items():
+        if path.suffix.lower() in kind.suffixes and not kind.takes_folders:
+            return name
+    if path.suffix.lower() in _MEDIA_SUFFIXES:
+        raise DataError(f"input {path} is a single file: give the folder that holds it and its caption")
+    raise DataError(f"{path} is of no known kind: give --kind, one of\n{describe_kinds()}")
+
+
+def _kind_of_folder(folder: Path) -> str:
+    """What a folder holds: pictures or clips if there is one, else the one kind that its files are of."""
+    suffixes = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
+    for name, kind in INPUTS.items():
+        if kind.takes_folders and any(suffixes[suffix] for suffix in kind.suffixes):
+            return name
+    held = [name for name, kind in INPUTS.items() if any(suffixes[suffix] for suffix in kind.suffixes)]
+    if len(held) == 1:
+        return held[0]
+    if held:
+        raise DataError(f"{folder} holds files of several kinds ({', '.join(held)}): say which with --kind")
+    raise DataError(f"{folder} holds nothing of a known kind; kinds are:\n{describe_kinds()}")
+
+
+def _expand(path: Path, name: str) -> list[str]:
+    kind = INPUTS[name]
+    if not path.exists():
+        raise DataError(f"input {path} does not exist")
+    if not path.is_dir() or kind.takes_folders:
+        return [str(path)]
+    files = sorted(
+        str(Path(folder, file))
+        for folder, _, files in os.walk(path)
+        for file in files
+        if Path(file).suffix.lower() in kind.suffixes and not file.startswith(".")
+    )
+    if not files:
+        raise DataError(f"{path} holds no files of kind {name} ({', '.join(kind.suffixes) or 'give files'})")
+    return files
+
+
+def _set(setting: str, options: dict[str, dict[str, Any]]) -> None:
+    """Puts one "option=value" where the kinds that know it will find it."""
+    name, equals, value = setting.partition("=")
+    if not equals:
+        raise DataError(f"--set {setting}: write option=value")
+    known = {kind: options_of(kind) for kind in options}
+    takers = [kind for kind in options if name in known[kind]]
+    if not takers:
+        of_all = sorted({option for of_kind in known.values() for option in of_kind})
+        hint = _nearest(name, of_all) or f"; options are {', '.join(of_all) or 'none'}"
+        raise DataError(f"--set {name}: {' and '.join(options)} know no such option{hint}")
+    for kind in takers:
+        options[kind][name] = _parsed(name, value, known[kind][name])
+
+
+def _parsed(name: str, value: str, wanted: Any) -> Any:
+    """The value of an option in the type that its field has."""
+    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
+    if origin is Literal:
+        if value not in arguments:
+            raise DataError(f"--set {name}={value}: use one of {', '.join(arguments)}")
+        return value
+    if origin is tuple:
+        return tuple(_parsed(name, part.strip(), arguments[0]) for part in value.split(",") if part.strip())
+    if origin in (Union, types.UnionType):  # X | None
+        return _parsed(name, value, next(argument for argument in arguments if argument is not type(None)))
+    try:
+        return _PARSERS[wanted](value)
+    except (ValueError, KeyError) as error:
+        raise DataError(f"--set {name}={value}: give {_WANTED[wanted]}") from error
+
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+_PARSERS: dict[Any, Callable[[str], Any]] = {
+    bool: lambda value: _BOOLEANS[value.lower()],
+    int: int,
+    float: float,
+    str: str,
+}
+_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def _nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {close[0]}?" if close else ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Unit:
 
 class Input(Protocol):
     """One kind of input."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def units(self) -> Sequence[Unit]:
         """All units in order; the same list for the same files. Raises DataError if there is nothing to read."""

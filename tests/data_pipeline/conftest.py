@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.build import build_shards
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.sharding.build import build_shards
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import clip, encoded, pattern
 
@@ -77,9 +77,9 @@ def shard_folders(tmp_path_factory: pytest.TempPathFactory, tokenizer: GlmTokeni
     root = tmp_path_factory.mktemp("data")
     for name, samples, seed in (("big", 96, 1), ("small", 40, 2)):
         records = sample_records(root / f"{name}_records", samples, seed)
-        report = build_shards(records, root / name, tokenizer=tokenizer, max_shard_bytes=100_000)
-        assert not report.rejected
-        assert len(report.shards) > 1
+        counts = build_shards([records], root / name, tokenizer=tokenizer.folder, shard_bytes=100_000).counts
+        assert not counts.rejected
+        assert len(counts.shards) > 1
     return root / "big", root / "small"
 
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 
 from data_pipeline.batch import Batch
-from data_pipeline.build import build_shards
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.index import find_shards, index_path, read_index, write_index
 from data_pipeline.loader import PackedLoader
 from data_pipeline.plan import Position
+from data_pipeline.sharding.build import build_shards
 from tests.data_pipeline.media import encoded, pattern
 
 SEQ_LENGTH = 512
@@ -228,19 +228,19 @@ def test_samples_too_long_for_the_sequence_are_counted(tmp_path, tokenizer, data
     lines += [{"domain": "text", "text": f"short text {number}"} for number in range(5)]
     lines += [{"domain": "text", "text": "a long text. " * 200}]
     records.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    build_shards(records, tmp_path / "out", tokenizer=tokenizer)
+    build_shards([records], tmp_path / "out", tokenizer=tokenizer.folder)
     config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"))], image_max_tokens=6144)
     packed = loader(config, seq_length=128, batch=16)
     batches = take(packed, 4)
     rejected = [entry for batch in batches for entry in batch.rejected]
     assert rejected
-    assert {(entry["reason"], entry["key"]) for entry in rejected} == {("too_long", "000000000")}
+    assert {(entry["reason"], entry["key"]) for entry in rejected} == {("too_long", "00000-000000")}
     assert "tokens do not fit train.seq_length 128" in rejected[0]["detail"]
     pieces = [
         batch.segment_lengths[place].item()
         for batch in batches
         for place, name in enumerate(batch.sample_ids)
-        if name == "shard-00000.tar/000000006"
+        if name == "shard-00000-00000.tar/00000-000006"
     ]
     length = int(packed.sources[0].lengths[6])
     assert set(pieces) == {128, length % 128}
@@ -253,7 +253,7 @@ def test_a_shard_that_disappears_stops_the_run(own_shards, workers):
     for path in folder.glob("*.tar"):
         path.unlink()
     with pytest.raises(
-        DataError, match=r"shard .*shard-0000\d.tar cannot be opened \(No such file.*restore it"
+        DataError, match=r"shard .*shard-00000-0000\d.tar cannot be opened \(No such file.*restore it"
     ) as caught:
         take(packed, 5)
     assert "Traceback" not in str(caught.value)

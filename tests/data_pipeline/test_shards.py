@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import shutil
 import subprocess
@@ -15,7 +14,7 @@ import pytest
 import webdataset as wds
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.shards import ShardReader, ShardSample, ShardWriter, scan_shard
+from data_pipeline.shards import Scan, ShardReader, ShardSample, ShardWriter, fingerprint, scan_shard
 from tests.data_pipeline.media import encoded, pattern
 
 pytestmark = pytest.mark.fast
@@ -38,7 +37,9 @@ def shard(tmp_path: Path) -> Path:
 
 def read_all(shard: Path) -> list[tuple[str, dict, list[bytes], list[bytes]]]:
     reader = ShardReader()
-    samples = [(sample.key, reader.read(str(shard), sample)) for sample in scan_shard(shard)]
+    scan = scan_shard(shard)
+    assert not scan.rejected
+    samples = [(sample.key, reader.read(str(shard), sample)) for sample in scan.samples]
     return [(key, raw.record, raw.images, raw.videos) for key, raw in samples]
 
 
@@ -106,17 +107,6 @@ def test_members_of_a_sample_need_not_be_neighbours(tmp_path):
     assert read_all(path) == [(str(number), RECORD, [PICTURE, SECOND], []) for number in range(3)]
 
 
-def test_two_samples_of_one_key(tmp_path):
-    path = tmp_path / "twice.tar"
-    with tarfile.open(path, "w") as tar:
-        for _ in range(2):
-            info = tarfile.TarInfo("0.json")
-            info.size = len(FILES_BY_NAME["json"])
-            tar.addfile(info, io.BytesIO(FILES_BY_NAME["json"]))
-    with pytest.raises(BadSample, match="two samples of the shard have this key"):
-        read_all(path)
-
-
 def test_img2dataset_layout(tmp_path):
     path = tmp_path / "theirs.tar"
     with wds.TarWriter(str(path)) as writer:
@@ -127,7 +117,7 @@ def test_img2dataset_layout(tmp_path):
 
 
 def test_changed_bytes_are_noticed(shard):
-    samples = scan_shard(shard)
+    samples = scan_shard(shard).samples
     offset = samples[2].members[1].offset
     with open(shard, "r+b") as file:
         file.seek(offset + 30)
@@ -138,62 +128,91 @@ def test_changed_bytes_are_noticed(shard):
         reader.read(str(shard), samples[2])
 
 
-def test_a_missing_and_a_shortened_shard(shard, tmp_path):
-    samples = scan_shard(shard)
-    with pytest.raises(DataError, match=r"nowhere\.tar cannot be opened .*: restore it"):
+def test_a_missing_a_shortened_and_a_replaced_shard(shard, tmp_path):
+    samples = scan_shard(shard).samples
+    indexed = fingerprint(shard)
+    with pytest.raises(BadSample, match=r"unreadable_shard: .*nowhere\.tar cannot be opened .*: restore it"):
         ShardReader().read(str(tmp_path / "nowhere.tar"), samples[0])
+    whole = shard.read_bytes()
     with open(shard, "r+b") as file:
         file.truncate(samples[4].members[1].offset + 10)
     reader = ShardReader()
-    assert reader.read(str(shard), samples[3]).images
-    with pytest.raises(DataError, match=r"is shorter than its index says: .* tools.shard index"):
-        reader.read(str(shard), samples[4])
+    assert reader.read(str(shard), samples[3], indexed).images, "what is left of a cut tar is as good as before"
+    with pytest.raises(BadSample, match=r"unreadable_shard: .* is not what was indexed: .* tools.shard index"):
+        reader.read(str(shard), samples[4], indexed)
+    shard.write_bytes(bytes(512) + whole)
+    with pytest.raises(BadSample, match=r"unreadable_shard: .* is not what was indexed"):
+        reader.read(str(shard), samples[2], indexed)
+    shard.write_bytes(whole)
+    assert reader.read(str(shard), samples[4], indexed).images, "a shard that was restored is read again"
 
 
-def test_a_truncated_tar_is_not_indexed_in_part(shard, tmp_path):
-    """Cut inside a picture, inside a header, and between two members."""
-    samples = scan_shard(shard)
-    second = samples[3].members[1].offset
-    for length in (second + 10, second - 100, second - 512):
+def test_a_tar_that_was_replaced_while_it_was_open(shard):
+    """rsync and most tools write a new file: the reader notices at the first sample that differs."""
+    samples = scan_shard(shard).samples
+    reader = ShardReader()
+    reader.read(str(shard), samples[0])
+    with open(shard, "r+b") as file:
+        file.seek(samples[1].members[1].offset)
+        file.write(bytes(100))
+    with pytest.raises(BadSample, match="checksum"):
+        reader.read(str(shard), samples[1])
+
+
+def test_a_truncated_tar_keeps_its_whole_samples(shard, tmp_path):
+    """Cut inside a picture, inside a header, between two members, and before the end mark."""
+    samples = scan_shard(shard).samples
+    second, last = samples[3].members[1], samples[4].members[2]
+    end = -(-(last.offset + last.size) // 512) * 512
+    for length, whole, keys in (
+        (second.offset + 10, 3, ["000000003"]),
+        (second.offset - 100, 4, [""]),  # of sample 3 the JSON alone is left, which measuring it will find out
+        (second.offset - 512, 4, [""]),
+        (end, 5, [""]),
+    ):
         cut = tmp_path / f"{length}.tar"
         shutil.copy(shard, cut)
         with open(cut, "r+b") as file:
             file.truncate(length)
-        with pytest.raises(DataError, match="copy it again"):
-            scan_shard(cut)
+        scan = scan_shard(cut)
+        assert [(key, error.reason) for key, error in scan.rejected] == [(key, "truncated_tar") for key in keys]
+        assert scan.samples[:3] == samples[:3]
+        assert len(scan.samples) == whole
 
 
 def test_not_a_plain_tar(shard, tmp_path):
     packed = tmp_path / "packed.tar"
     packed.write_bytes(gzip.compress(shard.read_bytes()))
-    with pytest.raises(DataError, match=r"is not a plain tar file .*: unpack it if it is compressed"):
+    with pytest.raises(DataError, match=r"packed.tar is not a plain tar file: .* unpack it first, with gunzip"):
         scan_shard(packed)
     (tmp_path / "text.tar").write_text("hello " * 500)
     with pytest.raises(DataError, match="is not a plain tar file"):
         scan_shard(tmp_path / "text.tar")
+    (tmp_path / "nothing.tar").touch()
+    with pytest.raises(DataError, match=r"nothing\.tar is empty"):
+        scan_shard(tmp_path / "nothing.tar")
 
 
 def test_an_empty_tar(tmp_path):
     tarfile.open(tmp_path / "empty.tar", "w").close()
-    assert scan_shard(tmp_path / "empty.tar") == []
+    assert scan_shard(tmp_path / "empty.tar") == Scan()
 
 
 @pytest.mark.parametrize("record", [b"{", b"[1]", b'"x"', b"\xff\xfe", b"{}", b"[" * 100_000])
 def test_records_that_cannot_be_read(tmp_path, record):
-    writer = ShardWriter(tmp_path, "bad", max_bytes=1 << 20)
-    path = writer.write("0", [("json", record)])
-    writer.close()
+    with ShardWriter(tmp_path, "bad", max_bytes=1 << 20) as writer:
+        writer.write("0", [("json", record)])
     with pytest.raises(BadSample, match="bad_record"):
-        read_all(path)
+        read_all(writer.path)
 
 
 def test_a_few_files_stay_open(tmp_path):
     reader = ShardReader(keep_open=2)
     for number in range(5):
         writer = ShardWriter(tmp_path, f"s{number}", max_bytes=1)
-        path = writer.write("0", FILES)
+        sample = writer.write("0", FILES)
         writer.close()
-        sample = scan_shard(path)[0]
+        path = writer.path
         for _ in range(2):
             assert reader.read(str(path), ShardSample(sample.key, sample.members)).record == RECORD
     assert len(reader._open) == 2
@@ -202,5 +221,5 @@ def test_a_few_files_stay_open(tmp_path):
 
 
 def test_members_carry_the_checksum_of_their_bytes(shard):
-    sample = scan_shard(shard)[0]
+    sample = scan_shard(shard).samples[0]
     assert [member.crc32 for member in sample.members] == [zlib.crc32(data) for _, data in FILES]

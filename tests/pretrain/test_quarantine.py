@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 import webdataset as wds
 
-from data_pipeline.build import index_shards
-from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.sharding.foreign import index_shards
 from tests.data_pipeline.media import encoded, pattern
 from tests.launch import finish, has_reached, metrics, start, train, wait_until
 from tests.training_data import sentence
@@ -41,7 +40,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -
                 "json": {"domain": "image_text", "text": sentence(n, 12)},
                 "0.jpg": picture[: len(picture) // 2] if str(n) in DAMAGED else picture,
             })  # fmt: skip
-    index_shards([folder / "pictures-000.tar"], tokenizer=GlmTokenizer(tokenizer_folder))
+    index_shards([folder / "pictures-000.tar"], tokenizer=tokenizer_folder)
     return folder
 
 

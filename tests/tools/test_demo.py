@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
-from data_pipeline.build import build_shards
 from data_pipeline.domains import build_sample
+from data_pipeline.sharding.build import build_shards
 from data_pipeline.tokens import GlmTokenizer
 from tools.demo_data import Library, captions, describing_chat, interleaved, sources, text
 from tools.demo_eval import read_samples, with_other_pictures
@@ -105,7 +105,6 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Pat
     """A few real samples: captions, documents of several pictures, chats and text, and the tokenizer beside them."""
     out = tmp_path_factory.mktemp("demo")
     library = Library(out / "records")
-    tokenizer = GlmTokenizer(tokenizer_folder)
     records = {
         "captions": captions(library, "train", 1),
         "interleaved": interleaved(library, 10, (2, 3)),
@@ -116,7 +115,7 @@ def small_shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Pat
         jsonl = library.root / f"{name}.jsonl"
         jsonl.parent.mkdir(exist_ok=True)
         jsonl.write_text("".join(json.dumps(record) + "\n" for record in lines))
-        assert not build_shards(jsonl, out / name, tokenizer=tokenizer, name=name).rejected
+        assert not build_shards([jsonl], out / name, tokenizer=tokenizer_folder, name=name).counts.rejected
     (out / "tokenizer").mkdir()
     for file in tokenizer_folder.iterdir():
         (out / "tokenizer" / file.name).write_bytes(file.read_bytes())

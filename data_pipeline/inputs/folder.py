@@ -1,0 +1,188 @@
+"""Folders of pictures or clips, each with its caption beside it.
+
+    cats/1.jpg  cats/1.txt            the caption, or a whole record in cats/1.json
+    cats/metadata.jsonl               {"file_name": "1.jpg", "text": "A cat."}, as Hugging Face's imagefolder has it
+    cats/metadata.csv                 file_name,text
+
+A picture without a caption is counted as `no_caption`, a caption of a file that is not there as `missing_file`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.jsonl import parse_json
+from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, guess_domain, read_media, read_whole
+from data_pipeline.inputs.names import shown_names
+
+UNIT_BYTES = 4 << 20
+METADATA = ("metadata.jsonl", "metadata.csv")
+_CAPTION_SUFFIXES = (".txt", ".json")
+_MEDIA = {extension for extensions in EXTENSIONS.values() for extension in extensions}
+
+
+@dataclass(frozen=True)
+class Folder:
+    """domain: of what a record does not say itself; empty: image_text for pictures, video for clips (`ocr` suits pages
+    with their text). A unit is a run of files in the order of their paths (extra: names and sizes); the last unit of a
+    folder with metadata files is those, for captions of files that are not there."""
+
+    paths: tuple[str, ...]
+    domain: str = ""
+    allow_outside: bool = False
+
+    def units(self) -> Sequence[Unit]:
+        units = [unit for path in self.paths for unit in _units(path)]
+        if not units:
+            raise DataError(f"{', '.join(self.paths)}: no picture and no clip in it")
+        return units
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        shown = shown_names(self.paths)[unit.path]
+        for name in unit.extra["files"]:
+            origin = f"{shown}/{name}"
+            try:
+                yield self._draft(Path(unit.path), name, origin)
+            except BadSample as error:
+                yield Rejected(origin, error.reason, error.detail)
+        for name in unit.extra.get("metadata", ()):
+            metadata = _metadata(unit.path, name, self.allow_outside)
+            yield from (Rejected(f"{shown}/{name}", "bad_record", detail) for detail in metadata.damaged)
+            for file in sorted(metadata.rows):
+                if not Path(unit.path, name).with_name(file).is_file():
+                    yield Rejected(f"{shown}/{name}", "missing_file", f"{file}: named here, but not there")
+
+    def _draft(self, root: Path, name: str, origin: str) -> Draft:
+        extension = Path(name).suffix.lower().lstrip(".")
+        field = next((field for field, extensions in EXTENSIONS.items() if extension in extensions), None)
+        if field is None:
+            raise BadSample("unknown_extension", f"neither a picture nor a clip that can be read: .{extension}")
+        record = self._caption(root, name)
+        if "domain" not in record:
+            domain = self.domain or guess_domain(int(field == "images"), int(field == "videos"))
+            record = {"domain": domain, **record}
+        media = read_media(name, root, field, allow_outside=self.allow_outside)
+        return Draft(record, **{field: [media]}, origin=origin)
+
+    def _caption(self, root: Path, name: str) -> dict[str, Any]:
+        """What NAME.txt, NAME.json or the nearest metadata file above says of a file. Raises BadSample."""
+        text, record = (str(PurePosixPath(name).with_suffix(suffix)) for suffix in _CAPTION_SUFFIXES)
+        if (root / text).is_file():
+            return _with_text({"text": _decoded(read_whole(text, root, allow_outside=self.allow_outside), text)})
+        if (root / record).is_file():
+            content = parse_json(read_whole(record, root, allow_outside=self.allow_outside))
+            if not isinstance(content, dict):
+                raise BadSample("bad_record", f"{record} is not a JSON object")
+            return _with_text(content)
+        for folder in PurePosixPath(name).parents:
+            below = str(PurePosixPath(name).relative_to(folder))
+            for metadata in METADATA:
+                if (root / folder / metadata).is_file():
+                    rows = _metadata(str(root), str(folder / metadata), self.allow_outside).rows
+                    if below in rows:
+                        return _with_text(rows[below])
+        raise BadSample("no_caption", f"no {text}, no {record} and no line in {' or '.join(METADATA)}")
+
+
+def _units(root: str) -> Iterator[Unit]:
+    files: list[str] = []
+    metadata: list[str] = []
+    sizes: list[int] = []
+    total = 0
+    for name, size in _walk(root):
+        path = PurePosixPath(name)
+        if path.name in METADATA:
+            metadata.append(name)
+        elif path.suffix.lower() not in _CAPTION_SUFFIXES:
+            files.append(name)
+            sizes.append(size)
+            total += size
+            if total >= UNIT_BYTES:
+                yield Unit(root, bytes=total, extra={"files": files, "sizes": sizes})
+                files, sizes, total = [], [], 0
+    if files or metadata:
+        # A changed caption changes the checksum here, so that a build is not continued with it.
+        checksums = [zlib.crc32(Path(root, name).read_bytes()) for name in metadata]
+        extra = {"files": files, "sizes": sizes, "metadata": metadata, "checksums": checksums}
+        yield Unit(root, bytes=total, extra=extra)
+
+
+def _walk(root: str) -> list[tuple[str, int]]:
+    """(path below root, size) of every file that is not hidden, sorted by path. Links to folders are not followed."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith("."):
+                full = Path(folder, name)
+                found.append((full.relative_to(root).as_posix(), full.lstat().st_size))
+    return sorted(found)
+
+
+def _with_text(record: dict[str, Any]) -> dict[str, Any]:
+    """A record whose text may stand under another name. Raises BadSample if there is none."""
+    if "messages" in record:
+        return record
+    for field in CAPTION_FIELDS:
+        if isinstance(record.get(field), str) and record[field].strip():
+            return {"text": record[field], **{key: value for key, value in record.items() if key != field}}
+    raise BadSample("no_caption", f"the caption is empty: one of {', '.join(CAPTION_FIELDS)} must hold it")
+
+
+@dataclass(frozen=True)
+class _Metadata:
+    """rows: file name -> what a metadata file says of it. damaged: what is wrong with its other lines."""
+
+    rows: dict[str, dict[str, Any]]
+    damaged: list[str]
+
+
+@lru_cache(maxsize=8)
+def _metadata(root: str, name: str, allow_outside: bool) -> _Metadata:
+    try:
+        content = _decoded(read_whole(name, Path(root), allow_outside=allow_outside), name)
+        lines = (_csv_lines if name.endswith(".csv") else _json_lines)(content)
+    except (BadSample, csv.Error) as error:
+        return _Metadata({}, [str(error)])
+    metadata = _Metadata({}, [])
+    for number, row in lines:
+        file = row.get("file_name") if isinstance(row, dict) else None
+        if isinstance(file, str) and file:
+            kept = {key: value for key, value in row.items() if isinstance(key, str) and value is not None}
+            metadata.rows[PurePosixPath(kept.pop("file_name")).as_posix()] = kept
+        else:
+            metadata.damaged.append(f'line {number} is no record with a "file_name"')
+    return metadata
+
+
+def _csv_lines(content: str) -> list[tuple[int, Any]]:
+    reader = csv.DictReader(io.StringIO(content))
+    return [(reader.line_num, row) for row in reader]
+
+
+def _json_lines(content: str) -> list[tuple[int, Any]]:
+    rows: list[tuple[int, Any]] = []
+    for number, line in enumerate(content.split("\n"), start=1):
+        if line.strip():
+            try:
+                rows.append((number, parse_json(line.encode())))
+            except BadSample:
+                rows.append((number, None))
+    return rows
+
+
+def _decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise BadSample("bad_record", f"{name} is not UTF-8: {error}") from error

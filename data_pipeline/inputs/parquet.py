@@ -1,0 +1,148 @@
+"""Parquet tables of text and pictures, as Hugging Face datasets write them.
+
+A picture is bytes, or a struct {"bytes", "path"}, or a list of these; a column of paths relative to the file works too.
+Which columns hold what is found by their names and types, or said: --set text=caption --set image=left,right. Every
+other column is kept in the record. Columns of addresses are refused: img2dataset fetches them, and writes tars.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, read_media
+from data_pipeline.inputs.names import shown_names
+
+# Names by which columns are found, the first that there is.
+_TEXT_NAMES = (*CAPTION_FIELDS, "txt", "content")
+_CHAT_NAMES = ("messages", "conversations")
+_MEDIA_NAMES = {"images": ("image", "images", "jpg", "png", "picture"), "videos": ("video", "videos", "mp4", "clip")}
+_ADDRESS_NAMES = ("url", "urls", "image_url", "image_urls", "video_url")
+_ROWS_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Parquet:
+    """text, image, video: the columns of the text, of the pictures and of the clips, where they are not found by name.
+    domain: of rows without a column `domain`; empty: image_text or video for one picture or clip, interleaved for
+    several, text for none. A unit is a row group (start: its number; extra: how many rows stand before it)."""
+
+    paths: tuple[str, ...]
+    text: str = ""
+    image: tuple[str, ...] = ()
+    video: tuple[str, ...] = ()
+    domain: str = ""
+    allow_outside: bool = False
+
+    def units(self) -> Sequence[Unit]:
+        units = []
+        for path in self.paths:
+            with _open(path) as file:
+                self._columns(path, file.schema_arrow)
+                rows_before = 0
+                for number in range(file.num_row_groups):
+                    group = file.metadata.row_group(number)
+                    if group.num_rows:
+                        units.append(Unit(path, number, number + 1, group.total_byte_size, {"rows": rows_before}))
+                    rows_before += group.num_rows
+        if not units:
+            raise DataError(f"{', '.join(self.paths)}: not one row in it")
+        return units
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        shown = shown_names(self.paths)[unit.path]
+        row = unit.extra["rows"]
+        with _open(unit.path) as file:
+            columns = self._columns(unit.path, file.schema_arrow)
+            try:
+                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[unit.start], columns=columns.wanted):
+                    for values in batch.to_pylist():
+                        row += 1
+                        try:
+                            yield self._draft(values, columns, Path(unit.path).parent, f"{shown}:{row}")
+                        except BadSample as error:
+                            yield Rejected(f"{shown}:{row}", error.reason, error.detail)
+            except (pa.ArrowException, OSError) as error:  # a damaged page: nothing after it can be found
+                yield Rejected(f"{shown}:{row + 1}", "damaged_file", f"the rest of row group {unit.start}: {error}")
+
+    def _draft(self, values: dict[str, Any], columns: _Columns, folder: Path, origin: str) -> Draft:
+        media = {
+            field: [self._media(value, field, folder) for name in names for value in _as_list(values.pop(name))]
+            for field, names in columns.media.items()
+        }
+        # Times, dates and decimals are written as text.
+        record = json.loads(json.dumps({k: v for k, v in values.items() if v is not None}, default=str))
+        if columns.text:
+            record["text"] = record.pop(columns.text, "")
+            record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
+        return Draft(record, media["images"], media["videos"], origin)
+
+    def _media(self, value: Any, field: str, folder: Path) -> Media:
+        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
+        if isinstance(data, str) or (data is None and path):
+            return read_media(str(data or path), folder, field, allow_outside=self.allow_outside)
+        if not data:
+            raise BadSample("missing_file", f"a row without the bytes of one of its {field}")
+        kind, media = as_media(data, path)
+        if kind != field:
+            raise BadSample("unknown_extension", f"a .{media.extension} in a column of {field}")
+        return media
+
+    def _columns(self, path: str, schema: pa.Schema) -> _Columns:
+        """Finds the columns. Raises DataError naming those that there are."""
+        there = f"its columns are {', '.join(schema.names)}"
+        for name in (*filter(None, [self.text]), *self.image, *self.video):
+            if name not in schema.names:
+                raise DataError(f"{path} has no column {name!r}: {there}")
+        media = {
+            field: given or tuple(name for name in schema.names if name in _MEDIA_NAMES[field])[:1]
+            for field, given in (("images", self.image), ("videos", self.video))
+        }
+        text = self.text or next((name for name in _TEXT_NAMES if name in schema.names), "")
+        if not text and not any(name in schema.names for name in _CHAT_NAMES):
+            raise DataError(f"{path}: which column is the text? Say --set text=NAME; {there}")
+        used = [*media["images"], *media["videos"]]
+        for name in used or schema.names:
+            if name in _ADDRESS_NAMES:
+                raise DataError(
+                    f"{path}: column {name!r} holds addresses, and building fetches nothing, so that it can be "
+                    f"repeated: fetch them with img2dataset and give its tars, or remove the column"
+                )
+        return _Columns(text, media, [field.name for field in schema if field.name in used or _fits_json(field.type)])
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """text: the column of the text, empty in a table of chats. wanted: what is read at all."""
+
+    text: str
+    media: dict[str, tuple[str, ...]]
+    wanted: list[str]
+
+
+def _open(path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is not a Parquet file ({error}): copy it again") from error
+
+
+def _fits_json(kind: pa.DataType) -> bool:
+    """Whether a column holds no bytes, at any depth."""
+    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+        return False
+    return all(_fits_json(kind.field(place).type) for place in range(kind.num_fields))
+
+
+def _as_list(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return value if isinstance(value, list) else [value]

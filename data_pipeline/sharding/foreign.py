@@ -1,0 +1,132 @@
+"""Indexes for webdataset shards that someone else made, in parallel and shard by shard.
+
+What cannot be used is not indexed: it is counted by reason and listed in rejected.jsonl beside the shards, with
+origins "theirs.tar/KEY". A shard whose index is of the same tar, tokenizer and chat form is not read again.
+
+    theirs.tar                            given
+    .build/theirs.tar.rejected.jsonl      what was wrong with it, until all shards are done
+    theirs.index.arrow                    renamed last: without it the shard is not done
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.index import IndexHeader, read_index, write_catalogue, write_index
+from data_pipeline.sharding.build import REJECTED
+from data_pipeline.sharding.executors import EXECUTORS
+from data_pipeline.sharding.measure import measure
+from data_pipeline.sharding.writing import WORK, Counts, load_tokenizer, write_rejected
+from data_pipeline.shards import Scan, ShardReader, fingerprint, scan_shard
+
+
+@dataclass(frozen=True)
+class IndexJob:
+    """One shard to index."""
+
+    shard: Path
+    tokenizer: str
+    chat_form: str
+
+
+def index_shards(
+    shards: Sequence[Path],
+    *,
+    tokenizer: str | Path = "",
+    chat_form: str = DEFAULT_FORM,
+    executor: str = "here",
+    workers: int = 1,
+    tick: Callable[[], None] = lambda: None,
+) -> Counts:
+    """Writes the index of every given shard, reading headers of pictures and clips only, and the catalogues of their
+    folders. Raises DataError."""
+    if chat_form not in CHAT_FORMS:
+        raise DataError(f"--chat-form {chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
+    load_tokenizer(str(tokenizer))  # a mistake in its path is found here and not by every worker
+    for folder in {shard.parent for shard in shards}:
+        (folder / WORK).mkdir(exist_ok=True)
+    jobs = [IndexJob(shard, str(tokenizer), chat_form) for shard in shards]
+    for _ in EXECUTORS[executor](index_shard, jobs, workers=workers):
+        tick()
+    total = Counts()
+    for folder in sorted({shard.parent for shard in shards}):
+        names = [shard.name for shard in shards if shard.parent == folder]
+        total.rejected += _merge_rejected(folder, names)
+        write_catalogue(folder)
+    for shard in shards:
+        domains = Counter(read_index(shard).table.column("domain").to_pylist())
+        total.domains += domains
+        total.samples += domains.total()
+        total.shards.append({"file": shard.name, "samples": domains.total(), "bytes": shard.stat().st_size})
+    return total
+
+
+def index_shard(job: IndexJob) -> None:
+    """Writes one shard's index, if it has none of this tar with this tokenizer."""
+    tokenizer = load_tokenizer(job.tokenizer)
+    wanted = IndexHeader(fingerprint(job.shard), tokenizer.hash if tokenizer else "", job.chat_form)
+    try:
+        if read_index(job.shard).header == wanted:
+            return
+    except DataError:  # none, or not a good one
+        pass
+    rows = []
+    part = _rejected_part(job.shard.parent, job.shard.name)
+    temporary = part.with_name(f"{part.name}.{uuid.uuid4().hex[:12]}.tmp")
+    reader = ShardReader()
+    scan = _scan(job.shard)
+    with open(temporary, "w", encoding="utf-8") as rejections:
+        for key, error in scan.rejected:
+            write_rejected(rejections, error.reason, f"{job.shard.name}/{key}".rstrip("/"), error.detail)
+        for sample in scan.samples:
+            try:
+                measured = measure(reader.read(str(job.shard), sample), tokenizer, job.chat_form)
+            except BadSample as error:
+                write_rejected(rejections, error.reason, f"{job.shard.name}/{sample.key}", error.detail)
+            else:
+                rows.append(measured.index_row(sample))
+    reader.close()
+    os.replace(temporary, part)
+    write_index(job.shard, rows, tokenizer_hash=wanted.tokenizer_hash, chat_form=job.chat_form)
+
+
+def _scan(shard: Path) -> Scan:
+    """What a shard holds; nothing, and why, of what is no tar at all."""
+    try:
+        return scan_shard(shard)
+    except DataError as error:
+        return Scan(rejected=[("", BadSample("not_a_tar", str(error)))])
+
+
+def _rejected_part(folder: Path, name: str) -> Path:
+    return folder / WORK / f"{name}.rejected.jsonl"
+
+
+def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
+    """Replaces the lines about shards that were read, keeps those about others; counts those about `names`."""
+    parts = {name: _rejected_part(folder, name) for name in names if _rejected_part(folder, name).is_file()}
+    kept: list[str] = []
+    if (folder / REJECTED).is_file():
+        lines = (folder / REJECTED).read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if _shard_of(line) not in parts]
+    lines = [*kept, *(line for part in parts.values() for line in part.read_text(encoding="utf-8").splitlines())]
+    temporary = folder / WORK / f"{REJECTED}.tmp"
+    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    os.replace(temporary, folder / REJECTED)
+    for part in parts.values():
+        part.unlink()
+    if not any((folder / WORK).iterdir()):
+        (folder / WORK).rmdir()
+    return Counter(json.loads(line)["reason"] for line in lines if _shard_of(line) in names)
+
+
+def _shard_of(line: str) -> str:
+    return json.loads(line)["origin"].split("/")[0]

@@ -1,0 +1,66 @@
+"""Whether a sample can be trained on, and what the index keeps of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_pipeline.domains import build_sample
+from data_pipeline.encode import PixelBudget
+from data_pipeline.errors import BadSample
+from data_pipeline.images import decode_image, grid_of, probe_image, resized_size
+from data_pipeline.index import index_row
+from data_pipeline.sample import Image, Video
+from data_pipeline.shards import RawSample, ShardSample
+from data_pipeline.tokens import GlmTokenizer, tokenize
+from data_pipeline.video import VideoInfo, plan_video, probe_video, video_slices
+
+# Fields of a record that training or provenance reads; all others are kept as metadata.
+KNOWN_FIELDS = frozenset({"domain", "text", "messages", "thinking", "source"})
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the index keeps of a sample. text_tokens: all tokens but <|image|>; 0 without a tokenizer.
+    blocks: what index.index_row asks for; none without a tokenizer."""
+
+    domain: str
+    text_tokens: int
+    images: list[tuple[int, int]]
+    videos: list[VideoInfo]
+    blocks: list[tuple[bool, int, int]]
+
+    def index_row(self, sample: ShardSample) -> dict[str, Any]:
+        return index_row(sample, self.domain, self.text_tokens, self.images, self.videos, self.blocks)
+
+
+def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:
+    """Checks that a sample can be trained on and measures it. whole: every picture is decoded, and every clip up to the
+    last frame that is looked at, once; else headers are believed. Raises BadSample."""
+    budget = PixelBudget()
+    sample = build_sample(raw.record, images=len(raw.images), videos=len(raw.videos), chat_form=chat_form)
+    if whole:
+        images = [decode_image(data).shape[:2] for data in raw.images]
+    else:
+        images = [probe_image(data) for data in raw.images]
+    videos = [probe_video(data) for data in raw.videos]
+    grids = [grid_of(resized_size(*size, max_tokens=budget.image_max_tokens)) for size in images]
+    if whole:
+        layouts = [video_slices(data, budget.video_max_tokens)[1] for data in raw.videos]
+    else:
+        layouts = [plan_video(info, budget.video_max_tokens) for info in videos]
+    if tokenizer is None:
+        return Measured(sample.domain, 0, images, videos, [])
+    try:
+        tokenized = tokenize(sample, tokenizer, grids, layouts)
+    except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
+        raise BadSample("bad_record", f"the text is not Unicode: {error}") from error
+    text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
+    is_video = [isinstance(segment, Video) for segment in sample.segments if isinstance(segment, Image | Video)]
+    blocks = [
+        (video, text_before[start], text_before[start + length] - text_before[start])
+        for video, (start, length) in zip(is_video, tokenized.blocks, strict=True)
+    ]
+    return Measured(sample.domain, text_before[-1], images, videos, blocks)

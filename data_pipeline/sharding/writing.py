@@ -1,0 +1,224 @@
+"""One task of a build: its units are read, checked, measured and written to shards of its own.
+
+    out/.build/task-00007-1f03.../     what is being written; removed when the task is begun anew
+    out/shard-00007-00000.tar             renamed from there when the whole task is written, and its index with it
+    out/.build/task-00007.json         the done record, renamed last: without it the task is not done
+
+So whoever is killed, at whatever moment, leaves a task done or not done, and doing it again gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TextIO
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.index import index_path, write_index
+from data_pipeline.inputs.draft import Draft, Input, Rejected
+from data_pipeline.sharding.measure import KNOWN_FIELDS, Measured, measure
+from data_pipeline.sharding.tasks import BuildOptions, Task
+from data_pipeline.shards import MAX_BYTES, RawSample, ShardWriter
+from data_pipeline.tokens import GlmTokenizer
+
+WORK = ".build"
+
+
+@dataclass(frozen=True)
+class TaskJob:
+    """A task with all that it takes to do it in any process. inputs: those that its units are of, by number."""
+
+    task: Task
+    inputs: dict[int, Input]
+    options: BuildOptions
+
+
+@dataclass
+class Counts:
+    """What became of the samples. shards: {"file", "samples", "bytes", "sha256"} of each."""
+
+    samples: int = 0
+    domains: Counter[str] = field(default_factory=Counter)
+    rejected: Counter[str] = field(default_factory=Counter)  # by reason
+    unused_fields: Counter[str] = field(default_factory=Counter)  # of records: kept, but nothing reads them
+    shards: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, other: Counts) -> None:
+        self.samples += other.samples
+        self.domains += other.domains
+        self.rejected += other.rejected
+        self.unused_fields += other.unused_fields
+        self.shards += other.shards
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "samples": self.samples,
+            "bytes": sum(shard["bytes"] for shard in self.shards),
+            "domains": dict(sorted(self.domains.items())),
+            "rejected": dict(sorted(self.rejected.items())),
+            "unused_fields": dict(sorted(self.unused_fields.items())),
+            "shards": self.shards,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Counts:
+        counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields")}
+        return cls(samples=content["samples"], shards=content["shards"], **counters)
+
+
+def done_record(out: Path, task: int) -> Path:
+    return out / WORK / f"task-{task:05d}.json"
+
+
+def rejected_part(out: Path, task: int) -> Path:
+    return out / WORK / f"task-{task:05d}.rejected.jsonl"
+
+
+def write_task(job: TaskJob) -> Counts:
+    """Does one task. Raises DataError or OSError where no sample is to blame."""
+    out, number = Path(job.options.out), job.task.number
+    for left_over in (out / WORK).glob(f"task-{number:05d}-*"):
+        shutil.rmtree(left_over, ignore_errors=True)
+    folder = out / WORK / f"task-{number:05d}-{uuid.uuid4().hex[:12]}"
+    folder.mkdir(parents=True)
+    counts = Counts()
+    shards = _Shards(folder, job.options, number)
+    with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejections:
+        for draft in _drafts(job):
+            try:
+                if isinstance(draft, Rejected):
+                    raise BadSample(draft.reason, draft.detail)
+                record, measured = _checked(draft, job.options)
+                stored = _stored(record)
+            except BadSample as error:
+                counts.rejected[error.reason] += 1
+                write_rejected(rejections, error.reason, draft.origin, error.detail)
+            else:
+                counts.samples += 1
+                counts.domains[measured.domain] += 1
+                counts.unused_fields.update(record.keys() - KNOWN_FIELDS)
+                shards.add(stored, draft, measured)
+    counts.shards = shards.close()
+    for shard in counts.shards:
+        os.replace(folder / shard["file"], out / shard["file"])
+        os.replace(index_path(folder / shard["file"]), index_path(out / shard["file"]))
+    os.replace(folder / "rejected.jsonl", rejected_part(out, number))
+    write_json(done_record(out, number), counts.as_json())
+    shutil.rmtree(folder, ignore_errors=True)
+    return counts
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
+    line = json.dumps({"reason": reason, "origin": origin, "detail": detail}, ensure_ascii=False)
+    file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a file whole or not at all."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@lru_cache(maxsize=2)
+def load_tokenizer(folder: str) -> GlmTokenizer | None:
+    return GlmTokenizer(folder) if folder else None
+
+
+def _drafts(job: TaskJob) -> Iterator[Draft | Rejected]:
+    for number, unit in job.task.pieces:
+        try:
+            yield from job.inputs[number].read(unit)
+        except (DataError, OSError, MemoryError):
+            raise
+        except Exception as error:  # a library's bug on one file must not end a build of days
+            yield Rejected(
+                unit.path, "unreadable_input", f"{type(error).__name__}: {error}; the rest of it is left out"
+            )
+
+
+def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measured]:
+    """The record as it is stored, and the measured sample. Raises BadSample."""
+    record = dict(draft.record)
+    if "source" in record:
+        record["given_source"] = record.pop("source")
+    record["source"] = draft.origin
+    for kind, files in (("image", draft.images), ("video", draft.videos)):
+        for file in files:
+            check_size(kind, len(file.data))
+    raw = RawSample(record, [file.data for file in draft.images], [file.data for file in draft.videos])
+    return record, measure(raw, load_tokenizer(options.tokenizer), options.chat_form, whole=True)
+
+
+def _stored(record: dict[str, Any]) -> bytes:
+    try:
+        data = json.dumps(record, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
+        raise BadSample("bad_record", f"the record cannot be written: {error}") from error
+    check_size("json", len(data))
+    return data
+
+
+def check_size(kind: str, size: int) -> None:
+    if size > MAX_BYTES[kind]:
+        raise BadSample(
+            "member_too_large", f"a member of kind {kind} has {size:,} bytes, {MAX_BYTES[kind]:,} are allowed"
+        )
+
+
+class _Shards:
+    """The shards of a task, one after the other in a folder, each with its index."""
+
+    def __init__(self, folder: Path, options: BuildOptions, task: int):
+        self.options, self.task = options, task
+        self.samples = 0
+        self._writer = ShardWriter(folder, f"{options.name}-{task:05d}", options.shard_bytes)
+        self._rows: list[dict[str, Any]] = []
+        self._finished: list[dict[str, Any]] = []
+
+    def add(self, record: bytes, draft: Draft, measured: Measured) -> None:
+        files = [("json", record)]
+        for media in (draft.images, draft.videos):
+            files += [(f"{number}.{file.extension}", file.data) for number, file in enumerate(media)]
+        sample = self._writer.write(f"{self.task:05d}-{self.samples:06d}", files)
+        self._index_finished()
+        self._rows.append(measured.index_row(sample))
+        self.samples += 1
+
+    def close(self) -> list[dict[str, Any]]:
+        """Finishes the last shard; what the manifest says of all of them."""
+        self._writer.close()
+        self._index_finished()
+        return self._finished
+
+    def _index_finished(self) -> None:
+        """The index of the shard that the writer has just finished, if it has."""
+        if len(self._writer.finished) == len(self._finished):
+            return
+        path = self._writer.finished[-1]
+        tokenizer = load_tokenizer(self.options.tokenizer)
+        write_index(
+            path, self._rows, tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=self.options.chat_form
+        )
+        self._finished.append(
+            {
+                "file": path.name,
+                "samples": len(self._rows),
+                "bytes": path.stat().st_size,
+                "sha256": file_sha256(path),
+            }
+        )
+        self._rows = []
