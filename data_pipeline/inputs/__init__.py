@@ -57,6 +57,13 @@ INPUTS: dict[str, Kind] = {
     ),
     "folder": Kind("folder:Folder", _MEDIA_SUFFIXES, "pictures or clips with captions beside them", takes_folders=True),
     "tars": Kind("tars:Tars", (".tar",), "webdataset shards made elsewhere, img2dataset's too"),
+    "rendered_text": Kind(
+        "rendered_text:RenderedText", (), "text files drawn with real fonts (OCR)", takes_folders=True
+    ),
+    "scene_text": Kind("scene_text:SceneText", (), "pictures with their words boxed (OCR)", takes_folders=True),
+    "grounding": Kind("grounding:Grounding", (), "captions with boxes of their phrases, COCO instances"),
+    "gui": Kind("gui:Gui", (), "screenshots of local web pages with boxes of their elements", takes_folders=True),
+    "clips": Kind("clips:Clips", (), "clips with timed captions: subtitles, JSON lines", takes_folders=True),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -13,7 +13,8 @@ from typing import Any
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import probe_image
 from data_pipeline.inputs.draft import Media, Unit
-from data_pipeline.shards import IMAGE_EXTENSIONS
+from data_pipeline.inputs.jsonl import line_records, parse_json
+from data_pipeline.inputs.media import read_media
 
 LINES_A_UNIT = 256
 PICTURE_BYTES = 200_000  # what a picture takes, roughly: enough to cut tasks by
@@ -30,7 +31,7 @@ class Picture:
 
 def line_units(path: str, *, bytes_a_line: int) -> list[Unit]:
     """Cuts a file into units of LINES_A_UNIT lines: start and stop count bytes, extra["line"] is the first line's
-    number. Raises DataError if the file cannot be read."""
+    number. Raises DataError if the file cannot be read or is empty."""
     cuts, lines, size = [0], 0, 0
     try:
         with open(path, "rb") as file:
@@ -40,6 +41,8 @@ def line_units(path: str, *, bytes_a_line: int) -> list[Unit]:
                     cuts.append(size)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give a file with one JSON object a line") from error
+    if not size:
+        raise DataError(f"{path} is empty: give a file with one JSON object a line")
     if cuts[-1] < size:
         cuts.append(size)
     return [
@@ -56,39 +59,29 @@ def line_units(path: str, *, bytes_a_line: int) -> list[Unit]:
 
 def read_objects(unit: Unit) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
     """(origin, object) of every line that is not blank, "captions.jsonl:17"; BadSample where it is no JSON object."""
-    with open(unit.path, "rb") as file:
-        file.seek(unit.start)
-        lines = file.read(unit.stop - unit.start).split(b"\n")
-    for number, line in enumerate(lines, unit.extra["line"]):
-        if not line.strip():
-            continue
+    for number, line in line_records(unit):
         origin = f"{Path(unit.path).name}:{number}"
         try:
-            found = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield origin, BadSample("bad_record", f"not JSON: {error}")
-            continue
-        yield origin, found if isinstance(found, dict) else BadSample("bad_record", "not a JSON object")
+            if line is None:
+                raise BadSample("member_too_large", "the line is too long to be held in memory")
+            found = parse_json(line)
+            yield origin, found if isinstance(found, dict) else BadSample("bad_record", "not a JSON object")
+        except BadSample as error:
+            yield origin, error
 
 
 def read_picture(name: Any, folder: Path) -> Picture:
-    """A picture by its path, relative to the folder. Raises BadSample."""
-    data = read_media(name, folder, IMAGE_EXTENSIONS, "image")
-    height, width = probe_image(data.data)
-    return Picture(data, width, height)
+    """A picture by its path, relative to the folder and inside it. Raises BadSample."""
+    media = read_named(name, folder, "images")
+    height, width = probe_image(media.data)
+    return Picture(media, width, height)
 
 
-def read_media(name: Any, folder: Path, extensions: Sequence[str], word: str) -> Media:
-    """A file by its path, relative to the folder. Raises BadSample if there is none or it is of another kind."""
+def read_named(name: Any, folder: Path, field: str) -> Media:
+    """A file (`images` or `videos`) by its path, relative to the folder and inside it. Raises BadSample."""
     if not isinstance(name, str) or not name:
-        raise BadSample("bad_record", f'"{word}" must be the path of a file')
-    extension = Path(name).suffix.lower().lstrip(".")
-    if extension not in extensions:
-        raise BadSample("unknown_extension", f"{name}: this {word} must end in one of {', '.join(extensions)}")
-    try:
-        return Media(extension, (folder / name).read_bytes())
-    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise BadSample("missing_file", f"{name}: {error}") from error
+        raise BadSample("bad_record", f"the path of one of its {field} is {name!r}")
+    return read_media(name, folder, field)
 
 
 @lru_cache(maxsize=1)

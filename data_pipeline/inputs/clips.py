@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.annotations import line_units, read_media, read_objects
+from data_pipeline.inputs.annotations import line_units, read_named, read_objects
 from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.subtitles import FORMATS, read_subtitles
 from data_pipeline.shards import VIDEO_EXTENSIONS
 from data_pipeline.video import probe_video
@@ -143,8 +144,8 @@ def _from_folder(clip: Path) -> tuple[Media, Any]:
     beside = next(filter(Path.is_file, map(clip.with_suffix, CAPTION_SUFFIXES)), None)
     if beside is None:
         raise BadSample("missing_caption", f"no {clip.stem}{' or '.join(CAPTION_SUFFIXES)} lies beside the clip")
-    media = read_media(clip.name, clip.parent, VIDEO_EXTENSIONS, "video")
-    data = beside.read_bytes()
+    media = read_named(clip.name, clip.parent, "videos")
+    data = read_whole(beside.name, clip.parent)
     if beside.suffix in FORMATS:
         return media, read_subtitles(data, beside.suffix)
     try:
@@ -157,4 +158,4 @@ def _from_record(record: dict[str, Any], folder: Path) -> tuple[Media, Any]:
     captions = record.get("captions")
     if not isinstance(captions, list):
         raise BadSample("bad_record", 'a line needs a "video" and a list of "captions"')
-    return read_media(record.get("video"), folder, VIDEO_EXTENSIONS, "video"), captions
+    return read_named(record.get("video"), folder, "videos"), captions

@@ -67,16 +67,17 @@ class Gui:
     def units(self) -> Sequence[Unit]:
         size = SCREENSHOT_BYTES * len(self.viewports) * (2 if self.form == "both" else 1)
         units = [
-            Unit(str(page), bytes=size, extra={"root": str(root)})
-            for path in self.paths
-            for page, root in _pages(Path(path))
+            Unit(str(page), bytes=size, extra={"input": number})
+            for number, path in enumerate(self.paths)
+            for page in _pages(Path(path))
         ]
         if not units:
             raise DataError(f"no pages ({', '.join(SUFFIXES)}) in {', '.join(self.paths)}")
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
-        page, root = Path(unit.path), Path(unit.extra["root"])
+        page, given = Path(unit.path), Path(self.paths[unit.extra["input"]])
+        root = given if given.is_dir() else page.parent
         browser = _browser(self.chromium, self.java_script, self.time_limit)
         for name in self.viewports:
             where = f"{page.relative_to(root)}@{name}"
@@ -129,21 +130,17 @@ def _boxed(elements: Sequence[Element], viewport: Viewport) -> Iterator[tuple[st
             continue
 
 
-def _pages(path: Path) -> Iterator[tuple[Path, Path]]:
-    """(page, the folder that it may load from)."""
+def _pages(path: Path) -> list[Path]:
+    """The pages that a path stands for."""
     if path.is_dir():
-        found = (page for page in path.rglob("*") if page.suffix.lower() in SUFFIXES and page.is_file())
-        yield from ((page, path) for page in sorted(found))
-    elif path.suffix.lower() in SUFFIXES:
-        yield path, path.parent
-    else:
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{path} cannot be read ({error}): give pages, a folder, or a list of pages") from error
-        for line in filter(None, map(str.strip, lines)):
-            page = path.parent / _local(line, path)
-            yield page, page.parent
+        return sorted(page for page in path.rglob("*") if page.suffix.lower() in SUFFIXES and page.is_file())
+    if path.suffix.lower() in SUFFIXES:
+        return [path]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error}): give pages, a folder, or a list of pages") from error
+    return [path.parent / _local(line, path) for line in filter(None, map(str.strip, lines))]
 
 
 def _local(line: str, path: Path) -> str:

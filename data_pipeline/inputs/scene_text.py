@@ -26,6 +26,7 @@ from data_pipeline.boxes import Box, bounding_box, checked_box, read_box, to_tho
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.annotations import PICTURE_BYTES, Picture, line_units, read_objects, read_picture
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.media import read_whole
 from data_pipeline.shards import IMAGE_EXTENSIONS
 
 ILLEGIBLE = ("", "#", "###", "*")  # what the ICDAR sets write where nobody could read a word
@@ -133,7 +134,6 @@ def _word(word: Any, picture: Picture) -> Word | None:
         points = word["polygon"]
         if not isinstance(points, list) or not all(isinstance(point, list) and len(point) == 2 for point in points):
             raise BadSample("bad_box", "a polygon is a list of [x, y]")
-        # Each point is checked as the box from the origin to itself would be: for being numbers.
         corners = [value for point in points for value in point]
         if len(points) < 3 or not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in corners):
             raise BadSample("bad_box", "a polygon has three corners or more, all of them numbers")
@@ -177,8 +177,8 @@ def _pictures(unit: Unit, images: str) -> Iterator[tuple[str, dict[str, Any] | B
 
 def _decoded(path: Path) -> str:
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_whole(path.name, path.parent).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
         raise BadSample("bad_record", f"{path.name}: {error}") from error
 
 
