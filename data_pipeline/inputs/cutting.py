@@ -1,7 +1,7 @@
 """Parts of a clip, exact to the frame.
 
-A copied stream can only begin at a key frame, so segments are encoded anew: H.264 at a constant quality at which the
-loss cannot be seen, frames as large and as far apart in time as they were, no sound. The clip is decoded once, in
+A copied stream can only begin at a key frame, so segments are encoded anew: H.264 at a constant quality,
+frames as large and as far apart in time as they were, no sound. The clip is decoded once, in
 order, however many segments there are and however they overlap.
 """
 
@@ -17,7 +17,7 @@ import av
 from data_pipeline.errors import BadSample
 
 Span = tuple[float, float]  # [start, end) in seconds from the clip's first frame
-OPTIONS = {"crf": "18", "preset": "veryfast", "bf": "0"}  # frames in the order in which they are shown
+OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "0"}  # frames in the order in which they are shown
 
 
 def cut_clip(data: bytes, spans: Sequence[Span]) -> Iterator[bytes | BadSample]:

@@ -101,7 +101,7 @@ class RenderedText:
         name = Path(unit.path).name
         faces = find_faces(self.fonts)
         paragraphs: deque[str] = deque()
-        for origin, paragraph in _paragraphs(unit):
+        for origin, paragraph in paragraphs_of(unit):
             if isinstance(paragraph, BadSample):
                 yield Rejected(origin, paragraph.reason, paragraph.detail)
             else:
@@ -116,7 +116,10 @@ class RenderedText:
             except BadSample as error:
                 yield Rejected(origin, error.reason, f"{error.detail}: {paragraphs.popleft()[:60]!r}")
                 continue
-            yield self._draw(paragraphs, face, lot, origin)
+            try:
+                yield self._draw(paragraphs, face, lot, origin)
+            except BadSample as error:
+                yield Rejected(origin, error.reason, error.detail)
 
     def _draw(self, paragraphs: deque[str], face: Face, lot: random.Random, origin: str) -> Draft:
         """Takes from the paragraphs what goes onto one picture, and draws it."""
@@ -182,7 +185,7 @@ def _text_files(path: Path) -> list[Path]:
     return files
 
 
-def _paragraphs(unit: Unit) -> Iterator[tuple[str, str | BadSample]]:
+def paragraphs_of(unit: Unit) -> Iterator[tuple[str, str | BadSample]]:
     """The paragraphs that begin in a unit, or that a cut in the middle of a very long line leaves in it."""
     name = Path(unit.path).name
     with open(unit.path, "rb") as file:

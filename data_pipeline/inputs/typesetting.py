@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.boxes import Box
+from data_pipeline.errors import BadSample
 from data_pipeline.inputs.fonts import can_shape
 
 NOT_FIRST = "、。，．：；？！）］｝」』】〉》〕’”…ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ,.:;?!)]}%"  # of a line
@@ -70,7 +72,7 @@ def set_lines(
     height: int = 0,
 ) -> Block:
     """Draws lines, `pitch` pixels from one baseline to the next; "" leaves one empty. The mask is as large as its ink,
-    or `height` high if that is more."""
+    or `height` high if that is more. Raises BadSample `no_ink` if all of it is blank."""
     direction = "rtl" if can_shape() and leftward("".join(lines)) else None
     lengths = [font.getlength(line, direction=direction) for line in lines]
     shift = {"left": 0.0, "centre": 0.5, "right": 1.0}[align]
@@ -79,17 +81,28 @@ def set_lines(
         for number, (line, length) in enumerate(zip(lines, lengths, strict=True))
         if line
     ]
-    inks = []
-    for x, y, line in places:
-        left, top, right, bottom = font.getbbox(line, direction=direction, anchor="ls")
-        inks.append((x + left, y + top, x + right, y + bottom))
+    drawn = [_draw_line(line, font, direction) for _, _, line in places]
+    inks: list[Box] = []
+    for (x, y, _), (image, left, top) in zip(places, drawn, strict=True):
+        if found := image.getbbox():
+            inks.append((x + left + found[0], y + top + found[1], x + left + found[2], y + top + found[3]))
+    if not inks:
+        raise BadSample("no_ink", f"the font draws nothing for {''.join(lines)[:60]!r}")
     x0, y0 = min(ink[0] for ink in inks), min(ink[1] for ink in inks)
     x1, y1 = max(ink[2] for ink in inks), max(ink[3] for ink in inks)
     mask = Image.new("L", (int(x1 - x0), max(int(y1 - y0), height)))
-    draw = ImageDraw.Draw(mask)
-    for x, y, line in places:
-        draw.text((x - x0, y - y0), line, 255, font, anchor="ls", direction=direction)
+    for (x, y, _), (image, left, top) in zip(places, drawn, strict=True):
+        mask.paste(255, (int(x + left - x0), int(y + top - y0)), image)
     return Block(mask, tuple((ink[0] - x0, ink[1] - y0, ink[2] - x0, ink[3] - y0) for ink in inks))
+
+
+def _draw_line(line: str, font: ImageFont.FreeTypeFont, direction: str | None) -> tuple[Image.Image, int, int]:
+    """(ink, and where its left top corner lies from the beginning of the baseline)."""
+    left, top, right, bottom = font.getbbox(line, direction=direction, anchor="ls")
+    corner = math.floor(left) - 1, math.floor(top) - 1
+    image = Image.new("L", (math.ceil(right) + 1 - corner[0], math.ceil(bottom) + 1 - corner[1]))
+    ImageDraw.Draw(image).text((-corner[0], -corner[1]), line, 255, font, anchor="ls", direction=direction)
+    return image, *corner
 
 
 def _visible(letter: str) -> bool:
