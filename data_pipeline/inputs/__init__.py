@@ -87,7 +87,7 @@ def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = 
 
 def describe_kinds() -> str:
     """All kinds, one a line."""
-    return "\n".join(f"  {name:10} {kind.help}" for name, kind in INPUTS.items())
+    return "\n".join(f"  {name:14} {kind.help}" for name, kind in INPUTS.items())
 
 
 def options_of(kind: str) -> dict[str, Any]:

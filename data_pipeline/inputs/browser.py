@@ -272,7 +272,11 @@ async def _elements(session: Any, viewport: Viewport) -> tuple[Element, ...]:
         {
             "functionDeclaration": _SEEN_PARTS,
             "executionContextId": world,
-            "arguments": [{"value": [viewport.width, viewport.height]}, *({"objectId": item[2]} for item in present)],
+            "arguments": [
+                {"value": [viewport.width, viewport.height]},
+                {"value": [role == "heading" for role, _, _ in present]},
+                *({"objectId": handle} for _, _, handle in present),
+            ],
             "returnByValue": True,
         },
     )
@@ -353,7 +357,7 @@ document.fonts.ready.then(() => {
 # something of it lies in the viewport and in the ancestors that cut off what overflows them, and if it, its
 # descendants or, for text, its parent are hit at five points of that part.
 _SEEN_PARTS = """
-function (viewport, ...nodes) {
+function (viewport, byContents, ...nodes) {
   const style = document.createElement('style');
   style.textContent = '* { pointer-events: auto !important; }';
   document.documentElement.append(style);
@@ -372,11 +376,14 @@ function (viewport, ...nodes) {
     for (let current = node; current; current = up(current)) if (current === ancestor) return true;
     return false;
   };
-  const seen = (node) => {
+  const seen = (node, index) => {
     const element = node.nodeType === Node.ELEMENT_NODE ? node : up(node);
     if (!element || !element.checkVisibility({ opacityProperty: true, visibilityProperty: true })) return null;
     let measured = node;
-    if (node !== element) { measured = document.createRange(); measured.selectNodeContents(node); }
+    if (node !== element || byContents[index]) {
+      measured = document.createRange();
+      measured.selectNodeContents(node);
+    }
     const rect = measured.getBoundingClientRect();
     let [x1, y1, x2, y2] = [rect.left, rect.top, rect.right, rect.bottom];
     let [cutX1, cutY1] = [view.offsetLeft, view.offsetTop];

@@ -70,11 +70,13 @@ def test_boxes_are_where_the_elements_are_seen(chromium: Chromium, tmp_path: Pat
         assert np.abs(np.subtract(boxes(screen)[name], extent(screen, colour))).max() <= 1, name
 
 
-def test_text_is_boxed_by_its_ink(chromium: Chromium, tmp_path: Path) -> None:
-    body = "<p style='position:absolute;left:50px;top:80px;margin:0;color:#f0f;font:20px DejaVu Sans'>Hello world</p>"
+@pytest.mark.parametrize(("tag", "role"), [("p", "text"), ("h2", "heading")])
+def test_text_is_boxed_by_its_ink(tag: str, role: str, chromium: Chromium, tmp_path: Path) -> None:
+    style = "margin:80px 50px;color:#f0f;font:20px DejaVu Sans"
+    body = f"<{tag} style='{style}'>Hello world</{tag}>"
     screen = chromium.photograph(page(tmp_path, body), tmp_path, SMALL)
     (element,) = screen.elements
-    assert (element.role, element.name) == ("text", "Hello world")
+    assert (element.role, element.name) == (role, "Hello world")
     pixels = np.asarray(Image.open(io.BytesIO(screen.png)).convert("RGB"))
     rows, columns = np.nonzero((pixels != 255).any(axis=-1))
     x1, y1, x2, y2 = element.box
@@ -248,8 +250,7 @@ def test_samples_of_pages(tmp_path: Path) -> None:
     given = Gui((str(tmp_path),), viewports=("desktop", "phone"), time_limit=20)
     assert [Path(unit.path).name for unit in given.units()] == ["a.html", "empty.html"]
     made = [sample for unit in given.units() for sample in given.read(unit)]
-    again = [sample for unit in reversed(given.units()) for sample in given.read(unit)]
-    assert sorted(map(str, made)) == sorted(map(str, again))
+    assert list(given.read(given.units()[0])) == made[:4]  # the same once more
     drafts = [sample for sample in made if isinstance(sample, Draft)]
     rejected = [sample for sample in made if isinstance(sample, Rejected)]
     assert [(sample.origin, sample.reason) for sample in rejected] == [
