@@ -129,18 +129,21 @@ def _ground(size: tuple[int, int], pictures: Sequence[str], lot: random.Random) 
     if kind == "picture" and (picture := _cut_out(lot.choice(pictures), size, lot)) is not None:
         return picture
     width, height = size
-    ground = np.broadcast_to(
-        np.array(_grey(lot, 225, 255) if kind == "paper" else _colour(lot), float), (height, width, 3)
-    )
+    colour = np.array(_grey(lot, 225, 255) if kind == "paper" else _colour(lot), np.float32)
     if kind == "graded":
-        along = (
-            np.linspace(0, 1, width)[None, :, None] if lot.random() < 0.5 else np.linspace(0, 1, height)[:, None, None]
-        )
-        ground = ground + (np.array(_colour(lot), float) - ground) * along * lot.uniform(0.1, 0.6)
-    elif kind == "noisy":
-        grain = np.frombuffer(lot.randbytes(width * height), np.uint8).reshape(height, width, 1)
-        ground = ground + (grain / 255 - 0.5) * lot.uniform(4, 40)
-    return ground.round().clip(0, 255).astype(np.uint8)
+        across = lot.random() < 0.5
+        along = np.linspace(0, lot.uniform(0.1, 0.6), width if across else height, dtype=np.float32)
+        ramp = _as_bytes(colour + (np.array(_colour(lot), np.float32) - colour) * along[:, None])
+        return np.broadcast_to(ramp[None] if across else ramp[:, None], (height, width, 3)).copy()
+    if kind == "noisy":
+        levels = np.arange(256, dtype=np.float32)[:, None] / 255 - 0.5
+        grain = np.frombuffer(lot.randbytes(width * height), np.uint8).reshape(height, width)
+        return _as_bytes(colour + levels * lot.uniform(4, 40))[grain]
+    return np.broadcast_to(_as_bytes(colour), (height, width, 3)).copy()
+
+
+def _as_bytes(levels: np.ndarray) -> np.ndarray:
+    return levels.round().clip(0, 255).astype(np.uint8)
 
 
 def _cut_out(path: str, size: tuple[int, int], lot: random.Random) -> np.ndarray | None:
