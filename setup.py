@@ -52,6 +52,7 @@ setup(
         "transformers",
         "typer",
         "webdataset",
+        "xxhash",
     ],
     extras_require={
         # Transformer Engine, for machines with an NVIDIA GPU; the README says how to install it.

@@ -66,7 +66,7 @@ SCHEMA = pa.schema(
         ),
         # Pictures and clips in the order of the sample: tokens other than <|image|> before each and within it.
         ("blocks", _structs(video=pa.bool_(), before=pa.int32(), within=pa.int32())),
-        ("members", _structs(kind=pa.string(), offset=pa.int64(), size=pa.int64(), crc32=pa.uint32())),
+        ("members", _structs(kind=pa.string(), offset=pa.int64(), size=pa.int64(), xxh3=pa.uint64())),
     ]
 )
 

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from xxhash import xxh3_64, xxh3_64_intdigest
+
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.tar import DIRECTORY, REGULAR, Damage, TarMember, end_mark, header, padding, walk
 
@@ -38,12 +40,15 @@ _CHUNK = 1 << 20
 
 @dataclass(frozen=True)
 class Member:
-    """Where the bytes of one file lie in its tar. kind: what it holds, `json`, `txt`, `image` or `video`."""
+    """Where the bytes of one file lie in its tar. kind: what it holds, `json`, `txt`, `image` or `video`.
+
+    xxh3: 64-bit checksum of its bytes. Checking costs a fifth of what CRC-32 does, and next to nothing beside reading.
+    """
 
     kind: str
     offset: int
     size: int
-    crc32: int
+    xxh3: int
 
 
 @dataclass
@@ -115,7 +120,7 @@ class ShardWriter:
                 raise DataError(f"{key}.{extension} has {len(data)} bytes, {MAX_BYTES[kind]} are allowed: cut it")
             offset = self._size + len(head)
             if kind is not None:
-                sample.members.append(Member(kind, offset, len(data), zlib.crc32(data)))
+                sample.members.append(Member(kind, offset, len(data), xxh3_64_intdigest(data)))
             gap = padding(len(data))
             parts += (head, data, gap)
             self._size = offset + len(data) + len(gap)
@@ -281,10 +286,10 @@ def _gap(members: dict[tuple[str, int], Member]) -> str | None:
 
 
 def _checksum(file: BinaryIO, member: TarMember) -> int:
-    checksum, end = 0, member.offset + member.size
+    checksum, end = xxh3_64(), member.offset + member.size
     for offset in range(member.offset, end, _CHUNK):
-        checksum = zlib.crc32(os.pread(file.fileno(), min(_CHUNK, end - offset), offset), checksum)
-    return checksum
+        checksum.update(os.pread(file.fileno(), min(_CHUNK, end - offset), offset))
+    return checksum.intdigest()
 
 
 # --- reading at random ------------------------------------------------------------------------------------------------
@@ -318,7 +323,7 @@ class ShardReader:
             except OSError as error:
                 self._close(path)
                 raise BadSample("unreadable_shard", f"{path}: {error.strerror}") from error
-            if len(data) != member.size or zlib.crc32(data) != member.crc32:
+            if len(data) != member.size or xxh3_64_intdigest(data) != member.xxh3:
                 raise self._changed(path, member, len(data), tar_fingerprint)
             contents.append(data)
         return contents

@@ -31,8 +31,8 @@ from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.index import find_shards, read_index, sample_lengths
-from data_pipeline.inputs import describe_kinds, open_inputs
-from data_pipeline.sharding.build import MANIFEST, REJECTED, Outcome, Part, plan, run_build, written_bytes
+from data_pipeline.inputs import describe_kinds
+from data_pipeline.sharding.build import MANIFEST, REJECTED, Outcome, Part, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.tasks import BuildOptions
@@ -78,7 +78,7 @@ def build(
     with _errors():
         options = BuildOptions(out, tokenizer, name, _bytes(shard_bytes), chat_form)
         own = _part(part, array)
-        planned = plan(open_inputs([*input, *(more or [])], kind, settings or []), options)
+        planned = plan(open_apart([*input, *(more or [])], out, kind, settings or []), options)
         with _progress_of_bytes(planned.bytes, lambda: written_bytes(Path(out))):
             outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), part=own)
         _print_outcome(outcome, Path(out))

@@ -37,7 +37,7 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
     domain = record.get("domain") if isinstance(record, dict) else None
     if domain == "chat":
         segments = chat.render(record.get("messages"), record.get("thinking"), form=chat_form)
-    elif domain in _DOCUMENTS:
+    elif isinstance(domain, str) and domain in _DOCUMENTS:
         if not isinstance(record.get("text"), str) or not record["text"]:
             raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')
         segments = documents.document(_DOCUMENTS[domain](record["text"]))

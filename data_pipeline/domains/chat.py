@@ -133,7 +133,7 @@ def _checked(messages: Any) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
         raise BadSample("bad_record", 'a record of domain "chat" needs a non-empty list "messages"')
     for number, turn in enumerate(messages):
-        if not isinstance(turn, dict) or turn.get("role") not in ROLE_TOKENS:
+        if not isinstance(turn, dict) or turn.get("role") not in tuple(ROLE_TOKENS):
             raise BadSample("bad_record", f"message {number} needs a role: one of {', '.join(ROLE_TOKENS)}")
         if not isinstance(turn.get("content"), str) or not isinstance(turn.get("reasoning_content") or "", str):
             raise BadSample("bad_record", f"message {number} ({turn['role']}): content must be a string")

@@ -27,6 +27,7 @@ from typing import Any, Literal, Union
 
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
+from data_pipeline.inputs.names import files_below
 from data_pipeline.shards import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 
@@ -79,6 +80,9 @@ def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = 
     for path in paths:
         name = kind or _kind_of(Path(path))
         given.setdefault(name, []).extend(_expand(Path(path), name))
+    for files in given.values():
+        if twice := [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]:
+            raise DataError(f"{twice[0]} is given twice: its samples would be doubled")
     options = {name: dict[str, Any]() for name in given}
     for setting in settings:
         _set(setting, options)
@@ -113,7 +117,7 @@ def _kind_of(path: Path) -> str:
 
 def _kind_of_folder(folder: Path) -> str:
     """What a folder holds: pictures or clips if there is one, else the one kind that its files are of."""
-    suffixes = Counter(Path(name).suffix.lower() for _, _, names in os.walk(folder) for name in names)
+    suffixes = Counter(path.suffix.lower() for path in files_below(folder))
     for name, kind in INPUTS.items():
         if kind.takes_folders and any(suffixes[suffix] for suffix in kind.suffixes):
             return name
@@ -131,12 +135,7 @@ def _expand(path: Path, name: str) -> list[str]:
         raise DataError(f"input {path} does not exist")
     if not path.is_dir() or kind.takes_folders:
         return [str(path)]
-    files = sorted(
-        str(Path(folder, file))
-        for folder, _, files in os.walk(path)
-        for file in files
-        if Path(file).suffix.lower() in kind.suffixes and not file.startswith(".")
-    )
+    files = sorted(str(file) for file in files_below(path) if file.suffix.lower() in kind.suffixes)
     if not files:
         raise DataError(f"{path} holds no files of kind {name} ({', '.join(kind.suffixes) or 'give files'})")
     return files

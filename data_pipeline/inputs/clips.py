@@ -28,6 +28,7 @@ from data_pipeline.inputs.annotations import line_units, read_named, read_object
 from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
+from data_pipeline.inputs.names import files_below
 from data_pipeline.inputs.subtitles import FORMATS, read_subtitles
 from data_pipeline.shards import VIDEO_EXTENSIONS
 from data_pipeline.video import probe_video
@@ -117,7 +118,7 @@ def _checked(caption: Any, duration: float) -> Caption:
 def _folder_units(folder: Path) -> list[Unit]:
     """One unit a clip that has a caption file; the others are counted when they are read."""
     suffixes = {f".{extension}" for extension in VIDEO_EXTENSIONS}
-    clips = sorted(path for path in folder.rglob("*") if path.suffix.lower() in suffixes and path.is_file())
+    clips = sorted(path for path in files_below(folder) if path.suffix.lower() in suffixes)
     if not clips:
         raise DataError(f"{folder} holds no clips ({', '.join(VIDEO_EXTENSIONS)}): give such a folder, or JSON lines")
     return [Unit(str(clip), bytes=clip.stat().st_size, extra={"name": str(clip.relative_to(folder))}) for clip in clips]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.jsonl import parse_json
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, guess_domain, read_media, read_whole
-from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.names import files_below, shown_names
 
 UNIT_BYTES = 4 << 20
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -59,7 +58,7 @@ class Folder:
             metadata = _metadata(unit.path, name, self.allow_outside)
             yield from (Rejected(f"{shown}/{name}", "bad_record", detail) for detail in metadata.damaged)
             for file in sorted(metadata.rows):
-                if not Path(unit.path, name).with_name(file).is_file():
+                if not (Path(unit.path, name).parent / file).is_file():
                     yield Rejected(f"{shown}/{name}", "missing_file", f"{file}: named here, but not there")
 
     def _draft(self, root: Path, name: str, origin: str) -> Draft:
@@ -119,14 +118,7 @@ def _units(root: str) -> Iterator[Unit]:
 
 def _walk(root: str) -> list[tuple[str, int]]:
     """(path below root, size) of every file that is not hidden, sorted by path. Links to folders are not followed."""
-    found = []
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if not name.startswith("."):
-                full = Path(folder, name)
-                found.append((full.relative_to(root).as_posix(), full.lstat().st_size))
-    return sorted(found)
+    return sorted((file.relative_to(root).as_posix(), file.lstat().st_size) for file in files_below(Path(root)))
 
 
 def _with_text(record: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from data_pipeline.boxes import Thousandths, checked_box, to_thousandths, write_
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.browser import Chromium, Element, Screen, Viewport
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.names import files_below
 
 SUFFIXES = (".html", ".htm", ".xhtml")
 VIEWPORTS = {
@@ -133,7 +134,7 @@ def _boxed(elements: Sequence[Element], viewport: Viewport) -> Iterator[tuple[st
 def _pages(path: Path) -> list[Path]:
     """The pages that a path stands for."""
     if path.is_dir():
-        return sorted(page for page in path.rglob("*") if page.suffix.lower() in SUFFIXES and page.is_file())
+        return sorted(page for page in files_below(path) if page.suffix.lower() in SUFFIXES)
     if path.suffix.lower() in SUFFIXES:
         return [path]
     try:

@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
-from data_pipeline.inputs.media import EXTENSIONS, read_media
+from data_pipeline.inputs.chat import is_foreign_chat, normalise
+from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.media import EXTENSIONS, as_media, read_media
 from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.references import data_uri, is_data_uri
 from data_pipeline.shards import MAX_BYTES
 
 UNIT_BYTES = 4 << 20  # of lines and the files that they name, as far as a few lines tell
@@ -67,15 +69,26 @@ class JsonLines:
 
 
 def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_outside: bool = False) -> Draft:
-    """A record whose "images" and "videos" are paths relative to `folder`. Raises BadSample."""
+    """A record whose "images" and "videos" are paths relative to `folder` or data: URIs. Raises BadSample."""
+    if is_foreign_chat(record):
+        record = normalise(record)
     media = {}
     for field in EXTENSIONS:
         paths = record.get(field) or []
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise BadSample("bad_record", f'"{field}" must be a list of paths')
-        media[field] = [read_media(path, folder, field, allow_outside=allow_outside) for path in paths]
+        media[field] = [_media(path, folder, field, allow_outside) for path in paths]
     rest = {key: value for key, value in record.items() if key not in media}
     return Draft(rest, media["images"], media["videos"], origin)
+
+
+def _media(path: str, folder: Path, field: str, allow_outside: bool) -> Media:
+    if not is_data_uri(path):
+        return read_media(path, folder, field, allow_outside=allow_outside)
+    kind, media = as_media(data_uri(path))
+    if kind != field:
+        raise BadSample("unknown_extension", f"a .{media.extension} among the {field}")
+    return media
 
 
 def parse_json(data: bytes) -> Any:
@@ -123,6 +136,8 @@ def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
 def _paths_named(line: bytes) -> list[str]:
     try:
         record = json.loads(line)
+        if is_foreign_chat(record):
+            record = normalise(record)
         return [path for field in EXTENSIONS for path in record.get(field) or [] if isinstance(path, str)]
     except (ValueError, RecursionError, AttributeError, TypeError):  # it will be rejected when it is read
         return []

@@ -1,8 +1,9 @@
-"""How input files are called in reports and records: short, and the same wherever their folder lies."""
+"""Input files: which there are, and how they are called in reports and records, wherever their folder lies."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -15,4 +16,16 @@ def shown_names(paths: tuple[str, ...]) -> dict[str, str]:
     """
     absolute = {path: os.path.abspath(path) for path in paths}
     shared = os.path.commonpath([os.path.dirname(path) for path in absolute.values()])
-    return {path: Path(os.path.relpath(full, shared)).as_posix() for path, full in absolute.items()}
+    return {path: printable(Path(os.path.relpath(full, shared)).as_posix()) for path, full in absolute.items()}
+
+
+def printable(text: str) -> str:
+    """Text that can be written as UTF-8: bytes of a file name that are none, and halves of surrogate pairs, escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def files_below(path: Path) -> Iterator[Path]:
+    """All files in a folder and its folders that are not hidden. Links to folders are not followed."""
+    for folder, folders, files in os.walk(path):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        yield from (Path(folder, name) for name in files if not name.startswith("."))

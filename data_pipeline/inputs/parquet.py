@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.chat import is_foreign_chat, normalise
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, read_media
 from data_pipeline.inputs.names import shown_names
@@ -83,6 +84,11 @@ class Parquet:
         if columns.text:
             record["text"] = record.pop(columns.text, "")
             record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
+        if is_foreign_chat(record):
+            # Files have no names here: they are numbered, and come back in the order of their placeholders.
+            numbers = {field: [str(number) for number in range(len(files))] for field, files in media.items()}
+            record = normalise({**record, **numbers})
+            media = {field: [files[int(number)] for number in record.pop(field, [])] for field, files in media.items()}
         return Draft(record, media["images"], media["videos"], origin)
 
     def _media(self, value: Any, field: str, folder: Path) -> Media:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.fonts import Face, can_shape, choose_face, code_points, find_faces, needs_shaping
+from data_pipeline.inputs.names import files_below
 from data_pipeline.inputs.scenery import Scenery, compose
 from data_pipeline.inputs.typesetting import Line, clean, leftward, set_lines, wrap
 from data_pipeline.shards import IMAGE_EXTENSIONS
@@ -179,7 +180,7 @@ def _face_of(paragraph: str, faces: Sequence[Face], lot: random.Random) -> Face:
 def _text_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.rglob("*.txt") if file.is_file() and not file.name.startswith("."))
+    files = sorted(file for file in files_below(path) if file.suffix.lower() == ".txt")
     if not files:
         raise DataError(f"{path} holds no text files (*.txt): give files, or a folder of such")
     return files
@@ -223,7 +224,7 @@ def _pictures(folder: str) -> tuple[str, ...]:
     if not folder:
         return ()
     suffixes = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
-    found = tuple(sorted(str(path) for path in Path(folder).rglob("*") if path.name.lower().endswith(suffixes)))
+    found = tuple(sorted(str(path) for path in files_below(Path(folder)) if path.name.lower().endswith(suffixes)))
     if not found:
         raise DataError(f"--set backgrounds={folder}: the folder holds no pictures")
     return found

@@ -27,6 +27,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.annotations import PICTURE_BYTES, Picture, line_units, read_objects, read_picture
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
+from data_pipeline.inputs.names import files_below
 from data_pipeline.shards import IMAGE_EXTENSIONS
 
 ILLEGIBLE = ("", "#", "###", "*")  # what the ICDAR sets write where nobody could read a word
@@ -150,7 +151,7 @@ def _word(word: Any, picture: Picture) -> Word | None:
 def _icdar_units(folder: str) -> list[Unit]:
     """One unit a text file whose picture is there: gt_NAME.txt or NAME.txt. Raises DataError if there is none."""
     units = []
-    for truth in sorted(Path(folder).rglob("*.txt")):
+    for truth in sorted(path for path in files_below(Path(folder)) if path.suffix.lower() == ".txt"):
         for extension in IMAGE_EXTENSIONS:
             picture = truth.with_name(f"{truth.stem.removeprefix('gt_')}.{extension}")
             if picture.is_file():

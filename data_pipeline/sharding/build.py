@@ -23,6 +23,7 @@ from typing import Any
 from data_pipeline.errors import DataError
 from data_pipeline.index import write_catalogue
 from data_pipeline.inputs import open_inputs
+from data_pipeline.inputs.draft import Input
 from data_pipeline.sharding.executors import EXECUTORS, Executor
 from data_pipeline.sharding.tasks import BuildOptions, Plan, Task, check_same, plan_build
 from data_pipeline.sharding.writing import (
@@ -82,13 +83,21 @@ def build_shards(
     **options: Any,
 ) -> Outcome:
     """A whole build in one call: see inputs.open_inputs, BuildOptions and EXECUTORS for what may be given."""
-    inputs = open_inputs([str(path) for path in paths], kind, settings)
+    inputs = open_apart([str(path) for path in paths], str(out), kind, settings)
     return run_build(
         plan(inputs, BuildOptions(str(out), str(tokenizer), **options)), executor=executor, workers=workers
     )
 
 
-def plan(inputs: Sequence[tuple[str, Any]], options: BuildOptions) -> Plan:
+def open_apart(paths: Sequence[str], out: str, kind: str = "", settings: Sequence[str] = ()) -> list[tuple[str, Input]]:
+    """inputs.open_inputs for a build into `out`, which may not lie in an input: it would be read as one."""
+    for path in paths:
+        if Path(out).resolve().is_relative_to(Path(path).resolve()):
+            raise DataError(f"--out {out} lies in the input {path}: choose a folder beside it")
+    return open_inputs(paths, kind, settings)
+
+
+def plan(inputs: Sequence[tuple[str, Input]], options: BuildOptions) -> Plan:
     """What is to be built. Raises DataError."""
     tokenizer = load_tokenizer(options.tokenizer)
     return plan_build(inputs, options, tokenizer.hash if tokenizer else "")

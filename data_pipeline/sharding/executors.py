@@ -8,6 +8,7 @@ Functions, tasks and results travel between processes, so all are picklable; a t
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -74,7 +75,7 @@ def run_ray(function: Callable[[Task], Result], tasks: Sequence[Task], *, worker
         raise DataError("--executor ray needs Ray: pip install 'glmv-train[ray]'") from error
     ours = not ray.is_initialized()
     if ours:
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if "RAY_ADDRESS" in os.environ:
             ray.init(**quiet)
         else:

@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipeline.domains import build_sample
 from data_pipeline.encode import PixelBudget
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import decode_image, grid_of, probe_image, resized_size
 from data_pipeline.index import index_row
 from data_pipeline.sample import Image, Video
@@ -39,6 +39,15 @@ class Measured:
 def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:
     """Checks that a sample can be trained on and measures it. whole: every picture is decoded, and every clip up to the
     last frame that is looked at, once; else headers are believed. Raises BadSample."""
+    try:
+        return _measure(raw, tokenizer, chat_form, whole)
+    except (DataError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a library's bug on one file must not end a build of days
+        raise BadSample("unreadable_sample", f"{type(error).__name__}: {error}") from error
+
+
+def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, whole: bool) -> Measured:
     budget = PixelBudget()
     sample = build_sample(raw.record, images=len(raw.images), videos=len(raw.videos), chat_form=chat_form)
     if whole:

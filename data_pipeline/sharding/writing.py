@@ -24,6 +24,7 @@ from typing import Any, TextIO
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.index import index_path, write_index
 from data_pipeline.inputs.draft import Draft, Input, Rejected
+from data_pipeline.inputs.names import printable
 from data_pipeline.sharding.measure import KNOWN_FIELDS, Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.shards import MAX_BYTES, RawSample, ShardWriter
@@ -122,8 +123,8 @@ def file_sha256(path: Path) -> str:
 
 
 def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
-    line = json.dumps({"reason": reason, "origin": origin, "detail": detail}, ensure_ascii=False)
-    file.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+    line = {"reason": reason, "origin": printable(origin), "detail": printable(detail)}
+    file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -155,7 +156,7 @@ def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measu
     record = dict(draft.record)
     if "source" in record:
         record["given_source"] = record.pop("source")
-    record["source"] = draft.origin
+    record["source"] = printable(draft.origin)
     for kind, files in (("image", draft.images), ("video", draft.videos)):
         for file in files:
             check_size(kind, len(file.data))

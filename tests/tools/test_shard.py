@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 import webdataset as wds
 from typer.testing import CliRunner
@@ -17,21 +21,22 @@ from data_pipeline.loader import PackedLoader
 from tests.data_pipeline.media import clip, encoded, pattern
 from tools.shard import app
 
-pytestmark = pytest.mark.fast
-
 JPEG, PNG = encoded(pattern(60, 90), "JPEG"), encoded(pattern(90, 60, 1), "PNG")
-GOOD = [
+GOOD: list[dict[str, Any]] = [
     {"domain": "image_text", "text": "A cat.", "images": ["a.jpg"]},
     {"domain": "interleaved", "text": "x <image> y <image>", "images": ["b.png", "a.jpg"]},
     {"domain": "video", "text": "A clip.", "videos": ["c.mp4"]},
     {"domain": "text", "text": "Words."},
 ]
-BAD = [
+BAD: list[tuple[Any, str]] = [
     ({"domain": "interleaved", "text": "<image> <image>", "images": ["a.jpg"]}, "media_mismatch"),
     ({"domain": "image_text", "text": "x", "images": ["truncated.jpg"]}, "unreadable_image"),
     ({"domain": "image_text", "text": "x", "images": ["long.png"]}, "extreme_aspect"),
     ({"domain": "image_text", "text": "x", "images": ["gone.jpg"]}, "missing_file"),
     ({"domain": "image_text", "text": "x", "images": ["a.psd"]}, "unknown_extension"),
+    ({"domain": "image_text", "text": "x", "images": ["../../etc/passwd"]}, "outside_folder"),
+    ({"domain": "image_text", "text": "x", "images": ["https://example.org/a.jpg"]}, "remote_file"),
+    ({"domain": "text", "text": "half of a pair: \ud83d"}, "bad_record"),
     ({"domain": "video", "text": "x", "videos": ["empty.mp4"]}, "video_without_frames"),
     ({"domain": "video", "text": "x", "videos": ["half.mp4"]}, "unreadable_video"),
     ({"domain": "picture", "text": "x"}, "unknown_domain"),
@@ -69,10 +74,10 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
     assert "rejected" not in shown
     assert (out / "rejected.jsonl").read_text() == ""
 
-    stored = list(wds.WebDataset(str(out / "mix-00000.tar"), shardshuffle=False))
-    assert [sample["__key__"] for sample in stored] == [f"{number:09d}" for number in range(12)]
+    stored = list(wds.WebDataset(str(out / "mix-00000-00000.tar"), shardshuffle=False))
+    assert [sample["__key__"] for sample in stored] == [f"00000-{number:06d}" for number in range(12)]
     assert (stored[1]["0.png"], stored[1]["1.jpg"]) == (PNG, JPEG)
-    assert json.loads(stored[0]["json"]) == {"domain": "image_text", "text": "A cat."}
+    assert json.loads(stored[0]["json"]) == {"domain": "image_text", "text": "A cat.", "source": "records.jsonl:1"}
 
     assert "shards: 1, samples: 12" in run("verify", out, "--tokenizer", tokenizer_folder)
     assert "interleaved │ 3 │ 6 │ 0" in run("stats", out)
@@ -85,18 +90,17 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
 
 
 def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder):
-    write(records, [GOOD[0], *(record for record, _ in BAD), GOOD[3]])
+    write(records, [GOOD[0], *(record for record, _ in BAD), {**GOOD[3], "license": "own", "page": 7}])
     shown = run("build", "--input", records, "--out", tmp_path / "out", "--tokenizer", tokenizer_folder)
-    assert f"rejected: {len(BAD)} (2 bad_record" in shown
+    assert "bad_record │ 3" in shown
+    assert "fields kept but not used: license (1), page (1)" in shown
+    assert f"samples: 2, rejected: {len(BAD)}, see rejected.jsonl" in shown
     listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [(entry["key"], entry["reason"]) for entry in listed] == [
-        (f"{number:09d}", reason) for number, (_, reason) in enumerate(BAD, start=1)
+    assert [(entry["origin"], entry["reason"]) for entry in listed] == [
+        (f"records.jsonl:{number}", reason) for number, (_, reason) in enumerate(BAD, start=2)
     ]
-    assert all(entry["shard"] == "records.jsonl" and entry["detail"] for entry in listed)
-    assert read_index(tmp_path / "out" / "shard-00000.tar").table.column("key").to_pylist() == [
-        "000000000",
-        "000000011",
-    ]
+    assert all(entry["detail"] for entry in listed)
+    assert read_index(tmp_path / "out" / "shard-00000-00000.tar").table.num_rows == 2
 
 
 def test_shards_of_someone_else(tmp_path, tokenizer_folder):
@@ -108,16 +112,39 @@ def test_shards_of_someone_else(tmp_path, tokenizer_folder):
         writer.write({"__key__": "none", "json": {"label": 3}, "jpg": JPEG})
     for _ in range(2):
         shown = run("index", tmp_path, "--tokenizer", tokenizer_folder)
-        assert "2 rejected" in shown
+        assert "samples: 2, rejected: 2" in shown
         listed = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
-        assert [(entry["shard"], entry["key"], entry["reason"]) for entry in listed] == [
-            ("theirs.tar", "few", "media_mismatch"),
-            ("theirs.tar", "none", "unknown_domain"),
+        assert [(entry["origin"], entry["reason"]) for entry in listed] == [
+            ("theirs.tar/few", "media_mismatch"),
+            ("theirs.tar/none", "unknown_domain"),
         ]
+        assert not (tmp_path / ".build").exists()
     table = read_index(shard).table
     assert table.column("key").to_pylist() == ["good", "caption"]
     assert table.column("domain").to_pylist() == ["ocr", "image_text"]
     assert min(table.column("text_tokens").to_pylist()) > 4
+
+
+def test_an_index_goes_on_where_it_was_stopped(tmp_path, tokenizer_folder):
+    for name in ("a", "b"):
+        with wds.TarWriter(str(tmp_path / f"{name}.tar")) as writer:
+            writer.write({"__key__": "good", "json": {"domain": "ocr", "text": name}, "0.jpg": JPEG})
+            writer.write({"__key__": "none", "json": {"label": 3}, "jpg": JPEG})
+    (tmp_path / "c.tar").write_bytes((tmp_path / "b.tar").read_bytes()[:-12000])
+    (tmp_path / "d.tar").write_bytes(b"no tar at all" * 99)
+    command = ["index", tmp_path, "--tokenizer", tokenizer_folder, "--workers", 1]
+    run(*command)
+    whole = {path.name: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
+    assert len(set(whole["rejected.jsonl"][0].splitlines())) >= 5
+    (tmp_path / "b.index.arrow").unlink()
+    run(*command)
+    again = {path.name: (path.read_bytes(), path.stat().st_ino) for path in tmp_path.iterdir()}
+    assert {name: data for name, (data, _) in again.items()}.keys() == whole.keys()
+    assert sorted(again["rejected.jsonl"][0].splitlines()) == sorted(whole["rejected.jsonl"][0].splitlines())
+    for name in ("a.index.arrow", "b.index.arrow", "c.index.arrow", "catalogue.arrow"):
+        assert again[name][0] == whole[name][0]
+    assert again["a.index.arrow"][1] == whole["a.index.arrow"][1]  # not written again
+    assert read_index(tmp_path / "c.tar").table.num_rows == 1
 
 
 def test_verify_finds_what_has_changed_on_disk(records, tmp_path, tokenizer_folder):
@@ -129,18 +156,48 @@ def test_verify_finds_what_has_changed_on_disk(records, tmp_path, tokenizer_fold
     run("index", shard, "--tokenizer", tokenizer_folder)
     shown = run("verify", shard, expect=1)
     assert "theirs.tar/cut: unreadable_image" in shown
-    assert "rejected: 1 (1 unreadable_image)" in shown
+    assert "unreadable_image │ 1" in shown
+
+
+def test_verify_compares_with_the_manifest(records, tmp_path, tokenizer_folder):
+    out = tmp_path / "out"
+    write(records, GOOD * 30)
+    run("build", "--input", records, "--out", out, "--tokenizer", tokenizer_folder, "--shard-bytes", "40K")
+    assert "samples: 120" in run("verify", out, "--workers", 1)
+    first, second, third = sorted(out.glob("*.tar"))[:3]
+    shutil.copy(third, out / "stranger.tar")
+    damaged = bytearray(first.read_bytes())
+    damaged[2048] ^= 1
+    first.write_bytes(damaged)
+    second.unlink()
+    shown = run("verify", out, "--tokenizer", tokenizer_folder, "--workers", 1, expect=1)
+    assert f"{second.name}: missing_shard" in shown
+    assert "stranger.tar: extra_shard" in shown
+    assert f"{first.name}: wrong_checksum" in shown
+    assert f"{first.name}: unusable_index" in shown  # it is of the tar as it was
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["build", "--input", "nowhere.jsonl", "--out", "OUT"], "error: nowhere.jsonl does not exist"),
+        (["build", "--input", "nowhere.jsonl", "--out", "OUT"], "error: input nowhere.jsonl does not exist"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--tokenizer", "OUT"], "tokenizer.json does not exist"),
         (
             ["build", "--input", "RECORDS", "--out", "OUT", "--chat-form", "gpt"],
             "--chat-form gpt is unknown: use glm45v",
         ),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--shard-bytes", "much"], "--shard-bytes much: give a number"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--kind", "jsnl"], "unknown: did you mean jsonl?"),
+        (
+            ["build", "--input", "RECORDS", "--out", "OUT", "--set", "domian=ocr"],
+            "no such option: did you mean domain?",
+        ),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--set", "allow_outside=maybe"], "give true or false"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--part", "2/2"], "parts of 2 are 0 to 1"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--array"], "no member of a SLURM job array"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--executor", "dask"], "dask is unknown: use here, processes"),
+        (["build", "--input", "RECORDS", "RECORDS", "--out", "OUT"], "records.jsonl is given twice"),
+        (["build", "--input", "IN", "--kind", "jsonl", "--out", "IN/OUT"], "/OUT lies in the input"),
         (["index", "OUT"], "holds no shards"),
         (["verify", "nowhere"], "error: nowhere does not exist"),
         (["stats", "RECORDS"], "records.tar has no index"),
@@ -151,7 +208,7 @@ def test_a_mistake_is_one_line(records, tmp_path, arguments, says):
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "records.tar").write_bytes(b"x")
-    places = {"RECORDS": records, "OUT": out}
+    places = {"RECORDS": records, "OUT": out, "IN": records.parent, "IN/OUT": records.parent / "OUT"}
     if arguments[0] == "stats":
         places["RECORDS"] = tmp_path / "records.tar"
     shown = run(*(places.get(argument, argument) for argument in arguments), expect=2)
@@ -159,12 +216,57 @@ def test_a_mistake_is_one_line(records, tmp_path, arguments, says):
     assert "Traceback" not in shown
 
 
-def test_existing_shards_are_not_written_over(records, tmp_path):
+def test_a_folder_belongs_to_one_build(records, tmp_path, tokenizer_folder):
     write(records, GOOD)
-    run("build", "--input", records, "--out", tmp_path / "out")
-    assert "shard-00000.tar exists: choose another --name or --out" in run(
-        "build", "--input", records, "--out", tmp_path / "out", expect=2
-    )
+    build = ["build", "--input", records, "--out", tmp_path / "out"]
+    run(*build)
+    assert "was finished before: nothing to do" in run(*build)
+    for change, says in [
+        (["--shard-bytes", "1M"], "shard_bytes was 1073741824 and is 1048576"),
+        (["--set", "domain=ocr"], "inputs options domain was '' and is 'ocr'"),
+        (["--tokenizer", tokenizer_folder], "tokenizer was '' and is"),
+        (["--name", "other"], "name was 'shard' and is 'other'"),
+    ]:
+        assert says in run(*build, *change, expect=2)
+    write(records, [*GOOD[1:], GOOD[0]])
+    assert "inputs files records.jsonl sha256 was" in run(*build, expect=2)
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "x.tar").write_bytes(b"x")
+    shown = run("build", "--input", records, "--out", tmp_path / "theirs", expect=2)
+    assert "x.tar was not built here: choose an empty folder" in shown
+
+
+def test_a_build_of_nothing_is_a_mistake(records, tmp_path):
+    write(records, ["not JSON"])
+    assert "not one sample could be used: see" in run("build", "--input", records, "--out", tmp_path / "out", expect=2)
+
+
+def test_members_of_a_slurm_array_share_a_build(records, tmp_path, monkeypatch):
+    """Each does its part; a member whose number stands in an array with gaps is told so."""
+    write(records, GOOD)
+    for number in range(3):
+        shutil.copy(records, records.with_name(f"records{number}.jsonl"))
+    build = [
+        "build",
+        "--input",
+        records.parent,
+        "--kind",
+        "jsonl",
+        "--out",
+        tmp_path / "out",
+        "--array",
+        "--workers",
+        1,
+    ]
+    for name, value in (("ID", 4), ("MIN", 4), ("MAX", 5), ("COUNT", 2)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    run(*build, "--shard-bytes", "8K")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "5")
+    assert "samples: 16" in run(*build, "--shard-bytes", "8K")
+    assert (tmp_path / "out" / "manifest.json").exists()
+    monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "9")
+    assert "the array have gaps" in run(*build, "--shard-bytes", "8K", expect=2)
 
 
 def test_runs_as_a_module(tmp_path):
@@ -173,3 +275,24 @@ def test_runs_as_a_module(tmp_path):
     assert (result.returncode, result.stdout) == (2, "")
     assert result.stderr.startswith("error: ")
     assert len(result.stderr.splitlines()) == 1
+
+
+def test_workers_end_with_a_build_that_is_killed(records, tmp_path):
+    """What the kernel does when memory runs out: nobody is left behind, and the same command finishes the build."""
+    write(records, GOOD * 4)
+    for number in range(8):
+        shutil.copy(records, records.with_name(f"records{number}.jsonl"))
+    build = ["build", "--input", str(records.parent), "--kind", "jsonl", "--out", str(tmp_path / "out")]
+    build += ["--shard-bytes", "20K", "--workers", "2"]
+    command = subprocess.Popen([sys.executable, "-m", "tools.shard", *build], stderr=subprocess.DEVNULL)
+    main = psutil.Process(command.pid)
+    workers: list[psutil.Process] = []
+    while len(workers) < 2 and command.poll() is None:
+        workers = [child for child in main.children() if "spawn_main" in " ".join(child.cmdline())]
+        time.sleep(0.02)
+    command.kill()
+    command.wait()
+    assert len(workers) == 2
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    assert not alive
+    assert "samples: 144" in run(*build, "--workers", "1")

@@ -1,0 +1,114 @@
+"""Pages with what is written on them: pairs to learn OCR from.
+
+    python -m tools.shard build --input paper.pdf --kind pages --out shards/pages --tokenizer TOKENIZER
+    python -m tools.shard build --input scans/ --kind page_pairs --out shards/scans --tokenizer TOKENIZER
+
+`pages` renders the pages of PDFs; their text layer, in reading order, is the target. `page_pairs` takes pictures that
+have their markup in a file beside them: page-1.png with page-1.md.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pypdfium2 as pdfium
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.flow import file_units, picture, read_document, read_text
+from data_pipeline.inputs.layout import lines_in_order, paragraphs
+from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.pdf import check_dpi, open_pdf
+from data_pipeline.inputs.pdf_page import encode_picture, read_page, render_page
+from data_pipeline.shards import IMAGE_EXTENSIONS
+
+MARKUP = (".md", ".mmd", ".tex", ".html", ".txt")  # the first that there is
+
+
+@dataclass(frozen=True)
+class PdfPages:
+    """Pages of PDFs as pictures with their text.
+
+    dpi: at which pages are rendered. min_characters: pages with less text (empty ones, full-page figures) are rejected.
+    """
+
+    paths: tuple[str, ...]
+    dpi: int = 144
+    min_characters: int = 100
+
+    def __post_init__(self) -> None:
+        check_dpi(self.dpi)
+
+    def units(self) -> Sequence[Unit]:
+        return file_units(self.paths)
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        origin = shown_names(self.paths)[unit.path]
+        try:
+            with open_pdf(unit.path) as document:
+                yield from (self._page(document, number, origin) for number in range(len(document)))
+        except BadSample as error:
+            yield Rejected(origin, error.reason, error.detail)
+
+    def _page(self, document: pdfium.PdfDocument, number: int, origin: str) -> Draft | Rejected:
+        place = f"{origin}#page={number + 1}"
+        try:
+            page = document[number]
+            picture = render_page(page, self.dpi)
+            content = read_page(page, figures=False, dpi=self.dpi)
+        except pdfium.PdfiumError as error:
+            return Rejected(place, "unreadable_document", str(error))
+        text = "\n\n".join(paragraph.text for paragraph in paragraphs(lines_in_order(content.pieces)))
+        if not text:
+            return Rejected(place, "no_text_layer", "the page is a picture without text")
+        if len(text) < self.min_characters:
+            return Rejected(place, "short_text", f"{len(text)} characters of text, less than {self.min_characters}")
+        return Draft({"domain": "ocr", "text": text}, [encode_picture(picture, lossy=False)], origin=place)
+
+
+@dataclass(frozen=True)
+class PagePairs:
+    """Folders of pictures, each with its markup beside it. markup: the suffix of these files; empty: any of MARKUP."""
+
+    paths: tuple[str, ...]
+    markup: str = ""
+
+    def __post_init__(self) -> None:
+        if self.markup and not self.markup.startswith("."):
+            raise DataError(f"markup {self.markup!r}: give a suffix with its dot, {' or '.join(MARKUP)} for example")
+
+    def units(self) -> Sequence[Unit]:
+        units = [unit for path in self.paths for unit in file_units(_pictures(path))]
+        if not units:
+            raise DataError(f"{', '.join(self.paths)}: no picture in it")
+        return units
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        origin = next(
+            f"{shown}/{Path(unit.path).relative_to(path).as_posix()}"
+            for path, shown in shown_names(self.paths).items()
+            if Path(unit.path).is_relative_to(path)
+        )
+        suffixes = (self.markup,) if self.markup else MARKUP
+        beside = [Path(unit.path).with_suffix(suffix) for suffix in suffixes]
+        try:
+            markup = next((str(file) for file in beside if file.is_file()), None)
+            if markup is None:
+                raise BadSample("no_markup", f"no file beside it ends in {' or '.join(suffixes)}")
+            text = read_text(markup).strip()
+            if not text:
+                raise BadSample("empty_document", f"{Path(markup).name} is empty")
+            record = {"domain": "ocr", "text": text, "markup": Path(markup).suffix[1:]}
+            yield Draft(record, [picture(read_document(unit.path))], origin=origin)
+        except BadSample as error:
+            yield Rejected(origin, error.reason, error.detail)
+
+
+def _pictures(folder: str) -> list[str]:
+    if not os.path.isdir(folder):
+        raise DataError(f"{folder}: give a folder of pictures with their markup beside them")
+    files = (file for file in Path(folder).rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
+    return sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))

@@ -1,0 +1,34 @@
+"""Plain text files: every file is a sample of the domain `text`.
+
+python -m tools.shard build --input books/ --kind text --out shards/books --tokenizer TOKENIZER
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from data_pipeline.errors import BadSample
+from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.flow import file_units, read_text
+from data_pipeline.inputs.names import shown_names
+
+
+@dataclass(frozen=True)
+class TextFiles:
+    """UTF-8 text files; line ends become \\n."""
+
+    paths: tuple[str, ...]
+
+    def units(self) -> Sequence[Unit]:
+        return file_units(self.paths)
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        origin = shown_names(self.paths)[unit.path]
+        try:
+            text = read_text(unit.path).strip()
+            if not text:
+                raise BadSample("empty_document", "there is no text in it")
+            yield Draft({"domain": "text", "text": text}, origin=origin)
+        except BadSample as error:
+            yield Rejected(origin, error.reason, error.detail)
