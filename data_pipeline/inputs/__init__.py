@@ -58,6 +58,13 @@ INPUTS: dict[str, Kind] = {
     ),
     "folder": Kind("folder:Folder", _MEDIA_SUFFIXES, "pictures or clips with captions beside them", takes_folders=True),
     "tars": Kind("tars:Tars", (".tar",), "webdataset shards made elsewhere, img2dataset's too"),
+    "rendered_text": Kind(
+        "rendered_text:RenderedText", (), "text files drawn with real fonts (OCR)", takes_folders=True
+    ),
+    "scene_text": Kind("scene_text:SceneText", (), "pictures with their words boxed (OCR)", takes_folders=True),
+    "grounding": Kind("grounding:Grounding", (), "captions with boxes of their phrases, COCO instances"),
+    "gui": Kind("gui:Gui", (), "screenshots of local web pages with boxes of their elements", takes_folders=True),
+    "clips": Kind("clips:Clips", (), "clips with timed captions: subtitles, JSON lines", takes_folders=True),
 }
 
 
@@ -84,7 +91,7 @@ def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = 
 
 def describe_kinds() -> str:
     """All kinds, one a line."""
-    return "\n".join(f"  {name:10} {kind.help}" for name, kind in INPUTS.items())
+    return "\n".join(f"  {name:14} {kind.help}" for name, kind in INPUTS.items())
 
 
 def options_of(kind: str) -> dict[str, Any]:

@@ -49,7 +49,7 @@ class JsonLines:
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         shown = shown_names(self.paths)[unit.path]
-        for number, record in (_list_records if _is_list(unit.path) else _line_records)(unit):
+        for number, record in (_list_records if _is_list(unit.path) else line_records)(unit):
             origin = f"{shown}:{number}"
             try:
                 yield self._draft(record, Path(unit.path).parent, origin)
@@ -150,8 +150,8 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _line_records(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line); None for a line that is too long to be held in memory."""
+def line_records(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
+    """(number, line) of a unit of whole lines; None for a line that is too long to be held in memory."""
     with open(unit.path, "rb") as file:
         file.seek(unit.start)
         number = unit.extra["line"]

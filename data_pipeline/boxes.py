@@ -1,0 +1,112 @@
+"""Boxes: from what annotations hold to what the model reads and writes, `[[x1,y1,x2,y2],...]`.
+
+The published form counts thousandths of the picture's own width and height, as whole numbers from 0 to 999. A number
+names the thousandth in which a coordinate lies, and the far edge lies in the last one:
+
+    written = min(floor(1000 * x / width), 999)         read = (written + 0.5) * width / 1000
+
+so that reading gives every coordinate back to within half a step (width / 2000 pixels), the far edge included. In a
+picture of 500 x 200 pixels:
+
+    (50, 20, 500, 100) -> [[100,100,999,500]]
+
+Pixels are counted from the left and top edges of the upright picture: (0, 0, width, height) is all of it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from data_pipeline.errors import BadSample
+
+Box = tuple[float, float, float, float]
+Thousandths = tuple[int, int, int, int]
+BoxFormat = Literal["xyxy", "xywh", "normalised"]
+
+STEPS = 1000
+MARGIN = 1.0  # pixels by which an annotation may leave the picture: rounding, or edges counted inclusively
+
+_LARGEST = 1e9  # what no coordinate reaches
+
+_BOX = r"\[ ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3}) ?\]"
+_BOXES = re.compile(rf"\[ ?{_BOX}(?: ?, ?{_BOX})* ?\]")
+
+
+def read_box(values: Any, box_format: BoxFormat, width: int, height: int) -> Box:
+    """Four numbers of an annotation -> the box in pixels, clipped to the picture.
+
+    xyxy: corners in pixels; xywh: the near corner and the extent, in pixels (COCO); normalised: corners as fractions
+    of width and height. Raises BadSample `bad_box` for anything but four numbers, a box without area, or one
+    that leaves the picture by more than a pixel.
+    """
+    if not isinstance(values, Sequence) or len(values) != 4 or not all(_is_number(value) for value in values):
+        raise BadSample("bad_box", f"{str(values)[:80]}: a box is four numbers")
+    x1, y1, x2, y2 = map(float, values)
+    if box_format == "xywh":
+        x2, y2 = x1 + x2, y1 + y2
+    elif box_format == "normalised":
+        x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+    return checked_box((x1, y1, x2, y2), width, height)
+
+
+def checked_box(box: Box, width: int, height: int) -> Box:
+    """The box, clipped to the picture. Raises BadSample as `read_box` does."""
+    x1, y1, x2, y2 = box
+    if not (x1 < x2 and y1 < y2):
+        raise BadSample("bad_box", f"{_shown(box)} has no area")
+    if min(x1, y1) < -MARGIN or x2 > width + MARGIN or y2 > height + MARGIN:
+        raise BadSample("bad_box", f"{_shown(box)} leaves the picture of {width}x{height} pixels")
+    clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
+    if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
+        raise BadSample("bad_box", f"{_shown(box)} lies outside the picture of {width}x{height} pixels")
+    return clipped
+
+
+def bounding_box(points: Sequence[Sequence[float]]) -> Box:
+    """The smallest upright box around the (x, y) points of a polygon."""
+    xs, ys = [point[0] for point in points], [point[1] for point in points]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def to_thousandths(box: Box, width: int, height: int) -> Thousandths:
+    """A checked box in pixels -> thousandths, 0 to 999. Raises BadSample `bad_box` if it is thinner than a step."""
+    x1, y1, x2, y2 = (
+        min(math.floor(STEPS * value / extent), STEPS - 1)
+        for value, extent in zip(box, (width, height, width, height), strict=True)
+    )
+    if x1 >= x2 or y1 >= y2:
+        raise BadSample("bad_box", f"{_shown(box)} is less than a thousandth of {width}x{height} pixels across")
+    return x1, y1, x2, y2
+
+
+def to_pixels(box: Thousandths, width: int, height: int) -> Box:
+    """Thousandths -> pixels: the middle of each thousandth."""
+    x1, y1, x2, y2 = ((value + 0.5) / STEPS for value in box)
+    return x1 * width, y1 * height, x2 * width, y2 * height
+
+
+def write_boxes(boxes: Iterable[Thousandths]) -> str:
+    """[(102, 80, 540, 910), ...] -> "[[102,80,540,910],...]"."""
+    return json.dumps([list(box) for box in boxes], separators=(",", ":"))
+
+
+def written_boxes(text: str) -> list[Thousandths]:
+    """All valid boxes that a text writes, in order: whole numbers from 0 to 999 with x1 < x2 and y1 < y2."""
+    boxes: list[Thousandths] = []
+    for group in _BOXES.finditer(text):
+        for x1, y1, x2, y2 in (map(int, found) for found in re.findall(_BOX, group.group())):
+            if x1 < x2 and y1 < y2:
+                boxes.append((x1, y1, x2, y2))
+    return boxes
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _LARGEST  # no NaN either
+
+
+def _shown(box: Box) -> str:
+    return "({:g}, {:g}, {:g}, {:g})".format(*box)

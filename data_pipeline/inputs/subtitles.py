@@ -1,0 +1,35 @@
+"""Subtitle files, SubRip (.srt) and WebVTT (.vtt), as FFmpeg reads them."""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+
+import av
+
+from data_pipeline.errors import BadSample
+
+FORMATS = {".srt": "srt", ".vtt": "webvtt"}
+_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <00:00:01.000>, {\an8}
+
+
+def read_subtitles(data: bytes, suffix: str) -> list[dict[str, float | str]]:
+    """The cues of a file in order: [{"start": seconds, "end": seconds, "text": str}, ...], without markup.
+
+    Raises BadSample `bad_subtitles`.
+    """
+    cues: list[dict[str, float | str]] = []
+    try:
+        data.decode("utf-8")
+        with av.open(io.BytesIO(data), "r", format=FORMATS[suffix]) as container:
+            for packet in container.demux():
+                if packet.pts is None or not packet.duration or packet.time_base is None:
+                    continue
+                start, end = packet.pts * packet.time_base, (packet.pts + packet.duration) * packet.time_base
+                text = html.unescape(_MARKUP.sub("", bytes(packet).decode("utf-8")))
+                if text.strip():
+                    cues.append({"start": float(start), "end": float(end), "text": text})
+    except (av.error.FFmpegError, ValueError) as error:
+        raise BadSample("bad_subtitles", f"not {FORMATS[suffix]} in UTF-8: {error}") from error
+    return cues

