@@ -111,6 +111,61 @@ def _tokens(piece: Piece) -> range:
     return range(piece.start, piece.start + piece.length)
 
 
+def any_source(rng: np.random.Generator, label: str, seq_length: int) -> Table:
+    """Samples of up to ten sequences, with pictures anywhere in those that are not text."""
+    lengths = rng.integers(1, int(rng.choice([0.6, 1, 3, 10]) * seq_length) + 2, rng.integers(1, 60))
+    domain = str(rng.choice(["text", "interleaved", "chat", "ocr"]))
+    images: dict[int, list[tuple[int, int]]] = {}
+    for row, length in enumerate(lengths.tolist() if domain != "text" else []):
+        end, blocks = 0, []
+        while rng.random() < 0.8:
+            start, size = end + int(rng.integers(0, 4)), int(rng.integers(1, max(2, length // 2)))
+            end = start + size
+            if end > length:
+                break
+            blocks.append((start, size))
+        images[row] = blocks
+    epochs, weight = float(rng.choice([1, 2])), float(rng.choice([0.01, 1, 3]))
+    return Table(label, lengths, weight, epochs, domain, images, shard_size=int(rng.integers(1, 20)))
+
+
+def test_whatever_the_mixture_nothing_is_lost_cut_or_overfilled():
+    planned_cases = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        multiple = int(rng.choice([1, 8, 16]))
+        seq_length, batch = multiple * int(rng.integers(2, 80)), int(rng.choice([1, 2, 5, 16, 64, 130, 300]))
+        sources = [any_source(rng, f"source {place}", seq_length) for place in range(rng.integers(1, 4))]
+        options = {"segment_multiple": multiple, "too_long": str(rng.choice(["refuse", "truncate", "split"]))}
+        try:
+            steps = take(plan(sources, seed=seed, batch=batch, seq_length=seq_length, **options), None)
+        except DataError:  # a source in which nothing fits
+            continue
+        planned_cases += 1
+        packs = [pack for step, _ in steps for pack in step]
+        assert all(
+            sum(-(-piece.length // multiple) * multiple for piece in pack.pieces) <= seq_length for pack in packs
+        )
+        aside = Counter((piece.source, piece.row) for pack in packs for piece in pack.too_long)
+        seen: dict[tuple[int, int], Counter[Piece]] = {}
+        for piece in pieces_of(steps):
+            seen.setdefault((piece.source, piece.row), Counter())[piece] += 1
+            for start, size in sources[piece.source].blocks(piece.row):
+                assert not start < piece.start < start + size
+                assert not start < piece.start + piece.length < start + size
+        for place, source in enumerate(sources):
+            for row, length in enumerate(source.lengths.tolist()):
+                pieces = seen.get((place, row), Counter())
+                assert set(pieces.values()) <= {source.epochs}
+                assert aside[place, row] == (0 if pieces else source.epochs)
+                if source.is_text[row] or length <= seq_length:
+                    assert sum(piece.length for piece in pieces) == length
+        middle = int(rng.integers(len(steps)))
+        again = plan(sources, seed=seed, batch=batch, seq_length=seq_length, **options)
+        assert take(again, None, steps[middle][1]) == steps[middle + 1 :]
+    assert planned_cases > 300
+
+
 @pytest.mark.fast
 def test_ranks_of_any_number_share_one_step():
     """Rank r of n takes packs r, r + n ...: micro-step by micro-step, all of them together take the step in order."""
