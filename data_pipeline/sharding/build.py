@@ -183,7 +183,7 @@ def _was_finished(plan: Plan, out: Path) -> Outcome:
     manifest = read_manifest(out)
     assert manifest is not None
     check_same(manifest, plan.description, out)
-    shutil.rmtree(out / WORK, ignore_errors=True)
+    _clean(out)
     return Outcome(Counts.from_json(manifest), len(plan.tasks), len(plan.tasks), was_finished=True)
 
 
@@ -196,5 +196,14 @@ def _finish(plan: Plan, out: Path, counts: Counts) -> None:
                 shutil.copyfileobj(piece, whole)
     os.replace(temporary, out / REJECTED)
     write_catalogue(out)
-    write_json(out / MANIFEST, {**plan.description, **counts.as_json()})
+    manifest = out / WORK / f"manifest.{uuid.uuid4().hex[:12]}.tmp"
+    write_json(manifest, {**plan.description, **counts.as_json()})
+    os.replace(manifest, out / MANIFEST)
+    _clean(out)
+
+
+def _clean(out: Path) -> None:
+    """Removes what a finished build no longer needs, and what was left of one killed while it was finishing."""
     shutil.rmtree(out / WORK, ignore_errors=True)
+    for left_over in out.glob("catalogue.*.tmp"):
+        left_over.unlink(missing_ok=True)

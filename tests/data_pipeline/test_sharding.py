@@ -157,25 +157,34 @@ def test_parts_write_what_one_build_writes(records, undisturbed, tmp_path):
 
 
 def test_killed_at_ten_moments(records, undisturbed, tmp_path, monkeypatch):
-    """SIGKILL to the whole process group of a build on two processes, forked from here so that they start at once."""
+    """SIGKILL to the whole process group of a build on two processes, forked from here so that they start at once: a
+    random moment after none, one or two more of its tasks are done."""
     context = multiprocessing.get_context("fork")
     monkeypatch.setattr(executors.multiprocessing, "get_context", lambda method: context)
     moments = random.Random(7)
+    work = tmp_path / "out" / WORK
     left: Counter[str] = Counter()
-    kills = 0
-    while kills < 10:
+    while left["kills"] < 10:
+        goal = len(list(work.glob("task-*.json"))) + moments.choice([0, 0, 1, 2])
         pid = os.fork()
         if pid == 0:
             os.setsid()
-            built(records, tmp_path / "out", executor="processes", workers=2)
-            os._exit(0)
-        time.sleep(moments.uniform(0.05, 0.6))
+            try:
+                built(records, tmp_path / "out", executor="processes", workers=2)
+            finally:
+                os._exit(0)
+        patience = time.monotonic() + 5
+        while len(list(work.glob("task-*.json"))) < goal and time.monotonic() < patience:
+            if (tmp_path / "out" / "manifest.json").exists():
+                break
+            time.sleep(0.002)
+        time.sleep(moments.uniform(0, 0.1))
         if os.waitpid(pid, os.WNOHANG) == (0, 0):
             os.killpg(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
-            kills += 1
-            left["begun"] += any((tmp_path / "out" / WORK).glob("task-*-*"))
-            left["done"] += any((tmp_path / "out" / WORK).glob("task-*.json"))
+            left["kills"] += 1
+            left["begun"] += any(path.is_dir() for path in work.glob("task-*"))
+            left["done"] += any(work.glob("task-*.json"))
         else:  # it was done first: once more from the beginning
             assert contents(tmp_path / "out") == undisturbed
             shutil.rmtree(tmp_path / "out")
