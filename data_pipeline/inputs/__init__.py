@@ -58,6 +58,13 @@ INPUTS: dict[str, Kind] = {
     ),
     "folder": Kind("folder:Folder", _MEDIA_SUFFIXES, "pictures or clips with captions beside them", takes_folders=True),
     "tars": Kind("tars:Tars", (".tar",), "webdataset shards made elsewhere, img2dataset's too"),
+    "pdf": Kind("pdf:PdfDocuments", (".pdf",), "papers, manuals and books, with their figures"),
+    "slides": Kind("pptx:Slides", (".pptx",), "presentations"),
+    "html": Kind("web:HtmlPages", (".html", ".htm", ".xhtml"), "web pages with their pictures"),
+    "markdown": Kind("web:MarkdownFiles", (".md", ".markdown"), "Markdown with its pictures"),
+    "text": Kind("text:TextFiles", (".txt", ".text"), "plain text, a sample a file"),
+    "pages": Kind("pages:PdfPages", (), "pages of PDFs as pictures, with their text to read (OCR)"),
+    "page_pairs": Kind("pages:PagePairs", (), "pictures of pages with markup beside them (OCR)", takes_folders=True),
     "rendered_text": Kind(
         "rendered_text:RenderedText", (), "text files drawn with real fonts (OCR)", takes_folders=True
     ),
@@ -108,20 +115,17 @@ def _kind_of(path: Path) -> str:
         hint = ": write --set before every option=value" if "=" in path.name else ""
         raise DataError(f"input {path} does not exist{hint}")
     for name, kind in INPUTS.items():
-        if path.suffix.lower() in kind.suffixes and not kind.takes_folders:
+        if path.suffix.lower() in kind.suffixes:
             return name
-    if path.suffix.lower() in _MEDIA_SUFFIXES:
-        raise DataError(f"input {path} is a single file: give the folder that holds it and its caption")
     raise DataError(f"{path} is of no known kind: give --kind, one of\n{describe_kinds()}")
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """What a folder holds: pictures or clips if there is one, else the one kind that its files are of."""
+    """The one kind that a folder's files are of; captions beside pictures and clips do not count."""
     suffixes = Counter(path.suffix.lower() for path in files_below(folder))
-    for name, kind in INPUTS.items():
-        if kind.takes_folders and any(suffixes[suffix] for suffix in kind.suffixes):
-            return name
     held = [name for name, kind in INPUTS.items() if any(suffixes[suffix] for suffix in kind.suffixes)]
+    if "folder" in held:  # what else may be there are its captions
+        held = [name for name in held if name not in ("text", "jsonl")]
     if len(held) == 1:
         return held[0]
     if held:

@@ -1,4 +1,4 @@
-"""Folders of pictures or clips, each with its caption beside it.
+"""Folders of pictures or clips, each with its caption beside it; also a single such file.
 
     cats/1.jpg  cats/1.txt            the caption, or a whole record in cats/1.json
     cats/metadata.jsonl               {"file_name": "1.jpg", "text": "A cat."}, as Hugging Face's imagefolder has it
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,10 +49,12 @@ class Folder:
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         shown = shown_names(self.paths)[unit.path]
+        alone = Path(unit.path).is_file()
+        root = Path(unit.path).parent if alone else Path(unit.path)
         for name in unit.extra["files"]:
-            origin = f"{shown}/{name}"
+            origin = shown if alone else f"{shown}/{name}"
             try:
-                yield self._draft(Path(unit.path), name, origin)
+                yield self._draft(root, name, origin)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
         for name in unit.extra.get("metadata", ()):
@@ -94,6 +97,10 @@ class Folder:
 
 
 def _units(root: str) -> Iterator[Unit]:
+    if Path(root).is_file():
+        size = os.path.getsize(root)
+        yield Unit(root, bytes=size, extra={"files": [Path(root).name], "sizes": [size]})
+        return
     files: list[str] = []
     metadata: list[str] = []
     sizes: list[int] = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.chat import is_foreign_chat, normalise
+from data_pipeline.inputs import chat, interleaved
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import EXTENSIONS, as_media, read_media
 from data_pipeline.inputs.names import shown_names
@@ -70,8 +70,7 @@ class JsonLines:
 
 def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_outside: bool = False) -> Draft:
     """A record whose "images" and "videos" are paths relative to `folder` or data: URIs. Raises BadSample."""
-    if is_foreign_chat(record):
-        record = normalise(record)
+    record = _in_our_form(record)
     media = {}
     for field in EXTENSIONS:
         paths = record.get(field) or []
@@ -133,11 +132,18 @@ def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
     return 1 + files / lines
 
 
+def _in_our_form(record: dict[str, Any]) -> dict[str, Any]:
+    """A record in one of the forms of others, in ours; any other as it is. Raises BadSample."""
+    if chat.is_foreign_chat(record):
+        return chat.normalise(record)
+    if interleaved.is_foreign_interleaved(record):
+        return interleaved.normalise(record)
+    return record
+
+
 def _paths_named(line: bytes) -> list[str]:
     try:
-        record = json.loads(line)
-        if is_foreign_chat(record):
-            record = normalise(record)
+        record = _in_our_form(json.loads(line))
         return [path for field in EXTENSIONS for path in record.get(field) or [] if isinstance(path, str)]
     except (ValueError, RecursionError, AttributeError, TypeError):  # it will be rejected when it is read
         return []

@@ -17,8 +17,14 @@ from data_pipeline.shards import RawSample, ShardSample
 from data_pipeline.tokens import GlmTokenizer, tokenize
 from data_pipeline.video import VideoInfo, plan_video, probe_video, video_slices
 
-# Fields of a record that training or provenance reads; all others are kept as metadata.
-KNOWN_FIELDS = frozenset({"domain", "text", "messages", "thinking", "source"})
+# Fields of a record that training reads, and those that inputs write for people to look at. Any other is kept as well,
+# but counted: it may be a mistake in its name.
+KNOWN_FIELDS = frozenset(
+    {
+        *("domain", "text", "messages", "thinking", "source", "original_text"),
+        *("title", "pages", "page", "slides", "markup", "dropped_images", "start", "end", "font", "line_boxes"),
+    }
+)
 
 
 @dataclass(frozen=True)
