@@ -248,11 +248,8 @@ def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
     if counts.unused_fields:
         named = ", ".join(f"{field} ({count:,})" for field, count in sorted(counts.unused_fields.items()))
         console.print(f"fields kept but not used: {named}", markup=False, soft_wrap=True)
-    size = sum(shard["bytes"] for shard in counts.shards)
     rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
-    console.print(
-        f"shards: {len(counts.shards):,} ({size:,} bytes), samples: {counts.samples:,}{rejected}", soft_wrap=True
-    )
+    console.print(f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", soft_wrap=True)
 
 
 @contextmanager
