@@ -58,17 +58,27 @@ def test_kinds_are_found_from_names_and_from_what_folders_hold(tmp_path):
     assert (kind, given) == ("jsonl", JsonLines((str(tmp_path / "a/sub/y.jsonl"), str(tmp_path / "a/x.jsonl"))))
     assert [kind for kind, _ in open_inputs([str(tmp_path / "b"), str(tmp_path / "a/x.jsonl")])] == ["folder", "jsonl"]
     assert [kind for kind, _ in open_inputs([str(tmp_path / "c")], "tars")] == ["tars"]
+    assert [kind for kind, _ in open_inputs([str(tmp_path / "b/1.jpg")])] == ["folder"]
     for path, says in [
         ("c", "holds files of several kinds .*jsonl.*: say which with --kind"),
         ("d", "holds nothing of a known kind"),
         ("d/readme", "is of no known kind"),
-        ("b/1.jpg", "is a single file: give the folder"),
         ("gone", "gone does not exist"),
         ("dpi=3", "does not exist: write --set before every option=value"),
     ]:
         with pytest.raises(DataError, match=says):
             open_inputs([str(tmp_path / path)])
     assert all(name in describe_kinds() for name in INPUTS)
+
+
+def test_a_single_clip_with_its_caption(tmp_path):
+    (tmp_path / "dog.mp4").write_bytes(MP4)
+    (tmp_path / "dog.txt").write_text("A dog.")
+    (tmp_path / "other.jpg").write_bytes(JPEG)
+    assert read(opened(tmp_path / "dog.mp4")) == (
+        [Draft({"domain": "video", "text": "A dog."}, videos=[Media("mp4", MP4)], origin="dog.mp4")],
+        [],
+    )
 
 
 @dataclass(frozen=True)

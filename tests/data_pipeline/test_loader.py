@@ -490,7 +490,7 @@ def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_c
     records = tmp_path / "records.jsonl"
     document = {"domain": "interleaved", "text": text, "images": ["a.png", "b.jpg"] * 3}
     records.write_text(json.dumps(document) + "\n" + json.dumps({"domain": "text", "text": "Short."}) + "\n")
-    build_shards(records, tmp_path / "out", tokenizer=tokenizer)
+    build_shards([records], tmp_path / "out", tokenizer=tokenizer.folder)
     config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"), epochs=1)], too_long=too_long)
     packed = loader(config, seq_length=64, batch=2)
     packs = [pack for step, _ in packed.plan.steps(Position.start(1)) for pack in step]
@@ -504,7 +504,7 @@ def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_c
     for pack, batch in zip(packs, batches, strict=True):
         assert not batch.rejected
         for piece, start, name in zip(pack.pieces, batch.cu_seqlens.tolist(), batch.sample_ids, strict=False):
-            if name.endswith("/000000000"):
+            if name.endswith("/00000-000000"):
                 covered.append((piece.start, piece.length))
                 tokens = batch.input_ids[start : start + piece.length].tolist()
                 assert tokens == whole.input_ids[piece.start : piece.start + piece.length].tolist()
