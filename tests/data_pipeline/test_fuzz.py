@@ -45,7 +45,7 @@ REASONS = {
     *("bad_record", "unknown_domain", "media_mismatch", "nothing_to_learn", "empty_answer", "chat_form"),
     *("unreadable_image", "image_too_large", "extreme_aspect", "unreadable_video", "video_without_frames"),
     *("truncated_tar", "damaged_tar", "path_traversal", "not_a_file", "member_too_large", "duplicate_key"),
-    *("missing_member", "checksum", "length_changed", "unreadable_shard"),
+    *("missing_member", "not_a_tar", "checksum", "length_changed", "unreadable_shard", "video_too_large"),
 }
 
 

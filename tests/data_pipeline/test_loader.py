@@ -30,6 +30,9 @@ from data_pipeline.sharding.build import build_shards
 from tests.data_pipeline.media import encoded, pattern
 
 SEQ_LENGTH = 512
+# Forks of a process without threads: a fork of this one, in which other tests have left some, may wait for ever.
+FRESH = multiprocessing.get_context("forkserver")
+FRESH.set_forkserver_preload([__name__])
 
 
 def loader(config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1, seq_length: int = SEQ_LENGTH):
@@ -147,7 +150,7 @@ def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, 
     state = None
     for number, (ranks, workers) in enumerate([(1, 0), (2, 2), (4, 3), (1, 2), (2, 0), (4, 1)]):
         out = tmp_path / f"{number}.jsonl"
-        run = multiprocessing.get_context("fork").Process(
+        run = FRESH.Process(
             target=run_until_killed, args=(data_config, ranks, workers, state, out)
         )
         run.start()

@@ -203,10 +203,10 @@ def test_verify_tells_minus_zero_from_zero(folders: Path, tmp_path: Path) -> Non
 
 
 class Foreign:
-    """Unpickling this would call print."""
+    """Unpickling this would call exec."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return print, ("a foreign class was called",)
+        return exec, ("raise SystemExit('a foreign class was called')",)
 
 
 def plant_foreign_class(root: Path) -> list[str]:
@@ -254,7 +254,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no weights": (no_weights, "has neither model.safetensors nor model.safetensors.index.json"),
     "an output that is not empty": (full_output, "exists and is not empty: choose another --out, or remove it"),
     "no folder": (lambda root: ["import", "--hf", str(root / "nowhere")], "nowhere has no config.json"),
-    "a foreign class": (plant_foreign_class, "names builtins.print"),
+    "a foreign class": (plant_foreign_class, "names builtins.exec"),
     "no checkpoint": (lambda root: ["export", "--checkpoint", str(root / "hf")], "hf is no checkpoint"),
     "no companions": (lost_companions, "hf has no config.json"),
     "an unknown dtype": (
