@@ -23,7 +23,7 @@ from data_pipeline.shuffle import Shuffle
 
 
 class SourceTable(Protocol):
-    """What the plan needs of a source (`index.Source`)."""
+    """What the plan needs of a source (`source.Source`)."""
 
     label: str
     weight: float

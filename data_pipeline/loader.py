@@ -26,10 +26,10 @@ from data_pipeline.draw import Place
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
-from data_pipeline.index import Source
 from data_pipeline.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
 from data_pipeline.remote import ShardCache
+from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
 
 STATE_FORMAT = 2

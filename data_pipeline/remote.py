@@ -6,7 +6,7 @@
 A shard is fetched whole when it is first read, once for all processes of a machine, and kept in the cache's folder; the
 one that has not been opened for longest goes first when the folder is full. What a shard holds is checked sample by
 sample when it is read, so a cache that was damaged does no harm. Which shards there are is said by the catalogue beside
-them (index.py), so nothing is listed, which web servers could not do.
+them (catalogue.py), so nothing is listed, which web servers could not do.
 """
 
 from __future__ import annotations

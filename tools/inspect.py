@@ -22,9 +22,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
+from data_pipeline.catalogue import find_shards
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import ShardIndex, find_shards, read_index
+from data_pipeline.index import ShardIndex, read_index
 from data_pipeline.loader import PackedLoader
 from data_pipeline.shards import ShardReader
 from data_pipeline.tokens import GlmTokenizer

@@ -27,13 +27,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data_pipeline.catalogue import find_shards
 from data_pipeline.curation.recipe import read_recipe
 from data_pipeline.curation.report import funnel_table
 from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
-from data_pipeline.index import find_shards, read_index
+from data_pipeline.index import read_index
 from data_pipeline.inputs import describe_kinds
 from data_pipeline.sharding.build import MANIFEST, REJECTED, Outcome, Part, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores

@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.catalogue import find_shards
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import ShardIndex, find_shards, read_index
+from data_pipeline.index import ShardIndex, read_index
 from data_pipeline.inputs.draft import Rejected
 from data_pipeline.sharding.build import read_manifest
 from data_pipeline.sharding.executors import EXECUTORS

@@ -25,9 +25,9 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
-from data_pipeline.index import Source
 from data_pipeline.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
+from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import clip, encoded, pattern
 

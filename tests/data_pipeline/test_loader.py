@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from data_pipeline.batch import Batch
+from data_pipeline.catalogue import find_shards
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.cost import PackCost
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
-from data_pipeline.index import find_shards, read_index
+from data_pipeline.index import read_index
 from data_pipeline.loader import PackedLoader
 from data_pipeline.plan import Position
 from data_pipeline.sharding.build import build_shards

@@ -15,13 +15,14 @@ import fsspec
 import pytest
 
 from data_pipeline import remote
+from data_pipeline.catalogue import find_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import Source, find_shards
 from data_pipeline.remote import ShardCache
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader
+from data_pipeline.source import Source
 from data_pipeline.tar import fingerprint
 
 
