@@ -161,6 +161,18 @@ def test_a_shard_in_which_nothing_can_be_used(shards, tokenizer):
 
 
 @pytest.mark.fast
+def test_keys_with_ends_of_lines_in_them(shards, tokenizer):
+    """U+2028 and U+0085 end lines for Python, but not in JSON lines."""
+    for name in ("first", "second"):  # the second run takes up what the first has written
+        with ShardWriter(shards, name, max_bytes=10_000) as writer:
+            writer.write("a\u2028b\u0085c", [("json", b"{}")])
+        counts = index_shards([shards / f"{name}-00000.tar"], tokenizer=tokenizer.folder)
+        assert counts.rejected == {"bad_record": 1}
+    origins = [json.loads(line)["origin"] for line in (shards / "rejected.jsonl").open(encoding="utf-8")]
+    assert origins == [f"{name}-00000.tar/a\u2028b\u0085c" for name in ("first", "second")]
+
+
+@pytest.mark.fast
 def test_a_cut_shard_is_indexed_as_far_as_it_goes(shards, tokenizer):
     tar = shards / "shard-00000-00000.tar"
     samples = [read_index(tar).sample(row) for row in range(read_index(tar).table.num_rows)]
