@@ -107,11 +107,14 @@ class ShardCache:
         with self._lock(zlib.crc32(path.name.encode()) % LOCKS):
             if path.is_file():
                 return
-            for _ in range(2):
-                _patiently(lambda: _download(url, temporary))
-                if size is None or temporary.stat().st_size == size:
-                    break
-            os.replace(temporary, path)
+            try:
+                for _ in range(2):
+                    _patiently(lambda: _download(url, temporary))
+                    if size is None or temporary.stat().st_size == size:
+                        break
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)  # half of a shard, perhaps on a disk that is full
         if self.max_bytes:
             self._evict(keep=path)
 

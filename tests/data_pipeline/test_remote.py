@@ -151,9 +151,10 @@ def test_a_shard_that_cannot_be_fetched_is_not_asked_for_at_every_sample(shards,
     reader = ShardReader(cache=cache)
     sample = source.sample(0)
     for _ in range(3):
-        with pytest.raises(BadSample, match=r"unreadable_shard: .*shard-00000\.tar cannot be fetched: .*404"):
+        with pytest.raises(BadSample, match=r"unreadable_shard: .*shard-00000-00000\.tar cannot be fetched: .*404"):
             reader.read(sample.shard, sample.sample, sample.tar_fingerprint)
     assert server.asked["shard-00000-00000.tar"] == 1
+    assert not list(cache.folder.glob("*.tmp"))
     last = source.sample(len(source) - 1)
     assert reader.read(last.shard, last.sample, last.tar_fingerprint).record
 
