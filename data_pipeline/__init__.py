@@ -17,6 +17,7 @@
     video.py, frames.py     clips -> uint8 patches; the frames that are looked at, decoded
     encode.py, batch.py     Sample + bytes -> EncodedSample; several of them -> Batch
     fetch.py, loader.py     the named samples, decoded and collated, in order
+    mixture.py              what a plan takes from every domain
     quarantine.py           what takes the place of a sample that cannot be used, and when there are too many
 
 Nothing here knows the model, and the model knows nothing of this: they meet in named tensors (`batch.Batch`).

@@ -92,16 +92,17 @@ def batch(
             data_parallel_size=1,
             cost=pack_cost(resolve_model(run.model.preset, find_origin(run, asdict(run)))),
         )
+        loader.skip(step - 1)
         packs: list[PackView] = []
         last = step + steps - 1
-        for number in track(range(1, last + 1), "steps", console=Console(stderr=True), transient=True):
-            batches = loader.next_step()
-            if number >= step:
-                packs += [
-                    view_of_pack(batch, loader.tokenizer, f"step {number}, pack {place}")
-                    for place, batch in enumerate(batches)
-                ]
+        for number in track(range(step, last + 1), "steps", console=Console(stderr=True), transient=True):
+            packs += [
+                view_of_pack(batch, loader.tokenizer, f"step {number}, pack {place}")
+                for place, batch in enumerate(loader.next_step())
+            ]
         loader.close()
+        if not packs:
+            raise DataError(f"the data ends before step {step}: give a smaller --step, or more epochs")
         _write(out, f"steps {step} to {last} of {config}", packs, open_page)
 
 

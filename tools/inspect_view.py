@@ -211,12 +211,12 @@ def _spans(sample: EncodedSample, tokenizer: GlmTokenizer) -> Iterator[Span]:
 
 
 def _text(sample: EncodedSample, tokenizer: GlmTokenizer, places: Sequence[int]) -> Iterator[Span]:
-    """A token may hold part of a character: it is shown together with the next ones that complete it."""
+    """A token may hold part of a character, of 4 bytes at most: it is shown together with those that complete it."""
     begun: list[int] = []
     for place in places:
         begun.append(place)
         text = tokenizer.decode([int(sample.input_ids[p]) for p in begun])
-        if "\N{REPLACEMENT CHARACTER}" not in text or place == places[-1]:
+        if "\N{REPLACEMENT CHARACTER}" not in text or len(begun) == 4 or place == places[-1]:
             yield Span(text, "text", bool(sample.loss[begun[0]]), _hint(sample, *begun))
             begun = []
 

@@ -496,6 +496,9 @@ def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_c
     packed = loader(config, seq_length=64, batch=2)
     packs = [pack for step, _ in packed.plan.steps(Position.start(1)) for pack in step]
     batches = [batch for step in iter(packed.next_step, []) for batch in step]
+    if too_long == "split":  # every picture is counted once, however many pieces there are
+        seen = [patches for batch in batches for patches in batch.grid_thw.prod(dim=1).tolist()]
+        assert sorted(packed.expected_work()[1]) == sorted(seen)
     budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
     images = [(tmp_path / name).read_bytes() for name in document["images"]]
     whole = encode_record(document, images, [], tokenizer=tokenizer, budget=budget)
