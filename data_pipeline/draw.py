@@ -83,8 +83,8 @@ class Stream:
                 f"{len(lengths)} has {shortest} tokens): raise train.seq_length or lower the pixel budgets"
             )
         # An estimate, by which draw() knows how many samples to look at at a time.
-        of_long = {"refuse": 0, "truncate": seq_length, "split": lengths}[too_long]
-        self.mean_length = max(float(np.where(fits, lengths, of_long).mean()), 1.0)
+        most = {"refuse": 0, "truncate": seq_length, "split": np.iinfo(np.int64).max}[too_long]
+        self.mean_length = max(float(np.where(fits, lengths, np.minimum(lengths, most)).mean()), 1.0)
         self.samples = max(1, round(source.epochs * len(lengths))) if source.epochs else None  # None: endless
         self._shuffle = Shuffle(source.shard_rows, seed=seed, name=source.label)
 
