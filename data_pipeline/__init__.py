@@ -16,6 +16,7 @@
     images.py, sizes.py     pictures -> uint8 patches; how many
     video.py, frames.py     clips -> uint8 patches; the frames that are looked at, decoded
     encode.py, batch.py     Sample + bytes -> EncodedSample; several of them -> Batch
+    files.py                files that are whole or not there
     fetch.py, loader.py     the named samples, decoded and collated, in order
     mixture.py              what a plan takes from every domain
     quarantine.py           what takes the place of a sample that cannot be used, and when there are too many
