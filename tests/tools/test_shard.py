@@ -186,6 +186,24 @@ def test_verify_compares_with_the_manifest(records, tmp_path, tokenizer_folder):
     assert f"{first.name}: unusable_index" in shown  # it is of the tar as it was
 
 
+def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder):
+    """A shard and its index are copied over older ones of the same name: good in themselves, but training would go by
+    the catalogue, which speaks of the older ones."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    for out, given in ((older, GOOD[:2]), (newer, GOOD)):
+        write(records, given)
+        run("build", "--input", records, "--out", out, "--tokenizer", tokenizer_folder)
+    (older / "manifest.json").unlink()
+    for file in newer.glob("shard-*"):
+        shutil.copy(file, older)
+    shown = run("verify", older, "--workers", 1, expect=1)
+    assert "shard-00000-00000.tar: wrong_catalogue" in shown
+    (older / "catalogue.arrow").write_bytes(b"damage")
+    assert "catalogue.arrow: wrong_catalogue" in run("verify", older, "--workers", 1, expect=1)
+    run("index", older, "--tokenizer", tokenizer_folder)
+    assert "samples: 4" in run("verify", older, "--workers", 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
