@@ -74,7 +74,7 @@ class Stream:
 
     def __init__(self, source: SourceTable, place: int, *, seed: int, seq_length: int, too_long: str):
         self.source, self.place, self.seq_length, self.too_long = source, place, seq_length, too_long
-        lengths = np.asarray(source.lengths)
+        lengths = np.asarray(source.lengths, np.int64)
         fits = (lengths <= seq_length) | source.is_text
         if not len(lengths) or (too_long == "refuse" and not fits.any()):
             shortest = int(lengths.min()) if len(lengths) else 0
