@@ -71,10 +71,28 @@ def test_the_expected_work_is_that_of_the_first_window(data_config):
     packed = loader(data_config, batch=1)
     lengths, patches = packed.expected_work()
     steps, _ = packed.plan.window(Position.start(len(packed.sources)))
+    mixture = packed.planned_mixture()
     batches = take(packed, len(steps))
     packed.close()
+    tokens: Counter[str] = Counter()
+    for batch in batches:
+        for domain, length in zip(batch.segment_domains, batch.segment_lengths.tolist(), strict=True):
+            tokens[domain] += length
+    assert {domain: share.tokens for domain, share in mixture.items()} == +tokens
     assert sorted(lengths) == sorted(n for batch in batches for n in batch.segment_lengths.tolist() if n)
     assert sorted(patches) == sorted(n for batch in batches for n in batch.grid_thw.prod(dim=1).tolist())
+
+
+@pytest.mark.fast
+def test_steps_that_are_skipped_are_as_if_they_had_been_taken(data_config):
+    packed, other = loader(data_config), loader(data_config)
+    take(packed, 3)
+    other.skip(1)
+    other.skip(2)
+    assert other.state_dict() == packed.state_dict()
+    assert [digest(batch) for batch in other.next_step()] == [digest(batch) for batch in packed.next_step()]
+    packed.close()
+    other.close()
 
 
 @pytest.mark.fast
