@@ -156,7 +156,7 @@ def stats(
 def curate(
     shards: Shards,
     out: Annotated[Path, typer.Option(help="folder for the shards that stay, and the account of the others")],
-    recipe: Annotated[Path, typer.Option(help="YAML list of filters, see data_pipeline/curation/recipe.py")],
+    recipe: Annotated[Path, typer.Option(help="YAML list of filters, see docs/curation.md")],
     tokenizer: TokenizerFolder = "",
     workers: Workers = 0,
     executor: ExecutorName = "processes",
