@@ -129,7 +129,7 @@ def _train(
         if layout is not None:
             logger.info("pipeline layout:\n%s", layout.table())
         if mixture := loader.planned_mixture():
-            logger.info("the next steps take from every domain:\n%s", mixture_table(mixture))
+            logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
         logger.info("backend: %s", model_chunks[0].backend.description)
         if done == train.steps:
             logger.info("nothing is left to do; raise train.steps to go on")
