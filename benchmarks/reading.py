@@ -25,9 +25,9 @@ from benchmarks.jpegs import load
 from benchmarks.timing import cheapest
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
-from data_pipeline.index import Source
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader, ShardWriter
+from data_pipeline.source import Source
 
 SHARD_BYTES = 50 << 20
 REPETITIONS = 5

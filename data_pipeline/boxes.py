@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample
@@ -32,8 +32,8 @@ MARGIN = 1.0  # pixels by which an annotation may leave the picture: rounding, o
 
 _LARGEST = 1e9  # what no coordinate reaches
 
-_BOX = r"\[ ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3}), ?(\d{1,3}) ?\]"
-_BOXES = re.compile(rf"\[ ?{_BOX}(?: ?, ?{_BOX})* ?\]")
+_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
+_WRITTEN = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 
 def read_box(values: Any, box_format: BoxFormat, width: int, height: int) -> Box:
@@ -83,7 +83,7 @@ def to_thousandths(box: Box, width: int, height: int) -> Thousandths:
     return x1, y1, x2, y2
 
 
-def to_pixels(box: Thousandths, width: int, height: int) -> Box:
+def to_pixels(box: Box, width: int, height: int) -> Box:
     """Thousandths -> pixels: the middle of each thousandth."""
     x1, y1, x2, y2 = ((value + 0.5) / STEPS for value in box)
     return x1 * width, y1 * height, x2 * width, y2 * height
@@ -94,14 +94,17 @@ def write_boxes(boxes: Iterable[Thousandths]) -> str:
     return json.dumps([list(box) for box in boxes], separators=(",", ":"))
 
 
-def written_boxes(text: str) -> list[Thousandths]:
-    """All valid boxes that a text writes, in order: whole numbers from 0 to 999 with x1 < x2 and y1 < y2."""
-    boxes: list[Thousandths] = []
-    for group in _BOXES.finditer(text):
-        for x1, y1, x2, y2 in (map(int, found) for found in re.findall(_BOX, group.group())):
-            if x1 < x2 and y1 < y2:
-                boxes.append((x1, y1, x2, y2))
-    return boxes
+def written_boxes(text: str) -> Iterator[tuple[int, Box]]:
+    """(place in the text, [x1,y1,x2,y2]) of every box that a text writes, valid or not, alone or in a list of them."""
+    for found in _WRITTEN.finditer(text):
+        x1, y1, x2, y2 = map(float, found.groups())
+        yield found.start(), (x1, y1, x2, y2)
+
+
+def is_valid_box(box: Box) -> bool:
+    """Whether a box as it is written lies within 0..999 and has an area."""
+    x1, y1, x2, y2 = box
+    return 0 <= x1 < x2 < STEPS and 0 <= y1 < y2 < STEPS
 
 
 def _is_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,12 +51,14 @@ class DataConfig:
         for source in self.sources:
             if not source.path:
                 raise DataError("a source in data.sources has no path: give the folder of its shards")
-            if not source.weight > 0:
+            if not 0 < source.weight < math.inf:
                 raise DataError(
                     f"source {source.label()!r} has weight {source.weight}: give a positive weight or remove the source"
                 )
-            if not source.epochs >= 0:
-                raise DataError(f"source {source.label()!r} has epochs {source.epochs}: give 0 for endless, or more")
+            if not 0 <= source.epochs < math.inf:
+                raise DataError(
+                    f"source {source.label()!r} has epochs {source.epochs}: give 0 for endless, or a number"
+                )
         labels = [source.label() for source in self.sources]
         for label in labels:
             if labels.count(label) > 1:

@@ -23,7 +23,7 @@ from data_pipeline.shuffle import Shuffle
 
 
 class SourceTable(Protocol):
-    """What the plan needs of a source (`index.Source`)."""
+    """What the plan needs of a source (`source.Source`)."""
 
     label: str
     weight: float
@@ -74,7 +74,7 @@ class Stream:
 
     def __init__(self, source: SourceTable, place: int, *, seed: int, seq_length: int, too_long: str):
         self.source, self.place, self.seq_length, self.too_long = source, place, seq_length, too_long
-        lengths = np.asarray(source.lengths)
+        lengths = np.asarray(source.lengths, np.int64)
         fits = (lengths <= seq_length) | source.is_text
         if not len(lengths) or (too_long == "refuse" and not fits.any()):
             shortest = int(lengths.min()) if len(lengths) else 0
@@ -83,7 +83,8 @@ class Stream:
                 f"{len(lengths)} has {shortest} tokens): raise train.seq_length or lower the pixel budgets"
             )
         # An estimate, by which draw() knows how many samples to look at at a time.
-        self.mean_length = max(float(lengths.sum(where=fits, dtype=np.int64)) / len(lengths), 1.0)
+        most = {"refuse": 0, "truncate": seq_length, "split": np.iinfo(np.int64).max}[too_long]
+        self.mean_length = max(float(np.where(fits, lengths, np.minimum(lengths, most)).mean()), 1.0)
         self.samples = max(1, round(source.epochs * len(lengths))) if source.epochs else None  # None: endless
         self._shuffle = Shuffle(source.shard_rows, seed=seed, name=source.label)
 

@@ -17,11 +17,11 @@ from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.domains import build_sample
 from data_pipeline.encode import LongSample, PixelBudget, encode_record
 from data_pipeline.errors import BadSample
-from data_pipeline.index import Source, StoredSample
 from data_pipeline.plan import Pack, Piece
 from data_pipeline.quarantine import TOO_LONG, Failure, rejection, substitute
 from data_pipeline.remote import ShardCache
 from data_pipeline.shards import ShardReader
+from data_pipeline.source import Source, StoredSample
 from data_pipeline.tokens import GlmTokenizer
 
 KEPT_LONG_SAMPLES = 4  # pieces of one sample come close together

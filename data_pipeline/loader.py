@@ -13,7 +13,7 @@ import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -26,10 +26,11 @@ from data_pipeline.draw import Place
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
-from data_pipeline.index import Source
+from data_pipeline.mixture import Share, planned_mixture
 from data_pipeline.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
 from data_pipeline.remote import ShardCache
+from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
 
 STATE_FORMAT = 2
@@ -106,6 +107,18 @@ class PackedLoader:
             self._position = self._positions_ahead.popleft()
         return batches
 
+    def skip(self, steps: int) -> None:
+        """Goes on so many steps later, and reads nothing of what lies between."""
+        self.close()
+        for _, position in islice(self.plan.steps(self._position), steps):
+            self._position = position
+
+    def planned_mixture(self) -> dict[str, Share]:
+        """What the next steps take from every domain: all steps of the window that the next one lies in. From metadata
+        alone."""
+        steps, _ = self.plan.window(self._position)
+        return planned_mixture(self.sources, chain.from_iterable(steps))
+
     def expected_work(self) -> tuple[list[int], list[int]]:
         """What the run's packs are like: tokens of every sample, and patches of every picture and frame pair, of the
         first MIN_WINDOW_PACKS packs. From metadata alone; the same on every rank and at every restart."""
@@ -120,7 +133,8 @@ class PackedLoader:
         )
         steps, _ = few.window(Position.start(len(self.sources)))
         pieces = [piece for step in steps for pack in step for piece in pack.pieces]
-        patches = [n for piece in pieces for n in self.sources[piece.source].image_patches(piece.row)]
+        begun = [piece for piece in pieces if piece.start == 0]  # of a split sample the first piece stands for all
+        patches = [n for piece in begun for n in self.sources[piece.source].image_patches(piece.row)]
         return [piece.length for piece in pieces], patches
 
     def state_dict(self) -> dict[str, Any]:

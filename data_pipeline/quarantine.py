@@ -32,7 +32,7 @@ GRACE_SAMPLES = 1000
 
 
 class Neighbours(Protocol):
-    """What the rule needs of a source (`index.Source`)."""
+    """What the rule needs of a source (`source.Source`)."""
 
     lengths: np.ndarray  # int [samples]
     shard_rows: np.ndarray  # int64 [shards + 1]: first row of every shard

@@ -6,7 +6,7 @@
 A shard is fetched whole when it is first read, once for all processes of a machine, and kept in the cache's folder; the
 one that has not been opened for longest goes first when the folder is full. What a shard holds is checked sample by
 sample when it is read, so a cache that was damaged does no harm. Which shards there are is said by the catalogue beside
-them (index.py), so nothing is listed, which web servers could not do.
+them (catalogue.py), so nothing is listed, which web servers could not do.
 """
 
 from __future__ import annotations
@@ -107,11 +107,14 @@ class ShardCache:
         with self._lock(zlib.crc32(path.name.encode()) % LOCKS):
             if path.is_file():
                 return
-            for _ in range(2):
-                _patiently(lambda: _download(url, temporary))
-                if size is None or temporary.stat().st_size == size:
-                    break
-            os.replace(temporary, path)
+            try:
+                for _ in range(2):
+                    _patiently(lambda: _download(url, temporary))
+                    if size is None or temporary.stat().st_size == size:
+                        break
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)  # half of a shard, perhaps on a disk that is full
         if self.max_bytes:
             self._evict(keep=path)
 

@@ -138,10 +138,13 @@ def walk(file: BinaryIO) -> Iterator[TarMember | Damage]:
         end = member.offset + member.size
         offset = end + -member.size % BLOCK
         if member.type in (_LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL):
+            if end > size:  # perhaps by more than a file can have
+                yield Damage("truncated_tar", f"a header has {max(size - member.offset, 0)} of {member.size} bytes")
+                return
             if member.size > MAX_EXTENSION:
                 yield Damage("damaged_tar", f"a header of {member.size} bytes at byte {member.offset}")
                 extended = {"path": ""}  # whose name it was is not known
-            elif end <= size:
+            else:
                 extended |= _extension(member.type, _read(file, member.offset, member.size))
             continue
         name = extended.get("path", member.name)

@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 
 from data_pipeline.batch import Batch
 from data_pipeline.loader import PackedLoader
+from data_pipeline.mixture import mixture_table
 from model.backend import select_backend
 from model.checkpoint import (
     TrainState,
@@ -127,6 +128,8 @@ def _train(
         logger.info("step %d of %d, from %s, on %d processes", done, train.steps, start, dist.get_world_size())
         if layout is not None:
             logger.info("pipeline layout:\n%s", layout.table())
+        if mixture := loader.planned_mixture():
+            logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
         logger.info("backend: %s", model_chunks[0].backend.description)
         if done == train.steps:
             logger.info("nothing is left to do; raise train.steps to go on")

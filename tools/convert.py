@@ -48,6 +48,7 @@ from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter, Weigh
 from model.stored_weights import stored_dtype
 from pretrain.companions import TOKENIZER_FILES
 from pretrain.distributed import process_group
+from tools.errors import errors_in_one_line
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
@@ -73,7 +74,7 @@ def import_command(
     out: Annotated[Path, typer.Option(help="checkpoint to make; must not exist, or be empty")],
 ) -> None:
     """Hugging Face folder -> checkpoint."""
-    with _errors():
+    with errors_in_one_line(CheckpointError, ConfigError, ConvertError, WeightsError):
         import_folder(hf, out)
     console.print(f"imported {hf} into {out}", markup=False, soft_wrap=True)
 
@@ -123,7 +124,7 @@ def export_command(
     max_shard_size: Annotated[str, typer.Option(help="largest file of weights")] = "5GB",
 ) -> None:
     """Checkpoint -> Hugging Face folder."""
-    with _errors():
+    with errors_in_one_line(CheckpointError, ConfigError, ConvertError, WeightsError):
         export_checkpoint(checkpoint, out, dtype=dtype, max_shard_bytes=parse_size(max_shard_size))
     console.print(f"exported {checkpoint} into {out}", markup=False, soft_wrap=True)
 
@@ -180,7 +181,7 @@ def verify_command(
     dir_b: Annotated[Path, typer.Argument(help="Hugging Face folder")],
 ) -> None:
     """Compare two Hugging Face folders; exits with 1 if anything differs."""
-    with _errors():
+    with errors_in_one_line(CheckpointError, ConfigError, ConvertError, WeightsError):
         differences = list(compare_folders(dir_a, dir_b))
         tensors = len(SafetensorsFolder(dir_a).names())
     if not differences:
@@ -280,16 +281,6 @@ def _progress(what: str, total: int) -> Iterator[Progress]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         progress.add_task(what, total=total)
         yield progress
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """A mistake in the call or in what it is given is one line on stderr and exit status 2."""
-    try:
-        yield
-    except (ConvertError, ConfigError, WeightsError, CheckpointError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ import torch
 import typer
 
 from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
+from data_pipeline.catalogue import find_shards
 from data_pipeline.encode import PixelBudget, encode_record
-from data_pipeline.index import find_shards, read_index
+from data_pipeline.index import read_index
 from data_pipeline.shards import ShardReader
 from data_pipeline.tokens import GlmTokenizer
 from model.checkpoint import COMPANIONS, find_checkpoint

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -31,6 +30,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.images import PATCH_SIZE, TEMPORAL_PATCH_SIZE, TOKEN_PIXELS
 from data_pipeline.sample import Image, Sample, Segment, Text, Token, Video
 from data_pipeline.tokens import GlmTokenizer
+from tools.errors import errors_in_one_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -55,7 +55,7 @@ def main(
     max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
     seed: Annotated[int, typer.Option(help="of what --no-greedy draws")] = 0,
 ) -> None:
-    with _errors():
+    with errors_in_one_line(DataError, GenerateError):
         exported = Exported.load(hf)
         if raw:
             segments = document_prompt(prompt, images=len(image or ()), videos=len(video or ()))
@@ -258,16 +258,6 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise GenerateError(f"{path}: {error.strerror}") from None
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """A mistake in the call or in what it is given is one line on stderr and exit status 2."""
-    try:
-        yield
-    except (GenerateError, DataError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

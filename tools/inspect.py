@@ -9,10 +9,8 @@ given, with the boxes that the text names; every token shows whether it is learn
 
 from __future__ import annotations
 
-import os
 import webbrowser
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -22,16 +20,21 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
+from data_pipeline.catalogue import find_shards
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import ShardIndex, find_shards, read_index
+from data_pipeline.files import write_text
+from data_pipeline.index import ShardIndex, read_index
 from data_pipeline.loader import PackedLoader
 from data_pipeline.shards import ShardReader
 from data_pipeline.tokens import GlmTokenizer
+from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.safetensors_folder import WeightsError
 from pretrain.config import RunConfig, load_config
 from pretrain.origin import find_origin, resolve_model
 from pretrain.pack_cost import pack_cost
+from tools.errors import errors_in_one_line
 from tools.inspect_view import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -53,7 +56,7 @@ def shards(
     open_page: Open = False,
 ) -> None:
     """Shows samples: pictures with boxes, frames with their seconds, the record, tokens with what is learned."""
-    with _errors():
+    with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
         glm_tokenizer = GlmTokenizer(tokenizer)
         indexes = [read_index(path) for given in shards for path in find_shards(given)]
         budget = PixelBudget(image_max_tokens, video_max_tokens)
@@ -81,7 +84,7 @@ def batch(
     open_page: Open = False,
 ) -> None:
     """Shows the packs of a run's steps: segments, positions, and the samples in them."""
-    with _errors():
+    with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
         run = load_config(RunConfig, config, [*(overrides or []), "data.num_workers=0"])
         loader = PackedLoader(
             run.data,
@@ -91,16 +94,17 @@ def batch(
             data_parallel_size=1,
             cost=pack_cost(resolve_model(run.model.preset, find_origin(run, asdict(run)))),
         )
+        loader.skip(step - 1)
         packs: list[PackView] = []
         last = step + steps - 1
-        for number in track(range(1, last + 1), "steps", console=Console(stderr=True), transient=True):
-            batches = loader.next_step()
-            if number >= step:
-                packs += [
-                    view_of_pack(batch, loader.tokenizer, f"step {number}, pack {place}")
-                    for place, batch in enumerate(batches)
-                ]
+        for number in track(range(step, last + 1), "steps", console=Console(stderr=True), transient=True):
+            packs += [
+                view_of_pack(batch, loader.tokenizer, f"step {number}, pack {place}")
+                for place, batch in enumerate(loader.next_step())
+            ]
         loader.close()
+        if not packs:
+            raise DataError(f"the data ends before step {step}: give a smaller --step, or more epochs")
         _write(out, f"steps {step} to {last} of {config}", packs, open_page)
 
 
@@ -145,23 +149,10 @@ def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> Non
     # Everything in a sample is text that someone else wrote: it is escaped, wherever it stands.
     pages = Environment(loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined)
     page = pages.get_template("inspect_page.html").render(title=title, packs=packs)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, out)
+    write_text(out, page)
     console.print(f"{out}: {title}, {len(page) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
     if open_page:
         webbrowser.open(out.resolve().as_uri())
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """A mistake in the data or the call is one line on stderr and exit status 2."""
-    try:
-        yield
-    except (ConfigError, DataError, OSError) as error:
-        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-        typer.echo(f"error: {said}", err=True)
-        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

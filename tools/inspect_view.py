@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from data_pipeline.batch import Batch, EncodedSample
+from data_pipeline.boxes import written_boxes
 from data_pipeline.errors import BadSample
 from data_pipeline.images import MERGE_SIZE, PATCH_SIZE, tokens_of
 from data_pipeline.tokens import GlmTokenizer
@@ -27,8 +28,7 @@ MAX_PICTURES = 48  # of one sample; a long clip has hundreds of frame pairs
 MAX_TOKENS = 4000  # of one sample
 PICTURE_SIDE, FRAME_SIDE = 640, 240  # pixels of the longer side on the page
 PLOT_POINTS = 400
-_BOX = re.compile(r"\[(\d+), ?(\d+), ?(\d+), ?(\d+)\]")  # larger than 999 too: a mistake that should be seen
-_LABEL_CHARACTERS = 24
+_LABEL_CHARACTERS, _LABEL_SEARCHED = 24, 100
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,10 @@ class Span:
 class Box:
     """In thousandths of the picture."""
 
-    x1: int
-    y1: int
-    x2: int
-    y2: int
+    x1: float
+    y1: float
+    x2: float
+    y2: float
     label: str
 
 
@@ -211,12 +211,12 @@ def _spans(sample: EncodedSample, tokenizer: GlmTokenizer) -> Iterator[Span]:
 
 
 def _text(sample: EncodedSample, tokenizer: GlmTokenizer, places: Sequence[int]) -> Iterator[Span]:
-    """A token may hold part of a character: it is shown together with the next ones that complete it."""
+    """A token may hold part of a character, of 4 bytes at most: it is shown together with those that complete it."""
     begun: list[int] = []
     for place in places:
         begun.append(place)
         text = tokenizer.decode([int(sample.input_ids[p]) for p in begun])
-        if "\N{REPLACEMENT CHARACTER}" not in text or place == places[-1]:
+        if "\N{REPLACEMENT CHARACTER}" not in text or len(begun) == 4 or place == places[-1]:
             yield Span(text, "text", bool(sample.loss[begun[0]]), _hint(sample, *begun))
             begun = []
 
@@ -275,10 +275,10 @@ def _texts_after_images(sample: EncodedSample, tokenizer: GlmTokenizer) -> list[
 
 def _boxes(text: str) -> Iterator[Box]:
     """`... a cat [[102,80,540,910],[560,10,700,400]]`: what is written before them names them."""
-    for found in _BOX.finditer(text):
-        before = re.split(r"[\]\[.,;:!?\n]", text[: found.start()].rstrip("[,: "))[-1].strip()
-        x1, y1, x2, y2 = map(int, found.groups())
-        yield Box(x1, y1, x2, y2, before[-_LABEL_CHARACTERS:])
+    for place, (x1, y1, x2, y2) in written_boxes(text):  # invalid ones too: a mistake should be seen
+        before = text[max(0, place - _LABEL_SEARCHED) : place]
+        label = re.split(r"[\]\[.,;:!?\n]", before.rstrip("[,: "))[-1].strip()
+        yield Box(x1, y1, x2, y2, label[-_LABEL_CHARACTERS:])
 
 
 def _data_uri(frame: np.ndarray, side: int) -> str:

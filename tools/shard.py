@@ -27,13 +27,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data_pipeline.catalogue import find_shards
 from data_pipeline.curation.recipe import read_recipe
 from data_pipeline.curation.report import funnel_table
 from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
-from data_pipeline.index import find_shards, read_index
+from data_pipeline.index import read_index
 from data_pipeline.inputs import describe_kinds
 from data_pipeline.sharding.build import MANIFEST, REJECTED, Outcome, Part, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
@@ -41,6 +42,7 @@ from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.verify import jobs_of, verify_shards
 from data_pipeline.sharding.writing import Counts
+from tools.errors import errors_in_one_line
 from tools.shard_stats import collect, draw, table_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -79,7 +81,7 @@ def build(
     part: Annotated[str, typer.Option(help="do part I of N (from 0), as I/N; the last one finishes")] = "",
     array: Annotated[bool, typer.Option("--array", help="the part is this member of a SLURM job array")] = False,
 ) -> None:
-    with _errors():
+    with errors_in_one_line(DataError):
         options = BuildOptions(out, tokenizer, name, _bytes(shard_bytes), chat_form)
         own = _part(part, array)
         planned = plan(open_apart([*input, *(more or [])], out, kind, settings or []), options)
@@ -99,7 +101,7 @@ def index(
     executor: ExecutorName = "processes",
 ) -> None:
     """Writes the index beside each shard, and the catalogue of each folder."""
-    with _errors():
+    with errors_in_one_line(DataError):
         paths = _shards(shards)
         with _progress("shards", len(paths)) as tick:
             counts = index_shards(
@@ -119,7 +121,7 @@ def verify(
 ) -> None:
     """Reads everything back and compares it with manifest and indexes; exits with 1 if something is wrong."""
     total = Counts()
-    with _errors():
+    with errors_in_one_line(DataError):
         jobs, wrong = jobs_of(shards, tokenizer)
         with _progress("shards", len(jobs) + 1) as tick:
             for found in chain([wrong], verify_shards(jobs, executor=_executor(executor), workers=_workers(workers))):
@@ -140,7 +142,7 @@ def stats(
     picture: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
 ) -> None:
     """Counts by domain, from the indexes alone: samples, pictures, clips, tokens; and draws how they lie."""
-    with _errors():
+    with errors_in_one_line(DataError):
         indexes = [read_index(path) for path in _shards(shards)]
         found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
         if picture:
@@ -154,13 +156,13 @@ def stats(
 def curate(
     shards: Shards,
     out: Annotated[Path, typer.Option(help="folder for the shards that stay, and the account of the others")],
-    recipe: Annotated[Path, typer.Option(help="YAML list of filters, see data_pipeline/curation/recipe.py")],
+    recipe: Annotated[Path, typer.Option(help="YAML list of filters, see docs/curation.md")],
     tokenizer: TokenizerFolder = "",
     workers: Workers = 0,
     executor: ExecutorName = "processes",
 ) -> None:
     """Keeps the samples that pass a list of filters, and recaptions them if asked."""
-    with _errors():
+    with errors_in_one_line(DataError):
         funnel = run_curation(
             _shards(shards),
             out,
@@ -279,17 +281,6 @@ def _progress_of_bytes(total: int, written: Callable[[], int]) -> Iterator[None]
         finally:
             ended.set()
             watcher.join()
-
-
-@contextmanager
-def _errors() -> Iterator[None]:
-    """A mistake in the data or the call is one line on stderr and exit status 2."""
-    try:
-        yield
-    except (DataError, OSError) as error:
-        said = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) else error
-        typer.echo(f"error: {said}", err=True)
-        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from rich.table import Column, Table
 
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encode import PixelBudget
-from data_pipeline.index import ShardIndex, sample_lengths
+from data_pipeline.index import ShardIndex
+from data_pipeline.source import sample_lengths
 
 _BINS = 60
 _NOTHING = np.empty(0)

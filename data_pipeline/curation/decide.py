@@ -8,7 +8,6 @@ sample; features and reasons stay in files, of which one shard's are looked at a
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from data_pipeline.curation.candidate import text_of
 from data_pipeline.curation.examine import READING, ShardTask, feature_column
 from data_pipeline.curation.filters import Drop, Filter
 from data_pipeline.curation.recipe import Recipe
+from data_pipeline.files import replacing
 from data_pipeline.index import read_index
 from data_pipeline.shards import ShardReader, ShardSample
 
@@ -128,8 +128,12 @@ def decide(examined: Examined, recipe: Recipe, out: Path) -> tuple[np.ndarray, F
     names = [("(reading)", False), *((name, step.report_only) for name, step in recipe.filters)]
     counts = np.bincount(examined.domain_codes, minlength=len(examined.domains)).tolist()
     funnel = Funnel(Counter(dict(zip(examined.domains, counts, strict=True))), [Step(*name) for name in names])
-    temporaries = {name: out / f"{name}.tmp" for name in (DROPPED, REPORTED)}
-    with open(temporaries[DROPPED], "w") as dropped, open(temporaries[REPORTED], "w") as reported:
+    with (
+        replacing(out / DROPPED) as to_dropped,
+        replacing(out / REPORTED) as to_reported,
+        open(to_dropped, "w", encoding="utf-8") as dropped,
+        open(to_reported, "w", encoding="utf-8") as reported,
+    ):
         for position, (name, report_only) in enumerate(names, start=READING):
             step = recipe.filters[position][1] if position != READING else None
             file = reported if report_only else dropped
@@ -140,8 +144,6 @@ def decide(examined: Examined, recipe: Recipe, out: Path) -> tuple[np.ndarray, F
                 if not report_only:
                     gone.append(row)
             alive[gone] = False
-    for name, temporary in temporaries.items():
-        os.replace(temporary, out / name)
     return alive, funnel
 
 

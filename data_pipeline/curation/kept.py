@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import InitVar, dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ from data_pipeline.curation.examine import read_entries
 from data_pipeline.curation.filters import Drop
 from data_pipeline.curation.hashing import digest
 from data_pipeline.curation.recaption import Recaption, Recaptioner
+from data_pipeline.files import write_text
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import as_media
 from data_pipeline.inputs.names import shown_names
@@ -62,9 +62,7 @@ class KeptSamples:
                 for sample in several:
                     yield sample if isinstance(sample, Rejected) else draft_of(sample, next(records))
                 chosen += sum(map(options.chosen, readable))
-        temporary = notes.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"chosen": chosen, "failed": sorted(failed)}))
-        os.replace(temporary, notes.with_suffix(".json"))
+        write_text(notes.with_suffix(".json"), json.dumps({"chosen": chosen, "failed": sorted(failed)}))
 
     def _samples(self, unit: Unit) -> Iterator[Candidate | Rejected]:
         stays = np.unpackbits(np.frombuffer(bytes.fromhex(unit.extra["stays"]), np.uint8))

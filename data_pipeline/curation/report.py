@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from itertools import accumulate
 from pathlib import Path
@@ -13,6 +12,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from data_pipeline.curation.decide import Funnel, Step
+from data_pipeline.files import replacing
 
 _BAR, _GONE = "#3b6ea5", "#d9d9d9"
 
@@ -79,9 +79,8 @@ def draw_funnel(funnel: Funnel, path: Path) -> None:
     axes.set_xlim(0, max(left) * 1.25)
     axes.set_xlabel("samples left")
     axes.spines[["top", "right"]].set_visible(False)
-    temporary = path.with_name(f"{path.name}.tmp")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        FigureCanvasAgg(figure).print_png(str(temporary))
 
 
 def _shown(funnel: Funnel) -> list[Step]:

@@ -16,7 +16,6 @@ of processes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from data_pipeline.curation.kept import KeptSamples, recaption_notes, units_of
 from data_pipeline.curation.recipe import Recipe
 from data_pipeline.curation.report import draw_funnel, funnel_json
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_text
 from data_pipeline.index import read_index
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.sharding.build import plan, run_build, written_bytes
@@ -87,9 +87,11 @@ def curate(
     funnel.recaptioned, funnel.recaption_failures = recaption_notes(work / "recaption")
     if recipe.recaption:
         lines = [{"sample": name, "reason": reason} for name, reason in funnel.recaption_failures]
-        _write(out / "recaption_failed.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    _write(out / "recipe.yaml", recipe.text())
-    _write(out / "funnel.json", json.dumps(funnel_json(funnel), indent=1, ensure_ascii=False) + "\n")
+        write_text(
+            out / "recaption_failed.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        )
+    write_text(out / "recipe.yaml", recipe.text())
+    write_text(out / "funnel.json", json.dumps(funnel_json(funnel), indent=1, ensure_ascii=False) + "\n")
     draw_funnel(funnel, out / "funnel.png")
     return funnel
 
@@ -107,7 +109,7 @@ def _begin(path: Path, recipe: Recipe, shards: dict[str, str]) -> None:
     tars = {name: read_index(Path(shard)).header.tar_fingerprint for shard, name in shards.items()}
     now = {"recipe": recipe.fingerprint(), "shards": digest(json.dumps(tars).encode()).hex()}
     if not path.is_file():
-        _write(path, json.dumps(now))
+        write_text(path, json.dumps(now))
         return
     begun = json.loads(path.read_text())
     for what in now:
@@ -115,9 +117,3 @@ def _begin(path: Path, recipe: Recipe, shards: dict[str, str]) -> None:
             raise DataError(
                 f"{path.parent.parent} was begun with another {_CALLED[what]}: choose another --out, or remove it"
             )
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

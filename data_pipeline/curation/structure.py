@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
+from data_pipeline.boxes import is_valid_box, written_boxes
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter
 from data_pipeline.curation.texts import words_of
-
-BOX_RANGE = (0, 999)  # coordinates are thousandths of width and height
-_NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
-_BOX = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 
 @dataclass
@@ -37,19 +33,8 @@ class Boxes(Filter):
     min_boxes: int = 2
 
     def __call__(self, sample: Candidate) -> Drop | None:
-        boxes = boxes_in(sample.text)
+        boxes = [box for _, box in written_boxes(sample.text)]
         valid = sum(map(is_valid_box, boxes))
         if valid < self.min_boxes:
             return Drop("too_few_boxes", f"{valid} of {len(boxes)} boxes are valid, {self.min_boxes} are needed")
         return None
-
-
-def boxes_in(text: str) -> list[tuple[float, float, float, float]]:
-    """Every [x1,y1,x2,y2] of a text, one of `[[1,2,3,4],[5,6,7,8]]` as well."""
-    return [(float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in _BOX.findall(text)]
-
-
-def is_valid_box(box: tuple[float, float, float, float]) -> bool:
-    x1, y1, x2, y2 = box
-    low, high = BOX_RANGE
-    return low <= x1 < x2 <= high and low <= y1 < y2 <= high

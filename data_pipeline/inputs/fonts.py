@@ -15,6 +15,7 @@ from matplotlib.ft2font import FaceFlags, FT2Font
 from PIL import ImageFont, features
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.names import files_below
 
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _CODE_POINTS = 0x110000
@@ -43,7 +44,7 @@ def find_faces(folder: str) -> tuple[Face, ...]:
 
     Raises DataError if there is none.
     """
-    paths = [str(path) for path in Path(folder).rglob("*")] if folder else font_manager.findSystemFonts()
+    paths = [str(path) for path in files_below(Path(folder))] if folder else font_manager.findSystemFonts()
     files = sorted(
         (path for path in paths if path.lower().endswith(SUFFIXES)), key=lambda path: (Path(path).name, path)
     )

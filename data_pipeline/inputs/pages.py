@@ -20,7 +20,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, picture, read_document, read_text
 from data_pipeline.inputs.layout import lines_in_order, paragraphs
-from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.names import files_below, shown_names
 from data_pipeline.inputs.pdf import check_dpi, open_pdf, read_pages
 from data_pipeline.inputs.pdf_page import PageContent, encode_picture, render_page
 from data_pipeline.shards import IMAGE_EXTENSIONS
@@ -109,5 +109,4 @@ class PagePairs:
 def _pictures(folder: str) -> list[str]:
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: give a folder of pictures with their markup beside them")
-    files = (file for file in Path(folder).rglob("*") if file.suffix[1:].lower() in IMAGE_EXTENSIONS)
-    return sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))
+    return sorted(str(file) for file in files_below(Path(folder)) if file.suffix[1:].lower() in IMAGE_EXTENSIONS)

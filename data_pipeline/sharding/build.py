@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.catalogue import write_catalogue
 from data_pipeline.errors import DataError
-from data_pipeline.index import write_catalogue
 from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Input
 from data_pipeline.sharding.executors import EXECUTORS, Executor

@@ -18,9 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.catalogue import write_catalogue
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import IndexHeader, read_index, write_catalogue, write_index
+from data_pipeline.index import IndexHeader, read_index, write_index
 from data_pipeline.sharding.build import REJECTED
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.measure import measure
@@ -116,9 +117,8 @@ def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
     parts = {name: _rejected_part(folder, name) for name in names if _rejected_part(folder, name).is_file()}
     kept: list[str] = []
     if (folder / REJECTED).is_file():
-        lines = (folder / REJECTED).read_text(encoding="utf-8").splitlines()
-        kept = [line for line in lines if _shard_of(line) not in parts]
-    lines = [*kept, *(line for part in parts.values() for line in part.read_text(encoding="utf-8").splitlines())]
+        kept = [line for line in _lines(folder / REJECTED) if _shard_of(line) not in parts]
+    lines = [*kept, *(line for part in parts.values() for line in _lines(part))]
     temporary = folder / WORK / f"{REJECTED}.tmp"
     temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     os.replace(temporary, folder / REJECTED)
@@ -127,6 +127,11 @@ def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
     if not any((folder / WORK).iterdir()):
         (folder / WORK).rmdir()
     return Counter(json.loads(line)["reason"] for line in lines if _shard_of(line) in names)
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines of JSON: keys and names in them may hold what str.splitlines() takes for the end of a line."""
+    return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
 
 
 def _shard_of(line: str) -> str:

@@ -3,6 +3,7 @@
 | reason | what is found |
 |---|---|
 | `missing_shard`, `extra_shard` | the manifest names a shard that is not there, or does not know one that is |
+| `wrong_catalogue` | the catalogue speaks of another tar than the one that is there: training would go by it |
 | `wrong_checksum` | a shard's bytes are not those that were written |
 | `unusable_index`, `wrong_index` | a shard's index is missing, damaged or of another tar; or says what is not so |
 | `checksum`, `unreadable_image`, `media_mismatch` ... | one sample cannot be used: see errors.BadSample |
@@ -14,14 +15,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.catalogue import find_shards, read_catalogue
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import ShardIndex, find_shards, read_index
+from data_pipeline.index import CATALOGUE, ShardIndex, read_index
 from data_pipeline.inputs.draft import Rejected
 from data_pipeline.sharding.build import read_manifest
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.measure import measure
 from data_pipeline.sharding.writing import Counts, file_sha256, load_tokenizer
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards import ShardReader, index_command
+from data_pipeline.tar import fingerprint
 from data_pipeline.tokens import GlmTokenizer
 
 
@@ -55,6 +58,9 @@ def jobs_of(paths: Sequence[str], tokenizer: str) -> tuple[list[VerifyJob], Veri
         manifest = read_manifest(Path(path)) if Path(path).is_dir() else None
         written = {shard["file"]: shard["sha256"] for shard in manifest["shards"]} if manifest else {}
         shards = {} if manifest and not written else {shard.name: shard for shard in find_shards(path)}
+        present = [shard for _, shard in sorted(shards.items()) if shard.is_file()]
+        for name, error in _wrong_in_catalogue(present) if present else ():
+            wrong.reject(name, error)
         for name in sorted(shards.keys() | written):
             if name not in shards or not shards[name].is_file():
                 wrong.reject(name, BadSample("missing_shard", f"it belongs to {path} but is not there: restore it"))
@@ -63,6 +69,23 @@ def jobs_of(paths: Sequence[str], tokenizer: str) -> tuple[list[VerifyJob], Veri
                 wrong.reject(name, BadSample("extra_shard", f"the manifest of {path} does not know it: remove it"))
             jobs.append(VerifyJob(shards[name], written.get(name, ""), tokenizer))
     return jobs, wrong
+
+
+def _wrong_in_catalogue(shards: Sequence[Path]) -> Iterator[tuple[str, BadSample]]:
+    """The shards, all of one folder, that its catalogue does not know as they are; the catalogue if it is damaged."""
+    folder = shards[0].parent
+    mend = f"run {index_command(folder)}"
+    if not (folder / CATALOGUE).is_file():
+        return
+    try:
+        entries, _ = read_catalogue(folder / CATALOGUE, mend)
+    except DataError as error:
+        yield CATALOGUE, BadSample("wrong_catalogue", str(error))
+        return
+    listed = {entry.name: entry.header.tar_fingerprint for entry in entries}
+    for shard in shards:
+        if shard.name in listed and listed[shard.name] != fingerprint(shard):
+            yield shard.name, BadSample("wrong_catalogue", f"it is another tar than {CATALOGUE} says: {mend}")
 
 
 def verify_shards(jobs: Sequence[VerifyJob], *, executor: str = "here", workers: int = 1) -> Iterator[Verified]:

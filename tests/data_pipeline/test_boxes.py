@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from data_pipeline.boxes import (
+    Box,
     bounding_box,
     checked_box,
+    is_valid_box,
     read_box,
     to_pixels,
     to_thousandths,
@@ -88,14 +90,20 @@ def test_a_polygon_is_boxed() -> None:
 def test_boxes_are_found_in_text() -> None:
     text = "The cat [[102,80,540,910]] and [[1, 2, 3, 4], [5,6,7,8]]; "
     text += "[[9,9,9,9]] [1,2,3,4] [[1,2,3,1000]] [[1,2,3]] a[0][[1]]"
-    assert written_boxes(text) == [(102, 80, 540, 910), (1, 2, 3, 4), (5, 6, 7, 8)]
+    text += " [[-1,2,3,4]] [0.5,2,3,4]"
+    found = [box for _, box in written_boxes(text)]
+    wrong: list[Box] = [(9, 9, 9, 9), (1, 2, 3, 1000), (-1, 2, 3, 4)]
+    good: list[Box] = [(102, 80, 540, 910), (1, 2, 3, 4), (5, 6, 7, 8), (1, 2, 3, 4), (0.5, 2, 3, 4)]
+    assert sorted(found) == sorted(good + wrong)
+    assert [box for box in found if is_valid_box(box)] == good
+    assert all(text[place:].startswith(f"[{box[0]:g},") for place, box in written_boxes(text))
     lot = random.Random(1)
     boxes = [
         to_thousandths((a, b, a + 9, b + 9), 100, 100)
         for a, b in ((lot.uniform(0, 90), lot.uniform(0, 90)) for _ in range(99))
     ]
     written = write_boxes(boxes)
-    assert written_boxes(f"x {written} y") == boxes
+    assert [box for _, box in written_boxes(f"x {written} y")] == boxes
     assert json.loads(written) == [list(box) for box in boxes]
     assert re.fullmatch(r"[\[\]\d,]+", written)
 
@@ -103,5 +111,5 @@ def test_boxes_are_found_in_text() -> None:
 def test_hostile_text_is_searched_in_no_time() -> None:
     began = time.process_time()
     for text in ("[" * 200_000, "[[1,2,3,4]," * 20_000, "[[" + "1," * 200_000, "[[1,2,3,4] " * 20_000):
-        written_boxes(text)
+        list(written_boxes(text))
     assert time.process_time() - began < 5

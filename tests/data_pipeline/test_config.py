@@ -32,6 +32,8 @@ def test_an_unknown_key_is_an_error():
         ({"tokenizer": ""}, "data.tokenizer is empty"),
         ({"sources": [SourceConfig("")]}, "has no path"),
         ({"sources": [SourceConfig("a", 0.0)]}, "source 'a' has weight 0.0: give a positive weight"),
+        ({"sources": [SourceConfig("a", float("inf"))]}, "source 'a' has weight inf: give a positive weight"),
+        ({"sources": [SourceConfig("a", epochs=float("inf"))]}, "source 'a' has epochs inf: give 0 for endless"),
         ({"sources": [SourceConfig("x/a"), SourceConfig("y/a")]}, "two sources are called 'a'"),
         ({"image_max_tokens": 4}, "data.image_max_tokens is 4: an image takes 8 tokens or more"),
         ({"segment_multiple": 0}, "data.segment_multiple is 0"),

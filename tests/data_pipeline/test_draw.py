@@ -219,6 +219,22 @@ def test_a_source_in_which_nothing_fits():
         drawn([Table("one", np.array([600]), images={0: [(0, 300)]})], 1000, too_long="split")
 
 
+@pytest.mark.parametrize("rule", ["truncate", "split"])
+def test_long_samples_are_cut_when_they_are_needed_and_not_before(rule, monkeypatch):
+    """Of 10,000 documents of 600 tokens, each of which gives 256 or more, 2560 tokens need ten at most."""
+    long = Table("a", np.full(10_000, 600), domain="interleaved")
+    looked_at: list[int] = []
+
+    def blocks(row: int) -> list[tuple[int, int]]:
+        looked_at.append(row)
+        return []
+
+    monkeypatch.setattr(long, "blocks", blocks)
+    pieces, *_ = drawn([long], 2560, too_long=rule)
+    assert sum(length for *_, length in pieces) > 2560 - 256
+    assert len(looked_at) < 40
+
+
 def test_a_source_used_up_long_ago_holds_nobody_back():
     once, forever = table("a", 1.0, 50, epochs=1), table("bc", 1.0, 70)
     pieces, ended, _ = drawn([once, forever], 5000, [Place(50, 0, 5000), Place(10**10, 0, 10**12)])

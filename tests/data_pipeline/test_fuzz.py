@@ -25,9 +25,9 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
-from data_pipeline.index import Source
 from data_pipeline.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
+from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import clip, encoded, pattern
 
@@ -42,7 +42,7 @@ Files = list[tuple[str, bytes]]  # names and contents of a tar
 
 # Every word that a sample of these shards may be set aside with.
 REASONS = {
-    *("bad_record", "unknown_domain", "media_mismatch", "nothing_to_learn", "empty_answer", "chat_form"),
+    *("bad_record", "not_a_tar", "unknown_domain", "media_mismatch", "nothing_to_learn", "empty_answer", "chat_form"),
     *("unreadable_image", "image_too_large", "extreme_aspect", "unreadable_video", "video_without_frames"),
     *("truncated_tar", "damaged_tar", "path_traversal", "not_a_file", "member_too_large", "duplicate_key"),
     *("missing_member", "not_a_tar", "checksum", "length_changed", "unreadable_shard", "video_too_large"),

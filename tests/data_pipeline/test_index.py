@@ -13,22 +13,15 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.indexing import in_a_process_of_its_own, write_folder
+from data_pipeline.catalogue import find_shards, write_catalogue
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import MAX_ASPECT, grid_of, resized_size, tokens_of
-from data_pipeline.index import (
-    CATALOGUE,
-    Source,
-    find_shards,
-    index_path,
-    index_row,
-    read_index,
-    write_catalogue,
-    write_index,
-)
+from data_pipeline.index import CATALOGUE, index_path, index_row, read_index, write_index
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader, ShardSample, ShardWriter
+from data_pipeline.source import Source
 from data_pipeline.tokens import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
 from data_pipeline.video import VideoInfo, plan_video
 
@@ -165,6 +158,18 @@ def test_a_shard_in_which_nothing_can_be_used(shards, tokenizer):
     source = Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
     assert len(source) == len(source.lengths) == len(source.is_text) == 40
     assert source.sample(0).shard_name == "shard-00000-00000.tar"
+
+
+@pytest.mark.fast
+def test_keys_with_ends_of_lines_in_them(shards, tokenizer):
+    """U+2028 and U+0085 end lines for Python, but not in JSON lines."""
+    for name in ("first", "second"):  # the second run takes up what the first has written
+        with ShardWriter(shards, name, max_bytes=10_000) as writer:
+            writer.write("a\u2028b\u0085c", [("json", b"{}")])
+        counts = index_shards([shards / f"{name}-00000.tar"], tokenizer=tokenizer.folder)
+        assert counts.rejected == {"bad_record": 1}
+    origins = [json.loads(line)["origin"] for line in (shards / "rejected.jsonl").open(encoding="utf-8")]
+    assert origins == [f"{name}-00000.tar/a\u2028b\u0085c" for name in ("first", "second")]
 
 
 @pytest.mark.fast

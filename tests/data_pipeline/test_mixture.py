@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.mixture import Share, planned_mixture
-from data_pipeline.plan import Plan
+from data_pipeline.mixture import Share, mixture_table, planned_mixture
+from data_pipeline.plan import Plan, Position
 from tests.data_pipeline.sources import COST, Table, table
 
 pytestmark = pytest.mark.fast
@@ -27,8 +27,18 @@ def test_one_epoch_of_everything():
         cost=COST,
         too_long="split",
     )
-    assert planned_mixture(plan, 1000) == {
+    packs = [pack for step, _ in plan.steps(Position.start(3)) for pack in step]
+    assert planned_mixture(plan.sources, packs) == {
         "image_text": Share(40, int(captions.lengths.sum()), int(captions.patches.sum())),
         "text": Share(2, 1030),
         "ocr": Share(2, 700, 600, set_aside=1),
     }
+
+
+def test_the_table():
+    shares = {"text": Share(1200, 30_000, 0, set_aside=2), "ocr": Share(7, 10_000, 400)}
+    assert mixture_table(shares).splitlines() == [
+        "domain  samples  set aside  tokens  share  patches",
+        "text      1,200          2  30,000  75.0%        0",
+        "ocr           7          0  10,000  25.0%      400",
+    ]

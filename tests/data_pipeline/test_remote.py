@@ -15,13 +15,14 @@ import fsspec
 import pytest
 
 from data_pipeline import remote
+from data_pipeline.catalogue import find_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import Source, find_shards
 from data_pipeline.remote import ShardCache
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader
+from data_pipeline.source import Source
 from data_pipeline.tar import fingerprint
 
 
@@ -153,6 +154,7 @@ def test_a_shard_that_cannot_be_fetched_is_not_asked_for_at_every_sample(shards,
         with pytest.raises(BadSample, match=r"unreadable_shard: .*shard-00000-00000\.tar cannot be fetched: .*404"):
             reader.read(sample.shard, sample.sample, sample.tar_fingerprint)
     assert server.asked["shard-00000-00000.tar"] == 1
+    assert not list(cache.folder.glob("*.tmp"))
     last = source.sample(len(source) - 1)
     assert reader.read(last.shard, last.sample, last.tar_fingerprint).record
 

@@ -19,9 +19,10 @@ import pytest
 import ray
 import webdataset as wds
 
+from data_pipeline.catalogue import read_catalogue
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
-from data_pipeline.index import read_catalogue, read_index
+from data_pipeline.index import read_index
 from data_pipeline.inputs import open_inputs
 from data_pipeline.sharding import executors
 from data_pipeline.sharding.build import Outcome, Part, build_shards, plan, run_build

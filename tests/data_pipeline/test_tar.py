@@ -182,6 +182,18 @@ def test_a_size_that_lies(tmp_path):
 
 
 @pytest.mark.fast
+def test_an_extension_larger_than_any_file(tmp_path):
+    """A long name of 2**62 and of 2**80 bytes: said to be cut, and what came before it is kept."""
+    for size in (1 << 62, 1 << 80):
+        info = tarfile.TarInfo("huge")
+        info.type, info.size = tarfile.GNUTYPE_LONGNAME, size
+        path = tmp_path / "bad.tar"
+        whole = tar_of(path, GOOD).read_bytes()[: -(-(1024 + 512 + len(PICTURE)) // 512) * 512]
+        path.write_bytes(whole + info.tobuf(tarfile.GNU_FORMAT) + bytes(1024))
+        assert outcome(path) == (["good"], [("", "truncated_tar")])
+
+
+@pytest.mark.fast
 def test_extensions_of_any_size_take_little_memory(tmp_path):
     """A PAX header of 100 MB before a member: its name is not known, so it is set aside, and little of it is read."""
     bomb = tarfile.TarInfo("bomb")

@@ -29,7 +29,7 @@ from tests.model.layout_cases import (
     tensors_of,
 )
 from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_model_difference
-from tests.reference import small_config
+from tests.reference import pack, small_config
 
 
 def make_trainer(
@@ -72,10 +72,11 @@ def train(
     save_to: str = "",
     keep_in: str = "",
     compare_with: str = "",
+    with_empty: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Train the steps from the weights in `folder`, or from the checkpoint `load_from`; `options` are those of
-    `make_trainer`.
+    `make_trainer`. with_empty: after every pack comes one without samples.
 
     Returns the steps' reports, which tensors stayed as they were, the optimizer's groups of this rank and how many
     parameters each has, and, with the file `compare_with` that another call has kept in `keep_in`, the differences.
@@ -84,7 +85,7 @@ def train(
     if load_from:
         load_checkpoint(Path(load_from), trainer.model_chunks, trainer.optimizer)
     before = copies(trainer)
-    reports = take_steps(trainer, variant, steps)
+    reports = take_steps(trainer, variant, steps, with_empty)
     after = copies(trainer)
     if keep_in:
         torch.save(after, keep_in)
@@ -107,9 +108,16 @@ def train(
     }
 
 
-def take_steps(trainer: TrainStep, variant: str, steps: Sequence[int]) -> list[dict[str, Any]]:
+def take_steps(
+    trainer: TrainStep, variant: str, steps: Sequence[int], with_empty: bool = False
+) -> list[dict[str, Any]]:
     """The reports; afterwards the weights are those of the last step."""
-    reports = [vars(trainer.run(step, of_this_rank(packs_of_step(variant, step)))) for step in steps]
+    reports = []
+    for step in steps:
+        packs = packs_of_step(variant, step)
+        if with_empty:
+            packs = [either for each in packs for either in (each, pack([], SEQ_LENGTH))]
+        reports.append(vars(trainer.run(step, of_this_rank(packs))))
     trainer.synchronize_weights()
     return reports
 

@@ -66,6 +66,23 @@ def test_communication_after_computation_does_the_same(hf_folder, tmp_path: Path
     assert [answer["reports"] for answer in two] == [answer["reports"] for answer in overlapped]
 
 
+@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
+def test_packs_without_samples_change_nothing(hf_folder, tmp_path: Path) -> None:
+    """The last step of the data may have some. One process works on them between others; one of two data-parallel
+    ranks, which is one of two expert-parallel ranks as well, has nothing else."""
+    kept = str(tmp_path / "parameters.pt")
+    with Processes(1) as process:
+        one = process.run(step_cases.train, keep_in=kept, **case_of(hf_folder))[0]
+        with_empty = process.run(step_cases.train, with_empty=True, compare_with=kept, **case_of(hf_folder))
+    train_alike(with_empty, one)
+    with Processes(2) as processes:
+        for layout in ("", "EP2"):
+            two = processes.run(
+                step_cases.train, layout=layout, with_empty=True, compare_with=kept, **case_of(hf_folder)
+            )
+            train_alike(two, one)
+
+
 @pytest.mark.fast
 def test_group_step_adamw_equals_torch() -> None:
     generator = torch.Generator().manual_seed(3)

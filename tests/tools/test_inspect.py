@@ -149,6 +149,10 @@ def test_packs_of_a_run(shards: Path, tokenizer_folder: Path, tmp_path: Path):
     bars = [len(bar.select("span")) for bar in page.select(".bar")]
     assert sum(bars) == len(page.select(".sample")) > 2
     assert len(page.select("polyline")) == 6
+    once = f"data.sources=[{{path: {shards}, epochs: 1}}]"
+    assert "the data ends before step 1000000" in run(
+        *(app, "batch", "--config", config, "--step", 1000000, "--out", out, once), expect=2
+    )
     assert "data.sorces" in run(app, "batch", "--config", config, "data.sorces=[]", expect=2)
 
 
@@ -172,6 +176,16 @@ def test_a_batch_is_taken_apart_as_it_was_made(tokenizer_folder: Path):
             assert np.array_equal(getattr(sample, name), getattr(back, name))
         assert torch.equal(sample.pixels, back.pixels)
         assert view_of_sample(sample, tokenizer) == view_of_sample(back, tokenizer)
+
+
+def test_text_with_replacement_characters_of_its_own(tokenizer_folder: Path):
+    """They are no reason to wait for the rest of a character: what follows is shown piece by piece."""
+    tokenizer = GlmTokenizer(tokenizer_folder)
+    text = "\ufffd then " + "more words and \N{SLIGHTLY SMILING FACE} " * 20
+    sample = encode_record({"domain": "text", "text": text}, [], [], tokenizer=tokenizer, budget=PixelBudget())
+    shown = [span.text for span in view_of_sample(sample, tokenizer).spans if span.kind == "text"]
+    assert len(shown) > 60
+    assert sum(span.count("\N{SLIGHTLY SMILING FACE}") for span in shown) == 20
 
 
 def test_patches_become_the_picture_again():

@@ -99,10 +99,10 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
 
 
 def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder):
-    write(records, [GOOD[0], *(record for record, _ in BAD), {**GOOD[3], "license": "own", "colour": 7}])
+    write(records, [GOOD[0], *(record for record, _ in BAD), {**GOOD[3], "license": "own", "stars": 7}])
     shown = run("build", "--input", records, "--out", tmp_path / "out", "--tokenizer", tokenizer_folder)
     assert "bad_record │ 3" in shown
-    assert "fields kept but not used: colour (1), license (1)" in shown
+    assert "fields kept but not used: license (1), stars (1)" in shown
     assert f"samples: 2, rejected: {len(BAD)}, see rejected.jsonl" in shown
     listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(entry["origin"], entry["reason"]) for entry in listed] == [
@@ -184,6 +184,24 @@ def test_verify_compares_with_the_manifest(records, tmp_path, tokenizer_folder):
     assert "stranger.tar: extra_shard" in shown
     assert f"{first.name}: wrong_checksum" in shown
     assert f"{first.name}: unusable_index" in shown  # it is of the tar as it was
+
+
+def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder):
+    """A shard and its index are copied over older ones of the same name: good in themselves, but training would go by
+    the catalogue, which speaks of the older ones."""
+    older, newer = tmp_path / "older", tmp_path / "newer"
+    for out, given in ((older, GOOD[:2]), (newer, GOOD)):
+        write(records, given)
+        run("build", "--input", records, "--out", out, "--tokenizer", tokenizer_folder)
+    (older / "manifest.json").unlink()
+    for file in newer.glob("shard-*"):
+        shutil.copy(file, older)
+    shown = run("verify", older, "--workers", 1, expect=1)
+    assert "shard-00000-00000.tar: wrong_catalogue" in shown
+    (older / "catalogue.arrow").write_bytes(b"damage")
+    assert "catalogue.arrow: wrong_catalogue" in run("verify", older, "--workers", 1, expect=1)
+    run("index", older, "--tokenizer", tokenizer_folder)
+    assert "samples: 4" in run("verify", older, "--workers", 1)
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,11 @@ import webdataset as wds
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
+from data_pipeline.catalogue import find_shards
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter, SetFilter, answer
 from data_pipeline.curation.recipe import recipe_of
-from data_pipeline.index import find_shards, read_index
+from data_pipeline.index import read_index
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader

@@ -200,7 +200,7 @@ def test_boxes_are_of_the_upright_picture(folder: Path) -> None:
     path = lines(folder, {"image": "turned.jpg", "words": [{"text": "x", "box": [10, 200, 60, 250]}]})
     drafts, rejected = read(SceneText((path,), form="boxes"))
     assert not rejected
-    (box,) = written_boxes(drafts[0].record["text"])
+    ((_, box),) = written_boxes(drafts[0].record["text"])
     assert to_pixels(box, 100, 300) == pytest.approx((10, 200, 60, 250), abs=0.15)
 
 

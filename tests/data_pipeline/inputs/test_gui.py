@@ -262,7 +262,7 @@ def test_samples_of_pages(tmp_path: Path) -> None:
         built = build_sample(draft.record, images=1, videos=0)  # what training makes of it
         assert 'button "Save"' in built.as_text()
         assert "Open" not in built.as_text()  # its name would be taken for a picture
-        (box,) = written_boxes(built.as_text())
+        ((_, box),) = written_boxes(built.as_text())
         picture = Image.open(io.BytesIO(draft.images[0].data))
         assert picture.size == (viewport.width, viewport.height)
         seen = extent(Screen(draft.images[0].data, ()), (255, 0, 1))

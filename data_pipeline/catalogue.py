@@ -1,0 +1,157 @@
+"""The catalogue of a folder of shards, and the shards that a path or URL stands for.
+
+    shards/catalogue.arrow              the rows of all indexes of the folder, one after the other
+
+A catalogue holds what `index` says of every shard. Training opens it alone, memory-mapped, so that 10,000 shards cost
+one listing of their folder. Whoever writes an index removes the catalogue, and `write_catalogue` makes it anew at the
+end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from data_pipeline.errors import DataError
+from data_pipeline.index import (
+    BATCH_ROWS,
+    CATALOGUE,
+    FORMAT,
+    INDEX_SUFFIX,
+    SCHEMA,
+    IndexHeader,
+    ShardIndex,
+    open_index,
+    read_arrow,
+    read_index,
+)
+from data_pipeline.remote import ShardCache, is_url
+from data_pipeline.shards import index_command
+
+
+@dataclass(frozen=True)
+class ShardEntry:
+    """A shard as the catalogue knows it. name: of the tar; rows: how many."""
+
+    name: str
+    rows: int
+    header: IndexHeader
+
+
+def write_catalogue(folder: Path) -> None:
+    """Puts the rows of all indexes of a folder, in the order of their names, into its catalogue. Raises DataError if an
+    index is damaged or of another version."""
+
+    def indexes() -> Iterator[ShardIndex]:
+        return (open_index(tar, f"run {index_command(tar)}") for tar in tars)
+
+    names = sorted(name.removesuffix(INDEX_SUFFIX) for name in os.listdir(folder) if name.endswith(INDEX_SUFFIX))
+    tars = [folder / f"{name}.tar" for name in names]
+    entries = [{"name": index.file.name, "rows": index.table.num_rows, **asdict(index.header)} for index in indexes()]
+    path = folder / CATALOGUE
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may end at once
+    schema = SCHEMA.with_metadata({"format": FORMAT})
+    with (
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, schema, metadata={"shards": json.dumps(entries)}) as writer,
+    ):
+        waiting: list[pa.Table] = []  # small shards share a batch
+        for index in indexes():
+            waiting.append(index.table)
+            if sum(table.num_rows for table in waiting) >= BATCH_ROWS:
+                writer.write_table(pa.concat_tables(waiting).combine_chunks(), max_chunksize=BATCH_ROWS)
+                waiting.clear()
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting).combine_chunks(), max_chunksize=BATCH_ROWS)
+    os.replace(temporary, path)
+
+
+def read_catalogue(path: Path, mend: str) -> tuple[list[ShardEntry], pa.Table]:
+    """The shards of a catalogue and their rows (memory-mapped). Raises DataError if it is damaged."""
+    batches, _, footer = read_arrow(path, mend)
+    shards = [
+        ShardEntry(entry.pop("name"), entry.pop("rows"), IndexHeader(**entry))
+        for entry in json.loads(footer[b"shards"])
+    ]
+    table = pa.Table.from_batches(batches, SCHEMA)
+    if table.num_rows != sum(shard.rows for shard in shards):
+        raise DataError(f"{path} is damaged (its rows are not those of its shards): {mend}")
+    return shards, table
+
+
+def find_shards(path: str) -> list[Path]:
+    """The tars that a source's path stands for: a folder, one file, or a pattern. Raises DataError if there is none."""
+    folder, names, _ = _listing(path)
+    return [folder / name for name in names]
+
+
+def _listing(path: str) -> tuple[Path, list[str], set[str]]:
+    """The folder of a source, the names of its tars in order, and the names of all of the folder's files.
+
+    An index without its tar counts as a shard, so that whoever opens it can say which one is missing.
+    """
+    given = Path(path)
+    if given.is_dir():
+        folder, pattern = given, "*.tar"
+    elif any(character in given.name for character in "*?["):
+        folder, pattern = given.parent, given.name
+    elif given.is_file():
+        return given.parent, [given.name], set(os.listdir(given.parent))
+    else:
+        raise DataError(f"{path} does not exist: data.sources[].path must be a folder of shards, a .tar or a pattern")
+    files = set(os.listdir(folder)) if folder.is_dir() else set()
+    tars = {name for name in files if name.endswith(".tar")}
+    tars |= {name.removesuffix(INDEX_SUFFIX) + ".tar" for name in files if name.endswith(INDEX_SUFFIX)}
+    names = sorted(name for name in tars if fnmatchcase(name, pattern) and not name.startswith("."))
+    if not names:
+        raise DataError(f"{path} holds no shards (*.tar): make some with `python -m tools.shard build`")
+    return folder, names, files
+
+
+def open_shards(path: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa.Table]:
+    """The folder of a source, its shards in order, and their rows: from the catalogue where it knows all of them, else
+    from the index of each."""
+    if is_url(path):
+        return _open_remote(path, cache)
+    folder, names, files = _listing(path)
+    if CATALOGUE in files:
+        shards, rows = read_catalogue(folder / CATALOGUE, f"run {index_command(folder)}")
+        present = {shard.name for shard in shards if {shard.name, _index_name(shard.name)} <= files}
+        if present.issuperset(names):
+            return str(folder), *_chosen(shards, rows, set(names))
+    indexes = [read_index(folder / name) for name in names]
+    shards = [ShardEntry(index.file.name, index.table.num_rows, index.header) for index in indexes]
+    return str(folder), shards, pa.concat_tables([index.table for index in indexes])
+
+
+def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa.Table]:
+    """The same for a URL: of a folder, of a .tar in it, or with a pattern for its last part."""
+    folder, pattern = url.rstrip("/"), "*.tar"
+    last = folder.rpartition("/")[2]
+    if last.endswith(".tar") or any(character in last for character in "*?["):
+        folder, pattern = folder.rpartition("/")[0], last
+    shards, rows = read_catalogue(cache.catalogue(f"{folder}/{CATALOGUE}"), f"write {folder}/{CATALOGUE} anew")
+    names = {shard.name for shard in shards if fnmatchcase(shard.name, pattern)}
+    if not names:
+        raise DataError(f"{url} stands for none of the {len(shards)} shards in the catalogue of {folder}")
+    return folder, *_chosen(shards, rows, names)
+
+
+def _index_name(tar_name: str) -> str:
+    return tar_name.removesuffix(".tar") + INDEX_SUFFIX
+
+
+def _chosen(shards: Sequence[ShardEntry], rows: pa.Table, names: set[str]) -> tuple[list[ShardEntry], pa.Table]:
+    """Only the shards of these names. Nothing is copied."""
+    if len(names) == len(shards):
+        return list(shards), rows
+    firsts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()
+    kept = [(shard, first) for shard, first in zip(shards, firsts[:-1], strict=True) if shard.name in names]
+    return [shard for shard, _ in kept], pa.concat_tables([rows.slice(first, shard.rows) for shard, first in kept])

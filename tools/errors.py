@@ -1,0 +1,22 @@
+"""What a command says of mistakes in the call or in what it is given: one line on stderr, exit status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+
+@contextmanager
+def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
+    """Ends the command on these errors, and on those of the system (a full disk, a folder that may not be written)."""
+    kinds: tuple[type[Exception], ...] = (*expected, OSError)
+    try:
+        yield
+    except kinds as error:
+        said = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            said = f"{error.filename}: {error.strerror}"
+        typer.echo(f"error: {said}", err=True)
+        raise typer.Exit(2) from None
