@@ -2,7 +2,7 @@
 without opening a tar.
 
     shards/caption-00000.tar            the samples
-    shards/caption-00000.index.arrow    a row for each of them: SCHEMA, in an Arrow IPC file
+    shards/caption-00000.index.arrow    a row for each of them: SCHEMA, in an Arrow file (arrow_file.py)
     shards/catalogue.arrow              the rows of all indexes of the folder, one after the other
 
 An index says which tar it describes, which tokenizer counted the text and in which form chats were written; a catalogue
@@ -18,6 +18,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -27,6 +28,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.arrow_file import new_arrow_file, open_arrow_file
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
@@ -34,10 +36,10 @@ from data_pipeline.images import MERGE_SIZE, TEMPORAL_PATCH_SIZE
 from data_pipeline.remote import ShardCache, is_url
 from data_pipeline.shards import Member, ShardSample, index_command
 from data_pipeline.sizes import patches_of
-from data_pipeline.tar import fingerprint
+from data_pipeline.tar import fingerprint, size_in
 from data_pipeline.video import VideoInfo, frame_indices
 
-FORMAT = "glmv-index-2"
+FORMAT = "glmv-index-3"
 CATALOGUE = "catalogue.arrow"
 INDEX_SUFFIX = ".index.arrow"
 BATCH_ROWS = 16384  # rows of a record batch: what is worked on at once
@@ -147,7 +149,7 @@ def write_index(tar: Path, rows: list[dict[str, Any]], *, tokenizer_hash: str, c
     header = IndexHeader(fingerprint(tar), tokenizer_hash, chat_form)
     schema = SCHEMA.with_metadata({"format": FORMAT, "header": json.dumps(asdict(header))})
     temporary = index_path(tar).with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with new_arrow_file(temporary, schema) as writer:
         for start in range(0, len(rows), BATCH_ROWS):
             writer.write_batch(pa.RecordBatch.from_pylist(rows[start : start + BATCH_ROWS], schema=schema))
     (tar.parent / CATALOGUE).unlink(missing_ok=True)
@@ -168,26 +170,54 @@ def read_index(tar: Path) -> ShardIndex:
 
 
 def _open_index(tar: Path, mend: str) -> ShardIndex:
-    batches, metadata, _ = _read_arrow(index_path(tar), mend)
-    return ShardIndex(tar, IndexHeader(**json.loads(metadata[b"header"])), pa.Table.from_batches(batches, SCHEMA))
+    path = index_path(tar)
+    batches, metadata, _ = _read_arrow(path, mend)
+    with _well_formed(path, mend):
+        header = _header(json.loads(metadata[b"header"]))
+    return ShardIndex(tar, header, pa.Table.from_batches(batches, SCHEMA))
 
 
 def _read_arrow(path: Path, mend: str) -> tuple[list[pa.RecordBatch], dict[bytes, bytes], dict[bytes, bytes]]:
     """Rows of an Arrow file of this module, memory-mapped, and the metadata of its head and of its end.
 
     Raises DataError if it is damaged or of another version."""
+    file = open_arrow_file(path, mend)
+    metadata = file.schema.metadata or {}
+    if metadata.get(b"format") != FORMAT.encode():
+        raise DataError(f"{path} was not written by this version: {mend}")
+    if file.schema != SCHEMA:
+        raise DataError(f"{path} is damaged (its columns are not those of an index): {mend}")
     try:
-        with pa.memory_map(str(path)) as mapped:  # the batches keep the mapping: closing only saves a descriptor
-            file = pa.ipc.open_file(mapped)
-            metadata = file.schema.metadata or {}
-            if metadata.get(b"format") != FORMAT.encode():
-                raise DataError(f"{path} was not written by this version: {mend}")
-            if file.schema != SCHEMA:
-                raise DataError(f"{path} is damaged (its columns are not those of an index): {mend}")
-            batches = [file.get_batch(number) for number in range(file.num_record_batches)]
-            return batches, metadata, file.metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
+        batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+        return batches, metadata, file.metadata or {}
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}): {mend}") from error
+
+
+@contextmanager
+def _well_formed(path: Path, mend: str) -> Iterator[None]:
+    """What fails in reading the JSON of a file is a DataError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged (what it says of shards is not as written: {error!r}): {mend}") from error
+
+
+def _header(given: dict[str, Any]) -> IndexHeader:
+    """Raises one of the errors of _well_formed if it is none."""
+    header = IndexHeader(**given)
+    if not all(isinstance(value, str) for value in asdict(header).values()):
+        raise TypeError("a header is of texts")
+    size_in(header.tar_fingerprint)
+    return header
+
+
+def _entry(given: dict[str, Any]) -> ShardEntry:
+    """As _header."""
+    name, rows = given.pop("name"), given.pop("rows")
+    if not isinstance(rows, int) or Path(name).name != name:
+        raise TypeError(f"{name} with {rows} rows is no shard of a folder")
+    return ShardEntry(name, rows, _header(given))
 
 
 # --- the catalogue of a folder ----------------------------------------------------------------------------------------
@@ -206,10 +236,7 @@ def write_catalogue(folder: Path) -> None:
     path = folder / CATALOGUE
     temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may end at once
     schema = SCHEMA.with_metadata({"format": FORMAT})
-    with (
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema, metadata={"shards": json.dumps(entries)}) as writer,
-    ):
+    with new_arrow_file(temporary, schema, {"shards": json.dumps(entries)}) as writer:
         waiting: list[pa.Table] = []  # small shards share a batch
         for index in indexes():
             waiting.append(index.table)
@@ -224,10 +251,8 @@ def write_catalogue(folder: Path) -> None:
 def read_catalogue(path: Path, mend: str) -> tuple[list[ShardEntry], pa.Table]:
     """The shards of a catalogue and their rows (memory-mapped). Raises DataError if it is damaged."""
     batches, _, footer = _read_arrow(path, mend)
-    shards = [
-        ShardEntry(entry.pop("name"), entry.pop("rows"), IndexHeader(**entry))
-        for entry in json.loads(footer[b"shards"])
-    ]
+    with _well_formed(path, mend):
+        shards = [_entry(given) for given in json.loads(footer[b"shards"])]
     table = pa.Table.from_batches(batches, SCHEMA)
     if table.num_rows != sum(shard.rows for shard in shards):
         raise DataError(f"{path} is damaged (its rows are not those of its shards): {mend}")
@@ -288,11 +313,22 @@ def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa
     last = folder.rpartition("/")[2]
     if last.endswith(".tar") or any(character in last for character in "*?["):
         folder, pattern = folder.rpartition("/")[0], last
-    shards, rows = read_catalogue(cache.catalogue(f"{folder}/{CATALOGUE}"), f"write {folder}/{CATALOGUE} anew")
+    shards, rows = _fetch_catalogue(f"{folder}/{CATALOGUE}", cache)
     names = {shard.name for shard in shards if fnmatchcase(shard.name, pattern)}
     if not names:
         raise DataError(f"{url} stands for none of the {len(shards)} shards in the catalogue of {folder}")
     return folder, *_chosen(shards, rows, names)
+
+
+def _fetch_catalogue(url: str, cache: ShardCache) -> tuple[list[ShardEntry], pa.Table]:
+    """A catalogue by way of the cache. A copy that is damaged is fetched once more before the original is blamed."""
+    mend = f"write {url} anew"
+    path = cache.catalogue(url)
+    try:
+        return read_catalogue(path, mend)
+    except DataError:
+        path.unlink(missing_ok=True)
+        return read_catalogue(cache.catalogue(url), mend)
 
 
 def _index_name(tar_name: str) -> str:
