@@ -49,6 +49,9 @@ class ShardTask:
     recipe: str
     out: str
 
+    def __str__(self) -> str:
+        return str(self.shard)
+
 
 @dataclass(frozen=True)
 class Entry:
