@@ -9,7 +9,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import threading
@@ -19,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+import matplotlib
 import psutil
 import pytest
 import ray
@@ -210,6 +210,109 @@ def test_killed_at_ten_moments(records, undisturbed, tmp_path, forked):
     assert built(records, tmp_path / "out").was_finished
 
 
+@pytest.mark.parametrize(("option", "file"), [("fonts", "DejaVuSans.ttf"), ("backgrounds", "a.jpg")])
+def test_changed_fonts_and_backgrounds_make_another_build(tmp_path, option, file):
+    (tmp_path / "a.txt").write_text("Words.\n")
+    material = tmp_path / "material"
+    material.mkdir()
+    fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
+    shutil.copy(fonts / "DejaVuSans.ttf", material)
+    (material / "a.jpg").write_bytes(encoded(pattern(300, 400)))
+    how = {"kind": "rendered_text", "settings": [f"fonts={material}", f"{option}={material}"]}
+    build_shards([tmp_path / "a.txt"], tmp_path / "out", **how)
+    assert build_shards([tmp_path / "a.txt"], tmp_path / "out", **how).was_finished
+    (material / file).write_bytes((material / file).read_bytes() + b"?")
+    with pytest.raises(DataError, match=f"holds a build of something else: inputs material .*{option} was"):
+        build_shards([tmp_path / "a.txt"], tmp_path / "out", **how)
+
+
+# --- workers that die -------------------------------------------------------------------------------------------------
+
+
+CRASHES = {"crashes": (1, 6), "deadly": ((3, 1), (3, 2), (9, 0))}
+
+
+def build_of(given: Crashing, out: Path, **how) -> Outcome:
+    return run_build(plan([("crashing", given)], BuildOptions(str(out), shard_bytes=2000)), **how)
+
+
+def shards_of(folder: Path) -> dict[str, bytes]:
+    return {name: data for name, data in contents(folder).items() if name.endswith((".tar", ".arrow"))}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_crashes_its_reader_is_set_aside_and_nothing_else(tmp_path, forked, caplog, workers):
+    """Real segmentation faults in reading and in decoding, a worker that is killed once, one that always is."""
+    given = {**CRASHES, "killed": (10,), "killed_once": (4, 11), "folder": str(tmp_path)}
+    outcome = build_of(Crashing(**given), tmp_path / "out", executor="processes", workers=workers)
+    assert outcome.counts.rejected == {"crashed_reader": 6}
+    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
+    assert [(line["origin"], line["detail"].split("(")[1].split(")")[0]) for line in rejected] == [
+        ("unit-1", "SIGSEGV"),
+        ("unit-3:1", "SIGSEGV"),
+        ("unit-3:2", "SIGSEGV"),
+        ("unit-6", "SIGSEGV"),
+        ("unit-9:0", "SIGSEGV"),
+        ("unit-10", "SIGKILL"),
+    ]
+    build_of(Spared(**given), tmp_path / "spared")
+    assert outcome.tasks > 3
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "spared")
+    said = [record.getMessage() for record in caplog.records]
+    assert sum("tried once more" in line for line in said) == 8
+    assert "task 0, unit-1: a worker died (SIGSEGV); the task is tried once more" in said
+    assert "task 1, unit-3, sample 1 of it: a worker died again (SIGSEGV); it is set aside as crashed_reader" in said
+
+
+def test_workers_that_die_at_no_unit_end_the_build_when_the_rest_is_done(tmp_path, forked, monkeypatch):
+    """A bug while shards are closed is nobody's file."""
+    monkeypatch.setattr(writing, "write_index", _die_at_the_third_task)
+    with pytest.raises(DataError, match=r"^task 2, at no unit: workers died twice \(SIGSEGV\)\. Most often memory"):
+        build_of(Crashing(), tmp_path / "out", executor="processes", workers=2)
+    done = sorted(path.name for path in (tmp_path / "out" / WORK).glob("task-*.json"))
+    assert len(done) > 2
+    assert "task-00002.json" not in done
+    monkeypatch.undo()
+    build_of(Crashing(), tmp_path / "out")
+    build_of(Crashing(), tmp_path / "whole")
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def _die_at_the_third_task(tar: Path, *rest, **how) -> None:
+    crash_at("bad.tar" if "-00002-" in tar.name else tar.name)
+    write_index(tar, *rest, **how)
+
+
+def test_a_worker_that_dies_is_told_with_what_it_was_on(forked):
+    with pytest.raises(DataError, match=r"a worker process died \(SIGSEGV\) while it was on bad\.tar\. .*fewer --work"):
+        list(run_processes(crash_at, ["a.tar", "bad.tar", "b.tar"], workers=2))
+
+
+@pytest.mark.fast
+def test_the_rule_by_which_deaths_are_judged():
+    task = Task(7, ((0, Unit("a.pdf", 0, 9)), (0, Unit("a.pdf", 9, 18))), 0)
+    for places, wanted in [
+        ([Place(0, READING)], None),
+        ([Place(0, READING), Place(1, READING)], None),
+        ([Place(0, READING), Place(1, READING), Place(0, READING)], Place(0, READING)),
+        ([Place(0, 5), Place(0, 5)], Place(0, 5)),
+        ([Place(0, 5), Place(0, 6)], Place(0, READING)),
+        ([Place(0, 5), Place(0, READING)], Place(0, READING)),
+        ([Place(0, 5), Place(0, 5), Place(0, 6)], None),
+        ([Place(0, 5), Place(0, 5), Place(0, 6), Place(0, 6)], Place(0, 6)),
+        ([None, Place(0, 0)], None),
+    ]:
+        deaths = Deaths()
+        crash = [deaths.blame(task, place, "SIGSEGV") for place in places][-1]
+        assert (crash and crash.place) == wanted
+        assert not deaths.given_up
+    assert [deaths.blame(task, None, "SIGSEGV") for _ in range(2)] == [None, None]
+    assert deaths.given_up == {7: "task 7, at no unit: workers died twice (SIGSEGV)"}
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
 @pytest.fixture(scope="module")
 def ray_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Where Ray keeps its sessions; short, as sockets lie in it. Nothing of Ray is left when the tests are done."""
@@ -282,7 +385,6 @@ def kill_rays(records: Path, out: Path, times: int, seed: int, ray_folder: str) 
             [sys.executable, "-c", program],
             start_new_session=True,
             env={**os.environ, "RAY_TMPDIR": ray_folder},
-            stderr=subprocess.DEVNULL,
         )
         while driver.poll() is None and not (work.is_dir() and len(list(work.glob("task-*.json"))) >= goal):
             time.sleep(0.005)
@@ -320,92 +422,8 @@ def test_ray_killed_at_ten_moments(records, undisturbed, tmp_path, ray_folder, r
     assert contents(out) == undisturbed
 
 
-# --- workers that die -------------------------------------------------------------------------------------------------
-
-
-CRASHES = {"crashes": (1, 6), "deadly": ((3, 1), (3, 2), (9, 0))}
-
-
-def build_of(given: Crashing, out: Path, **how) -> Outcome:
-    return run_build(plan([("crashing", given)], BuildOptions(str(out), shard_bytes=2000)), **how)
-
-
-def shards_of(folder: Path) -> dict[str, bytes]:
-    return {name: data for name, data in contents(folder).items() if name.endswith((".tar", ".arrow"))}
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_what_crashes_its_reader_is_set_aside_and_nothing_else(tmp_path, forked, caplog, workers):
-    """Real segmentation faults in reading and in decoding, a worker that is killed once, one that always is."""
-    given = {**CRASHES, "killed": (10,), "killed_once": (4, 11), "folder": str(tmp_path)}
-    outcome = build_of(Crashing(**given), tmp_path / "out", executor="processes", workers=workers)
-    assert outcome.counts.rejected == {"crashed_reader": 6}
-    rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
-    assert [(line["origin"], line["detail"].split("(")[1].split(")")[0]) for line in rejected] == [
-        ("unit-1", "SIGSEGV"),
-        ("unit-3:1", "SIGSEGV"),
-        ("unit-3:2", "SIGSEGV"),
-        ("unit-6", "SIGSEGV"),
-        ("unit-9:0", "SIGSEGV"),
-        ("unit-10", "SIGKILL"),
-    ]
-    build_of(Spared(**given), tmp_path / "spared")
-    assert outcome.tasks > 3
-    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "spared")
-    said = [record.getMessage() for record in caplog.records]
-    assert sum("tried once more" in line for line in said) == 8
-    assert "task 0, unit-1: a worker died (SIGSEGV); the task is tried once more" in said
-    assert "task 1, unit-3, sample 1 of it: a worker died again (SIGSEGV); it is set aside as crashed_reader" in said
-
-
 def test_ray_sets_the_same_aside(tmp_path, ray_cluster):
     outcome = build_of(Crashing(**CRASHES), tmp_path / "out", executor="ray", workers=2)
     assert outcome.counts.rejected == {"crashed_reader": 5}
     build_of(Spared(**CRASHES), tmp_path / "spared")
     assert shards_of(tmp_path / "out") == shards_of(tmp_path / "spared")
-
-
-def test_workers_that_die_at_no_unit_end_the_build_when_the_rest_is_done(tmp_path, forked, monkeypatch):
-    """A bug while shards are closed is nobody's file."""
-    monkeypatch.setattr(writing, "write_index", _die_at_the_third_task)
-    with pytest.raises(DataError, match=r"^task 2, at no unit: workers died twice \(SIGSEGV\)\. Most often memory"):
-        build_of(Crashing(), tmp_path / "out", executor="processes", workers=2)
-    done = sorted(path.name for path in (tmp_path / "out" / WORK).glob("task-*.json"))
-    assert len(done) > 2
-    assert "task-00002.json" not in done
-    monkeypatch.undo()
-    build_of(Crashing(), tmp_path / "out")
-    build_of(Crashing(), tmp_path / "whole")
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-
-
-def _die_at_the_third_task(tar: Path, *rest, **how) -> None:
-    crash_at("bad.tar" if "-00002-" in tar.name else tar.name)
-    write_index(tar, *rest, **how)
-
-
-def test_a_worker_that_dies_is_told_with_what_it_was_on(forked):
-    with pytest.raises(DataError, match=r"a worker process died \(SIGSEGV\) while it was on bad\.tar\. .*fewer --work"):
-        list(run_processes(crash_at, ["a.tar", "bad.tar", "b.tar"], workers=2))
-
-
-@pytest.mark.fast
-def test_the_rule_by_which_deaths_are_judged():
-    task = Task(7, ((0, Unit("a.pdf", 0, 9)), (0, Unit("a.pdf", 9, 18))), 0)
-    for places, wanted in [
-        ([Place(0, READING)], None),
-        ([Place(0, READING), Place(1, READING)], None),
-        ([Place(0, READING), Place(1, READING), Place(0, READING)], Place(0, READING)),
-        ([Place(0, 5), Place(0, 5)], Place(0, 5)),
-        ([Place(0, 5), Place(0, 6)], Place(0, READING)),
-        ([Place(0, 5), Place(0, READING)], Place(0, READING)),
-        ([Place(0, 5), Place(0, 5), Place(0, 6)], None),
-        ([Place(0, 5), Place(0, 5), Place(0, 6), Place(0, 6)], Place(0, 6)),
-        ([None, Place(0, 0)], None),
-    ]:
-        deaths = Deaths()
-        crash = [deaths.blame(task, place, "SIGSEGV") for place in places][-1]
-        assert (crash and crash.place) == wanted
-        assert not deaths.given_up
-    assert [deaths.blame(task, None, "SIGSEGV") for _ in range(2)] == [None, None]
-    assert deaths.given_up == {7: "task 7, at no unit: workers died twice (SIGSEGV)"}
