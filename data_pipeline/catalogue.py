@@ -15,10 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from data_pipeline.arrow_file import new_arrow_file
 from data_pipeline.errors import DataError
 from data_pipeline.index import (
     BATCH_ROWS,
@@ -28,9 +30,11 @@ from data_pipeline.index import (
     SCHEMA,
     IndexHeader,
     ShardIndex,
+    header_of,
     open_index,
     read_arrow,
     read_index,
+    well_formed,
 )
 from data_pipeline.remote import ShardCache, is_url
 from data_pipeline.shards import index_command
@@ -58,10 +62,7 @@ def write_catalogue(folder: Path) -> None:
     path = folder / CATALOGUE
     temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may end at once
     schema = SCHEMA.with_metadata({"format": FORMAT})
-    with (
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema, metadata={"shards": json.dumps(entries)}) as writer,
-    ):
+    with new_arrow_file(temporary, schema, {"shards": json.dumps(entries)}) as writer:
         waiting: list[pa.Table] = []  # small shards share a batch
         for index in indexes():
             waiting.append(index.table)
@@ -76,14 +77,20 @@ def write_catalogue(folder: Path) -> None:
 def read_catalogue(path: Path, mend: str) -> tuple[list[ShardEntry], pa.Table]:
     """The shards of a catalogue and their rows (memory-mapped). Raises DataError if it is damaged."""
     batches, _, footer = read_arrow(path, mend)
-    shards = [
-        ShardEntry(entry.pop("name"), entry.pop("rows"), IndexHeader(**entry))
-        for entry in json.loads(footer[b"shards"])
-    ]
+    with well_formed(path, mend):
+        shards = [_entry(given) for given in json.loads(footer[b"shards"])]
     table = pa.Table.from_batches(batches, SCHEMA)
     if table.num_rows != sum(shard.rows for shard in shards):
         raise DataError(f"{path} is damaged (its rows are not those of its shards): {mend}")
     return shards, table
+
+
+def _entry(given: dict[str, Any]) -> ShardEntry:
+    """Raises one of the errors of `well_formed` if it is none."""
+    name, rows = given.pop("name"), given.pop("rows")
+    if not isinstance(rows, int) or Path(name).name != name:
+        raise TypeError(f"{name} with {rows} rows is no shard of a folder")
+    return ShardEntry(name, rows, header_of(given))
 
 
 def find_shards(path: str) -> list[Path]:
@@ -137,11 +144,22 @@ def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa
     last = folder.rpartition("/")[2]
     if last.endswith(".tar") or any(character in last for character in "*?["):
         folder, pattern = folder.rpartition("/")[0], last
-    shards, rows = read_catalogue(cache.catalogue(f"{folder}/{CATALOGUE}"), f"write {folder}/{CATALOGUE} anew")
+    shards, rows = _fetch_catalogue(f"{folder}/{CATALOGUE}", cache)
     names = {shard.name for shard in shards if fnmatchcase(shard.name, pattern)}
     if not names:
         raise DataError(f"{url} stands for none of the {len(shards)} shards in the catalogue of {folder}")
     return folder, *_chosen(shards, rows, names)
+
+
+def _fetch_catalogue(url: str, cache: ShardCache) -> tuple[list[ShardEntry], pa.Table]:
+    """A catalogue by way of the cache. A copy that is damaged is fetched once more before the original is blamed."""
+    mend = f"write {url} anew"
+    path = cache.catalogue(url)
+    try:
+        return read_catalogue(path, mend)
+    except DataError:
+        path.unlink(missing_ok=True)
+        return read_catalogue(cache.catalogue(url), mend)
 
 
 def _index_name(tar_name: str) -> str:

@@ -1,7 +1,7 @@
 """The index beside every shard: all that the plan must know about its samples, without opening the tar.
 
     shards/caption-00000.tar            the samples
-    shards/caption-00000.index.arrow    a row for each of them: SCHEMA, in an Arrow IPC file
+    shards/caption-00000.index.arrow    a row for each of them: SCHEMA, in an Arrow file (arrow_file.py)
 
 An index says which tar it describes, which tokenizer counted the text and in which form chats were written. The rows of
 all indexes of a folder stand once more in its catalogue (`catalogue`), which goes as soon as one of them is written.
@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline.arrow_file import new_arrow_file, open_arrow_file
 from data_pipeline.errors import DataError
 from data_pipeline.images import TEMPORAL_PATCH_SIZE
 from data_pipeline.shards import Member, ShardSample, index_command
-from data_pipeline.tar import fingerprint
+from data_pipeline.tar import fingerprint, size_in
 from data_pipeline.video import VideoInfo, frame_indices
 
-FORMAT = "glmv-index-2"
+FORMAT = "glmv-index-3"
 CATALOGUE = "catalogue.arrow"
 INDEX_SUFFIX = ".index.arrow"
 BATCH_ROWS = 16384  # rows of a record batch: what is worked on at once
@@ -112,7 +114,7 @@ def write_index(tar: Path, rows: list[dict[str, Any]], *, tokenizer_hash: str, c
     header = IndexHeader(fingerprint(tar), tokenizer_hash, chat_form)
     schema = SCHEMA.with_metadata({"format": FORMAT, "header": json.dumps(asdict(header))})
     temporary = index_path(tar).with_suffix(".tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with new_arrow_file(temporary, schema) as writer:
         for start in range(0, len(rows), BATCH_ROWS):
             writer.write_batch(pa.RecordBatch.from_pylist(rows[start : start + BATCH_ROWS], schema=schema))
     (tar.parent / CATALOGUE).unlink(missing_ok=True)
@@ -134,26 +136,46 @@ def read_index(tar: Path) -> ShardIndex:
 
 def open_index(tar: Path, mend: str) -> ShardIndex:
     """The same for a tar that is not looked at. mend: what is said to help where DataError is raised."""
-    batches, metadata, _ = read_arrow(index_path(tar), mend)
-    return ShardIndex(tar, IndexHeader(**json.loads(metadata[b"header"])), pa.Table.from_batches(batches, SCHEMA))
+    path = index_path(tar)
+    batches, metadata, _ = read_arrow(path, mend)
+    with well_formed(path, mend):
+        header = header_of(json.loads(metadata[b"header"]))
+    return ShardIndex(tar, header, pa.Table.from_batches(batches, SCHEMA))
 
 
 def read_arrow(path: Path, mend: str) -> tuple[list[pa.RecordBatch], dict[bytes, bytes], dict[bytes, bytes]]:
     """Rows of an index or catalogue, memory-mapped, and the metadata of its head and of its end.
 
     Raises DataError if it is damaged or of another version."""
+    file = open_arrow_file(path, mend)
+    metadata = file.schema.metadata or {}
+    if metadata.get(b"format") != FORMAT.encode():
+        raise DataError(f"{path} was not written by this version: {mend}")
+    if file.schema != SCHEMA:
+        raise DataError(f"{path} is damaged (its columns are not those of an index): {mend}")
     try:
-        with pa.memory_map(str(path)) as mapped:  # the batches keep the mapping: closing only saves a descriptor
-            file = pa.ipc.open_file(mapped)
-            metadata = file.schema.metadata or {}
-            if metadata.get(b"format") != FORMAT.encode():
-                raise DataError(f"{path} was not written by this version: {mend}")
-            if file.schema != SCHEMA:
-                raise DataError(f"{path} is damaged (its columns are not those of an index): {mend}")
-            batches = [file.get_batch(number) for number in range(file.num_record_batches)]
-            return batches, metadata, file.metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
+        batches = [file.get_batch(number) for number in range(file.num_record_batches)]
+        return batches, metadata, file.metadata or {}
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is damaged ({error}): {mend}") from error
+
+
+@contextmanager
+def well_formed(path: Path, mend: str) -> Iterator[None]:
+    """What fails in reading the JSON of a file is a DataError."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged (what it says of shards is not as written: {error!r}): {mend}") from error
+
+
+def header_of(given: dict[str, Any]) -> IndexHeader:
+    """Raises one of the errors of `well_formed` if it is none."""
+    header = IndexHeader(**given)
+    if not all(isinstance(value, str) for value in asdict(header).values()):
+        raise TypeError("a header is of texts")
+    size_in(header.tar_fingerprint)
+    return header
 
 
 def sample_at(batch: pa.RecordBatch, row: int) -> ShardSample:

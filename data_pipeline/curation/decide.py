@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipeline.arrow_file import open_arrow_file
 from data_pipeline.curation.candidate import text_of
 from data_pipeline.curation.examine import READING, ShardTask, feature_column
 from data_pipeline.curation.filters import Drop, Filter
@@ -181,5 +182,4 @@ def _write(file: TextIO, examined: Examined, row: int, name: str, drop: Drop) ->
 
 
 def _open(path: str) -> pa.Table:
-    with pa.memory_map(path) as file:  # the table keeps the mapping
-        return pa.ipc.open_file(file).read_all()
+    return open_arrow_file(Path(path), "remove it and run the same command again").read_all()

@@ -15,6 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline.arrow_file import new_arrow_file
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter, SetFilter
 from data_pipeline.curation.recipe import Recipe, recipe_of
@@ -48,6 +49,9 @@ class ShardTask:
     recipe: str
     out: str
 
+    def __str__(self) -> str:
+        return str(self.shard)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -67,7 +71,7 @@ def examine_shard(task: ShardTask) -> None:
     recipe = _recipe(task.recipe)
     schema = examined_schema(recipe)
     temporary = out.with_suffix(f".{os.getpid()}.tmp")
-    with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
+    with new_arrow_file(temporary, schema) as writer:
         for chunk in _chunks(Path(task.shard), task.shown):
             writer.write_batch(pa.RecordBatch.from_pylist(examine(chunk, recipe), schema))
     os.replace(temporary, out)

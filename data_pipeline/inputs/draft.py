@@ -11,6 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+# Metadata of an option that names a folder of what samples are made with: fonts, backgrounds. A build describes its
+# files, so that one that goes on after they were changed is refused.
+MATERIAL = {"material": True}
+
 
 @dataclass(frozen=True)
 class Media:

@@ -15,14 +15,14 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import MATERIAL, Draft, Rejected, Unit
 from data_pipeline.inputs.fonts import Face, can_shape, choose_face, code_points, find_faces, needs_shaping
 from data_pipeline.inputs.names import files_below
 from data_pipeline.inputs.scenery import Scenery, compose
@@ -65,10 +65,10 @@ class RenderedText:
     paths: tuple[str, ...]
     layout: Literal["line", "paragraph", "page"] = "paragraph"
     seed: int = 0
-    fonts: str = ""
+    fonts: str = field(default="", metadata=MATERIAL)
     min_font_size: int = 14
     max_font_size: int = 40
-    backgrounds: str = ""
+    backgrounds: str = field(default="", metadata=MATERIAL)
     contrast: float = 3.0
     max_rotation: float = 2.0
     max_blur: float = 0.8

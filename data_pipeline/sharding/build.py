@@ -17,6 +17,7 @@ import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from data_pipeline.catalogue import write_catalogue
 from data_pipeline.errors import DataError
 from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Input
-from data_pipeline.sharding.executors import EXECUTORS, Executor
+from data_pipeline.sharding.crashes import Deaths
+from data_pipeline.sharding.executors import EXECUTORS, MEND, Executor
 from data_pipeline.sharding.tasks import BuildOptions, Plan, Task, check_same, plan_build
 from data_pipeline.sharding.writing import (
     WORK,
@@ -32,7 +34,9 @@ from data_pipeline.sharding.writing import (
     TaskJob,
     done_record,
     load_tokenizer,
+    reading_note,
     rejected_part,
+    try_again,
     write_json,
     write_task,
 )
@@ -128,8 +132,13 @@ def _run(plan: Plan, run: Executor, workers: int, part: Part) -> Outcome:
         for task in part.of(plan.tasks)
         if not done_record(out, task.number).is_file()
     ]
-    for _ in run(write_task, jobs, workers=workers):
+    for job in jobs:
+        reading_note(out, job.task.number).unlink(missing_ok=True)  # of a run that was killed
+    deaths = Deaths()
+    for _ in run(write_task, jobs, workers=workers, died=partial(try_again, deaths=deaths)):
         pass
+    if deaths.given_up:
+        raise DataError(f"{'; '.join(deaths.given_up.values())}. {MEND}")
     done = [task.number for task in plan.tasks if done_record(out, task.number).is_file()]
     total = Counts()
     for number in done:

@@ -38,6 +38,9 @@ class IndexJob:
     tokenizer: str
     chat_form: str
 
+    def __str__(self) -> str:
+        return str(self.shard)
+
 
 def index_shards(
     shards: Sequence[Path],

@@ -19,8 +19,8 @@ from typing import Any
 
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import DataError
-from data_pipeline.inputs.draft import Input, Unit
-from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.draft import MATERIAL, Input, Unit
+from data_pipeline.inputs.names import files_below, shown_names
 
 FORMAT = "glmv-shards-1"
 MIN_TASK_BYTES = 16 << 20
@@ -106,6 +106,11 @@ def plan_build(inputs: Sequence[tuple[str, Input]], options: BuildOptions, token
                     {"path": name, "bytes": sizes[path], "sha256": _content(path, whole)}
                     for path, name in shown.items()
                 ],
+                "material": {
+                    option.name: _folder_content(getattr(given, option.name))
+                    for option in fields(given)
+                    if option.metadata == MATERIAL and getattr(given, option.name)
+                },
                 "units": len(own),
                 "units_sha256": _hash_of([{**asdict(unit), "path": shown[unit.path]} for unit in own]),
             }
@@ -164,6 +169,13 @@ def _content(path: str, whole: bool) -> str:
             file.seek(last * number // (_SAMPLES - 1))
             digest.update(file.read(_SAMPLE_BYTES))
         return digest.hexdigest()
+
+
+def _folder_content(folder: str) -> str:
+    """Hash of all files in a folder, with their names."""
+    files = {path.relative_to(folder).as_posix(): str(path) for path in files_below(Path(folder))}
+    whole = sum(map(_size, files.values())) <= _HASHED_WHOLE
+    return _hash_of({name: [_size(path), _content(path, whole)] for name, path in files.items()})
 
 
 def _hash_of(content: Any) -> str:

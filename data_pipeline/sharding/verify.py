@@ -48,6 +48,9 @@ class VerifyJob:
     sha256: str
     tokenizer: str
 
+    def __str__(self) -> str:
+        return str(self.shard)
+
 
 def jobs_of(paths: Sequence[str], tokenizer: str) -> tuple[list[VerifyJob], Verified]:
     """The shards that paths stand for, and those on which manifests and folders do not agree. Raises DataError."""

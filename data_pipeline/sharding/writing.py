@@ -2,6 +2,7 @@
 
     out/.build/task-00007-1f03.../     what is being written; removed when the task is begun anew
     out/shard-00007-00000.tar             renamed from there when the whole task is written, and its index with it
+    out/.build/task-00007.reading      where it is, for whoever finds its process dead (crashes.py)
     out/.build/task-00007.json         the done record, renamed last: without it the task is not done
 
 So whoever is killed, at whatever moment, leaves a task done or not done, and doing it again gives the same bytes.
@@ -16,7 +17,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
@@ -25,6 +26,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.index import index_path, write_index
 from data_pipeline.inputs.draft import Draft, Input, Rejected
 from data_pipeline.inputs.names import printable
+from data_pipeline.sharding.crashes import READING, Crash, Deaths, Place, ReadingNote, take_place
 from data_pipeline.sharding.measure import KNOWN_FIELDS, Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.shards import MAX_BYTES, RawSample, ShardWriter
@@ -35,11 +37,13 @@ WORK = ".build"
 
 @dataclass(frozen=True)
 class TaskJob:
-    """A task with all that it takes to do it in any process. inputs: those that its units are of, by number."""
+    """A task with all that it takes to do it in any process. inputs: those that its units are of, by number.
+    crashes: what its workers died of, and is left out."""
 
     task: Task
     inputs: dict[int, Input]
     options: BuildOptions
+    crashes: tuple[Crash, ...] = ()
 
 
 @dataclass
@@ -83,6 +87,19 @@ def rejected_part(out: Path, task: int) -> Path:
     return out / WORK / f"task-{task:05d}.rejected.jsonl"
 
 
+def reading_note(out: Path, task: int) -> Path:
+    return out / WORK / f"task-{task:05d}.reading"
+
+
+def try_again(job: TaskJob, how: str, deaths: Deaths) -> TaskJob | None:
+    """The task as it is to be done after its worker died, for an executor; None: not again."""
+    place = take_place(reading_note(Path(job.options.out), job.task.number))
+    crash = deaths.blame(job.task, place, how)
+    if job.task.number in deaths.given_up:
+        return None
+    return replace(job, crashes=(*job.crashes, crash)) if crash else job
+
+
 def write_task(job: TaskJob) -> Counts:
     """Does one task. Raises DataError or OSError where no sample is to blame."""
     out, number = Path(job.options.out), job.task.number
@@ -92,8 +109,9 @@ def write_task(job: TaskJob) -> Counts:
     folder.mkdir(parents=True)
     counts = Counts()
     shards = _Shards(folder, job.options, number)
+    note = ReadingNote(reading_note(out, number))
     with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejections:
-        for draft in _drafts(job):
+        for draft in _drafts(job, note):
             try:
                 if isinstance(draft, Rejected):
                     raise BadSample(draft.reason, draft.detail)
@@ -107,6 +125,7 @@ def write_task(job: TaskJob) -> Counts:
                 counts.domains[measured.domain] += 1
                 counts.unused_fields.update(record.keys() - KNOWN_FIELDS)
                 shards.add(stored, draft, measured)
+    note.remove()
     counts.shards = shards.close()
     for shard in counts.shards:
         os.replace(folder / shard["file"], out / shard["file"])
@@ -139,10 +158,25 @@ def load_tokenizer(folder: str) -> GlmTokenizer | None:
     return GlmTokenizer(folder) if folder else None
 
 
-def _drafts(job: TaskJob) -> Iterator[Draft | Rejected]:
-    for number, unit in job.task.pieces:
+def _drafts(job: TaskJob, note: ReadingNote) -> Iterator[Draft | Rejected]:
+    crashes = {crash.place: crash.how for crash in job.crashes}
+    for number, (given, unit) in enumerate(job.task.pieces):
+        here = Place(number, READING)
+        if here in crashes:
+            span = f"{unit.start} to {unit.stop} of it are" if unit.stop else "it is"
+            yield Rejected(unit.path, "crashed_reader", f"its reader died twice ({crashes[here]}); {span} left out")
+            continue
+        note.at(here)
         try:
-            yield from job.inputs[number].read(unit)
+            for count, draft in enumerate(job.inputs[given].read(unit)):
+                place = Place(number, count)
+                if place in crashes:
+                    detail = f"what decodes it died twice ({crashes[place]}); it is left out"
+                    yield Rejected(draft.origin, "crashed_reader", detail)
+                else:
+                    note.at(place)
+                    yield draft
+                    note.at(here)
         except (DataError, OSError, MemoryError):
             raise
         except Exception as error:  # a library's bug on one file must not end a build of days

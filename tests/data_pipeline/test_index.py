@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import pickle
+import random
 import shutil
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import xxhash
 
 from benchmarks.indexing import in_a_process_of_its_own, write_folder
-from data_pipeline.catalogue import find_shards, write_catalogue
+from data_pipeline.arrow_file import new_arrow_file
+from data_pipeline.catalogue import find_shards, read_catalogue, write_catalogue
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import MAX_ASPECT, grid_of, resized_size, tokens_of
-from data_pipeline.index import CATALOGUE, index_path, index_row, read_index, write_index
+from data_pipeline.index import CATALOGUE, FORMAT, index_path, index_row, read_index, write_index
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import ShardReader, ShardSample, ShardWriter
 from data_pipeline.source import Source
@@ -138,11 +146,16 @@ def test_a_damaged_index(shards):
             read_index(tar)
 
 
+def in_memory(table: pa.Table) -> pa.Table:
+    """Rows that stay when the file under them is written anew."""
+    return pa.Table.from_pylist(table.to_pylist(), table.schema)
+
+
 @pytest.mark.fast
 def test_an_index_of_another_version(shards):
     tar = shards / "shard-00000-00000.tar"
-    table = read_index(tar).table.replace_schema_metadata({"format": "glmv-index-0"})
-    with pa.OSFile(str(index_path(tar)), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    table = in_memory(read_index(tar).table).replace_schema_metadata({"format": "glmv-index-0"})
+    with new_arrow_file(index_path(tar), table.schema) as writer:
         writer.write_table(table)
     with pytest.raises(DataError, match="was not written by this version"):
         read_index(tar)
@@ -330,3 +343,93 @@ def test_a_million_samples_open_within_a_second_and_100_megabytes(tmp_path):
     assert (figures["samples"], figures["shards"]) == (1_000_000, 10_000)
     assert figures["CPU seconds"] < 1
     assert figures["MB anonymous"] + figures["MB mapped"] < 100
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def what_becomes_of(folder: Path, name: str, times: int) -> Counter[str]:
+    """One file of a folder with flipped bits, cut short or partly zeros: read to the last value each time."""
+
+    def content() -> Any:
+        if name == CATALOGUE:
+            shards, rows = read_catalogue(folder / name, "the mend")
+            return shards, rows.to_pylist()
+        index = read_index(folder / name.replace(".index.arrow", ".tar"))
+        return index.header, index.table.to_pylist()
+
+    lot = random.Random(name)
+    whole, wanted = (folder / name).read_bytes(), content()
+    outcomes: Counter[str] = Counter()
+    for number in range(times):
+        damaged = bytearray(whole)
+        place = lot.randrange(len(whole))
+        if number % 4 == 0:
+            del damaged[place:]
+        elif number % 4 == 1:
+            damaged[place : place + 64] = bytes(len(damaged[place : place + 64]))
+        else:
+            damaged[place] ^= 1 << lot.randrange(8)
+        (folder / name).write_bytes(damaged)
+        try:
+            outcomes["same" if content() == wanted else "other rows"] += 1
+        except DataError:
+            outcomes["DataError"] += 1
+        except Exception as error:
+            outcomes[type(error).__name__] += 1
+    (folder / name).write_bytes(whole)
+    return outcomes
+
+
+@pytest.mark.parametrize("times", [400, pytest.param(5000, marks=pytest.mark.slow)])
+def test_damage_is_told_and_crashes_nothing(shards, times):
+    """In a process of its own, as Arrow takes its process down with it when it reads what it should not."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        for name in (CATALOGUE, "shard-00000-00000.index.arrow"):
+            outcomes = pool.submit(what_becomes_of, shards, name, times).result()
+            assert set(outcomes) <= {"DataError", "same"}, outcomes
+            assert outcomes["DataError"] > 0.8 * times  # zeros over zeros are no damage
+
+
+@pytest.mark.fast
+def test_files_of_another_shape_with_a_checksum_that_is_right(shards):
+    tar, catalogue = shards / "shard-00000-00000.tar", shards / CATALOGUE
+    table = in_memory(read_index(tar).table)
+    header = json.dumps(asdict(read_index(tar).header))
+    strange = table.set_column(2, "text_tokens", table.column("text_tokens").cast(pa.string()))
+    for rows, said in (
+        (table.replace_schema_metadata({"format": FORMAT}), "header"),
+        (table.replace_schema_metadata({"format": FORMAT, "header": "[1]"}), "TypeError"),
+        (table.replace_schema_metadata({"format": FORMAT, "header": "{"}), "JSONDecodeError"),
+        (table.replace_schema_metadata({"format": FORMAT, "header": "[" * 100_000}), "RecursionError"),
+        (table.replace_schema_metadata({"format": FORMAT, "header": '{"tar_fingerprint": 3}'}), "TypeError"),
+        (strange.replace_schema_metadata({"format": FORMAT, "header": header}), "columns"),
+        (table.replace_schema_metadata(None), "not written by this version"),
+    ):
+        with new_arrow_file(index_path(tar), rows.schema) as writer:
+            writer.write_table(rows)
+        with pytest.raises(DataError, match=f"index.arrow .*{said}.*: run `python"):
+            read_index(tar)
+    entry = {"name": tar.name, "rows": table.num_rows, **json.loads(header)}
+    for footer in (
+        None,
+        {"shards": "{}"},
+        {"shards": "3"},
+        {"shards": json.dumps([tar.name])},
+        {"shards": json.dumps([{**entry, "rows": "5"}])},
+        {"shards": json.dumps([{**entry, "name": "../../etc/passwd"}])},
+        {"shards": json.dumps([{**entry, "tar_fingerprint": "long"}])},
+        {"shards": json.dumps([entry, entry])},
+    ):
+        rows = table.replace_schema_metadata({"format": FORMAT})
+        with new_arrow_file(catalogue, rows.schema, footer) as writer:
+            writer.write_table(rows)
+        with pytest.raises(DataError, match=r"catalogue.arrow is damaged .*: the mend"):
+            read_catalogue(catalogue, "the mend")
+
+
+@pytest.mark.fast
+def test_another_program_reads_the_file_without_its_last_bytes(shards):
+    data = index_path(shards / "shard-00000-00000.tar").read_bytes()
+    assert pa.ipc.open_file(data[:-16]).read_all().equals(read_index(shards / "shard-00000-00000.tar").table)
+    assert data[-16:] == b"xxh3sum\n" + xxhash.xxh3_64(data[:-16]).digest()

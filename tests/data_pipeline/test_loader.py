@@ -169,9 +169,7 @@ def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, 
     state = None
     for number, (ranks, workers) in enumerate([(1, 0), (2, 2), (4, 3), (1, 2), (2, 0), (4, 1)]):
         out = tmp_path / f"{number}.jsonl"
-        run = FRESH.Process(
-            target=run_until_killed, args=(data_config, ranks, workers, state, out)
-        )
+        run = FRESH.Process(target=run_until_killed, args=(data_config, ranks, workers, state, out))
         run.start()
         enough, deadline = int(rng.integers(1, 4)), time.monotonic() + 60
         while not out.exists() or out.read_text().count("\n") < enough:

@@ -131,6 +131,19 @@ def test_a_catalogue_that_was_written_anew_is_fetched_again(shards, server, toke
     assert len(opened(server.url, tokenizer, cache)) < before
 
 
+def test_a_damaged_copy_of_the_catalogue_is_fetched_again_once(shards, server, tokenizer, tmp_path):
+    cache = ShardCache(str(tmp_path / "cache"))
+    wanted = opened(server.url, tokenizer, cache).fingerprint
+    [copy] = (tmp_path / "cache").glob("*.arrow")
+    data = copy.read_bytes()
+    copy.write_bytes(data[:1000] + b"?" + data[1001:])
+    assert opened(server.url, tokenizer, cache).fingerprint == wanted
+    assert copy.read_bytes() == data
+    (shards / "catalogue.arrow").write_bytes(data[:-1])
+    with pytest.raises(DataError, match=r"is damaged .*: write http.*/catalogue\.arrow anew"):
+        opened(server.url, tokenizer, cache)
+
+
 def test_a_network_that_fails_now_and_then(shards, server, tokenizer, tmp_path):
     server.broken = {
         "shard-00000-00000.tar": ["busy", "cut", "cut"],

@@ -1,0 +1,87 @@
+"""An input whose reading, or what it gives, takes the process with it."""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_pipeline.inputs.draft import Draft, Rejected, Unit
+
+UNITS, DRAFTS = 12, 3
+
+
+def segfault() -> None:
+    faulthandler.disable()  # whose report is as long as it is expected here
+    ctypes.string_at(0)
+
+
+class DeadlyPictures(tuple):
+    """Looking at them reads memory that is not there, as a decoder with a bug does."""
+
+    def __iter__(self):
+        segfault()
+        return super().__iter__()
+
+
+@dataclass(frozen=True)
+class Crashing:
+    """Twelve units of three texts. folder: for marks of what has happened once.
+
+    crashes: the reader, at these units, after a draft; deadly: (unit, draft) whose pictures crash; killed: units at
+    which SIGKILL comes every time; killed_once: the first time only."""
+
+    paths: tuple[str, ...] = ()
+    folder: str = ""
+    crashes: tuple[int, ...] = ()
+    deadly: tuple[tuple[int, int], ...] = ()
+    killed: tuple[int, ...] = ()
+    killed_once: tuple[int, ...] = ()
+
+    def units(self) -> Sequence[Unit]:
+        return [Unit(f"unit-{number}", number, bytes=1000) for number in range(UNITS)]
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        for number in range(DRAFTS):
+            draft = Draft(
+                {"domain": "text", "text": f"Text {number} of {unit.start}. " * 9}, (), (), f"{unit.path}:{number}"
+            )
+            yield replace(draft, images=DeadlyPictures()) if (unit.start, number) in self.deadly else draft
+            if unit.start in self.crashes:
+                segfault()
+            if unit.start in self.killed or (unit.start in self.killed_once and self._first_time(unit)):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def _first_time(self, unit: Unit) -> bool:
+        try:
+            (Path(self.folder) / unit.path).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Spared(Crashing):
+    """The same without what is set aside."""
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        if unit.start not in (*self.crashes, *self.killed):
+            drafts = Crashing().read(unit)
+            yield from (draft for number, draft in enumerate(drafts) if (unit.start, number) not in self.deadly)
+
+
+def crash_at(task: str) -> str:
+    if task == "bad.tar":
+        segfault()
+    return task
+
+
+def ray_build(records: str, out: str) -> None:
+    """A build on a Ray of its own, for a process to be killed."""
+    from data_pipeline.sharding.build import build_shards
+
+    build_shards(sorted(Path(records).glob("*.jsonl")), out, shard_bytes=60_000, executor="ray", workers=2)
