@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import psutil
@@ -218,7 +219,7 @@ def test_changed_fonts_and_backgrounds_make_another_build(tmp_path, option, file
     fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
     shutil.copy(fonts / "DejaVuSans.ttf", material)
     (material / "a.jpg").write_bytes(encoded(pattern(300, 400)))
-    how = {"kind": "rendered_text", "settings": [f"fonts={material}", f"{option}={material}"]}
+    how: dict[str, Any] = {"kind": "rendered_text", "settings": [f"fonts={material}", f"{option}={material}"]}
     build_shards([tmp_path / "a.txt"], tmp_path / "out", **how)
     assert build_shards([tmp_path / "a.txt"], tmp_path / "out", **how).was_finished
     (material / file).write_bytes((material / file).read_bytes() + b"?")
@@ -229,7 +230,7 @@ def test_changed_fonts_and_backgrounds_make_another_build(tmp_path, option, file
 # --- workers that die -------------------------------------------------------------------------------------------------
 
 
-CRASHES = {"crashes": (1, 6), "deadly": ((3, 1), (3, 2), (9, 0))}
+CRASHES: dict[str, Any] = {"crashes": (1, 6), "deadly": ((3, 1), (3, 2), (9, 0))}
 
 
 def build_of(given: Crashing, out: Path, **how) -> Outcome:
@@ -243,7 +244,7 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_crashes_its_reader_is_set_aside_and_nothing_else(tmp_path, forked, caplog, workers):
     """Real segmentation faults in reading and in decoding, a worker that is killed once, one that always is."""
-    given = {**CRASHES, "killed": (10,), "killed_once": (4, 11), "folder": str(tmp_path)}
+    given: dict[str, Any] = {**CRASHES, "killed": (10,), "killed_once": (4, 11), "folder": str(tmp_path)}
     outcome = build_of(Crashing(**given), tmp_path / "out", executor="processes", workers=workers)
     assert outcome.counts.rejected == {"crashed_reader": 6}
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
@@ -291,7 +292,7 @@ def test_a_worker_that_dies_is_told_with_what_it_was_on(forked):
 @pytest.mark.fast
 def test_the_rule_by_which_deaths_are_judged():
     task = Task(7, ((0, Unit("a.pdf", 0, 9)), (0, Unit("a.pdf", 9, 18))), 0)
-    for places, wanted in [
+    cases: list[tuple[list[Place | None], Place | None]] = [
         ([Place(0, READING)], None),
         ([Place(0, READING), Place(1, READING)], None),
         ([Place(0, READING), Place(1, READING), Place(0, READING)], Place(0, READING)),
@@ -301,7 +302,8 @@ def test_the_rule_by_which_deaths_are_judged():
         ([Place(0, 5), Place(0, 5), Place(0, 6)], None),
         ([Place(0, 5), Place(0, 5), Place(0, 6), Place(0, 6)], Place(0, 6)),
         ([None, Place(0, 0)], None),
-    ]:
+    ]
+    for places, wanted in cases:
         deaths = Deaths()
         crash = [deaths.blame(task, place, "SIGSEGV") for place in places][-1]
         assert (crash and crash.place) == wanted
