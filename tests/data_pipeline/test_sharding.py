@@ -268,7 +268,7 @@ def test_what_crashes_its_reader_is_set_aside_and_nothing_else(tmp_path, forked,
 def test_workers_that_die_at_no_unit_end_the_build_when_the_rest_is_done(tmp_path, forked, monkeypatch):
     """A bug while shards are closed is nobody's file."""
     monkeypatch.setattr(writing, "write_index", _die_at_the_third_task)
-    with pytest.raises(DataError, match=r"^task 2, at no unit: workers died twice \(SIGSEGV\)\. Most often memory"):
+    with pytest.raises(DataError, match=r"^task 2, at no unit: workers died twice \(SIGSEGV\)\. SIGKILL mostly"):
         build_of(Crashing(), tmp_path / "out", executor="processes", workers=2)
     done = sorted(path.name for path in (tmp_path / "out" / WORK).glob("task-*.json"))
     assert len(done) > 2
@@ -287,6 +287,19 @@ def _die_at_the_third_task(tar: Path, *rest, **how) -> None:
 def test_a_worker_that_dies_is_told_with_what_it_was_on(forked):
     with pytest.raises(DataError, match=r"a worker process died \(SIGSEGV\) while it was on bad\.tar\. .*fewer --work"):
         list(run_processes(crash_at, ["a.tar", "bad.tar", "b.tar"], workers=2))
+
+
+def test_what_a_task_raises_ends_all_workers(forked):
+    """An EOFError too, by which the end of a worker is known."""
+    before = set(multiprocessing.active_children())
+    with pytest.raises(EOFError, match="of the task") as raised:
+        list(run_processes(_end_of_file, [1, 2, 3], workers=2))
+    assert "_end_of_file" in "".join(raised.value.__notes__)
+    assert set(multiprocessing.active_children()) == before
+
+
+def _end_of_file(task: int) -> None:
+    raise EOFError("of the task")
 
 
 @pytest.mark.fast
