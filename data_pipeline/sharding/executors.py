@@ -31,8 +31,8 @@ Result = TypeVar("Result")
 
 
 MEND = (
-    "SIGKILL mostly means that memory ran out: run the same command again, with fewer --workers; it goes on from what is "
-    "finished. Any other signal is a crash of a library: if it comes again, take that file out"
+    "SIGKILL mostly means that memory ran out: run the same command again, with fewer --workers; it goes on from what "
+    "is finished. Any other signal is a crash of a library: if it comes again, take that file out"
 )
 
 
