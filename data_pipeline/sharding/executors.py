@@ -30,7 +30,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-MEND = "Most often memory ran out: run the same command again, with fewer --workers; it goes on from what is finished"
+MEND = (
+    "SIGKILL mostly means that memory ran out: run the same command again, with fewer --workers; it goes on from what "
+    "is finished. Any other signal is a crash of a library: if it comes again, take that file out"
+)
 
 
 def stop_at(task: object, how: str) -> Any:
@@ -97,20 +100,24 @@ def run_processes(
             if alone and not busy:
                 begin(alone.popleft())
             for connection in wait(list(busy)):
-                worker = busy.pop(cast(Connection, connection))
+                worker = busy[cast(Connection, connection)]
                 try:
                     result = worker.result()
-                except EOFError:
-                    code = worker.end(patience=10)
+                except _WorkerDied:
+                    code = busy.pop(worker.connection).end(patience=10)
                     again = died(worker.task, _death(code))
                     if again is not None:
                         (alone if code == -signal.SIGKILL else waiting).append(again)
                 else:
-                    idle.append(worker)
+                    idle.append(busy.pop(worker.connection))
                     yield result
     finally:
         for worker in [*idle, *busy.values()]:
             worker.end()
+
+
+class _WorkerDied(Exception):
+    pass
 
 
 class _Worker:
@@ -129,11 +136,11 @@ class _Worker:
             self.connection.send(task)
 
     def result(self) -> Any:
-        """Raises what the task raised, and EOFError if the process has died."""
+        """Raises what the task raised, and _WorkerDied."""
         try:
             result, error = self.connection.recv()
-        except ConnectionResetError as reset:
-            raise EOFError from reset
+        except (EOFError, ConnectionResetError) as ended:
+            raise _WorkerDied from ended
         if error is not None:
             raise error
         return result

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -231,9 +231,6 @@ def test_changed_fonts_and_backgrounds_make_another_build(tmp_path, option, file
 # --- workers that die -------------------------------------------------------------------------------------------------
 
 
-CRASHES: dict[str, Any] = {"crashes": (1, 6), "deadly": ((3, 1), (3, 2), (9, 0))}
-
-
 def build_of(given: Crashing, out: Path, **how) -> Outcome:
     return run_build(plan([("crashing", given)], BuildOptions(str(out), shard_bytes=2000)), **how)
 
@@ -245,7 +242,8 @@ def shards_of(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_what_crashes_its_reader_is_set_aside_and_nothing_else(tmp_path, forked, caplog, workers):
     """Real segmentation faults in reading and in decoding, a worker that is killed once, one that always is."""
-    given: dict[str, Any] = {**CRASHES, "killed": (10,), "killed_once": (4, 11), "folder": str(tmp_path)}
+    given: dict[str, Any] = {"crashes": (1, 6), "deadly": ((3, 1), (3, 2), (9, 0))}
+    given |= {"killed": (10,), "killed_once": (4, 11), "folder": str(tmp_path)}
     outcome = build_of(Crashing(**given), tmp_path / "out", executor="processes", workers=workers)
     assert outcome.counts.rejected == {"crashed_reader": 6}
     rejected = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
@@ -269,7 +267,7 @@ def test_what_crashes_its_reader_is_set_aside_and_nothing_else(tmp_path, forked,
 def test_workers_that_die_at_no_unit_end_the_build_when_the_rest_is_done(tmp_path, forked, monkeypatch):
     """A bug while shards are closed is nobody's file."""
     monkeypatch.setattr(writing, "write_index", _die_at_the_third_task)
-    with pytest.raises(DataError, match=r"^task 2, at no unit: workers died twice \(SIGSEGV\)\. Most often memory"):
+    with pytest.raises(DataError, match=r"^task 2, at no unit: workers died twice \(SIGSEGV\)\. SIGKILL mostly"):
         build_of(Crashing(), tmp_path / "out", executor="processes", workers=2)
     done = sorted(path.name for path in (tmp_path / "out" / WORK).glob("task-*.json"))
     assert len(done) > 2
@@ -288,6 +286,19 @@ def _die_at_the_third_task(tar: Path, *rest, **how) -> None:
 def test_a_worker_that_dies_is_told_with_what_it_was_on(forked):
     with pytest.raises(DataError, match=r"a worker process died \(SIGSEGV\) while it was on bad\.tar\. .*fewer --work"):
         list(run_processes(crash_at, ["a.tar", "bad.tar", "b.tar"], workers=2))
+
+
+def test_what_a_task_raises_ends_all_workers(forked):
+    """An EOFError too, by which the end of a worker is known."""
+    before = set(multiprocessing.active_children())
+    with pytest.raises(EOFError, match="of the task") as raised:
+        list(run_processes(_end_of_file, [1, 2, 3], workers=2))
+    assert "_end_of_file" in "".join(raised.value.__notes__)
+    assert set(multiprocessing.active_children()) == before
+
+
+def _end_of_file(task: int) -> None:
+    raise EOFError("of the task")
 
 
 @pytest.mark.fast
@@ -375,15 +386,15 @@ def _kill_ray_workers(killed: list[int], ended: threading.Event, work: Path) -> 
                 continue
 
 
-def kill_rays(records: Path, out: Path, times: int, seed: int, ray_folder: str) -> Counter[str]:
+def kill_rays(records: Path, out: Path, times: int, ahead: Sequence[int], ray_folder: str) -> Counter[str]:
     """SIGKILL to builds on a Ray of their own, and to all of that Ray: driver, servers and workers, at random moments
-    after none, one or two more tasks are done. Says what was left."""
-    moments = random.Random(seed)
+    after so many more tasks are done, drawn from `ahead`. Says what was left."""
+    moments = random.Random(7)
     left: Counter[str] = Counter()
     program = f"from tests.data_pipeline.crashing import ray_build; ray_build({str(records)!r}, {str(out)!r})"
     work = out / WORK
     while left["kills"] < times:
-        goal = len(list(work.glob("task-*.json"))) + moments.choice([0, 1, 1, 2])
+        goal = len(list(work.glob("task-*.json"))) + moments.choice(ahead)
         driver = psutil.Popen(
             [sys.executable, "-c", program],
             start_new_session=True,
@@ -410,7 +421,7 @@ def kill_rays(records: Path, out: Path, times: int, seed: int, ray_folder: str) 
 
 def test_ray_goes_on_where_it_was_killed(records, undisturbed, tmp_path, ray_folder, ray_cluster):
     out = tmp_path / "out"
-    assert kill_rays(records, out, 1, 1, ray_folder)["begun"]
+    assert kill_rays(records, out, 1, [1], ray_folder)["done"]
     built(records, out, executor="ray", workers=2)
     assert contents(out) == undisturbed
 
@@ -418,7 +429,7 @@ def test_ray_goes_on_where_it_was_killed(records, undisturbed, tmp_path, ray_fol
 @pytest.mark.slow
 def test_ray_killed_at_ten_moments(records, undisturbed, tmp_path, ray_folder, ray_cluster):
     out = tmp_path / "out"
-    left = kill_rays(records, out, 10, 7, ray_folder)
+    left = kill_rays(records, out, 10, [0, 1, 1, 2], ray_folder)
     assert left["begun"]
     assert left["done"]
     built(records, out, executor="ray", workers=2)
@@ -426,7 +437,8 @@ def test_ray_killed_at_ten_moments(records, undisturbed, tmp_path, ray_folder, r
 
 
 def test_ray_sets_the_same_aside(tmp_path, ray_cluster):
-    outcome = build_of(Crashing(**CRASHES), tmp_path / "out", executor="ray", workers=2)
-    assert outcome.counts.rejected == {"crashed_reader": 5}
-    build_of(Spared(**CRASHES), tmp_path / "spared")
+    given: dict[str, Any] = {"crashes": (6,), "deadly": ((3, 1),)}
+    outcome = build_of(Crashing(**given), tmp_path / "out", executor="ray", workers=2)
+    assert outcome.counts.rejected == {"crashed_reader": 2}
+    build_of(Spared(**given), tmp_path / "spared")
     assert shards_of(tmp_path / "out") == shards_of(tmp_path / "spared")

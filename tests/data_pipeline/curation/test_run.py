@@ -235,7 +235,7 @@ filters:
 recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
 """
     out = tmp_path / "curated"
-    arguments = [folder / "second", "--out", out, "--recipe", recipe(folder, out, given), "--workers", "1"]
+    arguments = [folder / "second", "--out", out, "--recipe", recipe(folder, out, given), "--executor", "here"]
     command = [sys.executable, "-m", "tools.shard", "curate", *map(str, arguments)]
     for marker in marks:
         killed = subprocess.run(command, env={**os.environ, KILL_ONCE: str(marks[0])}, capture_output=True)
