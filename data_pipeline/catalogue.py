@@ -112,7 +112,7 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
     elif given.is_file():
         return given.parent, [given.name], set(os.listdir(given.parent))
     else:
-        raise DataError(f"{path} does not exist: data.sources[].path must be a folder of shards, a .tar or a pattern")
+        raise DataError(f"{path} does not exist: give a folder of shards, a .tar or a pattern")
     files = set(os.listdir(folder)) if folder.is_dir() else set()
     tars = {name for name in files if name.endswith(".tar")}
     tars |= {name.removesuffix(INDEX_SUFFIX) + ".tar" for name in files if name.endswith(INDEX_SUFFIX)}

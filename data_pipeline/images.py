@@ -163,13 +163,25 @@ def image_slices(data: bytes, max_tokens: int) -> tuple[torch.Tensor, tuple[int,
     return patchify(resize(as_frames(rgb), size)), grid_of(size)
 
 
+_UNREAD = {b"ftyphei": "HEIC", b"ftypmif1": "HEIC", b"ftypmsf1": "HEIC", b"<svg": "SVG", b"%!PS": "EPS", b"8BPS": "PSD"}
+_UNREAD |= {b"%PDF": "PDF", b"<html": "a web page", b"<!DOCTYPE html": "a web page", b"git-lfs": "a Git LFS pointer"}
+
+
+def _guess(data: bytes) -> str:
+    """What a file is that is no picture, as far as its beginning tells: for the one who must mend it."""
+    if not data:
+        return "the file is empty"
+    found = next((name for word, name in _UNREAD.items() if word.lower() in data[:256].lower()), None)
+    return f"it seems to be {found}, {len(data):,} bytes" if found else f"{len(data):,} bytes"
+
+
 def _open(data: bytes) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadSample("image_too_large", str(error)) from error
     except UnidentifiedImageError as error:
-        raise BadSample("unreadable_image", f"not an image of a kind that is read ({len(data)} bytes)") from error
+        raise BadSample("unreadable_image", f"not an image of a kind that is read: {_guess(data)}") from error
     except Exception as error:  # a damaged header: as above, nearly anything
         raise BadSample("unreadable_image", str(error)) from error
     if image.width * image.height > MAX_DECODED_PIXELS:

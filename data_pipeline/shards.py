@@ -344,7 +344,7 @@ class ShardReader:
                 "unreadable_shard",
                 f"{path} has {size} bytes and is not what was indexed: copy it again, or run {index_command(path)}",
             )
-        return BadSample("checksum", f"a {member.kind} of {member.size} bytes differs from what was indexed")
+        return BadSample("checksum", f"its {member.kind} of {member.size} bytes differs from what was indexed")
 
     def _descriptor(self, path: str, tar_fingerprint: str) -> int:
         if path in self._open:

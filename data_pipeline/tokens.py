@@ -43,7 +43,7 @@ class GlmTokenizer:
     def __init__(self, folder: str | Path):
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            raise DataError(f"{path} does not exist: data.tokenizer must be a folder with a fast tokenizer")
+            raise DataError(f"{path} does not exist: --tokenizer or data.tokenizer must be a folder with a fast one")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.special: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}

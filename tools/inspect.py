@@ -1,7 +1,8 @@
 """What is in a shard or a batch, as a page to look at.
 
-    python -m tools.inspect shards DIR_OR_TAR... --tokenizer DIR --out page.html [--samples 24] [--key KEY ...]
-    python -m tools.inspect batch --config configs/tiny/pretrain.yaml --out page.html [--step 1] [dotted.key=value ...]
+\b
+    python -m tools.inspect shards SHARDS... --tokenizer DIR --out page.html
+    python -m tools.inspect batch --config RUN.yaml --out packs.html [KEY=VALUE]...
 
 The page is one file without scripts or links to elsewhere. Pictures are drawn from the very patches that the model is
 given, with the boxes that the text names; every token shows whether it is learned, its id and its position.
@@ -12,8 +13,9 @@ from __future__ import annotations
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -39,6 +41,7 @@ from tools.inspect_view import PackView, SequenceView, view_of_failure, view_of_
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
+_T = TypeVar("_T")
 
 Out = Annotated[Path, typer.Option(help="the page to write")]
 Open = Annotated[bool, typer.Option("--open", help="show it in a browser")]
@@ -109,9 +112,22 @@ def batch(
 
 
 def _spread(indexes: Sequence[ShardIndex], samples: int) -> list[tuple[ShardIndex, int]]:
-    """So many samples at equal distances through all shards."""
-    rows = [(shard, row) for shard in indexes for row in range(shard.table.num_rows)]
-    return rows[:: max(1, len(rows) // samples)][:samples]
+    """So many samples, as many of a small shard as of a large one while it has more; at equal distances in each.
+    Of more shards than that, samples at equal distances through all of them."""
+    rows = [[(shard, row) for row in range(shard.table.num_rows)] for shard in indexes]
+    if samples < len(rows):
+        return _evenly(list(chain.from_iterable(rows)), samples)
+    shares = dict.fromkeys(range(len(rows)), 0)
+    left = samples
+    for done, place in enumerate(sorted(shares, key=lambda place: len(rows[place]))):
+        shares[place] = min(len(rows[place]), left // (len(rows) - done))
+        left -= shares[place]
+    return [chosen for place, share in shares.items() for chosen in _evenly(rows[place], share)]
+
+
+def _evenly(rows: Sequence[_T], count: int) -> list[_T]:
+    count = min(count, len(rows))
+    return [rows[number * len(rows) // count] for number in range(count)]
 
 
 def _with_keys(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[ShardIndex, int]]:
@@ -149,6 +165,7 @@ def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> Non
     # Everything in a sample is text that someone else wrote: it is escaped, wherever it stands.
     pages = Environment(loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined)
     page = pages.get_template("inspect_page.html").render(title=title, packs=packs)
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     console.print(f"{out}: {title}, {len(page) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
     if open_page:

@@ -25,7 +25,7 @@ from data_pipeline.images import MERGE_SIZE, PATCH_SIZE, tokens_of
 from data_pipeline.tokens import GlmTokenizer
 
 MAX_PICTURES = 48  # of one sample; a long clip has hundreds of frame pairs
-MAX_TOKENS = 4000  # of one sample
+MAX_TOKENS = 4000  # of one sample, those of pictures aside
 PICTURE_SIDE, FRAME_SIDE = 640, 240  # pixels of the longer side on the page
 PLOT_POINTS = 400
 _LABEL_CHARACTERS, _LABEL_SEARCHED = 24, 100
@@ -107,6 +107,7 @@ def view_of_failure(name: str, error: BadSample) -> SequenceView:
 def view_of_sample(
     sample: EncodedSample, tokenizer: GlmTokenizer, record: dict[str, Any] | None = None
 ) -> SequenceView:
+    shown = _shown_tokens(sample, tokenizer)
     return SequenceView(
         name=sample.sample_id,
         domain=sample.domain,
@@ -116,11 +117,12 @@ def view_of_sample(
             "images": f"{len(sample.grids):,}",
             "patches": f"{sum(h * w for h, w in sample.grids):,}",
             "positions": f"to {int(sample.position_ids.max()):,}",
+            **({"from": str(record["source"])} if record and "source" in record else {}),
         },
         pictures=list(_pictures(sample, tokenizer)),
         more_pictures=max(0, len(sample.grids) - MAX_PICTURES),
-        spans=list(_spans(sample, tokenizer)),
-        more_tokens=max(0, len(sample) - MAX_TOKENS),
+        spans=list(_spans(sample, tokenizer, shown)),
+        more_tokens=len(sample) - shown,
         record=json.dumps(record, ensure_ascii=False, indent=1) if record else "",
     )
 
@@ -197,9 +199,15 @@ def unpatchify(slices: torch.Tensor, grid: tuple[int, int], instants: int) -> np
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
-def _spans(sample: EncodedSample, tokenizer: GlmTokenizer) -> Iterator[Span]:
+def _shown_tokens(sample: EncodedSample, tokenizer: GlmTokenizer) -> int:
+    """How many of a sample's tokens the page shows. A picture's are one span, however many, and count for nothing."""
+    of_text = np.cumsum(sample.input_ids != tokenizer.image_id)
+    return int(np.searchsorted(of_text, MAX_TOKENS, side="right"))
+
+
+def _spans(sample: EncodedSample, tokenizer: GlmTokenizer, shown: int) -> Iterator[Span]:
     """Runs of <|image|> as one span, special tokens one by one, text in pieces that are whole characters."""
-    ids = sample.input_ids[:MAX_TOKENS].tolist()
+    ids = sample.input_ids[:shown].tolist()
     for name, run in groupby(range(len(ids)), key=lambda place: tokenizer.names.get(ids[place])):
         places = list(run)
         if name is None:

@@ -1,10 +1,13 @@
 """Data to shards, and what is in them.
 
-    python -m tools.shard build  --input PATH... --out DIR --tokenizer DIR     files or folders of any kind: see --help
-    python -m tools.shard index  DIR_OR_TAR... --tokenizer DIR                 for shards that someone else wrote
-    python -m tools.shard verify DIR_OR_TAR...                                 checksums, and everything decoded
-    python -m tools.shard stats  DIR_OR_TAR...
-    python -m tools.shard curate DIR_OR_TAR... --out DIR --recipe YAML           keeps what passes a list of filters
+\b
+    python -m tools.shard build  --input PATH... --out DIR --tokenizer DIR
+    python -m tools.shard index  SHARDS... --tokenizer DIR
+    python -m tools.shard verify SHARDS...
+    python -m tools.shard stats  SHARDS... --picture stats.png
+    python -m tools.shard curate SHARDS... --out DIR --recipe YAML --tokenizer DIR
+
+SHARDS are folders of shards, .tar files or patterns. `COMMAND --help` says more: `build --help` what can be read.
 
 A build that was stopped goes on where it was when the same command is given again. Many machines may share one: each
 does a part (--part 0/8 ... --part 7/8, or --array in a SLURM job array), and whoever is last writes the manifest.
@@ -47,6 +50,7 @@ from tools.shard_stats import collect, draw, table_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
+WIDEST = 120  # of tables: no figure is cut where the terminal is narrower, or there is none
 
 Shards = Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")]
 TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")]
@@ -56,7 +60,12 @@ ExecutorName = Annotated[str, typer.Option("--executor", help=f"where the work i
 
 BUILD_HELP = f"""Writes shards, their indexes and a manifest from files and folders.
 
-Kinds of input, found from the names of files:
+\b
+    python -m tools.shard build --input photos/ --out shards/photos --tokenizer DIR
+    python -m tools.shard build --input a.pdf b.pdf --set dpi=150 --out ...
+    python -m tools.shard build --input clips/ --kind clips --out ...
+
+Kinds of input, found from the names of files, or (those with a star) asked for with --kind:
 
 \b
 {describe_kinds()}
@@ -66,14 +75,17 @@ Kinds of input, found from the names of files:
 @app.command(help=BUILD_HELP)
 def build(
     out: Annotated[str, typer.Option(help="folder for the shards")],
-    input: Annotated[list[str], typer.Option(help="a file or folder; more may follow, with or without --input")],
-    more: Annotated[list[str] | None, typer.Argument(metavar="[PATH]...", help="more inputs")] = None,
+    input: Annotated[list[str] | None, typer.Option(help="a file or folder; more may follow it")] = None,
+    more: Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="inputs, the same as --input")] = None,
     tokenizer: TokenizerFolder = "",
     kind: Annotated[str, typer.Option(help="what the inputs are, where names do not tell")] = "",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", help="an option of the kind, as option=value; may be repeated")
+        list[str] | None,
+        typer.Option("--set", help="an option of the kind, as option=value (docs/inputs.md); may be repeated"),
     ] = None,
-    name: Annotated[str, typer.Option(help="shards are called NAME-00000-00000.tar ...")] = "shard",
+    name: Annotated[
+        str, typer.Option(help="shards are called NAME-00000-00000.tar ...; empty: as the folder of --out")
+    ] = "",
     shard_bytes: Annotated[str, typer.Option(help="a shard with so many bytes is full")] = "1G",
     chat_form: ChatForm = DEFAULT_FORM,
     workers: Workers = 0,
@@ -82,12 +94,21 @@ def build(
     array: Annotated[bool, typer.Option("--array", help="the part is this member of a SLURM job array")] = False,
 ) -> None:
     with errors_in_one_line(DataError):
-        options = BuildOptions(out, tokenizer, name, _bytes(shard_bytes), chat_form)
+        inputs = [*(input or []), *(more or [])]
+        if not inputs:
+            raise DataError("nothing to build from: give files or folders with --input")
+        options = BuildOptions(out, tokenizer, name or _name_of(out), _bytes(shard_bytes), chat_form)
         own = _part(part, array)
-        planned = plan(open_apart([*input, *(more or [])], out, kind, settings or []), options)
+        planned = plan(open_apart(inputs, out, kind, settings or []), options)
         with _progress_of_bytes(planned.bytes, lambda: written_bytes(Path(out))):
             outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), part=own)
         _print_outcome(outcome, Path(out))
+        if not tokenizer:
+            console.print(
+                f"not counted in tokens yet: `python -m tools.shard index {out} --tokenizer DIR` does",
+                markup=False,
+                soft_wrap=True,
+            )
         if outcome.finished and not outcome.counts.samples:
             raise DataError(f"not one sample could be used: see {Path(out) / REJECTED}")
 
@@ -147,7 +168,7 @@ def stats(
         found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
         if picture:
             draw(found, picture)
-    console.print(table_of(found))
+    _print_whole(table_of(found))
     if picture:
         console.print(f"drawn: {picture}", markup=False, soft_wrap=True)
 
@@ -173,8 +194,12 @@ def curate(
             progress=_progress,
             progress_of_bytes=_progress_of_bytes,
         )
-    console.print(funnel_table(funnel))
+    _print_whole(funnel_table(funnel))
     console.print(f"{out}: dropped.jsonl says why each sample went, funnel.png shows how many", soft_wrap=True)
+
+
+def _print_whole(table: Table) -> None:
+    Console(width=max(console.width, WIDEST)).print(table)
 
 
 def _shards(given: list[str]) -> list[Path]:
@@ -197,6 +222,11 @@ def _bytes(size: str) -> int:
     if not found:
         raise DataError(f"--shard-bytes {size}: give a number of bytes, such as 1G, 256M or 1000000")
     return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+
+
+def _name_of(out: str) -> str:
+    """What shards in a folder are called: as the folder, so that no two folders have shards of one name."""
+    return re.sub(r"[^\w.-]+", "-", Path(out).resolve().name).strip(".-") or "shard"
 
 
 def _part(given: str, array: bool) -> Part | None:
@@ -229,7 +259,7 @@ def _part_of_array() -> Part:
 def _print_outcome(outcome: Outcome, out: Path) -> None:
     if outcome.was_finished:
         console.print(f"{out} was finished before: nothing to do", markup=False, soft_wrap=True)
-    _print_counts(outcome.counts)
+    _print_counts(outcome.counts, see=f", see {out / REJECTED}" if outcome.finished else "")
     if not outcome.finished:
         console.print(
             f"{outcome.done} of {outcome.tasks} tasks are done: {MANIFEST} is written when all are", soft_wrap=True

@@ -10,13 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Column, Table
 
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encode import PixelBudget
+from data_pipeline.errors import DataError
 from data_pipeline.index import ShardIndex
 from data_pipeline.source import sample_lengths
 
@@ -67,15 +70,18 @@ def collect(shards: Iterable[ShardIndex], budget: PixelBudget) -> dict[str, Doma
 
 def table_of(stats: dict[str, DomainStats]) -> Table:
     columns = (Column(name, justify="right", no_wrap=True) for name in COLUMNS)
-    table = Table(Column("domain", no_wrap=True), *columns, box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table = Table(Column("domain", no_wrap=True), *columns, box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for domain, of_domain in stats.items():
         table.add_row(domain, *of_domain.row())
     return table
 
 
 def draw(stats: dict[str, DomainStats], out: Path) -> None:
-    """Four panels, as a picture file of the kind that `out` names."""
+    """Four panels, as a picture file of the kind that `out` names. Raises DataError if there is no such kind."""
     figure = Figure(figsize=(11, 8), layout="constrained")
+    kinds = figure.canvas.get_supported_filetypes()
+    if out.suffix.lstrip(".").lower() not in kinds:
+        raise DataError(f"--picture {out}: its name must end in one of {', '.join(sorted(kinds))}")
     shares, tokens, sizes, durations = figure.subplots(2, 2).ravel()
     colours = {domain: f"C{DOMAINS.index(domain)}" for domain in stats}
 
@@ -87,10 +93,13 @@ def draw(stats: dict[str, DomainStats], out: Path) -> None:
     _histograms(tokens, {domain: of_domain.tokens for domain, of_domain in stats.items()}, colours)
     tokens.set(title="length", xlabel="tokens a sample", ylabel="samples")
 
+    pictures = sum(len(part) for of_domain in stats.values() for part in of_domain.sizes)
+    markersize = 6 if pictures < 1000 else 2
     for domain, of_domain in stats.items():
         height, width = np.concatenate([np.empty((0, 2)), *of_domain.sizes]).T
-        sizes.plot(width, height, ".", markersize=2, alpha=0.4, color=colours[domain], rasterized=True)
+        sizes.plot(width, height, ".", markersize=markersize, alpha=0.4, color=colours[domain], rasterized=True)
     sizes.set(title="pictures", xlabel="width", ylabel="height", xscale="log", yscale="log")
+    _plain_numbers(sizes.xaxis, sizes.yaxis)
 
     _histograms(durations, {domain: of_domain.durations for domain, of_domain in stats.items()}, colours)
     durations.set(title="clips", xlabel="seconds", ylabel="clips")
@@ -109,7 +118,16 @@ def _histograms(panel: Axes, values: dict[str, list[np.ndarray]], colours: dict[
     for domain, part in present.items():
         panel.hist(part, bins=bins, histtype="step", color=colours[domain], label=domain)
     panel.set_xscale("log")
+    _plain_numbers(panel.xaxis)
+    panel.yaxis.set_major_locator(MaxNLocator(integer=True))
     panel.legend(fontsize="small")
+
+
+def _plain_numbers(*axes: Axis) -> None:
+    """300 and not 3 x 10^2 along a logarithmic axis."""
+    for axis in axes:
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
 
 
 def _flat(rows: pa.Table, column: str) -> pa.StructArray:

@@ -100,7 +100,9 @@ def read_recipe(path: Path) -> Recipe:
     """Raises DataError that names the filter or option that is wrong, and the nearest right one."""
     try:
         return recipe_of(path.read_text("utf-8"))
-    except (OSError, YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as YAML: {error}") from error
 
 

@@ -42,7 +42,8 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
             raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')
         segments = documents.document(_DOCUMENTS[domain](record["text"]))
     else:
-        raise BadSample("unknown_domain", f'"domain" is {domain!r}: use one of {", ".join(DOMAINS)}')
+        said = "there is no domain" if domain is None else f'"domain" is {domain!r}'
+        raise BadSample("unknown_domain", f"{said}: use one of {', '.join(DOMAINS)}")
 
     metadata = {key: value for key, value in record.items() if key not in ("domain", "text", "messages", "thinking")}
     sample = Sample(domain, tuple(segments), metadata)

@@ -97,8 +97,8 @@ def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = 
 
 
 def describe_kinds() -> str:
-    """All kinds, one a line."""
-    return "\n".join(f"  {name:14} {kind.help}" for name, kind in INPUTS.items())
+    """All kinds, one a line, with a star those that are never guessed."""
+    return "\n".join(f"  {name + '*' * (not kind.suffixes):14} {kind.help}" for name, kind in INPUTS.items())
 
 
 def options_of(kind: str) -> dict[str, Any]:
@@ -122,15 +122,25 @@ def _kind_of(path: Path) -> str:
 
 def _kind_of_folder(folder: Path) -> str:
     """The one kind that a folder's files are of; captions beside pictures and clips do not count."""
-    suffixes = Counter(path.suffix.lower() for path in files_below(folder))
+    files = list(files_below(folder))
+    suffixes = Counter(path.suffix.lower() for path in files)
     held = [name for name, kind in INPUTS.items() if any(suffixes[suffix] for suffix in kind.suffixes)]
     if "folder" in held:  # what else may be there are its captions
         held = [name for name in held if name not in ("text", "jsonl")]
+    if "tars" in held and not any(map(_is_input, files)):
+        held = ["tars"]
     if len(held) == 1:
         return held[0]
     if held:
         raise DataError(f"{folder} holds files of several kinds ({', '.join(held)}): say which with --kind")
     raise DataError(f"{folder} holds nothing of a known kind; kinds are:\n{describe_kinds()}")
+
+
+def _is_input(file: Path) -> bool:
+    """Not a shard, and not what img2dataset writes of one: 00000.parquet and 00000_stats.json beside 00000.tar."""
+    told_of = file.with_name(file.stem.removesuffix("_stats") + ".tar")
+    known = any(file.suffix.lower() in kind.suffixes for kind in INPUTS.values())
+    return known and file.suffix.lower() != ".tar" and not told_of.is_file()
 
 
 def _expand(path: Path, name: str) -> list[str]:
@@ -154,8 +164,9 @@ def _set(setting: str, options: dict[str, dict[str, Any]]) -> None:
     takers = [kind for kind in options if name in known[kind]]
     if not takers:
         of_all = sorted({option for of_kind in known.values() for option in of_kind})
-        hint = _nearest(name, of_all) or f"; options are {', '.join(of_all) or 'none'}"
-        raise DataError(f"--set {name}: {' and '.join(options)} know no such option{hint}")
+        hint = f"{_nearest(name, of_all)} (options are {', '.join(of_all) or 'none'})"
+        kinds = f"kind {' and '.join(options)}" if len(options) == 1 else f"kinds {', '.join(options)}"
+        raise DataError(f"--set {name}: no such option of {kinds}{hint}")
     for kind in takers:
         options[kind][name] = _parsed(name, value, known[kind][name])
 

@@ -28,6 +28,8 @@ from data_pipeline.inputs.names import files_below, shown_names
 UNIT_BYTES = 4 << 20
 METADATA = ("metadata.jsonl", "metadata.csv")
 _CAPTION_SUFFIXES = (".txt", ".json")
+_TIMED = (".srt", ".vtt")  # captions that kind `clips` reads
+_CONVERTED = ("heic", "heif", "svg", "psd", "pdf")  # pictures that another program can make a JPEG or PNG of
 _MEDIA = {extension for extensions in EXTENSIONS.values() for extension in extensions}
 
 
@@ -35,7 +37,7 @@ _MEDIA = {extension for extensions in EXTENSIONS.values() for extension in exten
 class Folder:
     """domain: of what a record does not say itself; empty: image_text for pictures, video for clips (`ocr` suits pages
     with their text). A unit is a run of files in the order of their paths (extra: names and sizes); the last unit of a
-    folder with metadata files is those, for captions of files that are not there."""
+    folder has its metadata files and the captions that stand alone, for files that are not there."""
 
     paths: tuple[str, ...]
     domain: str = ""
@@ -57,6 +59,8 @@ class Folder:
                 yield self._draft(root, name, origin)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
+        for name in unit.extra.get("alone", ()):
+            yield Rejected(f"{shown}/{name}", "missing_file", "a caption, but no picture and no clip of this name")
         for name in unit.extra.get("metadata", ()):
             metadata = _metadata(unit.path, name, self.allow_outside)
             yield from (Rejected(f"{shown}/{name}", "bad_record", detail) for detail in metadata.damaged)
@@ -68,7 +72,9 @@ class Folder:
         extension = Path(name).suffix.lower().lstrip(".")
         field = next((field for field, extensions in EXTENSIONS.items() if extension in extensions), None)
         if field is None:
-            raise BadSample("unknown_extension", f"neither a picture nor a clip that can be read: .{extension}")
+            raise BadSample(
+                "unknown_extension", f"neither a picture nor a clip that can be read: .{extension}{_mend(extension)}"
+            )
         record = self._caption(root, name)
         if "domain" not in record:
             domain = self.domain or guess_domain(int(field == "images"), int(field == "videos"))
@@ -93,7 +99,9 @@ class Folder:
                     rows = _metadata(str(root), str(folder / metadata), self.allow_outside).rows
                     if below in rows:
                         return _with_text(rows[below])
-        raise BadSample("no_caption", f"no {text}, no {record} and no line in {' or '.join(METADATA)}")
+        timed = [str(path) for suffix in _TIMED if (root / (path := PurePosixPath(name).with_suffix(suffix))).is_file()]
+        hint = f"; {timed[0]} is read with --kind clips" if timed else ""
+        raise BadSample("no_caption", f"no {text}, no {record} and no line in {' or '.join(METADATA)}{hint}")
 
 
 def _units(root: str) -> Iterator[Unit]:
@@ -103,23 +111,29 @@ def _units(root: str) -> Iterator[Unit]:
         return
     files: list[str] = []
     metadata: list[str] = []
+    captions: dict[str, str] = {}  # path without suffix -> path
+    captioned: set[str] = set()
     sizes: list[int] = []
     total = 0
     for name, size in _walk(root):
         path = PurePosixPath(name)
         if path.name in METADATA:
             metadata.append(name)
-        elif path.suffix.lower() not in _CAPTION_SUFFIXES:
+        elif path.suffix.lower() in _CAPTION_SUFFIXES:
+            captions[str(path.with_suffix(""))] = name
+        else:
+            captioned.add(str(path.with_suffix("")))
             files.append(name)
             sizes.append(size)
             total += size
             if total >= UNIT_BYTES:
                 yield Unit(root, bytes=total, extra={"files": files, "sizes": sizes})
                 files, sizes, total = [], [], 0
-    if files or metadata:
+    alone = [name for stem, name in captions.items() if stem not in captioned]
+    if files or metadata or (alone and captioned):
         # A changed caption changes the checksum here, so that a build is not continued with it.
         checksums = [zlib.crc32(Path(root, name).read_bytes()) for name in metadata]
-        extra = {"files": files, "sizes": sizes, "metadata": metadata, "checksums": checksums}
+        extra = {"files": files, "sizes": sizes, "metadata": metadata, "alone": alone, "checksums": checksums}
         yield Unit(root, bytes=total, extra=extra)
 
 
@@ -180,8 +194,12 @@ def _json_lines(content: str) -> list[tuple[int, Any]]:
     return rows
 
 
+def _mend(extension: str) -> str:
+    return " (convert it to JPEG or PNG)" if extension in _CONVERTED else ""
+
+
 def _decoded(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadSample("bad_record", f"{name} is not UTF-8: {error}") from error
+        raise BadSample("not_utf8", f"{name}: byte {error.start} is not UTF-8: convert the file with iconv") from error

@@ -22,7 +22,8 @@ from data_pipeline.video import VideoInfo, plan_video, probe_video, video_slices
 KNOWN_FIELDS = frozenset(
     {
         *("domain", "text", "messages", "thinking", "source", "original_text"),
-        *("title", "pages", "page", "slides", "markup", "dropped_images", "start", "end", "font", "line_boxes"),
+        *("title", "pages", "page", "slides", "markup", "dropped_images", "start", "end"),
+        *("font", "font_size", "line_boxes"),
     }
 )
 

@@ -46,8 +46,8 @@ def test_every_domain_is_listed():
         ({"domain": "text"}, 0, 0, "bad_record", '"text"'),
         ({"domain": "text", "text": ["x"]}, 0, 0, "bad_record", '"text"'),
         ({"domain": "pictures", "text": "x"}, 0, 0, "unknown_domain", "'pictures': use one of image_text"),
-        ({"text": "x"}, 0, 0, "unknown_domain", "None"),
-        (["x"], 0, 0, "unknown_domain", "None"),
+        ({"text": "x"}, 0, 0, "unknown_domain", "there is no domain: use one of"),
+        (["x"], 0, 0, "unknown_domain", "there is no domain: use one of"),
     ],
 )
 def test_bad_records_have_a_reason(record, images, videos, reason, says):

@@ -59,7 +59,13 @@ def test_kinds_are_found_from_names_and_from_what_folders_hold(tmp_path):
     assert [kind for kind, _ in open_inputs([str(tmp_path / "b"), str(tmp_path / "a/x.jsonl")])] == ["folder", "jsonl"]
     assert [kind for kind, _ in open_inputs([str(tmp_path / "c")], "tars")] == ["tars"]
     assert [kind for kind, _ in open_inputs([str(tmp_path / "b/1.jpg")])] == ["folder"]
+    for name in ("i2d/00000.tar", "i2d/00000.parquet", "i2d/00000_stats.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert open_inputs([str(tmp_path / "i2d")]) == [("tars", Tars((str(tmp_path / "i2d/00000.tar"),)))]
+    (tmp_path / "i2d/00001.parquet").touch()
     for path, says in [
+        ("i2d", "holds files of several kinds .*parquet"),
         ("c", "holds files of several kinds .*jsonl.*: say which with --kind"),
         ("d", "holds nothing of a known kind"),
         ("d/readme", "is of no known kind"),
@@ -69,6 +75,14 @@ def test_kinds_are_found_from_names_and_from_what_folders_hold(tmp_path):
         with pytest.raises(DataError, match=says):
             open_inputs([str(tmp_path / path)])
     assert all(name in describe_kinds() for name in INPUTS)
+
+
+def test_a_clip_with_subtitles_says_which_kind_reads_them(tmp_path):
+    (tmp_path / "dog.mp4").write_bytes(MP4)
+    (tmp_path / "dog.srt").write_text("1\n00:00:00,000 --> 00:00:01,000\nA dog.\n")
+    _, [entry] = read(opened(tmp_path / "dog.mp4"))
+    assert entry.reason == "no_caption"
+    assert "dog.srt is read with --kind clips" in entry.detail
 
 
 def test_a_single_clip_with_its_caption(tmp_path):
@@ -102,7 +116,7 @@ def test_options_are_the_fields_of_the_kind(tmp_path, monkeypatch):
     settings = ["dpi=150", "scale=0.5", "figures=no", "fonts=A, B", "style=scan", "language=de"]
     assert opened(path, settings=settings) == Sheets((str(path),), 150, 0.5, False, ("A", "B"), "scan", "de")
     for setting, says in [
-        ("dpy=3", "sheets know no such option: did you mean dpi"),
+        ("dpy=3", "no such option of kind sheets: did you mean dpi"),
         ("zzz=3", "options are dpi, figures, fonts, language, scale, style"),
         ("dpi=many", "--set dpi=many: give a whole number"),
         ("style=bold", "use one of plain, scan"),
@@ -327,7 +341,8 @@ def test_folders_with_captions_of_every_form(tmp_path, monkeypatch):
     assert {(entry.origin, entry.reason) for entry in rejected} == {
         ("pets/none.jpg", "no_caption"),
         ("pets/empty.jpg", "no_caption"),
-        ("pets/latin.jpg", "bad_record"),
+        ("pets/latin.jpg", "not_utf8"),
+        ("pets/README.txt", "missing_file"),
         ("pets/e.heic", "unknown_extension"),
         ("pets/secret.jpg", "outside_folder"),
         ("pets/sub/metadata.jsonl", "missing_file"),

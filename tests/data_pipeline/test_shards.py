@@ -125,7 +125,7 @@ def test_changed_bytes_are_noticed(shard):
         file.write(b"\xff\x00\xff")
     reader = ShardReader()
     assert reader.read(str(shard), samples[1]).images
-    with pytest.raises(BadSample, match="checksum: a image of"):
+    with pytest.raises(BadSample, match="checksum: its image of"):
         reader.read(str(shard), samples[2])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +188,32 @@ def test_text_with_replacement_characters_of_its_own(tokenizer_folder: Path):
     shown = [span.text for span in view_of_sample(sample, tokenizer).spans if span.kind == "text"]
     assert len(shown) > 60
     assert sum(span.count("\N{SLIGHTLY SMILING FACE}") for span in shown) == 20
+
+
+def test_a_picture_of_many_tokens_hides_no_text(tokenizer_folder: Path):
+    """A long clip's caption comes after all of its image tokens."""
+    tokenizer = GlmTokenizer(tokenizer_folder)
+    large = encoded(pattern(1960, 1960), "JPEG")
+    encode = partial(encode_record, tokenizer=tokenizer, budget=PixelBudget(), sample_id="a")
+    view = view_of_sample(encode({"domain": "image_text", "text": "The end."}, [large], []), tokenizer)
+    assert "<|image|> x 4900" in [span.text for span in view.spans]
+    assert "".join(span.text for span in view.spans).endswith("The end.<|endoftext|>")
+    assert view.more_tokens == 0
+    text = view_of_sample(encode({"domain": "text", "text": "x\n" * 9000}, [], []), tokenizer)
+    assert text.more_tokens > 0
+
+
+def test_small_shards_are_seen_beside_large_ones(tokenizer_folder: Path, tmp_path: Path):
+    for name, count in (("few", 2), ("many", 40), ("one", 1)):
+        lines = [json.dumps({"domain": "text", "text": f"{name} {number}"}) for number in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        run(shard_app, "build", tmp_path / f"{name}.jsonl", "--out", tmp_path / name, "--tokenizer", tokenizer_folder)
+    folders = [tmp_path / name for name in ("few", "many", "one")]
+    for samples, expected in ((7, {"few": 2, "many": 4, "one": 1}), (2, {"few": 1, "many": 1}), (99, None)):
+        out = tmp_path / "pages" / "page.html"
+        run(app, "shards", *folders, "--tokenizer", tokenizer_folder, "--samples", samples, "--out", out)
+        shown = Counter(title.text.split()[-1].split("-")[0] for title in page_of(out).select("h3"))
+        assert shown == (expected or {"few": 2, "many": 40, "one": 1})
 
 
 def test_patches_become_the_picture_again():

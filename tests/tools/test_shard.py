@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import subprocess
@@ -10,9 +11,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import webdataset as wds
+from rich.console import Console
 from typer.testing import CliRunner
 
 from data_pipeline.config import DataConfig, SourceConfig
@@ -20,7 +23,8 @@ from data_pipeline.cost import PackCost
 from data_pipeline.index import read_index
 from data_pipeline.loader import PackedLoader
 from tests.data_pipeline.media import clip, encoded, pattern
-from tools.shard import app
+from tools.shard import WIDEST, app
+from tools.shard_stats import DomainStats, table_of
 
 JPEG, PNG = encoded(pattern(60, 90), "JPEG"), encoded(pattern(90, 60, 1), "PNG")
 GOOD: list[dict[str, Any]] = [
@@ -102,17 +106,17 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
 
 
 def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder):
-    write(records, [GOOD[0], *(record for record, _ in BAD), {**GOOD[3], "license": "own", "stars": 7}])
+    write(records, [GOOD[0], *(record for record, _ in BAD), {**GOOD[3], "license": "own", "shelf": 7}])
     shown = run("build", "--input", records, "--out", tmp_path / "out", "--tokenizer", tokenizer_folder)
     assert "bad_record │ 3" in shown
-    assert "fields kept but not used: license (1), stars (1)" in shown
-    assert f"samples: 2, rejected: {len(BAD)}, see rejected.jsonl" in shown
+    assert "fields kept but not used: license (1), shelf (1)" in shown
+    assert f"samples: 2, rejected: {len(BAD)}, see {tmp_path}/out/rejected.jsonl" in shown
     listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(entry["origin"], entry["reason"]) for entry in listed] == [
         (f"records.jsonl:{number}", reason) for number, (_, reason) in enumerate(BAD, start=2)
     ]
     assert all(entry["detail"] for entry in listed)
-    assert read_index(tmp_path / "out" / "shard-00000-00000.tar").table.num_rows == 2
+    assert read_index(tmp_path / "out" / "out-00000-00000.tar").table.num_rows == 2
 
 
 def test_shards_of_someone_else(tmp_path, tokenizer_folder):
@@ -220,7 +224,7 @@ def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder)
         (["build", "--input", "RECORDS", "--out", "OUT", "--kind", "jsnl"], "unknown: did you mean jsonl?"),
         (
             ["build", "--input", "RECORDS", "--out", "OUT", "--set", "domian=ocr"],
-            "no such option: did you mean domain?",
+            "no such option of kind jsonl: did you mean domain?",
         ),
         (["build", "--input", "RECORDS", "--out", "OUT", "--set", "allow_outside=maybe"], "give true or false"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--part", "2/2"], "parts of 2 are 0 to 1"),
@@ -228,6 +232,8 @@ def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder)
         (["build", "--input", "RECORDS", "--out", "OUT", "--executor", "dask"], "dask is unknown: use here, processes"),
         (["build", "--input", "RECORDS", "RECORDS", "--out", "OUT"], "records.jsonl is given twice"),
         (["build", "--input", "IN", "--kind", "jsonl", "--out", "IN/OUT"], "/OUT lies in the input"),
+        (["build", "--out", "OUT"], "nothing to build from: give files or folders with --input"),
+        (["stats", "BUILT", "--picture", "a.xyz"], "--picture a.xyz: its name must end in one of"),
         (["index", "OUT"], "holds no shards"),
         (["verify", "nowhere"], "error: nowhere does not exist"),
         (["stats", "RECORDS"], "records.tar has no index"),
@@ -238,7 +244,15 @@ def test_a_mistake_is_one_line(records, tmp_path, arguments, says):
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "records.tar").write_bytes(b"x")
-    places = {"RECORDS": records, "OUT": out, "IN": records.parent, "IN/OUT": records.parent / "OUT"}
+    if "BUILT" in arguments:
+        run("build", "--input", records, "--out", tmp_path / "built")
+    places = {
+        "RECORDS": records,
+        "OUT": out,
+        "BUILT": tmp_path / "built",
+        "IN": records.parent,
+        "IN/OUT": records.parent / "OUT",
+    }
     if arguments[0] == "stats":
         places["RECORDS"] = tmp_path / "records.tar"
     shown = run(*(places.get(argument, argument) for argument in arguments), expect=2)
@@ -255,7 +269,7 @@ def test_a_folder_belongs_to_one_build(records, tmp_path, tokenizer_folder):
         (["--shard-bytes", "1M"], "shard_bytes was 1073741824 and is 1048576"),
         (["--set", "domain=ocr"], "inputs options domain was '' and is 'ocr'"),
         (["--tokenizer", tokenizer_folder], "tokenizer was '' and is"),
-        (["--name", "other"], "name was 'shard' and is 'other'"),
+        (["--name", "other"], "name was 'out' and is 'other'"),
     ]:
         assert says in run(*build, *change, expect=2)
     write(records, [*GOOD[1:], GOOD[0]])
@@ -326,3 +340,24 @@ def test_workers_end_with_a_build_that_is_killed(records, tmp_path):
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
     assert "samples: 144" in run(*build, "--workers", "1")
+
+
+def test_figures_are_whole_on_any_terminal():
+    """A table of a large set fits into the width that it is given everywhere, and help keeps its commands apart."""
+    stats = {"interleaved": DomainStats(tokens=[np.full(1000, 123_456_789)], bytes=10**12)}
+    told = io.StringIO()
+    Console(file=told, width=WIDEST).print(table_of(stats))
+    assert "interleaved 1,000 0 0 123,456,789,000 123,456,789 123,456,789 123,456,789 1.0 TB" in " ".join(
+        told.getvalue().split()
+    )
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    assert "\n      python -m tools.shard verify SHARDS...\n" in shown
+
+
+def test_shards_are_called_as_their_folder(records, tmp_path):
+    """So that logs of a run tell two sources apart; and inputs may stand without --input."""
+    write(records, GOOD)
+    for folder, name in (("pets", "pets"), ("my pets (2)", "my-pets-2"), (".x", "x")):
+        shown = run("build", records, "--out", tmp_path / folder)
+        assert f"tools.shard index {tmp_path / folder} --tokenizer DIR" in shown
+        assert (tmp_path / folder / f"{name}-00000-00000.tar").is_file()
