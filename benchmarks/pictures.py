@@ -79,10 +79,10 @@ def make_shards(folder: Path) -> None:
 
 
 def raw_pictures(folder: Path, samples: int) -> Iterator[bytes]:
-    """Bytes of pictures out of all shards, in random order."""
+    """Bytes of the first pictures, those that the others read, in random order."""
     indexes = [read_index(tar) for tar in sorted(folder.glob("*.tar"))]
     reader = ShardReader()
-    for number in np.random.default_rng(1).permutation(SAMPLES)[:samples].tolist():
+    for number in np.random.default_rng(1).permutation(samples).tolist():
         index = indexes[number * SHARDS // SAMPLES]
         yield reader.read(str(index.file), index.sample(number % (SAMPLES // SHARDS))).images[0]
 

@@ -8,11 +8,14 @@ Workers are forked and never touch a GPU; packs are pinned, where there is one, 
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import threading
 import zlib
 from collections import deque
 from collections.abc import Iterator
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -34,6 +37,7 @@ from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
 
 STATE_FORMAT = 2
+_PR_SET_PDEATHSIG = 1  # of Linux' sys/prctl.h
 
 
 class PackedLoader:
@@ -208,10 +212,12 @@ class PackedLoader:
             batch_size=None,
             sampler=_Packs(self),
             num_workers=self._num_workers,
+            multiprocessing_context="fork" if self._num_workers else None,
             prefetch_factor=self._prefetch if self._num_workers else None,
             pin_memory=torch.accelerator.is_available(),
             # Its own generator: the default would draw a number from the training process's random state.
             generator=torch.Generator(),
+            worker_init_fn=partial(_die_with, os.getpid()),
         )
         # torch answers a worker's death with a RuntimeError wherever the training process happens to be. Undo that: the
         # next call of next_step() notices it as well (within five seconds) and can say what it means.
@@ -231,6 +237,14 @@ def _private(batch: Batch) -> Batch:
     """A pack in memory of this process alone. What workers send lies in shared memory, with an open file for every
     tensor: the hundreds of packs of a large step would be more than a process may have."""
     return batch.with_tensors(torch.clone) if batch.input_ids.is_shared() else batch
+
+
+def _die_with(parent: int, _worker: int) -> None:
+    """Has Linux kill this worker when the training process dies. By itself it would wait for ever if that is killed
+    while the worker is sending a pack, and hold its memory on the node."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before that
+        os._exit(1)
 
 
 class _Packs(Sampler):

@@ -323,16 +323,14 @@ class ShardReader:
 
     def _read(self, path: str, sample: ShardSample, tar_fingerprint: str) -> list[bytes]:
         descriptor = self._descriptor(path, tar_fingerprint)
-        contents = []
-        for member in sample.members:
-            try:
-                data = os.pread(descriptor, member.size, member.offset)
-            except OSError as error:
-                self._close(path)
-                raise BadSample("unreadable_shard", f"{path}: {error.strerror}") from error
-            if len(data) != member.size or xxh3_64_intdigest(data) != member.xxh3:
+        try:
+            contents = [os.pread(descriptor, member.size, member.offset) for member in sample.members]
+        except OSError as error:
+            self._close(path)
+            raise BadSample("unreadable_shard", f"{path}: {error.strerror}") from error
+        for member, data in zip(sample.members, contents, strict=True):
+            if xxh3_64_intdigest(data) != member.xxh3:
                 raise self._changed(path, descriptor, member, len(data), tar_fingerprint)
-            contents.append(data)
         return contents
 
     @staticmethod
@@ -347,9 +345,10 @@ class ShardReader:
         return BadSample("checksum", f"its {member.kind} of {member.size} bytes differs from what was indexed")
 
     def _descriptor(self, path: str, tar_fingerprint: str) -> int:
-        if path in self._open:
+        descriptor = self._open.get(path, -1)
+        if descriptor >= 0:
             self._open.move_to_end(path)
-            return self._open[path]
+            return descriptor
         self._let_go()
         try:
             descriptor = self.cache.open(path, tar_fingerprint) if is_url(path) else os.open(path, os.O_RDONLY)

@@ -83,6 +83,8 @@ class Parquet:
         record = json.loads(json.dumps({k: v for k, v in values.items() if v is not None}, default=str))
         if columns.text:
             record["text"] = record.pop(columns.text, "")
+            if "domain" not in record and not self.domain and any(columns.media.values()) and not any(media.values()):
+                raise BadSample("missing_file", "a row without its picture or clip: --set domain=text takes it as text")
             record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
         if is_foreign_chat(record):
             # Files have no names here: they are numbered, and come back in the order of their placeholders.

@@ -234,6 +234,7 @@ def test_parquet_as_hugging_face_writes_it(tmp_path):
         {"image": {"bytes": None, "path": None}, "caption": "Nothing.", "score": 1.0, "raw": b"x"},
         {"image": {"bytes": b"no picture", "path": "a.dat"}, "caption": "Noise.", "score": 1.0, "raw": b"x"},
         {"image": {"bytes": MP4, "path": None}, "caption": "A clip.", "score": 1.0, "raw": b"x"},
+        {"image": None, "caption": "Words.", "score": None, "raw": b"x"},
     ]
     given = opened(write_parquet(tmp_path / "a.parquet", rows))
     assert len(given.units()) == 3
@@ -247,7 +248,10 @@ def test_parquet_as_hugging_face_writes_it(tmp_path):
         ("a.parquet:3", "missing_file"),
         ("a.parquet:4", "unknown_extension"),
         ("a.parquet:5", "unknown_extension"),
+        ("a.parquet:6", "missing_file"),
     ]
+    drafts, _ = read(opened(tmp_path / "a.parquet", settings=["domain=text"]))
+    assert drafts[-1].record == {"domain": "text", "text": "Words."}
 
 
 def test_parquet_with_lists_chats_and_named_columns(tmp_path):

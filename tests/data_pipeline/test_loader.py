@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -177,8 +178,11 @@ def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, 
             assert run.is_alive()
             time.sleep(0.002)
         time.sleep(float(rng.random()) / 50)
+        workers_left = psutil.Process(run.pid).children(recursive=True)
         run.kill()
         run.join()
+        _, alive = psutil.wait_procs(workers_left, timeout=10)
+        assert not alive, "workers die with their run, whatever they were doing"
         lines = [json.loads(line) for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")]
         seen += [line["packs"] for line in lines]
         state = lines[-1]["state"]

@@ -199,7 +199,7 @@ def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder)
     older, newer = tmp_path / "older", tmp_path / "newer"
     for out, given in ((older, GOOD[:2]), (newer, GOOD)):
         write(records, given)
-        run("build", "--input", records, "--out", out, "--tokenizer", tokenizer_folder)
+        run("build", "--input", records, "--out", out, "--tokenizer", tokenizer_folder, "--name", "shard")
     (older / "manifest.json").unlink()
     for file in newer.glob("shard-*"):
         shutil.copy(file, older)
