@@ -83,6 +83,7 @@ class PackedLoader:
         self._rank, self._ranks = data_parallel_rank, data_parallel_size
         self._packs_per_rank = global_batch_size // data_parallel_size
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
+        self._pinned = torch.accelerator.is_available()
         self._fetcher = PackFetcher(
             *(self.sources, self.tokenizer, budget),
             seq_length=seq_length,
@@ -207,14 +208,17 @@ class PackedLoader:
         return None
 
     def _start(self) -> Iterator[Batch]:
+        """All packs from here on. The first one is read by this process, while workers begin with those after it."""
+        packs = self._packs()
+        first = list(islice(packs, 1))
         loader = DataLoader(
             self._fetcher,
             batch_size=None,
-            sampler=_Packs(self),
+            sampler=_Packs(packs),
             num_workers=self._num_workers,
             multiprocessing_context="fork" if self._num_workers else None,
             prefetch_factor=self._prefetch if self._num_workers else None,
-            pin_memory=torch.accelerator.is_available(),
+            pin_memory=self._pinned,
             # Its own generator: the default would draw a number from the training process's random state.
             generator=torch.Generator(),
             worker_init_fn=partial(_die_with, os.getpid()),
@@ -225,7 +229,11 @@ class PackedLoader:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
-        return batches
+        return chain(map(self._read_here, first), batches)
+
+    def _read_here(self, pack: Pack) -> Batch:
+        batch = self._fetcher[pack]
+        return batch.pin_memory() if self._pinned else batch
 
     def _packs(self) -> Iterator[Pack]:
         for packs, position in self.plan.steps(self._position):
@@ -250,8 +258,8 @@ def _die_with(parent: int, _worker: int) -> None:
 class _Packs(Sampler):
     """Hands the packs to fetch to the DataLoader, which passes each to a worker as if it were an index."""
 
-    def __init__(self, loader: PackedLoader):
-        self.loader = loader
+    def __init__(self, packs: Iterator[Pack]):
+        self.packs = packs
 
     def __iter__(self) -> Iterator[Pack]:
-        return self.loader._packs()
+        return self.packs
