@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.files import write_text
 from data_pipeline.index import index_path, write_index
 from data_pipeline.inputs.draft import Draft, Input, Rejected
 from data_pipeline.inputs.names import printable
@@ -148,9 +149,7 @@ def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes a file whole or not at all."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
 
 
 @lru_cache(maxsize=2)

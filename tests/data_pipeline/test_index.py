@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
-import pickle
 import random
 import shutil
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -306,9 +306,12 @@ def test_a_damaged_catalogue(shards, opened):
 @pytest.mark.fast
 def test_a_source_travels_as_its_configuration(opened):
     source = opened()
-    sent = pickle.dumps(source)
-    assert len(sent) < 1000
-    assert same(pickle.loads(sent), source)
+    here, there = multiprocessing.Pipe()
+    here.send(source)
+    assert len(ForkingPickler.dumps(source)) < 1000
+    received = there.recv()
+    assert received is not source
+    assert same(received, source)
 
 
 def test_many_rows_of_every_kind(tmp_path):
