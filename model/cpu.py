@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,14 @@ from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 _installed = False
+
+
+def hide_transformer_engine_without_cuda() -> None:
+    """Where it can be imported, megatron-core takes its fused Adam and gradient norm for whatever is trained, and both
+    run on GPUs alone. So on a login node, or with the GPUs hidden, megatron-core is not to find it."""
+    if not torch.cuda.is_available() and "transformer_engine" not in sys.modules:
+        modules: dict[str, Any] = sys.modules
+        modules["transformer_engine"] = None  # an import then fails as if it were not installed
 
 
 def let_megatron_run_without_cuda() -> None:

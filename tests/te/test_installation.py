@@ -36,17 +36,33 @@ def test_transformer_engine_is_taken_where_there_is_a_gpu() -> None:
     ],
 )
 def test_half_an_installation_is_named(environment: dict[str, str], message: str) -> None:
-    """Which is what a new process finds here, without the stand-in for the compiled part."""
-    inherited = {name: value for name, value in os.environ.items() if name != "NVTE_PROJECT_BUILDING"}
-    done = subprocess.run(
-        [sys.executable, "-c", "import model"],
-        cwd=Path(__file__).parents[2],
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-    )
+    """Which is what a new process finds here, without the stand-in for the compiled part, if it takes this machine for
+    one with a GPU."""
+    done = run_python("import torch; torch.cuda.is_available = lambda: True; import model", environment)
     assert done.returncode != 0
     last_line = done.stderr.splitlines()[-1]
     assert re.match(
         f"model.config.ConfigError: Transformer Engine is installed but cannot be imported {message}", last_line
+    )
+
+
+def test_without_a_gpu_megatron_core_does_not_find_it() -> None:
+    """Whole or not: its Adam and its gradient norm would be taken, and do not run."""
+    done = run_python(
+        "import model, megatron.core.optimizer as optimizer, megatron.core.models.gpt.gpt_layer_specs as specs; "
+        "from model.installed import has_transformer_engine; "
+        "print(optimizer.USING_PYTORCH_OPTIMIZER, specs.HAVE_TE, has_transformer_engine())"
+    )
+    assert done.stdout.split() == ["True", "False", "False"], done.stderr
+
+
+def run_python(code: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """A new process from the repository's root, which finds what is installed."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NVTE_PROJECT_BUILDING"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parents[2],
+        env=inherited | (environment or {}),
+        capture_output=True,
+        text=True,
     )
