@@ -1,6 +1,7 @@
 # make demo        train a tiny GLM-4.5V from real pictures to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
+# make test-gpu    what only a GPU can tell, on a machine that has one
 # make check       format, lint, types; make format mends what can be mended
 #
 # Every target makes .venv with the versions of constraints.txt first, where they are missing.
@@ -9,16 +10,17 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 VARIANT ?= moe
+HIDE_GPUS := CUDA_VISIBLE_DEVICES=
 PYTEST := $(BIN)/python -m pytest --forbid-skips
 
 # Transformer Engine's Python, laid over .venv for its tests alone: where megatron-core can import it, it uses it.
 TE := .venv-te
-WITH_TE := CUDA_VISIBLE_DEVICES= PYTHONPATH=$(TE)
+WITH_TE := $(HIDE_GPUS) PYTHONPATH=$(TE)
 PYTEST_TE := $(WITH_TE) $(PYTEST) -p tests.te.stand_in tests/te
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-te test-fast test-full te-tables check format clean
+.PHONY: demo demo-data test test-te test-gpu test-fast test-full te-tables check format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m tools.demo --variant $(VARIANT)
@@ -27,17 +29,20 @@ demo-data: $(VENV)/installed
 	$(BIN)/python -m tools.demo_data --out demo_out
 
 test: $(VENV)/installed $(TE)/installed
-	$(PYTEST) -m "not slow"
+	$(HIDE_GPUS) $(PYTEST) -m "not slow"
 	$(PYTEST_TE)
 
 test-te: $(TE)/installed
 	$(PYTEST_TE)
 
+test-gpu: $(VENV)/installed
+	$(PYTEST) tests/gpu
+
 test-fast: $(VENV)/installed
-	$(PYTEST) -m "fast and not slow"
+	$(HIDE_GPUS) $(PYTEST) -m "fast and not slow"
 
 test-full: $(VENV)/installed $(TE)/installed
-	$(PYTEST)
+	$(HIDE_GPUS) $(PYTEST)
 	$(PYTEST_TE)
 
 te-tables: $(TE)/installed  # write tests/te/golden anew

@@ -187,8 +187,13 @@ def call(module: str, *arguments: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """One thread a process: two processes share two cores."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    """One thread a process: two processes share two cores, and would not share a GPU."""
+    return {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
 
 
 # The table: every figure that was measured, and what is required of it

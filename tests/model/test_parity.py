@@ -59,7 +59,7 @@ def alone(model: GlmvModel, one: TestSample) -> Batch:
 
 @torch.no_grad()
 def logits(model: GlmvModel, batch: Batch) -> Tensor:
-    return model(**forward_inputs(batch))
+    return model(**forward_inputs(batch)).cpu()
 
 
 @pytest.mark.fast
@@ -174,13 +174,12 @@ def test_every_gradient_equals_transformers(build, reference: nn.Module) -> None
 
     batch = pack(samples, seq_length=256)
     losses = model(**forward_inputs(batch), labels=batch.labels)
-    ((losses * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
+    ((losses.cpu() * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
 
-    ours = {name: parameter.grad for name, parameter in model.named_parameters()}
+    ours = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
     expected = reference_gradients(reference)
     assert ours.keys() == expected.keys()
     for name, gradient in expected.items():
-        assert ours[name] is not None, f"{name} has no gradient"
         error = ((ours[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)).item()
         assert math.isfinite(error)
         assert error <= GRADIENTS, f"{name}: {error:.1e}"

@@ -1,0 +1,45 @@
+"""What only a GPU can tell: `make test-gpu`. The other tests hide the GPUs of a machine that has any.
+
+One GPU is enough. Processes share no GPU under NCCL, so layouts over several are the business of the tests on CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from model.backend import Backend, process_group_arguments, select_backend
+from model.installed import has_transformer_engine
+from model.parallel import ParallelConfig, initialize_model_parallel
+from tests.training_data import config_file, shards  # noqa: F401
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            item.add_marker(pytest.mark.skip("needs a GPU"))
+
+
+@pytest.fixture(scope="session")
+def single_process() -> Iterator[None]:
+    """As on CPUs, but under NCCL."""
+    torch.cuda.set_device(0)
+    dist.init_process_group(**process_group_arguments(0), store=dist.HashStore(), rank=0, world_size=1)
+    initialize_model_parallel(ParallelConfig(), seed=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(params=["torch", "transformer_engine"])
+def backend_name(request: pytest.FixtureRequest) -> str:
+    if request.param == "transformer_engine" and not has_transformer_engine():
+        pytest.skip("needs Transformer Engine")
+    return request.param
+
+
+@pytest.fixture
+def backend(backend_name: str) -> Backend:
+    return select_backend(backend_name)
