@@ -34,6 +34,7 @@ from rich.table import Table
 from benchmarks.jpegs import jpegs
 from data_pipeline.images import as_frames, decode_image, image_slices, patchify, resize, resized_size
 from data_pipeline.index import read_index
+from data_pipeline.memory import keep_freed_memory
 from data_pipeline.shards import ShardReader
 
 SAMPLES, SHARDS = 4000, 8
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_freed_memory()  # as data workers do
     if not list(options.folder.glob("*.tar")):
         make_shards(options.folder)
     if options.peers_python:

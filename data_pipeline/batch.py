@@ -61,7 +61,7 @@ class Batch:
     cu_seqlens: torch.Tensor  # int32 [segments + 1]
     segment_lengths: torch.Tensor  # int32 [segments]
     segment_domains: list[str]
-    pixels: torch.Tensor  # uint8 [slices, 588]: (channel, y, x); a frame pair's patch is two neighbouring slices
+    pixels: torch.Tensor  # uint8 [slices, 588]: (y, x, channel); a frame pair's patch is two neighbouring slices
     grid_thw: torch.Tensor  # int64 [images, 3]: a row a picture or frame pair, t = 1, h and w in patches
     frames: torch.Tensor  # int32 [images]: 1 picture, 2 frame pair
     sample_ids: list[str]  # "shard.tar/KEY" of each segment, "" for the tail and for room that nothing could fill

@@ -24,7 +24,7 @@ PATCH_SIZE = 14
 MERGE_SIZE = 2  # 2x2 patches make one token
 TEMPORAL_PATCH_SIZE = 2  # a video's patch spans two frames; a picture counts as two equal ones
 FACTOR = PATCH_SIZE * MERGE_SIZE
-SLICE_BYTES = 3 * PATCH_SIZE * PATCH_SIZE
+SLICE_BYTES = PATCH_SIZE * PATCH_SIZE * 3
 TOKEN_PIXELS = TEMPORAL_PATCH_SIZE * FACTOR * FACTOR  # pixels of one token, both instants counted
 MIN_PIXELS = 112 * 112  # the published processors' "shortest_edge", both instants counted
 MIN_IMAGE_TOKENS = MIN_PIXELS // TOKEN_PIXELS
@@ -36,7 +36,7 @@ MAX_SCANNED_PIXELS = 64 * MAX_DECODED_PIXELS  # every scan of a progressive JPEG
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
 Image.init()  # until then Pillow knows five of them
 
-_START_OF_SCAN, _SCAN_BYTES = b"\xff\xda", 10  # the least that a scan takes
+_START_OF_SCAN, _SCAN_BYTES = 0xDA, 10  # after 0xFF; the least that a scan takes
 _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -137,10 +137,10 @@ def resize(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 def patchify(frames: torch.Tensor) -> torch.Tensor:
     """One picture (T=1) or frame pair (T=2), uint8 [T, 3, H, W] -> slices uint8 [h*w*T, 588].
 
-    Patches come in blocks of 2x2, block by block; a patch's T slices are neighbours, each in (channel, y, x) order.
+    Patches come in blocks of 2x2, block by block; a patch's T slices are neighbours, each in (y, x, channel) order.
 
-    Two copies, the quickest there are: NumPy moves a patch's row of pixels, 14 x 3 bytes, as one element to its place,
-    and then the colours of every patch are taken apart. (One permuted copy, byte by byte, takes twice as long.)
+    One copy: NumPy moves a patch's row of pixels, 14 x 3 bytes, as one element to its place. That is 0.15 of 2.4 ms for
+    half a megapixel; to take the colours apart here would make it 0.6. The model does it on its device.
     """
     instants, _, height, width = frames.shape
     row = np.dtype((np.void, PATCH_SIZE * 3))
@@ -149,11 +149,7 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
         *(instants, height // FACTOR, MERGE_SIZE, PATCH_SIZE),
         *(width // FACTOR, MERGE_SIZE),
     )
-    interleaved = rows.transpose(1, 4, 2, 5, 0, 3).copy().view(np.uint8).reshape(-1, PATCH_SIZE * PATCH_SIZE, 3)
-    slices = np.empty((len(interleaved), 3, PATCH_SIZE * PATCH_SIZE), dtype=np.uint8)
-    for channel in range(3):
-        slices[:, channel] = interleaved[:, :, channel]
-    return torch.from_numpy(slices).reshape(-1, SLICE_BYTES)
+    return torch.from_numpy(rows.transpose(1, 4, 2, 5, 0, 3).copy().view(np.uint8).reshape(-1, SLICE_BYTES))
 
 
 def image_slices(data: bytes, max_tokens: int) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -193,7 +189,8 @@ def _open(data: bytes) -> Image.Image:
 
 def _check_scans(data: bytes, pixels: int) -> None:
     if pixels * (len(data) // _SCAN_BYTES) > MAX_SCANNED_PIXELS:  # else there is no need to count
-        scans = data.count(_START_OF_SCAN)
+        marks = np.frombuffer(data, dtype=np.uint8)  # bytes.count takes five times as long
+        scans = int(np.count_nonzero((marks[:-1] == 0xFF) & (marks[1:] == _START_OF_SCAN)))
         if pixels * scans > MAX_SCANNED_PIXELS:
             raise BadSample("image_too_large", f"a JPEG of {pixels} pixels in {scans} scans")
 
@@ -215,7 +212,7 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:
-    """libjpeg-turbo's answer, equal to Pillow's and twice as fast; None where it complains, so that Pillow judges."""
+    """libjpeg-turbo's answer, equal to Pillow's, a quarter faster; None where it complains: then Pillow judges."""
     try:
         return simplejpeg.decode_jpeg(data, colorspace="RGB", strict=True)
     except ValueError:

@@ -29,6 +29,7 @@ from data_pipeline.draw import Place
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
+from data_pipeline.memory import keep_freed_memory
 from data_pipeline.mixture import Share, planned_mixture
 from data_pipeline.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
@@ -221,7 +222,7 @@ class PackedLoader:
             pin_memory=self._pinned,
             # Its own generator: the default would draw a number from the training process's random state.
             generator=torch.Generator(),
-            worker_init_fn=partial(_die_with, os.getpid()),
+            worker_init_fn=partial(_begin_worker, os.getpid()),
         )
         # torch answers a worker's death with a RuntimeError wherever the training process happens to be. Undo that: the
         # next call of next_step() notices it as well (within five seconds) and can say what it means.
@@ -247,7 +248,12 @@ def _private(batch: Batch) -> Batch:
     return batch.with_tensors(torch.clone) if batch.input_ids.is_shared() else batch
 
 
-def _die_with(parent: int, _worker: int) -> None:
+def _begin_worker(parent: int, _worker: int) -> None:
+    keep_freed_memory()
+    _die_with(parent)
+
+
+def _die_with(parent: int) -> None:
     """Has Linux kill this worker when the training process dies. By itself it would wait for ever if that is killed
     while the worker is sending a pack, and hold its memory on the node."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -95,8 +95,8 @@ class VisionEncoder(MegatronModule):
         """Embed pictures and frame pairs.
 
         Args:
-            pixels: uint8 [slices, 588], on the device; one slice a patch of a picture, two consecutive ones a patch of
-                a frame pair.
+            pixels: uint8 [slices, 588] in (y, x, channel) order, on the device; one slice a patch of a picture, two
+                consecutive ones a patch of a frame pair.
             grid_thw: int64 [images, 3], each (1, h, w) with even h and w; in main memory.
             frames: int32 [images]: 1 for a picture, 2 for a frame pair; in main memory.
 
@@ -150,7 +150,8 @@ class PatchEmbedding(nn.Conv3d):
         first = per_patch.cumsum(0) - per_patch
         both = torch.stack([first, first + per_patch - 1], dim=1).to(pixels.device)  # [patches, 2]
         mean, std = (torch.tensor(v, device=pixels.device).mul(255).view(3, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-        normalised = ((pixels.view(-1, 3, pixels.size(1) // 3).float() - mean) / std).to(self.weight.dtype)
+        colours = pixels.view(-1, pixels.size(1) // 3, 3).transpose(1, 2).contiguous()  # while they are bytes
+        normalised = ((colours.float() - mean) / std).to(self.weight.dtype)
         patches = normalised[both].transpose(1, 2).flatten(1)  # [patches, 3 * 2 * 196]
         return F.linear(patches, self.weight.flatten(1), self.bias)
 

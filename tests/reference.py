@@ -176,7 +176,7 @@ def as_pixel_values(pixels: Tensor, grids: Sequence[tuple[int, int]], frames: Se
     rows = []
     at = 0
     for (h, w), count in zip(grids, frames, strict=True):
-        image = pixels[at : at + h * w * count].view(h * w, count, 3, 196).float()
+        image = pixels[at : at + h * w * count].view(h * w, count, 196, 3).transpose(2, 3).float()
         at += h * w * count
         both = torch.stack([image[:, 0], image[:, -1]], dim=2)  # [patches, 3, 2, 196]
         rows.append(((both.flatten(2).view(h * w, 3, 392) - mean) / std).flatten(1))

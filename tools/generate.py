@@ -210,7 +210,7 @@ def pixel_values(sample: EncodedSample, preprocessor: dict[str, Any]) -> Tensor:
     patches = []
     sizes = [h * w * frames for (h, w), frames in zip(sample.grids, sample.frames, strict=True)]
     for slices, frames in zip(sample.pixels.split(sizes), sample.frames, strict=True):
-        instants = slices.view(-1, frames, 3, PATCH_SIZE, PATCH_SIZE).transpose(1, 2).float()
+        instants = slices.view(-1, frames, PATCH_SIZE, PATCH_SIZE, 3).permute(0, 4, 1, 2, 3).float()
         both = ((instants / 255 - mean) / std).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1, -1)
         patches.append(both.flatten(1))
     return torch.cat(patches)

@@ -191,9 +191,9 @@ def unpatchify(slices: torch.Tensor, grid: tuple[int, int], instants: int) -> np
     """uint8 [h*w*instants, 588] -> RGB frames uint8 [instants, H, W, 3]: the inverse of `images.patchify`."""
     h, w = grid
     blocks = slices.reshape(
-        *(h // MERGE_SIZE, w // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE), *(instants, 3, PATCH_SIZE, PATCH_SIZE)
+        *(h // MERGE_SIZE, w // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE), *(instants, PATCH_SIZE, PATCH_SIZE, 3)
     )
-    return blocks.permute(4, 0, 2, 6, 1, 3, 7, 5).reshape(instants, h * PATCH_SIZE, w * PATCH_SIZE, 3).numpy()
+    return blocks.permute(4, 0, 2, 5, 1, 3, 6, 7).reshape(instants, h * PATCH_SIZE, w * PATCH_SIZE, 3).numpy()
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

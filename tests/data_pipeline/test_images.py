@@ -38,20 +38,26 @@ def goldens() -> dict[str, np.ndarray]:
     return dict(np.load(GOLDENS))
 
 
+def both_instants(slices: torch.Tensor, instants: int) -> torch.Tensor:
+    """Slices in transformers' order, uint8 [patches, 3, 2, 196]; a picture is seen twice."""
+    colours_last = slices.reshape(-1, instants, 196, 3).expand(-1, 2, -1, -1)
+    return colours_last.permute(0, 3, 1, 2).contiguous()
+
+
 def normalised(slices: torch.Tensor, instants: int) -> np.ndarray:
-    """Our slices as transformers' pixel values, float32 [patches, 3 * 2 * 196]; a picture is seen twice."""
-    bytes_ = slices.reshape(-1, instants, 3, 196).expand(-1, 2, -1, -1).transpose(1, 2).to(torch.float32)
+    """Our slices as transformers' pixel values, float32 [patches, 3 * 2 * 196]."""
+    bytes_ = both_instants(slices, instants).to(torch.float32)
     mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return ((bytes_ - mean) / std).reshape(len(bytes_), -1).numpy()
 
 
 def assert_golden(goldens: dict[str, np.ndarray], name: str, slices: torch.Tensor, instants: int) -> None:
-    both_instants = slices.reshape(-1, instants, 3, 196).expand(-1, 2, -1, -1).transpose(1, 2).contiguous()
-    assert zlib.crc32(both_instants.numpy().tobytes()) == goldens[f"{name}/crc32"], name
-    kept = torch.from_numpy(kept_positions(both_instants.numel()))
+    pixels = both_instants(slices, instants)
+    assert zlib.crc32(pixels.numpy().tobytes()) == goldens[f"{name}/crc32"], name
+    kept = torch.from_numpy(kept_positions(pixels.numel()))
     channel = kept % (3 * 2 * 196) // (2 * 196)
     mean, std = (torch.tensor(values) * 255 for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
-    values = (both_instants.reshape(-1)[kept].to(torch.float32) - mean[channel]) / std[channel]
+    values = (pixels.reshape(-1)[kept].to(torch.float32) - mean[channel]) / std[channel]
     np.testing.assert_allclose(values, goldens[f"{name}/values"], rtol=0, atol=1e-6, err_msg=name)
 
 
