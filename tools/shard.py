@@ -31,7 +31,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipeline.catalogue import find_shards
 from data_pipeline.curation.recipe import read_recipe
 from data_pipeline.curation.report import funnel_table
 from data_pipeline.curation.run import Unfinished
@@ -48,6 +47,7 @@ from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.verify import jobs_of, verify_shards
 from data_pipeline.sharding.writing import Counts
 from tools.errors import errors_in_one_line
+from tools.shard_paths import shards_of
 from tools.shard_stats import collect, draw, table_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -170,6 +170,8 @@ def stats(
     with errors_in_one_line(DataError):
         indexes = [read_index(path) for path in _shards(shards)]
         found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
+        if not found:
+            raise DataError(f"not one sample is indexed in {', '.join(shards)}: see {REJECTED} beside the shards")
         if picture:
             draw(found, picture)
     _print_whole(table_of(found))
@@ -213,7 +215,7 @@ def _print_whole(table: Table) -> None:
 
 
 def _shards(given: list[str]) -> list[Path]:
-    return [shard for path in given for shard in find_shards(path)]
+    return shards_of(given, lambda empty: console.print(empty, markup=False, soft_wrap=True))
 
 
 def _executor(name: str) -> str:
