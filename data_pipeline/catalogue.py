@@ -40,6 +40,10 @@ from data_pipeline.remote import ShardCache, is_url
 from data_pipeline.shards import index_command
 
 
+class NoShards(DataError):
+    """A folder, or a pattern, without a single tar."""
+
+
 @dataclass(frozen=True)
 class ShardEntry:
     """A shard as the catalogue knows it. name: of the tar; rows: how many."""
@@ -118,7 +122,7 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
     tars |= {name.removesuffix(INDEX_SUFFIX) + ".tar" for name in files if name.endswith(INDEX_SUFFIX)}
     names = sorted(name for name in tars if fnmatchcase(name, pattern) and not name.startswith("."))
     if not names:
-        raise DataError(f"{path} holds no shards (*.tar): make some with `python -m tools.shard build`")
+        raise NoShards(f"{path} holds no shards (*.tar): make some with `python -m tools.shard build`")
     return folder, names, files
 
 

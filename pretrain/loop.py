@@ -43,6 +43,7 @@ from pretrain.errors import expected_errors
 from pretrain.metrics import RunLog, logger
 from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
 from pretrain.pack_cost import pack_cost
+from pretrain.run_lock import agree_on_lock, run_lock
 from pretrain.step import NonFiniteStep, TrainStep
 
 
@@ -52,6 +53,7 @@ def run(config: RunConfig) -> None:
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: before any process group or file is touched, where the
             configuration alone, or with the folders that it names, cannot work.
+        ConfigError: another run is writing into the same folder.
         SystemExit: 2, after an error of these kinds, or a step that is not finite, in the run itself.
     """
     resolved = asdict(config)
@@ -69,8 +71,12 @@ def run(config: RunConfig) -> None:
     )
     check_tokenizer(model_config, loader.tokenizer)
     layout = lay_out_pipeline(config, model_config, loader)
-    with process_group(), expected_errors(on_every_process=True):
-        _train(config, model_config, resolved, loader, layout, agree_on_origin(origin))
+    with run_lock(Path(config.train.output_dir)) as refusal:
+        origin = find_origin(config, resolved)  # again: until now, another run may have been saving its last checkpoint
+        with process_group():
+            agree_on_lock(refusal)
+            with expected_errors(on_every_process=True):
+                _train(config, model_config, resolved, loader, layout, agree_on_origin(origin))
 
 
 def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:

@@ -22,7 +22,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
-from data_pipeline.catalogue import find_shards
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.files import write_text
@@ -38,6 +37,7 @@ from pretrain.origin import find_origin, resolve_model
 from pretrain.pack_cost import pack_cost
 from tools.errors import errors_in_one_line
 from tools.inspect_view import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
+from tools.shard_paths import shards_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
@@ -61,7 +61,8 @@ def shards(
     """Shows samples: pictures with boxes, frames with their seconds, the record, tokens with what is learned."""
     with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
         glm_tokenizer = GlmTokenizer(tokenizer)
-        indexes = [read_index(path) for given in shards for path in find_shards(given)]
+        paths = shards_of(shards, lambda empty: console.print(empty, markup=False, soft_wrap=True))
+        indexes = [read_index(path) for path in paths]
         budget = PixelBudget(image_max_tokens, video_max_tokens)
         chosen = _with_keys(indexes, key) if key else _spread(indexes, samples)
         reader = ShardReader()

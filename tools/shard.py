@@ -9,8 +9,9 @@
 
 SHARDS are folders of shards, .tar files or patterns. `COMMAND --help` says more: `build --help` what can be read.
 
-A build that was stopped goes on where it was when the same command is given again. Many machines may share one: each
-does a part (--part 0/8 ... --part 7/8, or --array in a SLURM job array), and whoever is last writes the manifest.
+`build` and `curate` go on where they were stopped when the same command is given again. Many machines may share one:
+each does a part (--part 0/8 ... --part 7/8, or --array in a SLURM job array), and whoever is last finishes it: writes
+the manifest, or decides which samples stay and writes them.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipeline.catalogue import find_shards
 from data_pipeline.curation.recipe import read_recipe
 from data_pipeline.curation.report import funnel_table
+from data_pipeline.curation.run import Unfinished
 from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
@@ -46,6 +47,7 @@ from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.verify import jobs_of, verify_shards
 from data_pipeline.sharding.writing import Counts
 from tools.errors import errors_in_one_line
+from tools.shard_paths import shards_of
 from tools.shard_stats import collect, draw, table_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -57,6 +59,8 @@ TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face 
 ChatForm = Annotated[str, typer.Option(help=f"how chats are written: {' or '.join(CHAT_FORMS)}")]
 Workers = Annotated[int, typer.Option(help="processes; 0: one for every core", min=0)]
 ExecutorName = Annotated[str, typer.Option("--executor", help=f"where the work is done: {', '.join(EXECUTORS)}")]
+PartOfWhole = Annotated[str, typer.Option("--part", help="do part I of N (from 0), as I/N; the last one finishes")]
+PartOfArray = Annotated[bool, typer.Option("--array", help="the part is this member of a SLURM job array")]
 
 BUILD_HELP = f"""Writes shards, their indexes and a manifest from files and folders.
 
@@ -90,8 +94,8 @@ def build(
     chat_form: ChatForm = DEFAULT_FORM,
     workers: Workers = 0,
     executor: ExecutorName = "processes",
-    part: Annotated[str, typer.Option(help="do part I of N (from 0), as I/N; the last one finishes")] = "",
-    array: Annotated[bool, typer.Option("--array", help="the part is this member of a SLURM job array")] = False,
+    part: PartOfWhole = "",
+    array: PartOfArray = False,
 ) -> None:
     with errors_in_one_line(DataError):
         inputs = [*(input or []), *(more or [])]
@@ -166,6 +170,8 @@ def stats(
     with errors_in_one_line(DataError):
         indexes = [read_index(path) for path in _shards(shards)]
         found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
+        if not found:
+            raise DataError(f"not one sample is indexed in {', '.join(shards)}: see {REJECTED} beside the shards")
         if picture:
             draw(found, picture)
     _print_whole(table_of(found))
@@ -181,20 +187,26 @@ def curate(
     tokenizer: TokenizerFolder = "",
     workers: Workers = 0,
     executor: ExecutorName = "processes",
+    part: PartOfWhole = "",
+    array: PartOfArray = False,
 ) -> None:
     """Keeps the samples that pass a list of filters, and recaptions them if asked."""
     with errors_in_one_line(DataError):
-        funnel = run_curation(
+        found = run_curation(
             _shards(shards),
             out,
             read_recipe(recipe),
             tokenizer=tokenizer,
             executor=_executor(executor),
             workers=_workers(workers),
+            part=_part(part, array),
             progress=_progress,
             progress_of_bytes=_progress_of_bytes,
         )
-    _print_whole(funnel_table(funnel))
+    if isinstance(found, Unfinished):
+        _print_unfinished(found)
+        return
+    _print_whole(funnel_table(found))
     console.print(f"{out}: dropped.jsonl says why each sample went, funnel.png shows how many", soft_wrap=True)
 
 
@@ -203,7 +215,7 @@ def _print_whole(table: Table) -> None:
 
 
 def _shards(given: list[str]) -> list[Path]:
-    return [shard for path in given for shard in find_shards(path)]
+    return shards_of(given, lambda empty: console.print(empty, markup=False, soft_wrap=True))
 
 
 def _executor(name: str) -> str:
@@ -251,7 +263,7 @@ def _part_of_array() -> Part:
     if last - first + 1 != count:
         raise DataError(
             "--array: the numbers of the array have gaps, so the parts would not be those of the whole: give the "
-            "numbers without gaps, or run what is left with `build` without --array"
+            "numbers without gaps, or run what is left with the same command without --array"
         )
     return Part(own - first, count)
 
@@ -264,6 +276,17 @@ def _print_outcome(outcome: Outcome, out: Path) -> None:
         console.print(
             f"{outcome.done} of {outcome.tasks} tasks are done: {MANIFEST} is written when all are", soft_wrap=True
         )
+
+
+def _print_unfinished(found: Unfinished) -> None:
+    if found.examined < found.shards:
+        rest = "what stays is decided and written when all are"
+    else:
+        rest = (
+            f"part {found.writer} decides and writes what stays; if it was stopped, give its command again, or the "
+            "command without a part"
+        )
+    console.print(f"{found.examined} of {found.shards} shards are examined: {rest}", soft_wrap=True)
 
 
 def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:

@@ -6,7 +6,6 @@ one row a sample, in the order of the shard's index. A shard whose file is there
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +19,7 @@ from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter, SetFilter
 from data_pipeline.curation.recipe import Recipe, recipe_of
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.files import replacing
 from data_pipeline.index import read_index
 from data_pipeline.shards import ShardReader
 
@@ -52,6 +52,10 @@ class ShardTask:
     def __str__(self) -> str:
         return str(self.shard)
 
+    @property
+    def done(self) -> bool:
+        return Path(self.out).is_file()
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -65,16 +69,13 @@ class Entry:
 
 def examine_shard(task: ShardTask) -> None:
     """Writes the task's file, unless it is there."""
-    out = Path(task.out)
-    if out.is_file():
+    if task.done:
         return
     recipe = _recipe(task.recipe)
     schema = examined_schema(recipe)
-    temporary = out.with_suffix(f".{os.getpid()}.tmp")
-    with new_arrow_file(temporary, schema) as writer:
+    with replacing(Path(task.out)) as temporary, new_arrow_file(temporary, schema) as writer:
         for chunk in _chunks(Path(task.shard), task.shown):
             writer.write_batch(pa.RecordBatch.from_pylist(examine(chunk, recipe), schema))
-    os.replace(temporary, out)
 
 
 def examined_schema(recipe: Recipe) -> pa.Schema:

@@ -19,15 +19,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from data_pipeline.catalogue import write_catalogue
 from data_pipeline.errors import DataError
+from data_pipeline.files import write_first
 from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Input
 from data_pipeline.sharding.crashes import Deaths
 from data_pipeline.sharding.executors import EXECUTORS, MEND, Executor
-from data_pipeline.sharding.tasks import BuildOptions, Plan, Task, check_same, plan_build
+from data_pipeline.sharding.tasks import BuildOptions, Plan, check_same, plan_build
 from data_pipeline.sharding.writing import (
     WORK,
     Counts,
@@ -43,20 +44,24 @@ from data_pipeline.sharding.writing import (
 
 MANIFEST = "manifest.json"
 REJECTED = "rejected.jsonl"
+Work = TypeVar("Work")
 
 
 @dataclass(frozen=True)
 class Part:
-    """The tasks that one of `count` members does: those whose number is `index` modulo `count`."""
+    """The tasks that one of `count` members does: those whose number is `index` modulo `count`. As text 3/8."""
 
     index: int = 0
     count: int = 1
 
     def __post_init__(self) -> None:
         if not 0 <= self.index < self.count:
-            raise DataError(f"--part {self.index}/{self.count}: parts of {self.count} are 0 to {self.count - 1}")
+            raise DataError(f"--part {self}: parts of {self.count} are 0 to {self.count - 1}")
 
-    def of(self, tasks: Sequence[Task]) -> Sequence[Task]:
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of(self, tasks: Sequence[Work]) -> Sequence[Work]:
         return tasks[self.index :: self.count]
 
 
@@ -176,16 +181,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 def _begin(plan: Plan, out: Path) -> None:
     begun = out / WORK / "build.json"
     begun.parent.mkdir(parents=True, exist_ok=True)
-    if begun.is_file():
-        try:
-            content = json.loads(begun.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{begun} is damaged: remove {out} and build again") from error
-        check_same(content, plan.description, out)
-        return
-    if strangers := sorted(out.glob("*.tar")):
+    if not begun.is_file() and (strangers := sorted(out.glob("*.tar"))):
         raise DataError(f"{strangers[0]} was not built here: choose an empty folder for --out, or remove it")
-    write_json(begun, plan.description)
+    try:
+        content = json.loads(write_first(begun, json.dumps(plan.description, ensure_ascii=False)))
+    except ValueError as error:
+        raise DataError(f"{begun} is damaged: remove {out} and build again") from error
+    check_same(content, plan.description, out)
 
 
 def _was_finished(plan: Plan, out: Path) -> Outcome:

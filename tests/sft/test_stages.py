@@ -22,7 +22,8 @@ from tools.generate import transformers_inputs
 
 KEYS = {"step", "loss", "lr", "grad_norm", "tokens", "padding_fraction", "samples", "images", "patches",
         "step_seconds", "tokens_per_second", "expert_load/max", "expert_load/min", "balance_loss"}  # fmt: skip
-RUN_FILES = {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "quarantine.jsonl", "log.txt"}
+RUN_FILES = {"config.yaml", "metrics.jsonl", "tensorboard", "checkpoints", "quarantine.jsonl", "log.txt",
+             "run.lock"}  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,10 @@ def page_of(path: Path) -> BeautifulSoup:
 
 @pytest.fixture(scope="module")
 def page(shards: Path, tokenizer_folder: Path) -> BeautifulSoup:
-    run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--out", shards / "page.html")
+    empty = shards.with_name("empty")
+    empty.mkdir()
+    shown = run(app, "shards", empty, shards, "--tokenizer", tokenizer_folder, "--out", shards / "page.html")
+    assert shown.startswith(f"{empty} holds no shards")
     return page_of(shards / "page.html")
 
 

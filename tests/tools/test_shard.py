@@ -285,6 +285,28 @@ def test_a_build_of_nothing_is_a_mistake(records, tmp_path):
     assert "not one sample could be used: see" in run("build", "--input", records, "--out", tmp_path / "out", expect=2)
 
 
+def test_folders_whose_builds_kept_nothing_are_named_and_passed_over(records, tmp_path):
+    """As `stats shards/*` meets them; only if nothing is left is that a mistake."""
+    good, kept_nothing, none = (tmp_path / name for name in ("good", "kept_nothing", "none"))
+    write(records, GOOD)
+    run("build", "--input", records, "--out", good)
+    write(records, ["not JSON"])
+    run("build", "--input", records, "--out", kept_nothing, expect=2)
+    none.mkdir()
+    named = f"{kept_nothing} holds no shards: what its build left out is listed in {kept_nothing}/rejected.jsonl"
+    shown = run("stats", none, kept_nothing, good)
+    assert shown.startswith(f"{none} holds no shards (*.tar): make some with `python -m tools.shard build` {named} ")
+    assert shown.endswith(run("stats", good))
+    assert run("stats", kept_nothing, none, expect=2).startswith(f"error: {named}; {none} holds no shards")
+    assert "holds no shards" in run("stats", good, f"{tmp_path}/goood/*.tar", expect=2)  # more likely a slip
+
+    with wds.TarWriter(str(none / "theirs.tar")) as writer:
+        writer.write({"__key__": "0", "json": {"label": 3}})
+    run("index", none)
+    assert f"not one sample is indexed in {none}: see rejected.jsonl" in run("stats", none, expect=2)
+    assert run("stats", none, good) == run("stats", good)
+
+
 def test_members_of_a_slurm_array_share_a_build(records, tmp_path, monkeypatch):
     """Each does its part; a member whose number stands in an array with gaps is told so."""
     write(records, GOOD)

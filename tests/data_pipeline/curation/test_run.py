@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -209,6 +211,54 @@ def test_two_processes_do_what_one_does(folder: Path, curated: tuple[Path, str],
     assert result_files(out) == result_files(curated[0])
 
 
+def test_members_of_an_array_do_what_one_process_does(
+    folder: Path, curated: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order; the last one decides and writes."""
+    out = tmp_path / "curated"
+    arguments = [folder / "first", folder / "second", "--out", out, "--recipe", recipe(folder, out), "--array"]
+    shards = len(find_shards(str(folder / "first"))) + len(find_shards(str(folder / "second")))
+    for name, value in (("MIN", 5), ("MAX", 7), ("COUNT", 3)):
+        monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", str(value))
+    shown = []
+    for member in (7, 5, 6, 5):
+        monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(member))
+        shown.append(run(*arguments, "--executor", "here"))
+    examined = [len(range(2, shards, 3)), len(range(2, shards, 3)) + len(range(0, shards, 3))]
+    assert shown[:2] == [
+        f"{count} of {shards} shards are examined: what stays is decided and written when all are" for count in examined
+    ]
+    assert shown[2:] == [curated[1].replace(str(curated[0]), str(out))] * 2
+    assert result_files(out) == result_files(curated[0])
+
+
+def test_of_members_that_end_at_once_one_decides_and_writes(
+    folder: Path, curated: tuple[Path, str], tmp_path: Path
+) -> None:
+    """Four that find everything examined at the same moment. One that is late may find everything written, too."""
+    out, count = tmp_path / "curated", 4
+    shutil.copytree(curated[0] / ".curation", out / ".curation", ignore=shutil.ignore_patterns("writer"))
+    arguments = [folder / "first", folder / "second", "--out", out, "--recipe", recipe(folder, out)]
+    fork = multiprocessing.get_context("fork")
+    together, told = fork.Barrier(count), fork.Queue()
+
+    def member(number: int) -> None:
+        together.wait()
+        told.put(run(*arguments, "--executor", "here", "--part", f"{number}/{count}"))
+
+    members = [fork.Process(target=member, args=(number,)) for number in range(count)]
+    for process in members:
+        process.start()
+    shown = [told.get(timeout=60) for _ in members]
+    for process in members:
+        process.join()
+    writer = (out / ".curation" / "writer").read_text()
+    waiting = [line for line in shown if "shards are examined" in line]
+    assert len(waiting) < count
+    assert all(f"part {writer} decides and writes what stays" in line for line in waiting)
+    assert result_files(out) == result_files(curated[0])
+
+
 CAPTIONER = """
 import json, os, signal, sys
 from pathlib import Path
@@ -222,25 +272,33 @@ for line in sys.stdin:
 """
 
 
-def test_killed_in_either_pass_it_goes_on_where_it_was(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+def test_killed_in_either_pass_it_goes_on_where_it_was(folder: Path, tmp_path: Path, parts: int) -> None:
+    """Alone, or as a part beside another one, which neither decides nor writes in its place."""
     shards = find_shards(str(folder / "second"))
     samples = everything(shards, {shard: shard.name for shard in shards})
     pictures = [sample.name for sample in samples if sample.domain == "image_text"]
+    deadly = samples[len(samples) * 2 // 3].name
     log, marks = tmp_path / "log.txt", (tmp_path / "pass-1", tmp_path / "pass-3")
     captioner = tmp_path / "captioner.py"
     captioner.write_text(CAPTIONER.format(log=str(log), at=pictures[len(pictures) // 2], marker=str(marks[1])))
     given = f"""
 filters:
-  - {Deadly.__module__}:Deadly: {{at: {samples[len(samples) * 2 // 3].name}}}
+  - {Deadly.__module__}:Deadly: {{at: {deadly}}}
 recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
 """
     out = tmp_path / "curated"
-    arguments = [folder / "second", "--out", out, "--recipe", recipe(folder, out, given), "--executor", "here"]
+    whole = [folder / "second", "--out", out, "--recipe", recipe(folder, out, given), "--executor", "here"]
+    killed_part = [shard.name for shard in shards].index(deadly.split("/")[0]) % parts
+    arguments, *others = [[*whole, "--part", f"{(killed_part + n) % parts}/{parts}"] for n in range(parts)]
     command = [sys.executable, "-m", "tools.shard", "curate", *map(str, arguments)]
-    for marker in marks:
+    said = ("what stays is decided and written when all are", f"part {killed_part}/2 decides and writes what stays")
+    for marker, says in zip(marks, said, strict=True):
         killed = subprocess.run(command, env={**os.environ, KILL_ONCE: str(marks[0])}, capture_output=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert marker.exists()
+        for other in others:
+            assert says in run(*other)
         assert not (out / "manifest.json").exists()
     first_pass = {path: path.stat().st_mtime_ns for path in (out / ".curation").glob("*.arrow")}
     assert len(first_pass) == len(shards)
@@ -305,13 +363,21 @@ def _is_inside(members: list[Any], tar: Path) -> bool:
     return members[-1].offset > 1 << 16 and members[-1].offset + 10 < tar.stat().st_size - (1 << 16)
 
 
-def test_what_cannot_be_curated_is_one_line(folder: Path, curated: tuple[Path, str], tmp_path: Path) -> None:
+def test_what_cannot_be_curated_is_one_line(
+    folder: Path, curated: tuple[Path, str], tmp_path: Path, tokenizer_folder: Path
+) -> None:
     out = curated[0]
     first, second = folder / "first", folder / "second"
     changed = recipe(folder, tmp_path / "changed", RECIPE.replace("cap: 3", "cap: 4"))
     assert "begun with another recipe" in run(first, second, "--out", out, "--recipe", changed, expect=2)
     same = out.with_suffix(".yaml")
     assert "begun with another set of shards" in run(first, "--out", out, "--recipe", same, expect=2)
+    assert "parts of 2 are 0 to 1" in run(first, "--out", out, "--recipe", same, "--part", "2/2", expect=2)
+    part = [first, "--out", tmp_path / "parts", "--executor", "here", "--part"]
+    assert "shards are examined" in run(*part, "0/2", "--recipe", same)
+    assert "begun with another recipe" in run(*part, "1/2", "--recipe", changed, expect=2)
+    other = ["--recipe", same, "--tokenizer", tokenizer_folder]
+    assert "begun with another tokenizer" in run(*part, "1/2", *other, expect=2)
     none = tmp_path / "none"
     nothing = recipe(folder, none, "filters: [{caption_length: {min_characters: 9999, domains: []}}]")
     assert "not one sample stays" in run(first, "--out", none, "--recipe", nothing, "--workers", 1, expect=2)
