@@ -167,6 +167,41 @@ def test_a_line_too_long_to_be_held_is_passed_over(tmp_path, monkeypatch):
     ]
 
 
+def test_a_long_line_is_looked_at_once_to_cut_tasks(tmp_path, monkeypatch):
+    looked: list[bytes] = []
+    monkeypatch.setattr(jsonl, "_paths_named", lambda line: looked.append(line) or [])
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "' + "x" * 100_000 + '"}\n{"text": "b"}\n')
+    opened(path).units()
+    assert len(looked) == len(set(looked))
+
+
+def test_one_object_over_many_lines_is_no_file_of_records(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [], "annotations": []}, indent=1))
+    with pytest.raises(DataError, match="one object over many lines: .*--kind grounding"):
+        opened(path).units()
+
+
+def test_a_picture_under_a_name_that_is_not_read_does_not_vanish(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+    records = [
+        {"domain": "grounding", "text": "The cat [[1,2,3,4]].", "image": "a.jpg"},
+        {"domain": "chat", "messages": turns, "video": "a.mp4"},
+        {"domain": "text", "text": "About a picture.", "image": "a.jpg"},
+        {"messages": turns, "image": "a.jpg"},  # as LLaVA names it
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    drafts, rejected = read(opened(path))
+    assert [draft.origin for draft in drafts] == ["a.jsonl:3", "a.jsonl:4"]
+    assert [entry.detail for entry in rejected] == [
+        '"image" is not read here: write "images": ["a.jpg"]',
+        '"video" is not read here: write "videos": ["a.mp4"]',
+    ]
+
+
 def test_a_list_in_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
     (tmp_path / "a.jpg").write_bytes(JPEG)
@@ -275,10 +310,39 @@ def test_parquet_with_lists_chats_and_named_columns(tmp_path):
     assert draft.images == [Media("png", PNG)]
 
 
+def test_a_row_that_python_cannot_hold_costs_itself_only(tmp_path):
+    texts = pa.array([b"one", b"\xff\xfe", b"three", b"four"])
+    columns = {
+        "text": pa.Array.from_buffers(pa.string(), len(texts), texts.buffers()),
+        "at": pa.array([1, 2, 2**62, 3], pa.timestamp("us")),
+        "made": pa.array([1_000_000_007] * 4, pa.timestamp("ns", "UTC")),
+        "took": pa.array([1007] * 4, pa.duration("ns")),
+        "raw": pa.array([b"x"] * 4).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    drafts, rejected = read(opened(tmp_path / "a.parquet"))
+    assert [(entry.origin, entry.reason) for entry in rejected] == [
+        ("a.parquet:2", "bad_record"),
+        ("a.parquet:3", "bad_record"),
+    ]
+    times = {"made": "1970-01-01 00:00:01+00:00", "took": "0:00:00.000001"}
+    assert [draft.record for draft in drafts] == [
+        {"domain": "text", "text": "one", "at": "1970-01-01 00:00:00.000001", **times},
+        {"domain": "text", "text": "four", "at": "1970-01-01 00:00:00.000003", **times},
+    ]
+
+
+def test_texts_with_the_addresses_of_their_pages(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"text": "A page.", "url": "http://x"}])
+    [draft], _ = read(opened(path, settings=["domain=text"]))
+    assert draft.record == {"domain": "text", "text": "A page.", "url": "http://x"}
+
+
 @pytest.mark.parametrize(
     ("row", "settings", "says"),
     [
-        ({"url": "http://x/a.jpg", "caption": "x"}, [], "column 'url' holds addresses, .*img2dataset"),
+        ({"url": "http://x/a.jpg", "caption": "x"}, [], "column 'url' holds addresses, .*img2dataset.* domain=text"),
+        ({"URL": "http://x/a.jpg", "TEXT": "x"}, ["text=TEXT"], "column 'URL' holds addresses"),
         ({"words": "x", "image": JPEG}, [], "which column is the text.* --set text=NAME; its columns are words, image"),
         ({"text": "x", "image": JPEG}, ["image=picture"], "has no column 'picture'"),
     ],
