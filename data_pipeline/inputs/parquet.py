@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.chat import is_foreign_chat, normalise
+from data_pipeline.inputs.chat import is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, read_media
 from data_pipeline.inputs.names import shown_names
@@ -89,10 +89,7 @@ class Parquet:
                 raise BadSample("missing_file", "a row without its picture or clip: --set domain=text takes it as text")
             record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
         if is_foreign_chat(record):
-            # Files have no names here: they are numbered, and come back in the order of their placeholders.
-            numbers = {field: [str(number) for number in range(len(files))] for field, files in media.items()}
-            record = normalise({**record, **numbers})
-            media = {field: [files[int(number)] for number in record.pop(field, [])] for field, files in media.items()}
+            record, media = normalise_nameless(record, media)
         return Draft(record, media["images"], media["videos"], origin)
 
     def _media(self, value: Any, field: str, folder: Path) -> Media:
@@ -124,7 +121,7 @@ class Parquet:
             if name.lower() in _ADDRESS_NAMES:
                 raise DataError(
                     f"{path}: column {name!r} holds addresses, and building fetches nothing, so that it can be "
-                    f"repeated: fetch them with img2dataset and give its tars; or --set domain=text takes the texts alone"
+                    "repeated: fetch them with img2dataset and give its tars; --set domain=text takes the texts alone"
                 )
         return _Columns(text, media, [field.name for field in schema if field.name in used or _fits_json(field.type)])
 

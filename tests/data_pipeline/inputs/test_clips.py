@@ -108,6 +108,15 @@ def test_subtitles() -> None:
     assert read_subtitles(b"no subtitles", ".vtt") == []
 
 
+def test_a_cue_without_duration_is_counted(tmp_path: Path, real_clip: bytes) -> None:
+    cues = ("00:00:01,000 --> 00:00:01,000", "00:00:02,000 --> 00:00:01,500", "00:00:00,000 --> 00:00:01,000")
+    (tmp_path / "a.srt").write_text("".join(f"{number}\n{cue}\nWords.\n\n" for number, cue in enumerate(cues)))
+    (tmp_path / "a.mp4").write_bytes(real_clip)
+    drafts, rejected = read(Clips((str(tmp_path / "a.mp4"),)))  # the clip alone, with what lies beside it
+    assert [draft.record["text"] for draft in drafts] == ["[0.0-1.0] Words."]
+    assert [sample.reason for sample in rejected] == ["bad_timestamps", "bad_timestamps"]
+
+
 def test_a_folder_of_clips(tmp_path: Path, real_clip: bytes) -> None:
     for name in ("a", "b", "c", "d", "e", "f"):
         (tmp_path / f"{name}.mp4").write_bytes(real_clip)

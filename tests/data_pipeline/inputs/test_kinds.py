@@ -179,7 +179,7 @@ def test_a_long_line_is_looked_at_once_to_cut_tasks(tmp_path, monkeypatch):
 def test_one_object_over_many_lines_is_no_file_of_records(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(json.dumps({"images": [], "annotations": []}, indent=1))
-    with pytest.raises(DataError, match="one object over many lines: .*--kind grounding"):
+    with pytest.raises(DataError, match=r"one object over many lines: .*--kind grounding"):
         opened(path).units()
 
 
@@ -440,10 +440,62 @@ def test_tars_of_img2dataset_and_ours(tmp_path):
     assert drafts[1].record["text"] == "A dog."
 
 
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_a_caption_whose_picture_is_not_read_is_no_text(tmp_path):
+    files = {"1.left.jpg": JPEG, "1.right.jpg": JPEG, "1.txt": b"Two views.", "._2.jpg": b"of a Mac", "2.txt": b"Lost."}
+    path = write_tar(tmp_path / "a.tar", {**files, "3.jpg": JPEG, "3.mask.png": PNG, "3.txt": b"A cat."})
+    drafts, rejected = read(opened(path))
+    assert [(draft.origin, draft.images) for draft in drafts] == [("a.tar/3", [Media("jpg", JPEG)])]
+    assert [(entry.origin, entry.reason) for entry in rejected] == [
+        ("a.tar/1", "missing_member"),
+        ("a.tar/2", "missing_member"),
+    ]
+    assert "1.right.jpg is not read, and nothing else goes with the text: name it KEY.jpg" in rejected[0].detail
+    assert "--set domain=text" in rejected[1].detail
+    drafts, _ = read(opened(path, settings=["domain=text"]))
+    assert [draft.record["text"] for draft in drafts][:2] == ["Two views.", "Lost."]
+    [draft], _ = read(opened(write_tar(tmp_path / "b.tar", {"1.txt": b"Words.", "._1.jpg": b"of a Mac"})))
+    assert draft.record == {"domain": "text", "text": "Words."}
+
+
+def test_conversations_in_tars(tmp_path):
+    turns = [{"from": "human", "value": "What is <image>?"}, {"from": "gpt", "value": "A cat."}]
+    records = {
+        "1": {"conversations": turns},
+        "2": {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]},
+        "3": {"conversations": turns * 2},
+    }
+    files = {name: data for key, record in records.items() for name, data in _with_picture(key, record)}
+    drafts, rejected = read(opened(write_tar(tmp_path / "a.tar", files)))
+    said = [draft.record["messages"][0]["content"] for draft in drafts]
+    assert said == ["What is <image>?", "<image>What?"]
+    assert {draft.record["domain"] for draft in drafts} == {"chat"}
+    assert [draft.images for draft in drafts] == [[Media("jpg", JPEG)]] * 2
+    assert [(entry.origin, entry.reason) for entry in rejected] == [("a.tar/3", "media_mismatch")]
+
+
+def _with_picture(key: str, record: dict[str, Any]) -> list[tuple[str, bytes]]:
+    return [(f"{key}.json", json.dumps(record).encode()), (f"{key}.jpg", JPEG)]
+
+
 def test_damaged_and_hostile_tars(tmp_path):
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
-        for name, data in [("a.txt", b"A cat."), ("a.jpg", JPEG), ("../../b.txt", b"x"), ("c.txt", b"y")]:
+        for name, data in [
+            ("a.txt", b"A cat."),
+            ("a.jpg", JPEG),
+            ("../../b.txt", b"x"),
+            ("c.txt", b"y"),
+            ("c.jpg", JPEG),
+        ]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
