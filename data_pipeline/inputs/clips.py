@@ -28,7 +28,7 @@ from data_pipeline.inputs.annotations import line_units, read_named, read_object
 from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import files_below
+from data_pipeline.inputs.names import beside, files_below
 from data_pipeline.inputs.subtitles import FORMATS, read_subtitles
 from data_pipeline.shards import VIDEO_EXTENSIONS
 from data_pipeline.video import probe_video
@@ -151,17 +151,17 @@ def _or_error(read: Callable[[], tuple[Media, Any]]) -> tuple[Media, Any] | BadS
 
 
 def _from_folder(clip: Path) -> tuple[Media, Any]:
-    beside = next(filter(Path.is_file, map(clip.with_suffix, CAPTION_SUFFIXES)), None)
-    if beside is None:
+    captions = beside(clip, CAPTION_SUFFIXES)
+    if captions is None:
         raise BadSample("missing_caption", f"no {clip.stem}{' or '.join(CAPTION_SUFFIXES)} lies beside the clip")
     media = read_named(clip.name, clip.parent, "videos")
-    data = read_whole(beside.name, clip.parent)
-    if beside.suffix in FORMATS:
-        return media, read_subtitles(data, beside.suffix)
+    data = read_whole(captions.name, clip.parent)
+    if (suffix := captions.suffix.lower()) in FORMATS:
+        return media, read_subtitles(data, suffix)
     try:
         return media, data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadSample("bad_text", f"{beside.name} is not UTF-8: {error}") from error
+        raise BadSample("bad_text", f"{captions.name} is not UTF-8: {error}") from error
 
 
 def _from_record(record: dict[str, Any], folder: Path) -> tuple[Media, Any]:

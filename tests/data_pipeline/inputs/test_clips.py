@@ -124,7 +124,7 @@ def test_a_folder_of_clips(tmp_path: Path, real_clip: bytes) -> None:
     (tmp_path / "b.vtt").write_text(VTT)
     (tmp_path / "c.txt").write_text("A man talks.\n")
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe")
-    (tmp_path / "f.srt").write_text("nothing")
+    (tmp_path / "f.SRT").write_text("nothing")
     drafts, rejected = read(Clips((str(tmp_path),)))
     timed = "[0.5-1.0] He talks to us.\n[1.0-4.0] He & she."  # the clip lasts 4.004 seconds
     assert [(draft.origin, draft.record["text"]) for draft in drafts] == [

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import tarfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,16 @@ def opened(*paths: Path, kind: str = "", settings: Sequence[str] = ()) -> Input:
 
 
 def test_kinds_are_found_from_names_and_from_what_folders_hold(tmp_path):
-    for name in ("a/x.jsonl", "a/sub/y.jsonl", "b/1.jpg", "b/metadata.jsonl", "c/s.tar", "c/t.jsonl", "d/readme"):
+    for name in (
+        "a/x.jsonl",
+        "a/sub/y.jsonl",
+        "b/1.jpg",
+        "b/metadata.jsonl",
+        "c/s.tar",
+        "c/t.jsonl",
+        "d/readme",
+        "packed/a.jsonl.gz",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     [(kind, given)] = open_inputs([str(tmp_path / "a")])
@@ -71,6 +81,8 @@ def test_kinds_are_found_from_names_and_from_what_folders_hold(tmp_path):
         ("d/readme", "is of no known kind"),
         ("gone", "gone does not exist"),
         ("dpi=3", "does not exist: write --set before every option=value"),
+        ("packed/a.jsonl.gz", "is compressed.* with gunzip"),
+        ("packed", r"nothing of a known kind \(unpack a.jsonl.gz first, with gunzip\)"),
     ]:
         with pytest.raises(DataError, match=says):
             open_inputs([str(tmp_path / path)])
@@ -169,7 +181,12 @@ def test_a_line_too_long_to_be_held_is_passed_over(tmp_path, monkeypatch):
 
 def test_a_long_line_is_looked_at_once_to_cut_tasks(tmp_path, monkeypatch):
     looked: list[bytes] = []
-    monkeypatch.setattr(jsonl, "_paths_named", lambda line: looked.append(line) or [])
+
+    def paths_named(line: bytes) -> list[str]:
+        looked.append(line)
+        return []
+
+    monkeypatch.setattr(jsonl, "_paths_named", paths_named)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n{"text": "' + "x" * 100_000 + '"}\n{"text": "b"}\n')
     opened(path).units()
@@ -418,6 +435,23 @@ def test_folders_with_captions_of_every_form(tmp_path, monkeypatch):
     }
     drafts, _ = read(opened(root, settings=["domain=ocr"]))
     assert {draft.record["domain"] for draft in drafts} == {"ocr"}
+
+
+def test_names_as_a_mac_spells_them_and_captions_in_capitals(tmp_path):
+    """What a Mac copied has its accents as characters of their own, whatever the file of captions says."""
+    root = tmp_path / "pets"
+    root.mkdir()
+    composed, decomposed = (unicodedata.normalize(form, "Café.jpg") for form in ("NFC", "NFD"))
+    (root / decomposed).write_bytes(JPEG)
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": composed, "text": "A cup."}) + "\n")
+    (root / "B.JPG").write_bytes(JPEG)
+    (root / "B.TXT").write_text("A bee.")
+    drafts, rejected = read(opened(root))
+    assert ([draft.record["text"] for draft in drafts], rejected) == (["A bee.", "A cup."], [])
+
+    (root / "a.jsonl").write_text(json.dumps({"domain": "image_text", "text": "A cup.", "images": [composed]}))
+    [draft], _ = read(opened(root / "a.jsonl"))
+    assert draft.images == [Media("jpg", JPEG)]
 
 
 def test_tars_of_img2dataset_and_ours(tmp_path):
