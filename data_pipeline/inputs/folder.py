@@ -45,6 +45,7 @@ class Folder:
     allow_outside: bool = False
 
     def units(self) -> Sequence[Unit]:
+        _metadata.cache_clear()  # the files may be others by now
         units = [unit for path in self.paths for unit in _units(path)]
         if not units:
             raise DataError(f"{', '.join(self.paths)}: no picture and no clip in it")

@@ -51,6 +51,7 @@ class Grounding:
     box_format: BoxFormat = "xyxy"
 
     def units(self) -> Sequence[Unit]:
+        _coco.cache_clear()  # the file may be another one by now
         units: list[Unit] = []
         for path in self.paths:
             units += _coco_units(path) if path.endswith(".json") else line_units(path, bytes_a_line=PICTURE_BYTES)

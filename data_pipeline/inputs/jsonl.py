@@ -42,6 +42,7 @@ class JsonLines:
     allow_outside: bool = False
 
     def units(self) -> Sequence[Unit]:
+        _load_list.cache_clear()  # the file may be another one by now
         units = [unit for path in self.paths for unit in (_list_units if _is_list(path) else _line_units)(path)]
         if not units:
             raise DataError(f"{', '.join(self.paths)}: not one record in it")

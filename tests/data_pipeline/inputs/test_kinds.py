@@ -232,6 +232,16 @@ def test_a_list_in_one_file(tmp_path, monkeypatch):
     assert [entry.origin for entry in rejected] == ["a.json:6"]
 
 
+@pytest.mark.parametrize("name", ["a.json", "metadata.jsonl"])
+def test_a_file_that_was_mended_is_read_anew(tmp_path, name):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    for text in ("before", "after"):
+        record = {"file_name": "a.jpg", "images": ["a.jpg"], "domain": "image_text", "text": text}
+        (tmp_path / name).write_text(json.dumps([record] if name == "a.json" else record))
+        drafts, _ = read(opened(tmp_path / "a.json" if name == "a.json" else tmp_path))
+        assert [draft.record["text"] for draft in drafts] == [text]
+
+
 def test_files_lie_below_the_records_or_are_refused(tmp_path):
     outside, folder = tmp_path / "outside.jpg", tmp_path / "in"
     outside.write_bytes(JPEG)
