@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -75,6 +78,22 @@ def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, cod
     assert isinstance(segment, bytes)
     info = probe_video(segment)
     assert (info.frames, info.fps, info.height, info.width) == (4, 8.0, height, width)
+
+
+def test_segments_do_not_depend_on_what_lay_in_memory(tmp_path: Path, real_clip: bytes) -> None:
+    (tmp_path / "clip.mp4").write_bytes(real_clip)
+    program = (
+        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.cutting import cut_clip\n"
+        "segment, = cut_clip(Path(sys.argv[1]).read_bytes(), [(1.0, 2.0)])\n"
+        "print(hashlib.sha256(segment).hexdigest())"
+    )
+
+    def digest(fill: str) -> str:
+        command = [sys.executable, "-c", program, str(tmp_path / "clip.mp4")]
+        env = {**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": os.getcwd()}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+    assert digest("0") == digest("1")
 
 
 def test_a_segment_starts_where_no_key_frame_is(real_clip: bytes) -> None:
