@@ -24,6 +24,7 @@ from data_pipeline.tar import DIRECTORY, REGULAR, Damage, TarMember, end_mark, h
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi")
+_MEDIA_ENDINGS = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
 # The most bytes a member may have, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
 MAX_BYTES = {"json": 1 << 28, "txt": 1 << 28, "image": 1 << 30, "video": 0x7FFFF000}
 
@@ -162,10 +163,12 @@ def _write_all(file: BinaryIO, parts: Sequence[bytes]) -> None:
 
 @dataclass
 class Scan:
-    """What a tar holds: samples in the order in which their keys first appear, and what was set aside, by key."""
+    """What a tar holds: samples in the order in which their keys first appear, and what was set aside, by key.
+    passed_over: by key, the last picture or clip whose name says no number, as KEY.left.jpg."""
 
     samples: list[ShardSample] = field(default_factory=list)
     rejected: list[tuple[str, BadSample]] = field(default_factory=list)
+    passed_over: dict[str, str] = field(default_factory=dict)
 
 
 def scan_shard(path: Path) -> Scan:
@@ -201,7 +204,8 @@ def scan_shard(path: Path) -> Scan:
                 what = f"{member.name} is a link, a device or a sparse file (type {member.type.decode('latin-1')})"
                 reject(key if kind else "", "not_a_file", what)
             elif kind is None:
-                continue
+                if member.name.lower().endswith(_MEDIA_ENDINGS) and not PurePosixPath(member.name).name.startswith("."):
+                    scan.passed_over[key] = member.name
             elif member.size > MAX_BYTES[kind]:
                 reject(key, "member_too_large", f"{member.name} has {member.size} bytes, {MAX_BYTES[kind]} are allowed")
             elif (kind, number) in found.get(key, {}):

@@ -171,7 +171,7 @@ def _parse(block: bytes, offset: int) -> TarMember | None:
     if prefix and block[257:263] == b"ustar\0":  # GNU tar keeps times there
         name = prefix + b"/" + name
     kind = block[156:157]
-    if kind in _REGULAR and name.endswith(b"/"):  # before POSIX
+    if kind == b"\0" and name.endswith(b"/"):  # before POSIX; a longer name may be cut off behind any of its slashes
         kind = DIRECTORY
     # A directory, link or device has no data whatever its size says.
     return TarMember(

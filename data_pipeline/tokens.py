@@ -67,8 +67,11 @@ class GlmTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: never a special token."""
-        return self._plain.encode(text, add_special_tokens=False).ids
+        """Ids of plain text: never a special token. Raises BadSample `bad_record` for what is not Unicode."""
+        try:
+            return self._plain.encode(text, add_special_tokens=False).ids
+        except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
+            raise BadSample("bad_record", f"the text is not Unicode: {error}") from error
 
     def encode_tagged(self, text: str) -> list[int]:
         """Ids of text in which the tags an assistant may write are special tokens."""

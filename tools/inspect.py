@@ -10,6 +10,7 @@ given, with the boxes that the text names; every token shows whether it is learn
 
 from __future__ import annotations
 
+import re
 import webbrowser
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -42,6 +43,9 @@ from tools.shard_paths import shards_of
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 _T = TypeVar("_T")
+# Characters of a sample that a page cannot hold or would hide: controls, those that make other text run backwards, and
+# halves of surrogate pairs. They are shown as \u202e.
+_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Out = Annotated[Path, typer.Option(help="the page to write")]
 Open = Annotated[bool, typer.Option("--open", help="show it in a browser")]
@@ -162,10 +166,14 @@ def _look(
     return view_of_sample(encoded, tokenizer, raw.record)
 
 
+def _escaped(found: re.Match[str]) -> str:
+    return f"\\u{ord(found[0]):04x}"
+
+
 def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> None:
     # Everything in a sample is text that someone else wrote: it is escaped, wherever it stands.
     pages = Environment(loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined)
-    page = pages.get_template("inspect_page.html").render(title=title, packs=packs)
+    page = _UNSEEN.sub(_escaped, pages.get_template("inspect_page.html").render(title=title, packs=packs))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     console.print(f"{out}: {title}, {len(page) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)

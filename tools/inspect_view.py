@@ -26,6 +26,8 @@ from data_pipeline.tokens import GlmTokenizer
 
 MAX_PICTURES = 48  # of one sample; a long clip has hundreds of frame pairs
 MAX_TOKENS = 4000  # of one sample, those of pictures aside
+MAX_BOXES = 500  # of one picture
+MAX_RECORD = 20_000  # characters
 PICTURE_SIDE, FRAME_SIDE = 640, 240  # pixels of the longer side on the page
 PLOT_POINTS = 400
 _LABEL_CHARACTERS, _LABEL_SEARCHED = 24, 100
@@ -75,6 +77,7 @@ class SequenceView:
     spans: list[Span] = field(default_factory=list)
     more_tokens: int = 0
     record: str = ""
+    more_record: int = 0
     failure: str = ""
 
 
@@ -108,6 +111,7 @@ def view_of_sample(
     sample: EncodedSample, tokenizer: GlmTokenizer, record: dict[str, Any] | None = None
 ) -> SequenceView:
     shown = _shown_tokens(sample, tokenizer)
+    written = json.dumps(record, ensure_ascii=False, indent=1) if record else ""
     return SequenceView(
         name=sample.sample_id,
         domain=sample.domain,
@@ -123,7 +127,8 @@ def view_of_sample(
         more_pictures=max(0, len(sample.grids) - MAX_PICTURES),
         spans=list(_spans(sample, tokenizer, shown)),
         more_tokens=len(sample) - shown,
-        record=json.dumps(record, ensure_ascii=False, indent=1) if record else "",
+        record=written[:MAX_RECORD],
+        more_record=max(0, len(written) - MAX_RECORD),
     )
 
 
@@ -260,6 +265,8 @@ def _pictures(sample: EncodedSample, tokenizer: GlmTokenizer) -> Iterator[Pictur
         caption = f"{second.group()} s, {what}" if instants == 2 and second else what
         side = PICTURE_SIDE if instants == 1 else FRAME_SIDE
         boxes = list(_boxes(texts[number])) if instants == 1 else []
+        if len(boxes) > MAX_BOXES:
+            caption, boxes = f"{caption}, {MAX_BOXES} of {len(boxes):,} boxes", boxes[:MAX_BOXES]
         yield Picture([_data_uri(frame, side) for frame in frames], width, height, caption, boxes)
 
 

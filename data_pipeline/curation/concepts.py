@@ -52,7 +52,7 @@ class ConceptBalance(SetFilter):
     @cached_property
     def _listed(self) -> list[str]:
         try:
-            lines = Path(self.concepts).read_text("utf-8").splitlines()
+            lines = Path(self.concepts).read_text("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise DataError(f"{self.concepts} is not UTF-8 ({error}): save it so") from error
         return list(dict.fromkeys(folded for line in lines if (folded := self._folded(line.strip()))))

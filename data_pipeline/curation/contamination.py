@@ -122,12 +122,12 @@ def benchmark_values(file: Path) -> Iterator[tuple[str, str | bytes]]:
         for number, entry in enumerate(_READERS[file.suffix](file), start=1):
             for value in _leaves(entry):
                 yield f"{file.name}:{number}", value
-    except (OSError, ValueError) as error:  # JSON, UTF-8 and Arrow errors are ValueErrors
+    except (OSError, ValueError, RecursionError) as error:  # JSON, UTF-8 and Arrow errors are ValueErrors
         raise DataError(f"{file} cannot be read ({error}): mend the file") from error
 
 
 def _json_lines(file: Path) -> Iterator[Any]:
-    with open(file, encoding="utf-8") as lines:
+    with open(file, encoding="utf-8-sig") as lines:
         yield from (json.loads(line) for line in lines if line.strip())
 
 
@@ -137,7 +137,7 @@ def _parquet(file: Path) -> Iterator[Any]:
 
 
 def _lines(file: Path) -> Iterator[str]:
-    with open(file, encoding="utf-8") as lines:
+    with open(file, encoding="utf-8-sig") as lines:
         yield from lines
 
 

@@ -48,6 +48,10 @@ class Kind:
         return getattr(import_module(f"data_pipeline.inputs.{module}"), name)
 
 
+_UNPACKED_BY = {
+    **{".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip"},
+    **{".7z": "7z x", ".rar": "unrar x"},
+}
 _MEDIA_SUFFIXES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
 
 # A kind without suffixes is never guessed: it is asked for with --kind.
@@ -85,6 +89,10 @@ def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = 
         raise DataError(f"--kind {kind} is unknown{_nearest(kind, INPUTS)}; kinds are:\n{describe_kinds()}")
     given: dict[str, list[str]] = {}
     for path in paths:
+        if (command := _UNPACKED_BY.get(Path(path).suffix.lower())) and Path(path).is_file():
+            raise DataError(
+                f"{path} is compressed, and is read in many places at once: unpack it first, with {command}"
+            )
         name = kind or _kind_of(Path(path))
         given.setdefault(name, []).extend(_expand(Path(path), name))
     for files in given.values():
@@ -133,7 +141,9 @@ def _kind_of_folder(folder: Path) -> str:
         return held[0]
     if held:
         raise DataError(f"{folder} holds files of several kinds ({', '.join(held)}): say which with --kind")
-    raise DataError(f"{folder} holds nothing of a known kind; kinds are:\n{describe_kinds()}")
+    packed = next((path for path in files if path.suffix.lower() in _UNPACKED_BY), None)
+    hint = f" (unpack {packed.name} first, with {_UNPACKED_BY[packed.suffix.lower()]})" if packed is not None else ""
+    raise DataError(f"{folder} holds nothing of a known kind{hint}; kinds are:\n{describe_kinds()}")
 
 
 def _is_input(file: Path) -> bool:

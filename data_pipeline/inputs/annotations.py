@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -84,9 +83,8 @@ def read_named(name: Any, folder: Path, field: str) -> Media:
     return read_media(name, folder, field)
 
 
-@lru_cache(maxsize=1)
 def load_json(path: str) -> Any:
-    """A whole JSON file, the last one kept. Raises DataError."""
+    """A whole JSON file. Raises DataError."""
     try:
         return json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:

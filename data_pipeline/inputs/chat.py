@@ -25,6 +25,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from data_pipeline.errors import BadSample
+from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.flow import literal
 from data_pipeline.inputs.references import is_data_uri
 from data_pipeline.tokens import ROLE_TOKENS
@@ -42,7 +43,7 @@ _PARTS = {
     **dict.fromkeys(("video_url", "video", "input_video"), "videos"),
 }
 _TEXT_PARTS = ("text", "input_text", "output_text")
-_REASONING = ("reasoning_content", "reasoning")
+_REASONING = ("reasoning_content", "reasoning", "thinking")
 _CONSUMED = {
     *("domain", "messages", "conversations", "system", "tools", "functions", "instruction", "input", "output"),
     *("history", "thinking", "enable_thinking", *(name for _, names in _MEDIA.values() for name in names)),
@@ -67,7 +68,7 @@ def normalise(record: dict[str, Any]) -> dict[str, Any]:
     order. Where a record has pictures but no placeholder at all, they are put before the first user's words.
 
     Raises BadSample: bad_record, unknown_role, unsupported_tool_call, unsupported_audio, unsupported_content,
-    preference_pair, remote_file, media_mismatch.
+    unsupported_weight, preference_pair, remote_file, media_mismatch.
     """
     if any(not _is_empty(record.get(key)) for key in ("tools", "functions")):
         raise BadSample("unsupported_tool_call", "the record gives the assistant tools to call")
@@ -97,6 +98,16 @@ def normalise(record: dict[str, Any]) -> dict[str, Any]:
         if files:
             normalised[field] = files
     return {**normalised, **{key: value for key, value in record.items() if key not in _CONSUMED | set(_AUDIO)}}
+
+
+def normalise_nameless(
+    record: dict[str, Any], media: dict[str, list[Media]]
+) -> tuple[dict[str, Any], dict[str, list[Media]]]:
+    """The same where the pictures and clips are at hand and have no names -> (the record, its files in the order of
+    their placeholders). media: by "images" and "videos"."""
+    numbers = {field: [str(number) for number in range(len(files))] for field, files in media.items()}
+    record = normalise({**record, **numbers})
+    return record, {field: [files[int(place)] for place in record.pop(field, [])] for field, files in media.items()}
 
 
 def _is_ours(turn: Any) -> bool:
@@ -141,6 +152,8 @@ def _message(number: int, turn: Any, found: dict[str, list[str | None]]) -> dict
         raise BadSample("unknown_role", f"message {number}: {name!r} is none of {', '.join(_ROLES)}")
     if role == "tool" or not _is_empty(turn.get("tool_calls")) or not _is_empty(turn.get("function_call")):
         raise BadSample("unsupported_tool_call", f"message {number} calls a tool or is its answer")
+    if turn.get("weight") == 0:
+        raise BadSample("unsupported_weight", f"message {number} is not to be learned (weight 0): every answer is here")
     content = turn.get("content", turn.get("value"))
     if isinstance(content, list):
         content = "".join(_part(number, part, found) for part in content)

@@ -28,12 +28,13 @@ from data_pipeline.inputs.annotations import line_units, read_named, read_object
 from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import files_below
+from data_pipeline.inputs.names import beside, files_below
 from data_pipeline.inputs.subtitles import FORMATS, read_subtitles
 from data_pipeline.shards import VIDEO_EXTENSIONS
 from data_pipeline.video import probe_video
 
 CAPTION_SUFFIXES = (".srt", ".vtt", ".txt")  # the first that is there counts
+CLIP_SUFFIXES = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
 CLIP_BYTES = 5_000_000  # what a clip takes, roughly, where its size is not known
 
 
@@ -48,7 +49,7 @@ class Caption:
 
 @dataclass(frozen=True)
 class Clips:
-    """Folders of clips with caption files, and JSON-lines files.
+    """Folders of clips with caption files, single clips with theirs, and JSON-lines files.
 
     videos: the folder that the names in JSON lines are relative to; empty: the file's own.
     segments: whole, one sample a clip; cut, one sample a caption.
@@ -60,8 +61,13 @@ class Clips:
 
     def units(self) -> Sequence[Unit]:
         units: list[Unit] = []
-        for path in self.paths:
-            units += _folder_units(Path(path)) if Path(path).is_dir() else line_units(path, bytes_a_line=CLIP_BYTES)
+        for path in map(Path, self.paths):
+            if path.is_dir():
+                units += _folder_units(path)
+            elif path.suffix.lower() in CLIP_SUFFIXES:
+                units.append(_clip_unit(path, path.parent))
+            else:
+                units += line_units(str(path), bytes_a_line=CLIP_BYTES)
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
@@ -117,11 +123,14 @@ def _checked(caption: Any, duration: float) -> Caption:
 
 def _folder_units(folder: Path) -> list[Unit]:
     """One unit a clip that has a caption file; the others are counted when they are read."""
-    suffixes = {f".{extension}" for extension in VIDEO_EXTENSIONS}
-    clips = sorted(path for path in files_below(folder) if path.suffix.lower() in suffixes)
+    clips = sorted(path for path in files_below(folder) if path.suffix.lower() in CLIP_SUFFIXES)
     if not clips:
-        raise DataError(f"{folder} holds no clips ({', '.join(VIDEO_EXTENSIONS)}): give such a folder, or JSON lines")
-    return [Unit(str(clip), bytes=clip.stat().st_size, extra={"name": str(clip.relative_to(folder))}) for clip in clips]
+        raise DataError(f"{folder} holds no clips ({', '.join(CLIP_SUFFIXES)}): give such a folder, or JSON lines")
+    return [_clip_unit(clip, folder) for clip in clips]
+
+
+def _clip_unit(clip: Path, folder: Path) -> Unit:
+    return Unit(str(clip), bytes=clip.lstat().st_size, extra={"name": str(clip.relative_to(folder))})
 
 
 def _clips(unit: Unit, videos: str) -> Iterator[tuple[str, tuple[Media, Any] | BadSample]]:
@@ -142,17 +151,17 @@ def _or_error(read: Callable[[], tuple[Media, Any]]) -> tuple[Media, Any] | BadS
 
 
 def _from_folder(clip: Path) -> tuple[Media, Any]:
-    beside = next(filter(Path.is_file, map(clip.with_suffix, CAPTION_SUFFIXES)), None)
-    if beside is None:
+    captions = beside(clip, CAPTION_SUFFIXES)
+    if captions is None:
         raise BadSample("missing_caption", f"no {clip.stem}{' or '.join(CAPTION_SUFFIXES)} lies beside the clip")
     media = read_named(clip.name, clip.parent, "videos")
-    data = read_whole(beside.name, clip.parent)
-    if beside.suffix in FORMATS:
-        return media, read_subtitles(data, beside.suffix)
+    data = read_whole(captions.name, clip.parent)
+    if (suffix := captions.suffix.lower()) in FORMATS:
+        return media, read_subtitles(data, suffix)
     try:
         return media, data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
-        raise BadSample("bad_text", f"{beside.name} is not UTF-8: {error}") from error
+        raise BadSample("bad_text", f"{captions.name} is not UTF-8: {error}") from error
 
 
 def _from_record(record: dict[str, Any], folder: Path) -> tuple[Media, Any]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.jsonl import parse_json
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, guess_domain, read_media, read_whole
-from data_pipeline.inputs.names import files_below, shown_names
+from data_pipeline.inputs.names import as_stored, beside, files_below, shown_names
 
 UNIT_BYTES = 4 << 20
 METADATA = ("metadata.jsonl", "metadata.csv")
@@ -44,6 +45,7 @@ class Folder:
     allow_outside: bool = False
 
     def units(self) -> Sequence[Unit]:
+        _metadata.cache_clear()  # the files may be others by now
         units = [unit for path in self.paths for unit in _units(path)]
         if not units:
             raise DataError(f"{', '.join(self.paths)}: no picture and no clip in it")
@@ -65,7 +67,7 @@ class Folder:
             metadata = _metadata(unit.path, name, self.allow_outside)
             yield from (Rejected(f"{shown}/{name}", "bad_record", detail) for detail in metadata.damaged)
             for file in sorted(metadata.rows):
-                if not (Path(unit.path, name).parent / file).is_file():
+                if not os.path.isfile(as_stored(str(Path(unit.path, name).parent / file))):
                     yield Rejected(f"{shown}/{name}", "missing_file", f"{file}: named here, but not there")
 
     def _draft(self, root: Path, name: str, origin: str) -> Draft:
@@ -84,23 +86,25 @@ class Folder:
 
     def _caption(self, root: Path, name: str) -> dict[str, Any]:
         """What NAME.txt, NAME.json or the nearest metadata file above says of a file. Raises BadSample."""
-        text, record = (str(PurePosixPath(name).with_suffix(suffix)) for suffix in _CAPTION_SUFFIXES)
-        if (root / text).is_file():
-            return _with_text({"text": _decoded(read_whole(text, root, allow_outside=self.allow_outside), text)})
-        if (root / record).is_file():
-            content = parse_json(read_whole(record, root, allow_outside=self.allow_outside))
+        if (found := beside(root / name, _CAPTION_SUFFIXES)) is not None:
+            file = found.relative_to(root).as_posix()
+            data = read_whole(file, root, allow_outside=self.allow_outside)
+            if found.suffix.lower() == ".txt":
+                return _with_text({"text": _decoded(data, file)})
+            content = parse_json(data)
             if not isinstance(content, dict):
-                raise BadSample("bad_record", f"{record} is not a JSON object")
+                raise BadSample("bad_record", f"{file} is not a JSON object")
             return _with_text(content)
         for folder in PurePosixPath(name).parents:
-            below = str(PurePosixPath(name).relative_to(folder))
+            below = _composed(str(PurePosixPath(name).relative_to(folder)))
             for metadata in METADATA:
                 if (root / folder / metadata).is_file():
                     rows = _metadata(str(root), str(folder / metadata), self.allow_outside).rows
                     if below in rows:
                         return _with_text(rows[below])
-        timed = [str(path) for suffix in _TIMED if (root / (path := PurePosixPath(name).with_suffix(suffix))).is_file()]
-        hint = f"; {timed[0]} is read with --kind clips" if timed else ""
+        timed = beside(root / name, _TIMED)
+        hint = f"; {timed.relative_to(root).as_posix()} is read with --kind clips" if timed is not None else ""
+        text, record = (PurePosixPath(name).with_suffix(suffix) for suffix in _CAPTION_SUFFIXES)
         raise BadSample("no_caption", f"no {text}, no {record} and no line in {' or '.join(METADATA)}{hint}")
 
 
@@ -154,7 +158,7 @@ def _with_text(record: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Metadata:
-    """rows: file name -> what a metadata file says of it. damaged: what is wrong with its other lines."""
+    """rows: file name (_composed) -> what a metadata file says of it. damaged: what is wrong with its other lines."""
 
     rows: dict[str, dict[str, Any]]
     damaged: list[str]
@@ -172,10 +176,15 @@ def _metadata(root: str, name: str, allow_outside: bool) -> _Metadata:
         file = row.get("file_name") if isinstance(row, dict) else None
         if isinstance(file, str) and file:
             kept = {key: value for key, value in row.items() if isinstance(key, str) and value is not None}
-            metadata.rows[PurePosixPath(kept.pop("file_name")).as_posix()] = kept
+            metadata.rows[_composed(PurePosixPath(kept.pop("file_name")).as_posix())] = kept
         else:
             metadata.damaged.append(f'line {number} is no record with a "file_name"')
     return metadata
+
+
+def _composed(name: str) -> str:
+    """By which a name is found, however its accents are spelled: see names.as_stored."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _csv_lines(content: str) -> list[tuple[int, Any]]:

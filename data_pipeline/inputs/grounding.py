@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,6 +35,7 @@ from data_pipeline.inputs.annotations import (
     read_picture,
 )
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.flow import literal
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Grounding:
     box_format: BoxFormat = "xyxy"
 
     def units(self) -> Sequence[Unit]:
+        _coco.cache_clear()  # the file may be another one by now
         units: list[Unit] = []
         for path in self.paths:
             units += _coco_units(path) if path.endswith(".json") else line_units(path, bytes_a_line=PICTURE_BYTES)
@@ -94,9 +97,9 @@ class Grounding:
 
         text, done = "<image>", 0
         for end, written in sorted(placed, key=lambda item: item[0]):
-            text += caption[done:end] + written
+            text += literal(caption[done:end]) + written
             done = end
-        yield Draft({"domain": "grounding", "text": text + caption[done:]}, [picture.media], origin=origin)
+        yield Draft({"domain": "grounding", "text": text + literal(caption[done:])}, [picture.media], origin=origin)
 
 
 def _span(phrase: Any, caption: str, taken: set[tuple[int, int]]) -> tuple[int, int]:
@@ -136,47 +139,63 @@ def _usable(
 # --- COCO -------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Coco:
+    """images: in their order; names: of categories by id; annotations: by picture, those of single things alone."""
+
+    images: list[dict[str, Any]]
+    names: dict[Any, Any]
+    annotations: dict[Any, list[dict[str, Any]]]
+
+
+@lru_cache(maxsize=1)
+def _coco(path: str) -> _Coco:
+    """Raises DataError for what are no COCO instances."""
+    content = load_json(path)
+    lists = {}
+    for key, ids in (("images", ["id"]), ("categories", ["id"]), ("annotations", ["image_id", "category_id"])):
+        listed = content.get(key) if isinstance(content, dict) else None
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise DataError(
+                f'{path} has no list "{key}": give COCO instances, or JSON lines in a file ending in .jsonl'
+            )
+        if odd := [entry for entry in listed if any(isinstance(entry.get(name), dict | list) for name in ids)]:
+            raise DataError(f'{path}: an id in "{key}" is neither a number nor a text: mend {str(odd[0])[:120]}')
+        lists[key] = listed
+    annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for annotation in lists["annotations"]:
+        if not annotation.get("iscrowd"):
+            annotations[annotation.get("image_id")].append(annotation)
+    names = {category.get("id"): category.get("name") for category in lists["categories"]}
+    return _Coco(lists["images"], names, annotations)
+
+
 def _coco_units(path: str) -> list[Unit]:
-    count = len(_coco(path, "images"))
+    count = len(_coco(path).images)
     return [
         Unit(path, start, min(start + LINES_A_UNIT, count), bytes=PICTURE_BYTES * min(LINES_A_UNIT, count - start))
         for start in range(0, count, LINES_A_UNIT)
     ]
 
 
-def _coco(path: str, key: str) -> list[dict[str, Any]]:
-    content = load_json(path)
-    listed = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise DataError(f'{path} has no list "{key}": give COCO instances, or JSON lines in a file ending in .jsonl')
-    return listed
-
-
 def _read_coco(unit: Unit, folder: Path) -> Iterator[Draft | Rejected]:
     """One sample a picture. Regions marked iscrowd are no single things, so they are left out."""
-    images = _coco(unit.path, "images")[unit.start : unit.stop]
-    names = {category.get("id"): category.get("name") for category in _coco(unit.path, "categories")}
-    wanted = {image.get("id") for image in images}
-    by_image: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in _coco(unit.path, "annotations"):
-        if annotation.get("image_id") in wanted and not annotation.get("iscrowd"):
-            by_image[annotation["image_id"]].append(annotation)
-
-    for image in images:
+    coco = _coco(unit.path)
+    for image in coco.images[unit.start : unit.stop]:
         origin = f"{Path(unit.path).name}:{image.get('file_name')}"
         try:
             picture = read_picture(image.get("file_name"), folder)
             things: dict[str, list[Thousandths]] = {}
-            for annotation in by_image[image.get("id")]:
+            for annotation in coco.annotations.get(image.get("id"), ()):
                 where = f"{origin} annotation {annotation.get('id')}"
-                name = names.get(annotation.get("category_id"))
+                name = coco.names.get(annotation.get("category_id"))
                 if not isinstance(name, str) or not name:
                     yield Rejected(where, "bad_phrase", f"no category has the id {annotation.get('category_id')!r}")
                     continue
                 boxes: list[Thousandths] = []
                 yield from _usable([annotation.get("bbox")], "xywh", picture, boxes, where)
                 things.setdefault(name, []).extend(boxes)
-            lines = [f"{name} {write_boxes(boxes)}" for name, boxes in things.items() if boxes]
+            lines = [f"{literal(name)} {write_boxes(boxes)}" for name, boxes in things.items() if boxes]
             if not lines:
                 raise BadSample("no_boxes", "no annotation of the picture has a valid box")
             yield Draft({"domain": "grounding", "text": "<image>" + "\n".join(lines)}, [picture.media], origin=origin)

@@ -12,6 +12,7 @@ most are asked for by name, some by box. Needs the extra `gui` and a Chromium.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -62,7 +63,9 @@ class Gui:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.viewports if name not in VIEWPORTS]:
             raise DataError(f"--set viewports={unknown[0]}: use {', '.join(VIEWPORTS)}")
-        if self.questions < 1 or self.time_limit <= 0:
+        if not self.viewports:
+            raise DataError(f"--set viewports=: name one or more of {', '.join(VIEWPORTS)}")
+        if self.questions < 1 or not 0 < self.time_limit < math.inf:
             raise DataError("--set questions and --set time_limit: give positive numbers")
 
     def units(self) -> Sequence[Unit]:
@@ -138,7 +141,7 @@ def _pages(path: Path) -> list[Path]:
     if path.suffix.lower() in SUFFIXES:
         return [path]
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read ({error}): give pages, a folder, or a list of pages") from error
     return [path.parent / _local(line, path) for line in filter(None, map(str.strip, lines))]

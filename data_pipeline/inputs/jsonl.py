@@ -42,6 +42,7 @@ class JsonLines:
     allow_outside: bool = False
 
     def units(self) -> Sequence[Unit]:
+        _load_list.cache_clear()  # the file may be another one by now
         units = [unit for path in self.paths for unit in (_list_units if _is_list(path) else _line_units)(path)]
         if not units:
             raise DataError(f"{', '.join(self.paths)}: not one record in it")
@@ -73,6 +74,9 @@ def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_
     record = _in_our_form(record)
     media = {}
     for field in EXTENSIONS:
+        alone = field.removesuffix("s")
+        if isinstance(record.get(alone), str) and field not in record and record.get("domain") != "text":
+            raise BadSample("bad_record", f'"{alone}" is not read here: write "{field}": ["{record[alone][:80]}"]')
         paths = record.get(field) or []
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise BadSample("bad_record", f'"{field}" must be a list of paths')
@@ -98,11 +102,17 @@ def parse_json(data: bytes) -> Any:
 
 
 def _is_list(path: str) -> bool:
-    """Whether a .json file holds one list and not an object a line."""
+    """Whether a .json file holds one list and not an object a line. Raises DataError for an object over many lines."""
     if not path.lower().endswith(".json"):
         return False
     with open(path, "rb") as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+        beginning = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    if beginning.split(b"\n")[0].strip() == b"{":
+        raise DataError(
+            f"{path} is one object over many lines: write a list of records, or one a line; COCO's annotations are "
+            "--kind grounding"
+        )
+    return beginning.startswith(b"[")
 
 
 def _line_units(path: str) -> Iterator[Unit]:
@@ -123,9 +133,9 @@ def _line_units(path: str) -> Iterator[Unit]:
 def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
     """Bytes that one byte of lines becomes with the files that it names, from lines spread over the file."""
     lines = files = 0
-    for place in sorted({len(data) * number // _LINES_PROBED for number in range(_LINES_PROBED)}):
-        start = data.rfind(b"\n", 0, place) + 1
-        end = data.find(b"\n", place)
+    places = (len(data) * number // _LINES_PROBED for number in range(_LINES_PROBED))
+    for start in sorted({data.rfind(b"\n", 0, place) + 1 for place in places}):  # a long line once
+        end = data.find(b"\n", start)
         line = data[start : min(end if end >= 0 else len(data), start + MAX_LINE_BYTES)]
         lines += len(line) + 1
         files += sum(_size(folder / path) for path in _paths_named(line))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
+from data_pipeline.inputs.names import as_stored
 from data_pipeline.shards import IMAGE_EXTENSIONS, MAX_BYTES, VIDEO_EXTENSIONS
 
 EXTENSIONS = {"images": IMAGE_EXTENSIONS, "videos": VIDEO_EXTENSIONS}
@@ -47,7 +48,7 @@ def read_whole(path: str, folder: Path, *, allow_outside: bool = False) -> bytes
 
 def _locate(path: str, folder: Path, allow_outside: bool) -> str:
     try:
-        full = os.path.realpath(folder / path)
+        full = os.path.realpath(as_stored(os.path.join(folder, path)))
         if allow_outside or Path(full).is_relative_to(os.path.realpath(folder)):
             return full
     except (OSError, ValueError) as error:  # a loop of links, a NUL in the path

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,6 +23,19 @@ def shown_names(paths: tuple[str, ...]) -> dict[str, str]:
 def printable(text: str) -> str:
     """Text that can be written as UTF-8: bytes of a file name that are none, and halves of surrogate pairs, escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def as_stored(path: str) -> str:
+    """A path as the disk spells it: é may be one character (NFC) or, as macOS stores names, two (NFD). The path
+    itself if there is neither."""
+    spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
+    return next(filter(os.path.lexists, spellings), path)
+
+
+def beside(path: Path, suffixes: Sequence[str]) -> Path | None:
+    """The first file that is called as `path` is but for its suffix, in small or in capital letters."""
+    named = (path.with_suffix(written) for suffix in suffixes for written in (suffix, suffix.upper()))
+    return next(filter(Path.is_file, named), None)
 
 
 def files_below(path: Path) -> Iterator[Path]:

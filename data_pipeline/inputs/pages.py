@@ -20,7 +20,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, picture, read_document, read_text
 from data_pipeline.inputs.layout import lines_in_order, paragraphs
-from data_pipeline.inputs.names import files_below, shown_names
+from data_pipeline.inputs.names import beside, files_below, shown_names
 from data_pipeline.inputs.pdf import check_dpi, open_pdf, read_pages
 from data_pipeline.inputs.pdf_page import PageContent, encode_picture, render_page
 from data_pipeline.shards import IMAGE_EXTENSIONS
@@ -92,15 +92,14 @@ class PagePairs:
             if Path(unit.path).is_relative_to(path)
         )
         suffixes = (self.markup,) if self.markup else MARKUP
-        beside = [Path(unit.path).with_suffix(suffix) for suffix in suffixes]
         try:
-            markup = next((str(file) for file in beside if file.is_file()), None)
+            markup = beside(Path(unit.path), suffixes)
             if markup is None:
                 raise BadSample("no_markup", f"no file beside it ends in {' or '.join(suffixes)}")
-            text = read_text(markup).strip()
+            text = read_text(str(markup)).strip()
             if not text:
-                raise BadSample("empty_document", f"{Path(markup).name} is empty")
-            record = {"domain": "ocr", "text": text, "markup": Path(markup).suffix[1:]}
+                raise BadSample("empty_document", f"{markup.name} is empty")
+            record = {"domain": "ocr", "text": text, "markup": markup.suffix[1:].lower()}
             yield Draft(record, [picture(read_document(unit.path))], origin=origin)
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.chat import is_foreign_chat, normalise
+from data_pipeline.inputs.chat import is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, read_media
 from data_pipeline.inputs.names import shown_names
@@ -65,9 +65,11 @@ class Parquet:
             columns = self._columns(unit.path, file.schema_arrow)
             try:
                 for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[unit.start], columns=columns.wanted):
-                    for values in batch.to_pylist():
+                    for values in _rows(batch):
                         row += 1
                         try:
+                            if isinstance(values, BadSample):
+                                raise values
                             yield self._draft(values, columns, Path(unit.path).parent, f"{shown}:{row}")
                         except BadSample as error:
                             yield Rejected(f"{shown}:{row}", error.reason, error.detail)
@@ -87,10 +89,7 @@ class Parquet:
                 raise BadSample("missing_file", "a row without its picture or clip: --set domain=text takes it as text")
             record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
         if is_foreign_chat(record):
-            # Files have no names here: they are numbered, and come back in the order of their placeholders.
-            numbers = {field: [str(number) for number in range(len(files))] for field, files in media.items()}
-            record = normalise({**record, **numbers})
-            media = {field: [files[int(number)] for number in record.pop(field, [])] for field, files in media.items()}
+            record, media = normalise_nameless(record, media)
         return Draft(record, media["images"], media["videos"], origin)
 
     def _media(self, value: Any, field: str, folder: Path) -> Media:
@@ -118,11 +117,11 @@ class Parquet:
         if not text and not any(name in schema.names for name in _CHAT_NAMES):
             raise DataError(f"{path}: which column is the text? Say --set text=NAME; {there}")
         used = [*media["images"], *media["videos"]]
-        for name in used or schema.names:
-            if name in _ADDRESS_NAMES:
+        for name in used or ([] if self.domain == "text" else schema.names):
+            if name.lower() in _ADDRESS_NAMES:
                 raise DataError(
                     f"{path}: column {name!r} holds addresses, and building fetches nothing, so that it can be "
-                    f"repeated: fetch them with img2dataset and give its tars, or remove the column"
+                    "repeated: fetch them with img2dataset and give its tars; --set domain=text takes the texts alone"
                 )
         return _Columns(text, media, [field.name for field in schema if field.name in used or _fits_json(field.type)])
 
@@ -143,8 +142,33 @@ def _open(path: str) -> pq.ParquetFile:
         raise DataError(f"{path} is not a Parquet file ({error}): copy it again") from error
 
 
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadSample]:
+    """A batch's rows; BadSample for one that holds what Python cannot: text that is not UTF-8, the year 300,000."""
+    batch = pa.RecordBatch.from_arrays([_in_microseconds(column) for column in batch.columns], batch.schema.names)
+    try:
+        yield from batch.to_pylist()
+    except (ValueError, OverflowError):
+        for place in range(len(batch)):
+            try:
+                yield from batch.slice(place, 1).to_pylist()
+            except (ValueError, OverflowError) as error:
+                yield BadSample("bad_record", f"a value that cannot be read: {error}")
+
+
+def _in_microseconds(column: pa.Array) -> pa.Array:
+    """Times in nanoseconds cut to what Python has: pandas, where it is installed, would write them in another way."""
+    kind = column.type
+    if getattr(kind, "unit", "") != "ns":
+        return column
+    if pa.types.is_timestamp(kind):
+        return column.cast(pa.timestamp("us", kind.tz), safe=False)
+    return column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"), safe=False)
+
+
 def _fits_json(kind: pa.DataType) -> bool:
     """Whether a column holds no bytes, at any depth."""
+    if pa.types.is_dictionary(kind):
+        return _fits_json(kind.value_type)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return False
     return all(_fits_json(kind.field(place).type) for place in range(kind.num_fields))

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from pptx import Presentation
-from pptx.enum.shapes import MSO_SHAPE_TYPE, PP_PLACEHOLDER
+from pptx.enum.shapes import PP_PLACEHOLDER
 from pptx.exc import PythonPptxError
+from pptx.shapes.group import GroupShape
+from pptx.shapes.picture import Picture
+from pptx.shapes.placeholder import PlaceholderPicture
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import probe_image
@@ -90,11 +93,11 @@ class Slides:
         for shape in sorted(shapes, key=_reading_place):
             if shape.is_placeholder and shape.placeholder_format.type in _FURNITURE:
                 continue
-            if shape.shape_type == MSO_SHAPE_TYPE.GROUP:
+            if isinstance(shape, GroupShape):
                 blocks += self._blocks(shape.shapes, dropped)
-            elif _has_picture(shape):
+            elif isinstance(shape, Picture | PlaceholderPicture):
                 try:
-                    media = picture(shape.image.blob)
+                    media = picture(_bytes_of(shape))
                     if min(probe_image(media.data)) < self.min_side:
                         raise BadSample("small_image", f"less than {self.min_side} pixels")
                     blocks.append(media)
@@ -131,10 +134,12 @@ def _reading_place(shape: Any) -> tuple[int, int, int]:
     return (0 if title else 1, round((shape.top or 0) / 457200), shape.left or 0)
 
 
-def _has_picture(shape: Any) -> bool:
-    if shape.shape_type == MSO_SHAPE_TYPE.PICTURE:
-        return True
-    return shape.shape_type == MSO_SHAPE_TYPE.PLACEHOLDER and hasattr(shape, "image")
+def _bytes_of(shape: Picture | PlaceholderPicture) -> bytes:
+    """Raises BadSample `missing_file` for one that lies elsewhere, or whose part is not there."""
+    try:
+        return shape.image.blob
+    except (ValueError, KeyError, AttributeError) as error:
+        raise BadSample("missing_file", f"{shape.name} is not in the file: {error}") from error
 
 
 def _text(shape: Any) -> str:

@@ -16,6 +16,7 @@ _MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <00:00:01.000
 
 def read_subtitles(data: bytes, suffix: str) -> list[dict[str, float | str]]:
     """The cues of a file in order: [{"start": seconds, "end": seconds, "text": str}, ...], without markup.
+    One that ends where or before it begins is given as it is.
 
     Raises BadSample `bad_subtitles`.
     """
@@ -24,9 +25,9 @@ def read_subtitles(data: bytes, suffix: str) -> list[dict[str, float | str]]:
         data.decode("utf-8")
         with av.open(io.BytesIO(data), "r", format=FORMATS[suffix]) as container:
             for packet in container.demux():
-                if packet.pts is None or not packet.duration or packet.time_base is None:
+                if packet.pts is None or packet.time_base is None:  # the end of the file
                     continue
-                start, end = packet.pts * packet.time_base, (packet.pts + packet.duration) * packet.time_base
+                start, end = packet.pts * packet.time_base, (packet.pts + (packet.duration or 0)) * packet.time_base
                 text = html.unescape(_MARKUP.sub("", bytes(packet).decode("utf-8")))
                 if text.strip():
                     cues.append({"start": float(start), "end": float(end), "text": text})

@@ -1,7 +1,8 @@
 """Webdataset tars made elsewhere, read to be checked and written anew: KEY.json or KEY.txt with KEY.0.jpg, KEY.jpg ...
 
-img2dataset's KEY.jpg + KEY.txt + KEY.json become image_text, the fields of the JSON kept. What cannot be read of a
-damaged tar is counted with its reason, and what follows it is read: see shards.scan_shard.
+img2dataset's KEY.jpg + KEY.txt + KEY.json become image_text, the fields of the JSON kept; conversations in the forms of
+others become chats, see chat.py. What cannot be read of a damaged tar is counted with its reason, and what follows it
+is read: see shards.scan_shard.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.chat import is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.jsonl import parse_json
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media, guess_domain
@@ -22,9 +24,9 @@ from data_pipeline.shards import ShardReader, ShardSample, scan_shard
 
 @dataclass(frozen=True)
 class Tars:
-    """domain: of samples that do not say it; empty: image_text or video for one picture or clip, text for none.
-    text: the field of KEY.json that holds the text where there is no KEY.txt and no `text` or `caption`. A unit is a
-    tar."""
+    """domain: of samples that do not say it; empty: image_text or video for one picture or clip, interleaved for
+    several, text in tars without any. text: the field of KEY.json that holds the text where there is no KEY.txt and no
+    `text` or `caption`. A unit is a tar."""
 
     paths: tuple[str, ...]
     domain: str = ""
@@ -42,16 +44,21 @@ class Tars:
             return
         for key, bad in scan.rejected:
             yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail)
+        of_media = bool(scan.passed_over) or any(
+            member.kind in ("image", "video") for sample in scan.samples for member in sample.members
+        )
         reader = ShardReader()
         for sample in scan.samples:
             origin = f"{shown}/{sample.key}"
+            alone = _alone(scan.passed_over.get(sample.key, "")) if of_media else ""
             try:
-                yield self._draft(sample, reader.read_members(unit.path, sample), origin)
+                yield self._draft(sample, reader.read_members(unit.path, sample), origin, alone)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
         reader.close()
 
-    def _draft(self, sample: ShardSample, contents: list[bytes], origin: str) -> Draft:
+    def _draft(self, sample: ShardSample, contents: list[bytes], origin: str, alone: str) -> Draft:
+        """alone: what is wrong with a sample without a picture or clip; empty if nothing is."""
         media: dict[str, list[Media]] = {field: [] for field in EXTENSIONS}
         record: dict[str, Any] = {}
         caption = ""
@@ -63,8 +70,12 @@ class Tars:
             else:
                 field, file = as_media(data)
                 media[field].append(file)
+        if is_foreign_chat(record):
+            record, media = normalise_nameless(record, media)
         images, videos = media["images"], media["videos"]
-        if "messages" not in record and "domain" not in record:
+        if "domain" not in record:
+            if alone and not self.domain and not images and not videos:
+                raise BadSample("missing_member", alone)
             domain = self.domain or guess_domain(len(images), len(videos))
             record = {**record, "domain": domain, "text": self._text(record, caption)}
         return Draft(record, images, videos, origin)
@@ -75,6 +86,12 @@ class Tars:
             if isinstance(text, str) and text.strip():
                 return text
         raise BadSample("no_caption", "no KEY.txt, and KEY.json has no text: name its field with --set text=FIELD")
+
+
+def _alone(passed_over: str) -> str:
+    if passed_over:
+        return f"{passed_over} is not read, and nothing else goes with the text: name it KEY.jpg, several KEY.0.jpg ..."
+    return "a text without a picture or clip, which others of this tar have: --set domain=text takes it as text"
 
 
 def _record(data: bytes) -> dict[str, Any]:

@@ -8,6 +8,7 @@ lists, > quotes, | tables |, ``` code. Nothing is fetched from the network and n
 
 from __future__ import annotations
 
+import codecs
 import re
 import warnings
 from collections import Counter
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
+from bs4.dammit import EncodingDetector
 from bs4.element import Comment, Doctype, NavigableString, ProcessingInstruction, Tag
 from markdown_it import MarkdownIt
 
@@ -36,6 +38,13 @@ _NOT_CONTENT = (
 )
 _NOT_CONTENT_ROLES = {"navigation", "banner", "contentinfo", "search", "complementary", "menu", "dialog"}
 _HIDDEN = re.compile(r"display\s*:\s*none|visibility\s*:\s*hidden", re.IGNORECASE)
+# Encodings as Python calls them -> what browsers take their names for (the WHATWG's Encoding Standard): pages that
+# declare the smaller set are written in the larger one, and what declares UTF-16 in single bytes is not in it.
+_MEANT = {
+    **{"iso8859-1": "cp1252", "ascii": "cp1252", "iso8859-9": "cp1254", "tis-620": "cp874", "shift_jis": "cp932"},
+    **{"gb2312": "gb18030", "gbk": "gb18030", "big5": "big5hkscs", "euc_kr": "cp949"},
+    **{"utf-16": "utf-8", "utf-16-le": "utf-8", "utf-16-be": "utf-8"},
+}
 _BLOCKS = {
     *(
         "address",
@@ -55,6 +64,8 @@ _BLOCKS = {
     *("summary", "table", "ul"),
 }
 _HEADING = re.compile(r"h([1-6])")
+_SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "data-lazy")
+_SOURCE_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
 MIN_MENU_LINKS = 5
 MIN_MAIN_TEXT = 0.4  # of the page's text: an <article> with less is a teaser
 
@@ -97,10 +108,10 @@ class _Pages:
 
 @dataclass(frozen=True)
 class HtmlPages(_Pages):
-    """HTML files. The encoding is the one that a page declares."""
+    """HTML files, see page_text for their encoding."""
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
-        return self._read(unit, lambda path: _soup(read_document(path)))
+        return self._read(unit, lambda path: _soup(page_text(read_document(path))))
 
 
 @dataclass(frozen=True)
@@ -109,6 +120,24 @@ class MarkdownFiles(_Pages):
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         return self._read(unit, lambda path: _soup(render_markdown(read_text(path))))
+
+
+def page_text(page: bytes) -> str:
+    """A page in the encoding of its byte order mark, else in the one that it declares, else in UTF-8; never in one that
+    is guessed. Raises BadSample `not_utf8` if it is in none of these."""
+    page, marked = EncodingDetector.strip_byte_order_mark(page)
+    declared = EncodingDetector.find_declared_encoding(page, is_html=True)
+    for name in filter(None, (marked, declared, "utf-8")):
+        try:
+            canonical = codecs.lookup(name).name
+            text = page.decode(canonical if marked else _MEANT.get(canonical, canonical))
+        except (LookupError, ValueError):  # no encoding, or not the page's
+            continue
+        if "\0" in text:
+            raise BadSample("not_utf8", "it holds zero bytes: it is no page, or one in UTF-16 without its mark")
+        return text
+    said = f"it declares {declared}, but is not written in it" if declared else "it declares no encoding"
+    raise BadSample("not_utf8", f"{said}, and it is not UTF-8: convert it with iconv")
 
 
 def render_markdown(text: str) -> str:
@@ -150,12 +179,12 @@ def _is_menu(tag: Tag) -> bool:
     return len(links) >= MIN_MENU_LINKS and linked > 0.9 * len(tag.get_text(strip=True))
 
 
-def _soup(html: bytes | str) -> BeautifulSoup:
+def _soup(html: str) -> BeautifulSoup:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", XMLParsedAsHTMLWarning)  # XHTML is read as browsers read it
             return BeautifulSoup(html, "lxml")
-    except Exception as error:  # lxml and its encodings raise many things on damaged bytes
+    except Exception as error:  # lxml raises many things on damaged pages
         raise BadSample("unreadable_document", f"not HTML: {error}") from error
 
 
@@ -389,12 +418,12 @@ def _classes(tag: Tag) -> list[str]:
 
 
 def _references(tag: Tag) -> list[str]:
-    """What an <img> may show, best first: its src (or the data-src of pages that load late), then srcset's, largest
+    """What an <img> may show, best first: its src (or what pages that load late have for it), then srcset's, largest
     first."""
-    direct = [str(tag[name]) for name in ("src", "data-src", "data-original") if tag.get(name)]
-    sets = [str(tag["srcset"])] if tag.get("srcset") else []
-    if (around := tag.find_parent("picture")) is not None:
-        sets += [str(source["srcset"]) for source in around.find_all("source") if source.get("srcset")]
+    direct = [str(tag[name]) for name in _SOURCES if tag.get(name)]
+    around = tag.find_parent("picture")
+    tags = [tag, *(around.find_all("source") if around is not None else ())]
+    sets = [str(each[name]) for each in tags for name in _SOURCE_SETS if each.get(name)]
     offered = [candidate for entry in sets for candidate in parse_srcset(entry)]
     offered.sort(key=lambda pair: -pair[1])
     return [*direct, *(reference for reference, _ in offered)]

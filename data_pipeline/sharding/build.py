@@ -55,6 +55,8 @@ class Part:
     count: int = 1
 
     def __post_init__(self) -> None:
+        if self.count < 1:
+            raise DataError(f"--part {self.index}/{self.count}: give one part or more, as 0/1")
         if not 0 <= self.index < self.count:
             raise DataError(f"--part {self}: parts of {self.count} are 0 to {self.count - 1}")
 

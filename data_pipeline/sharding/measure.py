@@ -69,10 +69,7 @@ def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, who
         layouts = [plan_video(info, budget.video_max_tokens) for info in videos]
     if tokenizer is None:
         return Measured(sample.domain, 0, images, videos, [])
-    try:
-        tokenized = tokenize(sample, tokenizer, grids, layouts)
-    except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
-        raise BadSample("bad_record", f"the text is not Unicode: {error}") from error
+    tokenized = tokenize(sample, tokenizer, grids, layouts)
     text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
     is_video = [isinstance(segment, Video) for segment in sample.segments if isinstance(segment, Image | Video)]
     blocks = [

@@ -198,8 +198,12 @@ def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measu
 
 
 def _stored(record: dict[str, Any]) -> bytes:
+    """KEY.json. JSON has no NaN and no infinity: a field that is one becomes null. Raises BadSample."""
     try:
-        data = json.dumps(record, ensure_ascii=False).encode()
+        written = json.dumps(record, ensure_ascii=False)
+        if any(word in written for word in ("NaN", "Infinity")):
+            written = json.dumps(json.loads(written, parse_constant=lambda _: None), ensure_ascii=False)
+        data = written.encode()
     except (UnicodeEncodeError, RecursionError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
         raise BadSample("bad_record", f"the record cannot be written: {error}") from error
     check_size("json", len(data))

@@ -154,6 +154,16 @@ def test_a_record_keeps_its_own_source_under_another_name(tmp_path):
     }
 
 
+def test_what_json_cannot_say_becomes_null(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"domain": "text", "text": "NaN it is", "scores": [NaN, 1e999, -Infinity, 0.5]}\n'
+    )
+    build_shards([tmp_path / "a.jsonl"], tmp_path / "out")
+    [sample] = wds.WebDataset(str(tmp_path / "out" / "shard-00000-00000.tar"), shardshuffle=False)
+    stored = json.loads(sample["json"], parse_constant=pytest.fail)
+    assert stored == {"domain": "text", "text": "NaN it is", "scores": [None, None, None, 0.5], "source": "a.jsonl:1"}
+
+
 # --- the same bytes ---------------------------------------------------------------------------------------------------
 
 

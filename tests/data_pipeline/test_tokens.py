@@ -80,6 +80,11 @@ def test_images_expand_without_loss_and_texts_join(tokenizer):
     assert (tokens.grids, tokens.frames) == (((4, 6),), (1,))
 
 
+def test_half_of_a_surrogate_pair_is_no_text(tokenizer):
+    with pytest.raises(BadSample, match="bad_record: the text is not Unicode"):
+        tokenizer.encode("\ud83d")
+
+
 def test_tokens_the_tokenizer_lacks(tokenizer, tokenizer_folder, tmp_path):
     with pytest.raises(BadSample, match=r"has no <\|nonsense\|>"):
         tokenize(Sample("text", (Token("<|nonsense|>"),)), tokenizer)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
+import tarfile
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -21,7 +23,7 @@ from data_pipeline.images import decode_image, patchify
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media import clip, encoded, pattern
 from tools.inspect import app
-from tools.inspect_view import unpack, unpatchify, view_of_sample
+from tools.inspect_view import MAX_BOXES, unpack, unpatchify, view_of_sample
 from tools.shard import app as shard_app
 
 pytestmark = pytest.mark.fast
@@ -111,6 +113,30 @@ def test_what_a_sample_says_stays_text(page: BeautifulSoup, shards: Path):
     assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.select("img"))
     assert "".join(span.text for span in page.select(".sample")[2].select(".tokens > span")).count(HOSTILE) == 1
     assert "default-src 'none'" in one(page, "meta[http-equiv]")["content"]
+
+
+def test_what_cannot_be_written_or_seen_is_escaped(tmp_path: Path, tokenizer_folder: Path):
+    """A tar made elsewhere: halves of surrogate pairs, text that runs backwards, a long record with many boxes."""
+    records = {
+        "1": b'{"domain": "text", "text": "a\\u202eb\\u0000", "source": "\\ud83d", "about": "\\u2066"}',
+        "2": b'{"domain": "text", "text": "\\ud83d"}',
+        "3": json.dumps({"domain": "image_text", "text": "[[1,2,300,400]]," * 2000}).encode(),
+    }
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+        for name, data in [*((f"{key}.json", data) for key, data in records.items()), ("3.png", PICTURE)]:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    run(shard_app, "index", tmp_path / "odd.tar", "--executor", "here")
+    run(app, "shards", tmp_path, "--tokenizer", tokenizer_folder, "--out", tmp_path / "page.html")
+    first, second, third = page_of(tmp_path / "page.html").select(".sample")
+    assert "".join(span.text for span in first.select(".tokens > span")) == r"[gMASK]<sop>a\u202eb\u0000<|endoftext|>"
+    assert r"from \ud83d" in first.text
+    assert r'"about": "\u2066"' in one(first, "pre").text
+    assert "bad_record: the text is not Unicode" in one(second, ".failure").text
+    assert len(third.select("rect")) == MAX_BOXES
+    assert f"{MAX_BOXES} of 2,000 boxes" in one(third, "figcaption").text
+    assert one(third, "pre").text.endswith("more characters")
 
 
 def test_a_sample_by_its_key(shards: Path, tokenizer_folder: Path, tmp_path: Path, page: BeautifulSoup):

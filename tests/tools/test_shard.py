@@ -228,6 +228,7 @@ def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder)
         ),
         (["build", "--input", "RECORDS", "--out", "OUT", "--set", "allow_outside=maybe"], "give true or false"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--part", "2/2"], "parts of 2 are 0 to 1"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--part", "0/0"], "give one part or more"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--array"], "no member of a SLURM job array"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--executor", "dask"], "dask is unknown: use here, processes"),
         (["build", "--input", "RECORDS", "RECORDS", "--out", "OUT"], "records.jsonl is given twice"),

@@ -21,7 +21,7 @@ CONCEPTS = ["cat", "dog", "ibis", "hot dog", "C++", "猫", "窗边", "Café"]
 @pytest.fixture
 def listed(tmp_path: Path) -> str:
     path = tmp_path / "concepts.txt"
-    path.write_text("\n".join([*CONCEPTS, "", "cat"]) + "\n", "utf-8")
+    path.write_text("\n".join([*CONCEPTS, "", "cat"]) + "\n", "utf-8-sig")  # with the mark that editors write
     return str(path)
 
 

@@ -28,7 +28,7 @@ def benchmark(tmp_path: Path) -> dict[str, str]:
         {"question": QUESTION, "options": ["the first", {"text": SHORT}], "image": "pictures/a.png", "id": 3},
         {"question": TINY, "image": "pictures/gone.png"},
     ]
-    (tmp_path / "b.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    (tmp_path / "b.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in entries), "utf-8-sig")
     table = pa.table({"q": [QUESTION, TINY], "image": [{"bytes": file_of(photo("coffee.png")), "path": "x"}, None]})
     pq.write_table(table, tmp_path / "b.parquet")
     (tmp_path / "b.txt").write_text(f"{SHORT}\n{TINY}\n")
@@ -73,10 +73,12 @@ def test_pictures(benchmark: dict[str, str]) -> None:
 
 def test_files_that_say_nothing(benchmark: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text("{\n")
+    (tmp_path / "deep.jsonl").write_text("[" * 100_000)
     for step, said in (
         (ContaminatedTexts(), "files is empty"),
         (ContaminatedTexts(files=["nowhere.jsonl"]), "nowhere.jsonl is no file"),
         (ContaminatedTexts(files=[str(tmp_path / "bad.jsonl")]), "cannot be read"),
+        (ContaminatedTexts(files=[str(tmp_path / "deep.jsonl")]), "cannot be read"),
         (ContaminatedTexts(files=[benchmark["txt"]], min_words=9), "no text in them has 9 words"),
         (ContaminatedPictures(files=[benchmark["txt"]]), "there are no pictures"),
     ):

@@ -191,6 +191,12 @@ def test_clips_are_counted_like_pictures():
     }
 
 
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_under_its_names(name):
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Cats.", name: "Whiskers."}]
+    assert normalise({"messages": turns})["messages"][1]["reasoning_content"] == "Whiskers."
+
+
 def test_only_conversations_are_foreign():
     ours = {"domain": "chat", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
     assert not is_foreign_chat(ours)
@@ -212,6 +218,7 @@ ASK, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content":
         ({"messages": [ASK, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, "unsupported_tool_call"),
         ({"messages": [ASK, {"role": "tool", "content": "42"}, ANSWER]}, "unsupported_tool_call"),
         ({"conversations": [{"from": "function_call", "value": "{}"}]}, "unsupported_tool_call"),
+        ({"messages": [ASK, {**ANSWER, "weight": 0}, ASK, ANSWER]}, "unsupported_weight"),
         ({"messages": [ASK, ANSWER], "audios": ["a.wav"]}, "unsupported_audio"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, ANSWER]}, "unsupported_content"),
         ({"conversations": [{"from": "human", "value": "Q"}], "chosen": {}, "rejected": {}}, "preference_pair"),

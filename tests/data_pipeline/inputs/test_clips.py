@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -77,6 +80,22 @@ def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, cod
     assert (info.frames, info.fps, info.height, info.width) == (4, 8.0, height, width)
 
 
+def test_segments_do_not_depend_on_what_lay_in_memory(tmp_path: Path, real_clip: bytes) -> None:
+    (tmp_path / "clip.mp4").write_bytes(real_clip)
+    program = (
+        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.cutting import cut_clip\n"
+        "segment, = cut_clip(Path(sys.argv[1]).read_bytes(), [(1.0, 2.0)])\n"
+        "print(hashlib.sha256(segment).hexdigest())"
+    )
+
+    def digest(fill: str) -> str:
+        command = [sys.executable, "-c", program, str(tmp_path / "clip.mp4")]
+        env = {**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": os.getcwd()}
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
+
+    assert digest("0") == digest("1")
+
+
 def test_a_segment_starts_where_no_key_frame_is(real_clip: bytes) -> None:
     with av.open(io.BytesIO(real_clip), "r") as container:
         keys = [float(frame.time or 0) for frame in container.decode(video=0) if frame.key_frame]
@@ -108,6 +127,15 @@ def test_subtitles() -> None:
     assert read_subtitles(b"no subtitles", ".vtt") == []
 
 
+def test_a_cue_without_duration_is_counted(tmp_path: Path, real_clip: bytes) -> None:
+    cues = ("00:00:01,000 --> 00:00:01,000", "00:00:02,000 --> 00:00:01,500", "00:00:00,000 --> 00:00:01,000")
+    (tmp_path / "a.srt").write_text("".join(f"{number}\n{cue}\nWords.\n\n" for number, cue in enumerate(cues)))
+    (tmp_path / "a.mp4").write_bytes(real_clip)
+    drafts, rejected = read(Clips((str(tmp_path / "a.mp4"),)))  # the clip alone, with what lies beside it
+    assert [draft.record["text"] for draft in drafts] == ["[0.0-1.0] Words."]
+    assert [sample.reason for sample in rejected] == ["bad_timestamps", "bad_timestamps"]
+
+
 def test_a_folder_of_clips(tmp_path: Path, real_clip: bytes) -> None:
     for name in ("a", "b", "c", "d", "e", "f"):
         (tmp_path / f"{name}.mp4").write_bytes(real_clip)
@@ -115,7 +143,7 @@ def test_a_folder_of_clips(tmp_path: Path, real_clip: bytes) -> None:
     (tmp_path / "b.vtt").write_text(VTT)
     (tmp_path / "c.txt").write_text("A man talks.\n")
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe")
-    (tmp_path / "f.srt").write_text("nothing")
+    (tmp_path / "f.SRT").write_text("nothing")
     drafts, rejected = read(Clips((str(tmp_path),)))
     timed = "[0.5-1.0] He talks to us.\n[1.0-4.0] He & she."  # the clip lasts 4.004 seconds
     assert [(draft.origin, draft.record["text"]) for draft in drafts] == [

@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 from pptx import Presentation
+from pptx.oxml.ns import _nsmap as nsmap
+from pptx.shapes.group import GroupShape
+from pptx.shapes.picture import Picture
 from pptx.util import Inches
 
 from data_pipeline.domains import build_sample
@@ -79,6 +82,28 @@ def test_slides_may_be_samples_of_their_own_and_have_notes(deck):
     first, second = outcomes(Slides((str(deck),), slides_per_sample=1, notes=True))
     assert (first.record["text"], first.origin) == (f"{FIRST}\n\nSpeak slowly.", "deck.pptx#slide=1")
     assert (second.record["text"], second.record["slides"]) == (SECOND, [2, 2])
+
+
+def test_what_is_odd_in_a_deck_costs_itself_only(tmp_path, deck):
+    """A picture that lies elsewhere, one whose part is gone, and a shape of no kind that python-pptx knows."""
+    presentation = Presentation(str(deck))
+    shapes = presentation.slides[0].shapes
+    linked, _ = (shape for shape in shapes if isinstance(shape, Picture))
+    gone = next(part for shape in shapes if isinstance(shape, GroupShape) for part in shape.shapes)
+    at = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+    blip = linked.element.find(f".//{{{nsmap['a']}}}blip")
+    del blip.attrib[f"{at}embed"]
+    blip.set(f"{at}link", "rId99")
+    gone.element.find(f".//{{{nsmap['a']}}}blip").set(f"{at}embed", "rId98")
+    odd = shapes.add_textbox(Inches(1), Inches(7), Inches(3), Inches(1))
+    odd.text_frame.text = "of no kind"
+    del odd.element.nvSpPr.cNvSpPr.attrib["txBox"]
+    odd.element.spPr.remove(odd.element.spPr.prstGeom)
+    presentation.save(str(tmp_path / "odd.pptx"))
+    (draft,) = outcomes(Slides((str(tmp_path / "odd.pptx"),)))
+    first = "# Cats < image >\n\non the right\n\nin a group\n\nat the bottom\n\nof no kind"
+    assert draft.record["text"] == f"{first}\n\n{SECOND}"
+    assert draft.record["dropped_images"] == {"missing_file": 2, "small_image": 1}
 
 
 def test_presentations_that_cannot_be_used(tmp_path, deck):

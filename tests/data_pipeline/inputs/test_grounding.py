@@ -128,6 +128,31 @@ def test_coco_instances(folder: Path) -> None:
         Grounding((str(folder / "broken.json"),)).units()
 
 
+def test_what_is_called_like_a_placeholder_stands_for_no_picture(folder: Path) -> None:
+    phrases = [{"text": "cat", "boxes": [[0, 0, 50, 50]]}]
+    record = {"image": "cat.jpg", "caption": "A cat <image> sleeps. <video>", "phrases": phrases}
+    (folder / "a.jsonl").write_text(json.dumps(record))
+    coco = {
+        "images": [{"id": 1, "file_name": "cat.jpg"}],
+        "categories": [{"id": 1, "name": "<image>"}],
+        "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 50]}],
+    }
+    (folder / "a.json").write_text(json.dumps(coco))
+    drafts, _ = read(Grounding((str(folder / "a.jsonl"), str(folder / "a.json"))))
+    texts = [draft.record["text"] for draft in drafts]
+    assert texts == [
+        "<image>A cat [[0,0,100,250]] < image > sleeps. < video >",
+        "<image>< image > [[0,0,100,250]]",
+    ]
+
+
+def test_instances_whose_ids_are_none(folder: Path) -> None:
+    coco = {"images": [{"id": 1}], "categories": [{"id": [2], "name": "cat"}], "annotations": []}
+    (folder / "a.json").write_text(json.dumps(coco))
+    with pytest.raises(DataError, match='an id in "categories" is neither a number nor a text'):
+        Grounding((str(folder / "a.json"),)).units()
+
+
 def test_units_are_cut_between_lines(folder: Path) -> None:
     record = {"image": "cat.jpg", "phrases": [{"start": 0, "end": 3, "boxes": [[0, 0, 9, 9]]}]}
     path = lines(folder, *({**record, "caption": f"{number:03d}"} for number in range(520)))

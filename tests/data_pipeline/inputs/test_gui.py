@@ -272,7 +272,7 @@ def test_samples_of_pages(tmp_path: Path) -> None:
 
 def test_lists_of_pages_and_what_is_wrong_with_the_call(tmp_path: Path) -> None:
     path = page(tmp_path, "<p>x</p>", "my page.html")
-    (tmp_path / "list.txt").write_text(f"my page.html\n{path.as_uri()}\nmissing.html\n")
+    (tmp_path / "list.txt").write_text(f"my page.html\n{path.as_uri()}\nmissing.html\n", "utf-8-sig")
     given = Gui((str(tmp_path / "list.txt"),), form="list", viewports=("desktop",))
     made = [sample for unit in given.units() for sample in given.read(unit)]
     assert [type(sample) for sample in made] == [Draft, Draft, Rejected]
@@ -281,6 +281,10 @@ def test_lists_of_pages_and_what_is_wrong_with_the_call(tmp_path: Path) -> None:
         given.units()
     with pytest.raises(DataError, match="use desktop"):
         Gui(("x",), viewports=("dekstop",))
+    with pytest.raises(DataError, match="name one or more of desktop"):
+        Gui(("x",), viewports=())
+    with pytest.raises(DataError, match="give positive numbers"):
+        Gui(("x",), time_limit=float("nan"))
     missing = Chromium("no-such-browser")
     with pytest.raises(DataError, match="not installed"):
         missing.photograph(path, tmp_path, SMALL)

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import tarfile
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,7 +52,16 @@ def opened(*paths: Path, kind: str = "", settings: Sequence[str] = ()) -> Input:
 
 
 def test_kinds_are_found_from_names_and_from_what_folders_hold(tmp_path):
-    for name in ("a/x.jsonl", "a/sub/y.jsonl", "b/1.jpg", "b/metadata.jsonl", "c/s.tar", "c/t.jsonl", "d/readme"):
+    for name in (
+        "a/x.jsonl",
+        "a/sub/y.jsonl",
+        "b/1.jpg",
+        "b/metadata.jsonl",
+        "c/s.tar",
+        "c/t.jsonl",
+        "d/readme",
+        "packed/a.jsonl.gz",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     [(kind, given)] = open_inputs([str(tmp_path / "a")])
@@ -71,6 +81,8 @@ def test_kinds_are_found_from_names_and_from_what_folders_hold(tmp_path):
         ("d/readme", "is of no known kind"),
         ("gone", "gone does not exist"),
         ("dpi=3", "does not exist: write --set before every option=value"),
+        ("packed/a.jsonl.gz", "is compressed.* with gunzip"),
+        ("packed", r"nothing of a known kind \(unpack a.jsonl.gz first, with gunzip\)"),
     ]:
         with pytest.raises(DataError, match=says):
             open_inputs([str(tmp_path / path)])
@@ -167,6 +179,46 @@ def test_a_line_too_long_to_be_held_is_passed_over(tmp_path, monkeypatch):
     ]
 
 
+def test_a_long_line_is_looked_at_once_to_cut_tasks(tmp_path, monkeypatch):
+    looked: list[bytes] = []
+
+    def paths_named(line: bytes) -> list[str]:
+        looked.append(line)
+        return []
+
+    monkeypatch.setattr(jsonl, "_paths_named", paths_named)
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "a"}\n{"text": "' + "x" * 100_000 + '"}\n{"text": "b"}\n')
+    opened(path).units()
+    assert len(looked) == len(set(looked))
+
+
+def test_one_object_over_many_lines_is_no_file_of_records(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps({"images": [], "annotations": []}, indent=1))
+    with pytest.raises(DataError, match=r"one object over many lines: .*--kind grounding"):
+        opened(path).units()
+
+
+def test_a_picture_under_a_name_that_is_not_read_does_not_vanish(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]
+    records = [
+        {"domain": "grounding", "text": "The cat [[1,2,3,4]].", "image": "a.jpg"},
+        {"domain": "chat", "messages": turns, "video": "a.mp4"},
+        {"domain": "text", "text": "About a picture.", "image": "a.jpg"},
+        {"messages": turns, "image": "a.jpg"},  # as LLaVA names it
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    drafts, rejected = read(opened(path))
+    assert [draft.origin for draft in drafts] == ["a.jsonl:3", "a.jsonl:4"]
+    assert [entry.detail for entry in rejected] == [
+        '"image" is not read here: write "images": ["a.jpg"]',
+        '"video" is not read here: write "videos": ["a.mp4"]',
+    ]
+
+
 def test_a_list_in_one_file(tmp_path, monkeypatch):
     monkeypatch.setattr(jsonl, "UNIT_BYTES", 100)
     (tmp_path / "a.jpg").write_bytes(JPEG)
@@ -178,6 +230,16 @@ def test_a_list_in_one_file(tmp_path, monkeypatch):
     assert drafts[0].record["messages"][1] == {"role": "assistant", "content": "A cat."}
     assert drafts[0].images == [Media("jpg", JPEG)]
     assert [entry.origin for entry in rejected] == ["a.json:6"]
+
+
+@pytest.mark.parametrize("name", ["a.json", "metadata.jsonl"])
+def test_a_file_that_was_mended_is_read_anew(tmp_path, name):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    for text in ("before", "after"):
+        record = {"file_name": "a.jpg", "images": ["a.jpg"], "domain": "image_text", "text": text}
+        (tmp_path / name).write_text(json.dumps([record] if name == "a.json" else record))
+        drafts, _ = read(opened(tmp_path / "a.json" if name == "a.json" else tmp_path))
+        assert [draft.record["text"] for draft in drafts] == [text]
 
 
 def test_files_lie_below_the_records_or_are_refused(tmp_path):
@@ -275,10 +337,39 @@ def test_parquet_with_lists_chats_and_named_columns(tmp_path):
     assert draft.images == [Media("png", PNG)]
 
 
+def test_a_row_that_python_cannot_hold_costs_itself_only(tmp_path):
+    texts = pa.array([b"one", b"\xff\xfe", b"three", b"four"])
+    columns = {
+        "text": pa.Array.from_buffers(pa.string(), len(texts), texts.buffers()),
+        "at": pa.array([1, 2, 2**62, 3], pa.timestamp("us")),
+        "made": pa.array([1_000_000_007] * 4, pa.timestamp("ns", "UTC")),
+        "took": pa.array([1007] * 4, pa.duration("ns")),
+        "raw": pa.array([b"x"] * 4).dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    drafts, rejected = read(opened(tmp_path / "a.parquet"))
+    assert [(entry.origin, entry.reason) for entry in rejected] == [
+        ("a.parquet:2", "bad_record"),
+        ("a.parquet:3", "bad_record"),
+    ]
+    times = {"made": "1970-01-01 00:00:01+00:00", "took": "0:00:00.000001"}
+    assert [draft.record for draft in drafts] == [
+        {"domain": "text", "text": "one", "at": "1970-01-01 00:00:00.000001", **times},
+        {"domain": "text", "text": "four", "at": "1970-01-01 00:00:00.000003", **times},
+    ]
+
+
+def test_texts_with_the_addresses_of_their_pages(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"text": "A page.", "url": "http://x"}])
+    [draft], _ = read(opened(path, settings=["domain=text"]))
+    assert draft.record == {"domain": "text", "text": "A page.", "url": "http://x"}
+
+
 @pytest.mark.parametrize(
     ("row", "settings", "says"),
     [
-        ({"url": "http://x/a.jpg", "caption": "x"}, [], "column 'url' holds addresses, .*img2dataset"),
+        ({"url": "http://x/a.jpg", "caption": "x"}, [], "column 'url' holds addresses, .*img2dataset.* domain=text"),
+        ({"URL": "http://x/a.jpg", "TEXT": "x"}, ["text=TEXT"], "column 'URL' holds addresses"),
         ({"words": "x", "image": JPEG}, [], "which column is the text.* --set text=NAME; its columns are words, image"),
         ({"text": "x", "image": JPEG}, ["image=picture"], "has no column 'picture'"),
     ],
@@ -356,6 +447,23 @@ def test_folders_with_captions_of_every_form(tmp_path, monkeypatch):
     assert {draft.record["domain"] for draft in drafts} == {"ocr"}
 
 
+def test_names_as_a_mac_spells_them_and_captions_in_capitals(tmp_path):
+    """What a Mac copied has its accents as characters of their own, whatever the file of captions says."""
+    root = tmp_path / "pets"
+    root.mkdir()
+    composed, decomposed = (unicodedata.normalize(form, "Café.jpg") for form in ("NFC", "NFD"))
+    (root / decomposed).write_bytes(JPEG)
+    (root / "metadata.jsonl").write_text(json.dumps({"file_name": composed, "text": "A cup."}) + "\n")
+    (root / "B.JPG").write_bytes(JPEG)
+    (root / "B.TXT").write_text("A bee.")
+    drafts, rejected = read(opened(root))
+    assert ([draft.record["text"] for draft in drafts], rejected) == (["A bee.", "A cup."], [])
+
+    (root / "a.jsonl").write_text(json.dumps({"domain": "image_text", "text": "A cup.", "images": [composed]}))
+    [draft], _ = read(opened(root / "a.jsonl"))
+    assert draft.images == [Media("jpg", JPEG)]
+
+
 def test_tars_of_img2dataset_and_ours(tmp_path):
     with wds.TarWriter(str(tmp_path / "a.tar")) as writer:
         about = {"caption": "A cat.", "url": "http://x/1.jpg", "status": "success", "width": 60}
@@ -376,10 +484,62 @@ def test_tars_of_img2dataset_and_ours(tmp_path):
     assert drafts[1].record["text"] == "A dog."
 
 
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_a_caption_whose_picture_is_not_read_is_no_text(tmp_path):
+    files = {"1.left.jpg": JPEG, "1.right.jpg": JPEG, "1.txt": b"Two views.", "._2.jpg": b"of a Mac", "2.txt": b"Lost."}
+    path = write_tar(tmp_path / "a.tar", {**files, "3.jpg": JPEG, "3.mask.png": PNG, "3.txt": b"A cat."})
+    drafts, rejected = read(opened(path))
+    assert [(draft.origin, draft.images) for draft in drafts] == [("a.tar/3", [Media("jpg", JPEG)])]
+    assert [(entry.origin, entry.reason) for entry in rejected] == [
+        ("a.tar/1", "missing_member"),
+        ("a.tar/2", "missing_member"),
+    ]
+    assert "1.right.jpg is not read, and nothing else goes with the text: name it KEY.jpg" in rejected[0].detail
+    assert "--set domain=text" in rejected[1].detail
+    drafts, _ = read(opened(path, settings=["domain=text"]))
+    assert [draft.record["text"] for draft in drafts][:2] == ["Two views.", "Lost."]
+    [draft], _ = read(opened(write_tar(tmp_path / "b.tar", {"1.txt": b"Words.", "._1.jpg": b"of a Mac"})))
+    assert draft.record == {"domain": "text", "text": "Words."}
+
+
+def test_conversations_in_tars(tmp_path):
+    turns = [{"from": "human", "value": "What is <image>?"}, {"from": "gpt", "value": "A cat."}]
+    records = {
+        "1": {"conversations": turns},
+        "2": {"messages": [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "A cat."}]},
+        "3": {"conversations": turns * 2},
+    }
+    files = {name: data for key, record in records.items() for name, data in _with_picture(key, record)}
+    drafts, rejected = read(opened(write_tar(tmp_path / "a.tar", files)))
+    said = [draft.record["messages"][0]["content"] for draft in drafts]
+    assert said == ["What is <image>?", "<image>What?"]
+    assert {draft.record["domain"] for draft in drafts} == {"chat"}
+    assert [draft.images for draft in drafts] == [[Media("jpg", JPEG)]] * 2
+    assert [(entry.origin, entry.reason) for entry in rejected] == [("a.tar/3", "media_mismatch")]
+
+
+def _with_picture(key: str, record: dict[str, Any]) -> list[tuple[str, bytes]]:
+    return [(f"{key}.json", json.dumps(record).encode()), (f"{key}.jpg", JPEG)]
+
+
 def test_damaged_and_hostile_tars(tmp_path):
     whole = io.BytesIO()
     with tarfile.open(fileobj=whole, mode="w") as tar:
-        for name, data in [("a.txt", b"A cat."), ("a.jpg", JPEG), ("../../b.txt", b"x"), ("c.txt", b"y")]:
+        for name, data in [
+            ("a.txt", b"A cat."),
+            ("a.jpg", JPEG),
+            ("../../b.txt", b"x"),
+            ("c.txt", b"y"),
+            ("c.jpg", JPEG),
+        ]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))

@@ -230,6 +230,29 @@ def test_deep_and_damaged_pages_do_not_end_the_work(tmp_path):
         assert isinstance(outcome, Draft) or outcome.reason in ("unreadable_document", "empty_document")
 
 
-def test_pages_in_other_encodings_are_read(tmp_path):
-    page = '<meta charset="shift_jis"><p>図の中に猫がいる。</p>'.encode("shift_jis")
-    assert read(tmp_path / "a.html", page).record["text"] == "図の中に猫がいる。"
+@pytest.mark.parametrize(
+    ("declared", "written", "text"),
+    [
+        ("shift_jis", "shift_jis", "図の中に猫がいる。"),
+        ("gb2312", "gbk", "中文镕"),  # the letter is none of GB 2312
+        ("iso-8859-1", "cp1252", "“so” – 5 €"),  # as are these of Latin 1
+        ("utf-16", "utf-8", "é"),
+        ("no-such-thing", "utf-8", "é"),
+        ("windows-1252", "utf-8-sig", "é"),  # the mark says more than the page
+        ("", "utf-16", "日本語"),
+        ("", "utf-8", "日本語"),
+        ("utf-8", "latin-1", None),
+        ("", "shift_jis", None),
+        ("", "utf-16-le", None),
+        ("hex", "latin-1", None),
+    ],
+)
+def test_a_page_is_in_the_encoding_that_it_declares(tmp_path, declared, written, text):
+    meta = f'<meta charset="{declared}">' if declared else ""
+    outcome = read(tmp_path / "a.html", f"{meta}<p>{text or 'é日'}</p>".encode(written, "replace"))
+    assert outcome.record["text"] == text if text else outcome.reason == "not_utf8"
+
+
+@pytest.mark.parametrize("name", ["src", "data-lazy-src", "data-srcset"])
+def test_pictures_that_are_loaded_late(tmp_path, name):
+    assert text_of(tmp_path / "a.html", f"<p>a<img {name}=photo.jpg>") == "a\n\n<image>"
