@@ -208,9 +208,10 @@ class PackedLoader:
         return None
 
     def _start(self) -> Iterator[Batch]:
-        """All packs from here on. The first one is read by this process, while workers begin with those after it."""
+        """All packs from here on. The first one is read by this process, before there are workers: with as many of them
+        as cores it would have to share these with the first packs of all workers, and come last."""
         packs = self._packs()
-        first = list(islice(packs, 1))
+        first = [self._read_here(pack) for pack in islice(packs, 1)]
         loader = DataLoader(
             self._fetcher,
             batch_size=None,
@@ -229,7 +230,7 @@ class PackedLoader:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
-        return chain(map(self._read_here, first), batches)
+        return chain(first, batches)
 
     def _read_here(self, pack: Pack) -> Batch:
         batch = self._fetcher[pack]
