@@ -8,7 +8,6 @@ Workers are forked and never touch a GPU; packs are pinned, where there is one, 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
@@ -35,9 +34,9 @@ from data_pipeline.quarantine import Tally
 from data_pipeline.remote import ShardCache
 from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.workers import WorkerNotes, die_with, private, shared
 
 STATE_FORMAT = 2
-_PR_SET_PDEATHSIG = 1  # of Linux' sys/prctl.h
 
 
 class PackedLoader:
@@ -84,29 +83,33 @@ class PackedLoader:
         self._packs_per_rank = global_batch_size // data_parallel_size
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._pinned = torch.accelerator.is_available()
+        self._notes = WorkerNotes(config.num_workers)
         self._fetcher = PackFetcher(
             *(self.sources, self.tokenizer, budget),
             seq_length=seq_length,
             segment_multiple=config.segment_multiple,
             cache=cache,
+            notes=self._notes,
         )
         self.tally = Tally()
         self._position = Position.start(len(self.sources))
         self._positions_ahead: deque[Position] = deque()  # after each step whose packs the workers have been told of
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Batch | DataError] | None = None
 
     def next_step(self) -> list[Batch]:
         """This rank's packs of the next step, in order; none when all sources have used up their epochs."""
         if self._batches is None:
             self._batches = self._start()
         try:
-            batches = [_private(batch) for batch in islice(self._batches, self._packs_per_rank)]
-        except RuntimeError as error:
+            batches = [private(batch) for batch in islice(self._batches, self._packs_per_rank)]
+        except (DataError, RuntimeError) as error:
             self.close()
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
+            at = "".join(f" at {sample_id}" for sample_id in self._notes.of(str(error)))
             raise DataError(
-                f"a data worker died ({error}): look for a lack of memory, or set data.num_workers=0 to see it happen"
+                f"a data worker died{at} ({error}): look for a lack of memory, or set data.num_workers=0 to see it "
+                "happen"
             ) from error
         if batches:
             self._position = self._positions_ahead.popleft()
@@ -207,7 +210,7 @@ class PackedLoader:
                 return f"the samples of source {name!r}, or the pixel budgets, have changed"
         return None
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self) -> Iterator[Batch | DataError]:
         """All packs from here on. The first one is read by this process, before there are workers: with as many of them
         as cores it would have to share these with the first packs of all workers, and come last."""
         packs = self._packs()
@@ -219,10 +222,11 @@ class PackedLoader:
             num_workers=self._num_workers,
             multiprocessing_context="fork" if self._num_workers else None,
             prefetch_factor=self._prefetch if self._num_workers else None,
+            collate_fn=shared if self._num_workers else None,
             pin_memory=self._pinned,
             # Its own generator: the default would draw a number from the training process's random state.
             generator=torch.Generator(),
-            worker_init_fn=partial(_die_with, os.getpid()),
+            worker_init_fn=partial(die_with, os.getpid()),
         )
         # torch answers a worker's death with a RuntimeError wherever the training process happens to be. Undo that: the
         # next call of next_step() notices it as well (within five seconds) and can say what it means.
@@ -240,20 +244,6 @@ class PackedLoader:
         for packs, position in self.plan.steps(self._position):
             self._positions_ahead.append(position)
             yield from packs[self._rank :: self._ranks]
-
-
-def _private(batch: Batch) -> Batch:
-    """A pack in memory of this process alone. What workers send lies in shared memory, with an open file for every
-    tensor: the hundreds of packs of a large step would be more than a process may have."""
-    return batch.with_tensors(torch.clone) if batch.input_ids.is_shared() else batch
-
-
-def _die_with(parent: int, _worker: int) -> None:
-    """Has Linux kill this worker when the training process dies. By itself it would wait for ever if that is killed
-    while the worker is sending a pack, and hold its memory on the node."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(1)
 
 
 class _Packs(Sampler):
