@@ -76,11 +76,15 @@ class Stream:
         self.source, self.place, self.seq_length, self.too_long = source, place, seq_length, too_long
         lengths = np.asarray(source.lengths, np.int64)
         fits = (lengths <= seq_length) | source.is_text
-        if not len(lengths) or (too_long == "refuse" and not fits.any()):
-            shortest = int(lengths.min()) if len(lengths) else 0
+        if not len(lengths):
+            raise DataError(
+                f"source {source.label!r} has no samples: its rejected.jsonl says why, unless nothing was given: mend "
+                "them, or remove the source from data.sources"
+            )
+        if too_long == "refuse" and not fits.any():
             raise DataError(
                 f"source {source.label!r} has no sample that fits train.seq_length {seq_length} (its shortest of "
-                f"{len(lengths)} has {shortest} tokens): raise train.seq_length or lower the pixel budgets"
+                f"{len(lengths)} has {lengths.min()} tokens): raise train.seq_length or lower the pixel budgets"
             )
         # An estimate, by which draw() knows how many samples to look at at a time.
         most = {"refuse": 0, "truncate": seq_length, "split": np.iinfo(np.int64).max}[too_long]

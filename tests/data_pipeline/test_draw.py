@@ -213,7 +213,7 @@ def test_patches_go_with_their_blocks():
 def test_a_source_in_which_nothing_fits():
     with pytest.raises(DataError, match=r"source 'one' has no sample that fits train\.seq_length 256 .*600 tokens"):
         streams(Table("one", np.array([600])))
-    with pytest.raises(DataError, match="source 'one' has no sample that fits"):
+    with pytest.raises(DataError, match=r"source 'one' has no samples: its rejected\.jsonl says why"):
         streams(Table("one", np.array([], dtype=np.int64)))
     with pytest.raises(DataError, match=r"no sample of source 'one' can be cut to train\.seq_length 256"):
         drawn([Table("one", np.array([600]), images={0: [(0, 300)]})], 1000, too_long="split")

@@ -84,6 +84,9 @@ def test_find_shards(shards, tmp_path):
     assert len(names) > 1
     assert [path.name for path in find_shards(str(shards / "*00001.tar"))] == ["shard-00000-00001.tar"]
     assert [path.name for path in find_shards(str(shards / "shard-00000-00000.tar"))] == ["shard-00000-00000.tar"]
+    odd = shards / "odd [1] 図.tar"
+    (shards / "shard-00000-00000.tar").rename(odd)
+    assert find_shards(str(odd)) == [odd], "a file that is there is no pattern"
     with pytest.raises(DataError, match="nowhere does not exist"):
         find_shards(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
@@ -98,6 +101,21 @@ def test_a_missing_shard(shards, tokenizer):
         DataError, match=r"shard-00000-00001\.tar is missing although shard-00000-00001\.index\.arrow is there: restore"
     ):
         Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
+
+
+@pytest.mark.fast
+def test_a_source_that_is_no_shard(shards, opened):
+    (shards / "my records.jsonl").touch()
+    with pytest.raises(DataError, match=r"is not a shard: .* build --input '.*my records\.jsonl'"):
+        opened("my records.jsonl")
+
+
+@pytest.mark.fast
+def test_a_command_can_be_copied_from_a_message(shards, opened):
+    folder = shards.rename(shards.with_name("two words"))
+    index_path(folder / "shard-00000-00001.tar").unlink()
+    with pytest.raises(DataError, match=r"run `python -m tools\.shard index '.*/two words/shard-00000-00001\.tar' --"):
+        read_index(folder / "shard-00000-00001.tar")
 
 
 @pytest.mark.fast
