@@ -97,8 +97,8 @@ class Stream:
         return float("inf") if self.samples is None else max(self.samples - number, 0)
 
     def check_fruitless(self, samples: int) -> None:
-        """Raises DataError if so many samples without a single piece among them are all that there are."""
-        if samples >= self._shuffle.epoch_length:
+        """Raises DataError if so many samples in a row without a single piece must have a whole epoch among them."""
+        if samples >= 2 * self._shuffle.epoch_length - 1:
             raise DataError(
                 f"no sample of source {self.source.label!r} can be cut to train.seq_length {self.seq_length}: raise it "
                 "or lower the pixel budgets"

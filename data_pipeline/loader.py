@@ -159,7 +159,8 @@ class PackedLoader:
         """Goes on where `state` was taken. Raises DataError if the plan would not be the same from there.
 
         With allow_changes, sources go on at their own counters, by name, and a new window begins there: up to a
-        window's packs may come again. Token counts start afresh, so that a changed weight does not try to catch up.
+        window's packs may come again, and a sample that was in pieces begins anew, as they may now be others. Token
+        counts start afresh, so that a changed weight does not try to catch up.
         """
         self.close()
         if state.get("format") != STATE_FORMAT:
@@ -174,7 +175,7 @@ class PackedLoader:
         elif allow_changes:
             places = dict(zip(state["sources"], Position.of(state["position"]).places, strict=True))
             self._position = Position(
-                tuple(places.get(source.label, Place())._replace(tokens=0) for source in self.sources)
+                tuple(places.get(source.label, Place())._replace(parts=0, tokens=0) for source in self.sources)
             )
         else:
             raise DataError(f"{change} since the checkpoint: undo it, or set checkpoint.allow_changes=true")

@@ -219,6 +219,21 @@ def test_a_source_in_which_nothing_fits():
         drawn([Table("one", np.array([600]), images={0: [(0, 300)]})], 1000, too_long="split")
 
 
+def test_a_single_sample_that_fits_may_come_early_in_one_epoch_and_late_in_the_next():
+    """Between the two lie up to twice as many as an epoch has, all of them set aside."""
+    lengths = np.full(16, 1000)
+    lengths[3] = 64
+    made = streams(Table("a", lengths, 1.0), Table("b", np.full(50, 30), 50.0))
+    places, lone = (Place(), Place()), []
+    for _ in range(60):
+        pieces, _ = blend(made, places, 1000, 8)
+        places = places_after(places, pieces)
+        lone += pieces.length[pieces.source == 0].tolist()
+    used = np.flatnonzero(lone)
+    assert np.diff(used).max() > 16
+    assert len(used) > 10
+
+
 @pytest.mark.parametrize("rule", ["truncate", "split"])
 def test_long_samples_are_cut_when_they_are_needed_and_not_before(rule, monkeypatch):
     """Of 10,000 documents of 600 tokens, each of which gives 256 or more, 2560 tokens need ten at most."""

@@ -624,10 +624,25 @@ def test_changed_sources_go_on_by_name_if_allowed(data_config):
     with pytest.raises(DataError, match=r"data\.sources has changed from big, small to small, other"):
         changed.load_state_dict(state)
     changed.load_state_dict(state, allow_changes=True)
-    drawn, parts, _ = state["position"]["places"][1]
+    drawn, _, _ = state["position"]["places"][1]
     assert drawn
-    assert changed.state_dict()["position"] == {"places": [[drawn, parts, 0], [0, 0, 0]], "steps": 0}
+    assert changed.state_dict()["position"] == {"places": [[drawn, 0, 0], [0, 0, 0]], "steps": 0}
     assert changed.next_step()
+
+
+@pytest.mark.fast
+def test_pieces_of_another_length_begin_with_their_sample_anew(tmp_path, tokenizer, data_config):
+    """A long text of which 30 pieces of 128 tokens were used has no 30 pieces of 512."""
+    records = tmp_path / "records.jsonl"
+    records.write_text(json.dumps({"domain": "text", "text": "A long text. " * 1000}) + "\n")
+    build_shards([records], tmp_path / "out", tokenizer=tokenizer.folder)
+    config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"), epochs=1)])
+    state = loader(config, seq_length=128).state_dict()
+    state["position"]["places"] = [[0, 30, 30 * 128]]
+    changed = loader(config)
+    changed.load_state_dict(state, allow_changes=True)
+    batches = [batch for step in iter(changed.next_step, []) for batch in step]
+    assert sum(batch.num_tokens for batch in batches) == changed.sources[0].lengths.sum()
 
 
 @pytest.mark.fast
