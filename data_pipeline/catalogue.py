@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from data_pipeline.arrow_file import new_arrow_file
 from data_pipeline.errors import DataError
+from data_pipeline.files import replacing
 from data_pipeline.index import (
     BATCH_ROWS,
     CATALOGUE,
@@ -60,10 +61,11 @@ def write_catalogue(folder: Path) -> None:
     names = sorted(name.removesuffix(INDEX_SUFFIX) for name in os.listdir(folder) if name.endswith(INDEX_SUFFIX))
     tars = [folder / f"{name}.tar" for name in names]
     entries = [{"name": index.file.name, "rows": index.table.num_rows, **asdict(index.header)} for index in indexes()]
-    path = folder / CATALOGUE
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may end at once
     schema = SCHEMA.with_metadata({"format": FORMAT})
-    with new_arrow_file(temporary, schema, {"shards": json.dumps(entries)}) as writer:
+    with (
+        replacing(folder / CATALOGUE) as temporary,  # two machines may end at once
+        new_arrow_file(temporary, schema, {"shards": json.dumps(entries)}) as writer,
+    ):
         waiting: list[pa.Table] = []  # small shards share a batch
         for index in indexes():
             waiting.append(index.table)
@@ -72,7 +74,6 @@ def write_catalogue(folder: Path) -> None:
                 waiting.clear()
         if waiting:
             writer.write_table(pa.concat_tables(waiting).combine_chunks(), max_chunksize=BATCH_ROWS)
-    os.replace(temporary, path)
 
 
 def read_catalogue(path: Path, mend: str) -> tuple[list[ShardEntry], pa.Table]:

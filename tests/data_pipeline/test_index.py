@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -310,6 +311,24 @@ def test_an_index_written_anew_takes_the_catalogue_away(shards, opened):
     )
     assert not (shards / CATALOGUE).exists(), "whatever happens before the new one is written"
     assert len(opened()) == 39
+
+
+@pytest.mark.fast
+def test_a_disk_that_is_full_keeps_what_was_there_and_gets_no_halves(shards, opened):
+    """A limit of files, at the size of half of what is written, stops the writing."""
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    index = read_index(shards / "shard-00000-00000.tar")
+    rows, header = index.table.to_pylist(), index.header
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_index(index.file, rows, tokenizer_hash=header.tokenizer_hash, chat_form=header.chat_form)
+        with pytest.raises(OSError, match="File too large"):
+            write_catalogue(shards)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
 
 
 @pytest.mark.fast
