@@ -27,8 +27,8 @@ _NOTE_BYTES = 512
 
 
 def die_with(parent: int, _worker: int) -> None:
-    """Has Linux kill this worker when the training process dies. By itself it would wait for ever if that is killed
-    while the worker is sending a pack, and hold its memory on the node."""
+    """Has Linux kill this worker when the training process dies (or only the thread that has started the worker). By
+    itself it would wait for ever if that is killed while the worker is sending a pack, and hold its memory."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before that
         os._exit(1)
