@@ -120,7 +120,8 @@ class ShardCache:
             except FileNotFoundError:
                 self._fetch_or_give_up(url, path, size_in(fingerprint))
                 continue
-            os.utime(descriptor, ns=(time.time_ns(),) * 2)  # opened last: see _evict
+            with suppress(OSError):  # of a copy that another user has fetched, or on a disk that is only read
+                os.utime(descriptor, ns=(time.time_ns(),) * 2)  # opened last: see _evict
             return descriptor
 
     def discard(self, url: str, fingerprint: str) -> None:
