@@ -25,7 +25,7 @@ class SourceConfig:
     epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
 
     def label(self) -> str:
-        return self.name or Path(shown(self.path)).name
+        return self.name or Path(shown(self.path)).name or self.path
 
 
 @dataclass
