@@ -41,6 +41,8 @@ from data_pipeline.index import (
 from data_pipeline.remote import ShardCache, is_url, shown, split_url, url_in
 from data_pipeline.shards import index_command
 
+_REJECTED = "rejected.jsonl"  # that a build and the indexing of shards leave beside them
+
 
 @dataclass(frozen=True)
 class ShardEntry:
@@ -120,7 +122,8 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
     tars |= {name.removesuffix(INDEX_SUFFIX) + ".tar" for name in files if name.endswith(INDEX_SUFFIX)}
     names = sorted(name for name in tars if fnmatchcase(name, pattern) and not name.startswith("."))
     if not names:
-        raise DataError(f"{path} holds no shards (*.tar): make some with `python -m tools.shard build`")
+        mend = "its rejected.jsonl says why" if _REJECTED in files else "make some with `python -m tools.shard build`"
+        raise DataError(f"{path} holds no shards (*.tar): {mend}")
     return folder, names, files
 
 

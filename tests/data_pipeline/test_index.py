@@ -93,6 +93,9 @@ def test_find_shards(shards, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no shards .*tools\.shard build"):
         find_shards(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "rejected.jsonl").touch()
+    with pytest.raises(DataError, match=r"holds no shards .*its rejected\.jsonl says why"):
+        find_shards(str(tmp_path / "empty"))
 
 
 @pytest.mark.fast
