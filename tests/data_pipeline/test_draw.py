@@ -224,7 +224,8 @@ def test_a_single_sample_that_fits_may_come_early_in_one_epoch_and_late_in_the_n
     lengths = np.full(16, 1000)
     lengths[3] = 64
     made = streams(Table("a", lengths, 1.0), Table("b", np.full(50, 30), 50.0))
-    places, lone = (Place(), Place()), []
+    places: tuple[Place, ...] = (Place(), Place())
+    lone: list[int] = []
     for _ in range(60):
         pieces, _ = blend(made, places, 1000, 8)
         places = places_after(places, pieces)
