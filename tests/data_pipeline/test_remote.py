@@ -279,6 +279,16 @@ def test_a_cache_leaves_tars_alone_that_it_has_not_fetched(shards, tmp_path):
     assert len(list(shards.glob("*.tar"))) == len(find_shards(str(other))) + 1
 
 
+def test_a_copy_that_goes_while_room_is_made(shards, tmp_path):
+    """Another process discards it between the listing of the folder and the look at its size; a link to nowhere is such
+    a file at any time."""
+    tar = find_shards(str(shards))[0]
+    cache = ShardCache(str(tmp_path / "cache"), max_bytes=1)
+    cache.folder.mkdir()
+    (cache.folder / ("0" * 32 + ".tar")).symlink_to(tmp_path / "nowhere")
+    assert cache.open(f"file://{tar}", fingerprint(tar))
+
+
 def test_a_full_disk_and_a_folder_that_cannot_be_written(shards, tmp_path):
     tar = find_shards(str(shards))[0]
     url, print_ = f"file://{tar}", fingerprint(tar)
