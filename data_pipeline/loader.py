@@ -34,7 +34,7 @@ from data_pipeline.quarantine import Tally
 from data_pipeline.remote import ShardCache
 from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
-from data_pipeline.workers import WorkerNotes, die_with, private, shared
+from data_pipeline.workers import NO_ANSWER, WorkerNotes, die_with, private, shared
 
 STATE_FORMAT = 2
 
@@ -102,11 +102,12 @@ class PackedLoader:
             self._batches = self._start()
         try:
             batches = [private(batch) for batch in islice(self._batches, self._packs_per_rank)]
-        except (DataError, RuntimeError) as error:
+        except (DataError, RuntimeError, *NO_ANSWER) as error:
+            died = isinstance(error, NO_ANSWER) or str(error).startswith("DataLoader worker (pid")
+            at = "".join(f" at {sample_id}" for sample_id in self._notes.of_the_dead()) if died else ""
             self.close()
-            if not str(error).startswith("DataLoader worker (pid"):
+            if not died:
                 raise
-            at = "".join(f" at {sample_id}" for sample_id in self._notes.of(str(error)))
             raise DataError(
                 f"a data worker died{at} ({error}): look for a lack of memory, or set data.num_workers=0 to see it "
                 "happen"

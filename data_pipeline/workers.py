@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import multiprocessing
 import os
-import re
 import signal
+import time
 from typing import Any
 
 import torch
@@ -24,6 +25,9 @@ from data_pipeline.errors import DataError
 
 _PR_SET_PDEATHSIG = 1  # of Linux' sys/prctl.h
 _NOTE_BYTES = 512
+
+# How a dead worker shows where it has a pack ready that has not been fetched: nobody answers.
+NO_ANSWER = (ConnectionError, EOFError, FileNotFoundError)
 
 
 def die_with(parent: int, _worker: int) -> None:
@@ -68,9 +72,13 @@ class WorkerNotes:
         note = f"{os.getpid()} {sample_id}".encode()[:_NOTE_BYTES]
         self._memory[start : start + _NOTE_BYTES] = note.ljust(_NOTE_BYTES, b"\0")
 
-    def of(self, pids: str) -> list[str]:
-        """What the workers were at whose process ids stand in a text."""
-        dead = re.findall("[0-9]+", pids)
+    def of_the_dead(self) -> list[str]:
+        """What the workers were at that are no longer there; waits a moment for one that is about to go."""
         notes = (self._memory[start : start + _NOTE_BYTES] for start in range(0, len(self._memory), _NOTE_BYTES))
-        places = (note.rstrip(b"\0").decode(errors="replace").partition(" ") for note in notes)
-        return [sample_id for pid, _, sample_id in places if sample_id and pid in dead]
+        places = [note.rstrip(b"\0").decode(errors="replace").partition(" ") for note in notes]
+        for _ in range(50):
+            alive = {str(process.pid) for process in multiprocessing.active_children()}
+            if dead := [sample_id for pid, _, sample_id in places if sample_id and pid not in alive]:
+                return dead
+            time.sleep(0.02)
+        return []

@@ -271,7 +271,7 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(data_config):
     packed.next_step()
     os.kill(worker_pids()[0], signal.SIGKILL)
     time.sleep(0.5)  # the death itself must not be thrown into whatever runs now
-    with pytest.raises(DataError, match=r"a data worker died .*\(.*exited unexpectedly.*data.num_workers=0"):
+    with pytest.raises(DataError, match=r"a data worker died .*\(.*look for a lack of memory.*data.num_workers=0"):
         take(packed, 20)
 
 
