@@ -79,6 +79,8 @@ def in_processes(way: Callable[[Samples, Path], None], count: int, samples: Samp
         writer.start()
     for writer in writers:
         writer.join()
+        if writer.exitcode:
+            raise SystemExit(f"a process that wrote to {folder} ended with {writer.exitcode}")
 
 
 def _wall(run: Cost) -> float:

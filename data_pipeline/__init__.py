@@ -18,6 +18,7 @@
     encode.py, batch.py     Sample + bytes -> EncodedSample; several of them -> Batch
     files.py                files that are whole or not there
     fetch.py, loader.py     the named samples, decoded and collated, in order
+    workers.py              the processes that do it, and what is said when one dies
     memory.py               what a data worker frees stays with it
     mixture.py              what a plan takes from every domain
     quarantine.py           what takes the place of a sample that cannot be used, and when there are too many

@@ -89,6 +89,11 @@ class Batch:
     def num_patches(self) -> int:
         return int(self.grid_thw.prod(dim=1).sum())
 
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(value.nbytes for value in vars(self).values() if isinstance(value, torch.Tensor))
+
     def with_tensors(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
         """The same pack with every tensor changed."""
         tensors: Any = {name: change(value) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ import pyarrow as pa
 
 from data_pipeline.arrow_file import new_arrow_file
 from data_pipeline.errors import DataError
+from data_pipeline.files import replacing
 from data_pipeline.index import (
     BATCH_ROWS,
     CATALOGUE,
@@ -36,8 +38,10 @@ from data_pipeline.index import (
     read_index,
     well_formed,
 )
-from data_pipeline.remote import ShardCache, is_url
+from data_pipeline.remote import ShardCache, is_url, shown, split_url, url_in
 from data_pipeline.shards import index_command
+
+REJECTED = "rejected.jsonl"  # that a build and the indexing of shards leave beside them
 
 
 class NoShards(DataError):
@@ -63,10 +67,11 @@ def write_catalogue(folder: Path) -> None:
     names = sorted(name.removesuffix(INDEX_SUFFIX) for name in os.listdir(folder) if name.endswith(INDEX_SUFFIX))
     tars = [folder / f"{name}.tar" for name in names]
     entries = [{"name": index.file.name, "rows": index.table.num_rows, **asdict(index.header)} for index in indexes()]
-    path = folder / CATALOGUE
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")  # two processes may end at once
     schema = SCHEMA.with_metadata({"format": FORMAT})
-    with new_arrow_file(temporary, schema, {"shards": json.dumps(entries)}) as writer:
+    with (
+        replacing(folder / CATALOGUE) as temporary,  # two machines may end at once
+        new_arrow_file(temporary, schema, {"shards": json.dumps(entries)}) as writer,
+    ):
         waiting: list[pa.Table] = []  # small shards share a batch
         for index in indexes():
             waiting.append(index.table)
@@ -75,7 +80,6 @@ def write_catalogue(folder: Path) -> None:
                 waiting.clear()
         if waiting:
             writer.write_table(pa.concat_tables(waiting).combine_chunks(), max_chunksize=BATCH_ROWS)
-    os.replace(temporary, path)
 
 
 def read_catalogue(path: Path, mend: str) -> tuple[list[ShardEntry], pa.Table]:
@@ -111,10 +115,10 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
     given = Path(path)
     if given.is_dir():
         folder, pattern = given, "*.tar"
+    elif given.is_file():  # whatever its name holds
+        return given.parent, [given.name], set(os.listdir(given.parent))
     elif any(character in given.name for character in "*?["):
         folder, pattern = given.parent, given.name
-    elif given.is_file():
-        return given.parent, [given.name], set(os.listdir(given.parent))
     else:
         raise DataError(f"{path} does not exist: give a folder of shards, a .tar or a pattern")
     files = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -122,7 +126,8 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
     tars |= {name.removesuffix(INDEX_SUFFIX) + ".tar" for name in files if name.endswith(INDEX_SUFFIX)}
     names = sorted(name for name in tars if fnmatchcase(name, pattern) and not name.startswith("."))
     if not names:
-        raise NoShards(f"{path} holds no shards (*.tar): make some with `python -m tools.shard build`")
+        mend = f"its {REJECTED} says why" if REJECTED in files else "make some with `python -m tools.shard build`"
+        raise NoShards(f"{path} holds no shards (*.tar): {mend}")
     return folder, names, files
 
 
@@ -132,6 +137,10 @@ def open_shards(path: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa
     if is_url(path):
         return _open_remote(path, cache)
     folder, names, files = _listing(path)
+    if not names[0].endswith(".tar"):
+        raise DataError(
+            f"{path} is not a shard: make some with `python -m tools.shard build --input {quote(path)} ...`"
+        )
     if CATALOGUE in files:
         shards, rows = read_catalogue(folder / CATALOGUE, f"run {index_command(folder)}")
         present = {shard.name for shard in shards if {shard.name, _index_name(shard.name)} <= files}
@@ -144,20 +153,20 @@ def open_shards(path: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa
 
 def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa.Table]:
     """The same for a URL: of a folder, of a .tar in it, or with a pattern for its last part."""
-    folder, pattern = url.rstrip("/"), "*.tar"
-    last = folder.rpartition("/")[2]
-    if last.endswith(".tar") or any(character in last for character in "*?["):
-        folder, pattern = folder.rpartition("/")[0], last
-    shards, rows = _fetch_catalogue(f"{folder}/{CATALOGUE}", cache)
+    folder, pattern = split_url(url)
+    shards, rows = _fetch_catalogue(url_in(folder, CATALOGUE), cache)
     names = {shard.name for shard in shards if fnmatchcase(shard.name, pattern)}
     if not names:
-        raise DataError(f"{url} stands for none of the {len(shards)} shards in the catalogue of {folder}")
+        raise DataError(
+            f"{shown(url)} stands for none of the {len(shards)} shards in the catalogue of {shown(folder)}: the first "
+            f"is {shards[0].name if shards else 'missing'}"
+        )
     return folder, *_chosen(shards, rows, names)
 
 
 def _fetch_catalogue(url: str, cache: ShardCache) -> tuple[list[ShardEntry], pa.Table]:
     """A catalogue by way of the cache. A copy that is damaged is fetched once more before the original is blamed."""
-    mend = f"write {url} anew"
+    mend = f"write {shown(url)} anew"
     path = cache.catalogue(url)
     try:
         return read_catalogue(path, mend)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.images import MIN_IMAGE_TOKENS
+from data_pipeline.remote import shown
 
 __all__ = ["DataConfig", "DataError", "SourceConfig"]
 
@@ -24,7 +25,7 @@ class SourceConfig:
     epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
 
     def label(self) -> str:
-        return self.name or Path(self.path).name
+        return self.name or Path(shown(self.path)).name or self.path
 
 
 @dataclass

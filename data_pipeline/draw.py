@@ -76,11 +76,15 @@ class Stream:
         self.source, self.place, self.seq_length, self.too_long = source, place, seq_length, too_long
         lengths = np.asarray(source.lengths, np.int64)
         fits = (lengths <= seq_length) | source.is_text
-        if not len(lengths) or (too_long == "refuse" and not fits.any()):
-            shortest = int(lengths.min()) if len(lengths) else 0
+        if not len(lengths):
+            raise DataError(
+                f"source {source.label!r} has no samples: its rejected.jsonl says why, unless nothing was given: mend "
+                "them, or remove the source from data.sources"
+            )
+        if too_long == "refuse" and not fits.any():
             raise DataError(
                 f"source {source.label!r} has no sample that fits train.seq_length {seq_length} (its shortest of "
-                f"{len(lengths)} has {shortest} tokens): raise train.seq_length or lower the pixel budgets"
+                f"{len(lengths)} has {lengths.min()} tokens): raise train.seq_length or lower the pixel budgets"
             )
         # An estimate, by which draw() knows how many samples to look at at a time.
         most = {"refuse": 0, "truncate": seq_length, "split": np.iinfo(np.int64).max}[too_long]
@@ -93,8 +97,8 @@ class Stream:
         return float("inf") if self.samples is None else max(self.samples - number, 0)
 
     def check_fruitless(self, samples: int) -> None:
-        """Raises DataError if so many samples without a single piece among them are all that there are."""
-        if samples >= self._shuffle.epoch_length:
+        """Raises DataError if so many samples in a row without a single piece must have a whole epoch among them."""
+        if samples >= 2 * self._shuffle.epoch_length - 1:
             raise DataError(
                 f"no sample of source {self.source.label!r} can be cut to train.seq_length {self.seq_length}: raise it "
                 "or lower the pixel budgets"

@@ -23,6 +23,7 @@ from data_pipeline.remote import ShardCache
 from data_pipeline.shards import ShardReader
 from data_pipeline.source import Source, StoredSample
 from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.workers import WorkerNotes
 
 KEPT_LONG_SAMPLES = 4  # pieces of one sample come close together
 
@@ -40,10 +41,12 @@ class PackFetcher(Dataset):
         seq_length: int,
         segment_multiple: int,
         cache: ShardCache | None = None,
+        notes: WorkerNotes | None = None,
     ):
         self.sources, self.tokenizer, self.budget = sources, tokenizer, budget
         self.seq_length, self.segment_multiple = seq_length, segment_multiple
         self._reader = ShardReader(cache=cache)
+        self._notes = notes or WorkerNotes(workers=0)
         self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
 
     def __getitem__(self, pack: Pack) -> Batch:
@@ -52,6 +55,7 @@ class PackFetcher(Dataset):
         for piece in pack.pieces:
             rooms.append(padded_length(piece.length, self.segment_multiple))
             samples.append(self._fetch_or_replace(piece, rooms[-1], rejected))
+        self._notes.write("")
         return collate(
             samples,
             seq_length=self.seq_length,
@@ -89,6 +93,7 @@ class PackFetcher(Dataset):
 
     def _fetch(self, piece: Piece, stored: StoredSample) -> EncodedSample:
         """Raises BadSample, and nothing else, where the sample cannot be used."""
+        self._notes.write(_sample_id(stored))
         try:
             if piece.length < self.sources[piece.source].lengths[piece.row]:
                 return self._long_sample(piece, stored).piece(piece.start, piece.length)

@@ -113,12 +113,15 @@ def write_index(tar: Path, rows: list[dict[str, Any]], *, tokenizer_hash: str, c
     """Writes the index of a shard, and removes the catalogue of its folder, which no longer holds."""
     header = IndexHeader(fingerprint(tar), tokenizer_hash, chat_form)
     schema = SCHEMA.with_metadata({"format": FORMAT, "header": json.dumps(asdict(header))})
-    temporary = index_path(tar).with_suffix(".tmp")
-    with new_arrow_file(temporary, schema) as writer:
-        for start in range(0, len(rows), BATCH_ROWS):
-            writer.write_batch(pa.RecordBatch.from_pylist(rows[start : start + BATCH_ROWS], schema=schema))
-    (tar.parent / CATALOGUE).unlink(missing_ok=True)
-    os.replace(temporary, index_path(tar))
+    temporary = index_path(tar).with_suffix(".tmp")  # which the next attempt takes, should this one be killed
+    try:
+        with new_arrow_file(temporary, schema) as writer:
+            for start in range(0, len(rows), BATCH_ROWS):
+                writer.write_batch(pa.RecordBatch.from_pylist(rows[start : start + BATCH_ROWS], schema=schema))
+        (tar.parent / CATALOGUE).unlink(missing_ok=True)
+        os.replace(temporary, index_path(tar))
+    finally:
+        temporary.unlink(missing_ok=True)  # half of an index, on a disk that is full
 
 
 def read_index(tar: Path) -> ShardIndex:

@@ -8,7 +8,6 @@ Workers are forked and never touch a GPU; packs are pinned, where there is one, 
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import threading
@@ -29,16 +28,15 @@ from data_pipeline.draw import Place
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
-from data_pipeline.memory import keep_freed_memory
 from data_pipeline.mixture import Share, planned_mixture
 from data_pipeline.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
 from data_pipeline.remote import ShardCache
 from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.workers import NO_ANSWER, WorkerNotes, begin_worker, private, shared
 
 STATE_FORMAT = 2
-_PR_SET_PDEATHSIG = 1  # of Linux' sys/prctl.h
 
 
 class PackedLoader:
@@ -85,29 +83,34 @@ class PackedLoader:
         self._packs_per_rank = global_batch_size // data_parallel_size
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._pinned = torch.accelerator.is_available()
+        self._notes = WorkerNotes(config.num_workers)
         self._fetcher = PackFetcher(
             *(self.sources, self.tokenizer, budget),
             seq_length=seq_length,
             segment_multiple=config.segment_multiple,
             cache=cache,
+            notes=self._notes,
         )
         self.tally = Tally()
         self._position = Position.start(len(self.sources))
         self._positions_ahead: deque[Position] = deque()  # after each step whose packs the workers have been told of
-        self._batches: Iterator[Batch] | None = None
+        self._batches: Iterator[Batch | DataError] | None = None
 
     def next_step(self) -> list[Batch]:
         """This rank's packs of the next step, in order; none when all sources have used up their epochs."""
         if self._batches is None:
             self._batches = self._start()
         try:
-            batches = [_private(batch) for batch in islice(self._batches, self._packs_per_rank)]
-        except RuntimeError as error:
+            batches = [private(batch) for batch in islice(self._batches, self._packs_per_rank)]
+        except (DataError, RuntimeError, *NO_ANSWER) as error:
+            died = isinstance(error, NO_ANSWER) or str(error).startswith("DataLoader worker (pid")
+            at = "".join(f" at {sample_id}" for sample_id in self._notes.of_the_dead()) if died else ""
             self.close()
-            if not str(error).startswith("DataLoader worker (pid"):
+            if not died:
                 raise
             raise DataError(
-                f"a data worker died ({error}): look for a lack of memory, or set data.num_workers=0 to see it happen"
+                f"a data worker died{at} ({error}): look for a lack of memory, or set data.num_workers=0 to see it "
+                "happen"
             ) from error
         if batches:
             self._position = self._positions_ahead.popleft()
@@ -157,7 +160,8 @@ class PackedLoader:
         """Goes on where `state` was taken. Raises DataError if the plan would not be the same from there.
 
         With allow_changes, sources go on at their own counters, by name, and a new window begins there: up to a
-        window's packs may come again. Token counts start afresh, so that a changed weight does not try to catch up.
+        window's packs may come again, and a sample that was in pieces begins anew, as they may now be others. Token
+        counts start afresh, so that a changed weight does not try to catch up.
         """
         self.close()
         if state.get("format") != STATE_FORMAT:
@@ -172,7 +176,7 @@ class PackedLoader:
         elif allow_changes:
             places = dict(zip(state["sources"], Position.of(state["position"]).places, strict=True))
             self._position = Position(
-                tuple(places.get(source.label, Place())._replace(tokens=0) for source in self.sources)
+                tuple(places.get(source.label, Place())._replace(parts=0, tokens=0) for source in self.sources)
             )
         else:
             raise DataError(f"{change} since the checkpoint: undo it, or set checkpoint.allow_changes=true")
@@ -208,10 +212,11 @@ class PackedLoader:
                 return f"the samples of source {name!r}, or the pixel budgets, have changed"
         return None
 
-    def _start(self) -> Iterator[Batch]:
-        """All packs from here on. The first one is read by this process, while workers begin with those after it."""
+    def _start(self) -> Iterator[Batch | DataError]:
+        """All packs from here on. The first one is read by this process, before there are workers: with as many of them
+        as cores it would have to share these with the first packs of all workers, and come last."""
         packs = self._packs()
-        first = list(islice(packs, 1))
+        first = [self._read_here(pack) for pack in islice(packs, 1)]
         loader = DataLoader(
             self._fetcher,
             batch_size=None,
@@ -219,10 +224,11 @@ class PackedLoader:
             num_workers=self._num_workers,
             multiprocessing_context="fork" if self._num_workers else None,
             prefetch_factor=self._prefetch if self._num_workers else None,
+            collate_fn=shared if self._num_workers else None,
             pin_memory=self._pinned,
             # Its own generator: the default would draw a number from the training process's random state.
             generator=torch.Generator(),
-            worker_init_fn=partial(_begin_worker, os.getpid()),
+            worker_init_fn=partial(begin_worker, os.getpid()),
         )
         # torch answers a worker's death with a RuntimeError wherever the training process happens to be. Undo that: the
         # next call of next_step() notices it as well (within five seconds) and can say what it means.
@@ -230,7 +236,7 @@ class PackedLoader:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
-        return chain(map(self._read_here, first), batches)
+        return chain(first, batches)
 
     def _read_here(self, pack: Pack) -> Batch:
         batch = self._fetcher[pack]
@@ -240,25 +246,6 @@ class PackedLoader:
         for packs, position in self.plan.steps(self._position):
             self._positions_ahead.append(position)
             yield from packs[self._rank :: self._ranks]
-
-
-def _private(batch: Batch) -> Batch:
-    """A pack in memory of this process alone. What workers send lies in shared memory, with an open file for every
-    tensor: the hundreds of packs of a large step would be more than a process may have."""
-    return batch.with_tensors(torch.clone) if batch.input_ids.is_shared() else batch
-
-
-def _begin_worker(parent: int, _worker: int) -> None:
-    keep_freed_memory()
-    _die_with(parent)
-
-
-def _die_with(parent: int) -> None:
-    """Has Linux kill this worker when the training process dies. By itself it would wait for ever if that is killed
-    while the worker is sending a pack, and hold its memory on the node."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it died before that
-        os._exit(1)
 
 
 class _Packs(Sampler):

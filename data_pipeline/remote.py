@@ -7,10 +7,14 @@ A shard is fetched whole when it is first read, once for all processes of a mach
 one that has not been opened for longest goes first when the folder is full. What a shard holds is checked sample by
 sample when it is read, so a cache that was damaged does no harm. Which shards there are is said by the catalogue beside
 them (catalogue.py), so nothing is listed, which web servers could not do.
+
+What follows a `?` in the address of a web server, a signature that permits reading, goes behind the name of every file
+that is asked for, and into no message.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -19,9 +23,10 @@ import shutil
 import time
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 import fsspec
 import requests
@@ -35,12 +40,48 @@ GIVE_UP_SECONDS = 300  # for so long a shard that could not be fetched is not as
 TIMEOUT = (10, 60)  # seconds to connect, and between two pieces of an answer
 LOCKS = 64
 _CHUNK = 1 << 20
+_COPIES = "[0-9a-f]" * 32 + ".tar"  # a folder may also hold tars of its owner
 
 Result = TypeVar("Result")
 
 
 def is_url(path: str) -> bool:
     return "://" in path
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """The URL of a folder, or of files in one -> the folder, and the pattern of their names."""
+    address, signature = _signed(url)
+    folder, pattern = address.rstrip("/"), "*.tar"
+    last = folder.rpartition("/")[2]
+    if last.endswith(".tar") or any(character in last for character in "*?["):
+        folder, pattern = folder.rpartition("/")[0], unquote(last) if _is_web(url) else last
+    return folder + signature, pattern
+
+
+def url_in(folder: str, name: str) -> str:
+    """The URL of a file in a folder.
+
+    >>> url_in("https://host/shards?sig=abc", "a b.tar")
+    'https://host/shards/a%20b.tar?sig=abc'
+    """
+    address, signature = _signed(folder)
+    return f"{address}/{quote(name) if _is_web(folder) else name}{signature}"
+
+
+def shown(url: str) -> str:
+    """A path or URL as it may be written down: a signature is as good as a password."""
+    return _signed(url)[0]
+
+
+def _signed(url: str) -> tuple[str, str]:
+    """An address, and its signature from the `?` on."""
+    address, mark, signature = url.partition("?") if _is_web(url) else (url, "", "")
+    return address, mark + signature
+
+
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
 
 
 class ShardCache:
@@ -57,13 +98,15 @@ class ShardCache:
     def catalogue(self, url: str) -> Path:
         """A copy of the newest version of a file. Raises DataError if there is none or it cannot be fetched."""
         try:
-            path = self.folder / f"{_digest(url, _patiently(lambda: _version(url)))}.arrow"
+            path = self.folder / f"{_digest(shown(url), _patiently(lambda: _version(url)))}.arrow"
             if not path.is_file():
                 self._fetch(url, path, size=None)
+        except DataError:
+            raise
         except Exception as error:  # every file system raises errors of its own
             raise DataError(
-                f"{url} cannot be fetched ({_said(error)}): a source that is a URL needs the catalogue that "
-                "`python -m tools.shard build` and `index` write, copied with its shards"
+                f"{shown(url)} cannot be fetched ({_said(error, url)}): a source that is a URL needs the catalogue "
+                "that `python -m tools.shard build` and `index` write, copied with its shards"
             ) from error
         return path
 
@@ -77,7 +120,8 @@ class ShardCache:
             except FileNotFoundError:
                 self._fetch_or_give_up(url, path, size_in(fingerprint))
                 continue
-            os.utime(descriptor, ns=(time.time_ns(),) * 2)  # opened last: see _evict
+            with suppress(OSError):  # of a copy that another user has fetched, or on a disk that is only read
+                os.utime(descriptor, ns=(time.time_ns(),) * 2)  # opened last: see _evict
             return descriptor
 
     def discard(self, url: str, fingerprint: str) -> None:
@@ -85,7 +129,7 @@ class ShardCache:
         self._path(url, fingerprint).unlink(missing_ok=True)
 
     def _path(self, url: str, fingerprint: str) -> Path:
-        return self.folder / f"{_digest(url, fingerprint)}.tar"
+        return self.folder / f"{_digest(shown(url), fingerprint)}.tar"
 
     def _fetch_or_give_up(self, url: str, path: Path, size: int) -> None:
         when, said = self._failed.get(url, (0.0, ""))
@@ -95,15 +139,15 @@ class ShardCache:
                 self._failed.pop(url, None)
                 return
             except Exception as error:  # as above
-                said = _said(error)
+                said = _said(error, url)
                 self._failed[url] = (time.monotonic(), said)
-        raise BadSample("unreadable_shard", f"{url} cannot be fetched: {said}")
+        raise BadSample("unreadable_shard", f"{shown(url)} cannot be fetched: {said}")
 
     def _fetch(self, url: str, path: Path, size: int | None) -> None:
         """Copies a file into the cache unless another process has just done so. A copy of another size than was indexed
-        is fetched once more, in case it was cut on its way, and kept if it stays so: its samples are checked anyway."""
+        is fetched once more, in case it was cut on its way, and kept if it stays so: its samples are checked anyway.
+        Raises DataError if the folder cannot be written."""
         temporary = path.with_suffix(".tmp")
-        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock(zlib.crc32(path.name.encode()) % LOCKS):
             if path.is_file():
                 return
@@ -113,24 +157,45 @@ class ShardCache:
                     if size is None or temporary.stat().st_size == size:
                         break
                 os.replace(temporary, path)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise DataError(
+                    f"data.cache_dir {self.folder} is full ({error.strerror}): make room, or set data.cache_bytes to "
+                    "less than there is"
+                ) from error
             finally:
-                temporary.unlink(missing_ok=True)  # half of a shard, perhaps on a disk that is full
+                temporary.unlink(missing_ok=True)  # half of a shard
         if self.max_bytes:
             self._evict(keep=path)
 
     def _evict(self, keep: Path) -> None:
         with self._lock(LOCKS):
-            shards = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.tar"))
-            room = self.max_bytes - sum(size for _, size, _ in shards)
-            for _, size, path in shards:
+            copies = sorted(self._copies())
+            room = self.max_bytes - sum(size for _, size, _ in copies)
+            for _, size, path in copies:
                 if room < 0 and path != keep:
                     path.unlink(missing_ok=True)
                     room += size
 
+    def _copies(self) -> Iterator[tuple[int, int, Path]]:
+        """When each was opened last, its bytes and its path. Others may discard one meanwhile."""
+        for path in self.folder.glob(_COPIES):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                yield status.st_mtime_ns, status.st_size, path
+
     @contextmanager
     def _lock(self, number: int) -> Iterator[None]:
         """One process at a time. The kernel lets go of the lock of a process that was killed."""
-        with open(self.folder / f"{number:02d}.lock", "w") as file:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = open(self.folder / f"{number:02d}.lock", "w")  # noqa: SIM115 - closed below
+        except OSError as error:
+            raise DataError(
+                f"data.cache_dir {self.folder} cannot be written ({error.strerror}): name a folder that can"
+            ) from error
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -157,15 +222,13 @@ def _is_final(error: Exception) -> bool:
     return isinstance(error, ImportError | FileNotFoundError | PermissionError | ValueError)
 
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+def _said(error: Exception, url: str) -> str:
+    signature = _signed(url)[1]
+    said = str(error).replace(signature, "?...") if signature else str(error)
+    return said if isinstance(error, DataError) else f"{type(error).__name__}: {said}"
 
 
 # Web servers are read with requests: fsspec would want aiohttp, which nothing else here needs.
-
-
-def _is_web(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 def _version(url: str) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from typing import Any, BinaryIO
 from xxhash import xxh3_64, xxh3_64_intdigest
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.remote import ShardCache, is_url
+from data_pipeline.remote import ShardCache, is_url, shown
 from data_pipeline.tar import DIRECTORY, REGULAR, Damage, TarMember, end_mark, header, padding, size_in, walk
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
@@ -344,7 +345,8 @@ class ShardReader:
         if got < member.size or (tar_fingerprint and size != size_in(tar_fingerprint)):
             return BadSample(
                 "unreadable_shard",
-                f"{path} has {size} bytes and is not what was indexed: copy it again, or run {index_command(path)}",
+                f"{shown(path)} has {size} bytes and is not what was indexed: copy it again, or run "
+                f"{index_command(shown(path))}",
             )
         return BadSample("checksum", f"its {member.kind} of {member.size} bytes differs from what was indexed")
 
@@ -387,4 +389,4 @@ def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, An
 
 
 def index_command(path: str | Path) -> str:
-    return f"`python -m tools.shard index {path} --tokenizer DIR`"
+    return f"`python -m tools.shard index {shlex.quote(str(path))} --tokenizer DIR`"

@@ -15,7 +15,7 @@ from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.images import MERGE_SIZE, TEMPORAL_PATCH_SIZE
 from data_pipeline.index import sample_at, structs_at
-from data_pipeline.remote import ShardCache
+from data_pipeline.remote import ShardCache, shown, url_in
 from data_pipeline.shards import ShardSample, index_command
 from data_pipeline.sizes import patches_of
 
@@ -58,7 +58,7 @@ class Source:
         for shard in self.shards:
             if shard.header.tokenizer_hash != tokenizer_hash:
                 made = "another tokenizer" if shard.header.tokenizer_hash else "no tokenizer"
-                place = self._place(shard)
+                place = shown(self._place(shard))
                 raise DataError(f"the index of {place} was made with {made}: run {index_command(place)}")
         self.shard_rows = np.cumsum([0, *(shard.rows for shard in self.shards)], dtype=np.int64)
         self._batches = table.to_batches()
@@ -120,7 +120,7 @@ class Source:
         return f"{zlib.crc32(self.lengths.tobytes(), zlib.crc32(names.encode())):08x}"
 
     def _place(self, shard: ShardEntry) -> str:
-        return f"{self._folder}/{shard.name}"
+        return url_in(self._folder, shard.name)
 
     def _locate(self, row: int) -> tuple[pa.RecordBatch, int]:
         batch = int(np.searchsorted(self._batch_rows, row, side="right")) - 1

@@ -31,6 +31,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data_pipeline.catalogue import REJECTED
 from data_pipeline.curation.recipe import read_recipe
 from data_pipeline.curation.report import funnel_table
 from data_pipeline.curation.run import Unfinished
@@ -40,7 +41,7 @@ from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.index import read_index
 from data_pipeline.inputs import describe_kinds
-from data_pipeline.sharding.build import MANIFEST, REJECTED, Outcome, Part, open_apart, plan, run_build, written_bytes
+from data_pipeline.sharding.build import MANIFEST, Outcome, Part, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.tasks import BuildOptions

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from data_pipeline.catalogue import NoShards, find_shards
 from data_pipeline.errors import DataError
-from data_pipeline.sharding.build import REJECTED
 
 
 def shards_of(given: Sequence[str], say: Callable[[str], None]) -> list[Path]:
@@ -21,9 +20,7 @@ def shards_of(given: Sequence[str], say: Callable[[str], None]) -> list[Path]:
         except NoShards as error:
             if not Path(path).is_dir():
                 raise
-            left_out = Path(path) / REJECTED
-            what = f"{path} holds no shards: what its build left out is listed in {left_out}"
-            empty.append(what if left_out.is_file() else str(error))
+            empty.append(str(error))
     if not found:
         raise DataError("; ".join(empty))
     for line in empty:

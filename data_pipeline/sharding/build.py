@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_pipeline.catalogue import write_catalogue
+from data_pipeline.catalogue import REJECTED, write_catalogue
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_first
 from data_pipeline.inputs import open_inputs
@@ -43,7 +43,6 @@ from data_pipeline.sharding.writing import (
 )
 
 MANIFEST = "manifest.json"
-REJECTED = "rejected.jsonl"
 Work = TypeVar("Work")
 
 

@@ -18,11 +18,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.catalogue import write_catalogue
+from data_pipeline.catalogue import REJECTED, write_catalogue
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.index import IndexHeader, read_index, write_index
-from data_pipeline.sharding.build import REJECTED
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.measure import measure
 from data_pipeline.sharding.writing import WORK, Counts, load_tokenizer, write_rejected

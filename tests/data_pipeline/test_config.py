@@ -17,6 +17,9 @@ def test_reads_yaml_into_dataclasses():
     assert isinstance(config, DataConfig)
     assert config.sources == [SourceConfig("shards/a"), SourceConfig("b", 2.0, "books")]
     assert [source.label() for source in config.sources] == ["a", "books"]
+    assert [SourceConfig(path).label() for path in ("x/y/", ".", "s3://b/a-0?.tar", "https://h/a/?sig=1")] == [
+        *("y", ".", "a-0?.tar", "a")
+    ]
     config.check()
 
 

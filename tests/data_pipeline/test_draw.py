@@ -213,10 +213,26 @@ def test_patches_go_with_their_blocks():
 def test_a_source_in_which_nothing_fits():
     with pytest.raises(DataError, match=r"source 'one' has no sample that fits train\.seq_length 256 .*600 tokens"):
         streams(Table("one", np.array([600])))
-    with pytest.raises(DataError, match="source 'one' has no sample that fits"):
+    with pytest.raises(DataError, match=r"source 'one' has no samples: its rejected\.jsonl says why"):
         streams(Table("one", np.array([], dtype=np.int64)))
     with pytest.raises(DataError, match=r"no sample of source 'one' can be cut to train\.seq_length 256"):
         drawn([Table("one", np.array([600]), images={0: [(0, 300)]})], 1000, too_long="split")
+
+
+def test_a_single_sample_that_fits_may_come_early_in_one_epoch_and_late_in_the_next():
+    """Between the two lie up to twice as many as an epoch has, all of them set aside."""
+    lengths = np.full(16, 1000)
+    lengths[3] = 64
+    made = streams(Table("a", lengths, 1.0), Table("b", np.full(50, 30), 50.0))
+    places: tuple[Place, ...] = (Place(), Place())
+    lone: list[int] = []
+    for _ in range(60):
+        pieces, _ = blend(made, places, 1000, 8)
+        places = places_after(places, pieces)
+        lone += pieces.length[pieces.source == 0].tolist()
+    used = np.flatnonzero(lone)
+    assert np.diff(used).max() > 16
+    assert len(used) > 10
 
 
 @pytest.mark.parametrize("rule", ["truncate", "split"])

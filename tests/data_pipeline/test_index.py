@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
@@ -84,10 +85,16 @@ def test_find_shards(shards, tmp_path):
     assert len(names) > 1
     assert [path.name for path in find_shards(str(shards / "*00001.tar"))] == ["shard-00000-00001.tar"]
     assert [path.name for path in find_shards(str(shards / "shard-00000-00000.tar"))] == ["shard-00000-00000.tar"]
+    odd = shards / "odd [1] 図.tar"
+    (shards / "shard-00000-00000.tar").rename(odd)
+    assert find_shards(str(odd)) == [odd], "a file that is there is no pattern"
     with pytest.raises(DataError, match="nowhere does not exist"):
         find_shards(str(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no shards .*tools\.shard build"):
+        find_shards(str(tmp_path / "empty"))
+    (tmp_path / "empty" / "rejected.jsonl").touch()
+    with pytest.raises(DataError, match=r"holds no shards .*its rejected\.jsonl says why"):
         find_shards(str(tmp_path / "empty"))
 
 
@@ -98,6 +105,21 @@ def test_a_missing_shard(shards, tokenizer):
         DataError, match=r"shard-00000-00001\.tar is missing although shard-00000-00001\.index\.arrow is there: restore"
     ):
         Source(SourceConfig(str(shards)), tokenizer_hash=tokenizer.hash, budget=PixelBudget())
+
+
+@pytest.mark.fast
+def test_a_source_that_is_no_shard(shards, opened):
+    (shards / "my records.jsonl").touch()
+    with pytest.raises(DataError, match=r"is not a shard: .* build --input '.*my records\.jsonl'"):
+        opened("my records.jsonl")
+
+
+@pytest.mark.fast
+def test_a_command_can_be_copied_from_a_message(shards, opened):
+    folder = shards.rename(shards.with_name("two words"))
+    index_path(folder / "shard-00000-00001.tar").unlink()
+    with pytest.raises(DataError, match=r"run `python -m tools\.shard index '.*/two words/shard-00000-00001\.tar' --"):
+        read_index(folder / "shard-00000-00001.tar")
 
 
 @pytest.mark.fast
@@ -292,6 +314,24 @@ def test_an_index_written_anew_takes_the_catalogue_away(shards, opened):
     )
     assert not (shards / CATALOGUE).exists(), "whatever happens before the new one is written"
     assert len(opened()) == 39
+
+
+@pytest.mark.fast
+def test_a_disk_that_is_full_keeps_what_was_there_and_gets_no_halves(shards, opened):
+    """A limit of files, at the size of half of what is written, stops the writing."""
+    before = {path.name: path.read_bytes() for path in shards.iterdir()}
+    index = read_index(shards / "shard-00000-00000.tar")
+    rows, header = index.table.to_pylist(), index.header
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_index(index.file, rows, tokenizer_hash=header.tokenizer_hash, chat_form=header.chat_form)
+        with pytest.raises(OSError, match="File too large"):
+            write_catalogue(shards)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert {path.name: path.read_bytes() for path in shards.iterdir()} == before
 
 
 @pytest.mark.fast

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
 import os
+import re
+import resource
 import shutil
 import signal
 import time
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -268,8 +271,23 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(data_config):
     packed.next_step()
     os.kill(worker_pids()[0], signal.SIGKILL)
     time.sleep(0.5)  # the death itself must not be thrown into whatever runs now
-    with pytest.raises(DataError, match=r"a data worker died .*exited unexpectedly.*data.num_workers=0"):
+    with pytest.raises(DataError, match=r"a data worker died .*\(.*look for a lack of memory.*data.num_workers=0"):
         take(packed, 20)
+
+
+@pytest.mark.timeout(60)
+def test_a_full_shared_memory_is_an_error_and_not_a_hang(data_config):
+    """A limit of files does what a small /dev/shm does, which containers have by default."""
+    packed = loader(replace(data_config, num_workers=1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"no room in /dev/shm for a pack of .* MB \(.*--shm-size.*data\.prefetch"):
+            take(packed, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(take(packed, 2)) == 8, "it goes on where it was"
+    packed.close()
 
 
 def test_a_step_of_many_packs_does_not_keep_files_open(data_config):
@@ -287,6 +305,33 @@ def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
     """A copy of the small source that a test may damage."""
     folder = Path(shutil.copytree(shard_folders[1], tmp_path / "shards"))
     return folder, replace(data_config, sources=[SourceConfig(str(folder))])
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_dies_is_found_with_the_sample_it_was_at(own_shards):
+    """At a shard that the first pack does not need. The kernel makes whoever opens it wait, and tells of it."""
+    _, config = own_shards
+    packed = loader(replace(config, num_workers=1), seq_length=128)
+    [source] = packed.sources
+    first, *later = (pack for step, _ in islice(packed.plan.steps(Position.start(1)), 32) for pack in step)
+    needed, others = (
+        {source.sample(piece.row).shard for pack in packs for piece in pack.pieces} for packs in ([first], later)
+    )
+    shard = Path(min(others - needed))
+
+    def kill(*_: object) -> None:
+        [worker] = worker_pids()
+        os.kill(worker, signal.SIGKILL)
+
+    before = signal.signal(signal.SIGIO, kill)
+    descriptor = os.open(shard, os.O_RDWR)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(DataError, match=rf"a data worker died at {re.escape(shard.name)}/\d+-\d+ \("):
+            take(packed, 32)
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
 
 
 def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
@@ -579,10 +624,25 @@ def test_changed_sources_go_on_by_name_if_allowed(data_config):
     with pytest.raises(DataError, match=r"data\.sources has changed from big, small to small, other"):
         changed.load_state_dict(state)
     changed.load_state_dict(state, allow_changes=True)
-    drawn, parts, _ = state["position"]["places"][1]
+    drawn, _, _ = state["position"]["places"][1]
     assert drawn
-    assert changed.state_dict()["position"] == {"places": [[drawn, parts, 0], [0, 0, 0]], "steps": 0}
+    assert changed.state_dict()["position"] == {"places": [[drawn, 0, 0], [0, 0, 0]], "steps": 0}
     assert changed.next_step()
+
+
+@pytest.mark.fast
+def test_pieces_of_another_length_begin_with_their_sample_anew(tmp_path, tokenizer, data_config):
+    """A long text of which 30 pieces of 128 tokens were used has no 30 pieces of 512."""
+    records = tmp_path / "records.jsonl"
+    records.write_text(json.dumps({"domain": "text", "text": "A long text. " * 1000}) + "\n")
+    build_shards([records], tmp_path / "out", tokenizer=tokenizer.folder)
+    config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"), epochs=1)])
+    state = loader(config, seq_length=128).state_dict()
+    state["position"]["places"] = [[0, 30, 30 * 128]]
+    changed = loader(config)
+    changed.load_state_dict(state, allow_changes=True)
+    batches = [batch for step in iter(changed.next_step, []) for batch in step]
+    assert sum(batch.num_tokens for batch in batches) == changed.sources[0].lengths.sum()
 
 
 @pytest.mark.fast

@@ -27,20 +27,26 @@ from data_pipeline.tar import fingerprint
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder. asked: requests for a file by name; broken: how often to fail first, and how."""
+    """Serves a folder. asked: requests for a file by name; broken: how often to fail first, and how; signature: what
+    must stand behind the `?` of every request."""
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
         self.asked: Counter[str] = Counter()
         self.broken: dict[str, list[str]] = {}
+        self.signature = ""
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
 class Handler(SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         assert isinstance(self.server, Server)
-        name = self.path.rpartition("/")[2]
+        path, _, query = self.path.partition("?")
+        name = path.rpartition("/")[2]
         self.server.asked[name] += 1
+        if self.server.signature != query:
+            self.send_error(403)
+            return
         failures = self.server.broken.get(name, [])
         match failures.pop(0) if failures else "":
             case "busy":
@@ -111,6 +117,46 @@ def test_a_folder_behind_a_web_server(shards, server, tokenizer, tmp_path):
     assert some.lengths.tolist() == local.lengths[first : int(local.shard_rows[2])].tolist()
     with pytest.raises(DataError, match="stands for none of the"):
         opened(f"{server.url}/other-*.tar", tokenizer, cache)
+
+
+@pytest.mark.parametrize("name", ["a b", "50%41", "图 ü", "x#y", "k[1]"])
+def test_names_of_shards_that_a_url_must_quote(shards, server, tokenizer, tmp_path, name):
+    for path in shards.glob("shard-00000-00000.*"):
+        path.rename(path.with_name(name + path.name.removeprefix("shard-00000-00000")))
+    index_shards(find_shards(str(shards)), tokenizer=tokenizer.folder)
+    cache = ShardCache(str(tmp_path / "cache"))
+    local = opened(str(shards), tokenizer, cache)
+    for url in (server.url, f"file://{shards}"):
+        assert contents(opened(url, tokenizer, cache), ShardReader(cache=cache)) == contents(local, ShardReader())
+    one = opened(str(shards / f"{name}.tar"), tokenizer, cache)
+    assert [shard.name for shard in one.shards] == [f"{name}.tar"]
+
+
+def test_a_signed_address(shards, server, tokenizer, tmp_path):
+    """As a shared access signature of Azure is: for all files of a folder, until it is renewed."""
+    server.signature = "sv=1&sig=SECRET%2F"
+    config = SourceConfig(f"{server.url}/?{server.signature}")
+    cache = ShardCache(str(tmp_path / "cache"))
+    assert "SECRET" not in SourceConfig(f"{server.url}/shards?{server.signature}").label()
+    far = opened(config.path, tokenizer, cache)
+    assert contents(far, ShardReader(cache=cache)) == contents(opened(str(shards), tokenizer, cache), ShardReader())
+    asked = server.asked.total()
+    server.signature = "sv=1&sig=RENEWED"
+    again = opened(f"{server.url}?{server.signature}", tokenizer, cache)
+    contents(again, ShardReader(cache=cache))
+    assert server.asked.total() == asked, "what is there is used with any signature"
+
+    fresh = ShardCache(str(tmp_path / "fresh"))
+    sample = far.sample(0)  # with the old signature
+    with pytest.raises(BadSample, match=r"cannot be fetched: .*403") as refused:
+        fresh.open(sample.shard, sample.tar_fingerprint)
+    with pytest.raises(DataError, match=r"catalogue\.arrow cannot be fetched .*403") as refused_too:
+        opened(config.path, tokenizer, fresh)
+    with pytest.raises(DataError, match="stands for none of the") as nothing:
+        opened(f"{server.url}/other-*.tar?{server.signature}", tokenizer, fresh)
+    for error in (refused, refused_too, nothing):
+        assert "SECRET" not in str(error.value)
+        assert "RENEWED" not in str(error.value)
 
 
 def test_fsspec_urls(shards, tokenizer, tmp_path):
@@ -219,6 +265,41 @@ def test_what_was_not_used_for_longest_leaves_a_full_cache(shards, server, token
     assert len(list((tmp_path / "cache").glob("*.tar"))) == 1
     assert len(reader._open) <= 2, "files that were removed are closed, or the disk would fill up"
     assert held
+
+
+def test_a_cache_leaves_tars_alone_that_it_has_not_fetched(shards, tmp_path):
+    """A user may name a folder that has shards of his own."""
+    first, second = find_shards(str(shards))[:2]
+    cache = ShardCache(str(shards), max_bytes=1)
+    other = Path(shutil.copytree(shards, tmp_path / "other"))
+    for tar in (first, second):
+        cache.open(f"file://{other}/{tar.name}", fingerprint(tar))
+    assert first.exists()
+    assert second.exists()
+    assert len(list(shards.glob("*.tar"))) == len(find_shards(str(other))) + 1
+
+
+def test_a_copy_that_goes_while_room_is_made(shards, tmp_path):
+    """Another process discards it between the listing of the folder and the look at its size; a link to nowhere is such
+    a file at any time."""
+    tar = find_shards(str(shards))[0]
+    cache = ShardCache(str(tmp_path / "cache"), max_bytes=1)
+    cache.folder.mkdir()
+    (cache.folder / ("0" * 32 + ".tar")).symlink_to(tmp_path / "nowhere")
+    assert cache.open(f"file://{tar}", fingerprint(tar))
+
+
+def test_a_full_disk_and_a_folder_that_cannot_be_written(shards, tmp_path):
+    tar = find_shards(str(shards))[0]
+    url, print_ = f"file://{tar}", fingerprint(tar)
+    cache = ShardCache(str(tmp_path / "cache"))
+    cache.folder.mkdir()
+    cache._path(url, print_).with_suffix(".tmp").symlink_to("/dev/full")
+    with pytest.raises(BadSample, match=r"data\.cache_dir .*cache is full \(No space .*set data\.cache_bytes"):
+        cache.open(url, print_)
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match=r"data\.cache_dir .*file cannot be written \(File exists\): name a folder"):
+        ShardCache(str(tmp_path / "file")).catalogue(f"file://{shards}/catalogue.arrow")
 
 
 def _read_everything(url: str, folder: str, tokenizer_hash: str, barrier, results) -> None:

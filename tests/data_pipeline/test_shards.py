@@ -149,11 +149,17 @@ def test_a_missing_a_shortened_and_a_replaced_shard(shard, tmp_path):
 
 
 def test_a_tar_that_was_replaced_while_it_was_open(shard):
-    """rsync and most tools write a new file: the reader notices at the first sample that differs."""
+    """Most tools write a new file: the reader goes on with what it has open. Of one that is written in place it notices
+    the first sample that differs."""
     samples = scan_shard(shard).samples
     reader = ShardReader()
     reader.read(str(shard), samples[0])
-    with open(shard, "r+b") as file:
+    new = shard.with_suffix(".new")
+    new.write_bytes(bytes(1024))
+    shard.rename(shard.with_suffix(".old"))
+    new.rename(shard)
+    assert reader.read(str(shard), samples[1]).images
+    with open(shard.with_suffix(".old"), "r+b") as file:
         file.seek(samples[1].members[1].offset)
         file.write(bytes(100))
     with pytest.raises(BadSample, match="checksum"):

@@ -294,7 +294,7 @@ def test_folders_whose_builds_kept_nothing_are_named_and_passed_over(records, tm
     write(records, ["not JSON"])
     run("build", "--input", records, "--out", kept_nothing, expect=2)
     none.mkdir()
-    named = f"{kept_nothing} holds no shards: what its build left out is listed in {kept_nothing}/rejected.jsonl"
+    named = f"{kept_nothing} holds no shards (*.tar): its rejected.jsonl says why"
     shown = run("stats", none, kept_nothing, good)
     assert shown.startswith(f"{none} holds no shards (*.tar): make some with `python -m tools.shard build` {named} ")
     assert shown.endswith(run("stats", good))
