@@ -122,7 +122,10 @@ def ours(config: GlmvConfig, steps: Sequence[Sequence[Batch]], backend: str, seq
     )
     with torch.no_grad():
         for name, parameter in chunks[0].named_parameters():
-            _ = parameter.fill_(1.0) if "norm" in name else parameter.normal_(0, 0.02)
+            if "norm" in name:
+                parameter.fill_(1.0)
+            else:
+                parameter.normal_(0, 0.02)
     trainer = TrainStep([chunk.train() for chunk in chunks], OptimizerConfig(lr=1e-5), len(steps), seq_length)
     return lambda number: trainer.run(number + 1, steps[number])
 
@@ -142,9 +145,10 @@ def of_transformers(config: GlmvConfig, steps: Sequence[Sequence[EncodedSample]]
             input_ids = torch.from_numpy(sample.input_ids)[None].cuda()
             images = {}
             if sample.grids:
-                pixels = sample.pixels.cuda().float().view(-1, 3, 1, SLICE_BYTES // 3).expand(-1, -1, 2, -1)
+                colours = sample.pixels.cuda().float().view(-1, SLICE_BYTES // 3, 3).transpose(1, 2)
+                both_frames = colours[:, :, None].expand(-1, -1, 2, -1)
                 images = {
-                    "pixel_values": (pixels.flatten(1) / 255).bfloat16(),
+                    "pixel_values": (both_frames.flatten(1) / 255).bfloat16(),
                     "image_grid_thw": torch.tensor([(1, h, w) for h, w in sample.grids]).cuda(),
                     "mm_token_type_ids": (input_ids == config.image_token_id).int(),
                 }
@@ -180,13 +184,12 @@ def timed(make: Callable[[], TakeStep], tokens: Sequence[int], work: Sequence[in
         torch.cuda.synchronize()
         seconds.append(time.perf_counter() - began)
     whole = sum(seconds[WARM_UP:])
-    result = Timed(
+    return Timed(
         statistics.median(seconds[WARM_UP:]),
         sum(tokens[WARM_UP:]) / whole,
         sum(work[WARM_UP:]) / whole,
         torch.cuda.max_memory_allocated() / 1e9,
     )
-    return result
 
 
 def matrix_product_flops(size: int = 8192, repeats: int = 20) -> float:
