@@ -284,7 +284,7 @@ def test_a_clip_that_would_take_hours_is_refused_before_decoding():
         options = {"preset": "ultrafast", "x264-params": "keyint=infinite:bframes=0:threads=1"}
         stream = container.add_stream("libx264", rate=25, options=options)
         stream.width, stream.height, stream.pix_fmt = 2048, 2048, "yuv420p"
-        black = av.VideoFrame(2048, 2048, "yuv420p")
+        black = av.VideoFrame.from_ndarray(np.zeros((3072, 2048), dtype=np.uint8), "yuv420p")
         packets = []
         for number in range(2):
             black.pts, black.time_base = number, Fraction(1, 25)
