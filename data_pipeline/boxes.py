@@ -25,7 +25,7 @@ from data_pipeline.errors import BadSample
 
 Box = tuple[float, float, float, float]
 Thousandths = tuple[int, int, int, int]
-BoxFormat = Literal["xyxy", "xywh", "normalised"]
+BoxFormat = Literal["xyxy", "xywh", "normalised", "thousandths"]
 
 STEPS = 1000
 MARGIN = 1.0  # pixels by which an annotation may leave the picture: rounding, or edges counted inclusively
@@ -40,8 +40,8 @@ def read_box(values: Any, box_format: BoxFormat, width: int, height: int) -> Box
     """Four numbers of an annotation -> the box in pixels, clipped to the picture.
 
     xyxy: corners in pixels; xywh: the near corner and the extent, in pixels (COCO); normalised: corners as fractions
-    of width and height. Raises BadSample `bad_box` for anything but four numbers, a box without area, or one
-    that leaves the picture by more than a pixel.
+    of width and height; thousandths: corners as models write them, 0 to 999 or 0 to 1000. Raises BadSample `bad_box`
+    for anything but four numbers, a box without area, or one that leaves the picture by more than a pixel.
     """
     if not isinstance(values, Sequence) or len(values) != 4 or not all(_is_number(value) for value in values):
         raise BadSample("bad_box", f"{str(values)[:80]}: a box is four numbers")
@@ -50,6 +50,9 @@ def read_box(values: Any, box_format: BoxFormat, width: int, height: int) -> Box
         x2, y2 = x1 + x2, y1 + y2
     elif box_format == "normalised":
         x1, y1, x2, y2 = x1 * width, y1 * height, x2 * width, y2 * height
+    elif box_format == "thousandths":
+        x1, y1, x2, y2 = (STEPS - 1 if value == STEPS else value for value in (x1, y1, x2, y2))
+        x1, y1, x2, y2 = to_pixels((x1, y1, x2, y2), width, height)
     return checked_box((x1, y1, x2, y2), width, height)
 
 

@@ -54,6 +54,7 @@ from tools.shard_stats import collect, draw, table_of
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 WIDEST = 120  # of tables: no figure is cut where the terminal is narrower, or there is none
+SHOWN_FIELDS = 30  # of those that nothing reads: the manifest has all
 
 Shards = Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")]
 TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")]
@@ -302,8 +303,12 @@ def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
     if counts.unused_fields:
-        named = ", ".join(f"{field} ({count:,})" for field, count in sorted(counts.unused_fields.items()))
-        console.print(f"fields kept but not used: {named}", markup=False, soft_wrap=True)
+        commonest = counts.unused_fields.most_common(SHOWN_FIELDS)
+        named = ", ".join(f"{field!r} ({count:,})" for field, count in sorted(commonest))
+        more = len(counts.unused_fields) - len(commonest)
+        console.print(
+            f"fields kept but not used: {named}{f' and {more:,} more' if more else ''}", markup=False, soft_wrap=True
+        )
     rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
     console.print(f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", soft_wrap=True)
 

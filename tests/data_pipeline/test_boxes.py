@@ -56,11 +56,19 @@ def test_every_coordinate_comes_back_to_within_half_a_step() -> None:
         ([10, 20, 30, 50], "xyxy", (10, 20, 30, 50)),
         ([10, 20, 30, 50], "xywh", (10, 20, 40, 70)),
         ([0.1, 0.2, 0.5, 1.0], "normalised", (10, 40, 50, 200)),
+        ([102, 200, 540, 1000], "thousandths", (10.25, 40.1, 54.05, 199.9)),
         ([-1, -0.5, 101, 201], "xyxy", (0, 0, 100, 200)),  # a pixel over the edge is clipped
     ],
 )
 def test_formats_and_clipping(values: Any, box_format: Any, pixels: tuple[float, ...]) -> None:
     assert read_box(values, box_format, 100, 200) == pytest.approx(pixels)
+
+
+@pytest.mark.parametrize("side", [28, 640, 1001, 4000])
+def test_thousandths_are_written_as_they_were_read(side: int) -> None:
+    for value in range(999):
+        box = read_box([value, value, 999, 1000], "thousandths", side, side)
+        assert to_thousandths(box, side, side) == (value, value, 999, 999)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +83,11 @@ def test_what_is_no_box_is_refused(values: Any) -> None:
     with pytest.raises(BadSample) as caught:
         read_box(values, "xyxy", 100, 200)
     assert caught.value.reason == "bad_box"
+
+
+def test_what_is_more_than_all_thousandths_is_refused() -> None:
+    with pytest.raises(BadSample, match="leaves the picture"):
+        read_box([0, 0, 1024, 768], "thousandths", 1024, 768)  # pixels
 
 
 def test_a_box_thinner_than_a_step_is_refused() -> None:
