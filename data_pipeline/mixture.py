@@ -43,6 +43,12 @@ def planned_mixture(sources: Sequence[SourceTable], packs: Iterable[Pack]) -> di
     return dict(sorted(shares.items(), key=lambda item: (-item[1].tokens, item[0])))
 
 
+def set_aside_share(shares: dict[str, Share]) -> float:
+    """Of all samples, those that do not fit a sequence."""
+    lost = sum(share.set_aside for share in shares.values())
+    return lost / max(lost + sum(share.samples for share in shares.values()), 1)
+
+
 def mixture_table(shares: dict[str, Share]) -> str:
     """The shares as lines of text: see the module."""
     tokens = max(sum(share.tokens for share in shares.values()), 1)

@@ -43,7 +43,8 @@ class GlmTokenizer:
     def __init__(self, folder: str | Path):
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            raise DataError(f"{path} does not exist: --tokenizer or data.tokenizer must be a folder with a fast one")
+            what = f"{path} does not exist" if path.parent.is_dir() else f"there is no folder {folder}"
+            raise DataError(f"{what}: --tokenizer or data.tokenizer must be a Hugging Face folder with tokenizer.json")
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.special: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from data_pipeline.batch import Batch
 from data_pipeline.loader import PackedLoader
-from data_pipeline.mixture import mixture_table
+from data_pipeline.mixture import mixture_table, set_aside_share
 from model.backend import select_backend
 from model.checkpoint import (
     TrainState,
@@ -45,6 +45,8 @@ from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, re
 from pretrain.pack_cost import pack_cost
 from pretrain.run_lock import agree_on_lock, run_lock
 from pretrain.step import NonFiniteStep, TrainStep
+
+SET_ASIDE = 0.02  # of all samples, for their length: more is worth a warning
 
 
 def run(config: RunConfig) -> None:
@@ -136,6 +138,12 @@ def _train(
             logger.info("pipeline layout:\n%s", layout.table())
         if mixture := loader.planned_mixture():
             logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
+            if (share := set_aside_share(mixture)) > SET_ASIDE:
+                logger.warning(
+                    "%.0f%% of these samples are longer than train.seq_length=%d and set aside: raise it, lower "
+                    "data.image_max_tokens or data.video_max_tokens, or set data.too_long",
+                    *(100 * share, train.seq_length),
+                )
         logger.info("backend: %s", model_chunks[0].backend.description)
         if done == train.steps:
             logger.info("nothing is left to do; raise train.steps to go on")

@@ -106,8 +106,9 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -
     old, new = dict(_flatten(before)), dict(_flatten(now))
     for key in sorted(old.keys() | new.keys()):
         if key.startswith(FIXED) and old.get(key) != new.get(key):
+            place, was, is_now = _difference(key, old.get(key), new.get(key))
             raise ConfigError(
-                f"{key} was {old.get(key)!r} in the run at {folder} and is {new.get(key)!r} now; put it back, choose "
+                f"{place} was {was!r} in the run at {folder} and is {is_now!r} now; put it back, choose "
                 "another train.output_dir, or set checkpoint.allow_changes=true"
             )
 
@@ -121,6 +122,17 @@ def _refuse_another_freeze(before: dict[str, Any], freeze: list[str], folder: Pa
             "the optimizer; put it back, or begin another run from this one's weights: model.init_from="
             f"{folder}, and another train.output_dir"
         )
+
+
+def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The first place within lists and mappings of one shape where two values differ: data.sources[2].path."""
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(f"{key}[{place}]", *pair) for place, pair in enumerate(zip(old, new, strict=True))]
+    elif isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
+        pairs = [(f"{key}.{name}", old[name], new[name]) for name in old]
+    else:
+        return key, old, new
+    return _difference(*next(pair for pair in pairs if pair[1] != pair[2]))
 
 
 def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

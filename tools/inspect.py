@@ -93,7 +93,10 @@ def batch(
 ) -> None:
     """Shows the packs of a run's steps: segments, positions, and the samples in them."""
     with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
-        run = load_config(RunConfig, config, [*(overrides or []), "data.num_workers=0"])
+        # A run that lies in train.output_dir may be another one: nothing of it is shown.
+        run = load_config(
+            RunConfig, config, [*(overrides or []), "data.num_workers=0", "checkpoint.allow_changes=true"]
+        )
         loader = PackedLoader(
             run.data,
             seq_length=run.train.seq_length,

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -100,7 +101,7 @@ class PackView:
     facts: dict[str, str] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
     lines: dict[str, str] = field(default_factory=dict)  # axis -> points of an SVG polyline, in a box of 1000 x 100
-    rejected: list[dict[str, Any]] = field(default_factory=list)
+    rejected: Counter[str] = field(default_factory=Counter)  # samples set aside, and how often
 
 
 def view_of_failure(name: str, error: BadSample) -> SequenceView:
@@ -154,7 +155,9 @@ def view_of_pack(batch: Batch, tokenizer: GlmTokenizer, title: str) -> PackView:
         segments=segments,
         lines={axis: _line(batch.position_ids[row]) for row, axis in enumerate(("time", "height", "width"))},
         sequences=[view_of_sample(sample, tokenizer) for sample in unpack(batch, tokenizer.image_id)],
-        rejected=batch.rejected,
+        rejected=Counter(
+            f"{lost['shard']}/{lost['key']}: {lost['reason']}: {lost['detail']}" for lost in batch.rejected
+        ),
     )
 
 

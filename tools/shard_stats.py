@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FuncFormatter, LogFormatter, MaxNLocator
 from rich.box import SIMPLE_HEAD
 from rich.filesize import decimal
 from rich.table import Column, Table
@@ -85,9 +85,10 @@ def draw(stats: dict[str, DomainStats], out: Path) -> None:
     shares, tokens, sizes, durations = figure.subplots(2, 2).ravel()
     colours = {domain: f"C{DOMAINS.index(domain)}" for domain in stats}
 
-    totals = {domain: sum(part.sum() for part in of_domain.tokens) / 1e6 for domain, of_domain in stats.items()}
+    totals = {domain: sum(part.sum() for part in of_domain.tokens) for domain, of_domain in stats.items()}
     shares.barh(list(totals), list(totals.values()), color=list(colours.values()))
-    shares.set(title="tokens", xlabel="million tokens")
+    shares.set(title="tokens", xlabel="tokens")
+    shares.xaxis.set_major_formatter(EngFormatter(sep=""))  # 250k, 4M
     shares.invert_yaxis()
 
     _histograms(tokens, {domain: of_domain.tokens for domain, of_domain in stats.items()}, colours)
@@ -97,9 +98,12 @@ def draw(stats: dict[str, DomainStats], out: Path) -> None:
     markersize = 6 if pictures < 1000 else 2
     for domain, of_domain in stats.items():
         height, width = np.concatenate([np.empty((0, 2)), *of_domain.sizes]).T
-        sizes.plot(width, height, ".", markersize=markersize, alpha=0.4, color=colours[domain], rasterized=True)
+        dots = {"markersize": markersize, "alpha": 0.4, "color": colours[domain], "rasterized": True}
+        sizes.plot(width, height, ".", label=domain if len(width) else None, **dots)
     sizes.set(title="pictures", xlabel="width", ylabel="height", xscale="log", yscale="log")
     _plain_numbers(sizes.xaxis, sizes.yaxis)
+    if pictures:
+        sizes.legend(fontsize="small", markerscale=2)
 
     _histograms(durations, {domain: of_domain.durations for domain, of_domain in stats.items()}, colours)
     durations.set(title="clips", xlabel="seconds", ylabel="clips")

@@ -31,6 +31,7 @@ METADATA = ("metadata.jsonl", "metadata.csv")
 _CAPTION_SUFFIXES = (".txt", ".json")
 _TIMED = (".srt", ".vtt")  # captions that kind `clips` reads
 _CONVERTED = ("heic", "heif", "svg", "psd", "pdf")  # pictures that another program can make a JPEG or PNG of
+_RECORDS = ("jsonl", "parquet", "tar", "pptx", "html", "htm", "md")  # inputs of other kinds
 _MEDIA = {extension for extensions in EXTENSIONS.values() for extension in extensions}
 
 
@@ -115,7 +116,7 @@ def _units(root: str) -> Iterator[Unit]:
         return
     files: list[str] = []
     metadata: list[str] = []
-    captions: dict[str, str] = {}  # path without suffix -> path
+    captions: dict[str, str] = {}  # path without suffix (_composed) -> path
     captioned: set[str] = set()
     sizes: list[int] = []
     total = 0
@@ -124,9 +125,9 @@ def _units(root: str) -> Iterator[Unit]:
         if path.name in METADATA:
             metadata.append(name)
         elif path.suffix.lower() in _CAPTION_SUFFIXES:
-            captions[str(path.with_suffix(""))] = name
+            captions[_composed(str(path.with_suffix("")))] = name
         else:
-            captioned.add(str(path.with_suffix("")))
+            captioned.add(_composed(str(path.with_suffix(""))))
             files.append(name)
             sizes.append(size)
             total += size
@@ -204,7 +205,9 @@ def _json_lines(content: str) -> list[tuple[int, Any]]:
 
 
 def _mend(extension: str) -> str:
-    return " (convert it to JPEG or PNG)" if extension in _CONVERTED else ""
+    if extension in _CONVERTED:
+        return " (convert it to JPEG or PNG)"
+    return " (give the file itself as --input)" if extension in _RECORDS else ""
 
 
 def _decoded(data: bytes, name: str) -> str:

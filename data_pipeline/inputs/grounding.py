@@ -133,7 +133,8 @@ def _usable(
             box = read_box(values, box_format, picture.width, picture.height)
             into.append(to_thousandths(box, picture.width, picture.height))
         except BadSample as error:
-            yield Rejected(f"{origin} box {number}", error.reason, error.detail)
+            given = "" if box_format == "xyxy" else f"{str(values)[:80]} ({box_format}), in pixels "
+            yield Rejected(f"{origin} box {number}", error.reason, given + error.detail)
 
 
 # --- COCO -------------------------------------------------------------------------------------------------------------

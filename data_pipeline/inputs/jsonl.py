@@ -76,7 +76,8 @@ def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_
     for field in EXTENSIONS:
         alone = field.removesuffix("s")
         if isinstance(record.get(alone), str) and field not in record and record.get("domain") != "text":
-            raise BadSample("bad_record", f'"{alone}" is not read here: write "{field}": ["{record[alone][:80]}"]')
+            mend = "use --kind grounding" if "phrases" in record else f'write "{field}": ["{record[alone][:80]}"]'
+            raise BadSample("bad_record", f'"{alone}" is not read here: {mend}')
         paths = record.get(field) or []
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise BadSample("bad_record", f'"{field}" must be a list of paths')

@@ -28,13 +28,16 @@ def printable(text: str) -> str:
 def as_stored(path: str) -> str:
     """A path as the disk spells it: é may be one character (NFC) or, as macOS stores names, two (NFD). The path
     itself if there is neither."""
+    if path.isascii():
+        return path
     spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
     return next(filter(os.path.lexists, spellings), path)
 
 
 def beside(path: Path, suffixes: Sequence[str]) -> Path | None:
-    """The first file that is called as `path` is but for its suffix, in small or in capital letters."""
-    named = (path.with_suffix(written) for suffix in suffixes for written in (suffix, suffix.upper()))
+    """The first file that is called as `path` is but for its suffix, which may be .txt, .TXT or .Txt."""
+    spelled = (written for suffix in suffixes for written in (suffix, suffix.upper(), suffix.title()))
+    named = (Path(as_stored(str(path.with_suffix(suffix)))) for suffix in spelled)
     return next(filter(Path.is_file, named), None)
 
 

@@ -27,7 +27,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.annotations import PICTURE_BYTES, Picture, line_units, read_objects, read_picture
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import files_below
+from data_pipeline.inputs.names import as_stored, files_below
 from data_pipeline.shards import IMAGE_EXTENSIONS
 
 ILLEGIBLE = ("", "#", "###", "*")  # what the ICDAR sets write where nobody could read a word
@@ -153,7 +153,7 @@ def _icdar_units(folder: str) -> list[Unit]:
     units = []
     for truth in sorted(path for path in files_below(Path(folder)) if path.suffix.lower() == ".txt"):
         for extension in IMAGE_EXTENSIONS:
-            picture = truth.with_name(f"{truth.stem.removeprefix('gt_')}.{extension}")
+            picture = Path(as_stored(str(truth.with_name(f"{truth.stem.removeprefix('gt_')}.{extension}"))))
             if picture.is_file():
                 units.append(Unit(str(truth), bytes=PICTURE_BYTES, extra={"image": picture.name}))
                 break

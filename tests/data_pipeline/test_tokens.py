@@ -97,7 +97,7 @@ def test_tokens_the_tokenizer_lacks(tokenizer, tokenizer_folder, tmp_path):
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
-    with pytest.raises(DataError, match=r"does not exist: --tokenizer or data\.tokenizer must be a folder"):
+    with pytest.raises(DataError, match=r"--tokenizer or data\.tokenizer must be a Hugging Face folder"):
         GlmTokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": []}')
     with pytest.raises(DataError, match="is not a tokenizer"):

@@ -456,8 +456,10 @@ def test_names_as_a_mac_spells_them_and_captions_in_capitals(tmp_path):
     (root / "metadata.jsonl").write_text(json.dumps({"file_name": composed, "text": "A cup."}) + "\n")
     (root / "B.JPG").write_bytes(JPEG)
     (root / "B.TXT").write_text("A bee.")
+    (root / unicodedata.normalize("NFC", "étang.jpg")).write_bytes(JPEG)
+    (root / unicodedata.normalize("NFD", "étang.Txt")).write_text("A pond.")
     drafts, rejected = read(opened(root))
-    assert ([draft.record["text"] for draft in drafts], rejected) == (["A bee.", "A cup."], [])
+    assert ([draft.record["text"] for draft in drafts], rejected) == (["A bee.", "A cup.", "A pond."], [])
 
     (root / "a.jsonl").write_text(json.dumps({"domain": "image_text", "text": "A cup.", "images": [composed]}))
     [draft], _ = read(opened(root / "a.jsonl"))
