@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.mixture import Share, mixture_table, planned_mixture
+from data_pipeline.mixture import Share, mixture_table, planned_mixture, set_aside_share
 from data_pipeline.plan import Plan, Position
 from tests.data_pipeline.sources import COST, Table, table
 
@@ -42,3 +42,5 @@ def test_the_table():
         "text      1,200          2  30,000  75.0%        0",
         "ocr           7          0  10,000  25.0%      400",
     ]
+    assert set_aside_share(shares) == pytest.approx(2 / 1209)
+    assert set_aside_share({}) == 0

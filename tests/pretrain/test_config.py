@@ -177,6 +177,15 @@ def test_a_changed_plan_is_named_on_resume(config_file: Path, tmp_path: Path, ov
         attempt(config_file, override)
 
 
+def test_of_a_changed_list_what_differs_is_named(config_file: Path, tmp_path: Path) -> None:
+    finished_run(config_file, tmp_path / "run")
+    content = OmegaConf.load(config_file)
+    content.data.sources[1].weight = 2
+    OmegaConf.save(content, config_file)
+    with pytest.raises(ConfigError, match=r"^data\.sources\[1\]\.weight was 1\.0 in the run at .* and is 2\.0 now"):
+        attempt(config_file)
+
+
 @pytest.mark.parametrize("override", ["freeze=[vision]", "freeze=[adapter,decoder]"])
 def test_another_freeze_is_another_run(config_file: Path, tmp_path: Path, override: str) -> None:
     """Also where changes are allowed: the optimizer's state of what was frozen does not exist."""
