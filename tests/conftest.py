@@ -18,7 +18,7 @@ from tests.reference import save_transformers_model, small_config
 from tools.demo_tokenizer import train_tokenizer
 
 # What a machine may lack. A skip for any other reason is a test that should have run.
-EXCUSES = ("needs a GPU", "needs Transformer Engine")
+EXCUSES = ("needs Transformer Engine",)
 UNEXCUSED = pytest.StashKey[list[str]]()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,3 +95,10 @@ def data_config(shard_folders: tuple[Path, Path], tokenizer_folder: Path) -> Dat
         image_max_tokens=40,
         video_max_tokens=100,
     )
+
+
+@pytest.fixture
+def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
+    """A copy of the small source that a test may damage."""
+    folder = Path(shutil.copytree(shard_folders[1], tmp_path / "shards"))
+    return folder, replace(data_config, sources=[SourceConfig(str(folder))])

@@ -2,19 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import multiprocessing
-import os
-import re
-import resource
-import shutil
-import signal
 import time
 from collections import Counter
 from dataclasses import replace
-from itertools import islice, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,55 +14,17 @@ import psutil
 import pytest
 import torch
 
-from data_pipeline.batch import Batch
-from data_pipeline.catalogue import find_shards
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.cost import PackCost
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
-from data_pipeline.index import read_index
-from data_pipeline.loader import PackedLoader
 from data_pipeline.plan import Position
 from data_pipeline.sharding.build import build_shards
+from tests.data_pipeline.loading import SEQ_LENGTH, digest, loader, stream, take
 from tests.data_pipeline.media import encoded, pattern
 
-SEQ_LENGTH = 512
 # Forks of a process without threads: a fork of this one, in which other tests have left some, may wait for ever.
 FRESH = multiprocessing.get_context("forkserver")
 FRESH.set_forkserver_preload([__name__])
-
-
-def loader(config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1, seq_length: int = SEQ_LENGTH):
-    return PackedLoader(
-        config,
-        seq_length=seq_length,
-        global_batch_size=batch,
-        cost=PackCost(token=1000, token_squared=1, patch=100, patch_squared=1),
-        data_parallel_rank=rank,
-        data_parallel_size=ranks,
-    )
-
-
-def digest(batch: Batch) -> tuple[list[str], str]:
-    """Sample ids, and a checksum of every byte of the pack."""
-    content = hashlib.sha256(json.dumps([batch.segment_domains, batch.rejected]).encode())
-    for name, value in sorted(vars(batch).items()):
-        if isinstance(value, torch.Tensor):
-            content.update(name.encode() + str(value.shape).encode() + value.numpy().tobytes())
-    return batch.sample_ids, content.hexdigest()
-
-
-def stream(config: DataConfig, steps: int, state: dict | None = None, **options) -> list[list[tuple[list[str], str]]]:
-    packed = loader(config, **options)
-    if state is not None:
-        packed.load_state_dict(json.loads(json.dumps(state)))
-    taken = [[digest(batch) for batch in packed.next_step()] for _ in range(steps)]
-    packed.close()
-    return taken
-
-
-def take(packed: PackedLoader, steps: int) -> list[Batch]:
-    return [batch for _ in range(steps) for batch in packed.next_step()]
 
 
 @pytest.mark.fast
@@ -243,254 +197,6 @@ def test_the_training_process_draws_the_same_random_numbers(data_config):
     torch.manual_seed(5)
     loader(data_config).next_step()
     assert torch.rand(3).equal(expected)
-
-
-def test_closing_leaves_no_process_behind(data_config):
-    packed = loader(replace(data_config, num_workers=2))
-    packed.next_step()
-    workers = worker_pids()
-    packed.close()
-    assert len(workers) == 2
-    assert not any(alive(pid) for pid in workers)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def worker_pids() -> list[int]:
-    return [process.pid for process in psutil.Process().children() if process.name() == "pt_data_worker"]
-
-
-@pytest.mark.timeout(60)
-def test_a_killed_worker_is_an_error_and_not_a_hang(data_config):
-    packed = loader(replace(data_config, num_workers=1))
-    packed.next_step()
-    os.kill(worker_pids()[0], signal.SIGKILL)
-    time.sleep(0.5)  # the death itself must not be thrown into whatever runs now
-    with pytest.raises(DataError, match=r"a data worker died .*\(.*look for a lack of memory.*data.num_workers=0"):
-        take(packed, 20)
-
-
-@pytest.mark.timeout(60)
-def test_a_full_shared_memory_is_an_error_and_not_a_hang(data_config):
-    """A limit of files does what a small /dev/shm does, which containers have by default."""
-    packed = loader(replace(data_config, num_workers=1))
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
-    try:
-        with pytest.raises(DataError, match=r"no room in /dev/shm for a pack of .* MB \(.*--shm-size.*data\.prefetch"):
-            take(packed, 2)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(take(packed, 2)) == 8, "it goes on where it was"
-    packed.close()
-
-
-def test_a_step_of_many_packs_does_not_keep_files_open(data_config):
-    packed = loader(replace(data_config, num_workers=2), batch=64, seq_length=256)
-    packed.next_step()
-    few = len(os.listdir("/proc/self/fd"))
-    held = [packed.next_step() for _ in range(3)]
-    assert len(os.listdir("/proc/self/fd")) < few + 64
-    packed.close()
-    assert sum(map(len, held)) == 3 * 64
-
-
-@pytest.fixture
-def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
-    """A copy of the small source that a test may damage."""
-    folder = Path(shutil.copytree(shard_folders[1], tmp_path / "shards"))
-    return folder, replace(data_config, sources=[SourceConfig(str(folder))])
-
-
-@pytest.mark.timeout(60)
-def test_a_worker_that_dies_is_found_with_the_sample_it_was_at(own_shards):
-    """At a shard that the first pack does not need. The kernel makes whoever opens it wait, and tells of it."""
-    _, config = own_shards
-    packed = loader(replace(config, num_workers=1), seq_length=128)
-    [source] = packed.sources
-    first, *later = (pack for step, _ in islice(packed.plan.steps(Position.start(1)), 32) for pack in step)
-    needed, others = (
-        {source.sample(piece.row).shard for pack in packs for piece in pack.pieces} for packs in ([first], later)
-    )
-    shard = Path(min(others - needed))
-
-    def kill(*_: object) -> None:
-        [worker] = worker_pids()
-        os.kill(worker, signal.SIGKILL)
-
-    before = signal.signal(signal.SIGIO, kill)
-    descriptor = os.open(shard, os.O_RDWR)
-    try:
-        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        with pytest.raises(DataError, match=rf"a data worker died at {re.escape(shard.name)}/\d+-\d+ \("):
-            take(packed, 32)
-    finally:
-        os.close(descriptor)
-        signal.signal(signal.SIGIO, before)
-
-
-def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
-    """What a pack holds, room by room: sample id, first token, tokens with padding, and a checksum of all of it."""
-    bounds = batch.cu_seqlens.tolist()
-    grids = iter(zip(batch.grid_thw.tolist(), batch.frames.tolist(), strict=True))
-    rooms, slices = [], 0
-    for place, (start, end) in enumerate(pairwise(bounds)):
-        content = hashlib.sha256(batch.segment_domains[place].encode())
-        for name in ("input_ids", "labels", "loss_mask", "position_ids"):
-            content.update(getattr(batch, name)[..., start:end].contiguous().numpy().tobytes())
-        tokens = int((batch.input_ids[start:end] == image_id).sum())
-        while tokens:
-            (_, h, w), frames = next(grids)
-            content.update(batch.pixels[slices : slices + h * w * frames].numpy().tobytes())
-            slices += h * w * frames
-            tokens -= h * w // 4
-        rooms.append((batch.sample_ids[place], start, end - start, content.hexdigest()))
-    assert slices == len(batch.pixels)
-    return rooms
-
-
-def overwrite(shard: Path, key: str, member: int = 1) -> None:
-    """Changes bytes in the middle of a file of a shard, as a bad disk does: tar and index know nothing of it."""
-    index = read_index(shard)
-    sample = next(s for s in map(index.sample, range(index.table.num_rows)) if s.key == key)
-    with open(shard, "r+b") as file:
-        file.seek(sample.members[member].offset + sample.members[member].size // 2)
-        file.write(bytes(20))
-
-
-def with_picture(shard: Path, nth: int = 0) -> str:
-    """A sample of a shard that has a picture or clip."""
-    index = read_index(shard)
-    samples = [index.sample(row) for row in range(index.table.num_rows)]
-    return [sample.key for sample in samples if len(sample.members) > 1][nth]
-
-
-def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], image_id: int) -> Counter[str]:
-    """Every room holds what it held before, but those of the lost samples (id: reason), whose places others took, as
-    the records say. Returns how often each was met."""
-    met: Counter[str] = Counter()
-    for batch, before in zip(got, want, strict=True):
-        records = [(f"{r['shard']}/{r['key']}", r["reason"]) for r in batch.rejected]
-        replaced_by = {record["replaced_by"] for record in batch.rejected}
-        expected = []
-        for now, then in zip(segments(batch, image_id), segments(before, image_id), strict=True):
-            if then[0] in lost:
-                assert now[1:3] == then[1:3]
-                assert now[0] not in lost
-                assert now[0] in replaced_by
-                expected.append((then[0], lost[then[0]]))
-                met[then[0]] += 1
-            else:
-                assert now == then
-        assert [record for record in records if record in expected] == expected
-        assert set(records) <= set(lost.items())  # a substitute may be a lost one too, and is recorded as well
-    return met
-
-
-@pytest.fixture(scope="module")
-def one_batch_steps(shard_folders, tokenizer_folder):
-    """The undamaged stream of the small source."""
-    _, small = shard_folders
-    config = DataConfig(
-        tokenizer=str(tokenizer_folder),
-        sources=[SourceConfig(str(small), name="shards")],
-        num_workers=0,
-        image_max_tokens=40,
-        video_max_tokens=100,
-    )
-    packed = loader(config)
-    return take(packed, 16), packed.tokenizer.image_id
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batch_steps, workers, ranks):
-    folder, config = own_shards
-    wanted, image_id = one_batch_steps
-    first, second, *_ = find_shards(str(folder))
-    lost = {f"{first.name}/{with_picture(first)}": "checksum", f"{second.name}/{with_picture(second, 1)}": "checksum"}
-    for name in lost:
-        overwrite(folder / name.partition("/")[0], name.partition("/")[2])
-    parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
-    got = []
-    for _ in range(16):
-        steps = [packed.next_step() for packed in parts]
-        got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
-    for packed in parts:
-        packed.close()
-    assert set(assert_replaced(got, wanted, lost, image_id)) == set(lost)
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_shard_replaced_by_a_corrupt_one_between_two_runs(own_shards, one_batch_steps):
-    """The second half of the tar is other bytes, of the same number; the first run has stopped in mid-window."""
-    folder, config = own_shards
-    wanted, image_id = one_batch_steps
-    packed = loader(config)
-    take(packed, 3)
-    state = json.loads(json.dumps(packed.state_dict()))
-    shard = find_shards(str(folder))[1]
-    index = read_index(shard)
-    half = shard.stat().st_size // 2
-    lost = {}
-    for row in range(index.table.num_rows):
-        sample = index.sample(row)
-        if any(member.offset + member.size > half for member in sample.members):
-            lost[f"{shard.name}/{sample.key}"] = "checksum"
-    assert 0 < len(lost) < index.table.num_rows
-    with open(shard, "r+b") as file:
-        file.seek(half)
-        file.write(np.random.default_rng(0).bytes(shard.stat().st_size - half))
-
-    for ranks, workers in ((1, 0), (2, 2), (4, 1)):
-        parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
-        got = []
-        for packed in parts:
-            packed.load_state_dict(state)
-        for _ in range(13):
-            steps = [packed.next_step() for packed in parts]
-            got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
-        for packed in parts:
-            packed.close()
-        assert assert_replaced(got, wanted[12:], lost, image_id)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_disappears_is_replaced_from_the_others(own_shards, one_batch_steps, workers):
-    folder, config = own_shards
-    wanted, image_id = one_batch_steps
-    packed = loader(replace(config, num_workers=workers))
-    shard = find_shards(str(folder))[0]
-    index = read_index(shard)
-    lost = {f"{shard.name}/{index.sample(row).key}": "unreadable_shard" for row in range(index.table.num_rows)}
-    shard.unlink()
-    got = take(packed, 16)
-    packed.close()
-    assert_replaced(got, wanted, lost, image_id)
-    records = [record for batch in got for record in batch.rejected]
-    assert all("cannot be opened" in record["detail"] for record in records)
-
-
-def test_no_shard_at_all_leaves_padding(own_shards):
-    folder, config = own_shards
-    packed = loader(config)
-    for shard in find_shards(str(folder)):
-        shard.unlink()
-    batches = take(packed, 2)
-    for batch in batches:
-        assert not any(batch.sample_ids)
-        assert not batch.num_tokens
-        assert not batch.num_loss_tokens
-        assert len(batch.segment_lengths) == len(batch.cu_seqlens) - 1
-        assert {record["replaced_by"] for record in batch.rejected} == {""}
-        packed.tally.add(batch.num_samples, batch.rejected)
-    with pytest.raises(DataError, match=r"samples could not be used .* unreadable_shard"):
-        packed.tally.check(0.01, "quarantine.jsonl")
 
 
 @pytest.mark.fast

@@ -1,0 +1,48 @@
+"""A loader as the tests make it, and what is compared of its packs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+
+from data_pipeline.batch import Batch
+from data_pipeline.config import DataConfig
+from data_pipeline.cost import PackCost
+from data_pipeline.loader import PackedLoader
+
+SEQ_LENGTH = 512
+
+
+def loader(config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1, seq_length: int = SEQ_LENGTH):
+    return PackedLoader(
+        config,
+        seq_length=seq_length,
+        global_batch_size=batch,
+        cost=PackCost(token=1000, token_squared=1, patch=100, patch_squared=1),
+        data_parallel_rank=rank,
+        data_parallel_size=ranks,
+    )
+
+
+def digest(batch: Batch) -> tuple[list[str], str]:
+    """Sample ids, and a checksum of every byte of the pack."""
+    content = hashlib.sha256(json.dumps([batch.segment_domains, batch.rejected]).encode())
+    for name, value in sorted(vars(batch).items()):
+        if isinstance(value, torch.Tensor):
+            content.update(name.encode() + str(value.shape).encode() + value.numpy().tobytes())
+    return batch.sample_ids, content.hexdigest()
+
+
+def stream(config: DataConfig, steps: int, state: dict | None = None, **options) -> list[list[tuple[list[str], str]]]:
+    packed = loader(config, **options)
+    if state is not None:
+        packed.load_state_dict(json.loads(json.dumps(state)))
+    taken = [[digest(batch) for batch in packed.next_step()] for _ in range(steps)]
+    packed.close()
+    return taken
+
+
+def take(packed: PackedLoader, steps: int) -> list[Batch]:
+    return [batch for _ in range(steps) for batch in packed.next_step()]

@@ -1,0 +1,179 @@
+"""Samples that cannot be read in a run: replaced by rule, the same in every layout, and nothing else changes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipeline.batch import Batch
+from data_pipeline.catalogue import find_shards
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.errors import DataError
+from data_pipeline.index import read_index
+from tests.data_pipeline.loading import loader, take
+
+
+def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
+    """What a pack holds, room by room: sample id, first token, tokens with padding, and a checksum of all of it."""
+    bounds = batch.cu_seqlens.tolist()
+    grids = iter(zip(batch.grid_thw.tolist(), batch.frames.tolist(), strict=True))
+    rooms, slices = [], 0
+    for place, (start, end) in enumerate(pairwise(bounds)):
+        content = hashlib.sha256(batch.segment_domains[place].encode())
+        for name in ("input_ids", "labels", "loss_mask", "position_ids"):
+            content.update(getattr(batch, name)[..., start:end].contiguous().numpy().tobytes())
+        tokens = int((batch.input_ids[start:end] == image_id).sum())
+        while tokens:
+            (_, h, w), frames = next(grids)
+            content.update(batch.pixels[slices : slices + h * w * frames].numpy().tobytes())
+            slices += h * w * frames
+            tokens -= h * w // 4
+        rooms.append((batch.sample_ids[place], start, end - start, content.hexdigest()))
+    assert slices == len(batch.pixels)
+    return rooms
+
+
+def overwrite(shard: Path, key: str, member: int = 1) -> None:
+    """Changes bytes in the middle of a file of a shard, as a bad disk does: tar and index know nothing of it."""
+    index = read_index(shard)
+    sample = next(s for s in map(index.sample, range(index.table.num_rows)) if s.key == key)
+    with open(shard, "r+b") as file:
+        file.seek(sample.members[member].offset + sample.members[member].size // 2)
+        file.write(bytes(20))
+
+
+def with_picture(shard: Path, nth: int = 0) -> str:
+    """A sample of a shard that has a picture or clip."""
+    index = read_index(shard)
+    samples = [index.sample(row) for row in range(index.table.num_rows)]
+    return [sample.key for sample in samples if len(sample.members) > 1][nth]
+
+
+def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], image_id: int) -> Counter[str]:
+    """Every room holds what it held before, but those of the lost samples (id: reason), whose places others took, as
+    the records say. Returns how often each was met."""
+    met: Counter[str] = Counter()
+    for batch, before in zip(got, want, strict=True):
+        records = [(f"{r['shard']}/{r['key']}", r["reason"]) for r in batch.rejected]
+        replaced_by = {record["replaced_by"] for record in batch.rejected}
+        expected = []
+        for now, then in zip(segments(batch, image_id), segments(before, image_id), strict=True):
+            if then[0] in lost:
+                assert now[1:3] == then[1:3]
+                assert now[0] not in lost
+                assert now[0] in replaced_by
+                expected.append((then[0], lost[then[0]]))
+                met[then[0]] += 1
+            else:
+                assert now == then
+        assert [record for record in records if record in expected] == expected
+        assert set(records) <= set(lost.items())  # a substitute may be a lost one too, and is recorded as well
+    return met
+
+
+@pytest.fixture(scope="module")
+def one_batch_steps(shard_folders, tokenizer_folder):
+    """The undamaged stream of the small source."""
+    _, small = shard_folders
+    config = DataConfig(
+        tokenizer=str(tokenizer_folder),
+        sources=[SourceConfig(str(small), name="shards")],
+        num_workers=0,
+        image_max_tokens=40,
+        video_max_tokens=100,
+    )
+    packed = loader(config)
+    return take(packed, 16), packed.tokenizer.image_id
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batch_steps, workers, ranks):
+    folder, config = own_shards
+    wanted, image_id = one_batch_steps
+    first, second, *_ = find_shards(str(folder))
+    lost = {f"{first.name}/{with_picture(first)}": "checksum", f"{second.name}/{with_picture(second, 1)}": "checksum"}
+    for name in lost:
+        overwrite(folder / name.partition("/")[0], name.partition("/")[2])
+    parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
+    got = []
+    for _ in range(16):
+        steps = [packed.next_step() for packed in parts]
+        got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
+    for packed in parts:
+        packed.close()
+    assert set(assert_replaced(got, wanted, lost, image_id)) == set(lost)
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_a_shard_replaced_by_a_corrupt_one_between_two_runs(own_shards, one_batch_steps):
+    """The second half of the tar is other bytes, of the same number; the first run has stopped in mid-window."""
+    folder, config = own_shards
+    wanted, image_id = one_batch_steps
+    packed = loader(config)
+    take(packed, 3)
+    state = json.loads(json.dumps(packed.state_dict()))
+    shard = find_shards(str(folder))[1]
+    index = read_index(shard)
+    half = shard.stat().st_size // 2
+    lost = {}
+    for row in range(index.table.num_rows):
+        sample = index.sample(row)
+        if any(member.offset + member.size > half for member in sample.members):
+            lost[f"{shard.name}/{sample.key}"] = "checksum"
+    assert 0 < len(lost) < index.table.num_rows
+    with open(shard, "r+b") as file:
+        file.seek(half)
+        file.write(np.random.default_rng(0).bytes(shard.stat().st_size - half))
+
+    for ranks, workers in ((1, 0), (2, 2), (4, 1)):
+        parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
+        got = []
+        for packed in parts:
+            packed.load_state_dict(state)
+        for _ in range(13):
+            steps = [packed.next_step() for packed in parts]
+            got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
+        for packed in parts:
+            packed.close()
+        assert assert_replaced(got, wanted[12:], lost, image_id)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_disappears_is_replaced_from_the_others(own_shards, one_batch_steps, workers):
+    folder, config = own_shards
+    wanted, image_id = one_batch_steps
+    packed = loader(replace(config, num_workers=workers))
+    shard = find_shards(str(folder))[0]
+    index = read_index(shard)
+    lost = {f"{shard.name}/{index.sample(row).key}": "unreadable_shard" for row in range(index.table.num_rows)}
+    shard.unlink()
+    got = take(packed, 16)
+    packed.close()
+    assert_replaced(got, wanted, lost, image_id)
+    records = [record for batch in got for record in batch.rejected]
+    assert all("cannot be opened" in record["detail"] for record in records)
+
+
+def test_no_shard_at_all_leaves_padding(own_shards):
+    folder, config = own_shards
+    packed = loader(config)
+    for shard in find_shards(str(folder)):
+        shard.unlink()
+    batches = take(packed, 2)
+    for batch in batches:
+        assert not any(batch.sample_ids)
+        assert not batch.num_tokens
+        assert not batch.num_loss_tokens
+        assert len(batch.segment_lengths) == len(batch.cu_seqlens) - 1
+        assert {record["replaced_by"] for record in batch.rejected} == {""}
+        packed.tally.add(batch.num_samples, batch.rejected)
+    with pytest.raises(DataError, match=r"samples could not be used .* unreadable_shard"):
+        packed.tally.check(0.01, "quarantine.jsonl")

@@ -1,0 +1,102 @@
+"""Data workers: none is left behind, and one that dies or finds no room ends the run with a line."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import resource
+import signal
+import time
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data_pipeline.errors import DataError
+from data_pipeline.plan import Position
+from tests.data_pipeline.loading import loader, take
+
+
+def test_closing_leaves_no_process_behind(data_config):
+    packed = loader(replace(data_config, num_workers=2))
+    packed.next_step()
+    workers = worker_pids()
+    packed.close()
+    assert len(workers) == 2
+    assert not any(alive(pid) for pid in workers)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def worker_pids() -> list[int]:
+    return [process.pid for process in psutil.Process().children() if process.name() == "pt_data_worker"]
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_worker_is_an_error_and_not_a_hang(data_config):
+    packed = loader(replace(data_config, num_workers=1))
+    packed.next_step()
+    os.kill(worker_pids()[0], signal.SIGKILL)
+    time.sleep(0.5)  # the death itself must not be thrown into whatever runs now
+    with pytest.raises(DataError, match=r"a data worker died .*\(.*look for a lack of memory.*data.num_workers=0"):
+        take(packed, 20)
+
+
+@pytest.mark.timeout(60)
+def test_a_full_shared_memory_is_an_error_and_not_a_hang(data_config):
+    """A limit of files does what a small /dev/shm does, which containers have by default."""
+    packed = loader(replace(data_config, num_workers=1))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(DataError, match=r"no room in /dev/shm for a pack of .* MB \(.*--shm-size.*data\.prefetch"):
+            take(packed, 2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(take(packed, 2)) == 8, "it goes on where it was"
+    packed.close()
+
+
+def test_a_step_of_many_packs_does_not_keep_files_open(data_config):
+    packed = loader(replace(data_config, num_workers=2), batch=64, seq_length=256)
+    packed.next_step()
+    few = len(os.listdir("/proc/self/fd"))
+    held = [packed.next_step() for _ in range(3)]
+    assert len(os.listdir("/proc/self/fd")) < few + 64
+    packed.close()
+    assert sum(map(len, held)) == 3 * 64
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_that_dies_is_found_with_the_sample_it_was_at(own_shards):
+    """At a shard that the first pack does not need. The kernel makes whoever opens it wait, and tells of it."""
+    _, config = own_shards
+    packed = loader(replace(config, num_workers=1), seq_length=128)
+    [source] = packed.sources
+    first, *later = (pack for step, _ in islice(packed.plan.steps(Position.start(1)), 32) for pack in step)
+    needed, others = (
+        {source.sample(piece.row).shard for pack in packs for piece in pack.pieces} for packs in ([first], later)
+    )
+    shard = Path(min(others - needed))
+
+    def kill(*_: object) -> None:
+        [worker] = worker_pids()
+        os.kill(worker, signal.SIGKILL)
+
+    before = signal.signal(signal.SIGIO, kill)
+    descriptor = os.open(shard, os.O_RDWR)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with pytest.raises(DataError, match=rf"a data worker died at {re.escape(shard.name)}/\d+-\d+ \("):
+            take(packed, 32)
+    finally:
+        os.close(descriptor)
+        signal.signal(signal.SIGIO, before)
