@@ -16,6 +16,7 @@ setup(
         "data_pipeline.domains",
         "data_pipeline.inputs",
         "data_pipeline.sharding",
+        "data_pipeline.shards",
         "model",
         "pretrain",
         "sft",

@@ -21,11 +21,11 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from data_pipeline.catalogue import write_catalogue
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
-from data_pipeline.index import index_row, write_index
-from data_pipeline.shards import Member, ShardSample
+from data_pipeline.shards.catalogue import write_catalogue
+from data_pipeline.shards.index import index_row, write_index
+from data_pipeline.shards.members import Member, ShardSample
 from data_pipeline.source import Source
 from data_pipeline.video import VideoInfo
 

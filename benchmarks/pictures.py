@@ -33,9 +33,9 @@ from rich.table import Table
 
 from benchmarks.jpegs import jpegs
 from data_pipeline.images import as_frames, decode_image, image_slices, patchify, resize, resized_size
-from data_pipeline.index import read_index
 from data_pipeline.memory import keep_freed_memory
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards.index import read_index
+from data_pipeline.shards.reader import ShardReader
 
 SAMPLES, SHARDS = 4000, 8
 MAX_TOKENS = 6144

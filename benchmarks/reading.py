@@ -26,7 +26,8 @@ from benchmarks.timing import cheapest
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.shards import ShardReader, ShardWriter
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.source import Source
 
 SHARD_BYTES = 50 << 20

@@ -26,7 +26,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.loader import PackedLoader
 from data_pipeline.plan import Position
 from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.shards import ShardWriter
+from data_pipeline.shards.writer import ShardWriter
 from model.config import GlmvConfig
 from pretrain.pack_cost import pack_cost
 

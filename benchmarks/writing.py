@@ -21,7 +21,7 @@ from xxhash import xxh3_64_intdigest
 
 from benchmarks.jpegs import Files, load
 from benchmarks.timing import Cost, cheapest, cost
-from data_pipeline.shards import ShardWriter
+from data_pipeline.shards.writer import ShardWriter
 
 SHARD_BYTES = 50 << 20
 REPETITIONS = 5

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.images import MIN_IMAGE_TOKENS
-from data_pipeline.remote import shown
+from data_pipeline.shards.shard_cache import shown
 
 __all__ = ["DataConfig", "DataError", "SourceConfig"]
 

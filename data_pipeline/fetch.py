@@ -19,8 +19,8 @@ from data_pipeline.encode import LongSample, PixelBudget, encode_record
 from data_pipeline.errors import BadSample
 from data_pipeline.plan import Pack, Piece
 from data_pipeline.quarantine import TOO_LONG, Failure, rejection, substitute
-from data_pipeline.remote import ShardCache
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.shard_cache import ShardCache
 from data_pipeline.source import Source, StoredSample
 from data_pipeline.tokens import GlmTokenizer
 from data_pipeline.workers import WorkerNotes

@@ -31,7 +31,7 @@ from data_pipeline.fetch import PackFetcher
 from data_pipeline.mixture import Share, planned_mixture
 from data_pipeline.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
-from data_pipeline.remote import ShardCache
+from data_pipeline.shards.shard_cache import ShardCache
 from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
 from data_pipeline.workers import NO_ANSWER, WorkerNotes, begin_worker, private, shared

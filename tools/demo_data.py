@@ -26,9 +26,9 @@ from PIL import Image
 from rich.console import Console
 
 import data_pipeline
-from data_pipeline.catalogue import REJECTED
 from data_pipeline.errors import DataError
 from data_pipeline.sharding.build import build_shards
+from data_pipeline.shards.catalogue import REJECTED
 from tools.demo_media import Clip, DemoError, Picture, clips, collage, cut, page, pictures, view
 from tools.demo_tokenizer import train_tokenizer
 

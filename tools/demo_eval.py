@@ -17,10 +17,10 @@ import torch
 import typer
 
 from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
-from data_pipeline.catalogue import find_shards
 from data_pipeline.encode import PixelBudget, encode_record
-from data_pipeline.index import read_index
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards.catalogue import find_shards
+from data_pipeline.shards.index import read_index
+from data_pipeline.shards.reader import ShardReader
 from data_pipeline.tokens import GlmTokenizer
 from model.checkpoint import COMPANIONS, find_checkpoint
 from pretrain.companions import PIXELS_PER_TOKEN

@@ -31,7 +31,6 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data_pipeline.catalogue import REJECTED
 from data_pipeline.curation.recipe import read_recipe
 from data_pipeline.curation.report import funnel_table
 from data_pipeline.curation.run import Unfinished
@@ -39,7 +38,6 @@ from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import DataError
-from data_pipeline.index import read_index
 from data_pipeline.inputs import describe_kinds
 from data_pipeline.sharding.build import MANIFEST, Outcome, Part, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
@@ -47,6 +45,8 @@ from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.verify import jobs_of, verify_shards
 from data_pipeline.sharding.writing import Counts
+from data_pipeline.shards.catalogue import REJECTED
+from data_pipeline.shards.index import read_index
 from tools.errors import errors_in_one_line
 from tools.shard_paths import shards_of
 from tools.shard_stats import collect, draw, table_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from data_pipeline.catalogue import NoShards, find_shards
 from data_pipeline.errors import DataError
+from data_pipeline.shards.catalogue import NoShards, find_shards
 
 
 def shards_of(given: Sequence[str], say: Callable[[str], None]) -> list[Path]:

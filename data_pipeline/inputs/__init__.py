@@ -28,7 +28,7 @@ from typing import Any, Literal, Union
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
 from data_pipeline.inputs.names import files_below
-from data_pipeline.shards import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
+from data_pipeline.shards.members import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import EXTENSIONS, as_media, read_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.references import data_uri, is_data_uri
-from data_pipeline.shards import MAX_BYTES
+from data_pipeline.shards.members import MAX_BYTES
 
 UNIT_BYTES = 4 << 20  # of lines and the files that they name, as far as a few lines tell
 MAX_LINE_BYTES = MAX_BYTES["json"]

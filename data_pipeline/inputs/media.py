@@ -9,7 +9,7 @@ from pathlib import Path
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.names import as_stored
-from data_pipeline.shards import IMAGE_EXTENSIONS, MAX_BYTES, VIDEO_EXTENSIONS
+from data_pipeline.shards.members import IMAGE_EXTENSIONS, MAX_BYTES, VIDEO_EXTENSIONS
 
 EXTENSIONS = {"images": IMAGE_EXTENSIONS, "videos": VIDEO_EXTENSIONS}
 MAX_FILE_BYTES = max(MAX_BYTES.values())  # one file is held in memory whole

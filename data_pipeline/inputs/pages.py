@@ -23,7 +23,7 @@ from data_pipeline.inputs.layout import lines_in_order, paragraphs
 from data_pipeline.inputs.names import beside, files_below, shown_names
 from data_pipeline.inputs.pdf import check_dpi, open_pdf, read_pages
 from data_pipeline.inputs.pdf_page import PageContent, encode_picture, render_page
-from data_pipeline.shards import IMAGE_EXTENSIONS
+from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 MARKUP = (".md", ".mmd", ".tex", ".html", ".txt")  # the first that there is
 

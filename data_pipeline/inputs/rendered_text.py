@@ -27,7 +27,7 @@ from data_pipeline.inputs.fonts import Face, can_shape, choose_face, code_points
 from data_pipeline.inputs.names import files_below
 from data_pipeline.inputs.scenery import Scenery, compose
 from data_pipeline.inputs.typesetting import Line, clean, leftward, set_lines, wrap
-from data_pipeline.shards import IMAGE_EXTENSIONS
+from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 TEXT_A_UNIT = 1 << 16  # bytes
 PICTURE_BYTES_A_LETTER = 100  # roughly

@@ -28,7 +28,7 @@ from data_pipeline.inputs.annotations import PICTURE_BYTES, Picture, line_units,
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
-from data_pipeline.shards import IMAGE_EXTENSIONS
+from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 ILLEGIBLE = ("", "#", "###", "*")  # what the ICDAR sets write where nobody could read a word
 

@@ -19,7 +19,9 @@ from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.jsonl import parse_json
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media, guess_domain
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.shards import ShardReader, ShardSample, scan_shard
+from data_pipeline.shards.members import ShardSample
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.scan import scan_shard
 
 
 @dataclass(frozen=True)

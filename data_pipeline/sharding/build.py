@@ -21,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data_pipeline.catalogue import REJECTED, write_catalogue
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_first
 from data_pipeline.inputs import open_inputs
@@ -41,6 +40,7 @@ from data_pipeline.sharding.writing import (
     write_json,
     write_task,
 )
+from data_pipeline.shards.catalogue import REJECTED, write_catalogue
 
 MANIFEST = "manifest.json"
 Work = TypeVar("Work")

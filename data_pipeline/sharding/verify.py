@@ -15,16 +15,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data_pipeline.catalogue import find_shards, read_catalogue
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.index import CATALOGUE, ShardIndex, read_index
 from data_pipeline.inputs.draft import Rejected
 from data_pipeline.sharding.build import read_manifest
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.measure import measure
 from data_pipeline.sharding.writing import Counts, file_sha256, load_tokenizer
-from data_pipeline.shards import ShardReader, index_command
-from data_pipeline.tar import fingerprint
+from data_pipeline.shards.catalogue import find_shards, read_catalogue
+from data_pipeline.shards.index import CATALOGUE, ShardIndex, read_index
+from data_pipeline.shards.members import index_command
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.tar import fingerprint
 from data_pipeline.tokens import GlmTokenizer
 
 

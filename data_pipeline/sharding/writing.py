@@ -24,13 +24,15 @@ from typing import Any, TextIO
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.files import write_text
-from data_pipeline.index import index_path, write_index
 from data_pipeline.inputs.draft import Draft, Input, Rejected
 from data_pipeline.inputs.names import printable
 from data_pipeline.sharding.crashes import READING, Crash, Deaths, Place, ReadingNote, take_place
 from data_pipeline.sharding.measure import KNOWN_FIELDS, Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
-from data_pipeline.shards import MAX_BYTES, RawSample, ShardWriter
+from data_pipeline.shards.index import index_path, write_index
+from data_pipeline.shards.members import MAX_BYTES
+from data_pipeline.shards.reader import RawSample
+from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.tokens import GlmTokenizer
 
 WORK = ".build"

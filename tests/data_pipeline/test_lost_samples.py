@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from data_pipeline.batch import Batch
-from data_pipeline.catalogue import find_shards
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import DataError
-from data_pipeline.index import read_index
+from data_pipeline.shards.catalogue import find_shards
+from data_pipeline.shards.index import read_index
 from tests.data_pipeline.loading import loader, take
 
 

@@ -25,10 +25,8 @@ import pytest
 import ray
 import webdataset as wds
 
-from data_pipeline.catalogue import read_catalogue
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
-from data_pipeline.index import read_index, write_index
 from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Unit
 from data_pipeline.sharding import executors, writing
@@ -38,6 +36,8 @@ from data_pipeline.sharding.executors import run_processes, run_ray
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.sharding.writing import WORK
+from data_pipeline.shards.catalogue import read_catalogue
+from data_pipeline.shards.index import read_index, write_index
 from tests.data_pipeline.crashing import Crashing, Spared, crash_at
 from tests.data_pipeline.media import clip, encoded, pattern
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, SetFilter
-from data_pipeline.shards import RawSample
+from data_pipeline.shards.reader import RawSample
 
 PHOTOS = (
     "astronaut.png",

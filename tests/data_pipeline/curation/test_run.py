@@ -19,14 +19,14 @@ import webdataset as wds
 from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
-from data_pipeline.catalogue import find_shards
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter, SetFilter, answer
 from data_pipeline.curation.recipe import recipe_of
-from data_pipeline.index import read_index
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards.catalogue import find_shards
+from data_pipeline.shards.index import read_index
+from data_pipeline.shards.reader import ShardReader
 from tests.data_pipeline.curation.samples import PHOTOS, InMemory, file_of, photo
 from tools.shard import app
 

@@ -21,15 +21,17 @@ import pytest
 import xxhash
 
 from benchmarks.indexing import in_a_process_of_its_own, write_folder
-from data_pipeline.arrow_file import new_arrow_file
-from data_pipeline.catalogue import find_shards, read_catalogue, write_catalogue
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.images import MAX_ASPECT, grid_of, resized_size, tokens_of
-from data_pipeline.index import CATALOGUE, FORMAT, index_path, index_row, read_index, write_index
 from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.shards import ShardReader, ShardSample, ShardWriter
+from data_pipeline.shards.arrow_file import new_arrow_file
+from data_pipeline.shards.catalogue import find_shards, read_catalogue, write_catalogue
+from data_pipeline.shards.index import CATALOGUE, FORMAT, index_path, index_row, read_index, write_index
+from data_pipeline.shards.members import ShardSample
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.source import Source
 from data_pipeline.tokens import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
 from data_pipeline.video import VideoInfo, plan_video

@@ -32,7 +32,7 @@ import fsspec
 import requests
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.tar import size_in
+from data_pipeline.shards.tar import size_in
 
 DEFAULT_FOLDER = "~/.cache/glmv-train/shards"
 DELAYS = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth attempt

@@ -21,10 +21,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from data_pipeline.arrow_file import new_arrow_file
 from data_pipeline.errors import DataError
 from data_pipeline.files import replacing
-from data_pipeline.index import (
+from data_pipeline.shards.arrow_file import new_arrow_file
+from data_pipeline.shards.index import (
     BATCH_ROWS,
     CATALOGUE,
     FORMAT,
@@ -38,8 +38,8 @@ from data_pipeline.index import (
     read_index,
     well_formed,
 )
-from data_pipeline.remote import ShardCache, is_url, shown, split_url, url_in
-from data_pipeline.shards import index_command
+from data_pipeline.shards.members import index_command
+from data_pipeline.shards.shard_cache import ShardCache, is_url, shown, split_url, url_in
 
 REJECTED = "rejected.jsonl"  # that a build and the indexing of shards leave beside them
 

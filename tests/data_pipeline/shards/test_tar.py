@@ -16,8 +16,10 @@ import pytest
 import webdataset as wds
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.shards import ShardReader, ShardWriter, scan_shard
-from data_pipeline.tar import MAX_SIZE, header
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.scan import scan_shard
+from data_pipeline.shards.tar import MAX_SIZE, header
+from data_pipeline.shards.writer import ShardWriter
 from tests.data_pipeline.media import encoded, pattern
 
 PICTURE = encoded(pattern(40, 50), "JPEG")

@@ -15,15 +15,15 @@ import fsspec
 import pytest
 
 from data_pipeline import remote
-from data_pipeline.catalogue import find_shards
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.remote import ShardCache
 from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards.catalogue import find_shards
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.shard_cache import ShardCache
+from data_pipeline.shards.tar import fingerprint
 from data_pipeline.source import Source
-from data_pipeline.tar import fingerprint
 
 
 class Server(ThreadingHTTPServer):

@@ -14,8 +14,11 @@ import webdataset as wds
 import xxhash
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.shards import Scan, ShardReader, ShardSample, ShardWriter, scan_shard
-from data_pipeline.tar import fingerprint
+from data_pipeline.shards.members import ShardSample
+from data_pipeline.shards.reader import ShardReader
+from data_pipeline.shards.scan import Scan, scan_shard
+from data_pipeline.shards.tar import fingerprint
+from data_pipeline.shards.writer import ShardWriter
 from tests.data_pipeline.media import encoded, pattern
 
 pytestmark = pytest.mark.fast

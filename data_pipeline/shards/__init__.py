@@ -1,0 +1,1 @@
+"""Shards on disk: the tar format, members and keys, writing, scanning, random reads, indexes and catalogues, URLs."""

@@ -1,0 +1,128 @@
+"""Read samples out of shards at random."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from xxhash import xxh3_64_intdigest
+
+from data_pipeline.errors import BadSample
+from data_pipeline.shards.members import Member, ShardSample, index_command
+from data_pipeline.shards.shard_cache import ShardCache, is_url, shown
+from data_pipeline.shards.tar import size_in
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """A sample's bytes: its record, its pictures and its clips."""
+
+    record: dict[str, Any]
+    images: list[bytes]
+    videos: list[bytes]
+
+
+class ShardReader:
+    """Reads samples out of tars at random; keeps the most recently used files open.
+
+    cache: where copies of shards that are URLs are kept.
+    """
+
+    def __init__(self, keep_open: int = 64, cache: ShardCache | None = None):
+        self.keep_open, self.cache = keep_open, cache or ShardCache()
+        self._open: OrderedDict[str, int] = OrderedDict()
+        self._fetched_again: set[str] = set()
+
+    def read(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> RawSample:
+        """Reads and checks one sample. path: a file or URL; tar_fingerprint: of the tar as it was indexed, which a URL
+        needs.
+
+        Raises BadSample: `unreadable_shard` where the tar is missing, shorter than its index says, or another one;
+        `checksum` where it is the right one but bytes of this sample have changed; `bad_record`.
+        """
+        contents: dict[str, list[bytes]] = {"json": [], "txt": [], "image": [], "video": []}
+        for member, data in zip(sample.members, self.read_members(path, sample, tar_fingerprint), strict=True):
+            contents[member.kind].append(data)
+        return RawSample(parse_record(contents["json"], contents["txt"]), contents["image"], contents["video"])
+
+    def read_members(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> list[bytes]:
+        """The bytes of a sample's members as they are. Raises BadSample as `read` does."""
+        try:
+            return self._read(path, sample, tar_fingerprint)
+        except BadSample:
+            if not is_url(path) or path not in self._open or path in self._fetched_again:
+                raise
+        # A copy in the cache may be bad although the shard is good.
+        self._fetched_again.add(path)
+        self._close(path)
+        self.cache.discard(path, tar_fingerprint)
+        return self._read(path, sample, tar_fingerprint)
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def _read(self, path: str, sample: ShardSample, tar_fingerprint: str) -> list[bytes]:
+        descriptor = self._descriptor(path, tar_fingerprint)
+        try:
+            contents = [os.pread(descriptor, member.size, member.offset) for member in sample.members]
+        except OSError as error:
+            self._close(path)
+            raise BadSample("unreadable_shard", f"{path}: {error.strerror}") from error
+        for member, data in zip(sample.members, contents, strict=True):
+            if xxh3_64_intdigest(data) != member.xxh3:
+                raise self._changed(path, descriptor, member, len(data), tar_fingerprint)
+        return contents
+
+    @staticmethod
+    def _changed(path: str, descriptor: int, member: Member, got: int, tar_fingerprint: str) -> BadSample:
+        """What is wrong with bytes that are not those of the index."""
+        size = os.fstat(descriptor).st_size
+        if got < member.size or (tar_fingerprint and size != size_in(tar_fingerprint)):
+            return BadSample(
+                "unreadable_shard",
+                f"{shown(path)} has {size} bytes and is not what was indexed: copy it again, or run "
+                f"{index_command(shown(path))}",
+            )
+        return BadSample("checksum", f"its {member.kind} of {member.size} bytes differs from what was indexed")
+
+    def _descriptor(self, path: str, tar_fingerprint: str) -> int:
+        descriptor = self._open.get(path, -1)
+        if descriptor >= 0:
+            self._open.move_to_end(path)
+            return descriptor
+        self._let_go()
+        try:
+            descriptor = self.cache.open(path, tar_fingerprint) if is_url(path) else os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise BadSample("unreadable_shard", f"{path} cannot be opened ({error.strerror}): restore it") from error
+        self._open[path] = descriptor
+        return descriptor
+
+    def _let_go(self) -> None:
+        """Makes room for one more, and closes files that were removed or replaced: they take up room on the disk."""
+        for path, descriptor in list(self._open.items()):
+            if os.fstat(descriptor).st_nlink == 0 or len(self._open) >= self.keep_open:
+                self._close(path)
+
+    def _close(self, path: str) -> None:
+        os.close(self._open.pop(path))
+
+
+def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, Any]:
+    """KEY.json as it is, or KEY.txt as the caption of a picture where there is no JSON that names a domain."""
+    if len(jsons) > 1 or len(texts) > 1:
+        raise BadSample("bad_record", "two samples of the shard have this key")
+    try:
+        record = json.loads(jsons[0]) if jsons else {}
+        if texts and not (isinstance(record, dict) and "domain" in record):
+            return {"domain": "image_text", "text": texts[0].decode("utf-8").strip()}
+    except (ValueError, RecursionError) as error:
+        raise BadSample("bad_record", f"the record cannot be read: {error}") from error
+    if not isinstance(record, dict) or not record:
+        raise BadSample("bad_record", "the sample has no KEY.json with an object in it")
+    return record
