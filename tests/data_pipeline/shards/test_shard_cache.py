@@ -14,11 +14,11 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from data_pipeline import remote
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.sharding.foreign import index_shards
+from data_pipeline.shards import shard_cache
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
@@ -88,7 +88,7 @@ def server(shards: Path) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "DELAYS", (0.01, 0.01, 0.01))
+    monkeypatch.setattr(shard_cache, "DELAYS", (0.01, 0.01, 0.01))
 
 
 def opened(path: str, tokenizer, cache: ShardCache) -> Source:
