@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_pipeline.sharding.build import build_shards
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 WORDS = ["a", "small", "red", "house", "by", "the", "wide", "river", "under", "old", "trees", "where", "two", "grey",
          "birds", "sing", "all", "day"]  # fmt: skip

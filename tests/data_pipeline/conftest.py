@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.tokens import GlmTokenizer
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 TEXTS = [
     "A red square stands left of a blue circle.",

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.data_pipeline.media import pattern, real_clips, real_pictures
+from tests.data_pipeline.media_files import pattern, real_clips, real_pictures
 
 GOLDENS = Path(__file__).with_name("goldens.npz")
 KEPT = 96  # values kept as they are, of each picture or clip

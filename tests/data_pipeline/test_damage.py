@@ -17,7 +17,7 @@ from PIL import Image
 from data_pipeline.errors import BadSample
 from data_pipeline.images import decode_image, image_slices, probe_image
 from data_pipeline.video import video_slices
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 REASONS = {"unreadable_image", "image_too_large", "extreme_aspect"} | {
     *("unreadable_video", "video_without_frames", "video_too_large")

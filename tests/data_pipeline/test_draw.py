@@ -11,7 +11,7 @@ import pytest
 from data_pipeline.draw import Place, Stream, blend, cut_between_blocks, places_after
 from data_pipeline.errors import DataError
 from data_pipeline.shuffle import SHARDS_TOGETHER, Shuffle
-from tests.data_pipeline.sources import Table, table
+from tests.data_pipeline.source_files import Table, table
 
 pytestmark = pytest.mark.fast
 

@@ -13,7 +13,7 @@ from data_pipeline.domains import build_sample
 from data_pipeline.encode import LongSample, PixelBudget, encode_sample
 from data_pipeline.errors import BadSample
 from data_pipeline.positions import rope_positions
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 BUDGET = PixelBudget(image_max_tokens=20, video_max_tokens=60)
 RECORD = {

@@ -29,7 +29,7 @@ from data_pipeline.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.source import Source
 from data_pipeline.tokens import GlmTokenizer
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning"),

@@ -28,7 +28,7 @@ from data_pipeline.images import (
     tokens_of,
 )
 from tests.data_pipeline.make_goldens import GOLDENS, kept_positions
-from tests.data_pipeline.media import encoded, pattern, real_pictures
+from tests.data_pipeline.media_files import encoded, pattern, real_pictures
 
 PUBLISHED_SIZE = {"shortest_edge": 12544, "longest_edge": 9633792}
 

@@ -19,8 +19,8 @@ from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.plan import Position
 from data_pipeline.sharding.build import build_shards
-from tests.data_pipeline.loading import SEQ_LENGTH, digest, loader, stream, take
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.loaders import SEQ_LENGTH, digest, loader, stream, take
+from tests.data_pipeline.media_files import encoded, pattern
 
 # Forks of a process without threads: a fork of this one, in which other tests have left some, may wait for ever.
 FRESH = multiprocessing.get_context("forkserver")

@@ -17,7 +17,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index
-from tests.data_pipeline.loading import loader, take
+from tests.data_pipeline.loaders import loader, take
 
 
 def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:

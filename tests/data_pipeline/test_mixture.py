@@ -7,7 +7,7 @@ import pytest
 
 from data_pipeline.mixture import Share, mixture_table, planned_mixture, set_aside_share
 from data_pipeline.plan import Plan, Position
-from tests.data_pipeline.sources import COST, Table, table
+from tests.data_pipeline.source_files import COST, Table, table
 
 pytestmark = pytest.mark.fast
 

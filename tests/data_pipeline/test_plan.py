@@ -18,7 +18,7 @@ from data_pipeline.cost import PackCost
 from data_pipeline.draw import Place
 from data_pipeline.errors import DataError
 from data_pipeline.plan import MIN_WINDOW_PACKS, Pack, Piece, Plan, Position
-from tests.data_pipeline.sources import COST, Table, table
+from tests.data_pipeline.source_files import COST, Table, table
 
 BATCH, SEQ_LENGTH = 32, 256
 WINDOW = MIN_WINDOW_PACKS // BATCH  # steps

@@ -39,7 +39,7 @@ from data_pipeline.sharding.writing import WORK
 from data_pipeline.shards.catalogue import read_catalogue
 from data_pipeline.shards.index import read_index, write_index
 from tests.data_pipeline.crashing import Crashing, Spared, crash_at
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 FILES, RECORDS = 10, 12
 

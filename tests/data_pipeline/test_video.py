@@ -27,7 +27,7 @@ from data_pipeline.sample import Sample, Video
 from data_pipeline.tokens import GlmTokenizer, tokenize
 from data_pipeline.video import VideoInfo, frame_indices, plan_video, probe_video, video_slices
 from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
-from tests.data_pipeline.media import clip, encoded, package_file, pattern, real_clips, remuxed
+from tests.data_pipeline.media_files import clip, encoded, package_file, pattern, real_clips, remuxed
 from tests.data_pipeline.test_images import assert_golden
 
 # The classes need torchvision to be made, but these methods do not.

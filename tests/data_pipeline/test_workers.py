@@ -17,7 +17,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.plan import Position
-from tests.data_pipeline.loading import loader, take
+from tests.data_pipeline.loaders import loader, take
 
 
 def test_closing_leaves_no_process_behind(data_config):

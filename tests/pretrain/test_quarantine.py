@@ -15,7 +15,7 @@ import pytest
 import webdataset as wds
 
 from data_pipeline.sharding.foreign import index_shards
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.media_files import encoded, pattern
 from tests.launch import finish, has_reached, metrics, start, train, wait_until
 from tests.training_data import sentence
 

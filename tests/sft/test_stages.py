@@ -13,7 +13,7 @@ from data_pipeline.batch import collate
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.tokens import GlmTokenizer
 from pretrain.evaluate import evaluate
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.media_files import encoded, pattern
 from tests.launch import metrics, train
 from tests.processes import Processes
 from tests.training_data import sentence

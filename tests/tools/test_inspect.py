@@ -21,7 +21,7 @@ from data_pipeline.batch import collate
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.images import decode_image, patchify
 from data_pipeline.tokens import GlmTokenizer
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 from tools.inspect import app
 from tools.inspect_view import MAX_BOXES, unpack, unpatchify, view_of_sample
 from tools.shard import app as shard_app

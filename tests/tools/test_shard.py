@@ -22,7 +22,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.cost import PackCost
 from data_pipeline.loader import PackedLoader
 from data_pipeline.shards.index import read_index
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 from tools.shard import WIDEST, app
 from tools.shard_stats import DomainStats, table_of
 

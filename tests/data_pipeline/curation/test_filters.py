@@ -15,7 +15,7 @@ from data_pipeline.curation.pictures import Aspect, Resolution, SolidColour
 from data_pipeline.curation.structure import Albums, Boxes
 from data_pipeline.curation.texts import CaptionLength, LanguageMixing, RepeatedText, script_of, words_of
 from tests.data_pipeline.curation.samples import PHOTOS, candidate, clip_of, file_of, photo
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 pytestmark = pytest.mark.fast
 

@@ -22,7 +22,7 @@ from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.subtitles import read_subtitles
 from data_pipeline.video import probe_video
-from tests.data_pipeline.media import clip
+from tests.data_pipeline.media_files import clip
 
 
 @pytest.fixture(scope="module")

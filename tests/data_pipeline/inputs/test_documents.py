@@ -19,7 +19,7 @@ from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.pages import PagePairs
 from data_pipeline.inputs.pptx import Slides
 from data_pipeline.inputs.text import TextFiles
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.media_files import encoded, pattern
 
 PHOTO, LOGO, GROUPED = encoded(pattern(60, 80)), encoded(pattern(8, 8), "PNG"), encoded(pattern(40, 40), "PNG")
 

@@ -18,7 +18,7 @@ from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.grounding import Grounding
 from data_pipeline.inputs.scene_text import SceneText, Word, joined, reading_order
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.media_files import encoded, pattern
 
 pytestmark = pytest.mark.fast
 

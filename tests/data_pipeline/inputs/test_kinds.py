@@ -26,7 +26,7 @@ from data_pipeline.inputs.jsonl import JsonLines
 from data_pipeline.inputs.parquet import Parquet
 from data_pipeline.inputs.tars import Tars
 from data_pipeline.sharding.tasks import MIN_TASK_BYTES, SMALL_BUILD_TASKS, cut_tasks
-from tests.data_pipeline.media import clip, encoded, pattern
+from tests.data_pipeline.media_files import clip, encoded, pattern
 
 pytestmark = pytest.mark.fast
 

@@ -22,8 +22,8 @@ from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.layout import Box, Piece, joined_lines, lines_in_order, paragraphs
 from data_pipeline.inputs.pages import PdfPages
 from data_pipeline.inputs.pdf import PdfDocuments
-from tests.data_pipeline.browser import print_to_pdf
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.chromium import print_to_pdf
+from tests.data_pipeline.media_files import encoded, pattern
 
 CURVE = """<svg width="220" height="150" viewBox="0 0 220 150"><path d="M20 130 C 80 10, 120 140, 210 20" fill="none"
 stroke="red"/><rect x="20" y="10" width="190" height="120" fill="none" stroke="black"/>

@@ -14,8 +14,8 @@ import pytest
 from data_pipeline.domains import build_sample
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.web import HtmlPages, MarkdownFiles, parse_srcset
-from tests.data_pipeline.browser import print_to_pdf
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.chromium import print_to_pdf
+from tests.data_pipeline.media_files import encoded, pattern
 
 PHOTO = encoded(pattern(60, 80))
 LARGE = encoded(pattern(120, 160), "PNG")

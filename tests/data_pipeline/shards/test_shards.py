@@ -19,7 +19,7 @@ from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import Scan, scan_shard
 from data_pipeline.shards.tar import fingerprint
 from data_pipeline.shards.writer import ShardWriter
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.media_files import encoded, pattern
 
 pytestmark = pytest.mark.fast
 

@@ -20,7 +20,7 @@ from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import scan_shard
 from data_pipeline.shards.tar import MAX_SIZE, header
 from data_pipeline.shards.writer import ShardWriter
-from tests.data_pipeline.media import encoded, pattern
+from tests.data_pipeline.media_files import encoded, pattern
 
 PICTURE = encoded(pattern(40, 50), "JPEG")
 RECORD = json.dumps({"domain": "image_text", "text": "A cat."}).encode()
