@@ -15,6 +15,7 @@ setup(
         "data_pipeline.curation",
         "data_pipeline.domains",
         "data_pipeline.inputs",
+        "data_pipeline.media",
         "data_pipeline.sharding",
         "data_pipeline.shards",
         "model",

@@ -24,9 +24,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from data_pipeline.frames import choose_runs
-from data_pipeline.images import as_frames, patchify, resize
-from data_pipeline.video import VideoLayout, plan_video, probe_video, video_slices
+from data_pipeline.media.images import as_frames, patchify, resize
+from data_pipeline.media.video import VideoLayout, plan_video, probe_video, video_slices
+from data_pipeline.media.video_frames import choose_runs
 
 MAX_TOKENS = 30000
 LONG_SECONDS, FPS = 20 * 60, 25

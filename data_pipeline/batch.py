@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.images import SLICE_BYTES
+from data_pipeline.media.images import SLICE_BYTES
 
 
 @dataclass

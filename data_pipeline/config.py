@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.images import MIN_IMAGE_TOKENS
+from data_pipeline.media.images import MIN_IMAGE_TOKENS
 from data_pipeline.shards.shard_cache import shown
 
 __all__ = ["DataConfig", "DataError", "SourceConfig"]

@@ -16,11 +16,11 @@ from data_pipeline.batch import EncodedSample
 from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat import DEFAULT_FORM
 from data_pipeline.errors import BadSample
-from data_pipeline.images import SLICE_BYTES, grid_of, image_slices, probe_image, resized_size
+from data_pipeline.media.images import SLICE_BYTES, grid_of, image_slices, probe_image, resized_size
+from data_pipeline.media.video import plan_video, probe_video, video_slices
 from data_pipeline.positions import rope_positions
 from data_pipeline.sample import Image, Sample, Video
 from data_pipeline.tokens import GlmTokenizer, tokenize
-from data_pipeline.video import plan_video, probe_video, video_slices
 
 
 @dataclass(frozen=True)

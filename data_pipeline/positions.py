@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.images import MERGE_SIZE
+from data_pipeline.media.images import MERGE_SIZE
 
 
 def rope_positions(is_image: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:

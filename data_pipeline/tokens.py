@@ -18,9 +18,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.images import tokens_of
+from data_pipeline.media.images import tokens_of
+from data_pipeline.media.video import VideoLayout
 from data_pipeline.sample import ASSISTANT_TAGS, Image, Sample, Text, Token, Video
-from data_pipeline.video import VideoLayout
 
 PAD = "<|endoftext|>"
 IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|begin_of_image|>", "<|end_of_image|>"

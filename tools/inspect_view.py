@@ -20,9 +20,9 @@ import torch
 from PIL import Image
 
 from data_pipeline.batch import Batch, EncodedSample
-from data_pipeline.boxes import written_boxes
 from data_pipeline.errors import BadSample
-from data_pipeline.images import MERGE_SIZE, PATCH_SIZE, tokens_of
+from data_pipeline.media.boxes import written_boxes
+from data_pipeline.media.images import MERGE_SIZE, PATCH_SIZE, tokens_of
 from data_pipeline.tokens import GlmTokenizer
 
 MAX_PICTURES = 48  # of one sample; a long clip has hundreds of frame pairs

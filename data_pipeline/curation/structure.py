@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from data_pipeline.boxes import is_valid_box, written_boxes
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter
 from data_pipeline.curation.texts import words_of
+from data_pipeline.media.boxes import is_valid_box, written_boxes
 
 
 @dataclass

@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.video import probe_video
+from data_pipeline.media.video import probe_video
 
 THUMBNAIL_SIZE = 64  # pixels each way: twice what a perceptual hash looks at
 THUMBNAILS_PER_SECOND = 2

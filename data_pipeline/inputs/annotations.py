@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.images import probe_image
 from data_pipeline.inputs.draft import Media, Unit
 from data_pipeline.inputs.jsonl import line_records, parse_json
 from data_pipeline.inputs.media import read_media
+from data_pipeline.media.images import probe_image
 
 LINES_A_UNIT = 256
 PICTURE_BYTES = 200_000  # what a picture takes, roughly: enough to cut tasks by

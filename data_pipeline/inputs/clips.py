@@ -30,8 +30,8 @@ from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import beside, files_below
 from data_pipeline.inputs.subtitles import FORMATS, read_subtitles
+from data_pipeline.media.video import probe_video
 from data_pipeline.shards.members import VIDEO_EXTENSIONS
-from data_pipeline.video import probe_video
 
 CAPTION_SUFFIXES = (".srt", ".vtt", ".txt")  # the first that is there counts
 CLIP_SUFFIXES = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image
 
 from data_pipeline.errors import BadSample
-from data_pipeline.images import probe_image
 from data_pipeline.inputs.draft import Draft, Media, Unit
 from data_pipeline.inputs.media import read_whole
+from data_pipeline.media.images import probe_image
 
 Block = str | Media  # a paragraph or a picture
 IMAGE_PLACEHOLDER = "<image>"

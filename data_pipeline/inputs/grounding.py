@@ -23,7 +23,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
-from data_pipeline.boxes import BoxFormat, Thousandths, read_box, to_thousandths, write_boxes
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.annotations import (
     LINES_A_UNIT,
@@ -36,6 +35,7 @@ from data_pipeline.inputs.annotations import (
 )
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.flow import literal
+from data_pipeline.media.boxes import BoxFormat, Thousandths, read_box, to_thousandths, write_boxes
 
 
 @dataclass(frozen=True)

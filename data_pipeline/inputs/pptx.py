@@ -19,10 +19,10 @@ from pptx.shapes.picture import Picture
 from pptx.shapes.placeholder import PlaceholderPicture
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.images import probe_image
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.flow import Block, file_units, flow_draft, picture
 from data_pipeline.inputs.names import shown_names
+from data_pipeline.media.images import probe_image
 
 MAX_UNPACKED_BYTES = 4 << 30  # of a file's parts together: more is a decompression bomb
 _FURNITURE = {PP_PLACEHOLDER.DATE, PP_PLACEHOLDER.FOOTER, PP_PLACEHOLDER.HEADER, PP_PLACEHOLDER.SLIDE_NUMBER}

@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter
 
-from data_pipeline.boxes import Box, bounding_box
 from data_pipeline.errors import BadSample
-from data_pipeline.images import decode_image
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.typesetting import Block
+from data_pipeline.media.boxes import Box, bounding_box
+from data_pipeline.media.images import decode_image
 
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, int, int, int]

@@ -10,9 +10,9 @@ from typing import Literal
 
 from PIL import Image, ImageDraw, ImageFont
 
-from data_pipeline.boxes import Box
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.fonts import can_shape
+from data_pipeline.media.boxes import Box
 
 NOT_FIRST = "、。，．：；？！）］｝」』】〉》〕’”…ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ,.:;?!)]}%"  # of a line
 NOT_LAST = "（［｛「『【〈《〔‘“([{"

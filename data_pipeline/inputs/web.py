@@ -23,11 +23,11 @@ from bs4.element import Comment, Doctype, NavigableString, ProcessingInstruction
 from markdown_it import MarkdownIt
 
 from data_pipeline.errors import BadSample
-from data_pipeline.images import probe_image
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.flow import Block, file_units, flow_draft, picture, read_document, read_text
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.references import referenced
+from data_pipeline.media.images import probe_image
 
 SMALL = "small_image"
 

@@ -22,11 +22,11 @@ from typing import Any
 import pyarrow as pa
 
 from data_pipeline.errors import DataError
-from data_pipeline.images import TEMPORAL_PATCH_SIZE
+from data_pipeline.media.images import TEMPORAL_PATCH_SIZE
+from data_pipeline.media.video import VideoInfo, frame_indices
 from data_pipeline.shards.arrow_file import new_arrow_file, open_arrow_file
 from data_pipeline.shards.members import Member, ShardSample, index_command
 from data_pipeline.shards.tar import fingerprint, size_in
-from data_pipeline.video import VideoInfo, frame_indices
 
 FORMAT = "glmv-index-3"
 CATALOGUE = "catalogue.arrow"

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import BadSample
-from data_pipeline.images import decode_image, image_slices, probe_image
-from data_pipeline.video import video_slices
+from data_pipeline.media.images import decode_image, image_slices, probe_image
+from data_pipeline.media.video import video_slices
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
 REASONS = {"unreadable_image", "image_too_large", "extreme_aspect"} | {

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 
 from data_pipeline.batch import collate
 from data_pipeline.encode import PixelBudget, encode_record
-from data_pipeline.images import decode_image, patchify
+from data_pipeline.media.images import decode_image, patchify
 from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media_files import clip, encoded, pattern
 from tools.inspect import app

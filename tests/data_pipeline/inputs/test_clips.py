@@ -21,7 +21,7 @@ from data_pipeline.inputs.clips import Clips
 from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.subtitles import read_subtitles
-from data_pipeline.video import probe_video
+from data_pipeline.media.video import probe_video
 from tests.data_pipeline.media_files import clip
 
 

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.boxes import to_pixels, written_boxes
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
 from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.grounding import Grounding
 from data_pipeline.inputs.scene_text import SceneText, Word, joined, reading_order
+from data_pipeline.media.boxes import to_pixels, written_boxes
 from tests.data_pipeline.media_files import encoded, pattern
 
 pytestmark = pytest.mark.fast

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline.boxes import to_pixels, written_boxes
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.browser import Chromium, Screen, Viewport
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.gui import VIEWPORTS, Gui
+from data_pipeline.media.boxes import to_pixels, written_boxes
 
 SMALL = Viewport(400, 300)
 

@@ -24,7 +24,8 @@ from benchmarks.indexing import in_a_process_of_its_own, write_folder
 from data_pipeline.config import SourceConfig
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.images import MAX_ASPECT, grid_of, resized_size, tokens_of
+from data_pipeline.media.images import MAX_ASPECT, grid_of, resized_size, tokens_of
+from data_pipeline.media.video import VideoInfo, plan_video
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.arrow_file import new_arrow_file
 from data_pipeline.shards.catalogue import find_shards, read_catalogue, write_catalogue
@@ -34,7 +35,6 @@ from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.writer import ShardWriter
 from data_pipeline.source import Source
 from data_pipeline.tokens import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
-from data_pipeline.video import VideoInfo, plan_video
 
 
 @pytest.fixture

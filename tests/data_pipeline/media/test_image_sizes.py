@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.images import grid_of, resized_size
-from data_pipeline.sizes import patches_of, resized_sizes
+from data_pipeline.media.image_sizes import patches_of, resized_sizes
+from data_pipeline.media.images import grid_of, resized_size
 
 
 def compare(cases: int, seed: int) -> None:

@@ -17,7 +17,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize as reference_size
 
 from data_pipeline.errors import BadSample
-from data_pipeline.images import (
+from data_pipeline.media.images import (
     decode_image,
     grid_of,
     image_slices,

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from data_pipeline.boxes import (
+from data_pipeline.errors import BadSample
+from data_pipeline.media.boxes import (
     Box,
     bounding_box,
     checked_box,
@@ -21,7 +22,6 @@ from data_pipeline.boxes import (
     write_boxes,
     written_boxes,
 )
-from data_pipeline.errors import BadSample
 
 pytestmark = pytest.mark.fast
 

@@ -21,8 +21,7 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.frames import decode_frames
-from data_pipeline.images import (
+from data_pipeline.media.images import (
     MAX_DECODED_PIXELS,
     SLICE_BYTES,
     TEMPORAL_PATCH_SIZE,
@@ -32,6 +31,7 @@ from data_pipeline.images import (
     resize,
     resized_size,
 )
+from data_pipeline.media.video_frames import decode_frames
 
 SAMPLED_FPS = 2
 MAX_DURATION = 300  # seconds; a longer clip is sampled MAX_DURATION * SAMPLED_FPS times in all

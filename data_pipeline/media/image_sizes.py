@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.images import (
+from data_pipeline.media.images import (
     FACTOR,
     MAX_ASPECT,
     MIN_PIXELS,

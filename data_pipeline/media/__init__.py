@@ -1,0 +1,1 @@
+"""Images and videos: sizes and pixel budgets from headers, decoding, resizing, patches; boxes."""
