@@ -14,6 +14,7 @@ setup(
         "data_pipeline",
         "data_pipeline.curation",
         "data_pipeline.domains",
+        "data_pipeline.encoding",
         "data_pipeline.inputs",
         "data_pipeline.media",
         "data_pipeline.sharding",

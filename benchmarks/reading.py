@@ -24,7 +24,7 @@ from xxhash import xxh3_64_intdigest
 from benchmarks.jpegs import load
 from benchmarks.timing import cheapest
 from data_pipeline.config import SourceConfig
-from data_pipeline.encode import PixelBudget
+from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.writer import ShardWriter

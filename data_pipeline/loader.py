@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig
 from data_pipeline.cost import PackCost
 from data_pipeline.draw import Place
-from data_pipeline.encode import PixelBudget
+from data_pipeline.encoding.batch import Batch
+from data_pipeline.encoding.encode import PixelBudget
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
 from data_pipeline.mixture import Share, planned_mixture
@@ -33,7 +34,6 @@ from data_pipeline.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
 from data_pipeline.shards.shard_cache import ShardCache
 from data_pipeline.source import Source
-from data_pipeline.tokens import GlmTokenizer
 from data_pipeline.workers import NO_ANSWER, WorkerNotes, begin_worker, private, shared
 
 STATE_FORMAT = 2

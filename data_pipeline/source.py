@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.encode import PixelBudget
+from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.media.image_sizes import patches_of
 from data_pipeline.media.images import MERGE_SIZE, TEMPORAL_PATCH_SIZE

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
-from data_pipeline.batch import Batch
+from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.memory import keep_freed_memory
 

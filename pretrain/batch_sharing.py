@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from data_pipeline.batch import Batch
+from data_pipeline.encoding.batch import Batch
 from model.parallel import same_packs_group
 
 

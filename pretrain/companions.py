@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.config import DataConfig
-from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from model.config import ConfigError, GlmvConfig
 from model.files import write_json, write_text
 from model.vision import PIXEL_MEAN, PIXEL_STD

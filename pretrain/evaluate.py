@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from data_pipeline.batch import Batch
 from data_pipeline.domains import DOMAINS
+from data_pipeline.encoding.batch import Batch
 from model.checkpoint import COMPANIONS, find_checkpoint, load_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel

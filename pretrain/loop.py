@@ -15,7 +15,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from omegaconf import OmegaConf
 
-from data_pipeline.batch import Batch
+from data_pipeline.encoding.batch import Batch
 from data_pipeline.loader import PackedLoader
 from data_pipeline.mixture import mixture_table, set_aside_share
 from model.backend import select_backend

@@ -27,8 +27,8 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
 from torch import Tensor
 
-from data_pipeline.batch import Batch
 from data_pipeline.domains import DOMAINS
+from data_pipeline.encoding.batch import Batch
 from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
 from model.parallel import my_context_tokens

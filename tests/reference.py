@@ -13,8 +13,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch, EncodedSample, collate
-from data_pipeline.positions import rope_positions
+from data_pipeline.encoding.batch import Batch, EncodedSample, collate
+from data_pipeline.encoding.rope_positions import rope_positions
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_weights import export_tensors

@@ -16,12 +16,12 @@ import numpy as np
 import torch
 import typer
 
-from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
-from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
+from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import ShardReader
-from data_pipeline.tokens import GlmTokenizer
 from model.checkpoint import COMPANIONS, find_checkpoint
 from pretrain.companions import PIXELS_PER_TOKEN
 from pretrain.evaluate import evaluate

@@ -23,13 +23,13 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline.batch import EncodedSample
 from data_pipeline.domains.documents import split_placeholders
-from data_pipeline.encode import PixelBudget, encode_sample
+from data_pipeline.encoding.batch import EncodedSample
+from data_pipeline.encoding.encode import PixelBudget, encode_sample
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.media.images import PATCH_SIZE, TEMPORAL_PATCH_SIZE, TOKEN_PIXELS
 from data_pipeline.sample import Image, Sample, Segment, Text, Token, Video
-from data_pipeline.tokens import GlmTokenizer
 from tools.errors import errors_in_one_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)

@@ -23,13 +23,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
-from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.files import write_text
 from data_pipeline.loader import PackedLoader
 from data_pipeline.shards.index import ShardIndex, read_index
 from data_pipeline.shards.reader import ShardReader
-from data_pipeline.tokens import GlmTokenizer
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.safetensors_folder import WeightsError

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from data_pipeline.batch import Batch, EncodedSample
+from data_pipeline.encoding.batch import Batch, EncodedSample
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample
 from data_pipeline.media.boxes import written_boxes
 from data_pipeline.media.images import MERGE_SIZE, PATCH_SIZE, tokens_of
-from data_pipeline.tokens import GlmTokenizer
 
 MAX_PICTURES = 48  # of one sample; a long clip has hundreds of frame pairs
 MAX_TOKENS = 4000  # of one sample, those of pictures aside

@@ -18,7 +18,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from data_pipeline.domains import DOMAINS
-from data_pipeline.encode import PixelBudget
+from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.source import sample_lengths

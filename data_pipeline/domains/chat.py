@@ -28,9 +28,9 @@ from itertools import pairwise
 from typing import Any
 
 from data_pipeline.domains.documents import split_placeholders
+from data_pipeline.encoding.tokenizer import ROLE_TOKENS
 from data_pipeline.errors import BadSample
 from data_pipeline.sample import Segment, Text, Token
-from data_pipeline.tokens import ROLE_TOKENS
 
 DEFAULT_FORM = "glm45v"
 NO_THINK = "/nothink"

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.domains import build_sample
-from data_pipeline.encode import PixelBudget
+from data_pipeline.encoding.encode import PixelBudget
+from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.images import decode_image, grid_of, probe_image, resized_size
 from data_pipeline.media.video import VideoInfo, plan_video, probe_video, video_slices
@@ -16,7 +17,6 @@ from data_pipeline.sample import Image, Video
 from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import RawSample
-from data_pipeline.tokens import GlmTokenizer, tokenize
 
 # Fields of a record that training reads, and those that inputs write for people to look at. Any other is kept as well,
 # but counted: it may be a mistake in its name.

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Rejected
 from data_pipeline.sharding.build import read_manifest
@@ -26,7 +27,6 @@ from data_pipeline.shards.index import CATALOGUE, ShardIndex, read_index
 from data_pipeline.shards.members import index_command
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.tar import fingerprint
-from data_pipeline.tokens import GlmTokenizer
 
 
 @dataclass

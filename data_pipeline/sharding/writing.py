@@ -22,6 +22,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.files import write_text
 from data_pipeline.inputs.draft import Draft, Input, Rejected
@@ -33,7 +34,6 @@ from data_pipeline.shards.index import index_path, write_index
 from data_pipeline.shards.members import MAX_BYTES
 from data_pipeline.shards.reader import RawSample
 from data_pipeline.shards.writer import ShardWriter
-from data_pipeline.tokens import GlmTokenizer
 
 WORK = ".build"
 

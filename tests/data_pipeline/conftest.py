@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.sharding.build import build_shards
-from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
 TEXTS = [

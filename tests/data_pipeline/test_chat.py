@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat_template import CHAT_TEMPLATES
+from data_pipeline.encoding.tokenizer import tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.sample import Sample, Text, Token
-from data_pipeline.tokens import tokenize
 
 pytestmark = pytest.mark.fast
 

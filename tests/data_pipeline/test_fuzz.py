@@ -22,13 +22,13 @@ from typing import Any
 import pytest
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.encode import PixelBudget
+from data_pipeline.encoding.encode import PixelBudget
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
 from data_pipeline.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.source import Source
-from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
 pytestmark = [

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.plan import Position
 from data_pipeline.sharding.build import build_shards

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_pipeline.batch import Batch
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index

@@ -25,7 +25,7 @@ import pytest
 import ray
 import webdataset as wds
 
-from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Unit

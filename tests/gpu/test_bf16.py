@@ -13,7 +13,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
+from data_pipeline.encoding.batch import Batch
 from model.backend import Backend
 from model.config import GlmvConfig
 from model.glmv import GlmvModel

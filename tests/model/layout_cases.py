@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 import pretrain.step
-from data_pipeline.batch import Batch
+from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks

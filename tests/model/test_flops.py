@@ -10,7 +10,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_pipeline.batch import Batch
+from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
 from model.flops import FORWARD_AND_BACKWARD, SegmentCost, decoder_cost, head_cost, layer_cost, vision_cost
 from model.glmv import GlmvModel

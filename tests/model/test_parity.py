@@ -12,7 +12,7 @@ import torch
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
 
-from data_pipeline.batch import Batch
+from data_pipeline.encoding.batch import Batch
 from model import glmv, vision
 from model.glmv import GlmvModel
 from model.hf_weights import local_tensors

@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from data_pipeline.batch import collate
-from data_pipeline.encode import PixelBudget, encode_record
-from data_pipeline.tokens import GlmTokenizer
+from data_pipeline.encoding.batch import collate
+from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from pretrain.evaluate import evaluate
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.launch import metrics, train

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from data_pipeline.domains import build_sample
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.sharding.build import build_shards
-from data_pipeline.tokens import GlmTokenizer
 from tools.demo_data import Library, captions, describing_chat, interleaved, sources, text
 from tools.demo_eval import read_samples, with_other_pictures
 from tools.demo_media import DemoError, clips, collage, cut, locate, pictures, view

@@ -17,10 +17,10 @@ import torch
 from bs4 import BeautifulSoup, Tag
 from typer.testing import CliRunner
 
-from data_pipeline.batch import collate
-from data_pipeline.encode import PixelBudget, encode_record
+from data_pipeline.encoding.batch import collate
+from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.images import decode_image, patchify
-from data_pipeline.tokens import GlmTokenizer
 from tests.data_pipeline.media_files import clip, encoded, pattern
 from tools.inspect import app
 from tools.inspect_view import MAX_BOXES, unpack, unpatchify, view_of_sample

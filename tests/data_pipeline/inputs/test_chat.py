@@ -11,11 +11,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat_template import CHAT_TEMPLATES
+from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs import interleaved
 from data_pipeline.inputs.chat import is_foreign_chat, normalise
 from data_pipeline.inputs.references import data_uri
-from data_pipeline.tokens import GlmTokenizer, tokenize
 
 pytestmark = pytest.mark.fast
 

@@ -21,12 +21,12 @@ from av.video.frame import PictureType
 from tests.data_pipeline.test_images import assert_golden
 from transformers.video_utils import VideoMetadata, read_video_pyav
 
+from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.media.images import patchify, resize, tokens_of
 from data_pipeline.media.video import VideoInfo, frame_indices, plan_video, probe_video, video_slices
 from data_pipeline.media.video_frames import choose_runs, decode_frames
 from data_pipeline.sample import Sample, Video
-from data_pipeline.tokens import GlmTokenizer, tokenize
 from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
 from tests.data_pipeline.media_files import clip, encoded, package_file, pattern, real_clips, remuxed
 

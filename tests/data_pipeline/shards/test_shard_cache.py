@@ -15,7 +15,7 @@ import fsspec
 import pytest
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.encode import PixelBudget
+from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import shard_cache

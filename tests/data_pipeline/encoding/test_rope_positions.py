@@ -10,11 +10,11 @@ import pytest
 import torch
 from transformers import Glm4vMoeConfig, Glm4vMoeModel
 
+from data_pipeline.encoding.rope_positions import rope_positions
+from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import DataError
 from data_pipeline.media.video import VideoLayout
-from data_pipeline.positions import rope_positions
 from data_pipeline.sample import Image, Sample, Text, Token, Video
-from data_pipeline.tokens import GlmTokenizer, tokenize
 
 Glm4vProcessor = import_module("transformers.models.glm4v.processing_glm4v").Glm4vProcessor
 

@@ -1,4 +1,4 @@
-"""Collation: the worked example of data_pipeline/batch.py, and that nothing leaks between samples."""
+"""Collation: the worked example of data_pipeline/encoding/batch.py, and that nothing leaks between samples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batch import EncodedSample, collate
-from data_pipeline.positions import rope_positions
+from data_pipeline.encoding.batch import EncodedSample, collate
+from data_pipeline.encoding.rope_positions import rope_positions
 
 pytestmark = pytest.mark.fast
 

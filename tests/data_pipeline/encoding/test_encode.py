@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.batch import EncodedSample
 from data_pipeline.domains import build_sample
-from data_pipeline.encode import LongSample, PixelBudget, encode_sample
+from data_pipeline.encoding.batch import EncodedSample
+from data_pipeline.encoding.encode import LongSample, PixelBudget, encode_sample
+from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.errors import BadSample
-from data_pipeline.positions import rope_positions
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
 BUDGET = PixelBudget(image_max_tokens=20, video_max_tokens=60)

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_pipeline.domains import build_sample
+from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.sample import ASSISTANT_TAGS, Image, Sample, Text, Token
-from data_pipeline.tokens import GlmTokenizer, tokenize
 
 pytestmark = pytest.mark.fast
 

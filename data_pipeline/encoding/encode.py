@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from data_pipeline.batch import EncodedSample
 from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat import DEFAULT_FORM
+from data_pipeline.encoding.batch import EncodedSample
+from data_pipeline.encoding.rope_positions import rope_positions
+from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.media.images import SLICE_BYTES, grid_of, image_slices, probe_image, resized_size
 from data_pipeline.media.video import plan_video, probe_video, video_slices
-from data_pipeline.positions import rope_positions
 from data_pipeline.sample import Image, Sample, Video
-from data_pipeline.tokens import GlmTokenizer, tokenize
 
 
 @dataclass(frozen=True)
