@@ -17,6 +17,7 @@ setup(
         "data_pipeline.encoding",
         "data_pipeline.inputs",
         "data_pipeline.media",
+        "data_pipeline.plan",
         "data_pipeline.sharding",
         "data_pipeline.shards",
         "model",

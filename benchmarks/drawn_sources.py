@@ -45,7 +45,7 @@ def frame_pairs(height: int, width: int, pairs: int) -> list[Grid]:
 
 @dataclass
 class DrawnSource:
-    """As many samples of one kind as wanted (data_pipeline.draw.SourceTable)."""
+    """As many samples of one kind as wanted (data_pipeline.plan.blend.SourceTable)."""
 
     label: str
     images: list[list[Grid]]

@@ -16,7 +16,7 @@ from itertools import islice
 import numpy as np
 
 from benchmarks.drawn_sources import DrawnSource, Grid, frame_pairs, page, photo, screenshot
-from data_pipeline.plan import Pack, Plan, Position
+from data_pipeline.plan.plan import Pack, Plan, Position
 from model.config import GlmvConfig, VisionConfig
 from model.flops import image_cost
 from model.image_split import Shares, split_images

@@ -18,8 +18,8 @@ from functools import partial
 import numpy as np
 
 from benchmarks.drawn_sources import Drawn, DrawnSource, frame_pairs, page, photo, screenshot
-from data_pipeline.cost import PackCost
-from data_pipeline.plan import Plan, Position
+from data_pipeline.plan.pack_cost import PackCost
+from data_pipeline.plan.plan import Plan, Position
 from model.config import GlmvConfig
 from pretrain.pack_cost import pack_cost
 

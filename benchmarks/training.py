@@ -32,7 +32,7 @@ from benchmarks.image_balance import MIXTURES, drawn_source
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.media.images import SLICE_BYTES, tokens_of
-from data_pipeline.plan import Plan, Position
+from data_pipeline.plan.plan import Plan, Position
 from model.backend import select_backend
 from model.config import GlmvConfig
 from model.flops import FORWARD_AND_BACKWARD, decoder_cost, vision_cost

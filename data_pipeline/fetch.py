@@ -18,7 +18,7 @@ from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_l
 from data_pipeline.encoding.encode import LongSample, PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample
-from data_pipeline.plan import Pack, Piece
+from data_pipeline.plan.plan import Pack, Piece
 from data_pipeline.quarantine import TOO_LONG, Failure, rejection, substitute
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache

@@ -22,15 +22,15 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.config import DataConfig
-from data_pipeline.cost import PackCost
-from data_pipeline.draw import Place
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
-from data_pipeline.mixture import Share, planned_mixture
-from data_pipeline.plan import Pack, Plan, Position
+from data_pipeline.plan.blend import Place
+from data_pipeline.plan.mixture_report import Share, planned_mixture
+from data_pipeline.plan.pack_cost import PackCost
+from data_pipeline.plan.plan import Pack, Plan, Position
 from data_pipeline.quarantine import Tally
 from data_pipeline.shards.shard_cache import ShardCache
 from data_pipeline.source import Source

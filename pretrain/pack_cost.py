@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_pipeline.cost import PackCost
+from data_pipeline.plan.pack_cost import PackCost
 from model.config import GlmvConfig
 from model.flops import decoder_cost, vision_cost
 

@@ -8,9 +8,9 @@ import json
 import torch
 
 from data_pipeline.config import DataConfig
-from data_pipeline.cost import PackCost
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.loader import PackedLoader
+from data_pipeline.plan.pack_cost import PackCost
 
 SEQ_LENGTH = 512
 

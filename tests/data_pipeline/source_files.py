@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipeline.cost import PackCost
+from data_pipeline.plan.pack_cost import PackCost
 
 COST = PackCost(token=100, token_squared=1, patch=20, patch_squared=0)
 
 
 @dataclass
 class Table:
-    """data_pipeline.draw.SourceTable. images: (start, length) of the blocks of a sample, by row."""
+    """data_pipeline.plan.blend.SourceTable. images: (start, length) of the blocks of a sample, by row."""
 
     label: str
     lengths: np.ndarray

@@ -26,7 +26,7 @@ from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.fetch import PackFetcher
-from data_pipeline.plan import Pack, Piece
+from data_pipeline.plan.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.source import Source
 from tests.data_pipeline.media_files import clip, encoded, pattern

@@ -17,7 +17,7 @@ import torch
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
-from data_pipeline.plan import Position
+from data_pipeline.plan.plan import Position
 from data_pipeline.sharding.build import build_shards
 from tests.data_pipeline.loaders import SEQ_LENGTH, digest, loader, stream, take
 from tests.data_pipeline.media_files import encoded, pattern

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.plan import Position
+from data_pipeline.plan.plan import Position
 from tests.data_pipeline.loaders import loader, take
 
 

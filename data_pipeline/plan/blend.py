@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.shuffle import Shuffle
+from data_pipeline.plan.shuffle import Shuffle
 
 
 class SourceTable(Protocol):

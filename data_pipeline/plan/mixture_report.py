@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from data_pipeline.draw import SourceTable, image_share
-from data_pipeline.plan import Pack
+from data_pipeline.plan.blend import SourceTable, image_share
+from data_pipeline.plan.plan import Pack
 
 
 @dataclass

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.mixture import Share, mixture_table, planned_mixture, set_aside_share
-from data_pipeline.plan import Plan, Position
+from data_pipeline.plan.mixture_report import Share, mixture_table, planned_mixture, set_aside_share
+from data_pipeline.plan.plan import Plan, Position
 from tests.data_pipeline.source_files import COST, Table, table
 
 pytestmark = pytest.mark.fast

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from benchmarks.packing import draw_sources, planned, unevenness, within
-from data_pipeline.cost import PackCost
-from data_pipeline.draw import Place
 from data_pipeline.errors import DataError
-from data_pipeline.plan import MIN_WINDOW_PACKS, Pack, Piece, Plan, Position
+from data_pipeline.plan.blend import Place
+from data_pipeline.plan.pack_cost import PackCost
+from data_pipeline.plan.plan import MIN_WINDOW_PACKS, Pack, Piece, Plan, Position
 from tests.data_pipeline.source_files import COST, Table, table
 
 BATCH, SEQ_LENGTH = 32, 256

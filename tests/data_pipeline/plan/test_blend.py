@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from data_pipeline.draw import Place, Stream, blend, cut_between_blocks, places_after
 from data_pipeline.errors import DataError
-from data_pipeline.shuffle import SHARDS_TOGETHER, Shuffle
+from data_pipeline.plan.blend import Place, Stream, blend, cut_between_blocks, places_after
+from data_pipeline.plan.shuffle import SHARDS_TOGETHER, Shuffle
 from tests.data_pipeline.source_files import Table, table
 
 pytestmark = pytest.mark.fast

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.balance import deal, exchange, totals
+from data_pipeline.plan.balance import deal, exchange, totals
 
 pytestmark = pytest.mark.fast
 

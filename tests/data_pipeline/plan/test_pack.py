@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from data_pipeline.pack import LONG_SHARE, pack
+from data_pipeline.plan.pack import LONG_SHARE, pack
 
 pytestmark = pytest.mark.fast
 

@@ -21,11 +21,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_pipeline.balance import deal, exchange, totals
-from data_pipeline.cost import PackCost
-from data_pipeline.draw import Pieces, Place, SourceTable, Stream, blend, places_after
 from data_pipeline.errors import DataError
-from data_pipeline.pack import pack
+from data_pipeline.plan.balance import deal, exchange, totals
+from data_pipeline.plan.blend import Pieces, Place, SourceTable, Stream, blend, places_after
+from data_pipeline.plan.pack import pack
+from data_pipeline.plan.pack_cost import PackCost
 
 MIN_WINDOW_PACKS = 128  # small batches still get a window wide enough to be packed well
 FILL = 0.9885  # of a window's tokens are drawn, the padding of segments included
