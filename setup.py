@@ -16,6 +16,7 @@ setup(
         "data_pipeline.domains",
         "data_pipeline.encoding",
         "data_pipeline.inputs",
+        "data_pipeline.loading",
         "data_pipeline.media",
         "data_pipeline.plan",
         "data_pipeline.sharding",

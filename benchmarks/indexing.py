@@ -23,11 +23,11 @@ import psutil
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.encoding.encode import PixelBudget
+from data_pipeline.loading.source import Source
 from data_pipeline.media.video import VideoInfo
 from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import index_row, write_index
 from data_pipeline.shards.members import Member, ShardSample
-from data_pipeline.source import Source
 
 LIMITS = {"seconds": "at most 1", "MB anonymous": "both: at most 100"}
 PATTERNS = 4000  # samples drawn; the rest differs from one of them in the sizes of its pictures

@@ -32,8 +32,8 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.jpegs import jpegs
+from data_pipeline.loading.malloc import keep_freed_memory
 from data_pipeline.media.images import as_frames, decode_image, image_slices, patchify, resize, resized_size
-from data_pipeline.memory import keep_freed_memory
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import ShardReader
 

@@ -23,7 +23,7 @@ import torch
 
 from benchmarks.jpegs import load
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.loader import PackedLoader
+from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.plan import Position
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.writer import ShardWriter

@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 from omegaconf import OmegaConf
 
 from data_pipeline.encoding.batch import Batch
-from data_pipeline.loader import PackedLoader
+from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, set_aside_share
 from model.backend import select_backend
 from model.checkpoint import (

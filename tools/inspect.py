@@ -27,7 +27,7 @@ from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.files import write_text
-from data_pipeline.loader import PackedLoader
+from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.shards.index import ShardIndex, read_index
 from data_pipeline.shards.reader import ShardReader
 from model.checkpoint import CheckpointError

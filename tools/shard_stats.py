@@ -20,8 +20,8 @@ from rich.table import Column, Table
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import DataError
+from data_pipeline.loading.source import sample_lengths
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.source import sample_lengths
 
 _BINS = 60
 _NOTHING = np.empty(0)

@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.batch import Batch
-from data_pipeline.loader import PackedLoader
+from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.pack_cost import PackCost
 
 SEQ_LENGTH = 512

@@ -24,7 +24,7 @@ class Table:
     shard_size: int = 10
 
     def __post_init__(self) -> None:
-        self.lengths = np.asarray(self.lengths, np.int32)  # as data_pipeline.source.Source has them
+        self.lengths = np.asarray(self.lengths, np.int32)  # as data_pipeline.loading.source.Source has them
         self.is_text = np.full(len(self.lengths), self.domain == "text")
         self.patches = np.array([4 * sum(size for _, size in self.blocks(row)) for row in range(len(self.lengths))])
         self.patches_squared = self.patches**2

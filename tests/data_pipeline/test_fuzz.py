@@ -25,10 +25,10 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.fetch import PackFetcher
+from data_pipeline.loading.fetch import PackFetcher
+from data_pipeline.loading.source import Source
 from data_pipeline.plan.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.source import Source
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
 pytestmark = [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.loader import PackedLoader
+from data_pipeline.loading.loader import PackedLoader
 from model.config import GlmvConfig
 from pretrain.config import RunConfig, load_config
 from pretrain.pack_cost import pack_cost

@@ -19,7 +19,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.loader import PackedLoader
+from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.pack_cost import PackCost
 from data_pipeline.shards.index import read_index
 from tests.data_pipeline.media_files import clip, encoded, pattern

@@ -25,6 +25,7 @@ from data_pipeline.config import SourceConfig
 from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.loading.source import Source
 from data_pipeline.media.images import MAX_ASPECT, grid_of, resized_size, tokens_of
 from data_pipeline.media.video import VideoInfo, plan_video
 from data_pipeline.sharding.foreign import index_shards
@@ -34,7 +35,6 @@ from data_pipeline.shards.index import CATALOGUE, FORMAT, index_path, index_row,
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.writer import ShardWriter
-from data_pipeline.source import Source
 
 
 @pytest.fixture

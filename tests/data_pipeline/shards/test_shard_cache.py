@@ -17,13 +17,13 @@ import pytest
 from data_pipeline.config import SourceConfig
 from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.loading.source import Source
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import shard_cache
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
 from data_pipeline.shards.tar import fingerprint
-from data_pipeline.source import Source
 
 
 class Server(ThreadingHTTPServer):

@@ -18,12 +18,12 @@ from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_l
 from data_pipeline.encoding.encode import LongSample, PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample
+from data_pipeline.loading.quarantine import TOO_LONG, Failure, rejection, substitute
+from data_pipeline.loading.source import Source, StoredSample
+from data_pipeline.loading.workers import WorkerNotes
 from data_pipeline.plan.plan import Pack, Piece
-from data_pipeline.quarantine import TOO_LONG, Failure, rejection, substitute
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
-from data_pipeline.source import Source, StoredSample
-from data_pipeline.workers import WorkerNotes
 
 KEPT_LONG_SAMPLES = 4  # pieces of one sample come close together
 

@@ -10,7 +10,7 @@ import pytest
 PAGES = """
 import resource
 import numpy as np
-from data_pipeline.memory import keep_freed_memory
+from data_pipeline.loading.malloc import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 def picture():  # four buffers of 5 MB, as decoded, resized and cut into patches

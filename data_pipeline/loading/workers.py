@@ -22,7 +22,7 @@ from torch.utils.data import get_worker_info
 
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import DataError
-from data_pipeline.memory import keep_freed_memory
+from data_pipeline.loading.malloc import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # of Linux' sys/prctl.h
 _NOTE_BYTES = 512

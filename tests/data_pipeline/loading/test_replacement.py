@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.quarantine import Failure, Tally, rejection, substitute
+from data_pipeline.loading.quarantine import Failure, Tally, rejection, substitute
 
 pytestmark = pytest.mark.fast
 

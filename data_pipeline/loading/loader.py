@@ -26,15 +26,15 @@ from data_pipeline.encoding.batch import Batch
 from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.fetch import PackFetcher
+from data_pipeline.loading.fetch import PackFetcher
+from data_pipeline.loading.quarantine import Tally
+from data_pipeline.loading.source import Source
+from data_pipeline.loading.workers import NO_ANSWER, WorkerNotes, begin_worker, private, shared
 from data_pipeline.plan.blend import Place
 from data_pipeline.plan.mixture_report import Share, planned_mixture
 from data_pipeline.plan.pack_cost import PackCost
 from data_pipeline.plan.plan import Pack, Plan, Position
-from data_pipeline.quarantine import Tally
 from data_pipeline.shards.shard_cache import ShardCache
-from data_pipeline.source import Source
-from data_pipeline.workers import NO_ANSWER, WorkerNotes, begin_worker, private, shared
 
 STATE_FORMAT = 2
 
