@@ -1,1 +1,1 @@
-"""From a Sample and its bytes to an EncodedSample, and from several of these to a Batch: tokens, rope positions, collation."""
+"""From a Sample and its bytes to EncodedSample and Batch: tokens, rope positions, collation."""

@@ -1,1 +1,1 @@
-"""From a plan to batches: the sources, the loader and its worker processes, and what replaces a sample that cannot be used."""
+"""From a plan to batches: sources, the loader and its workers, and what replaces a sample that cannot be used."""

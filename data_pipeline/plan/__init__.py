@@ -1,1 +1,1 @@
-"""Which sample goes where: shuffle, blend, pack and balance, as a pure function of seed, index, mixture and counters."""
+"""Which sample goes where: shuffle, blend, pack, balance. A pure function of seed, index, mixture and counters."""

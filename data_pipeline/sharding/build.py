@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 
 from data_pipeline.errors import DataError
 from data_pipeline.files import write_first
-from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Input
+from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.sharding.crashes import Deaths
 from data_pipeline.sharding.executors import EXECUTORS, MEND, Executor
 from data_pipeline.sharding.tasks import BuildOptions, Plan, check_same, plan_build

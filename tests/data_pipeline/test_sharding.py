@@ -27,8 +27,8 @@ import webdataset as wds
 
 from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.errors import DataError
-from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Unit
+from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.sharding import executors, writing
 from data_pipeline.sharding.build import Outcome, Part, build_shards, plan, run_build
 from data_pipeline.sharding.crashes import READING, Deaths, Place

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from data_pipeline import inputs
 from data_pipeline.errors import DataError
-from data_pipeline.inputs import INPUTS, Kind, describe_kinds, folder, jsonl, open_inputs
+from data_pipeline.inputs import kinds
 from data_pipeline.inputs.draft import Draft, Input, Media, Rejected, Unit
-from data_pipeline.inputs.jsonl import JsonLines
-from data_pipeline.inputs.parquet import Parquet
-from data_pipeline.inputs.tars import Tars
+from data_pipeline.inputs.kinds import INPUTS, Kind, describe_kinds, open_inputs
+from data_pipeline.inputs.records import folder, jsonl
+from data_pipeline.inputs.records.jsonl import JsonLines
+from data_pipeline.inputs.records.parquet import Parquet
+from data_pipeline.inputs.records.tars import Tars
 from data_pipeline.sharding.tasks import MIN_TASK_BYTES, SMALL_BUILD_TASKS, cut_tasks
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
@@ -121,7 +122,7 @@ class Sheets:
 
 
 def test_options_are_the_fields_of_the_kind(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "import_module", lambda name: type("module", (), {"Sheets": Sheets}))
+    monkeypatch.setattr(kinds, "import_module", lambda name: type("module", (), {"Sheets": Sheets}))
     monkeypatch.setitem(INPUTS, "sheets", Kind("sheets:Sheets", (".sheet",), "for this test"))
     path = tmp_path / "a.sheet"
     path.touch()

@@ -83,7 +83,7 @@ def survive(cases: int, seed: int) -> None:
 
 
 def survive_elsewhere(cases: int, seed: int) -> None:
-    command = [sys.executable, "-W", "ignore", "-m", "tests.data_pipeline.test_damage", str(cases), str(seed)]
+    command = [sys.executable, "-W", "ignore", "-m", "tests.data_pipeline.loading.test_damage", str(cases), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=cases)
     assert done.returncode == 0, f"exit status {done.returncode} (negative: a crash)\n{done.stderr[-3000:]}"
 

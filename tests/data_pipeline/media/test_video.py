@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from av.video.frame import PictureType
-from tests.data_pipeline.test_images import assert_golden
 from transformers.video_utils import VideoMetadata, read_video_pyav
 
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
@@ -28,6 +27,7 @@ from data_pipeline.media.video import VideoInfo, frame_indices, plan_video, prob
 from data_pipeline.media.video_frames import choose_runs, decode_frames
 from data_pipeline.sample import Sample, Video
 from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
+from tests.data_pipeline.media.test_images import assert_golden
 from tests.data_pipeline.media_files import clip, encoded, package_file, pattern, real_clips, remuxed
 
 # The classes need torchvision to be made, but these methods do not.

@@ -11,7 +11,7 @@ from typing import Literal
 from PIL import Image, ImageDraw, ImageFont
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.fonts import can_shape
+from data_pipeline.inputs.ocr.fonts import can_shape
 from data_pipeline.media.boxes import Box
 
 NOT_FIRST = "、。，．：；？！）］｝」』】〉》〕’”…ー々ぁぃぅぇぉっゃゅょァィゥェォッャュョ,.:;?!)]}%"  # of a line

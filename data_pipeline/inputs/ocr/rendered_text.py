@@ -23,10 +23,10 @@ from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import MATERIAL, Draft, Rejected, Unit
-from data_pipeline.inputs.fonts import Face, can_shape, choose_face, code_points, find_faces, needs_shaping
 from data_pipeline.inputs.names import files_below
-from data_pipeline.inputs.scenery import Scenery, compose
-from data_pipeline.inputs.typesetting import Line, clean, leftward, set_lines, wrap
+from data_pipeline.inputs.ocr.compositing import Scenery, compose
+from data_pipeline.inputs.ocr.fonts import Face, can_shape, choose_face, code_points, find_faces, needs_shaping
+from data_pipeline.inputs.ocr.typesetting import Line, clean, leftward, set_lines, wrap
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 TEXT_A_UNIT = 1 << 16  # bytes

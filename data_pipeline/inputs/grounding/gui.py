@@ -24,8 +24,8 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.browser import Chromium, Element, Screen, Viewport
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.grounding.browser import Chromium, Element, Screen, Viewport
 from data_pipeline.inputs.names import files_below
 from data_pipeline.media.boxes import Thousandths, checked_box, to_thousandths, write_boxes
 

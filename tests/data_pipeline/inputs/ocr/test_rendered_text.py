@@ -20,10 +20,10 @@ from PIL import Image, ImageDraw, ImageFont, features
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.fonts import Face, choose_face, find_faces
-from data_pipeline.inputs.rendered_text import TEXT_A_UNIT, RenderedText, paragraphs_of
-from data_pipeline.inputs.scenery import Scenery, compose, readable
-from data_pipeline.inputs.typesetting import NOT_FIRST, Block, clean, set_lines, wrap
+from data_pipeline.inputs.ocr.compositing import Scenery, compose, readable
+from data_pipeline.inputs.ocr.fonts import Face, choose_face, find_faces
+from data_pipeline.inputs.ocr.rendered_text import TEXT_A_UNIT, RenderedText, paragraphs_of
+from data_pipeline.inputs.ocr.typesetting import NOT_FIRST, Block, clean, set_lines, wrap
 
 ENGLISH = pydoc_data.topics.topics["assert"] + pydoc_data.topics.topics["booleans"]
 CHINESE = "人工智能是研究、开发用于模拟、延伸和扩展人的智能的理论、方法、技术及应用系统的一门新的技术科学。"

@@ -13,8 +13,8 @@ from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat_template import CHAT_TEMPLATES
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs import interleaved
-from data_pipeline.inputs.chat import is_foreign_chat, normalise
+from data_pipeline.inputs.records import interleaved_formats
+from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise
 from data_pipeline.inputs.references import data_uri
 
 pytestmark = pytest.mark.fast
@@ -276,14 +276,14 @@ def test_obelics_and_mmc4_become_the_same_document():
         "url": "u",
     }
     for record in (obelics, mmc4):
-        assert interleaved.is_foreign_interleaved(record)
-        assert interleaved.normalise(record) == {
+        assert interleaved_formats.is_foreign_interleaved(record)
+        assert interleaved_formats.normalise(record) == {
             "domain": "interleaved",
             "text": "A cat\n\n<image>\n\nand < image > a dog.\n\n<image>",
             "images": ["a.jpg", "b.jpg"],
             "url": "u",
         }
-    assert not interleaved.is_foreign_interleaved({"domain": "interleaved", "text": "x"})
+    assert not interleaved_formats.is_foreign_interleaved({"domain": "interleaved", "text": "x"})
 
 
 @pytest.mark.parametrize(
@@ -298,5 +298,5 @@ def test_obelics_and_mmc4_become_the_same_document():
 )
 def test_documents_that_cannot_be_used(record, reason):
     with pytest.raises(BadSample) as caught:
-        interleaved.normalise(record)
+        interleaved_formats.normalise(record)
     assert caught.value.reason == reason

@@ -14,7 +14,7 @@ from PIL import Image, ImageFilter
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
-from data_pipeline.inputs.typesetting import Block
+from data_pipeline.inputs.ocr.typesetting import Block
 from data_pipeline.media.boxes import Box, bounding_box
 from data_pipeline.media.images import decode_image
 

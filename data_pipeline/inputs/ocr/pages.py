@@ -17,12 +17,12 @@ from pathlib import Path
 import pypdfium2 as pdfium
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.documents.pdf import check_dpi, open_pdf, read_pages
+from data_pipeline.inputs.documents.pdf_page import PageContent, encode_picture, render_page
+from data_pipeline.inputs.documents.reading_order import lines_in_order, paragraphs
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, picture, read_document, read_text
-from data_pipeline.inputs.layout import lines_in_order, paragraphs
 from data_pipeline.inputs.names import beside, files_below, shown_names
-from data_pipeline.inputs.pdf import check_dpi, open_pdf, read_pages
-from data_pipeline.inputs.pdf_page import PageContent, encode_picture, render_page
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 MARKUP = (".md", ".mmd", ".tex", ".html", ".txt")  # the first that there is

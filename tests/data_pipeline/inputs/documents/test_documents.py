@@ -15,10 +15,10 @@ from pptx.util import Inches
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
+from data_pipeline.inputs.documents.plain_text import TextFiles
+from data_pipeline.inputs.documents.pptx import Slides
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.pages import PagePairs
-from data_pipeline.inputs.pptx import Slides
-from data_pipeline.inputs.text import TextFiles
+from data_pipeline.inputs.ocr.pages import PagePairs
 from tests.data_pipeline.media_files import encoded, pattern
 
 PHOTO, LOGO, GROUPED = encoded(pattern(60, 80)), encoded(pattern(8, 8), "PNG"), encoded(pattern(40, 40), "PNG")

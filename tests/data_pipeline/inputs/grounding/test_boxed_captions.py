@@ -13,10 +13,10 @@ from PIL import Image
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
-from data_pipeline.inputs import open_inputs
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.grounding import Grounding
-from data_pipeline.inputs.scene_text import SceneText, Word, joined, reading_order
+from data_pipeline.inputs.grounding.boxed_captions import Grounding
+from data_pipeline.inputs.kinds import open_inputs
+from data_pipeline.inputs.ocr.scene_text import SceneText, Word, joined, reading_order
 from data_pipeline.media.boxes import to_pixels, written_boxes
 from tests.data_pipeline.media_files import encoded, pattern
 

@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.annotations import (
+from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.flow import literal
+from data_pipeline.inputs.records.annotations import (
     LINES_A_UNIT,
     PICTURE_BYTES,
     Picture,
@@ -33,8 +35,6 @@ from data_pipeline.inputs.annotations import (
     read_objects,
     read_picture,
 )
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
-from data_pipeline.inputs.flow import literal
 from data_pipeline.media.boxes import BoxFormat, Thousandths, read_box, to_thousandths, write_boxes
 
 

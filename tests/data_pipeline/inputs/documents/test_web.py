@@ -12,8 +12,8 @@ import pypdfium2 as pdfium
 import pytest
 
 from data_pipeline.domains import build_sample
+from data_pipeline.inputs.documents.web import HtmlPages, MarkdownFiles, parse_srcset
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.web import HtmlPages, MarkdownFiles, parse_srcset
 from tests.data_pipeline.chromium import print_to_pdf
 from tests.data_pipeline.media_files import encoded, pattern
 

@@ -18,10 +18,10 @@ from PIL import Image
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
+from data_pipeline.inputs.documents.pdf import PdfDocuments
+from data_pipeline.inputs.documents.reading_order import Box, Piece, joined_lines, lines_in_order, paragraphs
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.layout import Box, Piece, joined_lines, lines_in_order, paragraphs
-from data_pipeline.inputs.pages import PdfPages
-from data_pipeline.inputs.pdf import PdfDocuments
+from data_pipeline.inputs.ocr.pages import PdfPages
 from tests.data_pipeline.chromium import print_to_pdf
 from tests.data_pipeline.media_files import encoded, pattern
 

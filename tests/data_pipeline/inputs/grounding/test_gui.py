@@ -15,9 +15,9 @@ from PIL import Image
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.browser import Chromium, Screen, Viewport
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.gui import VIEWPORTS, Gui
+from data_pipeline.inputs.grounding.browser import Chromium, Screen, Viewport
+from data_pipeline.inputs.grounding.gui import VIEWPORTS, Gui
 from data_pipeline.media.boxes import to_pixels, written_boxes
 
 SMALL = Viewport(400, 300)

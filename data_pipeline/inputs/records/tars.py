@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.chat import is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
-from data_pipeline.inputs.jsonl import parse_json
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media, guess_domain
 from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
+from data_pipeline.inputs.records.jsonl import parse_json
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import scan_shard

@@ -20,8 +20,8 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 from PIL import Image
 
+from data_pipeline.inputs.documents.reading_order import SPLIT_GAP, Box, Piece, is_caption
 from data_pipeline.inputs.draft import Media
-from data_pipeline.inputs.layout import SPLIT_GAP, Box, Piece, is_caption
 
 MAX_RENDERED_PIXELS = 8_000_000
 MIN_FIGURE = 60.0  # points: a smaller drawing is an ornament

@@ -17,10 +17,10 @@ import pytest
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.clips import Clips
-from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.subtitles import read_subtitles
+from data_pipeline.inputs.video.clips import Clips
+from data_pipeline.inputs.video.cutting import cut_clip
+from data_pipeline.inputs.video.subtitles import read_subtitles
 from data_pipeline.media.video import probe_video
 from tests.data_pipeline.media_files import clip
 
@@ -83,7 +83,7 @@ def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, cod
 def test_segments_do_not_depend_on_what_lay_in_memory(tmp_path: Path, real_clip: bytes) -> None:
     (tmp_path / "clip.mp4").write_bytes(real_clip)
     program = (
-        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.cutting import cut_clip\n"
+        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.video.cutting import cut_clip\n"
         "segment, = cut_clip(Path(sys.argv[1]).read_bytes(), [(1.0, 2.0)])\n"
         "print(hashlib.sha256(segment).hexdigest())"
     )

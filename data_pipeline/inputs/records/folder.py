@@ -22,9 +22,9 @@ from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
-from data_pipeline.inputs.jsonl import parse_json
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, guess_domain, read_media, read_whole
 from data_pipeline.inputs.names import as_stored, beside, files_below, shown_names
+from data_pipeline.inputs.records.jsonl import parse_json
 
 UNIT_BYTES = 4 << 20
 METADATA = ("metadata.jsonl", "metadata.csv")

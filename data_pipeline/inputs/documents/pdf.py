@@ -14,11 +14,11 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.documents.pdf_page import PageContent, read_page
+from data_pipeline.inputs.documents.reading_order import Piece, lines_in_order, paragraphs
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.flow import Block, file_units, flow_draft, read_document
-from data_pipeline.inputs.layout import Piece, lines_in_order, paragraphs
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.pdf_page import PageContent, read_page
 
 MARGIN = 0.12  # of a page's height: where heads, feet and page numbers stand
 _FAILURES = {

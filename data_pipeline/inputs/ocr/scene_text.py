@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.annotations import PICTURE_BYTES, Picture, line_units, read_objects, read_picture
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
+from data_pipeline.inputs.records.annotations import PICTURE_BYTES, Picture, line_units, read_objects, read_picture
 from data_pipeline.media.boxes import Box, bounding_box, checked_box, read_box, to_thousandths, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 

@@ -2,7 +2,7 @@
 
     {"domain": "image_text", "text": "A tabby cat.", "images": ["cat.jpg"]}
 
-Paths are relative to the file. A record with a conversation in another format is brought into ours first: see chat.py.
+Paths are relative to the file. A record with a conversation in another format is brought into ours first: see chat_formats.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs import chat, interleaved
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import EXTENSIONS, as_media, read_media
 from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.records import chat_formats, interleaved_formats
 from data_pipeline.inputs.references import data_uri, is_data_uri
 from data_pipeline.shards.members import MAX_BYTES
 
@@ -145,10 +145,10 @@ def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
 
 def _in_our_form(record: dict[str, Any]) -> dict[str, Any]:
     """A record in one of the forms of others, in ours; any other as it is. Raises BadSample."""
-    if chat.is_foreign_chat(record):
-        return chat.normalise(record)
-    if interleaved.is_foreign_interleaved(record):
-        return interleaved.normalise(record)
+    if chat_formats.is_foreign_chat(record):
+        return chat_formats.normalise(record)
+    if interleaved_formats.is_foreign_interleaved(record):
+        return interleaved_formats.normalise(record)
     return record
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Media, Unit
-from data_pipeline.inputs.jsonl import line_records, parse_json
 from data_pipeline.inputs.media import read_media
+from data_pipeline.inputs.records.jsonl import line_records, parse_json
 from data_pipeline.media.images import probe_image
 
 LINES_A_UNIT = 256

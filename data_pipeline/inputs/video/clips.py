@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.annotations import line_units, read_named, read_objects
-from data_pipeline.inputs.cutting import cut_clip
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import beside, files_below
-from data_pipeline.inputs.subtitles import FORMATS, read_subtitles
+from data_pipeline.inputs.records.annotations import line_units, read_named, read_objects
+from data_pipeline.inputs.video.cutting import cut_clip
+from data_pipeline.inputs.video.subtitles import FORMATS, read_subtitles
 from data_pipeline.media.video import probe_video
 from data_pipeline.shards.members import VIDEO_EXTENSIONS
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.chat import is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, read_media
 from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
 
 # Names by which columns are found, the first that there is.
 _TEXT_NAMES = (*CAPTION_FIELDS, "txt", "content")

@@ -1,0 +1,1 @@
+"""Documents with their figures: PDF, PPTX, web pages, Markdown, plain text."""

@@ -1,0 +1,1 @@
+"""Videos with timed captions, and the clips cut out of them."""
