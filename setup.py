@@ -30,6 +30,7 @@ setup(
         "pretrain",
         "sft",
         "tools",
+        "training",
     ],
     package_data={"tools": ["demo_media.yaml", "inspect_page.html"]},
     install_requires=[

@@ -20,7 +20,7 @@ from data_pipeline.plan.plan import Pack, Plan, Position
 from model.config import GlmvConfig, VisionConfig
 from model.flops import image_cost
 from model.image_split import Shares, split_images
-from pretrain.pack_cost import pack_cost
+from training.pack_cost import pack_cost
 
 RANKS = 4
 STEPS = 50

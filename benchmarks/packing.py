@@ -21,7 +21,7 @@ from benchmarks.drawn_sources import Drawn, DrawnSource, frame_pairs, page, phot
 from data_pipeline.plan.pack_cost import PackCost
 from data_pipeline.plan.plan import Plan, Position
 from model.config import GlmvConfig
-from pretrain.pack_cost import pack_cost
+from training.pack_cost import pack_cost
 
 SAMPLES = 60_000
 RANKS = 64

@@ -28,7 +28,7 @@ from data_pipeline.plan.plan import Position
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.writer import ShardWriter
 from model.config import GlmvConfig
-from pretrain.pack_cost import pack_cost
+from training.pack_cost import pack_cost
 
 PACKS, SEQ_LENGTH, RANKS = 1536, 8192, 64
 STEPS_BEFORE = 5

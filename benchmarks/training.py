@@ -39,10 +39,10 @@ from model.flops import FORWARD_AND_BACKWARD, decoder_cost, vision_cost
 from model.glmv import build_model_chunks
 from model.installed import has_transformer_engine
 from model.parallel import ParallelConfig, initialize_model_parallel
-from pretrain.distributed import process_group
-from pretrain.optimizer import OptimizerConfig
-from pretrain.pack_cost import pack_cost
-from pretrain.step import TrainStep
+from training.distributed import process_group
+from training.optimizer import OptimizerConfig
+from training.pack_cost import pack_cost
+from training.step import TrainStep
 
 WARM_UP, TIMED = 3, 7  # steps
 HF_CLASSES = {

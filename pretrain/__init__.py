@@ -1,1 +1,1 @@
-"""Pretraining and long-context continuation: the training loop and its entry."""
+"""Pretraining and long-context continuation: the entry and what differs from other stages."""

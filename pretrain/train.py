@@ -3,8 +3,8 @@
 torchrun --nproc_per_node 8 -m pretrain.train --config configs/tiny/pretrain.yaml [dotted.key=value ...]
 """
 
-from pretrain.config import RunConfig
-from pretrain.launch import main
+from training.config import RunConfig
+from training.launch import main
 
 if __name__ == "__main__":
     main(RunConfig, __doc__)

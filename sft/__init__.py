@@ -1,1 +1,1 @@
-"""Supervised fine-tuning: a file of differences over the training loop."""
+"""Supervised fine-tuning: the entry and what differs from pretraining."""

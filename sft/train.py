@@ -6,9 +6,9 @@ torchrun --nproc_per_node 8 -m sft.train --config configs/tiny/sft.yaml [dotted.
 from dataclasses import dataclass, field
 
 from model.config import ConfigError
-from pretrain.config import RunConfig
-from pretrain.launch import main
-from pretrain.optimizer import OptimizerConfig
+from training.config import RunConfig
+from training.launch import main
+from training.optimizer import OptimizerConfig
 
 
 @dataclass

@@ -15,23 +15,24 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from pretrain.config import RunConfig, load_config
 from sft.train import SftConfig
 from tools.demo_data import Library
 from tools.demo_data import sources as sources_of_the_demo
+from training.config import RunConfig, load_config
 
 pytestmark = pytest.mark.fast
 
 ROOT = Path(__file__).parent.parent
 
-# Which of our packages each may import. model and data_pipeline meet in pretrain, through tensors.
+# Which of these packages each may import. model and data_pipeline meet in training, through tensors.
 FLOORS = {
     "data_pipeline": {"data_pipeline"},
     "model": {"model"},
-    "pretrain": {"pretrain", "model", "data_pipeline"},
-    "sft": {"sft", "pretrain", "model", "data_pipeline"},
-    "tools": {"tools", "sft", "pretrain", "model", "data_pipeline"},
-    "benchmarks": {"benchmarks", "sft", "pretrain", "model", "data_pipeline"},
+    "training": {"training", "model", "data_pipeline"},
+    "pretrain": {"pretrain", "training", "model", "data_pipeline"},
+    "sft": {"sft", "training", "model", "data_pipeline"},
+    "tools": {"tools", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "benchmarks": {"benchmarks", "sft", "pretrain", "training", "model", "data_pipeline"},
 }
 
 # Strings that may stand in few places or in none, and why.
@@ -146,7 +147,7 @@ def test_a_megatron_lm_checkout_on_the_path_is_named(tmp_path: Path) -> None:
 def test_the_documentation_names_only_files_that_exist() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"(?<![\w/])(?:configs|docs|tools|benchmarks|tests|model|data_pipeline|pretrain|sft)/[\w./-]*\w",
+            r"(?<![\w/])(?:configs|docs|tools|benchmarks|tests|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
             page.read_text(),
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"

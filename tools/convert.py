@@ -46,9 +46,9 @@ from model.hf_weights import check_names_and_shapes, export_tensors, hf_shapes, 
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter, WeightsError, parse_size
 from model.stored_weights import stored_dtype
-from pretrain.companions import TOKENIZER_FILES
-from pretrain.distributed import process_group
 from tools.errors import errors_in_one_line
+from training.distributed import process_group
+from training.hf_files import TOKENIZER_FILES
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()

@@ -23,9 +23,9 @@ from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import ShardReader
 from model.checkpoint import COMPANIONS, find_checkpoint
-from pretrain.companions import PIXELS_PER_TOKEN
-from pretrain.evaluate import evaluate
 from tools.generate import Exported, transformers_inputs
+from training.evaluate import evaluate
+from training.hf_files import PIXELS_PER_TOKEN
 
 SEQ_LENGTH = 512  # of the packs that our side sees
 

@@ -33,12 +33,12 @@ from data_pipeline.shards.reader import ShardReader
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.safetensors_folder import WeightsError
-from pretrain.config import RunConfig, load_config
-from pretrain.origin import find_origin, resolve_model
-from pretrain.pack_cost import pack_cost
 from tools.errors import errors_in_one_line
 from tools.inspect_view import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 from tools.shard_paths import shards_of
+from training.config import RunConfig, load_config
+from training.pack_cost import pack_cost
+from training.start_point import find_origin, resolve_model
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()

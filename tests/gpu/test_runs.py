@@ -8,7 +8,7 @@ import pytest
 
 from model.installed import has_transformer_engine
 from tests.launch import finish, has_reached, kill_rank_when, metrics, start, train
-from tests.pretrain.test_resume import trace
+from tests.training.test_resume import trace
 
 
 def of_backend(name: str) -> list[str]:

@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-import pretrain.step
+import training.step
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
@@ -22,10 +22,10 @@ from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.weight_table import weights
-from pretrain.optimizer import OptimizerConfig
-from pretrain.step import TrainStep
 from tests.model.broken_twins import broken
 from tests.reference import Clip, Part, Picture, TestSample, Words, make_sample, pack, small_config
+from training.optimizer import OptimizerConfig
+from training.step import TrainStep
 
 SEQ_LENGTH = 192
 OPTIMIZER = OptimizerConfig(lr=1e-3, min_lr=1e-3, decay_style="constant", weight_decay=0.1, clip_grad=1.0)
@@ -160,8 +160,8 @@ def train(
 
 def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
     """`train`, with gradients reduced and weights gathered in buckets of so many numbers."""
-    small_buckets = partial(pretrain.step.DistributedDataParallelConfig, bucket_size=bucket_size)
-    with patch.object(pretrain.step, "DistributedDataParallelConfig", small_buckets):
+    small_buckets = partial(training.step.DistributedDataParallelConfig, bucket_size=bucket_size)
+    with patch.object(training.step, "DistributedDataParallelConfig", small_buckets):
         return train(**arguments)
 
 
@@ -194,13 +194,13 @@ def gradients(variant: str, folder: str, layout: str, expected: str, twin: str =
         trainer = make_trainer(variant, folder, layout, balance=False)
         break_model(trainer.model_chunks)
         # Every rank is to have every gradient; the distributed optimizer would leave it a part.
-        true_schedule = pretrain.step.get_forward_backward_func
-        pretrain.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
+        true_schedule = training.step.get_forward_backward_func
+        training.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
         trainer.optimizer.step = lambda: (True, 0.0, 0)
         try:
             trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
         finally:
-            pretrain.step.get_forward_backward_func = true_schedule
+            training.step.get_forward_backward_func = true_schedule
     held = {
         name: parameter.main_grad
         for chunk in trainer.model_chunks

@@ -13,7 +13,6 @@ from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.recompute import RecomputeConfig
-from pretrain.step import StepReport, TrainStep
 from tests.model.layout_cases import (
     OPTIMIZER,
     SEQ_LENGTH,
@@ -23,6 +22,7 @@ from tests.model.layout_cases import (
     packs_of_step,
 )
 from tests.reference import small_config
+from training.step import StepReport, TrainStep
 
 
 @dataclass

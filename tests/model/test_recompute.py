@@ -14,13 +14,13 @@ from model.config import ConfigError
 from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 from model.recompute import RecomputeConfig
-from pretrain.step import forward
 from tests.model import recompute_cases
 from tests.model.layout_cases import packs_of_step
-from tests.pretrain import step_cases
-from tests.pretrain.step_cases import case_of
 from tests.processes import Processes
 from tests.reference import forward_inputs
+from tests.training import step_cases
+from tests.training.step_cases import case_of
+from training.step import forward
 
 # `full` runs the very same operations again. So does `selective`, but in float32 the gradients of a norm's input, which
 # the norm uses several times, are then added up in another order.

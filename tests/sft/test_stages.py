@@ -12,13 +12,13 @@ from transformers import AutoModelForImageTextToText
 from data_pipeline.encoding.batch import collate
 from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
-from pretrain.evaluate import evaluate
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.launch import metrics, train
 from tests.processes import Processes
 from tests.training_data import sentence
 from tools.convert import export_checkpoint
 from tools.generate import transformers_inputs
+from training.evaluate import evaluate
 
 KEYS = {"step", "loss", "lr", "grad_norm", "tokens", "padding_fraction", "samples", "images", "patches",
         "step_seconds", "tokens_per_second", "expert_load/max", "expert_load/min", "balance_loss"}  # fmt: skip

@@ -2,7 +2,7 @@
 
     {"domain": "image_text", "text": "A tabby cat.", "images": ["cat.jpg"]}
 
-Paths are relative to the file. A record with a conversation in another format is brought into ours first: see chat_formats.py.
+Paths are relative to the file. A record with a conversation in another format is converted first: see chat_formats.py.
 """
 
 from __future__ import annotations

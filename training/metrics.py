@@ -12,7 +12,7 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
-from pretrain.step import StepReport
+from training.step import StepReport
 
 logger = logging.getLogger("glmv")
 

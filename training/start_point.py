@@ -21,7 +21,7 @@ from model.checkpoint import (
     read_train_state,
 )
 from model.config import ConfigError, GlmvConfig
-from pretrain.config import RunConfig
+from training.config import RunConfig
 
 # What decides the model and the plan of data. Every other key may change when a run continues.
 FIXED = ("model.preset", "model.init_from", "train.global_batch_size", "train.seq_length", "data.sources", "data.seed",

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from data_pipeline.errors import DataError
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
-from pretrain.config import MoeConfig, RunConfig, load_config
-from pretrain.loop import run
-from pretrain.origin import find_origin
 from sft.train import SftConfig
+from training.config import MoeConfig, RunConfig, load_config
+from training.loop import run
+from training.start_point import find_origin
 
 pytestmark = pytest.mark.fast
 

@@ -7,7 +7,7 @@ import pytest
 from model.config import GlmvConfig
 from model.flops import FORWARD_AND_BACKWARD
 from model.pipeline_layout import unit_costs
-from pretrain.pack_cost import pack_cost
+from training.pack_cost import pack_cost
 
 pytestmark = pytest.mark.fast
 

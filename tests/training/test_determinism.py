@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.launch import ROOT, metrics
-from tests.pretrain import determinism_cases
-from tests.pretrain.step_cases import case_of
 from tests.processes import Processes
+from tests.training import determinism_cases
+from tests.training.step_cases import case_of
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_step_that_differs_the_second_time_ends_all_ranks(
 def test_a_run_stops_with_one_line(config_file: Path, tmp_path: Path) -> None:
     """On a machine that is only sound until the second step."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.pretrain.noisy_train", "--config", str(config_file),
+        [sys.executable, "-m", "tests.training.noisy_train", "--config", str(config_file),
          "train.check_determinism=2", "checkpoint.save_interval=1"],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip

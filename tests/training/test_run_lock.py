@@ -19,8 +19,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pretrain.run_lock import RUN_LOCK, run_lock
 from tests.launch import ROOT, has_reached, wait_until
+from training.run_lock import RUN_LOCK, run_lock
 
 
 def test_a_second_run_is_refused_and_a_killed_one_is_forgotten(config_file: Path, tmp_path: Path) -> None:

@@ -13,14 +13,14 @@ from torch import nn
 
 from model.glmv import GlmvModel
 from model.moe import SegmentRouter
-from pretrain.adam import GroupStepAdamW
-from pretrain.optimizer import OptimizerConfig, set_step
-from pretrain.step import NonFiniteStep, TrainStep
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step
-from tests.pretrain import step_cases
-from tests.pretrain.step_cases import case_of, train_alike
 from tests.processes import Processes
 from tests.reference import forward_inputs, parameter_distance, transformers_loss
+from tests.training import step_cases
+from tests.training.step_cases import case_of, train_alike
+from training.adam import GroupStepAdamW
+from training.optimizer import OptimizerConfig, set_step
+from training.step import NonFiniteStep, TrainStep
 
 
 def test_three_steps_equal_transformers_and_adamw(

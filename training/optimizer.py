@@ -16,7 +16,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from model.config import ConfigError
 from model.parts import part_of
-from pretrain.adam import prefer_group_step_adamw
+from training.adam import prefer_group_step_adamw
 
 DECAY_STYLES = ("cosine", "linear", "constant")
 

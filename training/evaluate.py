@@ -13,8 +13,8 @@ from model.checkpoint import COMPANIONS, find_checkpoint, load_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.parallel import ParallelConfig, initialize_model_parallel
-from pretrain.distributed import process_group
-from pretrain.step import domain_masks, forward
+from training.distributed import process_group
+from training.step import domain_masks, forward
 
 
 def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:

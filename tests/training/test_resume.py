@@ -13,9 +13,9 @@ import pytest
 from data_pipeline.config import SourceConfig
 from data_pipeline.loading.loader import PackedLoader
 from model.config import GlmvConfig
-from pretrain.config import RunConfig, load_config
-from pretrain.pack_cost import pack_cost
 from tests.launch import finish, has_reached, is_saving, kill_rank_when, metrics, start, train
+from training.config import RunConfig, load_config
+from training.pack_cost import pack_cost
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
 FOUR_STAGES = ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]

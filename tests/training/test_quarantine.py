@@ -106,7 +106,7 @@ def test_a_run_ends_when_too_much_cannot_be_used(config_file: Path, pictures: Pa
     assert said, messages
     assert int(said[1]) > 10
     assert "unreadable_shard" in said[2]
-    assert "pretrain/loop.py" not in output  # no stack but the launcher's own
+    assert "training/loop.py" not in output  # no stack but the launcher's own
     records = quarantined(tmp_path / "run")
     assert len(records) == int(said[1])
     assert any("pictures-000.tar has 1 bytes and is not what was indexed" in record["detail"] for record in records)

@@ -21,8 +21,8 @@ from typing import TextIO
 import torch.distributed as dist
 
 from model.config import ConfigError
-from pretrain.distributed import rank
-from pretrain.metrics import logger
+from training.distributed import rank
+from training.metrics import logger
 
 RUN_LOCK = "run.lock"
 

@@ -22,7 +22,7 @@ from model.config import ConfigError
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
-from pretrain.optimizer import OptimizerConfig
+from training.optimizer import OptimizerConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")

@@ -35,16 +35,16 @@ from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
-from pretrain.batch_sharing import is_lead, share_batches
-from pretrain.companions import check_tokenizer, read_inherited, write_companions
-from pretrain.config import PRECISIONS, RunConfig
-from pretrain.distributed import process_group, rank, world_size
-from pretrain.errors import expected_errors
-from pretrain.metrics import RunLog, logger
-from pretrain.origin import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
-from pretrain.pack_cost import pack_cost
-from pretrain.run_lock import agree_on_lock, run_lock
-from pretrain.step import NonFiniteStep, TrainStep
+from training.batch_broadcast import is_lead, share_batches
+from training.config import PRECISIONS, RunConfig
+from training.distributed import process_group, rank, world_size
+from training.errors import expected_errors
+from training.hf_files import check_tokenizer, read_inherited, write_companions
+from training.metrics import RunLog, logger
+from training.pack_cost import pack_cost
+from training.run_lock import agree_on_lock, run_lock
+from training.start_point import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
+from training.step import NonFiniteStep, TrainStep
 
 SET_ASIDE = 0.02  # of all samples, for their length: more is worth a warning
 

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import pretrain.loop
+import training.loop
 from model.glmv import GlmvModel, build_model_chunks
-from pretrain.config import RunConfig
-from pretrain.launch import main
+from training.config import RunConfig
+from training.launch import main
 
 
 def noisy(gradient: Tensor) -> Tensor:
@@ -24,5 +24,5 @@ def build_noisy_model(*args: Any, **options: Any) -> list[GlmvModel]:
 
 
 if __name__ == "__main__":
-    pretrain.loop.build_model_chunks = build_noisy_model
+    training.loop.build_model_chunks = build_noisy_model
     main(RunConfig, __doc__)

@@ -17,8 +17,6 @@ from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
 from model.parts import MODULES, freeze
 from model.recompute import RecomputeConfig
-from pretrain.optimizer import LrScale
-from pretrain.step import TrainStep
 from tests.model.layout_cases import (
     OPTIMIZER,
     SEQ_LENGTH,
@@ -30,6 +28,8 @@ from tests.model.layout_cases import (
 )
 from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_model_difference
 from tests.reference import pack, small_config
+from training.optimizer import LrScale
+from training.step import TrainStep
 
 
 def make_trainer(

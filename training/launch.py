@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from pretrain.config import RunConfig, load_config
-from pretrain.errors import expected_errors
-from pretrain.loop import run
+from training.config import RunConfig, load_config
+from training.errors import expected_errors
+from training.loop import run
 
 
 def main(schema: type[RunConfig], description: str | None) -> None:

@@ -10,9 +10,9 @@ from data_pipeline.errors import DataError
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.safetensors_folder import WeightsError
-from pretrain.determinism import NonDeterministicStep
-from pretrain.distributed import rank
-from pretrain.step import NonFiniteStep
+from training.determinism import NonDeterministicStep
+from training.distributed import rank
+from training.step import NonFiniteStep
 
 EXPECTED_ERRORS = (ConfigError, DataError, CheckpointError, WeightsError, NonFiniteStep, NonDeterministicStep)
 

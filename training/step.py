@@ -32,9 +32,9 @@ from data_pipeline.encoding.batch import Batch
 from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
 from model.parallel import my_context_tokens
-from pretrain.batch_sharing import share_pixels
-from pretrain.determinism import compute_twice
-from pretrain.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.batch_broadcast import share_pixels
+from training.determinism import compute_twice
+from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 
 
 class NonFiniteStep(ArithmeticError):

@@ -21,17 +21,17 @@ from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 from model.parts import freeze
 from model.recompute import RecomputeConfig
-from pretrain.determinism import trained
-from pretrain.optimizer import LrScale
-from pretrain.step import StepReport, TrainStep, forward
 from tests.launch import metrics
 from tests.launch import train as launch
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step, tensors_of
 from tests.model.test_layouts import EXACT, GRADIENTS
-from tests.pretrain import step_cases
-from tests.pretrain.step_cases import case_of, is_in, train_alike
 from tests.processes import Processes
 from tests.reference import TestSample, parameter_distance, reference_gradients, transformers_loss
+from tests.training import step_cases
+from tests.training.step_cases import case_of, is_in, train_alike
+from training.determinism import trained
+from training.optimizer import LrScale
+from training.step import StepReport, TrainStep, forward
 
 
 def part_of_transformers(name: str) -> str:

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pretrain.determinism import NonDeterministicStep
 from tests.model.layout_cases import canonical_parameters, of_this_rank, packs_of_step
-from tests.pretrain.step_cases import copies, make_trainer, take_steps
+from tests.training.step_cases import copies, make_trainer, take_steps
+from training.determinism import NonDeterministicStep
 
 
 def once_and_twice(variant: str, folder: str, layout: str) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from megatron.core import parallel_state
 
 from data_pipeline.errors import BadSample
 from model.parallel import initialize_model_parallel, vision_groups
-from pretrain.batch_sharing import is_lead, share_batches, share_pixels
 from tests.model.layout_cases import layout_of, packs_of_step
 from tests.processes import Processes
+from training.batch_broadcast import is_lead, share_batches, share_pixels
 
 pytestmark = pytest.mark.fast
 
