@@ -32,7 +32,7 @@ setup(
         "tools",
         "training",
     ],
-    package_data={"tools": ["demo_media.yaml", "inspect_page.html"]},
+    package_data={"tools": ["demo_media.yaml", "view_page.html"]},
     install_requires=[
         "ahocorasick_rs",
         "av",

@@ -1,8 +1,8 @@
 """What is in a shard or a batch, as a page to look at.
 
 \b
-    python -m tools.inspect shards SHARDS... --tokenizer DIR --out page.html
-    python -m tools.inspect batch --config RUN.yaml --out packs.html [KEY=VALUE]...
+    python -m tools.view shards SHARDS... --tokenizer DIR --out page.html
+    python -m tools.view batch --config RUN.yaml --out packs.html [KEY=VALUE]...
 
 The page is one file without scripts or links to elsewhere. Pictures are drawn from the very patches that the model is
 given, with the boxes that the text names; every token shows whether it is learned, its id and its position.
@@ -34,8 +34,8 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.safetensors_folder import WeightsError
 from tools.errors import errors_in_one_line
-from tools.inspect_view import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 from tools.shard_paths import shards_of
+from tools.view_content import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 from training.config import RunConfig, load_config
 from training.pack_cost import pack_cost
 from training.start_point import find_origin, resolve_model
@@ -55,7 +55,7 @@ Open = Annotated[bool, typer.Option("--open", help="show it in a browser")]
 def shards(
     shards: Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")],
     tokenizer: Annotated[Path, typer.Option(help="Hugging Face tokenizer folder")],
-    out: Out = Path("inspect.html"),
+    out: Out = Path("view.html"),
     samples: Annotated[int, typer.Option(min=1, help="how many, spread evenly over the shards")] = 24,
     key: Annotated[list[str] | None, typer.Option(help="these samples instead; may be given several times")] = None,
     image_max_tokens: Annotated[int, typer.Option(help="pixel budget of a picture")] = PixelBudget.image_max_tokens,
@@ -86,7 +86,7 @@ def batch(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="dotted.key=value ...", metavar="[KEY=VALUE]...")
     ] = None,
-    out: Out = Path("inspect.html"),
+    out: Out = Path("view.html"),
     step: Annotated[int, typer.Option(min=1, help="the first step to show")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="how many")] = 1,
     open_page: Open = False,
@@ -176,7 +176,7 @@ def _escaped(found: re.Match[str]) -> str:
 def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> None:
     # Everything in a sample is text that someone else wrote: it is escaped, wherever it stands.
     pages = Environment(loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined)
-    page = _UNSEEN.sub(_escaped, pages.get_template("inspect_page.html").render(title=title, packs=packs))
+    page = _UNSEEN.sub(_escaped, pages.get_template("view_page.html").render(title=title, packs=packs))
     out.parent.mkdir(parents=True, exist_ok=True)
     write_text(out, page)
     console.print(f"{out}: {title}, {len(page) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)

@@ -22,9 +22,9 @@ from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.images import decode_image, patchify
 from tests.data_pipeline.media_files import clip, encoded, pattern
-from tools.inspect import app
-from tools.inspect_view import MAX_BOXES, unpack, unpatchify, view_of_sample
 from tools.shard import app as shard_app
+from tools.view import app
+from tools.view_content import MAX_BOXES, unpack, unpatchify, view_of_sample
 
 pytestmark = pytest.mark.fast
 
