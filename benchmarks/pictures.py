@@ -33,7 +33,7 @@ from rich.table import Table
 
 from benchmarks.jpegs import jpegs
 from data_pipeline.loading.malloc import keep_freed_memory
-from data_pipeline.media.images import as_frames, decode_image, image_slices, patchify, resize, resized_size
+from data_pipeline.media.images import as_frames, decode_image, image_patches, patchify, resize, resized_size
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import ShardReader
 
@@ -89,7 +89,7 @@ def raw_pictures(folder: Path, samples: int) -> Iterator[bytes]:
 
 
 def ours(folder: Path, samples: int) -> Timed:
-    made = (len(image_slices(data, MAX_TOKENS)[0]) for data in raw_pictures(folder, samples))
+    made = (len(image_patches(data, MAX_TOKENS)[0]) for data in raw_pictures(folder, samples))
     began = time.process_time()
     patches = sum(made)
     return Timed(samples, patches, time.process_time() - began)

@@ -24,8 +24,8 @@ from xxhash import xxh3_64_intdigest
 from benchmarks.jpegs import load
 from benchmarks.timing import cheapest
 from data_pipeline.config import SourceConfig
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.loading.source import Source
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.writer import ShardWriter

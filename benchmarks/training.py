@@ -98,9 +98,9 @@ def made_up(config: GlmvConfig, grids: Sequence[Grid], length: int, rng: np.rand
         input_ids=input_ids,
         loss=~is_image,
         position_ids=rope_positions(is_image, tuple(grids)),
-        pixels=torch.from_numpy(rng.integers(0, 256, (patches, SLICE_BYTES), dtype=np.uint8)),
+        patches=torch.from_numpy(rng.integers(0, 256, (patches, SLICE_BYTES), dtype=np.uint8)),
         grids=tuple(grids),
-        frames=(1,) * len(grids),
+        frames_per_image=(1,) * len(grids),
     )
 
 
@@ -145,7 +145,7 @@ def of_transformers(config: GlmvConfig, steps: Sequence[Sequence[EncodedSample]]
             input_ids = torch.from_numpy(sample.input_ids)[None].cuda()
             images = {}
             if sample.grids:
-                colours = sample.pixels.cuda().float().view(-1, SLICE_BYTES // 3, 3).transpose(1, 2)
+                colours = sample.patches.cuda().float().view(-1, SLICE_BYTES // 3, 3).transpose(1, 2)
                 both_frames = colours[:, :, None].expand(-1, -1, 2, -1)
                 images = {
                     "pixel_values": (both_frames.flatten(1) / 255).bfloat16(),

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.media.images import as_frames, patchify, resize
-from data_pipeline.media.video import VideoLayout, plan_video, probe_video, video_slices
+from data_pipeline.media.video import VideoGeometry, probe_video, video_geometry, video_patches
 from data_pipeline.media.video_frames import choose_runs
 
 MAX_TOKENS = 30000
@@ -72,14 +72,14 @@ def long_clip(source: bytes, gop: int, height: int = 360, width: int = 640) -> b
 # --- three ways -------------------------------------------------------------------------------------------------------
 
 
-def to_slices(frames: Iterator[tuple[int, av.VideoFrame]], layout: VideoLayout) -> torch.Tensor:
+def to_slices(frames: Iterator[tuple[int, av.VideoFrame]], layout: VideoGeometry) -> torch.Tensor:
     resized = {number: resize(as_frames(frame.to_ndarray(format="rgb24")), layout.size) for number, frame in frames}
     pairs = zip(layout.indices[::2], layout.indices[1::2], strict=True)
     return torch.cat([patchify(torch.cat([resized[first], resized[second]])) for first, second in pairs])
 
 
 def in_order(data: bytes) -> torch.Tensor:
-    layout = plan_video(probe_video(data), MAX_TOKENS)
+    layout = video_geometry(probe_video(data), MAX_TOKENS)
     wanted = set(layout.indices)
 
     def frames() -> Iterator[tuple[int, av.VideoFrame]]:
@@ -96,7 +96,7 @@ def in_order(data: bytes) -> torch.Tensor:
 
 def seeking(data: bytes) -> torch.Tensor:
     """Frames of a constant rate, as here, have their number for a time."""
-    layout = plan_video(probe_video(data), MAX_TOKENS)
+    layout = video_geometry(probe_video(data), MAX_TOKENS)
 
     def frames() -> Iterator[tuple[int, av.VideoFrame]]:
         with av.open(io.BytesIO(data), "r") as container:
@@ -113,7 +113,7 @@ def seeking(data: bytes) -> torch.Tensor:
 
 
 def ours(data: bytes) -> torch.Tensor:
-    return video_slices(data, MAX_TOKENS)[0]
+    return video_patches(data, MAX_TOKENS)[0]
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def ours(data: bytes) -> torch.Tensor:
 
 def decoded_share(data: bytes) -> tuple[int, int]:
     """(packets that go to the decoder, all packets of the clip)."""
-    layout = plan_video(probe_video(data), MAX_TOKENS)
+    layout = video_geometry(probe_video(data), MAX_TOKENS)
     with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
         runs = choose_runs(packets, sorted(set(layout.indices)))
@@ -154,7 +154,7 @@ def main() -> None:
         "clip", "frames", "packets decoded", *(f"{way}, frames/CPU s" for way in ("ours", "in order", "seeking"))
     )
     for name, data in clips.items():
-        frames = len(set(plan_video(probe_video(data), MAX_TOKENS).indices))
+        frames = len(set(video_geometry(probe_video(data), MAX_TOKENS).indices))
         slices, seconds = timed(ours, data, rounds)
         cells = [f"{frames / seconds:,.0f}"]
         for way in (in_order, seeking):

@@ -37,7 +37,7 @@ class DataConfig:
     seed: int = 0  # of the order of samples
     num_workers: int = 2  # processes that decode; 0: in the training process
     prefetch: int = 2  # packs that every worker holds ready
-    max_rejected_fraction: float = 0.01  # of the samples met so far; a run with more that cannot be used stops
+    max_quarantined_fraction: float = 0.01  # of the samples met so far; a run with more that cannot be used stops
     image_max_tokens: int = 6144  # tokens of one picture at most (transformers: longest_edge = 28*28*2 * this)
     video_max_tokens: int = 30000  # tokens of one clip at most
     too_long: str = "refuse"  # samples longer than a sequence: refuse | truncate | split; plain text is always split
@@ -79,8 +79,8 @@ class DataConfig:
             raise DataError(f"data.num_workers is {self.num_workers}: it must be 0 or more")
         if self.prefetch < 1:
             raise DataError(f"data.prefetch is {self.prefetch}: a worker must hold 1 pack or more ahead")
-        if not 0 <= self.max_rejected_fraction <= 1:
+        if not 0 <= self.max_quarantined_fraction <= 1:
             raise DataError(
-                f"data.max_rejected_fraction is {self.max_rejected_fraction}: give a fraction between 0 (stop at the "
-                "first sample that cannot be used) and 1 (never stop)"
+                f"data.max_quarantined_fraction is {self.max_quarantined_fraction}: give a fraction from 0 (stop "
+                "at the first quarantined sample) to 1 (never stop)"
             )

@@ -1,6 +1,6 @@
 """The one `Sample` type: what every domain becomes before it is turned into tokens.
 
-A sample is an ordered list of segments. The n-th `Image` segment stands for the record's n-th picture, the n-th
+A sample is an ordered list of elements. The n-th `Image` element stands for the record's n-th picture, the n-th
 `Video` for its n-th clip, so a sample names no files and can be built, shown and tested without decoding anything.
 
     Sample("image_text", (Token("[gMASK]"), Token("<sop>"), Image(), Text("A cat.", loss=True),
@@ -42,7 +42,10 @@ class Video:
     """The next clip: <|begin_of_video|>, every frame pair as an image followed by its second, <|end_of_video|>."""
 
 
-Segment = Text | Token | Image | Video
+Element = Text | Token | Image | Video
+
+# The special token that begins a message of a role.
+ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 
 # Special tokens that an assistant may write in its own text.
 ASSISTANT_TAGS = (
@@ -53,23 +56,23 @@ ASSISTANT_TAGS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """An ordered list of segments, the domain it came from, and whatever else its record said."""
+    """An ordered list of elements, the domain it came from, and whatever else its record said."""
 
     domain: str
-    segments: tuple[Segment, ...]
+    elements: tuple[Element, ...]
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def count(self, kind: type) -> int:
-        return sum(isinstance(segment, kind) for segment in self.segments)
+        return sum(isinstance(element, kind) for element in self.elements)
 
     def as_text(self) -> str:
         """The sample as a chat template would write it, one <|image|> or <|video|> a picture or clip."""
-        return "".join(_SHOWN[type(segment)](segment) for segment in self.segments)
+        return "".join(_SHOWN[type(element)](element) for element in self.elements)
 
 
 _SHOWN = {
-    Text: lambda segment: segment.text,
-    Token: lambda segment: segment.name,
+    Text: lambda element: element.text,
+    Token: lambda element: element.name,
     Image: lambda _: "<|begin_of_image|><|image|><|end_of_image|>",
     Video: lambda _: "<|begin_of_video|><|video|><|end_of_video|>",
 }

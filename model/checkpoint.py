@@ -35,7 +35,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from model.files import flush_folder, write_json, write_text
 
 STEP_FOLDER = re.compile(r"step_\d+")
-STATE, TRAIN_STATE, COMPANIONS, LATEST = "state", "train_state.json", "hf", "latest"
+STATE, TRAIN_STATE, HF_FILES, LATEST = "state", "train_state.json", "hf", "latest"
 
 # The optimizer's state on disk: tensors of the parameters' own shapes, the same keys whatever the layout. They are put
 # together in main memory, on one data-parallel rank: on every rank's device they would take as much again as the state.
@@ -109,7 +109,7 @@ def save_checkpoint(
     path: Path,
     model_chunks: Sequence[nn.Module],
     *,
-    companions: Callable[[Path], None],
+    hf_files: Callable[[Path], None],
     optimizer: MegatronOptimizer | None = None,
     train_state: TrainState | None = None,
 ) -> None:
@@ -118,15 +118,15 @@ def save_checkpoint(
     Args:
         path: the step folder to make; its parent is made too. Replaced if it exists.
         model_chunks: what this rank holds of the model, a chunk for each of its pipeline stages.
-        companions: fills the folder it is given with the Hugging Face files; called on rank 0.
+        hf_files: fills the folder it is given with the Hugging Face files; called on rank 0.
         optimizer, train_state: absent where only weights are kept.
     """
     unfinished = path.with_name(f".unfinished_{path.name}")
     if dist.get_rank() == 0:
         shutil.rmtree(unfinished, ignore_errors=True)
         (unfinished / STATE).mkdir(parents=True)
-        (unfinished / COMPANIONS).mkdir()
-        companions(unfinished / COMPANIONS)
+        (unfinished / HF_FILES).mkdir()
+        hf_files(unfinished / HF_FILES)
         if train_state is not None:
             write_json(unfinished / TRAIN_STATE, vars(train_state))
     dist.barrier()

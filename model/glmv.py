@@ -150,21 +150,21 @@ class GlmvModel(MegatronModule):
         position_ids: Tensor,
         cu_seqlens: Tensor,
         segment_lengths: Tensor,
-        pixels: Tensor,
+        patches: Tensor,
         grid_thw: Tensor,
-        frames: Tensor,
+        frames_per_image: Tensor,
         labels: Tensor | None = None,
     ) -> Tensor:
         """One pack, of which this rank takes its part. Every rank of a layout is given the whole pack, in main memory,
-        so that no layer waits for the device to learn a shape. Only the first stage looks at `pixels`.
+        so that no layer waits for the device to learn a shape. Only the first stage looks at `patches`.
 
         Args:
             input_ids: int64 [tokens].
             position_ids: int64 [3, tokens]: time, height, width.
             cu_seqlens: int32 [segments + 1], boundaries of the segments, padding included; the last is `tokens`.
             segment_lengths: int32 [segments], useful tokens of each segment.
-            pixels, grid_thw, frames: the images of the pack, as `VisionEncoder.forward` takes them; `pixels` may be on
-                the device.
+            patches, grid_thw, frames_per_image: of the images of the pack, as `VisionEncoder.forward` takes
+                them; `patches` may be on the device.
             labels: int64 [tokens], the token that each position predicts.
 
         Returns:
@@ -179,7 +179,7 @@ class GlmvModel(MegatronModule):
         tokens = my_context_tokens(cu_seqlens)
         hidden_states = None
         if self.pre_process:
-            hidden_states = self._embed(input_ids, tokens, cu_seqlens, pixels, grid_thw, frames)
+            hidden_states = self._embed(input_ids, tokens, cu_seqlens, patches, grid_thw, frames_per_image)
         out = self.language_model(
             input_ids=None,
             position_ids=position_ids[:, None].to(device, non_blocking=True),
@@ -192,12 +192,18 @@ class GlmvModel(MegatronModule):
         return out[0] if self.post_process else out
 
     def _embed(
-        self, input_ids: Tensor, tokens: Tensor, cu_seqlens: Tensor, pixels: Tensor, grid_thw: Tensor, frames: Tensor
+        self,
+        input_ids: Tensor,
+        tokens: Tensor,
+        cu_seqlens: Tensor,
+        patches: Tensor,
+        grid_thw: Tensor,
+        frames_per_image: Tensor,
     ) -> Tensor:
         """Embeddings of this rank's tokens, with images in the places of image tokens: [tokens / CP, 1, hidden], under
         sequence parallelism [tokens / CP / TP, 1, hidden]."""
         plan = self.image_sharing.plan(input_ids, self.glmv_config.image_token_id, grid_thw, cu_seqlens)
-        received = self.image_sharing.exchange(plan, self._run_tower(plan.images, pixels, grid_thw, frames))
+        received = self.image_sharing.exchange(plan, self._run_tower(plan.images, patches, grid_thw, frames_per_image))
         ids = input_ids[None, tokens].to(received.device, non_blocking=True)
         embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
         if not self.config.sequence_parallel:
@@ -208,17 +214,19 @@ class GlmvModel(MegatronModule):
             embeddings = gather_from_sequence_parallel_region(embeddings, tensor_parallel_output_grad=False)
         return embeddings
 
-    def _run_tower(self, images: Tensor, pixels: Tensor, grid_thw: Tensor, frames: Tensor) -> Tensor:
+    def _run_tower(self, images: Tensor, patches: Tensor, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:
         """Embeddings [rows, hidden] of the images of these numbers. The tower always runs: were it skipped on a rank
         without images, its gradients there would never be ready, and the ranks that reduce them would wait."""
         if len(images):
-            slices = pixels.split((grid_thw.prod(dim=1) * frames).tolist())
+            slices = patches.split((grid_thw.prod(dim=1) * frames_per_image).tolist())
             own = torch.cat([slices[image] for image in images.tolist()])
-            shapes, frames = grid_thw[images], frames[images]
+            shapes, frames_per_image = grid_thw[images], frames_per_image[images]
         else:
-            own = pixels.new_zeros(4, pixels.size(1))  # a black picture of 2x2 patches
-            shapes, frames = torch.tensor([[1, 2, 2]]), frames.new_ones(1)
-        rows = self.adapter(self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames))
+            own = patches.new_zeros(4, patches.size(1))  # a black picture of 2x2 patches
+            shapes, frames_per_image = torch.tensor([[1, 2, 2]]), frames_per_image.new_ones(1)
+        rows = self.adapter(
+            self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames_per_image)
+        )
         return rows if len(images) else rows[:0]
 
     def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor) -> Tensor:

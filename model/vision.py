@@ -1,6 +1,6 @@
 """The vision tower: patches of pictures and of frame pairs to embeddings, native on megatron-core's TransformerBlock.
 
-    pixels -> patch embedding -> norm -> + positions -> 24 pre-norm blocks -> norm -> 2x2 downsample -> [tokens, 4096]
+    patches -> patch embedding -> norm -> + positions -> 24 pre-norm blocks -> norm -> 2x2 downsample -> [tokens, 4096]
 
 Shapes:  patches = sum over images of h*w;  tokens = patches / 4;  an image row of `grid_thw` is (1, h, w) in patches.
 Patches come in 2x2 blocks, the blocks row by row, so that the downsample works on four consecutive patches:
@@ -91,14 +91,14 @@ class VisionEncoder(MegatronModule):
         self.downsample = Downsample(hidden, vision.out_hidden_size, merge, merge, dtype=dtype, device=device)
         self.inv_freq = rotary_frequencies(vision.head_dim // 2, VISION_ROPE_THETA)
 
-    def forward(self, pixels: Tensor, grid_thw: Tensor, frames: Tensor) -> Tensor:
+    def forward(self, patches: Tensor, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:
         """Embed pictures and frame pairs.
 
         Args:
-            pixels: uint8 [slices, 588] in (y, x, channel) order, on the device; one slice a patch of a picture, two
+            patches: uint8 [slices, 588] in (y, x, channel) order, on the device; one slice a patch of a picture, two
                 consecutive ones a patch of a frame pair.
             grid_thw: int64 [images, 3], each (1, h, w) with even h and w; in main memory.
-            frames: int32 [images]: 1 for a picture, 2 for a frame pair; in main memory.
+            frames_per_image: int32 [images]: 1 for a picture, 2 for a frame pair; in main memory.
 
         Returns:
             [tokens, out_hidden_size], tokens = patches / 4, in the order of the images.
@@ -114,9 +114,9 @@ class VisionEncoder(MegatronModule):
             max_seqlen_q=max_seqlen,
             max_seqlen_kv=max_seqlen,
         )
-        rows, columns = patch_places(grid_thw).to(pixels.device)
+        rows, columns = patch_places(grid_thw).to(patches.device)
 
-        x = self.patch_embed(pixels, lengths, frames)
+        x = self.patch_embed(patches, lengths, frames_per_image)
         x = self.post_conv_layernorm(x)
         x = x + self.position_embedding(shapes).to(x.dtype)
         x = self.blocks(
@@ -136,21 +136,21 @@ class PatchEmbedding(nn.Conv3d):
     """Pixels to patches. The convolution's stride is its kernel, so it is a matrix product over flattened patches
     (channel, frame, y, x)."""
 
-    def forward(self, pixels: Tensor, lengths: Tensor, frames: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, patches: Tensor, lengths: Tensor, frames_per_image: Tensor) -> Tensor:  # type: ignore[override]
         """Normalise, show a picture's one slice as both frames, project.
 
         Args:
-            pixels, frames: as `VisionEncoder.forward` takes them.
+            patches, frames_per_image: as `VisionEncoder.forward` takes them.
             lengths: int64 [images], patches of each; in main memory.
 
         Returns:
             [patches, hidden]
         """
-        per_patch = frames.long().repeat_interleave(lengths)  # slices that each patch has: 1 or 2
+        per_patch = frames_per_image.long().repeat_interleave(lengths)  # slices that each patch has: 1 or 2
         first = per_patch.cumsum(0) - per_patch
-        both = torch.stack([first, first + per_patch - 1], dim=1).to(pixels.device)  # [patches, 2]
-        mean, std = (torch.tensor(v, device=pixels.device).mul(255).view(3, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-        colours = pixels.view(-1, pixels.size(1) // 3, 3).transpose(1, 2).contiguous()  # while they are bytes
+        both = torch.stack([first, first + per_patch - 1], dim=1).to(patches.device)  # [patches, 2]
+        mean, std = (torch.tensor(v, device=patches.device).mul(255).view(3, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+        colours = patches.view(-1, patches.size(1) // 3, 3).transpose(1, 2).contiguous()  # while they are bytes
         normalised = ((colours.float() - mean) / std).to(self.weight.dtype)
         patches = normalised[both].transpose(1, 2).flatten(1)  # [patches, 3 * 2 * 196]
         return F.linear(patches, self.weight.flatten(1), self.bias)

@@ -112,12 +112,12 @@ class TestSample:
 
 
 def make_sample(config: GlmvConfig, parts: Sequence[Part], seed: int, domain: str = "interleaved") -> TestSample:
-    """Random tokens and pixels in the published form: pictures between begin and end tokens, clips as frame pairs each
+    """Random tokens and patches in the published form: pictures between begin and end tokens, clips as frame pairs each
     followed by its timestamp."""
     rng = np.random.default_rng(seed)
     ids: list[int] = []
     types: list[int] = []
-    slices, grids, frames = [], [], []
+    slices, grids, frames_per_image = [], [], []
     pictures, clips = [], []
 
     def text(*tokens: int) -> None:
@@ -131,7 +131,7 @@ def make_sample(config: GlmvConfig, parts: Sequence[Part], seed: int, domain: st
         text(config.image_end_token_id)
         slices.append(rng.integers(0, 256, (h * w * frame_count, 588), dtype=np.uint8))
         grids.append((h, w))
-        frames.append(frame_count)
+        frames_per_image.append(frame_count)
 
     for part in parts:
         match part:
@@ -150,33 +150,33 @@ def make_sample(config: GlmvConfig, parts: Sequence[Part], seed: int, domain: st
 
     input_ids = np.array(ids)
     is_image = input_ids == config.image_token_id
-    pixels = torch.from_numpy(np.concatenate([*slices, np.empty((0, 588), np.uint8)]))
+    patches = torch.from_numpy(np.concatenate([*slices, np.empty((0, 588), np.uint8)]))
     encoded = EncodedSample(
         sample_id=f"test.tar/{seed}",
         domain=domain,
         input_ids=input_ids,
         loss=(rng.random(len(ids)) < 0.8) & ~is_image,
         position_ids=rope_positions(is_image, tuple(grids)),
-        pixels=pixels,
+        patches=patches,
         grids=tuple(grids),
-        frames=tuple(frames),
+        frames_per_image=tuple(frames_per_image),
     )
     return TestSample(
         encoded=encoded,
-        pixel_values=as_pixel_values(pixels, grids, frames),
+        pixel_values=as_pixel_values(patches, grids, frames_per_image),
         mm_token_type_ids=torch.tensor(types),
         image_grid_thw=torch.tensor(pictures, dtype=torch.long).view(-1, 3),
         video_grid_thw=torch.tensor(clips, dtype=torch.long).view(-1, 3),
     )
 
 
-def as_pixel_values(pixels: Tensor, grids: Sequence[tuple[int, int]], frames: Sequence[int]) -> Tensor:
+def as_pixel_values(patches: Tensor, grids: Sequence[tuple[int, int]], frames_per_image: Sequence[int]) -> Tensor:
     """Slices to transformers' pixel_values, one image at a time: a picture's frame twice, a pair's two."""
     mean, std = (torch.tensor(v).view(3, 1) * 255 for v in (PIXEL_MEAN, PIXEL_STD))
     rows = []
     at = 0
-    for (h, w), count in zip(grids, frames, strict=True):
-        image = pixels[at : at + h * w * count].view(h * w, count, 196, 3).transpose(2, 3).float()
+    for (h, w), count in zip(grids, frames_per_image, strict=True):
+        image = patches[at : at + h * w * count].view(h * w, count, 196, 3).transpose(2, 3).float()
         at += h * w * count
         both = torch.stack([image[:, 0], image[:, -1]], dim=2)  # [patches, 3, 2, 196]
         rows.append(((both.flatten(2).view(h * w, 3, 392) - mean) / std).flatten(1))
@@ -268,5 +268,5 @@ def pack(samples: Sequence[TestSample], seq_length: int, segment_multiple: int =
 
 def forward_inputs(batch: Batch) -> dict[str, Tensor]:
     """The arguments of GlmvModel.forward, without labels: it then returns logits."""
-    names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "pixels", "grid_thw", "frames")
+    names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "patches", "grid_thw", "frames_per_image")
     return {name: getattr(batch, name) for name in names}

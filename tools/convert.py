@@ -32,7 +32,7 @@ from rich.table import Table
 from torch import Tensor
 
 from model.checkpoint import (
-    COMPANIONS,
+    HF_FILES,
     CheckpointError,
     find_checkpoint,
     is_checkpoint,
@@ -53,7 +53,7 @@ from training.hf_files import TOKENIZER_FILES
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 
-COMPANION_FILES = ("config.json", "generation_config.json", "preprocessor_config.json",
+HF_FILE_NAMES = ("config.json", "generation_config.json", "preprocessor_config.json",
                    "video_preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)  # fmt: skip
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CONFIG_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # of dtypes in a config.json
@@ -92,7 +92,7 @@ def import_folder(hf: Path, out: Path) -> None:
     with process_group(), _progress("reading tensors", len(source.names())) as progress:
         model = _whole_model(config, _dtype_of(source))
         load_weights([model], _Watched(source, progress))
-        save_checkpoint(out, [model], companions=lambda folder: _copy_companions(hf, folder))
+        save_checkpoint(out, [model], hf_files=lambda folder: _copy_hf_files(hf, folder))
 
 
 def _dtype_of(source: SafetensorsFolder) -> torch.dtype:
@@ -138,7 +138,7 @@ def export_checkpoint(checkpoint: Path, out: Path, *, dtype: str = "keep", max_s
         raise ConvertError(f"--dtype {dtype} is unknown: use bf16, fp32 or keep")
     _refuse_full(out)
     path = find_checkpoint(checkpoint)
-    config = GlmvConfig.from_hf(path / COMPANIONS)
+    config = GlmvConfig.from_hf(path / HF_FILES)
     stored = stored_dtype(path)
     wanted = DTYPES.get(dtype, stored)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -153,14 +153,14 @@ def export_checkpoint(checkpoint: Path, out: Path, *, dtype: str = "keep", max_s
                 writer.add(name, tensor.to(torch.float32 if name.endswith(KEPT_IN_FLOAT32) else wanted))
                 progress.advance(progress.task_ids[0])
         writer.close()
-        _copy_companions(path / COMPANIONS, folder)
-        write_json(folder / "config.json", _config_json(path / COMPANIONS, config, wanted))
+        _copy_hf_files(path / HF_FILES, folder)
+        write_json(folder / "config.json", _config_json(path / HF_FILES, config, wanted))
         folder.rename(out)
 
 
-def _config_json(companions: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
+def _config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
     """The checkpoint's config.json with the architecture and the dtype of this export."""
-    content: dict[str, Any] = json.loads((companions / "config.json").read_text())
+    content: dict[str, Any] = json.loads((hf_files / "config.json").read_text())
     content["architectures"] = [ARCHITECTURES[config.variant]]
     # transformers 4 calls it torch_dtype, and may repeat it for the parts.
     for part in (content, content["text_config"], content["vision_config"]):
@@ -185,7 +185,7 @@ def verify_command(
         differences = list(compare_folders(dir_a, dir_b))
         tensors = len(SafetensorsFolder(dir_a).names())
     if not differences:
-        console.print(f"equal: {tensors:,} tensors bit for bit, configuration and companions")
+        console.print(f"equal: {tensors:,} tensors bit for bit, configuration and hf_files")
         return
     table = Table(box=None)
     for title in ("what differs", str(dir_a), str(dir_b)):
@@ -201,7 +201,7 @@ def compare_folders(dir_a: Path, dir_b: Path) -> Iterator[tuple[str, str, str]]:
     """Differences of two Hugging Face folders: what, and how it is in one and in the other.
 
     Tensors are compared bit by bit, however they are spread over files; JSON by content, but for the version of
-    transformers that wrote it; other companions byte by byte.
+    transformers that wrote it; other hf_files byte by byte.
     """
     for folder in (dir_a, dir_b):
         if is_checkpoint(folder):
@@ -212,7 +212,7 @@ def compare_folders(dir_a: Path, dir_b: Path) -> Iterator[tuple[str, str, str]]:
         for name in names:
             yield from _compare_tensor(name, a, b)
             progress.advance(progress.task_ids[0])
-    for name in dict.fromkeys(COMPANION_FILES):
+    for name in dict.fromkeys(HF_FILE_NAMES):
         yield from _compare_file(name, dir_a / name, dir_b / name)
 
 
@@ -263,8 +263,8 @@ def _whole_model(config: GlmvConfig, dtype: torch.dtype) -> GlmvModel:
     return GlmvModel(config, ParallelConfig(), dtype=dtype)
 
 
-def _copy_companions(source: Path, folder: Path) -> None:
-    for name in COMPANION_FILES:
+def _copy_hf_files(source: Path, folder: Path) -> None:
+    for name in HF_FILE_NAMES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
 

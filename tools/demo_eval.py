@@ -17,12 +17,13 @@ import torch
 import typer
 
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
-from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import ShardReader
-from model.checkpoint import COMPANIONS, find_checkpoint
+from model.checkpoint import HF_FILES, find_checkpoint
 from tools.generate import Exported, transformers_inputs
 from training.evaluate import evaluate
 from training.hf_files import PIXELS_PER_TOKEN
@@ -77,9 +78,9 @@ def _with_picture(sample: EncodedSample, other: EncodedSample, image_token_id: i
         input_ids=np.concatenate([sample.input_ids[:start], np.full(count, image_token_id), sample.input_ids[end:]]),
         loss=np.concatenate([sample.loss[:start], np.zeros(count, dtype=bool), sample.loss[end:]]),
         position_ids=np.empty((3, 0), dtype=np.int64),  # transformers makes its own
-        pixels=other.pixels,
+        patches=other.patches,
         grids=other.grids,
-        frames=other.frames,
+        frames_per_image=other.frames_per_image,
     )
 
 
@@ -110,7 +111,7 @@ Shards = Annotated[list[Path], typer.Argument(help="folders of held-out shards")
 def ours(run: Annotated[Path, typer.Argument(help="a run's folder")], shards: Shards) -> None:
     """Print the production model's loss as JSON."""
     checkpoint = find_checkpoint(run)
-    samples = [sample for folder in shards for sample in read_samples(folder, checkpoint / COMPANIONS)]
+    samples = [sample for folder in shards for sample in read_samples(folder, checkpoint / HF_FILES)]
     print(json.dumps(evaluate(checkpoint, packs(samples, SEQ_LENGTH))))
 
 

@@ -25,11 +25,12 @@ from transformers.utils import logging as transformers_logging
 
 from data_pipeline.domains.documents import split_placeholders
 from data_pipeline.encoding.batch import EncodedSample
-from data_pipeline.encoding.encode import PixelBudget, encode_sample
+from data_pipeline.encoding.encode import encode_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.media.images import PATCH_SIZE, TEMPORAL_PATCH_SIZE, TOKEN_PIXELS
-from data_pipeline.sample import Image, Sample, Segment, Text, Token, Video
+from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.sample import Element, Image, Sample, Text, Token, Video
 from tools.errors import errors_in_one_line
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -58,10 +59,10 @@ def main(
     with errors_in_one_line(DataError, GenerateError):
         exported = Exported.load(hf)
         if raw:
-            segments = document_prompt(prompt, images=len(image or ()), videos=len(video or ()))
+            elements = document_prompt(prompt, images=len(image or ()), videos=len(video or ()))
         else:
-            segments = exported.chat_prompt(prompt, images=len(image or ()), videos=len(video or ()), thinking=thinking)
-        sample = exported.encode(segments, [_read(path) for path in image or ()], [_read(path) for path in video or ()])
+            elements = exported.chat_prompt(prompt, images=len(image or ()), videos=len(video or ()), thinking=thinking)
+        sample = exported.encode(elements, [_read(path) for path in image or ()], [_read(path) for path in video or ()])
         torch.manual_seed(seed)
         answer = exported.generate(sample, max_new_tokens=max_new_tokens, greedy=greedy)
     print(answer)
@@ -70,16 +71,16 @@ def main(
 # --- prompts: text, pictures and clips in order -----------------------------------------------------------------------
 
 
-def document_prompt(prompt: str, *, images: int, videos: int) -> list[Segment]:
+def document_prompt(prompt: str, *, images: int, videos: int) -> list[Element]:
     """The beginning of a pretraining document."""
     return [Token("[gMASK]"), Token("<sop>"), *_content(prompt, images, videos)]
 
 
-def _content(prompt: str, images: int, videos: int) -> list[Segment]:
+def _content(prompt: str, images: int, videos: int) -> list[Element]:
     """Pictures and clips where the prompt says <image> and <video>; before it, where it says neither."""
     content = split_placeholders(prompt, loss=False)
     for kind, given, mark in ((Image, images, "<image>"), (Video, videos, "<video>")):
-        marked = sum(isinstance(segment, kind) for segment in content)
+        marked = sum(isinstance(element, kind) for element in content)
         if marked not in (0, given):
             raise GenerateError(
                 f"the prompt says {mark} {marked} times, but {given} are given; name each of them, or none"
@@ -124,28 +125,28 @@ class Exported:
             budget=PixelBudget(_max_tokens(image), _max_tokens(video)),
         )
 
-    def chat_prompt(self, prompt: str, *, images: int, videos: int, thinking: bool = True) -> list[Segment]:
+    def chat_prompt(self, prompt: str, *, images: int, videos: int, thinking: bool = True) -> list[Element]:
         """One user turn through the folder's chat template, up to where the assistant begins to write."""
         template = self.tokenizer.get_chat_template()
         if not thinking and "enable_thinking" not in template:
             raise GenerateError(f"{self.folder}: the chat template always thinks; leave --no-thinking out")
         typed: list[str] = []
         parts = []
-        for segment in _content(prompt, images, videos):
-            if isinstance(segment, Text):
+        for element in _content(prompt, images, videos):
+            if isinstance(element, Text):
                 # A stand-in that no template takes for anything; what was typed comes back as plain text below.
                 parts.append({"type": "text", "text": f"\ue000{len(typed)}\ue001"})
-                typed.append(segment.text)
+                typed.append(element.text)
             else:
-                parts.append({"type": "image" if isinstance(segment, Image) else "video"})
+                parts.append({"type": "image" if isinstance(element, Image) else "video"})
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
         return list(_segments(rendered, typed, self.glm_tokenizer.special))
 
-    def encode(self, segments: Sequence[Segment], images: Sequence[bytes], videos: Sequence[bytes]) -> EncodedSample:
+    def encode(self, elements: Sequence[Element], images: Sequence[bytes], videos: Sequence[bytes]) -> EncodedSample:
         """Decode the files and tokenise. Raises BadSample naming what is wrong with them."""
-        sample = Sample("prompt", tuple(segments))
+        sample = Sample("prompt", tuple(elements))
         return encode_sample(sample, images, videos, tokenizer=self.glm_tokenizer, budget=self.budget)
 
     @torch.no_grad()
@@ -166,14 +167,14 @@ class Exported:
         return self.tokenizer.decode(written)
 
 
-MEDIA: dict[str, Segment] = {
+MEDIA: dict[str, Element] = {
     "<|begin_of_image|><|image|><|end_of_image|>": Image(),
     "<|begin_of_video|><|video|><|end_of_video|>": Video(),
 }
 
 
-def _segments(rendered: str, typed: Sequence[str], special: dict[str, int]) -> Iterator[Segment]:
-    """A rendered chat as segments: stand-ins become what was typed, special tokens become tokens."""
+def _segments(rendered: str, typed: Sequence[str], special: dict[str, int]) -> Iterator[Element]:
+    """A rendered chat as elements: stand-ins become what was typed, special tokens become tokens."""
     pieces = "|".join(re.escape(piece) for piece in (*MEDIA, *special))
     for piece in filter(None, re.split(f"({pieces}|\ue000[0-9]+\ue001)", rendered)):
         if piece in MEDIA:
@@ -208,8 +209,8 @@ def pixel_values(sample: EncodedSample, preprocessor: dict[str, Any]) -> Tensor:
     """uint8 slices -> normalised patches, float32 [patches, 1176] in (channel, instant, y, x) order."""
     mean, std = (torch.tensor(preprocessor[key]).view(3, 1, 1, 1) for key in ("image_mean", "image_std"))
     patches = []
-    sizes = [h * w * frames for (h, w), frames in zip(sample.grids, sample.frames, strict=True)]
-    for slices, frames in zip(sample.pixels.split(sizes), sample.frames, strict=True):
+    sizes = [h * w * frames for (h, w), frames in zip(sample.grids, sample.frames_per_image, strict=True)]
+    for slices, frames in zip(sample.patches.split(sizes), sample.frames_per_image, strict=True):
         instants = slices.view(-1, frames, PATCH_SIZE, PATCH_SIZE, 3).permute(0, 4, 1, 2, 3).float()
         both = ((instants / 255 - mean) / std).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1, -1)
         patches.append(both.flatten(1))

@@ -36,9 +36,9 @@ from data_pipeline.curation.report import funnel_table
 from data_pipeline.curation.run import Unfinished
 from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.kinds import describe_kinds
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding.build import MANIFEST, Outcome, Part, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.foreign import index_shards

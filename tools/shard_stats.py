@@ -18,9 +18,9 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 
 from data_pipeline.domains import DOMAINS
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.loading.source import sample_lengths
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.index import ShardIndex
 
 _BINS = 60

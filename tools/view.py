@@ -23,11 +23,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
-from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.files import write_text
 from data_pipeline.loading.loader import PackedLoader
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.index import ShardIndex, read_index
 from data_pipeline.shards.reader import ShardReader
 from model.checkpoint import CheckpointError
@@ -38,7 +39,7 @@ from tools.shard_paths import shards_of
 from tools.view_content import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 from training.config import RunConfig, load_config
 from training.pack_cost import pack_cost
-from training.start_point import find_origin, resolve_model
+from training.start_point import find_start_point, resolve_model
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
@@ -103,7 +104,7 @@ def batch(
             global_batch_size=run.train.global_batch_size,
             data_parallel_rank=0,
             data_parallel_size=1,
-            cost=pack_cost(resolve_model(run.model.preset, find_origin(run, asdict(run)))),
+            cost=pack_cost(resolve_model(run.model.preset, find_start_point(run, asdict(run)))),
         )
         loader.skip(step - 1)
         packs: list[PackView] = []

@@ -101,7 +101,7 @@ class PackView:
     facts: dict[str, str] = field(default_factory=dict)
     segments: list[Segment] = field(default_factory=list)
     lines: dict[str, str] = field(default_factory=dict)  # axis -> points of an SVG polyline, in a box of 1000 x 100
-    rejected: Counter[str] = field(default_factory=Counter)  # samples set aside, and how often
+    quarantined: Counter[str] = field(default_factory=Counter)  # samples set aside, and how often
 
 
 def view_of_failure(name: str, error: BadSample) -> SequenceView:
@@ -155,8 +155,8 @@ def view_of_pack(batch: Batch, tokenizer: GlmTokenizer, title: str) -> PackView:
         segments=segments,
         lines={axis: _line(batch.position_ids[row]) for row, axis in enumerate(("time", "height", "width"))},
         sequences=[view_of_sample(sample, tokenizer) for sample in unpack(batch, tokenizer.image_id)],
-        rejected=Counter(
-            f"{lost['shard']}/{lost['key']}: {lost['reason']}: {lost['detail']}" for lost in batch.rejected
+        quarantined=Counter(
+            f"{lost['shard']}/{lost['key']}: {lost['reason']}: {lost['detail']}" for lost in batch.quarantined
         ),
     )
 
@@ -164,7 +164,7 @@ def view_of_pack(batch: Batch, tokenizer: GlmTokenizer, title: str) -> PackView:
 def unpack(batch: Batch, image_id: int) -> Iterator[EncodedSample]:
     """The samples that `collate` put into a batch. A sample's first token is never learned, so nothing is lost."""
     grids = [(h, w) for _, h, w in batch.grid_thw.tolist()]
-    frames = batch.frames.tolist()
+    frames = batch.frames_per_image.tolist()
     image = slice_ = 0
     for name, domain, start, length in zip(
         batch.sample_ids,
@@ -189,9 +189,9 @@ def unpack(batch: Batch, image_id: int) -> Iterator[EncodedSample]:
             input_ids=ids,
             loss=loss,
             position_ids=batch.position_ids[:, start : start + length].numpy(),
-            pixels=batch.pixels[first_slice:slice_],
+            patches=batch.patches[first_slice:slice_],
             grids=tuple(grids[first_image:image]),
-            frames=tuple(frames[first_image:image]),
+            frames_per_image=tuple(frames[first_image:image]),
         )
 
 
@@ -256,11 +256,11 @@ def _line(positions: torch.Tensor) -> str:
 def _pictures(sample: EncodedSample, tokenizer: GlmTokenizer) -> Iterator[Picture]:
     texts = _texts_after_images(sample, tokenizer)
     done = 0
-    for number, (grid, instants) in enumerate(zip(sample.grids, sample.frames, strict=True)):
+    for number, (grid, instants) in enumerate(zip(sample.grids, sample.frames_per_image, strict=True)):
         if number == MAX_PICTURES:
             return
         count = grid[0] * grid[1] * instants
-        frames = unpatchify(sample.pixels[done : done + count], grid, instants)
+        frames = unpatchify(sample.patches[done : done + count], grid, instants)
         done += count
         height, width = frames.shape[1:3]
         what = f"{number}: {width} x {height}, {grid[1]} x {grid[0]} patches, {tokens_of(grid)} tokens"

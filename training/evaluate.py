@@ -9,7 +9,7 @@ import torch
 
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
-from model.checkpoint import COMPANIONS, find_checkpoint, load_checkpoint
+from model.checkpoint import HF_FILES, find_checkpoint, load_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.parallel import ParallelConfig, initialize_model_parallel
@@ -34,7 +34,7 @@ def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:
     sums = torch.zeros(len(DOMAINS), 2, dtype=torch.float64)
     with process_group(), torch.no_grad():
         initialize_model_parallel(ParallelConfig(), seed=0)
-        model = GlmvModel(GlmvConfig.from_hf(checkpoint / COMPANIONS), ParallelConfig()).eval()
+        model = GlmvModel(GlmvConfig.from_hf(checkpoint / HF_FILES), ParallelConfig()).eval()
         load_checkpoint(checkpoint, [model])
         for pack in packs:
             of_domain = (domain_masks(pack) * pack.loss_mask).double()

@@ -49,7 +49,7 @@ def read_inherited(folder: Path | None) -> dict[str, str]:
     return {name: (folder / name).read_text() for name in INHERITED if (folder / name).is_file()}
 
 
-def write_companions(folder: Path, model: GlmvConfig, data: DataConfig, inherited: dict[str, str]) -> None:
+def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited: dict[str, str]) -> None:
     """Fill `folder`.
 
     Args:

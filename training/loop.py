@@ -35,15 +35,15 @@ from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
-from training.batch_broadcast import is_lead, share_batches
+from training.batch_broadcast import broadcast_batches, is_lead
 from training.config import PRECISIONS, RunConfig
 from training.distributed import process_group, rank, world_size
 from training.errors import expected_errors
-from training.hf_files import check_tokenizer, read_inherited, write_companions
+from training.hf_files import check_tokenizer, read_inherited, write_hf_files
 from training.metrics import RunLog, logger
 from training.pack_cost import pack_cost
 from training.run_lock import agree_on_lock, run_lock
-from training.start_point import RUN_CONFIG, Origin, agree_on_origin, find_origin, resolve_model
+from training.start_point import RUN_CONFIG, StartPoint, agree_on_start_point, find_start_point, resolve_model
 from training.step import NonFiniteStep, TrainStep
 
 SET_ASIDE = 0.02  # of all samples, for their length: more is worth a warning
@@ -59,7 +59,7 @@ def run(config: RunConfig) -> None:
         SystemExit: 2, after an error of these kinds, or a step that is not finite, in the run itself.
     """
     resolved = asdict(config)
-    origin = find_origin(config, resolved)
+    origin = find_start_point(config, resolved)
     model_config = resolve_model(config.model.preset, origin)
     config.parallel.check(model_config, world_size(), config.train.seq_length, config.data.segment_multiple)
     config.check_world(world_size())
@@ -74,11 +74,13 @@ def run(config: RunConfig) -> None:
     check_tokenizer(model_config, loader.tokenizer)
     layout = lay_out_pipeline(config, model_config, loader)
     with run_lock(Path(config.train.output_dir)) as refusal:
-        origin = find_origin(config, resolved)  # again: until now, another run may have been saving its last checkpoint
+        origin = find_start_point(
+            config, resolved
+        )  # again: until now, another run may have been saving its last checkpoint
         with process_group():
             agree_on_lock(refusal)
             with expected_errors(on_every_process=True):
-                _train(config, model_config, resolved, loader, layout, agree_on_origin(origin))
+                _train(config, model_config, resolved, loader, layout, agree_on_start_point(origin))
 
 
 def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:
@@ -97,7 +99,7 @@ def _train(
     resolved: dict[str, Any],
     loader: PackedLoader,
     layout: PipelineLayout | None,
-    origin: Origin,
+    origin: StartPoint,
 ) -> None:
     train = config.train
     if train.deterministic:
@@ -147,16 +149,14 @@ def _train(
         logger.info("backend: %s", model_chunks[0].backend.description)
         if done == train.steps:
             logger.info("nothing is left to do; raise train.steps to go on")
-    companions = partial(
-        write_companions, model=model_config, data=config.data, inherited=read_inherited(origin.companions)
-    )
+    hf_files = partial(write_hf_files, model=model_config, data=config.data, inherited=read_inherited(origin.hf_files))
     saved = done
 
     def save() -> None:
         path = folder / "checkpoints" / f"step_{done:07d}"
         progress = TrainState(step=done, data=loader.state_dict(), config=resolved)
         trainer.synchronize_weights()
-        save_checkpoint(path, model_chunks, companions=companions, optimizer=trainer.optimizer, train_state=progress)
+        save_checkpoint(path, model_chunks, hf_files=hf_files, optimizer=trainer.optimizer, train_state=progress)
         if dist.get_rank() == 0:
             mark_latest(path)
             remove_old(path, config.checkpoint.keep_last)
@@ -165,7 +165,7 @@ def _train(
     try:
         for step in range(done + 1, train.steps + 1):
             started = time.perf_counter()
-            batches = share_batches(loader.next_step)
+            batches = broadcast_batches(loader.next_step)
             if not batches:
                 if log is not None:
                     logger.info("the data ends here: all sources have used up their epochs before step %d", step)
@@ -179,11 +179,11 @@ def _train(
                     f"{error}; the samples are named in {folder}/nonfinite_step_{step}_rank_*.json"
                 ) from None
             done = step
-            rejected = gather_rejected(batches) if report.rejected else []
+            quarantined = gather_quarantined(batches) if report.quarantined else []
             if log is not None:
-                log.step(step, report, time.perf_counter() - started, rejected)
-            loader.tally.add(report.samples, rejected)
-            loader.tally.check(config.data.max_rejected_fraction, str(folder / "quarantine.jsonl"))
+                log.step(step, report, time.perf_counter() - started, quarantined)
+            loader.tally.add(report.samples, quarantined)
+            loader.tally.check(config.data.max_quarantined_fraction, str(folder / "quarantine.jsonl"))
             if config.checkpoint.save_interval and step % config.checkpoint.save_interval == 0:
                 save()
                 saved = step
@@ -205,9 +205,9 @@ def fill_weights(model_chunks: Sequence[GlmvModel], start_from: Path | None, see
         load_weights(model_chunks, SafetensorsFolder(start_from))
 
 
-def gather_rejected(batches: list[Batch]) -> list[dict[str, Any]]:
+def gather_quarantined(batches: list[Batch]) -> list[dict[str, Any]]:
     """The quarantined samples of the global batch, in the order of its packs, each once. Collective."""
-    own = [batch.rejected for batch in batches]
+    own = [batch.quarantined for batch in batches]
     everyone: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
     dist.all_gather_object(everyone, own, group=parallel_state.get_data_parallel_group())
     # Rank r of n has packs r, r+n, r+2n ...: the first of every rank come first.

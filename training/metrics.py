@@ -58,16 +58,16 @@ class RunLog:
         if kept is not None:
             logger.warning("no checkpoint here: the run begins again, its earlier metrics are kept in %s", kept.name)
 
-    def step(self, step: int, report: StepReport, seconds: float, rejected: list[dict[str, Any]]) -> None:
+    def step(self, step: int, report: StepReport, seconds: float, quarantined: list[dict[str, Any]]) -> None:
         line = metrics_line(step, report, seconds)
         print(json.dumps(line), file=self._metrics, flush=True)
         for key, value in line.items():
             if key != "step":
                 self._tensorboard.add_scalar(key, value, step)
-        for record in rejected:
+        for record in quarantined:
             print(json.dumps({"step": step, **record}), file=self._quarantine, flush=True)
-        if rejected:
-            logger.warning("step %d: %d samples set aside, see quarantine.jsonl", step, len(rejected))
+        if quarantined:
+            logger.warning("step %d: %d samples set aside, see quarantine.jsonl", step, len(quarantined))
         logger.info(
             "step %d/%d  loss %.4f  grad_norm %.3f  lr %.2e  %s tokens/s  padding %.1f%%",
             step, self.steps, report.loss, report.grad_norm, report.lr,

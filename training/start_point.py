@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from model.checkpoint import (
-    COMPANIONS,
+    HF_FILES,
     STATE,
     CheckpointError,
     find_checkpoint,
@@ -30,7 +30,7 @@ RUN_CONFIG = "config.yaml"
 
 
 @dataclass(frozen=True)
-class Origin:
+class StartPoint:
     """`resume`: a checkpoint to continue, with its optimizer and data counters. `weights`: a checkpoint or a Hugging
     Face folder to take weights from. Neither: random weights."""
 
@@ -42,15 +42,15 @@ class Origin:
         return self.resume or self.weights
 
     @property
-    def companions(self) -> Path | None:
+    def hf_files(self) -> Path | None:
         """Where the folder keeps its config.json and the like."""
         if self.folder is None:
             return None
-        inside = self.folder / COMPANIONS
+        inside = self.folder / HF_FILES
         return inside if inside.is_dir() else self.folder
 
 
-def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
+def find_start_point(config: RunConfig, resolved: dict[str, Any]) -> StartPoint:
     """Look at the folders that `config` names. `resolved` is the configuration as it is kept with a run.
 
     Raises:
@@ -65,10 +65,10 @@ def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
                 f"train.output_dir={folder} holds a run and checkpoint.resume=never; choose another folder, or "
                 "checkpoint.resume=auto to continue it"
             )
-        return Origin(weights=_weights(config.model.init_from))
+        return StartPoint(weights=_weights(config.model.init_from))
     checkpoint = latest_checkpoint(folder)
     if checkpoint is None:
-        return Origin(weights=_weights(config.model.init_from))
+        return StartPoint(weights=_weights(config.model.init_from))
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
         raise ConfigError(
@@ -78,7 +78,7 @@ def find_origin(config: RunConfig, resolved: dict[str, Any]) -> Origin:
     _refuse_another_freeze(before.config, config.freeze, folder)
     if not config.checkpoint.allow_changes:
         _refuse_changes(before.config, resolved, folder)
-    return Origin(resume=checkpoint)
+    return StartPoint(resume=checkpoint)
 
 
 def _weights(init_from: str) -> Path | None:
@@ -143,13 +143,13 @@ def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, A
             yield f"{prefix}{key}", value
 
 
-def resolve_model(preset_name: str, origin: Origin) -> GlmvConfig:
+def resolve_model(preset_name: str, origin: StartPoint) -> GlmvConfig:
     """The model that the preset, if one is named, and the folder to start from, if there is one, agree on."""
     preset = GlmvConfig.from_preset(preset_name) if preset_name else None
-    if origin.companions is None:
+    if origin.hf_files is None:
         assert preset is not None
         return preset
-    found = GlmvConfig.from_hf(origin.companions)
+    found = GlmvConfig.from_hf(origin.hf_files)
     if preset is not None and preset != found:
         raise ConfigError(
             f"model.preset={preset_name} is another model than the one in {origin.folder}; leave model.preset empty to "
@@ -158,7 +158,7 @@ def resolve_model(preset_name: str, origin: Origin) -> GlmvConfig:
     return found
 
 
-def agree_on_origin(origin: Origin) -> Origin:
+def agree_on_start_point(origin: StartPoint) -> StartPoint:
     """The main process's choice, on every process. Collective. What a process finds by itself may differ: file systems
     show new files late, and a run that `model.init_from` names may save meanwhile.
 

@@ -32,7 +32,7 @@ from data_pipeline.encoding.batch import Batch
 from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
 from model.parallel import my_context_tokens
-from training.batch_broadcast import share_pixels
+from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 
@@ -54,7 +54,7 @@ class StepReport:
     samples: int
     images: int  # pictures and frame pairs
     patches: int
-    rejected: int  # samples set aside
+    quarantined: int  # samples set aside
     domain_losses: dict[str, float] = field(default_factory=dict)
     scaled_lrs: dict[str, float] = field(default_factory=dict)  # of the parts with a learning rate of their own
     moe: dict[str, float] = field(default_factory=dict)
@@ -114,7 +114,7 @@ class TrainStep:
         """
         ranks = parallel_state.get_data_parallel_world_size()
         packs = len(batches) * ranks
-        loss_tokens, tokens, samples, images, patches, rejected = self._totals(batches)
+        loss_tokens, tokens, samples, images, patches, quarantined = self._totals(batches)
         for chunk in self.model_chunks:
             for router in chunk.routers():
                 router.mean_tokens_per_pack = max(tokens, 1) / packs
@@ -137,7 +137,7 @@ class TrainStep:
             samples=samples,
             images=images,
             patches=patches,
-            rejected=rejected,
+            quarantined=quarantined,
             domain_losses=domain_losses,
             scaled_lrs=scaled_learning_rates(self.scheduler),
             moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
@@ -151,7 +151,7 @@ class TrainStep:
         reports = get_forward_backward_func()(
             forward_step_func=partial(forward_step, loss_scale=loss_scale),
             data_iterator=[
-                share_pixels(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
+                broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
             ],
             model=self.ddp,
             num_microbatches=len(batches),
@@ -172,7 +172,7 @@ class TrainStep:
     def _totals(self, batches: Sequence[Batch]) -> list[int]:
         """Sums over the global batch, before anything is computed."""
         counts = [
-            [b.num_loss_tokens, b.num_tokens, b.num_samples, b.num_images, b.num_patches, len(b.rejected)]
+            [b.num_loss_tokens, b.num_tokens, b.num_samples, b.num_images, b.num_patches, len(b.quarantined)]
             for b in batches
         ]
         totals = torch.tensor(counts, device=torch.cuda.current_device()).sum(0)
@@ -226,7 +226,16 @@ def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tup
 def forward(model: Any, batch: Batch) -> Tensor:
     """The loss of every token of a pack that this context rank works on, float32 [tokens / CP]; on a pipeline stage
     that is not the last, what the next one needs."""
-    names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "pixels", "grid_thw", "frames", "labels")
+    names = (
+        "input_ids",
+        "position_ids",
+        "cu_seqlens",
+        "segment_lengths",
+        "patches",
+        "grid_thw",
+        "frames_per_image",
+        "labels",
+    )
     return model(**{name: getattr(batch, name) for name in names})
 
 

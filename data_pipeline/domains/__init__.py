@@ -16,12 +16,12 @@ from typing import Any
 
 from data_pipeline.domains import chat, documents
 from data_pipeline.errors import BadSample
-from data_pipeline.sample import Image, Sample, Segment, Video
+from data_pipeline.sample import Element, Image, Sample, Video
 
-_DOCUMENTS: dict[str, Callable[[str], list[Segment]]] = {
-    "image_text": documents.picture_then_text,
-    "ocr": documents.picture_then_text,
-    "video": documents.clip_then_text,
+_DOCUMENTS: dict[str, Callable[[str], list[Element]]] = {
+    "image_text": documents.image_then_text,
+    "ocr": documents.image_then_text,
+    "video": documents.video_then_text,
     "interleaved": documents.text_with_placeholders,
     "grounding": documents.text_with_placeholders,
     "text": documents.plain_text,
@@ -36,17 +36,17 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
     """
     domain = record.get("domain") if isinstance(record, dict) else None
     if domain == "chat":
-        segments = chat.render(record.get("messages"), record.get("thinking"), form=chat_form)
+        elements = chat.render(record.get("messages"), record.get("thinking"), form=chat_form)
     elif isinstance(domain, str) and domain in _DOCUMENTS:
         if not isinstance(record.get("text"), str) or not record["text"]:
             raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')
-        segments = documents.document(_DOCUMENTS[domain](record["text"]))
+        elements = documents.document(_DOCUMENTS[domain](record["text"]))
     else:
         said = "there is no domain" if domain is None else f'"domain" is {domain!r}'
         raise BadSample("unknown_domain", f"{said}: use one of {', '.join(DOMAINS)}")
 
     metadata = {key: value for key, value in record.items() if key not in ("domain", "text", "messages", "thinking")}
-    sample = Sample(domain, tuple(segments), metadata)
+    sample = Sample(domain, tuple(elements), metadata)
     for kind, have, word in ((Image, images, "image"), (Video, videos, "video")):
         if sample.count(kind) != have:
             raise BadSample("media_mismatch", f"the text stands for {sample.count(kind)} {word}s but {have} are given")

@@ -28,46 +28,45 @@ from itertools import pairwise
 from typing import Any
 
 from data_pipeline.domains.documents import split_placeholders
-from data_pipeline.encoding.tokenizer import ROLE_TOKENS
 from data_pipeline.errors import BadSample
-from data_pipeline.sample import Segment, Text, Token
+from data_pipeline.sample import ROLE_TOKENS, Element, Text, Token
 
 DEFAULT_FORM = "glm45v"
 NO_THINK = "/nothink"
 END_OF_TURN = "<|user|>"
 
 
-def render(messages: Any, thinking: bool | None, *, form: str = DEFAULT_FORM) -> list[Segment]:
-    """A chat -> segments.
+def render(messages: Any, thinking: bool | None, *, form: str = DEFAULT_FORM) -> list[Element]:
+    """A chat -> elements.
 
     messages: [{"role": system | user | assistant, "content": str[, "reasoning_content": str]}, ...], ending with an
     assistant's. An assistant's content may itself begin with <think>...</think>. thinking: None means yes if an answer
     after the last user message has reasoning. Raises BadSample.
     """
     turns = _checked(messages)
-    segments, learned = _FORMS[form](turns, thinking)
+    elements, learned = _FORMS[form](turns, thinking)
     if not any(learned):
         raise BadSample("nothing_to_learn", "no answer of this chat carries loss")
-    chat: list[Segment] = [Token("[gMASK]"), Token("<sop>")]
+    chat: list[Element] = [Token("[gMASK]"), Token("<sop>")]
     for index, turn in enumerate(turns):
         ends_learned_turn = index > 0 and learned[index - 1]
-        chat += [Token(ROLE_TOKENS[turn["role"]], loss=ends_learned_turn), *segments[index]]
+        chat += [Token(ROLE_TOKENS[turn["role"]], loss=ends_learned_turn), *elements[index]]
     return [*chat, Token(END_OF_TURN, loss=learned[-1])]
 
 
-def _glm45v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Segment]], list[bool]]:
+def _glm45v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Element]], list[bool]]:
     last_user = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
     answers = {index: split_reasoning(turn) for index, turn in enumerate(turns) if turn["role"] == "assistant"}
     if thinking is None:
         thinking = any(reasoning for index, (reasoning, _) in answers.items() if index > last_user)
 
-    segments: list[list[Segment]] = []
+    elements: list[list[Element]] = []
     for index, turn in enumerate(turns):
         if turn["role"] == "system":
-            segments.append([Text("\n"), *split_placeholders(turn["content"], loss=False)])
+            elements.append([Text("\n"), *split_placeholders(turn["content"], loss=False)])
         elif turn["role"] == "user":
             content = turn["content"] if thinking else turn["content"].removesuffix(NO_THINK)
-            segments.append(
+            elements.append(
                 [Text("\n"), *split_placeholders(content, loss=False), *([] if thinking else [Token(NO_THINK)])]
             )
         elif thinking and index > last_user:
@@ -76,22 +75,22 @@ def _glm45v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[li
                 raise BadSample(
                     "missing_reasoning", "a thinking chat whose answer has no reasoning: set thinking to false"
                 )
-            thought: list[Segment] = [Token("<think>", True), Text(reasoning, True, True), Token("</think>", True)]
-            segments.append([Text("\n"), *thought, Text("\n", True, True), *_answer(answer, loss=True)])
+            thought: list[Element] = [Token("<think>", True), Text(reasoning, True, True), Token("</think>", True)]
+            elements.append([Text("\n"), *thought, Text("\n", True, True), *_answer(answer, loss=True)])
         else:
-            empty_thought: list[Segment] = [Text("\n"), Token("<think>"), Token("</think>"), Text("\n")]
-            segments.append([*empty_thought, *_answer(answers[index][1], loss=not thinking)])
-    return segments, [index in answers and (not thinking or index > last_user) for index in range(len(turns))]
+            empty_thought: list[Element] = [Text("\n"), Token("<think>"), Token("</think>"), Text("\n")]
+            elements.append([*empty_thought, *_answer(answers[index][1], loss=not thinking)])
+    return elements, [index in answers and (not thinking or index > last_user) for index in range(len(turns))]
 
 
-def _glm41v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Segment]], list[bool]]:
+def _glm41v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Element]], list[bool]]:
     if thinking is False:
         raise BadSample("chat_form", "GLM-4.1V has no form for chats without thinking")
-    segments: list[list[Segment]] = []
+    elements: list[list[Element]] = []
     for turn in turns:
         if turn["role"] == "assistant":
             reasoning = turn.get("reasoning_content")
-            thought: list[Segment] = []
+            thought: list[Element] = []
             if reasoning:
                 thought = [
                     Token("<think>", True),
@@ -99,13 +98,13 @@ def _glm41v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[li
                     Token("</think>", True),
                     Text("\n", True, True),
                 ]
-            segments.append([Text("\n"), *thought, *_answer(turn["content"], loss=True)])
+            elements.append([Text("\n"), *thought, *_answer(turn["content"], loss=True)])
         else:
-            segments.append([Text("\n"), *split_placeholders(turn["content"], loss=False)])
-    return segments, [turn["role"] == "assistant" for turn in turns]
+            elements.append([Text("\n"), *split_placeholders(turn["content"], loss=False)])
+    return elements, [turn["role"] == "assistant" for turn in turns]
 
 
-_FORMS: dict[str, Callable[[list[dict[str, str]], bool | None], tuple[list[list[Segment]], list[bool]]]] = {
+_FORMS: dict[str, Callable[[list[dict[str, str]], bool | None], tuple[list[list[Element]], list[bool]]]] = {
     "glm45v": _glm45v,
     "glm41v": _glm41v,
 }
@@ -123,7 +122,7 @@ def split_reasoning(turn: dict[str, str]) -> tuple[str, str]:
     return head.split("<think>")[-1].strip(), tail.strip()
 
 
-def _answer(content: str, *, loss: bool) -> list[Segment]:
+def _answer(content: str, *, loss: bool) -> list[Element]:
     if not content.strip():
         raise BadSample("empty_answer", "an assistant's turn has no answer")
     return split_placeholders(content, loss=loss, tags=True)

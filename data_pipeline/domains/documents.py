@@ -4,33 +4,33 @@ from __future__ import annotations
 
 import re
 
-from data_pipeline.sample import Image, Segment, Text, Token, Video
+from data_pipeline.sample import Element, Image, Text, Token, Video
 
 _PLACEHOLDER = re.compile(r"(<image>|<video>)")
 _MEDIA: dict[str, type[Image | Video]] = {"<image>": Image, "<video>": Video}
 
 
-def document(content: list[Segment]) -> list[Segment]:
+def document(content: list[Element]) -> list[Element]:
     return [Token("[gMASK]"), Token("<sop>"), *content, Token("<|endoftext|>", loss=True)]
 
 
-def picture_then_text(text: str) -> list[Segment]:
+def image_then_text(text: str) -> list[Element]:
     return [Image(), Text(text, loss=True)]
 
 
-def clip_then_text(text: str) -> list[Segment]:
+def video_then_text(text: str) -> list[Element]:
     return [Video(), Text(text, loss=True)]
 
 
-def plain_text(text: str) -> list[Segment]:
+def plain_text(text: str) -> list[Element]:
     return [Text(text, loss=True)]
 
 
-def text_with_placeholders(text: str) -> list[Segment]:
+def text_with_placeholders(text: str) -> list[Element]:
     return split_placeholders(text, loss=True)
 
 
-def split_placeholders(text: str, *, loss: bool, tags: bool = False) -> list[Segment]:
-    """Text with <image> and <video> in it -> segments in that order."""
+def split_placeholders(text: str, *, loss: bool, tags: bool = False) -> list[Element]:
+    """Text with <image> and <video> in it -> elements in that order."""
     parts = filter(None, _PLACEHOLDER.split(text))
     return [_MEDIA[part]() if part in _MEDIA else Text(part, loss, tags) for part in parts]

@@ -28,7 +28,7 @@ class EncodedSample:
     """One sample, ready to be packed.
 
     input_ids int64 [tokens]; loss bool [tokens], True where this very token is to be predicted; position_ids int64
-    [3, tokens]; pixels uint8 [slices, 588]; grids (h, w) in patches and frames (1 picture, 2 frame pair) of each image.
+    [3, tokens]; patches uint8 [slices, 588]; grids (h, w) in patches of each image.
     """
 
     sample_id: str
@@ -36,9 +36,9 @@ class EncodedSample:
     input_ids: np.ndarray
     loss: np.ndarray
     position_ids: np.ndarray
-    pixels: torch.Tensor
+    patches: torch.Tensor
     grids: tuple[tuple[int, int], ...] = ()
-    frames: tuple[int, ...] = ()
+    frames_per_image: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -61,11 +61,13 @@ class Batch:
     cu_seqlens: torch.Tensor  # int32 [segments + 1]
     segment_lengths: torch.Tensor  # int32 [segments]
     segment_domains: list[str]
-    pixels: torch.Tensor  # uint8 [slices, 588]: (y, x, channel); a frame pair's patch is two neighbouring slices
+    patches: torch.Tensor  # uint8 [slices, 588]: (y, x, channel); a frame pair's patch is two neighbouring slices
     grid_thw: torch.Tensor  # int64 [images, 3]: a row a picture or frame pair, t = 1, h and w in patches
-    frames: torch.Tensor  # int32 [images]: 1 picture, 2 frame pair
+    frames_per_image: torch.Tensor  # int32 [images]: 1 picture, 2 frame pair
     sample_ids: list[str]  # "shard.tar/KEY" of each segment, "" for the tail and for room that nothing could fill
-    rejected: list[dict[str, Any]] = field(default_factory=list)  # samples set aside: see quarantine.rejection
+    quarantined: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # samples set aside: see quarantine.quarantine_record
 
     @property
     def num_tokens(self) -> int:
@@ -111,7 +113,7 @@ def collate(
     segment_multiple: int,
     pad_id: int,
     rooms: Sequence[int] | None = None,
-    rejected: Sequence[dict[str, Any]] = (),
+    quarantined: Sequence[dict[str, Any]] = (),
 ) -> Batch:
     """Lays samples one after the other, each padded to a multiple of segment_multiple. They must fit seq_length.
 
@@ -141,11 +143,13 @@ def collate(
         cu_seqlens=torch.tensor(boundaries + [seq_length] * tail, dtype=torch.int32),
         segment_lengths=torch.tensor([len(sample) for sample in samples] + [0] * tail, dtype=torch.int32),
         segment_domains=[sample.domain for sample in samples] + [""] * tail,
-        pixels=torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *(sample.pixels for sample in samples)]),
+        patches=torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *(sample.patches for sample in samples)]),
         grid_thw=torch.tensor(grids, dtype=torch.int64).reshape(-1, 3),
-        frames=torch.tensor([count for sample in samples for count in sample.frames], dtype=torch.int32),
+        frames_per_image=torch.tensor(
+            [count for sample in samples for count in sample.frames_per_image], dtype=torch.int32
+        ),
         sample_ids=[sample.sample_id for sample in samples] + [""] * tail,
-        rejected=list(rejected),
+        quarantined=list(quarantined),
     )
 
 

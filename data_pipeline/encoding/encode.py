@@ -18,17 +18,10 @@ from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import SLICE_BYTES, grid_of, image_slices, probe_image, resized_size
-from data_pipeline.media.video import plan_video, probe_video, video_slices
+from data_pipeline.media.images import SLICE_BYTES, grid_of, image_patches, probe_image, resized_size
+from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.video import probe_video, video_geometry, video_patches
 from data_pipeline.sample import Image, Sample, Video
-
-
-@dataclass(frozen=True)
-class PixelBudget:
-    """The largest a picture and a clip may become, in tokens."""
-
-    image_max_tokens: int = 6144
-    video_max_tokens: int = 30000
 
 
 def encode_record(
@@ -56,16 +49,16 @@ def encode_sample(
     sample_id: str = "",
 ) -> EncodedSample:
     """The same for a Sample that is already built."""
-    pictures = [image_slices(data, budget.image_max_tokens) for data in images]
-    clips = [video_slices(data, budget.video_max_tokens) for data in videos]
+    pictures = [image_patches(data, budget.image_max_tokens) for data in images]
+    clips = [video_patches(data, budget.video_max_tokens) for data in videos]
     tokenized = tokenize(sample, tokenizer, [grid for _, grid in pictures], [layout for _, layout in clips])
 
     next_picture, next_clip = iter(pictures), iter(clips)
     slices = [torch.empty(0, SLICE_BYTES, dtype=torch.uint8)]
-    for segment in sample.segments:
-        if isinstance(segment, Image):
+    for element in sample.elements:
+        if isinstance(element, Image):
             slices.append(next(next_picture)[0])
-        elif isinstance(segment, Video):
+        elif isinstance(element, Video):
             slices.append(next(next_clip)[0])
     return EncodedSample(
         sample_id=sample_id,
@@ -73,9 +66,9 @@ def encode_sample(
         input_ids=tokenized.input_ids,
         loss=tokenized.loss,
         position_ids=rope_positions(tokenized.input_ids == tokenizer.image_id, tokenized.grids),
-        pixels=torch.cat(slices),
+        patches=torch.cat(slices),
         grids=tokenized.grids,
-        frames=tokenized.frames,
+        frames_per_image=tokenized.frames_per_image,
     )
 
 
@@ -109,15 +102,15 @@ class LongSample:
         self.sample, self.sample_id = sample, sample_id
         self._image_id = tokenizer.image_id
         grids = [grid_of(resized_size(*probe_image(data), max_tokens=budget.image_max_tokens)) for data in images]
-        layouts = [plan_video(probe_video(data), budget.video_max_tokens) for data in videos]
+        layouts = [video_geometry(probe_video(data), budget.video_max_tokens) for data in videos]
         self._tokens = tokenize(sample, tokenizer, grids, layouts)
-        pictures = (_Medium(data, 1, image_slices, budget.image_max_tokens) for data in images)
+        pictures = (_Medium(data, 1, image_patches, budget.image_max_tokens) for data in images)
         clips = (
-            _Medium(data, len(layout.seconds), video_slices, budget.video_max_tokens)
+            _Medium(data, len(layout.seconds), video_patches, budget.video_max_tokens)
             for data, layout in zip(videos, layouts, strict=True)
         )
-        of_segment: dict[type, Iterator[_Medium]] = {Image: pictures, Video: clips}
-        self._media = [next(of_segment[type(part)]) for part in sample.segments if isinstance(part, Image | Video)]
+        of_element: dict[type, Iterator[_Medium]] = {Image: pictures, Video: clips}
+        self._media = [next(of_element[type(part)]) for part in sample.elements if isinstance(part, Image | Video)]
 
     def __len__(self) -> int:
         return len(self._tokens.input_ids)
@@ -134,10 +127,10 @@ class LongSample:
         media = [self._media[number] for number in inside]
         before = sum(medium.images for medium in self._media[: inside[0]]) if len(inside) else 0
         images = slice(before, before + sum(medium.images for medium in media))
-        grids, frames = self._tokens.grids[images], self._tokens.frames[images]
-        pixels = [medium.slices(medium.data, medium.max_tokens)[0] for medium in media]
-        slices = torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *pixels])
-        if len(slices) != sum(h * w * instants for (h, w), instants in zip(grids, frames, strict=True)):
+        grids, frames_per_image = self._tokens.grids[images], self._tokens.frames_per_image[images]
+        patches = [medium.slices(medium.data, medium.max_tokens)[0] for medium in media]
+        slices = torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *patches])
+        if len(slices) != sum(h * w * instants for (h, w), instants in zip(grids, frames_per_image, strict=True)):
             raise BadSample("media_mismatch", "a picture or clip has another size than its header says")
         input_ids = self._tokens.input_ids[start:end]
         return EncodedSample(
@@ -146,7 +139,7 @@ class LongSample:
             input_ids=input_ids,
             loss=self._tokens.loss[start:end],
             position_ids=rope_positions(input_ids == self._image_id, grids),
-            pixels=slices,
+            patches=slices,
             grids=grids,
-            frames=frames,
+            frames_per_image=frames_per_image,
         )

@@ -1,6 +1,6 @@
 """Sample -> token ids and which of them the model learns to predict.
 
-Special tokens come only from the segments that name them. Text is encoded by a copy of the tokenizer that knows no
+Special tokens come only from the elements that name them. Text is encoded by a copy of the tokenizer that knows no
 special tokens, so "<|user|>" typed by a user is plain bytes, in whatever way the tokenizer folder lists its tokens.
 """
 
@@ -19,13 +19,12 @@ from tokenizers import Tokenizer
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.images import tokens_of
-from data_pipeline.media.video import VideoLayout
-from data_pipeline.sample import ASSISTANT_TAGS, Image, Sample, Text, Token, Video
+from data_pipeline.media.video import VideoGeometry
+from data_pipeline.sample import ASSISTANT_TAGS, ROLE_TOKENS, Image, Sample, Text, Token, Video
 
 PAD = "<|endoftext|>"
 IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|begin_of_image|>", "<|end_of_image|>"
 VIDEO, VIDEO_START, VIDEO_END = "<|video|>", "<|begin_of_video|>", "<|end_of_video|>"
-ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 REQUIRED_TOKENS = (
     *(PAD, "[gMASK]", "<sop>", *ROLE_TOKENS.values()),
     *(IMAGE, IMAGE_START, IMAGE_END, VIDEO, VIDEO_START, VIDEO_END),
@@ -98,13 +97,13 @@ class GlmTokenizer:
 @dataclass(frozen=True)
 class TokenizedSample:
     """input_ids int64 [tokens]; loss bool [tokens], True where this very token is to be predicted;
-    grids: (h, w) in patches of every picture or frame pair, in order; frames: 1 a picture, 2 a frame pair;
+    grids: (h, w) in patches of every picture or frame pair, in order; frames_per_image: 1 a picture, 2 a frame pair;
     blocks: (start, length) in tokens of every picture and clip, its begin and end tokens included."""
 
     input_ids: np.ndarray
     loss: np.ndarray
     grids: tuple[tuple[int, int], ...]
-    frames: tuple[int, ...]
+    frames_per_image: tuple[int, ...]
     blocks: tuple[tuple[int, int], ...]
 
 
@@ -112,13 +111,13 @@ def tokenize(
     sample: Sample,
     tokenizer: GlmTokenizer,
     images: Sequence[tuple[int, int]] = (),
-    videos: Sequence[VideoLayout] = (),
+    videos: Sequence[VideoGeometry] = (),
 ) -> TokenizedSample:
-    """Turns segments into ids. images: (h, w) in patches of every picture; videos: the layout of every clip."""
+    """Turns elements into ids. images: (h, w) in patches of every picture; videos: the layout of every clip."""
     ids: list[np.ndarray] = []
     loss: list[np.ndarray] = []
     grids: list[tuple[int, int]] = []
-    frames: list[int] = []
+    frames_per_image: list[int] = []
     media: list[tuple[int, int]] = []  # the first of `ids` of each picture and clip, and the one after its last
     next_image, next_video = iter(images), iter(videos)
 
@@ -132,16 +131,16 @@ def tokenize(
             False,
         )
         grids.append(grid)
-        frames.append(instants)
+        frames_per_image.append(instants)
 
-    for segment in _joined(sample.segments):
+    for element in _joined(sample.elements):
         first = len(ids)
-        match segment:
+        match element:
             case Token():
-                add([tokenizer.token(segment.name)], segment.loss)
+                add([tokenizer.token(element.name)], element.loss)
             case Text():
-                encode = tokenizer.encode_tagged if segment.tags else tokenizer.encode
-                add(encode(segment.text), segment.loss)
+                encode = tokenizer.encode_tagged if element.tags else tokenizer.encode
+                add(encode(element.text), element.loss)
             case Image():
                 add_image(next(next_image), 1)
             case Video():
@@ -151,26 +150,26 @@ def tokenize(
                     add_image(layout.grid, 2)
                     add(_timestamp(tokenizer, second), False)
                 add([tokenizer.special[VIDEO_END]], False)
-        if isinstance(segment, Image | Video):
+        if isinstance(element, Image | Video):
             media.append((first, len(ids)))
     starts = np.cumsum([0, *map(len, ids)]).tolist()
     blocks = tuple((starts[first], starts[end] - starts[first]) for first, end in media)
-    return TokenizedSample(np.concatenate(ids), np.concatenate(loss), tuple(grids), tuple(frames), blocks)
+    return TokenizedSample(np.concatenate(ids), np.concatenate(loss), tuple(grids), tuple(frames_per_image), blocks)
 
 
-def _joined(segments: Sequence[Text | Token | Image | Video]) -> list[Text | Token | Image | Video]:
+def _joined(elements: Sequence[Text | Token | Image | Video]) -> list[Text | Token | Image | Video]:
     """Neighbouring texts of one kind become one, so that they are encoded as they will be at inference."""
     joined: list[Text | Token | Image | Video] = []
-    for segment in segments:
+    for element in elements:
         last = joined[-1] if joined else None
         if (
-            isinstance(segment, Text)
+            isinstance(element, Text)
             and isinstance(last, Text)
-            and (segment.loss, segment.tags) == (last.loss, last.tags)
+            and (element.loss, element.tags) == (last.loss, last.tags)
         ):
-            joined[-1] = Text(last.text + segment.text, last.loss, last.tags)
+            joined[-1] = Text(last.text + element.text, last.loss, last.tags)
         else:
-            joined.append(segment)
+            joined.append(element)
     return joined
 
 

@@ -15,12 +15,13 @@ from torch.utils.data import Dataset
 
 from data_pipeline.domains import build_sample
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
-from data_pipeline.encoding.encode import LongSample, PixelBudget, encode_record
+from data_pipeline.encoding.encode import LongSample, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample
-from data_pipeline.loading.quarantine import TOO_LONG, Failure, rejection, substitute
+from data_pipeline.loading.quarantine import TOO_LONG, Failure, quarantine_record, substitute
 from data_pipeline.loading.source import Source, StoredSample
 from data_pipeline.loading.workers import WorkerNotes
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.plan import Pack, Piece
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
@@ -29,7 +30,7 @@ KEPT_LONG_SAMPLES = 4  # pieces of one sample come close together
 
 
 class PackFetcher(Dataset):
-    """Maps a Pack to its Batch. What could not be used is named in Batch.rejected; nothing that is wrong with a file
+    """Maps a Pack to its Batch. What could not be used is named in Batch.quarantined; nothing that is wrong with a file
     raises."""
 
     def __init__(
@@ -50,11 +51,11 @@ class PackFetcher(Dataset):
         self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
 
     def __getitem__(self, pack: Pack) -> Batch:
-        rejected = [self._refused(piece) for piece in pack.too_long]
+        quarantined = [self._refused(piece) for piece in pack.too_long]
         samples, rooms = [], []
         for piece in pack.pieces:
             rooms.append(padded_length(piece.length, self.segment_multiple))
-            samples.append(self._fetch_or_replace(piece, rooms[-1], rejected))
+            samples.append(self._fetch_or_replace(piece, rooms[-1], quarantined))
         self._notes.write("")
         return collate(
             samples,
@@ -62,11 +63,11 @@ class PackFetcher(Dataset):
             segment_multiple=self.segment_multiple,
             pad_id=self.tokenizer.pad_id,
             rooms=rooms,
-            rejected=rejected,
+            quarantined=quarantined,
         )
 
-    def _fetch_or_replace(self, piece: Piece, room: int, rejected: list[dict[str, Any]]) -> EncodedSample:
-        """The piece, or what takes its place; what failed on the way is added to `rejected`."""
+    def _fetch_or_replace(self, piece: Piece, room: int, quarantined: list[dict[str, Any]]) -> EncodedSample:
+        """The piece, or what takes its place; what failed on the way is added to `quarantined`."""
         source = self.sources[piece.source]
         failures: list[Failure] = []
         records: list[dict[str, Any]] = []
@@ -79,17 +80,17 @@ class PackFetcher(Dataset):
                 break
             except BadSample as error:
                 failures.append(Failure(candidate.row, error.reason))
-                records.append(rejection(error.reason, stored.shard_name, stored.sample.key, error.detail))
+                records.append(quarantine_record(error.reason, stored.shard_name, stored.sample.key, error.detail))
             row = substitute(source, room, self.segment_multiple, failures)
             candidate = None if row is None else Piece(piece.source, row, 0, int(source.lengths[row]))
-        rejected += [{**record, "replaced_by": sample.sample_id} for record in records]
+        quarantined += [{**record, "replaced_by": sample.sample_id} for record in records]
         return sample
 
     def _refused(self, piece: Piece) -> dict[str, Any]:
         """The record of a sample that the plan has set aside."""
         stored = self.sources[piece.source].sample(piece.row)
         detail = f"{piece.length} tokens do not fit train.seq_length {self.seq_length}"
-        return rejection(TOO_LONG, stored.shard_name, stored.sample.key, detail)
+        return quarantine_record(TOO_LONG, stored.shard_name, stored.sample.key, detail)
 
     def _fetch(self, piece: Piece, stored: StoredSample) -> EncodedSample:
         """Raises BadSample, and nothing else, where the sample cannot be used."""
@@ -109,7 +110,9 @@ class PackFetcher(Dataset):
             return encoded
         except BadSample:
             raise
-        except Exception as error:  # one sample that nobody foresaw must not end a run; many do, by the rejection rate
+        except (
+            Exception
+        ) as error:  # one sample that nobody foresaw must not end a run; many do, by the quarantine_record rate
             where = traceback.extract_tb(error.__traceback__)[-1]
             place = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
             raise BadSample("unexpected_error", f"{type(error).__name__} at {place}: {error}") from error

@@ -23,13 +23,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.batch import Batch
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.fetch import PackFetcher
 from data_pipeline.loading.quarantine import Tally
 from data_pipeline.loading.source import Source
 from data_pipeline.loading.workers import NO_ANSWER, WorkerNotes, begin_worker, private, shared
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.blend import Place
 from data_pipeline.plan.mixture_report import Share, planned_mixture
 from data_pipeline.plan.pack_cost import PackCost

@@ -69,7 +69,7 @@ def _shards_of(source: Neighbours, rows: np.ndarray | int) -> np.ndarray:
     return np.searchsorted(source.shard_rows, rows, side="right") - 1
 
 
-def rejection(reason: str, shard: str, key: str, detail: str, replaced_by: str = "") -> dict[str, Any]:
+def quarantine_record(reason: str, shard: str, key: str, detail: str, replaced_by: str = "") -> dict[str, Any]:
     """A line of quarantine.jsonl. replaced_by: "shard.tar/KEY", or nothing where padding took the place."""
     return {"reason": reason, "shard": shard, "key": key, "detail": detail, "replaced_by": replaced_by}
 
@@ -78,28 +78,28 @@ def rejection(reason: str, shard: str, key: str, detail: str, replaced_by: str =
 class Tally:
     """What a run has met so far, over all ranks. Part of the data state, so it survives a restart.
 
-    samples: read or rejected, substitutes included. reasons: rejected ones by reason, those that the plan has refused
+    samples: read or quarantined, substitutes included. reasons: quarantined ones by reason, those that the plan refused
     for their length left out.
     """
 
     samples: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
-    def add(self, delivered: int, rejected: Iterable[dict[str, Any]]) -> None:
-        """delivered: samples of a global batch; rejected: its lines of the quarantine."""
-        new = Counter(record["reason"] for record in rejected if record["reason"] != TOO_LONG)
+    def add(self, delivered: int, quarantined: Iterable[dict[str, Any]]) -> None:
+        """delivered: samples of a global batch; quarantined: its lines of the quarantine."""
+        new = Counter(record["reason"] for record in quarantined if record["reason"] != TOO_LONG)
         self.samples += delivered + new.total()
         self.reasons += new
 
     def check(self, max_fraction: float, quarantine: str) -> None:
-        """Raises DataError when more than max_fraction of the samples were rejected."""
-        rejected = self.reasons.total()
-        if rejected <= max_fraction * max(self.samples, GRACE_SAMPLES):
+        """Raises DataError when more than max_fraction of the samples were quarantined."""
+        quarantined = self.reasons.total()
+        if quarantined <= max_fraction * max(self.samples, GRACE_SAMPLES):
             return
         commonest = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common(3))
         raise DataError(
-            f"{rejected} of the first {self.samples} samples could not be used ({commonest}), more than "
-            f"data.max_rejected_fraction {max_fraction:g} allows: mend what {quarantine} names, or allow more"
+            f"{quarantined} of the first {self.samples} samples could not be used ({commonest}), more than "
+            f"data.max_quarantined_fraction {max_fraction:g} allows: mend what {quarantine} names, or allow more"
         )
 
     def state_dict(self) -> dict[str, Any]:

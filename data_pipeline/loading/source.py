@@ -10,10 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import DataError
 from data_pipeline.media.image_sizes import patches_of
 from data_pipeline.media.images import MERGE_SIZE, TEMPORAL_PATCH_SIZE
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.catalogue import ShardEntry, open_shards
 from data_pipeline.shards.index import sample_at, structs_at
 from data_pipeline.shards.members import ShardSample, index_command

@@ -152,7 +152,7 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(rows.transpose(1, 4, 2, 5, 0, 3).copy().view(np.uint8).reshape(-1, SLICE_BYTES))
 
 
-def image_slices(data: bytes, max_tokens: int) -> tuple[torch.Tensor, tuple[int, int]]:
+def image_patches(data: bytes, max_tokens: int) -> tuple[torch.Tensor, tuple[int, int]]:
     """A picture's bytes -> (slices uint8 [h*w, 588], (h, w)). Raises BadSample."""
     rgb = decode_image(data)
     size = resized_size(rgb.shape[0], rgb.shape[1], max_tokens=max_tokens)

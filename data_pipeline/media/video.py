@@ -54,7 +54,7 @@ class VideoInfo:
 
 
 @dataclass(frozen=True)
-class VideoLayout:
+class VideoGeometry:
     """How a clip is shown to the model."""
 
     indices: tuple[int, ...]  # the frames looked at, an even number
@@ -90,24 +90,24 @@ def frame_indices(frames: int, fps: float, duration: float | None) -> list[int]:
     return unique + unique[-1:] if len(unique) % 2 else unique
 
 
-def plan_video(info: VideoInfo, max_tokens: int) -> VideoLayout:
+def video_geometry(info: VideoInfo, max_tokens: int) -> VideoGeometry:
     """Chooses frames, timestamps and size from the header alone. Raises BadSample for an extreme aspect."""
     indices = frame_indices(info.frames, info.fps, info.duration)
     seconds = tuple(int(index / info.fps) for index in indices[::TEMPORAL_PATCH_SIZE])
     size = resized_size(info.height, info.width, max_tokens=max_tokens, frames=len(indices))
-    return VideoLayout(tuple(indices), seconds, size)
+    return VideoGeometry(tuple(indices), seconds, size)
 
 
-def video_slices(data: bytes, max_tokens: int) -> tuple[torch.Tensor, VideoLayout]:
+def video_patches(data: bytes, max_tokens: int) -> tuple[torch.Tensor, VideoGeometry]:
     """A clip's bytes -> (slices uint8 [pairs*h*w*2, 588], its layout). Raises BadSample."""
     with _open(data) as container:
         packets = _packets(container)
         info = _info(container, container.streams.video[0].frames or len(packets))
-        layout = plan_video(info, max_tokens)
+        layout = video_geometry(info, max_tokens)
         return _decode(packets, info, layout), layout
 
 
-def _decode(packets: Sequence[av.Packet], info: VideoInfo, layout: VideoLayout) -> torch.Tensor:
+def _decode(packets: Sequence[av.Packet], info: VideoInfo, layout: VideoGeometry) -> torch.Tensor:
     """Slices of the layout's frames. Only these are converted and resized, and one is held at a time."""
     h, w = layout.grid
     slices = torch.empty(len(layout.seconds), h * w, TEMPORAL_PATCH_SIZE, SLICE_BYTES, dtype=torch.uint8)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.domains import build_sample
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.images import decode_image, grid_of, probe_image, resized_size
-from data_pipeline.media.video import VideoInfo, plan_video, probe_video, video_slices
+from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.video import VideoInfo, probe_video, video_geometry, video_patches
 from data_pipeline.sample import Image, Video
 from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample
@@ -65,14 +65,14 @@ def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, who
     videos = [probe_video(data) for data in raw.videos]
     grids = [grid_of(resized_size(*size, max_tokens=budget.image_max_tokens)) for size in images]
     if whole:
-        layouts = [video_slices(data, budget.video_max_tokens)[1] for data in raw.videos]
+        layouts = [video_patches(data, budget.video_max_tokens)[1] for data in raw.videos]
     else:
-        layouts = [plan_video(info, budget.video_max_tokens) for info in videos]
+        layouts = [video_geometry(info, budget.video_max_tokens) for info in videos]
     if tokenizer is None:
         return Measured(sample.domain, 0, images, videos, [])
     tokenized = tokenize(sample, tokenizer, grids, layouts)
     text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
-    is_video = [isinstance(segment, Video) for segment in sample.segments if isinstance(segment, Image | Video)]
+    is_video = [isinstance(element, Video) for element in sample.elements if isinstance(element, Image | Video)]
     blocks = [
         (video, text_before[start], text_before[start + length] - text_before[start])
         for video, (start, length) in zip(is_video, tokenized.blocks, strict=True)

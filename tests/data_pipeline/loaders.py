@@ -28,7 +28,7 @@ def loader(config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1,
 
 def digest(batch: Batch) -> tuple[list[str], str]:
     """Sample ids, and a checksum of every byte of the pack."""
-    content = hashlib.sha256(json.dumps([batch.segment_domains, batch.rejected]).encode())
+    content = hashlib.sha256(json.dumps([batch.segment_domains, batch.quarantined]).encode())
     for name, value in sorted(vars(batch).items()):
         if isinstance(value, torch.Tensor):
             content.update(name.encode() + str(value.shape).encode() + value.numpy().tobytes())

@@ -39,7 +39,7 @@ def chat(*turns: tuple[str, ...], thinking: bool | None = None, form: str = "glm
 def learned(sample: Sample) -> str:
     """The text that carries loss; what lies between two such places is shown as |."""
     shown = ""
-    for segment in sample.segments:
+    for segment in sample.elements:
         if isinstance(segment, Text | Token) and segment.loss:
             shown += segment.text if isinstance(segment, Text) else segment.name
         elif shown and shown[-1] != "|":
@@ -111,7 +111,7 @@ def test_glm41v_writes_turns_as_they_are():
 def test_reasoning_may_stand_in_the_content():
     inline = chat(("user", "Q"), ("assistant", "<think>\nT\n</think>\n\nA\n"))
     apart = chat(("user", "Q"), ("assistant", "A", "T"))
-    assert inline.segments == apart.segments
+    assert inline.elements == apart.elements
 
 
 def random_turns(rng: np.random.Generator, thinking: bool) -> list[dict[str, str]]:

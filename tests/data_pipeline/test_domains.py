@@ -27,7 +27,7 @@ END = Token("<|endoftext|>", loss=True)
 )
 def test_documents(domain, text, images, videos, content):
     sample = build_sample({"domain": domain, "text": text, "url": "a/b"}, images=images, videos=videos)
-    assert sample.segments == (*BEGIN, *content, END)
+    assert sample.elements == (*BEGIN, *content, END)
     assert sample.domain == domain
     assert sample.metadata == {"url": "a/b"}
 

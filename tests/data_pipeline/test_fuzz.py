@@ -22,11 +22,11 @@ from typing import Any
 import pytest
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.fetch import PackFetcher
 from data_pipeline.loading.source import Source
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
 from tests.data_pipeline.media_files import clip, encoded, pattern
@@ -333,7 +333,7 @@ def run_case(kind: str, rng: random.Random, folder: Path, tokenizer: GlmTokenize
         batch = fetcher[Pack([Piece(0, row, 0, int(source.lengths[row]))])]
         stored = source.sample(row)
         name = f"{stored.shard_name}/{stored.sample.key}"
-        failed = [record["reason"] for record in batch.rejected if f"{record['shard']}/{record['key']}" == name]
+        failed = [record["reason"] for record in batch.quarantined if f"{record['shard']}/{record['key']}" == name]
         assert len(failed) + (batch.sample_ids[0] == name) == 1, f"{name} is unaccounted for"
         outcomes[failed[0] if failed else "read"] += 1
     return outcomes

@@ -25,10 +25,11 @@ import pytest
 import ray
 import webdataset as wds
 
-from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Unit
 from data_pipeline.inputs.kinds import open_inputs
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding import executors, writing
 from data_pipeline.sharding.build import Outcome, Part, build_shards, plan, run_build
 from data_pipeline.sharding.crashes import READING, Deaths, Place

@@ -146,7 +146,7 @@ def train(
     trainer.synchronize_weights()
     if checkpoint:
         save_checkpoint(
-            Path(checkpoint), chunks, companions=lambda _: None, optimizer=trainer.optimizer,
+            Path(checkpoint), chunks, hf_files=lambda _: None, optimizer=trainer.optimizer,
             train_state=TrainState(step=steps[-1]),
         )  # fmt: skip
     held = tensors_of(chunks)

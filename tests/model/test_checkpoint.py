@@ -31,7 +31,7 @@ from model.parallel import ParallelConfig
 def saved(build: Callable[..., GlmvModel], tmp_path: Path) -> tuple[GlmvModel, Path]:
     model = build()
     path = tmp_path / "step_0000001"
-    save_checkpoint(path, [model], companions=lambda folder: None)
+    save_checkpoint(path, [model], hf_files=lambda folder: None)
     return model, path
 
 

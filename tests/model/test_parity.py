@@ -112,13 +112,13 @@ def positions_not_restarted(batch: Batch) -> Batch:
 def patches_row_by_row(batch: Batch) -> Batch:
     """The first picture's patches (4x4) in plain order, not in 2x2 blocks."""
     order = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2).flatten()
-    return replace(batch, pixels=torch.cat([batch.pixels[order], batch.pixels[16:]]))
+    return replace(batch, patches=torch.cat([batch.patches[order], batch.patches[16:]]))
 
 
 def frames_of_a_pair_swapped(batch: Batch) -> Batch:
     pair = slice(16, 16 + 2 * 24)
-    swapped = batch.pixels[pair].view(24, 2, 588).flip(1).reshape(-1, 588)
-    return replace(batch, pixels=torch.cat([batch.pixels[:16], swapped, batch.pixels[pair.stop :]]))
+    swapped = batch.patches[pair].view(24, 2, 588).flip(1).reshape(-1, 588)
+    return replace(batch, patches=torch.cat([batch.patches[:16], swapped, batch.patches[pair.stop :]]))
 
 
 TWINS = [
@@ -153,10 +153,12 @@ def useful(batch: Batch, difference: Tensor) -> list[float]:
 @pytest.mark.fast
 def test_images_and_image_tokens_must_match(model: GlmvModel) -> None:
     batch = alone(model, sample(model, "one picture"))
-    short = replace(batch, grid_thw=torch.tensor([[1, 2, 6]]), pixels=batch.pixels[:12])
+    short = replace(batch, grid_thw=torch.tensor([[1, 2, 6]]), patches=batch.patches[:12])
     with pytest.raises(ValueError, match="6 image tokens but its images make 3"):
         logits(model, short)
-    without_images = replace(batch, grid_thw=batch.grid_thw[:0], frames=batch.frames[:0], pixels=batch.pixels[:0])
+    without_images = replace(
+        batch, grid_thw=batch.grid_thw[:0], frames_per_image=batch.frames_per_image[:0], patches=batch.patches[:0]
+    )
     with pytest.raises(ValueError, match="6 image tokens but its images make 0"):
         logits(model, without_images)
     without_tokens = replace(batch, input_ids=torch.full_like(batch.input_ids, 50))

@@ -130,7 +130,7 @@ def kept_bytes(model: GlmvModel, part: str) -> int:
     model.train()
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         if part == "vision":
-            model.vision_model(pack.pixels, pack.grid_thw, pack.frames)
+            model.vision_model(pack.patches, pack.grid_thw, pack.frames_per_image)
         else:
             forward(model, pack)
     weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}

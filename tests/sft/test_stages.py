@@ -10,8 +10,9 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from data_pipeline.encoding.batch import collate
-from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
+from data_pipeline.media.pixel_budget import PixelBudget
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.launch import metrics, train
 from tests.processes import Processes

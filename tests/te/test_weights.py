@@ -76,7 +76,7 @@ def test_a_checkpoint_of_this_backend_loads_into_the_torch_backend(
     folder, _ = hf_folder
     fused = build(folder, TransformerEngineSpecProvider())
     load_weights([fused], SafetensorsFolder(folder))
-    save_checkpoint(tmp_path / "step_0000001", [fused], companions=lambda folder: None)
+    save_checkpoint(tmp_path / "step_0000001", [fused], hf_files=lambda folder: None)
     model = build(folder, TorchSpecProvider())
     load_checkpoint(tmp_path / "step_0000001", [model])
     assert_holds(model, folder)
@@ -87,7 +87,7 @@ def test_without_the_map_of_keys_it_would_not(
 ) -> None:
     folder, _ = hf_folder
     torchs = build(folder, TorchSpecProvider())
-    save_checkpoint(tmp_path / "step_0000001", [torchs], companions=lambda folder: None)
+    save_checkpoint(tmp_path / "step_0000001", [torchs], hf_files=lambda folder: None)
     monkeypatch.setattr("model.decoder.FUSED_NORMS", {})
     model = build(folder, TransformerEngineSpecProvider())
     with pytest.raises(CheckpointError, match="layer_norm_weight"):

@@ -22,7 +22,7 @@ def main(hf_folder: Path, step_folder: Path) -> None:
     initialize_model_parallel(ParallelConfig(), seed=1)
     model = GlmvModel(GlmvConfig.from_hf(hf_folder), ParallelConfig())
     load_weights([model], SafetensorsFolder(hf_folder))
-    save_checkpoint(step_folder, [model], companions=lambda folder: None)
+    save_checkpoint(step_folder, [model], hf_files=lambda folder: None)
     dist.destroy_process_group()
 
 

@@ -239,7 +239,7 @@ def full_output(root: Path) -> list[str]:
     return ["import", "--hf", str(root / "hf")]
 
 
-def lost_companions(root: Path) -> list[str]:
+def lost_hf_files(root: Path) -> list[str]:
     shutil.rmtree(root / "checkpoint/hf")
     return ["export", "--checkpoint", str(root / "checkpoint")]
 
@@ -256,7 +256,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no folder": (lambda root: ["import", "--hf", str(root / "nowhere")], "nowhere has no config.json"),
     "a foreign class": (plant_foreign_class, "names builtins.exec"),
     "no checkpoint": (lambda root: ["export", "--checkpoint", str(root / "hf")], "hf is no checkpoint"),
-    "no companions": (lost_companions, "hf has no config.json"),
+    "no companions": (lost_hf_files, "hf has no config.json"),
     "an unknown dtype": (
         lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--dtype", "fp8"],
         "--dtype fp8 is unknown: use bf16, fp32 or keep",

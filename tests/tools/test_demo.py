@@ -87,7 +87,7 @@ def test_swapping_pictures_leaves_the_text_alone(small_shards: Path) -> None:
         assert np.array_equal(own_text, same_text)
         assert np.array_equal(sample.input_ids[sample.loss], swapped.input_ids[swapped.loss])
         assert (swapped.input_ids == tokenizer.image_id).sum() == (other.input_ids == tokenizer.image_id).sum()
-        assert torch.equal(swapped.pixels, other.pixels)
+        assert torch.equal(swapped.patches, other.patches)
 
 
 @pytest.mark.fast

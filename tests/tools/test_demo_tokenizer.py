@@ -90,7 +90,7 @@ def test_the_template_renders_what_training_sees(tokenizer: Any, thinking: bool)
     }
     rendered = "".join(
         segment.name if isinstance(segment, Token) else str(marks.get(type(segment)) or getattr(segment, "text", ""))
-        for segment in build_sample(record, images=0, videos=1).segments
+        for segment in build_sample(record, images=0, videos=1).elements
     )
     template = tokenizer.apply_chat_template(SEVERAL_TURNS, tokenize=False, enable_thinking=thinking)
     assert rendered == template + "<|user|>"  # training also teaches where the turn ends

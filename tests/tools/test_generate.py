@@ -15,7 +15,7 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from typer.testing import CliRunner
 
 from data_pipeline.encoding.batch import EncodedSample
-from tests.data_pipeline import media
+from tests.data_pipeline import media_files
 from tests.hf_folders import VARIANTS, save_whole_folder
 from tools.generate import Exported, GenerateError, app, document_prompt, transformers_inputs
 
@@ -29,12 +29,12 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def picture(width: int = 140, height: int = 112, seed: int = 0) -> bytes:
     """A lossless picture whose size needs no resizing."""
-    return media.encoded(media.pattern(height, width, seed), format="PNG")
+    return media_files.encoded(media_files.pattern(height, width, seed), format="PNG")
 
 
 @pytest.fixture(scope="module")
 def clip() -> bytes:
-    return media.clip(40, height=84, width=112, fps=10)
+    return media_files.clip(40, height=84, width=112, fps=10)
 
 
 def mixed_sample(exported: Exported, clip: bytes) -> EncodedSample:

@@ -102,7 +102,7 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
     )
     [batch] = loader.next_step()
     assert batch.num_samples > 1
-    assert not batch.rejected
+    assert not batch.quarantined
 
 
 def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder):

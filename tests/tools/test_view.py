@@ -18,9 +18,10 @@ from bs4 import BeautifulSoup, Tag
 from typer.testing import CliRunner
 
 from data_pipeline.encoding.batch import collate
-from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.images import decode_image, patchify
+from data_pipeline.media.pixel_budget import PixelBudget
 from tests.data_pipeline.media_files import clip, encoded, pattern
 from tools.shard import app as shard_app
 from tools.view import app
@@ -202,10 +203,14 @@ def test_a_batch_is_taken_apart_as_it_was_made(tokenizer_folder: Path):
     ]
     batch = collate(samples, seq_length=1024, segment_multiple=8, pad_id=tokenizer.pad_id)
     for sample, back in zip(samples, unpack(batch, tokenizer.image_id), strict=True):
-        assert (sample.sample_id, sample.grids, sample.frames) == (back.sample_id, back.grids, back.frames)
+        assert (sample.sample_id, sample.grids, sample.frames_per_image) == (
+            back.sample_id,
+            back.grids,
+            back.frames_per_image,
+        )
         for name in ("input_ids", "loss", "position_ids"):
             assert np.array_equal(getattr(sample, name), getattr(back, name))
-        assert torch.equal(sample.pixels, back.pixels)
+        assert torch.equal(sample.patches, back.patches)
         assert view_of_sample(sample, tokenizer) == view_of_sample(back, tokenizer)
 
 

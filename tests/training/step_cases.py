@@ -91,7 +91,7 @@ def train(
         torch.save(after, keep_in)
     if save_to:
         save_checkpoint(
-            Path(save_to), trainer.model_chunks, companions=lambda _: None, optimizer=trainer.optimizer,
+            Path(save_to), trainer.model_chunks, hf_files=lambda _: None, optimizer=trainer.optimizer,
             train_state=TrainState(step=max(steps)),
         )  # fmt: skip
     differences = {}

@@ -13,7 +13,7 @@ from data_pipeline.errors import BadSample
 from model.parallel import initialize_model_parallel, vision_groups
 from tests.model.layout_cases import layout_of, packs_of_step
 from tests.processes import Processes
-from training.batch_broadcast import is_lead, share_batches, share_pixels
+from training.batch_broadcast import broadcast_batches, broadcast_patches, is_lead
 
 pytestmark = pytest.mark.fast
 
@@ -32,13 +32,13 @@ def share(layout: str) -> dict[str, Any]:
     if is_first_stage:
         vision_groups(parallel)  # as the model does: groups that the other stage has not
     packs = packs_of_step("glm4v", 1)[:2]
-    batches = share_batches(lambda: packs)
-    whole = list(share_pixels(batches)) if is_first_stage else batches
+    batches = broadcast_batches(lambda: packs)
+    whole = list(broadcast_patches(batches)) if is_first_stage else batches
     return {
         "lead": is_lead(),
         "ids": all(torch.equal(got.input_ids, want.input_ids) for got, want in zip(batches, packs, strict=True)),
         "samples": [batch.sample_ids for batch in batches] == [pack.sample_ids for pack in packs],
-        "pixels": [torch.equal(got.pixels, want.pixels) for got, want in zip(whole, packs, strict=True)],
+        "patches": [torch.equal(got.patches, want.patches) for got, want in zip(whole, packs, strict=True)],
     }
 
 
@@ -49,8 +49,8 @@ def test_all_have_the_packs_and_the_first_stage_the_pixels(processes: Processes,
     for answer in answers:
         assert answer["ids"]
         assert answer["samples"]
-    assert answers[0]["pixels"] == [True, True]
-    assert answers[1]["pixels"] == ([False, True] if layout == "PP2" else [True, True])  # the second has no image
+    assert answers[0]["patches"] == [True, True]
+    assert answers[1]["patches"] == ([False, True] if layout == "PP2" else [True, True])  # the second has no image
 
 
 def fail_to_read(layout: str) -> str:
@@ -61,7 +61,7 @@ def fail_to_read(layout: str) -> str:
         raise BadSample("unreadable_image", "half of it is missing")
 
     try:
-        share_batches(read)
+        broadcast_batches(read)
     except BadSample as error:
         return str(error)
     return "no error"

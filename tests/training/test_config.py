@@ -16,7 +16,7 @@ from model.config import ConfigError
 from sft.train import SftConfig
 from training.config import MoeConfig, RunConfig, load_config
 from training.loop import run
-from training.start_point import find_origin
+from training.start_point import find_start_point
 
 pytestmark = pytest.mark.fast
 
@@ -199,7 +199,7 @@ def test_another_freeze_is_another_run(config_file: Path, tmp_path: Path, overri
 def test_the_order_of_frozen_parts_does_not_matter(config_file: Path, tmp_path: Path) -> None:
     finished_run(config_file, tmp_path / "run", "freeze=[adapter,vision]")
     config = load_config(RunConfig, config_file, ["freeze=[vision,adapter]"])
-    assert find_origin(config, OmegaConf.to_container(OmegaConf.structured(config))).resume  # type: ignore[arg-type]
+    assert find_start_point(config, OmegaConf.to_container(OmegaConf.structured(config))).resume  # type: ignore[arg-type]
 
 
 def test_the_experts_of_a_frozen_decoder_are_not_balanced(config_file: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_run_continues_without_the_model_it_started_from(config_file: Path, tm
     """What `model.init_from` names may have been archived meanwhile."""
     finished_run(config_file, tmp_path / "run")
     config = load_config(RunConfig, config_file)
-    origin = find_origin(config, OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]
+    origin = find_start_point(config, OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]
     assert origin.resume == tmp_path / "run" / "checkpoints" / "step_0000003"
     assert origin.weights is None
 

@@ -97,7 +97,7 @@ def test_three_steps_equal_adamw_with_a_group_for_each_part(
         if step == 3:
             path = tmp_path / "step_0000002"
             trainer.synchronize_weights()
-            save_checkpoint(path, [model], companions=lambda _: None, optimizer=trainer.optimizer,
+            save_checkpoint(path, [model], hf_files=lambda _: None, optimizer=trainer.optimizer,
                             train_state=TrainState(step=2))  # fmt: skip
             model = build().train()
             trainer = TrainStep([model], replace(SCHEDULE, lr_scale=then), steps=4, seq_length=SEQ_LENGTH)
@@ -203,7 +203,7 @@ def test_nothing_is_kept_for_the_backward_of_a_frozen_tower(build: Callable[...,
 
         images = torch.arange(len(pack.grid_thw))
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            embeddings = model._run_tower(images, pack.pixels, pack.grid_thw, pack.frames)
+            embeddings = model._run_tower(images, pack.patches, pack.grid_thw, pack.frames_per_image)
         assert joined == expected
         assert embeddings.requires_grad == expected[1]
         assert (kept > 0) == expected[1]

@@ -99,7 +99,7 @@ def test_a_run_ends_when_too_much_cannot_be_used(config_file: Path, pictures: Pa
     assert "0" in dict(messages)
     assert len({message for _, message in messages}) == 1
     said = re.fullmatch(
-        r"(\d+) of the first \d+ samples could not be used \((.*)\), more than data.max_rejected_fraction 0.01 "
+        r"(\d+) of the first \d+ samples could not be used \((.*)\), more than data.max_quarantined_fraction 0.01 "
         r"allows: mend what .*/run/quarantine.jsonl names, or allow more",
         messages[0][1],
     )

@@ -84,7 +84,7 @@ def test_over_a_shard_that_has_gone_bad_to_the_end_of_the_data(config_file: Path
     shutil.copytree(shards / "pictures", pictures)
     sources = [SourceConfig(str(pictures), epochs=2), SourceConfig(str(shards / "text"), epochs=2)]
     listed = ", ".join(f"{{path: {source.path}, epochs: 2}}" for source in sources)
-    common = [f"data.sources=[{listed}]", "data.max_rejected_fraction=0.5"]
+    common = [f"data.sources=[{listed}]", "data.max_quarantined_fraction=0.5"]
     config = load_config(RunConfig, config_file, [*common, "data.num_workers=0"])
     loader = PackedLoader(
         config.data,
@@ -113,7 +113,7 @@ def test_over_a_shard_that_has_gone_bad_to_the_end_of_the_data(config_file: Path
         for packs in expected
     ]
     assert [[line[name] for name in ("tokens", "samples", "images", "patches")] for line in metrics(run)] == counts
-    lost = [{"step": n + 1, **r} for n, packs in enumerate(expected) for pack in packs for r in pack.rejected]
+    lost = [{"step": n + 1, **r} for n, packs in enumerate(expected) for pack in packs for r in pack.quarantined]
     assert [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()] == lost
     assert {record["reason"] for record in lost} == {"checksum"}
     assert min(record["step"] for record in lost) > 3

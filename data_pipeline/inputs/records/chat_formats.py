@@ -24,11 +24,11 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from data_pipeline.encoding.tokenizer import ROLE_TOKENS
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.flow import literal
 from data_pipeline.inputs.references import is_data_uri
+from data_pipeline.sample import ROLE_TOKENS
 
 _ROLES = {
     **dict.fromkeys(("user", "human"), "user"),

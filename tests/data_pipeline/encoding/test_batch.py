@@ -16,18 +16,18 @@ pytestmark = pytest.mark.fast
 P, Q, R, S, T, X, Y, Z, PAD = 11, 12, 13, 14, 15, 21, 22, 23, 0
 
 
-def encoded(ids: list[int], loss: list[int], grids=(), frames=(), domain: str = "text", image_id: int = 99):
+def encoded(ids: list[int], loss: list[int], grids=(), frames_per_image=(), domain: str = "text", image_id: int = 99):
     input_ids = np.array(ids, dtype=np.int64)
-    slices = sum(grid[0] * grid[1] * count for grid, count in zip(grids, frames, strict=True))
+    slices = sum(grid[0] * grid[1] * count for grid, count in zip(grids, frames_per_image, strict=True))
     return EncodedSample(
         sample_id=f"a.tar/{ids[0]}",
         domain=domain,
         input_ids=input_ids,
         loss=np.array(loss, dtype=bool),
         position_ids=rope_positions(input_ids == image_id, grids),
-        pixels=torch.full((slices, 588), ids[0], dtype=torch.uint8),
+        patches=torch.full((slices, 588), ids[0], dtype=torch.uint8),
         grids=grids,
-        frames=frames,
+        frames_per_image=frames_per_image,
     )
 
 
@@ -43,7 +43,7 @@ def test_worked_example():
     assert batch.segment_domains == ["text", "text", ""]
     assert batch.sample_ids == ["a.tar/11", "a.tar/21", ""]
     assert (batch.num_tokens, batch.num_loss_tokens, batch.num_samples) == (8, 4, 2)
-    assert (batch.pixels.shape, batch.grid_thw.shape, batch.frames.shape) == ((0, 588), (0, 3), (0,))
+    assert (batch.patches.shape, batch.grid_thw.shape, batch.frames_per_image.shape) == ((0, 588), (0, 3), (0,))
     assert (batch.num_images, batch.num_patches) == (0, 0)
 
 
@@ -52,9 +52,9 @@ def test_types():
     kinds = {name: value.dtype for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert kinds == {
         **dict.fromkeys(("input_ids", "labels", "position_ids", "grid_thw"), torch.int64),
-        **dict.fromkeys(("cu_seqlens", "segment_lengths", "frames"), torch.int32),
+        **dict.fromkeys(("cu_seqlens", "segment_lengths", "frames_per_image"), torch.int32),
         "loss_mask": torch.float32,
-        "pixels": torch.uint8,
+        "patches": torch.uint8,
     }
 
 
@@ -66,21 +66,21 @@ def test_a_full_pack_has_no_tail_segment():
 
 
 def test_a_pack_whose_samples_all_failed_is_all_tail():
-    rejected = [{"reason": "checksum", "shard": "a.tar", "key": "1", "detail": ""}]
-    batch = collate([], rejected=rejected, **options(8))
+    quarantined = [{"reason": "checksum", "shard": "a.tar", "key": "1", "detail": ""}]
+    batch = collate([], quarantined=quarantined, **options(8))
     assert batch.cu_seqlens.tolist() == [0, 8]
     assert (batch.num_tokens, batch.num_loss_tokens, batch.num_samples) == (0, 0, 0)
-    assert batch.rejected == rejected
+    assert batch.quarantined == quarantined
 
 
 def test_pictures_and_frame_pairs_keep_the_order_of_samples():
-    picture = encoded([P, 99, Q], [0, 0, 1], grids=((2, 2),), frames=(1,))
-    clip = encoded([X, 99, 99, Y, 99, 99, Z], [0, 0, 0, 1, 0, 0, 1], grids=((2, 4), (2, 4)), frames=(2, 2))
+    picture = encoded([P, 99, Q], [0, 0, 1], grids=((2, 2),), frames_per_image=(1,))
+    clip = encoded([X, 99, 99, Y, 99, 99, Z], [0, 0, 0, 1, 0, 0, 1], grids=((2, 4), (2, 4)), frames_per_image=(2, 2))
     batch = collate([clip, picture], **options(16))
     assert batch.grid_thw.tolist() == [[1, 2, 4], [1, 2, 4], [1, 2, 2]]
-    assert batch.frames.tolist() == [2, 2, 1]
+    assert batch.frames_per_image.tolist() == [2, 2, 1]
     assert (batch.num_images, batch.num_patches) == (3, 20)
-    assert batch.pixels[:, 0].tolist() == [X] * 32 + [P] * 4
+    assert batch.patches[:, 0].tolist() == [X] * 32 + [P] * 4
     assert batch.position_ids[2, :7].tolist() == [0, 1, 2, 3, 4, 5, 6]
     assert batch.position_ids[2, 8:11].tolist() == [0, 1, 2]
 

@@ -10,9 +10,10 @@ import torch
 
 from data_pipeline.domains import build_sample
 from data_pipeline.encoding.batch import EncodedSample
-from data_pipeline.encoding.encode import LongSample, PixelBudget, encode_sample
+from data_pipeline.encoding.encode import LongSample, encode_sample
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.errors import BadSample
+from data_pipeline.media.pixel_budget import PixelBudget
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
 BUDGET = PixelBudget(image_max_tokens=20, video_max_tokens=60)
@@ -43,7 +44,9 @@ def image_runs(whole: EncodedSample, tokenizer) -> list[np.ndarray]:
 def media_spans(whole: EncodedSample, tokenizer) -> list[tuple[int, int]]:
     """First and last (exclusive) token of every picture, and of the clip."""
     runs = image_runs(whole, tokenizer)
-    pictures = [(run[0] - 1, run[-1] + 2) for run, frames in zip(runs, whole.frames, strict=True) if frames == 1]
+    pictures = [
+        (run[0] - 1, run[-1] + 2) for run, frames in zip(runs, whole.frames_per_image, strict=True) if frames == 1
+    ]
     clip_token = [
         np.flatnonzero(whole.input_ids == tokenizer.special[f"<|{end}_of_video|>"]) for end in ("begin", "end")
     ]
@@ -55,8 +58,10 @@ def test_every_piece_is_cut_out_of_the_whole(tokenizer):
     whole, long = encoded_whole(tokenizer), long_sample(tokenizer)
     runs, spans = image_runs(whole, tokenizer), media_spans(whole, tokenizer)
     assert len(long) == len(whole)
-    assert len(runs) == len(whole.grids) == len(whole.frames) > len(spans) == 5
-    pixels = torch.split(whole.pixels, [h * w * n for (h, w), n in zip(whole.grids, whole.frames, strict=True)])
+    assert len(runs) == len(whole.grids) == len(whole.frames_per_image) > len(spans) == 5
+    patches = torch.split(
+        whole.patches, [h * w * n for (h, w), n in zip(whole.grids, whole.frames_per_image, strict=True)]
+    )
 
     rng = np.random.default_rng(0)
     bounds = {0, len(whole), *(place for span in spans for place in span), *rng.integers(0, len(whole), 12)}
@@ -72,8 +77,8 @@ def test_every_piece_is_cut_out_of_the_whole(tokenizer):
         assert piece.input_ids.tolist() == whole.input_ids[start:end].tolist()
         assert piece.loss.tolist() == whole.loss[start:end].tolist()
         assert piece.grids == tuple(whole.grids[number] for number in inside)
-        assert piece.frames == tuple(whole.frames[number] for number in inside)
-        assert torch.equal(piece.pixels, torch.cat([whole.pixels[:0], *(pixels[number] for number in inside)]))
+        assert piece.frames_per_image == tuple(whole.frames_per_image[number] for number in inside)
+        assert torch.equal(piece.patches, torch.cat([whole.patches[:0], *(patches[number] for number in inside)]))
         assert np.array_equal(piece.position_ids, rope_positions(piece.input_ids == tokenizer.image_id, piece.grids))
         assert (piece.sample_id, piece.domain) == ("shard.tar/7", "interleaved")
     assert good > 30

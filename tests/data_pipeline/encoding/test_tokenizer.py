@@ -77,7 +77,7 @@ def test_images_expand_without_loss_and_texts_join(tokenizer):
     assert not tokens.loss[:before].any()
     assert tokens.loss.sum() == len(tokenizer.encode("two")) + after
     assert tokens.input_ids[-after:].tolist() == tokenizer.encode("three")
-    assert (tokens.grids, tokens.frames) == (((4, 6),), (1,))
+    assert (tokens.grids, tokens.frames_per_image) == (((4, 6),), (1,))
 
 
 def test_half_of_a_surrogate_pair_is_no_text(tokenizer):

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import decode_image, image_slices, probe_image
-from data_pipeline.media.video import video_slices
+from data_pipeline.media.images import decode_image, image_patches, probe_image
+from data_pipeline.media.video import video_patches
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
 REASONS = {"unreadable_image", "image_too_large", "extreme_aspect"} | {
@@ -70,10 +70,10 @@ def survive(cases: int, seed: int) -> None:
         try:
             if pictures:
                 size = probe_image(data)
-                image_slices(data, max_tokens=60)
+                image_patches(data, max_tokens=60)
                 assert decode_image(data).shape[:2] == size, f"case {case}: the header of a {name} lied"
             else:
-                video_slices(data, max_tokens=60)
+                video_patches(data, max_tokens=60)
             outcomes["read"] += 1
         except BadSample as error:
             outcomes[error.reason] += 1

@@ -15,8 +15,9 @@ import pytest
 import torch
 
 from data_pipeline.config import DataConfig, SourceConfig
-from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import encode_record
 from data_pipeline.errors import DataError
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.plan import Position
 from data_pipeline.sharding.build import build_shards
 from tests.data_pipeline.loaders import SEQ_LENGTH, digest, loader, stream, take
@@ -67,9 +68,9 @@ def test_batches_hold_what_they_say(data_config):
             boundaries, lengths = batch.cu_seqlens.tolist(), batch.segment_lengths.tolist()
             assert (boundaries[0], boundaries[-1]) == (0, SEQ_LENGTH)
             assert len(boundaries) - 1 == len(lengths) == len(batch.segment_domains) == len(batch.sample_ids)
-            assert len(batch.pixels) == (batch.grid_thw.prod(dim=1) * batch.frames).sum()
+            assert len(batch.patches) == (batch.grid_thw.prod(dim=1) * batch.frames_per_image).sum()
             assert (batch.input_ids == packed.tokenizer.image_id).sum() * 4 == batch.num_patches
-            assert not batch.rejected
+            assert not batch.quarantined
             for start, end, length in zip(boundaries[:-1], boundaries[1:], lengths, strict=True):
                 assert start % 8 == 0
                 assert length <= end - start
@@ -211,10 +212,10 @@ def test_samples_too_long_for_the_sequence_are_counted(tmp_path, tokenizer, data
     config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"))], image_max_tokens=6144)
     packed = loader(config, seq_length=128, batch=16)
     batches = take(packed, 4)
-    rejected = [entry for batch in batches for entry in batch.rejected]
-    assert rejected
-    assert {(entry["reason"], entry["key"]) for entry in rejected} == {("too_long", "00000-000000")}
-    assert "tokens do not fit train.seq_length 128" in rejected[0]["detail"]
+    quarantined = [entry for batch in batches for entry in batch.quarantined]
+    assert quarantined
+    assert {(entry["reason"], entry["key"]) for entry in quarantined} == {("too_long", "00000-000000")}
+    assert "tokens do not fit train.seq_length 128" in quarantined[0]["detail"]
     pieces = [
         batch.segment_lengths[place].item()
         for batch in batches
@@ -285,7 +286,7 @@ def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_c
 
     covered = []
     for pack, batch in zip(packs, batches, strict=True):
-        assert not batch.rejected
+        assert not batch.quarantined
         for piece, start, name in zip(pack.pieces, batch.cu_seqlens.tolist(), batch.sample_ids, strict=False):
             if name.endswith("/00000-000000"):
                 covered.append((piece.start, piece.length))
@@ -298,8 +299,8 @@ def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_c
     ends = [start + length for start, length in covered]
     assert [start for start, _ in covered] == [0, *ends[:-1]]
     assert len(covered) == 1 if too_long == "truncate" else ends[-1] == len(whole)
-    slices = sum(len(batch.pixels) for batch in batches)
-    assert slices == len(whole.pixels) if too_long == "split" else 0 < slices < len(whole.pixels)
+    slices = sum(len(batch.patches) for batch in batches)
+    assert slices == len(whole.patches) if too_long == "split" else 0 < slices < len(whole.patches)
 
 
 @pytest.mark.fast

@@ -23,7 +23,7 @@ from tests.data_pipeline.loaders import loader, take
 def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
     """What a pack holds, room by room: sample id, first token, tokens with padding, and a checksum of all of it."""
     bounds = batch.cu_seqlens.tolist()
-    grids = iter(zip(batch.grid_thw.tolist(), batch.frames.tolist(), strict=True))
+    grids = iter(zip(batch.grid_thw.tolist(), batch.frames_per_image.tolist(), strict=True))
     rooms, slices = [], 0
     for place, (start, end) in enumerate(pairwise(bounds)):
         content = hashlib.sha256(batch.segment_domains[place].encode())
@@ -32,11 +32,11 @@ def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
         tokens = int((batch.input_ids[start:end] == image_id).sum())
         while tokens:
             (_, h, w), frames = next(grids)
-            content.update(batch.pixels[slices : slices + h * w * frames].numpy().tobytes())
+            content.update(batch.patches[slices : slices + h * w * frames].numpy().tobytes())
             slices += h * w * frames
             tokens -= h * w // 4
         rooms.append((batch.sample_ids[place], start, end - start, content.hexdigest()))
-    assert slices == len(batch.pixels)
+    assert slices == len(batch.patches)
     return rooms
 
 
@@ -61,8 +61,8 @@ def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], i
     the records say. Returns how often each was met."""
     met: Counter[str] = Counter()
     for batch, before in zip(got, want, strict=True):
-        records = [(f"{r['shard']}/{r['key']}", r["reason"]) for r in batch.rejected]
-        replaced_by = {record["replaced_by"] for record in batch.rejected}
+        records = [(f"{r['shard']}/{r['key']}", r["reason"]) for r in batch.quarantined]
+        replaced_by = {record["replaced_by"] for record in batch.quarantined}
         expected = []
         for now, then in zip(segments(batch, image_id), segments(before, image_id), strict=True):
             if then[0] in lost:
@@ -158,7 +158,7 @@ def test_a_shard_that_disappears_is_replaced_from_the_others(own_shards, one_bat
     got = take(packed, 16)
     packed.close()
     assert_replaced(got, wanted, lost, image_id)
-    records = [record for batch in got for record in batch.rejected]
+    records = [record for batch in got for record in batch.quarantined]
     assert all("cannot be opened" in record["detail"] for record in records)
 
 
@@ -173,7 +173,7 @@ def test_no_shard_at_all_leaves_padding(own_shards):
         assert not batch.num_tokens
         assert not batch.num_loss_tokens
         assert len(batch.segment_lengths) == len(batch.cu_seqlens) - 1
-        assert {record["replaced_by"] for record in batch.rejected} == {""}
-        packed.tally.add(batch.num_samples, batch.rejected)
+        assert {record["replaced_by"] for record in batch.quarantined} == {""}
+        packed.tally.add(batch.num_samples, batch.quarantined)
     with pytest.raises(DataError, match=r"samples could not be used .* unreadable_shard"):
         packed.tally.check(0.01, "quarantine.jsonl")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.loading.quarantine import Failure, Tally, rejection, substitute
+from data_pipeline.loading.quarantine import Failure, Tally, quarantine_record, substitute
 
 pytestmark = pytest.mark.fast
 
@@ -74,13 +74,13 @@ def test_the_rule_on_random_sources(seed):
 
 def test_the_rate_counts_after_ten_in_a_thousand():
     tally = Tally()
-    tally.add(90, [rejection("checksum", "a.tar", str(n), "") for n in range(10)])
+    tally.add(90, [quarantine_record("checksum", "a.tar", str(n), "") for n in range(10)])
     tally.check(0.01, "quarantine.jsonl")
-    tally.add(0, [rejection("unreadable_image", "a.tar", "17", "")])
+    tally.add(0, [quarantine_record("unreadable_image", "a.tar", "17", "")])
     with pytest.raises(
         DataError,
         match=r"11 of the first 101 samples could not be used \(10 checksum, 1 unreadable_image\), more than "
-        r"data.max_rejected_fraction 0.01 allows: mend what run/quarantine.jsonl names, or allow more",
+        r"data.max_quarantined_fraction 0.01 allows: mend what run/quarantine.jsonl names, or allow more",
     ):
         tally.check(0.01, "run/quarantine.jsonl")
     tally.add(999, [])
@@ -89,9 +89,9 @@ def test_the_rate_counts_after_ten_in_a_thousand():
 
 def test_what_the_plan_refuses_is_no_damage():
     tally = Tally()
-    tally.add(10, [rejection("too_long", "a.tar", "1", "")])
+    tally.add(10, [quarantine_record("too_long", "a.tar", "1", "")])
     tally.check(0, "quarantine.jsonl")
-    tally.add(10, [rejection("checksum", "a.tar", "1", "")])
+    tally.add(10, [quarantine_record("checksum", "a.tar", "1", "")])
     with pytest.raises(DataError, match="1 of the first 21 samples"):
         tally.check(0, "quarantine.jsonl")
     tally.check(1, "quarantine.jsonl")
@@ -99,8 +99,8 @@ def test_what_the_plan_refuses_is_no_damage():
 
 def test_the_tally_survives_a_restart():
     tally = Tally()
-    tally.add(5, [rejection("checksum", "a.tar", "1", "")])
+    tally.add(5, [quarantine_record("checksum", "a.tar", "1", "")])
     again = Tally()
     again.load_state_dict(tally.state_dict())
-    again.add(5, [rejection("checksum", "a.tar", "2", "")])
+    again.add(5, [quarantine_record("checksum", "a.tar", "2", "")])
     assert again.state_dict() == {"samples": 12, "reasons": {"checksum": 2}}

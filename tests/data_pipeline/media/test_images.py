@@ -20,7 +20,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.media.images import (
     decode_image,
     grid_of,
-    image_slices,
+    image_patches,
     patchify,
     probe_image,
     resize,
@@ -121,7 +121,7 @@ def test_patch_order_equals_transformers_on_every_small_grid():
     for case, (rows, columns) in enumerate(product(range(3, 9), repeat=2)):
         pixels = pattern(rows * 28, columns * 28, case)
         expected = processor(Image.fromarray(pixels), return_tensors="pt")
-        slices, grid = image_slices(encoded(pixels, "BMP"), max_tokens=6144)
+        slices, grid = image_patches(encoded(pixels, "BMP"), max_tokens=6144)
         assert [[1, *grid]] == expected["image_grid_thw"].tolist()
         np.testing.assert_allclose(normalised(slices, 1), expected["pixel_values"], rtol=0, atol=1e-5)
 
@@ -147,7 +147,7 @@ def test_pixel_values_equal_the_default_processor(goldens):
     for name in names:
         _, longest_edge, shape, seed = name.split("/")
         height, width = map(int, shape.split("x"))
-        slices, grid = image_slices(
+        slices, grid = image_patches(
             encoded(pattern(height, width, int(seed)), "BMP"),
             max_tokens=int(longest_edge) // (2 * 784),
         )
@@ -160,7 +160,7 @@ def test_real_pictures_equal_the_default_processor(goldens):
     for name, data in real_pictures():
         golden = f"picture/{name}"
         assert zlib.crc32(data) == goldens[f"{golden}/file"], f"{name} is another file than in make_goldens.py"
-        slices, grid = image_slices(data, max_tokens=6144)
+        slices, grid = image_patches(data, max_tokens=6144)
         assert [[1, *grid]] == goldens[f"{golden}/grid"].tolist()
         assert_golden(goldens, golden, slices, 1)
         assert grid == grid_of(resized_size(*probe_image(data), max_tokens=6144)), name
@@ -169,7 +169,7 @@ def test_real_pictures_equal_the_default_processor(goldens):
 @pytest.mark.fast
 def test_a_golden_notices_one_wrong_value(goldens):
     name = next(name for name in goldens if name.startswith("image/9633792/100x100")).rsplit("/", 1)[0]
-    slices, _ = image_slices(encoded(pattern(100, 100, int(name.split("/")[-1])), "PNG"), max_tokens=6144)
+    slices, _ = image_patches(encoded(pattern(100, 100, int(name.split("/")[-1])), "PNG"), max_tokens=6144)
     assert_golden(goldens, name, slices, 1)
     slices[5, 77] ^= 1
     with pytest.raises(AssertionError):
@@ -179,7 +179,7 @@ def test_a_golden_notices_one_wrong_value(goldens):
 @pytest.mark.fast
 def test_colour_modes_equal_transformers(goldens):
     for mode in ("L", "P", "RGBA", "LA", "1", "I;16"):
-        slices, _ = image_slices(goldens[f"file/{mode}/bytes"].tobytes(), max_tokens=6144)
+        slices, _ = image_patches(goldens[f"file/{mode}/bytes"].tobytes(), max_tokens=6144)
         assert_golden(goldens, f"file/{mode}", slices, 1)
 
 
@@ -233,7 +233,7 @@ def test_resizing_to_the_same_size_changes_nothing():
 )
 def test_bad_images_have_a_reason(data, reason):
     with pytest.raises(BadSample) as caught:
-        image_slices(data, max_tokens=6144)
+        image_patches(data, max_tokens=6144)
     assert caught.value.reason == reason
 
 

@@ -23,7 +23,7 @@ from transformers.video_utils import VideoMetadata, read_video_pyav
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.media.images import patchify, resize, tokens_of
-from data_pipeline.media.video import VideoInfo, frame_indices, plan_video, probe_video, video_slices
+from data_pipeline.media.video import VideoInfo, frame_indices, probe_video, video_geometry, video_patches
 from data_pipeline.media.video_frames import choose_runs, decode_frames
 from data_pipeline.sample import Sample, Video
 from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
@@ -66,7 +66,7 @@ def test_frames_of_known_clips(frames, fps, duration, expected):
 def test_a_long_clip_is_spread_over_its_length():
     indices = frame_indices(7200, 12, 600)
     assert (len(indices), indices[:4], indices[-1]) == (600, [0, 13, 25, 37], 7199)
-    layout = plan_video(VideoInfo(7200, 12.0, 600.0, 720, 1280), max_tokens=30000)
+    layout = video_geometry(VideoInfo(7200, 12.0, 600.0, 720, 1280), max_tokens=30000)
     assert layout.seconds[:3] == (0, 2, 4)
     assert layout.size == (196, 364)
     assert len(layout.seconds) * tokens_of(layout.grid) == 27300
@@ -80,7 +80,7 @@ def test_frame_choice_and_timestamps_equal_transformers_on_random_clips():
         info = random_info(rng)
         metadata = VideoMetadata(total_num_frames=info.frames, fps=info.fps, duration=info.duration)
         metadata.frames_indices = reference_indices(metadata)
-        layout = plan_video(info, max_tokens=30000)
+        layout = video_geometry(info, max_tokens=30000)
         assert list(layout.indices) == metadata.frames_indices
         assert list(layout.seconds) == [int(timestamp) for timestamp in metadata.timestamps[::2]]
         long_clips += info.duration > 300
@@ -109,7 +109,7 @@ def test_text_form_equals_transformers(tokenizer: GlmTokenizer):
     )
     for _ in range(100):
         info = random_info(rng)
-        layout = plan_video(info, max_tokens=400)
+        layout = video_geometry(info, max_tokens=400)
         metadata = VideoMetadata(info.frames, info.fps, frames_indices=list(layout.indices))
         grid = torch.tensor([[len(layout.seconds), *layout.grid]])
         written = Glm4vProcessor.replace_video_token(writer, {"video_grid_thw": grid, "video_metadata": [metadata]}, 0)
@@ -119,12 +119,12 @@ def test_text_form_equals_transformers(tokenizer: GlmTokenizer):
         tokens = tokenize(Sample("video", (Video(),)), tokenizer, videos=[layout])
         assert tokens.input_ids.tolist() == expected
         assert not tokens.loss.any()
-        assert tokens.frames == (2,) * len(layout.seconds)
+        assert tokens.frames_per_image == (2,) * len(layout.seconds)
 
 
 @pytest.mark.fast
 def test_the_last_lone_frame_is_paired_with_itself():
-    slices, layout = video_slices(clip(5, fps=1), max_tokens=100)
+    slices, layout = video_patches(clip(5, fps=1), max_tokens=100)
     assert layout.indices == (0, 1, 2, 3, 4, 4)
     last_pair = slices.reshape(3, -1, 2, 588)[2]
     assert last_pair[:, 0].equal(last_pair[:, 1])
@@ -141,7 +141,7 @@ def test_decoded_frames_equal_transformers_reader(tmp_path, frames, fps):
     info = probe_video(data)
     assert (info.frames, info.fps, info.duration) == (metadata.total_num_frames, metadata.fps, metadata.duration)
 
-    slices, layout = video_slices(data, max_tokens=1000)
+    slices, layout = video_patches(data, max_tokens=1000)
     assert list(layout.indices) == metadata.frames_indices
     unique = list(dict.fromkeys(layout.indices))
     assert len(decoded) == len(unique)
@@ -156,7 +156,7 @@ def test_patches_equal_the_default_processor():
         for seed, (frames, height, width, fps) in enumerate(CLIPS):
             name = f"video/{longest_edge}/{seed}"
             info = VideoInfo(frames, fps, frames / fps, height, width)
-            layout = plan_video(info, max_tokens=longest_edge // (2 * 784))
+            layout = video_geometry(info, max_tokens=longest_edge // (2 * 784))
             assert list(layout.indices) == goldens[f"{name}/indices"].tolist()
             assert list(layout.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
             assert [[len(layout.seconds), *layout.grid]] == goldens[f"{name}/grid"].tolist()
@@ -171,7 +171,7 @@ def test_real_clips_equal_the_default_processor():
         for clip_name, data in real_clips():
             name = f"clip/{longest_edge}/{clip_name}"
             assert zlib.crc32(data) == goldens[f"{name}/file"], f"{name} is another file than in make_goldens.py"
-            slices, layout = video_slices(data, max_tokens=longest_edge // (2 * 784))
+            slices, layout = video_patches(data, max_tokens=longest_edge // (2 * 784))
             assert list(layout.indices) == goldens[f"{name}/indices"].tolist()
             assert list(layout.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
             assert [[len(layout.seconds), *layout.grid]] == goldens[f"{name}/grid"].tolist()
@@ -181,7 +181,7 @@ def test_real_clips_equal_the_default_processor():
 def test_a_container_that_does_not_count_its_frames():
     data = clip(24, fps=8, format="matroska", codec="libx264")
     assert probe_video(data).frames == 24
-    slices, layout = video_slices(data, max_tokens=100)
+    slices, layout = video_patches(data, max_tokens=100)
     assert len(slices) == len(layout.indices) * layout.grid[0] * layout.grid[1]
 
 
@@ -297,7 +297,7 @@ def test_a_clip_that_would_take_hours_is_refused_before_decoding():
             container.mux(last)
     assert len(buffer.getvalue()) < 5_000_000
     with pytest.raises(BadSample, match="video_too_large"):
-        video_slices(buffer.getvalue(), max_tokens=100)
+        video_patches(buffer.getvalue(), max_tokens=100)
 
 
 def cut_short() -> bytes:
@@ -369,5 +369,5 @@ def sound_without_pictures() -> bytes:
 )
 def test_bad_clips_have_a_reason(data, reason):
     with pytest.raises(BadSample) as caught:
-        video_slices(data, max_tokens=100)
+        video_patches(data, max_tokens=100)
     assert caught.value.reason == reason

@@ -22,12 +22,13 @@ import xxhash
 
 from benchmarks.indexing import in_a_process_of_its_own, write_folder
 from data_pipeline.config import SourceConfig
-from data_pipeline.encoding.encode import PixelBudget, encode_record
+from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.loading.source import Source
 from data_pipeline.media.images import MAX_ASPECT, grid_of, resized_size, tokens_of
-from data_pipeline.media.video import VideoInfo, plan_video
+from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.video import VideoInfo, video_geometry
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.arrow_file import new_arrow_file
 from data_pipeline.shards.catalogue import find_shards, read_catalogue, write_catalogue
@@ -369,7 +370,7 @@ def test_many_rows_of_every_kind(tmp_path):
         videos = [VideoInfo(int(rng.integers(2, 40)), 8.0, 4.0, 64, int(rng.integers(60, 70)))] * (number % 10 == 0)
         patches = [h * w for h, w in (grid_of(resized_size(*size, max_tokens=100)) for size in images)]
         for info in videos:
-            layout = plan_video(info, 400)
+            layout = video_geometry(info, 400)
             patches += [4 * tokens_of(layout.grid)] * len(layout.seconds)
         wanted.append((7 + sum(patches) // 4, sum(patches), sum(n * n for n in patches)))
         rows.append(index_row(ShardSample(str(number)), "text", 7, images, videos, []))

@@ -15,9 +15,9 @@ import fsspec
 import pytest
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.loading.source import Source
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards import shard_cache
 from data_pipeline.shards.catalogue import find_shards
