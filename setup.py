@@ -11,6 +11,7 @@ setup(
     package_dir={"": "."},
     packages=[
         "benchmarks",
+        "common",
         "data_pipeline",
         "data_pipeline.curation",
         "data_pipeline.domains",

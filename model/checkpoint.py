@@ -32,7 +32,7 @@ from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from model.files import flush_folder, write_json, write_text
+from common.files import sync_folder, write_json, write_text
 
 STEP_FOLDER = re.compile(r"step_\d+")
 STATE, TRAIN_STATE, HF_FILES, LATEST = "state", "train_state.json", "hf", "latest"
@@ -138,7 +138,7 @@ def save_checkpoint(
     if dist.get_rank() == 0:
         shutil.rmtree(path, ignore_errors=True)
         unfinished.rename(path)
-        flush_folder(path.parent)
+        sync_folder(path.parent)
     dist.barrier()
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from model.files import write_json
+from common.files import write_json
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 

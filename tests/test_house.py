@@ -26,13 +26,14 @@ ROOT = Path(__file__).parent.parent
 
 # Which of these packages each may import. model and data_pipeline meet in training, through tensors.
 FLOORS = {
-    "data_pipeline": {"data_pipeline"},
-    "model": {"model"},
-    "training": {"training", "model", "data_pipeline"},
-    "pretrain": {"pretrain", "training", "model", "data_pipeline"},
-    "sft": {"sft", "training", "model", "data_pipeline"},
-    "tools": {"tools", "sft", "pretrain", "training", "model", "data_pipeline"},
-    "benchmarks": {"benchmarks", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "common": {"common"},
+    "data_pipeline": {"common", "data_pipeline"},
+    "model": {"common", "model"},
+    "training": {"common", "training", "model", "data_pipeline"},
+    "pretrain": {"common", "pretrain", "training", "model", "data_pipeline"},
+    "sft": {"common", "sft", "training", "model", "data_pipeline"},
+    "tools": {"common", "tools", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "benchmarks": {"common", "benchmarks", "sft", "pretrain", "training", "model", "data_pipeline"},
 }
 
 # Strings that may stand in few places or in none, and why.
@@ -147,7 +148,7 @@ def test_a_megatron_lm_checkout_on_the_path_is_named(tmp_path: Path) -> None:
 def test_the_documentation_names_only_files_that_exist() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"(?<![\w/])(?:configs|docs|tools|benchmarks|tests|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
+            r"(?<![\w/])(?:configs|docs|tools|benchmarks|tests|common|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
             page.read_text(),
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"

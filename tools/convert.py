@@ -31,6 +31,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
+from common.files import write_json
 from model.checkpoint import (
     HF_FILES,
     CheckpointError,
@@ -40,7 +41,6 @@ from model.checkpoint import (
     save_checkpoint,
 )
 from model.config import ARCHITECTURES, ConfigError, GlmvConfig
-from model.files import write_json
 from model.glmv import GlmvModel
 from model.hf_weights import check_names_and_shapes, export_tensors, hf_shapes, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel

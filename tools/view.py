@@ -23,10 +23,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
+from common.files import write_text
 from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.files import write_text
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.index import ShardIndex, read_index

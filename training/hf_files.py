@@ -10,10 +10,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from common.files import write_json, write_text
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from model.config import ConfigError, GlmvConfig
-from model.files import write_json, write_text
 from model.vision import PIXEL_MEAN, PIXEL_STD
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from omegaconf import OmegaConf
 
+from common.files import write_json, write_text
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, set_aside_share
@@ -29,7 +30,6 @@ from model.checkpoint import (
     save_checkpoint,
 )
 from model.config import GlmvConfig
-from model.files import write_json, write_text
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel

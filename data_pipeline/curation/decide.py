@@ -19,11 +19,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from common.files import replacing
 from data_pipeline.curation.candidate import text_of
 from data_pipeline.curation.examine import READING, ShardTask, feature_column
 from data_pipeline.curation.filters import Drop, Filter
 from data_pipeline.curation.recipe import Recipe
-from data_pipeline.files import replacing
 from data_pipeline.shards.arrow_file import open_arrow_file
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.members import ShardSample

@@ -14,11 +14,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from common.files import replacing
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, Filter, SetFilter
 from data_pipeline.curation.recipe import Recipe, recipe_of
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.files import replacing
 from data_pipeline.shards.arrow_file import new_arrow_file
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import ShardReader

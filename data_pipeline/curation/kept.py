@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from common.files import write_text
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.decide import Examined
 from data_pipeline.curation.examine import read_entries
 from data_pipeline.curation.filters import Drop
 from data_pipeline.curation.hashing import digest
 from data_pipeline.curation.recaption import Recaption, Recaptioner
-from data_pipeline.files import write_text
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import as_media
 from data_pipeline.inputs.names import shown_names

@@ -11,8 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rich.table import Table
 
+from common.files import replacing
 from data_pipeline.curation.decide import Funnel, Step
-from data_pipeline.files import replacing
 
 _BAR, _GONE = "#3b6ea5", "#d9d9d9"
 

@@ -25,6 +25,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from common.files import write_first, write_text
 from data_pipeline.curation.decide import Examined, Funnel, decide
 from data_pipeline.curation.examine import ShardTask, examine_shard
 from data_pipeline.curation.hashing import digest
@@ -32,7 +33,6 @@ from data_pipeline.curation.kept import KeptSamples, recaption_notes, units_of
 from data_pipeline.curation.recipe import Recipe
 from data_pipeline.curation.report import draw_funnel, funnel_json
 from data_pipeline.errors import DataError
-from data_pipeline.files import write_first, write_text
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.sharding.build import MANIFEST, Part, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS

@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from common.files import write_first
 from data_pipeline.errors import DataError
-from data_pipeline.files import write_first
 from data_pipeline.inputs.draft import Input
 from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.sharding.crashes import Deaths

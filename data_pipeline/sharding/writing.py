@@ -22,9 +22,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
+from common.files import write_text
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.files import write_text
 from data_pipeline.inputs.draft import Draft, Input, Rejected
 from data_pipeline.inputs.names import printable
 from data_pipeline.sharding.crashes import READING, Crash, Deaths, Place, ReadingNote, take_place

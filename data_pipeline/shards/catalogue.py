@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from common.files import replacing
 from data_pipeline.errors import DataError
-from data_pipeline.files import replacing
 from data_pipeline.shards.arrow_file import new_arrow_file
 from data_pipeline.shards.index import (
     BATCH_ROWS,

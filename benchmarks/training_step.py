@@ -1,6 +1,6 @@
 """What a training step takes on one GPU: ours with either backend, and transformers' model under torch's AdamW.
 
-    python -m benchmarks.training [--preset glm41v_9b] [--layers 4] [--seq-length 8192] [--packs 2]
+    python -m benchmarks.training_step [--preset glm41v_9b] [--layers 4] [--seq-length 8192] [--packs 2]
 
 The models have the published widths and the whole vision tower, and as many decoder layers and experts as fit one GPU
 with their optimizer. The packs are the data pipeline's over made-up samples with sizes as real ones have; transformers

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.files import write_first
+from common.files import write_first
 
 pytestmark = pytest.mark.fast
 
