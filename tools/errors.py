@@ -1,4 +1,4 @@
-"""What a command says of mistakes in the call or in what it is given: one line on stderr, exit status 2."""
+"""How commands report mistakes in the call or the input: one line on stderr, exit status 2."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import typer
 
 @contextmanager
 def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
-    """Ends the command on these errors, and on those of the system (a full disk, a folder that may not be written)."""
+    """End the command with one line on these errors and on OSError (a full disk, a missing permission)."""
     kinds: tuple[type[Exception], ...] = (*expected, OSError)
     try:
         yield

@@ -1,17 +1,17 @@
-"""Data to shards, and what is in them.
+"""Build shards from data, and see what is in them.
 
 \b
     python -m tools.shard build  --input PATH... --out DIR --tokenizer DIR
     python -m tools.shard index  SHARDS... --tokenizer DIR
     python -m tools.shard verify SHARDS...
-    python -m tools.shard stats  SHARDS... --picture stats.png
+    python -m tools.shard stats  SHARDS... --plot stats.png
     python -m tools.shard curate SHARDS... --out DIR --recipe YAML --tokenizer DIR
 
-SHARDS are folders of shards, .tar files or patterns. `COMMAND --help` says more: `build --help` what can be read.
+SHARDS are folders of shards, .tar files or patterns. `COMMAND --help` says more; `build --help` lists the input kinds.
 
-`build` and `curate` go on where they were stopped when the same command is given again. Many machines may share one:
-each does a part (--part 0/8 ... --part 7/8, or --array in a SLURM job array), and whoever is last finishes it: writes
-the manifest, or decides which samples stay and writes them.
+`build` and `curate` resume where they were stopped when the same command is given again. Many machines may share one
+build: each does a part (--part 0/8 ... --part 7/8, or --array in a SLURM job array). The last one to finish writes the
+manifest, or decides which samples stay and writes them.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from common.sizes import parse_size
 from data_pipeline.curation.recipe import read_recipe
 from data_pipeline.curation.report import funnel_table
 from data_pipeline.curation.run import Unfinished
@@ -39,7 +40,7 @@ from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.kinds import describe_kinds
 from data_pipeline.media.pixel_budget import PixelBudget
-from data_pipeline.sharding.build import MANIFEST, Outcome, Part, open_apart, plan, run_build, written_bytes
+from data_pipeline.sharding.build import MANIFEST, JobSlice, Outcome, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.tasks import BuildOptions
@@ -53,25 +54,25 @@ from tools.shard_stats import collect, draw, table_of
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
-WIDEST = 120  # of tables: no figure is cut where the terminal is narrower, or there is none
-SHOWN_FIELDS = 30  # of those that nothing reads: the manifest has all
+WIDEST = 120  # columns of tables: no number is cut off in a narrower terminal, or without one
+SHOWN_FIELDS = 30  # unused fields to print; the manifest lists all
 
 Shards = Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")]
 TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")]
 ChatForm = Annotated[str, typer.Option(help=f"how chats are written: {' or '.join(CHAT_FORMS)}")]
-Workers = Annotated[int, typer.Option(help="processes; 0: one for every core", min=0)]
-ExecutorName = Annotated[str, typer.Option("--executor", help=f"where the work is done: {', '.join(EXECUTORS)}")]
-PartOfWhole = Annotated[str, typer.Option("--part", help="do part I of N (from 0), as I/N; the last one finishes")]
-PartOfArray = Annotated[bool, typer.Option("--array", help="the part is this member of a SLURM job array")]
+Workers = Annotated[int, typer.Option(help="processes; 0: one per core", min=0)]
+ExecutorName = Annotated[str, typer.Option("--executor", help=f"where the work runs: {', '.join(EXECUTORS)}")]
+PartOfWhole = Annotated[str, typer.Option("--part", help="do part I/N, I from 0; the last one to end finishes")]
+PartOfArray = Annotated[bool, typer.Option("--array", help="take the part from the SLURM job array that runs this")]
 
-BUILD_HELP = f"""Writes shards, their indexes and a manifest from files and folders.
+BUILD_HELP = f"""Write shards, their indexes and a manifest from files and folders.
 
 \b
     python -m tools.shard build --input photos/ --out shards/photos --tokenizer DIR
     python -m tools.shard build --input a.pdf b.pdf --set dpi=150 --out ...
-    python -m tools.shard build --input clips/ --kind clips --out ...
+    python -m tools.shard build --input videos/ --kind clips --out ...
 
-Kinds of input, found from the names of files, or (those with a star) asked for with --kind:
+Input kinds. They are recognised by file names; those with a star need --kind:
 
 \b
 {describe_kinds()}
@@ -81,18 +82,18 @@ Kinds of input, found from the names of files, or (those with a star) asked for 
 @app.command(help=BUILD_HELP)
 def build(
     out: Annotated[str, typer.Option(help="folder for the shards")],
-    input: Annotated[list[str] | None, typer.Option(help="a file or folder; more may follow it")] = None,
+    input: Annotated[list[str] | None, typer.Option(help="a file or folder; more may follow")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="inputs, the same as --input")] = None,
     tokenizer: TokenizerFolder = "",
-    kind: Annotated[str, typer.Option(help="what the inputs are, where names do not tell")] = "",
+    kind: Annotated[str, typer.Option(help="input kind, where file names do not tell")] = "",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="an option of the kind, as option=value (docs/inputs.md); may be repeated"),
     ] = None,
     name: Annotated[
-        str, typer.Option(help="shards are called NAME-00000-00000.tar ...; empty: as the folder of --out")
+        str, typer.Option(help="shards are called NAME-00000-00000.tar ...; default: the name of the --out folder")
     ] = "",
-    shard_bytes: Annotated[str, typer.Option(help="a shard with so many bytes is full")] = "1G",
+    shard_bytes: Annotated[str, typer.Option(help="size at which a shard is full, e.g. 500MB or 1GiB")] = "1GiB",
     chat_form: ChatForm = DEFAULT_FORM,
     workers: Workers = 0,
     executor: ExecutorName = "processes",
@@ -104,19 +105,19 @@ def build(
         if not inputs:
             raise DataError("nothing to build from: give files or folders with --input")
         options = BuildOptions(out, tokenizer, name or _name_of(out), _bytes(shard_bytes), chat_form)
-        own = _part(part, array)
+        job_slice = _job_slice(part, array)
         planned = plan(open_apart(inputs, out, kind, settings or []), options)
         with _progress_of_bytes(planned.bytes, lambda: written_bytes(Path(out))):
-            outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), part=own)
+            outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), job_slice=job_slice)
         _print_outcome(outcome, Path(out))
         if not tokenizer:
             console.print(
-                f"not counted in tokens yet: `python -m tools.shard index {out} --tokenizer DIR` does",
+                f"tokens are not counted yet; count them with `python -m tools.shard index {out} --tokenizer DIR`",
                 markup=False,
                 soft_wrap=True,
             )
         if outcome.finished and not outcome.counts.samples:
-            raise DataError(f"not one sample could be used: see {Path(out) / REJECTED}")
+            raise DataError(f"no sample could be used: see {Path(out) / REJECTED}")
 
 
 @app.command()
@@ -127,7 +128,7 @@ def index(
     workers: Workers = 0,
     executor: ExecutorName = "processes",
 ) -> None:
-    """Writes the index beside each shard, and the catalogue of each folder."""
+    """Write the index beside each shard, and the catalogue of each folder."""
     with errors_in_one_line(DataError):
         paths = _shards(shards)
         with _progress("shards", len(paths)) as tick:
@@ -146,7 +147,7 @@ def index(
 def verify(
     shards: Shards, tokenizer: TokenizerFolder = "", workers: Workers = 0, executor: ExecutorName = "processes"
 ) -> None:
-    """Reads everything back and compares it with manifest and indexes; exits with 1 if something is wrong."""
+    """Read everything back and compare it with manifest and indexes. Exit status 1: something is wrong."""
     total = Counts()
     with errors_in_one_line(DataError):
         jobs, wrong = jobs_of(shards, tokenizer)
@@ -164,27 +165,27 @@ def verify(
 @app.command()
 def stats(
     shards: Shards,
-    image_max_tokens: Annotated[int, typer.Option(help="pixel budget of a picture")] = 6144,
-    video_max_tokens: Annotated[int, typer.Option(help="pixel budget of a clip")] = 30000,
-    picture: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
+    image_max_tokens: Annotated[int, typer.Option(help="pixel budget of an image, in tokens")] = 6144,
+    video_max_tokens: Annotated[int, typer.Option(help="pixel budget of a video, in tokens")] = 30000,
+    plot: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
 ) -> None:
-    """Counts by domain, from the indexes alone: samples, pictures, clips, tokens; and draws how they lie."""
+    """Count samples, images, videos and tokens by domain, from the indexes alone, and draw distributions."""
     with errors_in_one_line(DataError):
         indexes = [read_index(path) for path in _shards(shards)]
         found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
         if not found:
-            raise DataError(f"not one sample is indexed in {', '.join(shards)}: see {REJECTED} beside the shards")
-        if picture:
-            draw(found, picture)
+            raise DataError(f"no sample is indexed in {', '.join(shards)}: see {REJECTED} beside the shards")
+        if plot:
+            draw(found, plot)
     _print_whole(table_of(found))
-    if picture:
-        console.print(f"drawn: {picture}", markup=False, soft_wrap=True)
+    if plot:
+        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def curate(
     shards: Shards,
-    out: Annotated[Path, typer.Option(help="folder for the shards that stay, and the account of the others")],
+    out: Annotated[Path, typer.Option(help="folder for the kept shards and the report")],
     recipe: Annotated[Path, typer.Option(help="YAML list of filters, see docs/curation.md")],
     tokenizer: TokenizerFolder = "",
     workers: Workers = 0,
@@ -192,7 +193,7 @@ def curate(
     part: PartOfWhole = "",
     array: PartOfArray = False,
 ) -> None:
-    """Keeps the samples that pass a list of filters, and recaptions them if asked."""
+    """Keep the samples that pass a list of filters, and recaption them if the recipe says so."""
     with errors_in_one_line(DataError):
         found = run_curation(
             _shards(shards),
@@ -201,7 +202,7 @@ def curate(
             tokenizer=tokenizer,
             executor=_executor(executor),
             workers=_workers(workers),
-            part=_part(part, array),
+            job_slice=_job_slice(part, array),
             progress=_progress,
             progress_of_bytes=_progress_of_bytes,
         )
@@ -209,7 +210,9 @@ def curate(
         _print_unfinished(found)
         return
     _print_whole(funnel_table(found))
-    console.print(f"{out}: dropped.jsonl says why each sample went, funnel.png shows how many", soft_wrap=True)
+    console.print(
+        f"{out}: filtered.jsonl lists each filtered sample with its reason, funnel.png shows how many", soft_wrap=True
+    )
 
 
 def _print_whole(table: Table) -> None:
@@ -231,48 +234,49 @@ def _workers(given: int) -> int:
 
 
 def _bytes(size: str) -> int:
-    """`1G`, `512M`, `64K` or a plain number -> bytes."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT]?)i?B?", size.strip(), re.IGNORECASE)
-    if not found:
-        raise DataError(f"--shard-bytes {size}: give a number of bytes, such as 1G, 256M or 1000000")
-    return int(float(found[1]) * 1024 ** " KMGT".index(found[2].upper() or " "))
+    try:
+        return parse_size(size)
+    except ValueError as error:
+        raise DataError(f"--shard-bytes {error}") from None
 
 
 def _name_of(out: str) -> str:
-    """What shards in a folder are called: as the folder, so that no two folders have shards of one name."""
+    """Return the name of shards in a folder: the folder's, so that two folders have no shards of the same name."""
     return re.sub(r"[^\w.-]+", "-", Path(out).resolve().name).strip(".-") or "shard"
 
 
-def _part(given: str, array: bool) -> Part | None:
-    """The part that --part names, or that this member of a SLURM job array does; None: all."""
+def _job_slice(given: str, array: bool) -> JobSlice | None:
+    """Return the slice that --part names, or that belongs to this job of a SLURM array. None: everything."""
     if given and array:
-        raise DataError("--part and --array both say which part is done here: give one of them")
+        raise DataError("--part and --array both say which part to do: give one of them")
     if given:
         found = re.fullmatch(r"(\d+)/(\d+)", given)
         if not found:
             raise DataError(f"--part {given}: write I/N, from 0/N to (N-1)/N")
-        return Part(int(found[1]), int(found[2]))
-    return _part_of_array() if array else None
+        return JobSlice(int(found[1]), int(found[2]))
+    return _slice_of_array() if array else None
 
 
-def _part_of_array() -> Part:
+def _slice_of_array() -> JobSlice:
     try:
         own, first, last, count = (
             int(os.environ[f"SLURM_ARRAY_TASK_{word}"]) for word in ("ID", "MIN", "MAX", "COUNT")
         )
     except (KeyError, ValueError) as error:
-        raise DataError(f"--array: this is no member of a SLURM job array ({error}): use sbatch --array=0-7") from error
+        raise DataError(
+            f"--array: this is not a job of a SLURM array ({error} is not set): use sbatch --array=0-7"
+        ) from error
     if last - first + 1 != count:
         raise DataError(
-            "--array: the numbers of the array have gaps, so the parts would not be those of the whole: give the "
-            "numbers without gaps, or run what is left with the same command without --array"
+            "--array: the array's numbers have gaps, so some parts would never be done: give numbers without gaps, "
+            "or do what is left with the same command without --array"
         )
-    return Part(own - first, count)
+    return JobSlice(own - first, count)
 
 
 def _print_outcome(outcome: Outcome, out: Path) -> None:
     if outcome.was_finished:
-        console.print(f"{out} was finished before: nothing to do", markup=False, soft_wrap=True)
+        console.print(f"{out} is finished already: nothing to do", markup=False, soft_wrap=True)
     _print_counts(outcome.counts, see=f", see {out / REJECTED}" if outcome.finished else "")
     if not outcome.finished:
         console.print(
@@ -282,11 +286,11 @@ def _print_outcome(outcome: Outcome, out: Path) -> None:
 
 def _print_unfinished(found: Unfinished) -> None:
     if found.examined < found.shards:
-        rest = "what stays is decided and written when all are"
+        rest = "the kept samples are decided and written when all are"
     else:
         rest = (
-            f"part {found.writer} decides and writes what stays; if it was stopped, give its command again, or the "
-            "command without a part"
+            f"part {found.writer} decides and writes the kept samples; if it was stopped, run its command again, or "
+            "the command without a part"
         )
     console.print(f"{found.examined} of {found.shards} shards are examined: {rest}", soft_wrap=True)
 
@@ -307,7 +311,9 @@ def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
         named = ", ".join(f"{field!r} ({count:,})" for field, count in sorted(commonest))
         more = len(counts.unused_fields) - len(commonest)
         console.print(
-            f"fields kept but not used: {named}{f' and {more:,} more' if more else ''}", markup=False, soft_wrap=True
+            f"fields that are stored but not used: {named}{f' and {more:,} more' if more else ''}",
+            markup=False,
+            soft_wrap=True,
         )
     rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
     console.print(f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", soft_wrap=True)
@@ -323,7 +329,7 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def _progress_of_bytes(total: int, written: Callable[[], int]) -> Iterator[None]:
-    """A bar that looks every second at how much is written, by whichever processes."""
+    """Show a progress bar that is updated every second with the bytes that all processes have written."""
     columns = (TextColumn("written"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
     ended = threading.Event()
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:

@@ -1,4 +1,4 @@
-"""The shards that a command is given: `shards/*` may have folders among them whose builds kept nothing."""
+"""Find the shards that a command is given. `shards/*` may match folders whose builds kept nothing."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from data_pipeline.shards.catalogue import NoShards, find_shards
 
 
 def shards_of(given: Sequence[str], say: Callable[[str], None]) -> list[Path]:
-    """The tars of folders, files and patterns; `say` is told of every folder that holds none. Raises DataError if a
-    path or pattern stands for nothing, or all folders are empty."""
+    """Return the tars of folders, files and patterns.
+
+    Args:
+        given: Folders, .tar files and patterns.
+        say: Called with a line about every folder that holds no tar.
+
+    Raises:
+        DataError: a path or pattern matches nothing, or all folders are empty.
+    """
     found: list[Path] = []
     empty: list[str] = []
     for path in given:

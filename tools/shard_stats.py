@@ -1,4 +1,4 @@
-"""What shards hold, from their indexes alone: a table by domain, and a picture of lengths, sizes, durations."""
+"""Statistics of shards, from their indexes alone: a table by domain, and a plot of lengths, sizes, durations."""
 
 from __future__ import annotations
 
@@ -29,30 +29,26 @@ _NOTHING = np.empty(0)
 
 @dataclass
 class DomainStats:
-    """One domain, summed over shards. tokens: of every sample, images expanded. sizes: (height, width) of every
-    picture before resizing. durations: seconds of every clip."""
+    """One domain, summed over shards. Each list has one array per shard."""
 
-    tokens: list[np.ndarray] = field(default_factory=list)
-    sizes: list[np.ndarray] = field(default_factory=list)
-    durations: list[np.ndarray] = field(default_factory=list)
-    bytes: int = 0
+    tokens: list[np.ndarray] = field(default_factory=list)  # tokens of every sample, image tokens included
+    sizes: list[np.ndarray] = field(default_factory=list)  # (height, width) of every image before resizing
+    durations: list[np.ndarray] = field(default_factory=list)  # seconds of every video
+    bytes: int = 0  # of all members
 
     def row(self) -> list[str]:
-        """The cells of COLUMNS."""
-        tokens, pictures, clips = (np.concatenate([_NOTHING, *map(np.ravel, part)]) for part in self._parts())
-        counts = (len(tokens), len(pictures) // 2, len(clips), tokens.sum())
-        spread = np.percentile(tokens, (50, 99, 100), method="inverted_cdf") if len(tokens) else (0, 0, 0)
-        return [*(f"{int(count):,}" for count in (*counts, *spread)), decimal(self.bytes)]
-
-    def _parts(self) -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
-        return self.tokens, self.sizes, self.durations
+        """Return the cells of COLUMNS."""
+        tokens, durations = (np.concatenate([_NOTHING, *arrays]) for arrays in (self.tokens, self.durations))
+        counts = (len(tokens), sum(map(len, self.sizes)), len(durations), tokens.sum())
+        percentiles = np.percentile(tokens, (50, 99, 100), method="inverted_cdf") if len(tokens) else (0, 0, 0)
+        return [*(f"{int(count):,}" for count in (*counts, *percentiles)), decimal(self.bytes)]
 
 
-COLUMNS = ("samples", "images", "clips", "tokens", "median", "p99", "longest", "bytes")
+COLUMNS = ("samples", "images", "videos", "tokens", "median", "p99", "longest", "bytes")
 
 
 def collect(shards: Iterable[ShardIndex], budget: PixelBudget) -> dict[str, DomainStats]:
-    """Statistics by domain, in the order of DOMAINS."""
+    """Return the statistics of each domain present, in the order of DOMAINS."""
     found: dict[str, DomainStats] = {}
     for shard in shards:
         lengths = sample_lengths(shard.table, budget)
@@ -61,14 +57,15 @@ def collect(shards: Iterable[ShardIndex], budget: PixelBudget) -> dict[str, Doma
             rows = shard.table.filter(here)
             stats = found.setdefault(domain, DomainStats())
             stats.tokens.append(lengths[here.to_numpy()])
-            images, clips, members = (_flat(rows, column) for column in ("images", "videos", "members"))
+            images, videos, members = (_flat(rows, column) for column in ("images", "videos", "members"))
             stats.sizes.append(np.stack([_numbers(images, "height"), _numbers(images, "width")], axis=1))
-            stats.durations.append(_numbers(clips, "duration"))
+            stats.durations.append(_numbers(videos, "duration"))
             stats.bytes += int(_numbers(members, "size").sum())
     return {domain: found[domain] for domain in DOMAINS if domain in found}
 
 
 def table_of(stats: dict[str, DomainStats]) -> Table:
+    """Return the table to print."""
     columns = (Column(name, justify="right", no_wrap=True) for name in COLUMNS)
     table = Table(Column("domain", no_wrap=True), *columns, box=SIMPLE_HEAD, padding=0, pad_edge=False)
     for domain, of_domain in stats.items():
@@ -77,11 +74,11 @@ def table_of(stats: dict[str, DomainStats]) -> Table:
 
 
 def draw(stats: dict[str, DomainStats], out: Path) -> None:
-    """Four panels, as a picture file of the kind that `out` names. Raises DataError if there is no such kind."""
+    """Draw four panels into an image file. Raises DataError if the suffix of `out` is no known format."""
     figure = Figure(figsize=(11, 8), layout="constrained")
     kinds = figure.canvas.get_supported_filetypes()
     if out.suffix.lstrip(".").lower() not in kinds:
-        raise DataError(f"--picture {out}: its name must end in one of {', '.join(sorted(kinds))}")
+        raise DataError(f"--plot {out}: its name must end in one of {', '.join(sorted(kinds))}")
     shares, tokens, sizes, durations = figure.subplots(2, 2).ravel()
     colours = {domain: f"C{DOMAINS.index(domain)}" for domain in stats}
 
@@ -92,26 +89,26 @@ def draw(stats: dict[str, DomainStats], out: Path) -> None:
     shares.invert_yaxis()
 
     _histograms(tokens, {domain: of_domain.tokens for domain, of_domain in stats.items()}, colours)
-    tokens.set(title="length", xlabel="tokens a sample", ylabel="samples")
+    tokens.set(title="length", xlabel="tokens per sample", ylabel="samples")
 
-    pictures = sum(len(part) for of_domain in stats.values() for part in of_domain.sizes)
-    markersize = 6 if pictures < 1000 else 2
+    images = sum(len(part) for of_domain in stats.values() for part in of_domain.sizes)
+    markersize = 6 if images < 1000 else 2
     for domain, of_domain in stats.items():
         height, width = np.concatenate([np.empty((0, 2)), *of_domain.sizes]).T
         dots = {"markersize": markersize, "alpha": 0.4, "color": colours[domain], "rasterized": True}
         sizes.plot(width, height, ".", label=domain if len(width) else None, **dots)
-    sizes.set(title="pictures", xlabel="width", ylabel="height", xscale="log", yscale="log")
+    sizes.set(title="images", xlabel="width", ylabel="height", xscale="log", yscale="log")
     _plain_numbers(sizes.xaxis, sizes.yaxis)
-    if pictures:
+    if images:
         sizes.legend(fontsize="small", markerscale=2)
 
     _histograms(durations, {domain: of_domain.durations for domain, of_domain in stats.items()}, colours)
-    durations.set(title="clips", xlabel="seconds", ylabel="clips")
+    durations.set(title="videos", xlabel="seconds", ylabel="videos")
     figure.savefig(out, dpi=110)
 
 
 def _histograms(panel: Axes, values: dict[str, list[np.ndarray]], colours: dict[str, str]) -> None:
-    """One line a domain, over bins that grow by a constant factor."""
+    """Draw one line per domain, over bins that grow by a constant factor."""
     joined = {domain: np.concatenate([_NOTHING, *parts]) for domain, parts in values.items()}
     present = {domain: part[part > 0] for domain, part in joined.items() if (part > 0).any()}
     if not present:
@@ -128,7 +125,7 @@ def _histograms(panel: Axes, values: dict[str, list[np.ndarray]], colours: dict[
 
 
 def _plain_numbers(*axes: Axis) -> None:
-    """300 and not 3 x 10^2 along a logarithmic axis."""
+    """Write 300 in place of 3 x 10^2 on logarithmic axes."""
     for axis in axes:
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))

@@ -34,7 +34,7 @@ from data_pipeline.curation.recipe import Recipe
 from data_pipeline.curation.report import draw_funnel, funnel_json
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.sharding.build import MANIFEST, Part, plan, run_build, written_bytes
+from data_pipeline.sharding.build import MANIFEST, JobSlice, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.writing import load_tokenizer
@@ -68,7 +68,7 @@ def curate(
     tokenizer: str = "",
     executor: str = "here",
     workers: int = 1,
-    part: Part | None = None,
+    job_slice: JobSlice | None = None,
     progress: Progress,
     progress_of_bytes: ProgressOfBytes,
 ) -> Funnel | Unfinished:
@@ -91,15 +91,19 @@ def curate(
         ShardTask(path, shown[path], recipe.text(), str(work / f"examined-{number:05d}.arrow"))
         for number, path in enumerate(paths)
     ]
-    own = part.of(tasks) if part else tasks
+    own = job_slice.of(tasks) if job_slice else tasks
     with progress("shards examined", len(own)) as tick:
         for _ in EXECUTORS[executor](examine_shard, own, workers=workers):
             tick()
     done = sum(task.done for task in tasks)
     if done < len(tasks):
         return Unfinished(done, len(tasks))
-    # Several members may find that at once, and shards are written by one command. When they are, anyone may go on.
-    if part and not (out / MANIFEST).is_file() and (writer := write_first(work / "writer", str(part))) != str(part):
+    # Several jobs may find this at the same time, but only one command writes the shards.
+    if (
+        job_slice
+        and not (out / MANIFEST).is_file()
+        and (writer := write_first(work / "writer", str(job_slice))) != str(job_slice)
+    ):
         return Unfinished(done, len(tasks), writer)
     options = BuildOptions(str(out), tokenizer, name="curated", shard_bytes=recipe.shard_bytes, chat_form=chat_form)
     return _write(Examined(tasks), recipe, options, executor, workers, progress_of_bytes)

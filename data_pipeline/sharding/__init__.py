@@ -1,1 +1,1 @@
-"""Inputs to shards: cut into tasks, run by many processes, each stoppable at any moment and done exactly once."""
+"""From inputs to shards: tasks that any number of processes share, that resume after any stop and give the same bytes."""

@@ -1,33 +1,31 @@
-"""Inputs to a folder of shards, by as many processes and machines as there are, done once however often it is begun.
+"""Build a folder of shards from inputs, with any number of processes and machines, each task exactly once.
 
-    out/.build/build.json       what is being built, until it is finished; see writing.py for the rest of .build
+    out/.build/build.json          what is being built, until it is finished; writing.py describes the rest of .build
     out/shard-00000-00000.tar      with shard-00000-00000.index.arrow
-    out/rejected.jsonl          {"reason", "origin", "detail"} of everything that did not become a sample
-    out/catalogue.arrow         all indexes in one
-    out/manifest.json           what was built, of what, with counts and checksums; written last
+    out/rejected.jsonl             {"reason", "origin", "detail"} of everything that did not become a sample
+    out/catalogue.arrow            all indexes in one file
+    out/manifest.json              what was built, from what, with counts and checksums; written last
 
-Two builds of the same input with the same options are the same byte for byte.
+Two builds of the same input with the same options are equal byte for byte.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.files import write_first
+from common.files import replacing, write_first, write_json
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
 from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.sharding.crashes import Deaths
-from data_pipeline.sharding.executors import EXECUTORS, MEND, Executor
-from data_pipeline.sharding.tasks import BuildOptions, Plan, check_same, plan_build
+from data_pipeline.sharding.executors import ADVICE, EXECUTORS, Executor
+from data_pipeline.sharding.tasks import BuildOptions, BuildPlan, check_same, plan_build
 from data_pipeline.sharding.writing import (
     WORK,
     Counts,
@@ -37,7 +35,6 @@ from data_pipeline.sharding.writing import (
     reading_note,
     rejected_part,
     try_again,
-    write_json,
     write_task,
 )
 from data_pipeline.shards.catalogue import REJECTED, write_catalogue
@@ -47,37 +44,38 @@ Work = TypeVar("Work")
 
 
 @dataclass(frozen=True)
-class Part:
-    """The tasks that one of `count` members does: those whose number is `index` modulo `count`. As text 3/8."""
+class JobSlice:
+    """The tasks that one of several jobs does: those whose number is `index` modulo `count`. As text "3/8"."""
 
     index: int = 0
     count: int = 1
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise DataError(f"--part {self.index}/{self.count}: give one part or more, as 0/1")
+            raise DataError(f"--part {self.index}/{self.count}: give 1 or more after the slash, as 0/1")
         if not 0 <= self.index < self.count:
-            raise DataError(f"--part {self}: parts of {self.count} are 0 to {self.count - 1}")
+            raise DataError(f"--part {self}: the first number is 0 to {self.count - 1}")
 
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
     def of(self, tasks: Sequence[Work]) -> Sequence[Work]:
+        """Return this slice of `tasks`."""
         return tasks[self.index :: self.count]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """counts: of all tasks that are done. done, tasks: how many; the manifest is written when all are.
-    was_finished: nothing was left to do."""
+    """How far a build is. The manifest is written when all tasks are done."""
 
-    counts: Counts
-    done: int
-    tasks: int
-    was_finished: bool = False
+    counts: Counts  # of all tasks that are done
+    done: int  # tasks that are done
+    tasks: int  # all tasks
+    was_finished: bool = False  # nothing was left to do
 
     @property
     def finished(self) -> bool:
+        """Return whether all tasks are done."""
         return self.done == self.tasks
 
 
@@ -92,7 +90,7 @@ def build_shards(
     workers: int = 1,
     **options: Any,
 ) -> Outcome:
-    """A whole build in one call: see inputs.open_inputs, BuildOptions and EXECUTORS for what may be given."""
+    """Build shards in one call. See open_inputs, BuildOptions and EXECUTORS for the arguments."""
     inputs = open_apart([str(path) for path in paths], str(out), kind, settings)
     return run_build(
         plan(inputs, BuildOptions(str(out), str(tokenizer), **options)), executor=executor, workers=workers
@@ -100,28 +98,42 @@ def build_shards(
 
 
 def open_apart(paths: Sequence[str], out: str, kind: str = "", settings: Sequence[str] = ()) -> list[tuple[str, Input]]:
-    """inputs.open_inputs for a build into `out`, which may not lie in an input: it would be read as one."""
+    """Open inputs for a build into `out`.
+
+    Raises:
+        DataError: `out` lies in an input, where it would be read as input; or an input cannot be opened.
+    """
     for path in paths:
         if Path(out).resolve().is_relative_to(Path(path).resolve()):
             raise DataError(f"--out {out} lies in the input {path}: choose a folder beside it")
     return open_inputs(paths, kind, settings)
 
 
-def plan(inputs: Sequence[tuple[str, Input]], options: BuildOptions) -> Plan:
-    """What is to be built. Raises DataError."""
+def plan(inputs: Sequence[tuple[str, Input]], options: BuildOptions) -> BuildPlan:
+    """Plan a build. Raises DataError if the tokenizer or an input cannot be read."""
     tokenizer = load_tokenizer(options.tokenizer)
     return plan_build(inputs, options, tokenizer.hash if tokenizer else "")
 
 
-def run_build(plan: Plan, *, executor: str = "here", workers: int = 1, part: Part | None = None) -> Outcome:
-    """Does the tasks of a part (of all, without one) that are not done, and finishes the build if none is left.
+def run_build(
+    plan: BuildPlan, *, executor: str = "here", workers: int = 1, job_slice: JobSlice | None = None
+) -> Outcome:
+    """Do the tasks that are not done, and finish the build if none is left.
 
-    Raises DataError if the folder holds something else, or if a task cannot be done; what is done stays done."""
+    Args:
+        plan: What to build.
+        executor: One of EXECUTORS.
+        workers: The number of processes.
+        job_slice: Do this slice of the tasks. None: all.
+
+    Raises:
+        DataError: the folder holds another build, or a task cannot be done. What is done stays done.
+    """
     out = Path(plan.options.out)
     if not (out / MANIFEST).is_file():
         try:
-            outcome = _run(plan, EXECUTORS[executor], workers, part or Part())
-        except FileNotFoundError:  # records that another member removed because it has finished the build
+            outcome = _run(plan, EXECUTORS[executor], workers, job_slice or JobSlice())
+        except FileNotFoundError:  # another job has finished the build and removed its records
             if not (out / MANIFEST).is_file():
                 raise
         else:
@@ -130,12 +142,12 @@ def run_build(plan: Plan, *, executor: str = "here", workers: int = 1, part: Par
     return _was_finished(plan, out)
 
 
-def _run(plan: Plan, run: Executor, workers: int, part: Part) -> Outcome:
+def _run(plan: BuildPlan, run: Executor, workers: int, job_slice: JobSlice) -> Outcome:
     out = Path(plan.options.out)
     _begin(plan, out)
     jobs = [
-        TaskJob(task, {number: plan.inputs[number][1] for number, _ in task.pieces}, plan.options)
-        for task in part.of(plan.tasks)
+        TaskJob(task, {number: plan.inputs[number][1] for number, _ in task.units}, plan.options)
+        for task in job_slice.of(plan.tasks)
         if not done_record(out, task.number).is_file()
     ]
     for job in jobs:
@@ -144,7 +156,7 @@ def _run(plan: Plan, run: Executor, workers: int, part: Part) -> Outcome:
     for _ in run(write_task, jobs, workers=workers, died=partial(try_again, deaths=deaths)):
         pass
     if deaths.given_up:
-        raise DataError(f"{'; '.join(deaths.given_up.values())}. {MEND}")
+        raise DataError(f"{'; '.join(deaths.given_up.values())}. {ADVICE}")
     done = [task.number for task in plan.tasks if done_record(out, task.number).is_file()]
     total = Counts()
     for number in done:
@@ -155,7 +167,7 @@ def _run(plan: Plan, run: Executor, workers: int, part: Part) -> Outcome:
 
 
 def written_bytes(out: Path) -> int:
-    """Bytes of the shards that are written and being written: how far a build is."""
+    """Return the bytes of all shards, finished or not: the progress of a build."""
     total = 0
     for pattern in ("*.tar", f"{WORK}/*/*.tar*"):
         for tar in out.glob(pattern):
@@ -167,7 +179,7 @@ def written_bytes(out: Path) -> int:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a folder of shards, None if it has none. Raises DataError if it is damaged."""
+    """Return the manifest of a folder of shards, or None. Raises DataError if it is damaged."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -179,11 +191,13 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _begin(plan: Plan, out: Path) -> None:
+def _begin(plan: BuildPlan, out: Path) -> None:
     begun = out / WORK / "build.json"
     begun.parent.mkdir(parents=True, exist_ok=True)
-    if not begun.is_file() and (strangers := sorted(out.glob("*.tar"))):
-        raise DataError(f"{strangers[0]} was not built here: choose an empty folder for --out, or remove it")
+    if not begun.is_file() and (others := sorted(out.glob("*.tar"))):
+        raise DataError(
+            f"{others[0]} does not belong to this build: choose an empty folder for --out, or remove the file"
+        )
     try:
         content = json.loads(write_first(begun, json.dumps(plan.description, ensure_ascii=False)))
     except ValueError as error:
@@ -191,7 +205,7 @@ def _begin(plan: Plan, out: Path) -> None:
     check_same(content, plan.description, out)
 
 
-def _was_finished(plan: Plan, out: Path) -> Outcome:
+def _was_finished(plan: BuildPlan, out: Path) -> Outcome:
     manifest = read_manifest(out)
     assert manifest is not None
     check_same(manifest, plan.description, out)
@@ -199,23 +213,20 @@ def _was_finished(plan: Plan, out: Path) -> Outcome:
     return Outcome(Counts.from_json(manifest), len(plan.tasks), len(plan.tasks), was_finished=True)
 
 
-def _finish(plan: Plan, out: Path, counts: Counts) -> None:
-    """Writes what tells of the whole build. Members that do this at once write the same."""
-    temporary = out / WORK / f"rejected.{uuid.uuid4().hex[:12]}.tmp"
-    with open(temporary, "wb") as whole:
+def _finish(plan: BuildPlan, out: Path, counts: Counts) -> None:
+    """Write the files that describe the whole build. Jobs that do this at the same time write the same bytes."""
+    with replacing(out / REJECTED) as temporary, open(temporary, "wb") as whole:
         for task in plan.tasks:
-            with open(rejected_part(out, task.number), "rb") as piece:
-                shutil.copyfileobj(piece, whole)
-    os.replace(temporary, out / REJECTED)
+            with open(rejected_part(out, task.number), "rb") as part:
+                shutil.copyfileobj(part, whole)
     write_catalogue(out)
-    manifest = out / WORK / f"manifest.{uuid.uuid4().hex[:12]}.tmp"
-    write_json(manifest, {**plan.description, **counts.as_json()})
-    os.replace(manifest, out / MANIFEST)
+    write_json(out / MANIFEST, {**plan.description, **counts.as_json()})
     _clean(out)
 
 
 def _clean(out: Path) -> None:
-    """Removes what a finished build no longer needs, and what was left of one killed while it was finishing."""
+    """Remove what a finished build no longer needs, and temporary files of one that was killed while finishing."""
     shutil.rmtree(out / WORK, ignore_errors=True)
-    for left_over in out.glob("catalogue.*.tmp"):
-        left_over.unlink(missing_ok=True)
+    for name in ("catalogue", REJECTED, MANIFEST):
+        for left_over in out.glob(f"{name}.*.tmp"):
+            left_over.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
-"""One function over many tasks, in this process, in many, or on a Ray cluster: the same results in any order.
+"""Run one function over many tasks: in this process, in many processes, or on a Ray cluster.
 
     run = EXECUTORS["processes"]
     for result in run(write_task, jobs, workers=8): ...
 
-Functions, tasks and results travel between processes, so all are picklable; a task is worth seconds or more. str(task)
-names it in messages.
+Results come in any order and are the same with every executor. Functions, tasks and results travel between processes,
+so all must be picklable, and a task should take seconds or more. Messages name a task by str(task).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import threading
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar, cast
 
@@ -29,24 +29,21 @@ from data_pipeline.errors import DataError
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
-
-MEND = (
-    "SIGKILL mostly means that memory ran out: run the same command again, with fewer --workers; it goes on from what "
-    "is finished. Any other signal is a crash of a library: if it comes again, take that file out"
+ADVICE = (
+    "SIGKILL usually means out of memory: run the same command again with fewer --workers; it resumes from what is "
+    "finished. Any other signal is a crash of a library: if it happens again, remove that file from the input"
 )
 
 
 def stop_at(task: object, how: str) -> Any:
-    """What is done about a worker that died, unless something else is known."""
-    raise DataError(f"a worker process died ({how}) while it was on {task}. {MEND}")
+    """Stop at a worker that died: what executors do unless they are told something else."""
+    raise DataError(f"a worker process died ({how}) while it worked on {task}. {ADVICE}")
 
 
 class Executor(Protocol):
-    """Yields the result of every task as it comes. Raises what a task raises, after which no task is running any more;
-    DataError if the executor cannot start.
+    """Runs tasks and yields the result of each as it comes.
 
-    died: asked for what to do instead when the worker of a task died, (task, how it died) -> a task, which is done
-    after all others, or None. stop_at raises DataError naming the task.
+    Raises what a task raises; then no task runs any more. Raises DataError if the executor cannot start.
     """
 
     def __call__(
@@ -56,7 +53,16 @@ class Executor(Protocol):
         *,
         workers: int,
         died: Callable[[Task, str], Task | None] = stop_at,
-    ) -> Iterator[Result]: ...
+    ) -> Iterator[Result]:
+        """Run `function` over `tasks`.
+
+        Args:
+            function: What to do with each task.
+            tasks: All tasks.
+            workers: The number of processes.
+            died: Called with a task whose worker died, and with how it died. Returns the task to run instead, after
+                all others, or None.
+        """
 
 
 def run_here(
@@ -66,7 +72,7 @@ def run_here(
     workers: int = 1,
     died: Callable[[Task, str], Task | None] = stop_at,
 ) -> Iterator[Result]:
-    """In this process, one after the other: it dies with what crashes it."""
+    """Run tasks in this process, one after the other. A crash of a library ends this process too."""
     return map(function, tasks)
 
 
@@ -77,9 +83,10 @@ def run_processes(
     workers: int,
     died: Callable[[Task, str], Task | None] = stop_at,
 ) -> Iterator[Result]:
-    """In up to `workers` processes of this machine, each on one core. They end with this process, however it ends.
+    """Run tasks in up to `workers` processes of this machine, each on one core.
 
-    What was killed (SIGKILL, as when memory runs out) is tried again when nothing else is running.
+    The processes end with this process, however it ends. A task whose worker was killed (SIGKILL, as when memory runs
+    out) is tried again when nothing else is running.
     """
     context = multiprocessing.get_context("spawn")
     waiting, alone = deque(tasks), deque[Task]()
@@ -121,9 +128,9 @@ class _WorkerDied(Exception):
 
 
 class _Worker:
-    """A process that does one task after the other."""
+    """A process that runs one task after the other."""
 
-    def __init__(self, context: Any, function: Callable[[Any], Any]):
+    def __init__(self, context: Any, function: Callable[[Any], Any]) -> None:
         self.connection, theirs = context.Pipe()
         self.task: Any = None
         self._process = context.Process(target=_work, args=(theirs, function))
@@ -132,11 +139,11 @@ class _Worker:
 
     def begin(self, task: Any) -> None:
         self.task = task
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which result() will tell
+        with suppress(BrokenPipeError, ConnectionResetError):  # the process is dead; result() reports it
             self.connection.send(task)
 
     def result(self) -> Any:
-        """Raises what the task raised, and _WorkerDied."""
+        """Return the result of the task. Raises what the task raised, or _WorkerDied."""
         try:
             result, error = self.connection.recv()
         except (EOFError, ConnectionResetError) as ended:
@@ -146,7 +153,7 @@ class _Worker:
         return result
 
     def end(self, patience: float = 0) -> int:
-        """Kills it unless it ends by itself within so many seconds; how it ended: a negative signal or exit status."""
+        """Kill the process unless it ends within `patience` seconds. Returns its exit status, or minus the signal."""
         self._process.join(patience)
         self._process.kill()
         self._process.join()
@@ -162,7 +169,7 @@ def _work(connection: Connection, function: Callable[[Any], Any]) -> None:
         try:
             answer = (function(task), None)
         except Exception as error:
-            error.add_note(traceback.format_exc())  # what is raised in the other process has no stack of its own
+            error.add_note(traceback.format_exc())  # the exception loses its traceback on the way to the other process
             answer = (None, error)
         connection.send(answer)
 
@@ -178,57 +185,78 @@ def run_ray(
     workers: int,
     died: Callable[[Task, str], Task | None] = stop_at,
 ) -> Iterator[Result]:
-    """On the Ray cluster at RAY_ADDRESS, on all of its cores; without one on `workers` cores of this machine.
+    """Run tasks on all cores of the Ray cluster at RAY_ADDRESS, or on `workers` cores of this machine without one.
 
-    A task whose machine is lost runs again on another. How a worker died is not told by Ray.
+    A task whose machine is lost runs again on another. Ray does not say how a worker died.
     """
     try:
-        import ray
-        from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
+        from ray.exceptions import RayError, RayTaskError
     except ImportError as error:
         raise DataError("--executor ray needs Ray: pip install 'glmv-train[ray]'") from error
-    ours = not ray.is_initialized()
-    if ours:
+    try:
+        with _ray_cluster(workers) as cores:
+            yield from _run_on_ray(function, tasks, cores, died)
+    except RayTaskError as error:
+        raise error.cause from None
+    except RayError as error:
+        raise DataError(f"Ray failed ({error}): run the same command again; it resumes from what is done") from error
+
+
+@contextmanager
+def _ray_cluster(workers: int) -> Iterator[int]:
+    """Connect to a cluster or start one on this machine, and yield its number of cores."""
+    import ray
+
+    started_here = not ray.is_initialized()
+    if started_here:
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         if "RAY_ADDRESS" in os.environ:
             ray.init(**quiet)
         else:
             ray.init("local", num_cpus=workers, include_dashboard=False, **quiet)
     try:
-        remote: Any = ray.remote(num_cpus=1, max_retries=0)(_on_one_core)
-        shared = ray.put(function)
-        waiting = deque(tasks)
-        running: dict[Any, Task] = {}
-        at_once = 2 * int(ray.cluster_resources().get("CPU", workers))  # the next task of a core is there when it ends
-        while waiting or running:
-            while waiting and len(running) < at_once:
-                task = waiting.popleft()
-                running[remote.remote(shared, task)] = task
-            [finished], _ = ray.wait(list(running))
-            task = running.pop(finished)
-            try:
-                result = ray.get(finished)
-            except NodeDiedError:
-                waiting.append(task)
-            except (WorkerCrashedError, OutOfMemoryError) as error:
-                again = died(task, "want of memory" if isinstance(error, OutOfMemoryError) else "a Ray worker")
-                if again is not None:
-                    waiting.append(again)
-            else:
-                yield result
-    except RayTaskError as error:
-        raise error.cause from None
-    except RayError as error:
-        raise DataError(f"Ray failed ({error}): run the same command again; it goes on from what is done") from error
+        yield int(ray.cluster_resources().get("CPU", workers))
     finally:
-        if ours:
+        if started_here:
             ray.shutdown()
+
+
+def _run_on_ray(
+    function: Callable[[Task], Result],
+    tasks: Sequence[Task],
+    cores: int,
+    died: Callable[[Task, str], Task | None],
+) -> Iterator[Result]:
+    import ray
+    from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
+
+    remote: Any = ray.remote(num_cpus=1, max_retries=0)(_on_one_core)
+    shared = ray.put(function)
+    waiting = deque(tasks)
+    running: dict[Any, Task] = {}
+    while waiting or running:
+        while waiting and len(running) < 2 * cores:  # the next task of a core is there when its first one ends
+            task = waiting.popleft()
+            running[remote.remote(shared, task)] = task
+        [finished], _ = ray.wait(list(running))
+        task = running.pop(finished)
+        try:
+            result = ray.get(finished)
+        except NodeDiedError:
+            waiting.append(task)
+        except (WorkerCrashedError, OutOfMemoryError) as error:
+            again = died(task, "out of memory" if isinstance(error, OutOfMemoryError) else "a Ray worker")
+            if again is not None:
+                waiting.append(again)
+        else:
+            yield result
 
 
 EXECUTORS: dict[str, Executor] = {"here": run_here, "processes": run_processes, "ray": run_ray}
 
 
 def available_cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -238,7 +266,7 @@ def _on_one_core(function: Callable[[Task], Result], task: Task) -> Result:
 
 
 def _become_worker() -> None:
-    """At the start of every process."""
+    """Set up a worker process."""
     _take_one_core()
     signal.signal(signal.SIGINT, lambda *_: os._exit(130))  # Ctrl-C ends workers without a stack trace each
     parent = multiprocessing.parent_process()

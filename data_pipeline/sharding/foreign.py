@@ -1,23 +1,22 @@
-"""Indexes for webdataset shards that someone else made, in parallel and shard by shard.
+"""Write indexes for webdataset shards that another program made, in parallel and shard by shard.
 
-What cannot be used is not indexed: it is counted by reason and listed in rejected.jsonl beside the shards, with
-origins "theirs.tar/KEY". A shard whose index is of the same tar, tokenizer and chat form is not read again.
+A sample that cannot be used is not indexed: it is counted by reason and listed in rejected.jsonl beside the shards,
+with the origin "theirs.tar/KEY". A shard is not read again if its index is of the same tar, tokenizer and chat form.
 
-    theirs.tar                            given
-    .build/theirs.tar.rejected.jsonl      what was wrong with it, until all shards are done
+    theirs.tar                            the input
+    .build/theirs.tar.rejected.jsonl      its rejected samples, until all shards are done
     theirs.index.arrow                    renamed last: without it the shard is not done
 """
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.files import replacing, write_text
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.sharding.executors import EXECUTORS
@@ -51,11 +50,22 @@ def index_shards(
     workers: int = 1,
     tick: Callable[[], None] = lambda: None,
 ) -> Counts:
-    """Writes the index of every given shard, reading headers of pictures and clips only, and the catalogues of their
-    folders. Raises DataError."""
+    """Write the index of every given shard, and the catalogue of every folder. Of media, only headers are read.
+
+    Args:
+        shards: The tars.
+        tokenizer: Its folder; empty: text tokens are not counted.
+        chat_form: How chats are written.
+        executor: One of EXECUTORS.
+        workers: The number of processes.
+        tick: Called after each shard.
+
+    Raises:
+        DataError: an option is wrong, or a worker died.
+    """
     if chat_form not in CHAT_FORMS:
         raise DataError(f"--chat-form {chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
-    load_tokenizer(str(tokenizer))  # a mistake in its path is found here and not by every worker
+    load_tokenizer(str(tokenizer))  # so that a wrong path is one error, not one per worker
     for folder in {shard.parent for shard in shards}:
         (folder / WORK).mkdir(exist_ok=True)
     jobs = [IndexJob(shard, str(tokenizer), chat_form) for shard in shards]
@@ -75,20 +85,19 @@ def index_shards(
 
 
 def index_shard(job: IndexJob) -> None:
-    """Writes one shard's index, if it has none of this tar with this tokenizer."""
+    """Write the index of one shard, unless it has one for this tar, tokenizer and chat form."""
     tokenizer = load_tokenizer(job.tokenizer)
     wanted = IndexHeader(fingerprint(job.shard), tokenizer.hash if tokenizer else "", job.chat_form)
     try:
         if read_index(job.shard).header == wanted:
             return
-    except DataError:  # none, or not a good one
+    except DataError:  # there is none, or it is damaged
         pass
     rows = []
     part = _rejected_part(job.shard.parent, job.shard.name)
-    temporary = part.with_name(f"{part.name}.{uuid.uuid4().hex[:12]}.tmp")
     reader = ShardReader()
     scan = _scan(job.shard)
-    with open(temporary, "w", encoding="utf-8") as rejections:
+    with replacing(part) as temporary, open(temporary, "w", encoding="utf-8") as rejections:
         for key, error in scan.rejected:
             write_rejected(rejections, error.reason, f"{job.shard.name}/{key}".rstrip("/"), error.detail)
         for sample in scan.samples:
@@ -99,12 +108,11 @@ def index_shard(job: IndexJob) -> None:
             else:
                 rows.append(measured.index_row(sample))
     reader.close()
-    os.replace(temporary, part)
     write_index(job.shard, rows, tokenizer_hash=wanted.tokenizer_hash, chat_form=job.chat_form)
 
 
 def _scan(shard: Path) -> Scan:
-    """What a shard holds; nothing, and why, of what is no tar at all."""
+    """Scan a shard. For a file that is not a tar, return an empty scan with the reason."""
     try:
         return scan_shard(shard)
     except DataError as error:
@@ -116,15 +124,13 @@ def _rejected_part(folder: Path, name: str) -> Path:
 
 
 def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
-    """Replaces the lines about shards that were read, keeps those about others; counts those about `names`."""
+    """Replace the lines about shards that were read, keep the others, and count the lines about `names`."""
     parts = {name: _rejected_part(folder, name) for name in names if _rejected_part(folder, name).is_file()}
     kept: list[str] = []
     if (folder / REJECTED).is_file():
         kept = [line for line in _lines(folder / REJECTED) if _shard_of(line) not in parts]
     lines = [*kept, *(line for part in parts.values() for line in _lines(part))]
-    temporary = folder / WORK / f"{REJECTED}.tmp"
-    temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(temporary, folder / REJECTED)
+    write_text(folder / REJECTED, "".join(f"{line}\n" for line in lines))
     for part in parts.values():
         part.unlink()
     if not any((folder / WORK).iterdir()):
@@ -133,7 +139,7 @@ def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
 
 
 def _lines(path: Path) -> list[str]:
-    """Lines of JSON: keys and names in them may hold what str.splitlines() takes for the end of a line."""
+    """Split into lines of JSON. str.splitlines() would also split at other characters, which names may contain."""
     return path.read_text(encoding="utf-8").removesuffix("\n").split("\n") if path.stat().st_size else []
 
 

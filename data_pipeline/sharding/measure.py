@@ -1,4 +1,4 @@
-"""Whether a sample can be trained on, and what the index keeps of it."""
+"""Check that a sample can be trained on, and measure what the index keeps of it."""
 
 from __future__ import annotations
 
@@ -18,35 +18,44 @@ from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import RawSample
 
-# Fields of a record that training reads, and those that inputs write for people to look at. Any other is kept as well,
-# but counted: it may be a mistake in its name.
+# Fields of a record that training reads, and fields that inputs write for people to read. Other fields are kept as
+# well, but counted: an unknown field may be a misspelled one.
 KNOWN_FIELDS = frozenset(
-    {
+    (
         *("domain", "text", "messages", "thinking", "source", "original_text"),
         *("title", "pages", "page", "slides", "markup", "dropped_images", "start", "end"),
         *("font", "font_size", "line_boxes"),
-    }
+    )
 )
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the index keeps of a sample. text_tokens: all tokens but <|image|>; 0 without a tokenizer.
-    blocks: what index.index_row asks for; none without a tokenizer."""
+    """What the index keeps of a sample."""
 
     domain: str
-    text_tokens: int
-    images: list[tuple[int, int]]
+    text_tokens: int  # all tokens but <|image|>; 0 without a tokenizer
+    images: list[tuple[int, int]]  # (height, width) in pixels, before resizing
     videos: list[VideoInfo]
-    blocks: list[tuple[bool, int, int]]
+    blocks: list[tuple[bool, int, int]]  # media between the text tokens, see index.index_row; [] without a tokenizer
 
     def index_row(self, sample: ShardSample) -> dict[str, Any]:
+        """Return the row of the index for the sample as it is stored."""
         return index_row(sample, self.domain, self.text_tokens, self.images, self.videos, self.blocks)
 
 
 def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:
-    """Checks that a sample can be trained on and measures it. whole: every picture is decoded, and every clip up to the
-    last frame that is looked at, once; else headers are believed. Raises BadSample."""
+    """Check that a sample can be trained on, and measure it.
+
+    Args:
+        raw: The record and the bytes of its media.
+        tokenizer: None: text tokens are not counted.
+        chat_form: How chats are written.
+        whole: Decode every image, and every video up to the last frame that is sampled. Otherwise trust headers.
+
+    Raises:
+        BadSample: the sample cannot be used.
+    """
     try:
         return _measure(raw, tokenizer, chat_form, whole)
     except (DataError, OSError, MemoryError):
@@ -65,12 +74,12 @@ def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, who
     videos = [probe_video(data) for data in raw.videos]
     grids = [grid_of(resized_size(*size, max_tokens=budget.image_max_tokens)) for size in images]
     if whole:
-        layouts = [video_patches(data, budget.video_max_tokens)[1] for data in raw.videos]
+        geometries = [video_patches(data, budget.video_max_tokens)[1] for data in raw.videos]
     else:
-        layouts = [video_geometry(info, budget.video_max_tokens) for info in videos]
+        geometries = [video_geometry(info, budget.video_max_tokens) for info in videos]
     if tokenizer is None:
         return Measured(sample.domain, 0, images, videos, [])
-    tokenized = tokenize(sample, tokenizer, grids, layouts)
+    tokenized = tokenize(sample, tokenizer, grids, geometries)
     text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
     is_video = [isinstance(element, Video) for element in sample.elements if isinstance(element, Image | Video)]
     blocks = [

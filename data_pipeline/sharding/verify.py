@@ -1,11 +1,11 @@
-"""Shards read back: against their manifest, their indexes, and by decoding every picture and clip.
+"""Read shards back: compare them with their manifest and indexes, and decode every image and video.
 
 | reason | what is found |
 |---|---|
-| `missing_shard`, `extra_shard` | the manifest names a shard that is not there, or does not know one that is |
-| `wrong_catalogue` | the catalogue speaks of another tar than the one that is there: training would go by it |
+| `missing_shard`, `extra_shard` | the manifest lists a shard that is missing, or does not list one that exists |
+| `wrong_catalogue` | the catalogue describes another tar than the one in the folder; training would use the catalogue |
 | `wrong_checksum` | a shard's bytes are not those that were written |
-| `unusable_index`, `wrong_index` | a shard's index is missing, damaged or of another tar; or says what is not so |
+| `unusable_index`, `wrong_index` | a shard's index is missing, damaged or of another tar, or its content is wrong |
 | `checksum`, `unreadable_image`, `media_mismatch` ... | one sample cannot be used: see errors.BadSample |
 """
 
@@ -31,31 +31,36 @@ from data_pipeline.shards.tar import fingerprint
 
 @dataclass
 class Verified:
-    """What was found: samples that can be used, and all that cannot."""
+    """The result of verifying a shard or a folder."""
 
-    counts: Counts = field(default_factory=Counts)
+    counts: Counts = field(default_factory=Counts)  # of samples that can be used, and of problems by reason
     rejected: list[Rejected] = field(default_factory=list)
 
     def reject(self, origin: str, error: BadSample) -> None:
+        """Add a problem."""
         self.counts.rejected[error.reason] += 1
         self.rejected.append(Rejected(origin, error.reason, error.detail))
 
 
 @dataclass(frozen=True)
 class VerifyJob:
-    """One shard to verify. sha256: what the manifest says of it; empty: nothing. tokenizer: its folder or empty."""
+    """One shard to verify."""
 
     shard: Path
-    sha256: str
-    tokenizer: str
+    sha256: str  # from the manifest; empty if there is none
+    tokenizer: str  # its folder, or empty
 
     def __str__(self) -> str:
         return str(self.shard)
 
 
 def jobs_of(paths: Sequence[str], tokenizer: str) -> tuple[list[VerifyJob], Verified]:
-    """The shards that paths stand for, and those on which manifests and folders do not agree. Raises DataError."""
-    load_tokenizer(tokenizer)  # a mistake in its path is found here and not by every worker
+    """Return the shards to verify, and the problems that manifests, catalogues and folders alone show.
+
+    Raises:
+        DataError: a path stands for nothing, or a manifest is damaged.
+    """
+    load_tokenizer(tokenizer)  # so that a wrong path is one error, not one per worker
     jobs: list[VerifyJob] = []
     wrong = Verified()
     for path in paths:
@@ -67,42 +72,42 @@ def jobs_of(paths: Sequence[str], tokenizer: str) -> tuple[list[VerifyJob], Veri
             wrong.reject(name, error)
         for name in sorted(shards.keys() | written):
             if name not in shards or not shards[name].is_file():
-                wrong.reject(name, BadSample("missing_shard", f"it belongs to {path} but is not there: restore it"))
+                wrong.reject(name, BadSample("missing_shard", f"it belongs to {path} but is missing: restore it"))
                 continue
             if manifest and name not in written:
-                wrong.reject(name, BadSample("extra_shard", f"the manifest of {path} does not know it: remove it"))
+                wrong.reject(name, BadSample("extra_shard", f"the manifest of {path} does not list it: remove it"))
             jobs.append(VerifyJob(shards[name], written.get(name, ""), tokenizer))
     return jobs, wrong
 
 
 def _wrong_in_catalogue(shards: Sequence[Path]) -> Iterator[tuple[str, BadSample]]:
-    """The shards, all of one folder, that its catalogue does not know as they are; the catalogue if it is damaged."""
+    """Yield the shards of one folder that its catalogue describes wrongly, or the catalogue if it is damaged."""
     folder = shards[0].parent
-    mend = f"run {index_command(folder)}"
+    fix = f"run {index_command(folder)}"
     if not (folder / CATALOGUE).is_file():
         return
     try:
-        entries, _ = read_catalogue(folder / CATALOGUE, mend)
+        entries, _ = read_catalogue(folder / CATALOGUE, fix)
     except DataError as error:
         yield CATALOGUE, BadSample("wrong_catalogue", str(error))
         return
     listed = {entry.name: entry.header.tar_fingerprint for entry in entries}
     for shard in shards:
         if shard.name in listed and listed[shard.name] != fingerprint(shard):
-            yield shard.name, BadSample("wrong_catalogue", f"it is another tar than {CATALOGUE} says: {mend}")
+            yield shard.name, BadSample("wrong_catalogue", f"it is another tar than {CATALOGUE} says: {fix}")
 
 
 def verify_shards(jobs: Sequence[VerifyJob], *, executor: str = "here", workers: int = 1) -> Iterator[Verified]:
-    """What is found in each shard, as it is found."""
+    """Yield the result for each shard, in any order."""
     yield from EXECUTORS[executor](verify_shard, jobs, workers=workers)
 
 
 def verify_shard(job: VerifyJob) -> Verified:
-    """Reads one shard back: its checksum, and every indexed sample (encoded, with a tokenizer)."""
+    """Verify one shard: its checksum, and every indexed sample (encoded too if there is a tokenizer)."""
     found = Verified()
     name = job.shard.name
     if job.sha256 and file_sha256(job.shard) != job.sha256:
-        found.reject(name, BadSample("wrong_checksum", "its bytes are not those that were written: copy it again"))
+        found.reject(name, BadSample("wrong_checksum", "its bytes have changed since it was written: copy it again"))
     try:
         index = read_index(job.shard)
     except DataError as error:
@@ -123,7 +128,7 @@ def verify_shard(job: VerifyJob) -> Verified:
 
 
 def _read_back(index: ShardIndex, row: int, reader: ShardReader, tokenizer: GlmTokenizer | None) -> str:
-    """The domain of a sample that can be used whole, and is what the index says of it. Raises BadSample."""
+    """Return the domain of a sample that decodes completely and equals its index row. Raises BadSample."""
     sample = index.sample(row)
     raw = reader.read(str(index.file), sample, index.header.tar_fingerprint)
     measured = measure(raw, tokenizer, index.header.chat_form, whole=True).index_row(sample)
@@ -131,5 +136,5 @@ def _read_back(index: ShardIndex, row: int, reader: ShardReader, tokenizer: GlmT
     same_tokenizer = tokenizer is not None and tokenizer.hash == index.header.tokenizer_hash
     for column in ("domain", "images", "videos", *(("text_tokens", "blocks") if same_tokenizer else ())):
         if measured[column] != indexed[column]:
-            raise BadSample("wrong_index", f"{column} of it are {measured[column]}, the index says {indexed[column]}")
+            raise BadSample("wrong_index", f"its {column} are {measured[column]}, the index says {indexed[column]}")
     return measured["domain"]

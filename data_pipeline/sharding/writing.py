@@ -1,11 +1,11 @@
-"""One task of a build: its units are read, checked, measured and written to shards of its own.
+"""Write one task of a build: read its units, check and measure the samples, write shards of its own.
 
-    out/.build/task-00007-1f03.../     what is being written; removed when the task is begun anew
-    out/shard-00007-00000.tar             renamed from there when the whole task is written, and its index with it
-    out/.build/task-00007.reading      where it is, for whoever finds its process dead (crashes.py)
+    out/.build/task-00007-1f03.../     what is being written; removed when the task starts again
+    out/shard-00007-00000.tar          renamed from there, with its index, when the whole task is written
+    out/.build/task-00007.reading      where the task is, for the process that finds its worker dead (crashes.py)
     out/.build/task-00007.json         the done record, renamed last: without it the task is not done
 
-So whoever is killed, at whatever moment, leaves a task done or not done, and doing it again gives the same bytes.
+A process that is killed at any moment leaves its task done or not done. Doing the task again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TextIO
 
-from common.files import write_text
+from common.files import replacing, sync_folder, write_json
 from data_pipeline.encoding.tokenizer import GlmTokenizer
-from data_pipeline.errors import BadSample, DataError
+from data_pipeline.errors import BadSample, DataError, UnusedSample
 from data_pipeline.inputs.draft import Draft, Input, Rejected
 from data_pipeline.inputs.names import printable
-from data_pipeline.sharding.crashes import READING, Crash, Deaths, Place, ReadingNote, take_place
+from data_pipeline.sharding.crashes import READING, Crash, Deaths, ReadingNote, ReadingPosition, take_position
 from data_pipeline.sharding.measure import KNOWN_FIELDS, Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.shards.index import index_path, write_index
@@ -40,26 +40,26 @@ WORK = ".build"
 
 @dataclass(frozen=True)
 class TaskJob:
-    """A task with all that it takes to do it in any process. inputs: those that its units are of, by number.
-    crashes: what its workers died of, and is left out."""
+    """A task with all that any process needs to do it."""
 
     task: Task
-    inputs: dict[int, Input]
+    inputs: dict[int, Input]  # the inputs of its units, by number
     options: BuildOptions
-    crashes: tuple[Crash, ...] = ()
+    crashes: tuple[Crash, ...] = ()  # positions at which its workers died; they are rejected
 
 
 @dataclass
 class Counts:
-    """What became of the samples. shards: {"file", "samples", "bytes", "sha256"} of each."""
+    """What became of the samples."""
 
     samples: int = 0
     domains: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)  # by reason
-    unused_fields: Counter[str] = field(default_factory=Counter)  # of records: kept, but nothing reads them
-    shards: list[dict[str, Any]] = field(default_factory=list)
+    unused_fields: Counter[str] = field(default_factory=Counter)  # fields of records that nothing reads; they are kept
+    shards: list[dict[str, Any]] = field(default_factory=list)  # {"file", "samples", "bytes", "sha256"} of each
 
     def add(self, other: Counts) -> None:
+        """Add the counts of another task."""
         self.samples += other.samples
         self.domains += other.domains
         self.rejected += other.rejected
@@ -67,6 +67,7 @@ class Counts:
         self.shards += other.shards
 
     def as_json(self) -> dict[str, Any]:
+        """Return the counts as the manifest holds them."""
         return {
             "samples": self.samples,
             "bytes": sum(shard["bytes"] for shard in self.shards),
@@ -78,33 +79,41 @@ class Counts:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Counts:
+        """Read the counts of a manifest. Raises KeyError or TypeError if it is not one."""
         counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields")}
         return cls(samples=content["samples"], shards=content["shards"], **counters)
 
 
 def done_record(out: Path, task: int) -> Path:
+    """Return the path of the file that says that a task is done."""
     return out / WORK / f"task-{task:05d}.json"
 
 
 def rejected_part(out: Path, task: int) -> Path:
+    """Return the path of the lines that a task adds to rejected.jsonl."""
     return out / WORK / f"task-{task:05d}.rejected.jsonl"
 
 
 def reading_note(out: Path, task: int) -> Path:
+    """Return the path of a task's note of its position."""
     return out / WORK / f"task-{task:05d}.reading"
 
 
 def try_again(job: TaskJob, how: str, deaths: Deaths) -> TaskJob | None:
-    """The task as it is to be done after its worker died, for an executor; None: not again."""
-    place = take_place(reading_note(Path(job.options.out), job.task.number))
-    crash = deaths.blame(job.task, place, how)
+    """Return the task to do after its worker died, for an executor. None: do not try it again."""
+    position = take_position(reading_note(Path(job.options.out), job.task.number))
+    crash = deaths.record(job.task, position, how)
     if job.task.number in deaths.given_up:
         return None
     return replace(job, crashes=(*job.crashes, crash)) if crash else job
 
 
 def write_task(job: TaskJob) -> Counts:
-    """Does one task. Raises DataError or OSError where no sample is to blame."""
+    """Do one task.
+
+    Raises:
+        DataError, OSError: for causes that are not in a sample, such as a full disk.
+    """
     out, number = Path(job.options.out), job.task.number
     for left_over in (out / WORK).glob(f"task-{number:05d}-*"):
         shutil.rmtree(left_over, ignore_errors=True)
@@ -113,7 +122,7 @@ def write_task(job: TaskJob) -> Counts:
     counts = Counts()
     shards = _Shards(folder, job.options, number)
     note = ReadingNote(reading_note(out, number))
-    with open(folder / "rejected.jsonl", "w", encoding="utf-8") as rejections:
+    with replacing(rejected_part(out, number)) as rejected, open(rejected, "w", encoding="utf-8") as rejections:
         for draft in _drafts(job, note):
             try:
                 if isinstance(draft, Rejected):
@@ -128,66 +137,62 @@ def write_task(job: TaskJob) -> Counts:
                 counts.domains[measured.domain] += 1
                 counts.unused_fields.update(record.keys() - KNOWN_FIELDS)
                 shards.add(stored, draft, measured)
-    note.remove()
-    counts.shards = shards.close()
-    for shard in counts.shards:
-        os.replace(folder / shard["file"], out / shard["file"])
-        os.replace(index_path(folder / shard["file"]), index_path(out / shard["file"]))
-    os.replace(folder / "rejected.jsonl", rejected_part(out, number))
+        note.remove()  # a death from here on has no unit as its cause
+        counts.shards = shards.close()
+        for shard in counts.shards:
+            os.replace(folder / shard["file"], out / shard["file"])
+            os.replace(index_path(folder / shard["file"]), index_path(out / shard["file"]))
+        sync_folder(out)
     write_json(done_record(out, number), counts.as_json())
     shutil.rmtree(folder, ignore_errors=True)
     return counts
 
 
 def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
-    line = {"reason": reason, "origin": printable(origin), "detail": printable(detail)}
-    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a file whole or not at all."""
-    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    """Write one line of rejected.jsonl."""
+    unused = UnusedSample(reason, printable(detail), origin=printable(origin))
+    file.write(json.dumps(unused.as_json(), ensure_ascii=False) + "\n")
 
 
 @lru_cache(maxsize=2)
 def load_tokenizer(folder: str) -> GlmTokenizer | None:
+    """Load a tokenizer once per process. None for an empty name."""
     return GlmTokenizer(folder) if folder else None
 
 
 def _drafts(job: TaskJob, note: ReadingNote) -> Iterator[Draft | Rejected]:
-    crashes = {crash.place: crash.how for crash in job.crashes}
-    for number, (given, unit) in enumerate(job.task.pieces):
-        here = Place(number, READING)
+    crashes = {crash.position: crash.how for crash in job.crashes}
+    for number, (given, unit) in enumerate(job.task.units):
+        here = ReadingPosition(number, READING)
         if here in crashes:
-            span = f"{unit.start} to {unit.stop} of it are" if unit.stop else "it is"
-            yield Rejected(unit.path, "crashed_reader", f"its reader died twice ({crashes[here]}); {span} left out")
+            span = f"{unit.start} to {unit.stop} of it" if unit.stop else "all of it"
+            yield Rejected(unit.path, "crashed_reader", f"its reader died twice ({crashes[here]}): {span} is rejected")
             continue
         note.at(here)
         try:
             for count, draft in enumerate(job.inputs[given].read(unit)):
-                place = Place(number, count)
-                if place in crashes:
-                    detail = f"what decodes it died twice ({crashes[place]}); it is left out"
-                    yield Rejected(draft.origin, "crashed_reader", detail)
+                position = ReadingPosition(number, count)
+                if position in crashes:
+                    yield Rejected(draft.origin, "crashed_reader", f"its decoder died twice ({crashes[position]})")
                 else:
-                    note.at(place)
+                    note.at(position)
                     yield draft
                     note.at(here)
         except (DataError, OSError, MemoryError):
             raise
         except Exception as error:  # a library's bug on one file must not end a build of days
-            yield Rejected(
-                unit.path, "unreadable_input", f"{type(error).__name__}: {error}; the rest of it is left out"
-            )
+            detail = f"{type(error).__name__}: {error}; the rest of it is not read"
+            yield Rejected(unit.path, "unreadable_input", detail)
 
 
 def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measured]:
-    """The record as it is stored, and the measured sample. Raises BadSample."""
+    """Return the record as it is stored, and the measured sample. Raises BadSample."""
     record = dict(draft.record)
     if "source" in record:
         record["given_source"] = record.pop("source")
@@ -200,7 +205,7 @@ def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measu
 
 
 def _stored(record: dict[str, Any]) -> bytes:
-    """KEY.json. JSON has no NaN and no infinity: a field that is one becomes null. Raises BadSample."""
+    """Return the bytes of KEY.json. JSON has no NaN and no infinity: they become null. Raises BadSample."""
     try:
         written = json.dumps(record, ensure_ascii=False)
         if any(word in written for word in ("NaN", "Infinity")):
@@ -213,6 +218,7 @@ def _stored(record: dict[str, Any]) -> bytes:
 
 
 def check_size(kind: str, size: int) -> None:
+    """Check that a member of this size can be read back. Raises BadSample."""
     if size > MAX_BYTES[kind]:
         raise BadSample(
             "member_too_large", f"a member of kind {kind} has {size:,} bytes, {MAX_BYTES[kind]:,} are allowed"
@@ -220,9 +226,9 @@ def check_size(kind: str, size: int) -> None:
 
 
 class _Shards:
-    """The shards of a task, one after the other in a folder, each with its index."""
+    """The shards of a task, written one after the other to a folder, each with its index."""
 
-    def __init__(self, folder: Path, options: BuildOptions, task: int):
+    def __init__(self, folder: Path, options: BuildOptions, task: int) -> None:
         self.options, self.task = options, task
         self.samples = 0
         self._writer = ShardWriter(folder, f"{options.name}-{task:05d}", options.shard_bytes)
@@ -239,13 +245,13 @@ class _Shards:
         self.samples += 1
 
     def close(self) -> list[dict[str, Any]]:
-        """Finishes the last shard; what the manifest says of all of them."""
+        """Finish the last shard. Returns what the manifest says of all of them."""
         self._writer.close()
         self._index_finished()
         return self._finished
 
     def _index_finished(self) -> None:
-        """The index of the shard that the writer has just finished, if it has."""
+        """Write the index of the shard that the writer has just finished, if it has finished one."""
         if len(self._writer.finished) == len(self._finished):
             return
         path = self._writer.finished[-1]

@@ -30,7 +30,7 @@ JPEG, PNG = encoded(pattern(60, 90), "JPEG"), encoded(pattern(90, 60, 1), "PNG")
 GOOD: list[dict[str, Any]] = [
     {"domain": "image_text", "text": "A cat.", "images": ["a.jpg"]},
     {"domain": "interleaved", "text": "x <image> y <image>", "images": ["b.png", "a.jpg"]},
-    {"domain": "video", "text": "A clip.", "videos": ["c.mp4"]},
+    {"domain": "video", "text": "A video.", "videos": ["c.mp4"]},
     {"domain": "text", "text": "Words."},
 ]
 BAD: list[tuple[Any, str]] = [
@@ -44,7 +44,7 @@ BAD: list[tuple[Any, str]] = [
     ({"domain": "text", "text": "half of a pair: \ud83d"}, "bad_record"),
     ({"domain": "video", "text": "x", "videos": ["empty.mp4"]}, "video_without_frames"),
     ({"domain": "video", "text": "x", "videos": ["half.mp4"]}, "unreadable_video"),
-    ({"domain": "picture", "text": "x"}, "unknown_domain"),
+    ({"domain": "image", "text": "x"}, "unknown_domain"),
     ({"domain": "text", "text": "x", "images": "a.jpg"}, "bad_record"),
     ("not JSON", "bad_record"),
 ]
@@ -66,7 +66,7 @@ def write(records: Path, lines: list) -> None:
 
 
 def run(*arguments: object, expect: int = 0) -> str:
-    """In this process, unless an executor is named: starting others takes longer than what is done here."""
+    """Run a command in this process, unless an executor is named: starting processes takes longer than the work."""
     if arguments[0] != "stats" and "--executor" not in arguments:
         arguments += ("--executor", "here")
     result = CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
@@ -88,7 +88,7 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
     assert json.loads(stored[0]["json"]) == {"domain": "image_text", "text": "A cat.", "source": "records.jsonl:1"}
 
     assert "shards: 1, samples: 12" in run("verify", out, "--tokenizer", tokenizer_folder)
-    assert "interleaved 3 6 0" in run("stats", out, "--picture", tmp_path / "stats.png")
+    assert "interleaved 3 6 0" in run("stats", out, "--plot", tmp_path / "stats.png")
     assert (tmp_path / "stats.png").read_bytes().startswith(b"\x89PNG")
 
     config = DataConfig(tokenizer=str(tokenizer_folder), sources=[SourceConfig(str(out))], num_workers=0)
@@ -109,7 +109,7 @@ def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder)
     write(records, [GOOD[0], *(record for record, _ in BAD), {**GOOD[3], "license": "own", "shelf": 7}])
     shown = run("build", "--input", records, "--out", tmp_path / "out", "--tokenizer", tokenizer_folder)
     assert "bad_record │ 3" in shown
-    assert "fields kept but not used: 'license' (1), 'shelf' (1)" in shown
+    assert "fields that are stored but not used: 'license' (1), 'shelf' (1)" in shown
     assert f"samples: 2, rejected: {len(BAD)}, see {tmp_path}/out/rejected.jsonl" in shown
     listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]
     assert [(entry["origin"], entry["reason"]) for entry in listed] == [
@@ -119,7 +119,7 @@ def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder)
     assert read_index(tmp_path / "out" / "out-00000-00000.tar").table.num_rows == 2
 
 
-def test_shards_of_someone_else(tmp_path, tokenizer_folder):
+def test_foreign_shards_are_indexed_and_their_bad_samples_listed(tmp_path, tokenizer_folder):
     shard = tmp_path / "theirs.tar"
     with wds.TarWriter(str(shard)) as writer:
         writer.write({"__key__": "good", "json": {"domain": "ocr", "text": "INVOICE"}, "0.jpg": JPEG})
@@ -141,7 +141,7 @@ def test_shards_of_someone_else(tmp_path, tokenizer_folder):
     assert min(table.column("text_tokens").to_pylist()) > 4
 
 
-def test_an_index_goes_on_where_it_was_stopped(tmp_path, tokenizer_folder):
+def test_indexing_resumes_where_it_was_stopped(tmp_path, tokenizer_folder):
     for name in ("a", "b"):
         with wds.TarWriter(str(tmp_path / f"{name}.tar")) as writer:
             writer.write({"__key__": "good", "json": {"domain": "ocr", "text": name}, "0.jpg": JPEG})
@@ -163,8 +163,8 @@ def test_an_index_goes_on_where_it_was_stopped(tmp_path, tokenizer_folder):
     assert read_index(tmp_path / "c.tar").table.num_rows == 1
 
 
-def test_verify_finds_what_has_changed_on_disk(records, tmp_path, tokenizer_folder):
-    """A picture whose header is fine but whose data is cut is indexed by its header, and found by verify."""
+def test_verify_decodes_what_indexing_only_probed(records, tmp_path, tokenizer_folder):
+    """An image with an intact header and truncated data is indexed by its header, and found by verify."""
     shard = tmp_path / "theirs.tar"
     with wds.TarWriter(str(shard)) as writer:
         writer.write({"__key__": "cut", "json": {"domain": "ocr", "text": "x"}, "0.jpg": JPEG[:-800]})
@@ -181,21 +181,20 @@ def test_verify_compares_with_the_manifest(records, tmp_path, tokenizer_folder):
     run("build", "--input", records, "--out", out, "--tokenizer", tokenizer_folder, "--shard-bytes", "40K")
     assert "samples: 120" in run("verify", out, "--workers", 1)
     first, second, third = sorted(out.glob("*.tar"))[:3]
-    shutil.copy(third, out / "stranger.tar")
+    shutil.copy(third, out / "unlisted.tar")
     damaged = bytearray(first.read_bytes())
     damaged[2048] ^= 1
     first.write_bytes(damaged)
     second.unlink()
     shown = run("verify", out, "--tokenizer", tokenizer_folder, "--workers", 1, expect=1)
     assert f"{second.name}: missing_shard" in shown
-    assert "stranger.tar: extra_shard" in shown
+    assert "unlisted.tar: extra_shard" in shown
     assert f"{first.name}: wrong_checksum" in shown
-    assert f"{first.name}: unusable_index" in shown  # it is of the tar as it was
+    assert f"{first.name}: unusable_index" in shown  # it describes the tar as it was
 
 
 def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder):
-    """A shard and its index are copied over older ones of the same name: good in themselves, but training would go by
-    the catalogue, which speaks of the older ones."""
+    """A shard and its index are copied over older ones of the same name. Training would use the stale catalogue."""
     older, newer = tmp_path / "older", tmp_path / "newer"
     for out, given in ((older, GOOD[:2]), (newer, GOOD)):
         write(records, given)
@@ -220,27 +219,30 @@ def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder)
             ["build", "--input", "RECORDS", "--out", "OUT", "--chat-form", "gpt"],
             "--chat-form gpt is unknown: use glm45v",
         ),
-        (["build", "--input", "RECORDS", "--out", "OUT", "--shard-bytes", "much"], "--shard-bytes much: give a number"),
+        (
+            ["build", "--input", "RECORDS", "--out", "OUT", "--shard-bytes", "much"],
+            "--shard-bytes 'much' is not a size: write it as 5GB",
+        ),
         (["build", "--input", "RECORDS", "--out", "OUT", "--kind", "jsnl"], "unknown: did you mean jsonl?"),
         (
             ["build", "--input", "RECORDS", "--out", "OUT", "--set", "domian=ocr"],
             "no such option of kind jsonl: did you mean domain?",
         ),
         (["build", "--input", "RECORDS", "--out", "OUT", "--set", "allow_outside=maybe"], "give true or false"),
-        (["build", "--input", "RECORDS", "--out", "OUT", "--part", "2/2"], "parts of 2 are 0 to 1"),
-        (["build", "--input", "RECORDS", "--out", "OUT", "--part", "0/0"], "give one part or more"),
-        (["build", "--input", "RECORDS", "--out", "OUT", "--array"], "no member of a SLURM job array"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--part", "2/2"], "the first number is 0 to 1"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--part", "0/0"], "give 1 or more after the slash"),
+        (["build", "--input", "RECORDS", "--out", "OUT", "--array"], "not a job of a SLURM array"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--executor", "dask"], "dask is unknown: use here, processes"),
         (["build", "--input", "RECORDS", "RECORDS", "--out", "OUT"], "records.jsonl is given twice"),
         (["build", "--input", "IN", "--kind", "jsonl", "--out", "IN/OUT"], "/OUT lies in the input"),
         (["build", "--out", "OUT"], "nothing to build from: give files or folders with --input"),
-        (["stats", "BUILT", "--picture", "a.xyz"], "--picture a.xyz: its name must end in one of"),
+        (["stats", "BUILT", "--plot", "a.xyz"], "--plot a.xyz: its name must end in one of"),
         (["index", "OUT"], "holds no shards"),
         (["verify", "nowhere"], "error: nowhere does not exist"),
         (["stats", "RECORDS"], "records.tar has no index"),
     ],
 )
-def test_a_mistake_is_one_line(records, tmp_path, arguments, says):
+def test_mistake_in_the_call_is_one_line(records, tmp_path, arguments, says):
     write(records, GOOD)
     out = tmp_path / "out"
     out.mkdir()
@@ -261,11 +263,11 @@ def test_a_mistake_is_one_line(records, tmp_path, arguments, says):
     assert "Traceback" not in shown
 
 
-def test_a_folder_belongs_to_one_build(records, tmp_path, tokenizer_folder):
+def test_folder_belongs_to_one_build(records, tmp_path, tokenizer_folder):
     write(records, GOOD)
     build = ["build", "--input", records, "--out", tmp_path / "out"]
     run(*build)
-    assert "was finished before: nothing to do" in run(*build)
+    assert "is finished already: nothing to do" in run(*build)
     for change, says in [
         (["--shard-bytes", "1M"], "shard_bytes was 1073741824 and is 1048576"),
         (["--set", "domain=ocr"], "inputs options domain was '' and is 'ocr'"),
@@ -278,16 +280,16 @@ def test_a_folder_belongs_to_one_build(records, tmp_path, tokenizer_folder):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "x.tar").write_bytes(b"x")
     shown = run("build", "--input", records, "--out", tmp_path / "theirs", expect=2)
-    assert "x.tar was not built here: choose an empty folder" in shown
+    assert "x.tar does not belong to this build: choose an empty folder" in shown
 
 
-def test_a_build_of_nothing_is_a_mistake(records, tmp_path):
+def test_build_without_a_sample_is_an_error(records, tmp_path):
     write(records, ["not JSON"])
-    assert "not one sample could be used: see" in run("build", "--input", records, "--out", tmp_path / "out", expect=2)
+    assert "no sample could be used: see" in run("build", "--input", records, "--out", tmp_path / "out", expect=2)
 
 
-def test_folders_whose_builds_kept_nothing_are_named_and_passed_over(records, tmp_path):
-    """As `stats shards/*` meets them; only if nothing is left is that a mistake."""
+def test_folders_without_shards_are_named_and_skipped(records, tmp_path):
+    """`stats shards/*` meets such folders. Only if no folder has shards is that an error."""
     good, kept_nothing, none = (tmp_path / name for name in ("good", "kept_nothing", "none"))
     write(records, GOOD)
     run("build", "--input", records, "--out", good)
@@ -299,17 +301,19 @@ def test_folders_whose_builds_kept_nothing_are_named_and_passed_over(records, tm
     assert shown.startswith(f"{none} holds no shards (*.tar): make some with `python -m tools.shard build` {named} ")
     assert shown.endswith(run("stats", good))
     assert run("stats", kept_nothing, none, expect=2).startswith(f"error: {named}; {none} holds no shards")
-    assert "holds no shards" in run("stats", good, f"{tmp_path}/goood/*.tar", expect=2)  # more likely a slip
+    assert "holds no shards" in run(
+        "stats", good, f"{tmp_path}/goood/*.tar", expect=2
+    )  # a pattern without matches is a typing error
 
     with wds.TarWriter(str(none / "theirs.tar")) as writer:
         writer.write({"__key__": "0", "json": {"label": 3}})
     run("index", none)
-    assert f"not one sample is indexed in {none}: see rejected.jsonl" in run("stats", none, expect=2)
+    assert f"no sample is indexed in {none}: see rejected.jsonl" in run("stats", none, expect=2)
     assert run("stats", none, good) == run("stats", good)
 
 
-def test_members_of_a_slurm_array_share_a_build(records, tmp_path, monkeypatch):
-    """Each does its part; a member whose number stands in an array with gaps is told so."""
+def test_jobs_of_a_slurm_array_share_a_build(records, tmp_path, monkeypatch):
+    """Each job does its part. An array with gaps in its numbers is an error."""
     write(records, GOOD)
     for number in range(3):
         shutil.copy(records, records.with_name(f"records{number}.jsonl"))
@@ -333,10 +337,10 @@ def test_members_of_a_slurm_array_share_a_build(records, tmp_path, monkeypatch):
     assert "samples: 16" in run(*build, "--shard-bytes", "8K")
     assert (tmp_path / "out" / "manifest.json").exists()
     monkeypatch.setenv("SLURM_ARRAY_TASK_MAX", "9")
-    assert "the array have gaps" in run(*build, "--shard-bytes", "8K", expect=2)
+    assert "numbers have gaps" in run(*build, "--shard-bytes", "8K", expect=2)
 
 
-def test_runs_as_a_module(tmp_path):
+def test_command_runs_as_a_module(tmp_path):
     command = [sys.executable, "-m", "tools.shard", "verify", tmp_path / "nowhere"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stdout) == (2, "")
@@ -345,7 +349,7 @@ def test_runs_as_a_module(tmp_path):
 
 
 def test_workers_end_with_a_build_that_is_killed(records, tmp_path):
-    """What the kernel does when memory runs out: nobody is left behind, and the same command finishes the build."""
+    """After SIGKILL no worker process is left, and the same command finishes the build."""
     write(records, GOOD * 4)
     for number in range(8):
         shutil.copy(records, records.with_name(f"records{number}.jsonl"))
@@ -365,8 +369,8 @@ def test_workers_end_with_a_build_that_is_killed(records, tmp_path):
     assert "samples: 144" in run(*build, "--workers", "1")
 
 
-def test_figures_are_whole_on_any_terminal():
-    """A table of a large set fits into the width that it is given everywhere, and help keeps its commands apart."""
+def test_tables_and_help_fit_any_terminal():
+    """The table of a large data set fits its fixed width, and help keeps one command per line."""
     stats = {"interleaved": DomainStats(tokens=[np.full(1000, 123_456_789)], bytes=10**12)}
     told = io.StringIO()
     Console(file=told, width=WIDEST).print(table_of(stats))
@@ -377,8 +381,8 @@ def test_figures_are_whole_on_any_terminal():
     assert "\n      python -m tools.shard verify SHARDS...\n" in shown
 
 
-def test_shards_are_called_as_their_folder(records, tmp_path):
-    """So that logs of a run tell two sources apart; and inputs may stand without --input."""
+def test_shards_are_named_after_their_folder(records, tmp_path):
+    """The logs of a run can then tell two sources apart. Inputs may also be given without --input."""
     write(records, GOOD)
     for folder, name in (("pets", "pets"), ("my pets (2)", "my-pets-2"), (".x", "x")):
         shown = run("build", records, "--out", tmp_path / folder)

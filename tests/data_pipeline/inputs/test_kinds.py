@@ -142,7 +142,7 @@ def test_options_are_the_fields_of_the_kind(tmp_path, monkeypatch):
 def test_tasks_are_of_one_size_whatever_the_units():
     units = [(0, Unit("a", number, number + 1, bytes=1 << 20)) for number in range(1000)]
     tasks = cut_tasks(units, 100 << 20)
-    assert [unit for task in tasks for unit in task.pieces] == units
+    assert [unit for task in tasks for unit in task.units] == units
     assert [task.number for task in tasks] == list(range(SMALL_BUILD_TASKS))
     assert max(task.bytes for task in tasks) - min(task.bytes for task in tasks) <= 1 << 20
     assert len(cut_tasks(units, 10 << 20)) == 100
