@@ -1,10 +1,10 @@
-"""Try an exported model: a prompt, pictures and clips in, text out.
+"""Try an exported model: a prompt, images and videos in, text out.
 
     python -m tools.generate --hf DIR --prompt "What is this?" [--image X ...] [--video Y ...] [--no-thinking]
-    python -m tools.generate --hf DIR --prompt "The picture shows" --image X --raw       continue a document
+    python -m tools.generate --hf DIR --prompt "The image shows" --image X --raw       continue a document
 
-transformers runs the model; pictures, clips and text are prepared by data_pipeline, as in training. Pictures and clips
-come before the prompt, or where it says <image> and <video>. Only the answer goes to standard output.
+transformers runs the model. data_pipeline prepares images, videos and text as in training. Images and videos come
+before the prompt, or where it says <image> and <video>. Only the answer goes to standard output.
 """
 
 from __future__ import annotations
@@ -39,22 +39,24 @@ MODEL_TYPES = ("glm4v_moe", "glm4v")
 
 
 class GenerateError(ValueError):
-    """The folder or the call cannot be used; the message names the mend."""
+    """The folder or the call cannot be used. The message says how to fix it."""
 
 
 @app.command(help=__doc__)
 def main(
-    hf: Annotated[Path, typer.Option(help="Hugging Face folder, e.g. of tools.convert export")],
-    prompt: Annotated[str, typer.Option(help="what to ask; with --raw, how the document begins")],
-    image: Annotated[list[Path] | None, typer.Option(help="picture; may be given several times")] = None,
-    video: Annotated[list[Path] | None, typer.Option(help="clip; may be given several times")] = None,
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder, for example from tools.convert export")],
+    prompt: Annotated[str, typer.Option(help="the question; with --raw, the beginning of the document")],
+    image: Annotated[list[Path] | None, typer.Option(help="image file; may be repeated")] = None,
+    video: Annotated[list[Path] | None, typer.Option(help="video file; may be repeated")] = None,
     raw: Annotated[
-        bool, typer.Option("--raw", help="continue a document, for a model that is not tuned to chat")
+        bool, typer.Option("--raw", help="continue a document, for a model that is not fine-tuned on chats")
     ] = False,
-    thinking: Annotated[bool, typer.Option(help="let the model think before it answers")] = True,
-    greedy: Annotated[bool, typer.Option(help="the likeliest token each time, or draw (temperature 1)")] = True,
-    max_new_tokens: Annotated[int, typer.Option(min=1)] = 512,
-    seed: Annotated[int, typer.Option(help="of what --no-greedy draws")] = 0,
+    thinking: Annotated[bool, typer.Option(help="whether the model thinks before it answers")] = True,
+    greedy: Annotated[
+        bool, typer.Option(help="take the most likely token each time, or sample with temperature 1")
+    ] = True,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="longest answer, in tokens")] = 512,
+    seed: Annotated[int, typer.Option(help="random seed of --no-greedy")] = 0,
 ) -> None:
     with errors_in_one_line(DataError, GenerateError):
         exported = Exported.load(hf)
@@ -68,22 +70,22 @@ def main(
     print(answer)
 
 
-# --- prompts: text, pictures and clips in order -----------------------------------------------------------------------
+# --- prompts: text, images and videos in order ------------------------------------------------------------------------
 
 
 def document_prompt(prompt: str, *, images: int, videos: int) -> list[Element]:
-    """The beginning of a pretraining document."""
+    """Return the elements of the beginning of a pretraining document."""
     return [Token("[gMASK]"), Token("<sop>"), *_content(prompt, images, videos)]
 
 
 def _content(prompt: str, images: int, videos: int) -> list[Element]:
-    """Pictures and clips where the prompt says <image> and <video>; before it, where it says neither."""
+    """Put images and videos where the prompt says <image> and <video>, or before it if it says neither."""
     content = split_placeholders(prompt, loss=False)
     for kind, given, mark in ((Image, images, "<image>"), (Video, videos, "<video>")):
         marked = sum(isinstance(element, kind) for element in content)
         if marked not in (0, given):
             raise GenerateError(
-                f"the prompt says {mark} {marked} times, but {given} are given; name each of them, or none"
+                f"the prompt says {mark} {marked} times, but {given} are given; write {mark} once for each, or never"
             )
         if marked == 0:
             content = [*(kind() for _ in range(given)), *content]
@@ -95,22 +97,18 @@ def _content(prompt: str, images: int, videos: int) -> list[Element]:
 
 @dataclass
 class Exported:
-    """A Hugging Face folder, ready to answer.
-
-    tokenizer renders chats and reads answers; glm_tokenizer writes prompts, in which nothing that a user typed becomes
-    a special token. preprocessor is the content of preprocessor_config.json, budget how large images may become.
-    """
+    """A Hugging Face folder that is loaded and ready to answer."""
 
     folder: Path
-    model: Any
-    tokenizer: Any
-    glm_tokenizer: GlmTokenizer
-    preprocessor: dict[str, Any]
-    budget: PixelBudget
+    model: Any  # transformers' model
+    tokenizer: Any  # transformers' tokenizer: renders chats, decodes answers
+    glm_tokenizer: GlmTokenizer  # encodes prompts; nothing that a user types becomes a special token
+    preprocessor: dict[str, Any]  # content of preprocessor_config.json
+    budget: PixelBudget  # how large images and videos may become
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | str = "auto") -> Exported:
-        """Read everything; the model goes to the accelerator if there is one. Raises GenerateError, DataError."""
+        """Load a folder, and move the model to the accelerator if there is one. Raises GenerateError, DataError."""
         _check_architecture(folder)
         image, video = (_read_json(folder / f"{kind}preprocessor_config.json") for kind in ("", "video_"))
         glm_tokenizer = GlmTokenizer(folder)
@@ -126,15 +124,15 @@ class Exported:
         )
 
     def chat_prompt(self, prompt: str, *, images: int, videos: int, thinking: bool = True) -> list[Element]:
-        """One user turn through the folder's chat template, up to where the assistant begins to write."""
+        """Return one user turn in the folder's chat template, up to the point where the assistant begins to write."""
         template = self.tokenizer.get_chat_template()
         if not thinking and "enable_thinking" not in template:
-            raise GenerateError(f"{self.folder}: the chat template always thinks; leave --no-thinking out")
+            raise GenerateError(f"{self.folder}: the chat template always thinks; remove --no-thinking")
         typed: list[str] = []
         parts = []
         for element in _content(prompt, images, videos):
             if isinstance(element, Text):
-                # A stand-in that no template takes for anything; what was typed comes back as plain text below.
+                # A placeholder that no template interprets. _elements puts back the typed text as plain text.
                 parts.append({"type": "text", "text": f"\ue000{len(typed)}\ue001"})
                 typed.append(element.text)
             else:
@@ -142,16 +140,16 @@ class Exported:
         rendered = self.tokenizer.apply_chat_template(
             [{"role": "user", "content": parts}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
         )
-        return list(_segments(rendered, typed, self.glm_tokenizer.special))
+        return list(_elements(rendered, typed, self.glm_tokenizer.special))
 
     def encode(self, elements: Sequence[Element], images: Sequence[bytes], videos: Sequence[bytes]) -> EncodedSample:
-        """Decode the files and tokenise. Raises BadSample naming what is wrong with them."""
+        """Decode the files and tokenize. Raises BadSample if a file cannot be used."""
         sample = Sample("prompt", tuple(elements))
         return encode_sample(sample, images, videos, tokenizer=self.glm_tokenizer, budget=self.budget)
 
     @torch.no_grad()
     def generate(self, sample: EncodedSample, *, max_new_tokens: int, greedy: bool = True) -> str:
-        """What the model writes after `sample`, special tokens such as <think> included, without the one that ends."""
+        """Return what the model writes after `sample`, with special tokens such as <think>, without the end token."""
         inputs = transformers_inputs(sample, self.model.config.image_token_id, self.preprocessor)
         ends = self.model.generation_config.eos_token_id or self.model.config.text_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or ())
@@ -173,8 +171,8 @@ MEDIA: dict[str, Element] = {
 }
 
 
-def _segments(rendered: str, typed: Sequence[str], special: dict[str, int]) -> Iterator[Element]:
-    """A rendered chat as elements: stand-ins become what was typed, special tokens become tokens."""
+def _elements(rendered: str, typed: Sequence[str], special: dict[str, int]) -> Iterator[Element]:
+    """Turn a rendered chat into elements: placeholders become the typed text, special tokens become tokens."""
     pieces = "|".join(re.escape(piece) for piece in (*MEDIA, *special))
     for piece in filter(None, re.split(f"({pieces}|\ue000[0-9]+\ue001)", rendered)):
         if piece in MEDIA:
@@ -187,14 +185,15 @@ def _segments(rendered: str, typed: Sequence[str], special: dict[str, int]) -> I
             yield Text(piece)
 
 
-# --- what transformers' forward takes ---------------------------------------------------------------------------------
+# --- arguments of the forward of transformers -------------------------------------------------------------------------
 
 
 def transformers_inputs(sample: EncodedSample, image_token_id: int, preprocessor: dict[str, Any]) -> dict[str, Tensor]:
-    """Arguments of `Glm4v(Moe)ForConditionalGeneration`, a batch of one; transformers makes the 3-D positions itself.
+    """Return the arguments of `Glm4v(Moe)ForConditionalGeneration` for a batch of one sample.
 
-    A clip's frame pairs go in as pictures: transformers' tower and its positions treat both alike, and its forward
-    refuses a sample that mixes pictures and clips. `preprocessor` gives image_mean and image_std.
+    transformers computes the 3-D positions itself. Frame pairs of videos are given as images: transformers' tower and
+    positions treat both in the same way, and its forward refuses a sample with images and videos. `preprocessor` gives
+    image_mean and image_std.
     """
     input_ids = torch.from_numpy(sample.input_ids)[None]
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
@@ -206,13 +205,13 @@ def transformers_inputs(sample: EncodedSample, image_token_id: int, preprocessor
 
 
 def pixel_values(sample: EncodedSample, preprocessor: dict[str, Any]) -> Tensor:
-    """uint8 slices -> normalised patches, float32 [patches, 1176] in (channel, instant, y, x) order."""
+    """Return the sample's patches normalised, float32 [patches, 1176], each in (channel, frame, y, x) order."""
     mean, std = (torch.tensor(preprocessor[key]).view(3, 1, 1, 1) for key in ("image_mean", "image_std"))
     patches = []
     sizes = [h * w * frames for (h, w), frames in zip(sample.grids, sample.frames_per_image, strict=True)]
     for slices, frames in zip(sample.patches.split(sizes), sample.frames_per_image, strict=True):
-        instants = slices.view(-1, frames, PATCH_SIZE, PATCH_SIZE, 3).permute(0, 4, 1, 2, 3).float()
-        both = ((instants / 255 - mean) / std).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1, -1)
+        values = slices.view(-1, frames, PATCH_SIZE, PATCH_SIZE, 3).permute(0, 4, 1, 2, 3).float()
+        both = ((values / 255 - mean) / std).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1, -1)
         patches.append(both.flatten(1))
     return torch.cat(patches)
 
@@ -227,7 +226,7 @@ def _check_architecture(folder: Path) -> None:
 
 
 def _load_model(folder: Path, dtype: torch.dtype | str) -> Any:
-    """transformers draws what a folder lacks at random, with a warning; here that is an error."""
+    """Load the model. transformers initialises missing weights at random, with a warning; here that is an error."""
     transformers_logging.disable_progress_bar()
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
@@ -248,7 +247,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         return json.loads(path.read_text())
     except OSError:
         raise GenerateError(
-            f"{path} is missing; --hf must be a whole folder, as tools.convert export makes it"
+            f"{path} is missing; --hf must be a complete folder, as tools.convert export writes it"
         ) from None
     except ValueError as error:
         raise GenerateError(f"{path} is not valid JSON: {error}") from None

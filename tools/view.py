@@ -1,11 +1,11 @@
-"""What is in a shard or a batch, as a page to look at.
+"""Write a page that shows what is in a shard or a batch.
 
 \b
     python -m tools.view shards SHARDS... --tokenizer DIR --out page.html
     python -m tools.view batch --config RUN.yaml --out packs.html [KEY=VALUE]...
 
-The page is one file without scripts or links to elsewhere. Pictures are drawn from the very patches that the model is
-given, with the boxes that the text names; every token shows whether it is learned, its id and its position.
+The page is one file without scripts or external links. Images are drawn from the patches that the model gets, with
+the boxes that the text names. Every token shows whether it carries loss, its id and its position.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from training.start_point import find_start_point, resolve_model
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 _T = TypeVar("_T")
-# Characters of a sample that a page cannot hold or would hide: controls, those that make other text run backwards, and
-# halves of surrogate pairs. They are shown as \u202e.
+# Characters of a sample that a page cannot hold or would hide: control characters, characters that change the direction
+# of text, halves of surrogate pairs. They are shown as \u202e.
 _UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Out = Annotated[Path, typer.Option(help="the page to write")]
@@ -57,13 +57,17 @@ def shards(
     shards: Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")],
     tokenizer: Annotated[Path, typer.Option(help="Hugging Face tokenizer folder")],
     out: Out = Path("view.html"),
-    samples: Annotated[int, typer.Option(min=1, help="how many, spread evenly over the shards")] = 24,
-    key: Annotated[list[str] | None, typer.Option(help="these samples instead; may be given several times")] = None,
-    image_max_tokens: Annotated[int, typer.Option(help="pixel budget of a picture")] = PixelBudget.image_max_tokens,
-    video_max_tokens: Annotated[int, typer.Option(help="pixel budget of a clip")] = PixelBudget.video_max_tokens,
+    samples: Annotated[int, typer.Option(min=1, help="number of samples, spread evenly over the shards")] = 24,
+    key: Annotated[list[str] | None, typer.Option(help="show this sample; may be repeated")] = None,
+    image_max_tokens: Annotated[
+        int, typer.Option(help="pixel budget of an image, in tokens")
+    ] = PixelBudget.image_max_tokens,
+    video_max_tokens: Annotated[
+        int, typer.Option(help="pixel budget of a video, in tokens")
+    ] = PixelBudget.video_max_tokens,
     open_page: Open = False,
 ) -> None:
-    """Shows samples: pictures with boxes, frames with their seconds, the record, tokens with what is learned."""
+    """Show samples: images with boxes, frames with their seconds, the record, tokens and which of them carry loss."""
     with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
         glm_tokenizer = GlmTokenizer(tokenizer)
         paths = shards_of(shards, lambda empty: console.print(empty, markup=False, soft_wrap=True))
@@ -72,7 +76,7 @@ def shards(
         chosen = _with_keys(indexes, key) if key else _spread(indexes, samples)
         reader = ShardReader()
         views = [
-            _look(reader, shard, row, glm_tokenizer, budget)
+            _view(reader, shard, row, glm_tokenizer, budget)
             for shard, row in track(chosen, "samples", console=Console(stderr=True), transient=True)
         ]
         reader.close()
@@ -89,12 +93,12 @@ def batch(
     ] = None,
     out: Out = Path("view.html"),
     step: Annotated[int, typer.Option(min=1, help="the first step to show")] = 1,
-    steps: Annotated[int, typer.Option(min=1, help="how many")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="number of steps")] = 1,
     open_page: Open = False,
 ) -> None:
-    """Shows the packs of a run's steps: segments, positions, and the samples in them."""
+    """Show the packs of a run's steps: segments, positions, and the samples in them."""
     with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
-        # A run that lies in train.output_dir may be another one: nothing of it is shown.
+        # A run in train.output_dir may be another one; nothing of it is shown.
         run = load_config(
             RunConfig, config, [*(overrides or []), "data.num_workers=0", "checkpoint.allow_changes=true"]
         )
@@ -111,8 +115,8 @@ def batch(
         last = step + steps - 1
         for number in track(range(step, last + 1), "steps", console=Console(stderr=True), transient=True):
             packs += [
-                view_of_pack(batch, loader.tokenizer, f"step {number}, pack {place}")
-                for place, batch in enumerate(loader.next_step())
+                view_of_pack(batch, loader.tokenizer, f"step {number}, pack {index}")
+                for index, batch in enumerate(loader.next_step())
             ]
         loader.close()
         if not packs:
@@ -121,17 +125,19 @@ def batch(
 
 
 def _spread(indexes: Sequence[ShardIndex], samples: int) -> list[tuple[ShardIndex, int]]:
-    """So many samples, as many of a small shard as of a large one while it has more; at equal distances in each.
-    Of more shards than that, samples at equal distances through all of them."""
+    """Choose samples at equal distances: the same number from every shard, or all of a shard that has fewer.
+
+    If there are more shards than samples, choose samples at equal distances through all shards.
+    """
     rows = [[(shard, row) for row in range(shard.table.num_rows)] for shard in indexes]
     if samples < len(rows):
         return _evenly(list(chain.from_iterable(rows)), samples)
     shares = dict.fromkeys(range(len(rows)), 0)
     left = samples
-    for done, place in enumerate(sorted(shares, key=lambda place: len(rows[place]))):
-        shares[place] = min(len(rows[place]), left // (len(rows) - done))
-        left -= shares[place]
-    return [chosen for place, share in shares.items() for chosen in _evenly(rows[place], share)]
+    for done, shard in enumerate(sorted(shares, key=lambda shard: len(rows[shard]))):
+        shares[shard] = min(len(rows[shard]), left // (len(rows) - done))
+        left -= shares[shard]
+    return [chosen for shard, share in shares.items() for chosen in _evenly(rows[shard], share)]
 
 
 def _evenly(rows: Sequence[_T], count: int) -> list[_T]:
@@ -151,7 +157,7 @@ def _with_keys(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple
     return found
 
 
-def _look(
+def _view(
     reader: ShardReader, shard: ShardIndex, row: int, tokenizer: GlmTokenizer, budget: PixelBudget
 ) -> SequenceView:
     stored = shard.sample(row)
@@ -159,7 +165,9 @@ def _look(
     try:
         raw = reader.read(str(shard.file), stored)
         encoded = encode_record(
-            *(raw.record, raw.images, raw.videos),
+            raw.record,
+            raw.images,
+            raw.videos,
             tokenizer=tokenizer,
             budget=budget,
             sample_id=name,
@@ -175,7 +183,7 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> None:
-    # Everything in a sample is text that someone else wrote: it is escaped, wherever it stands.
+    # All text of a sample comes from outside: the template escapes all of it.
     pages = Environment(loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined)
     page = _UNSEEN.sub(_escaped, pages.get_template("view_page.html").render(title=title, packs=packs))
     out.parent.mkdir(parents=True, exist_ok=True)

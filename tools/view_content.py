@@ -1,6 +1,6 @@
-"""Encoded samples and packs as what a page shows of them: spans of tokens, pictures with boxes, lines of positions.
+"""What the page of tools.view shows of samples and packs: spans of tokens, images with boxes, lines of positions.
 
-Everything is read back from the tensors that training would see. Text is left as it is: the page escapes it.
+Everything is read back from the tensors that training gets. Text is not escaped here; the page does that.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from data_pipeline.errors import BadSample
 from data_pipeline.media.boxes import written_boxes
 from data_pipeline.media.images import MERGE_SIZE, PATCH_SIZE, tokens_of
 
-MAX_PICTURES = 48  # of one sample; a long clip has hundreds of frame pairs
-MAX_TOKENS = 4000  # of one sample, those of pictures aside
-MAX_BOXES = 500  # of one picture
-MAX_RECORD = 20_000  # characters
-PICTURE_SIDE, FRAME_SIDE = 640, 240  # pixels of the longer side on the page
+MAX_IMAGES = 48  # per sample; a long video has hundreds of frame pairs
+MAX_TOKENS = 4000  # per sample, not counting image tokens
+MAX_BOXES = 500  # per image
+MAX_RECORD = 20_000  # characters of a record
+IMAGE_SIDE, FRAME_SIDE = 640, 240  # pixels of the longer side on the page
 PLOT_POINTS = 400
 _LABEL_CHARACTERS, _LABEL_SEARCHED = 24, 100
 
 
 @dataclass(frozen=True)
 class Span:
-    """Neighbouring characters that the page shows alike. kind: `text`, `special` or `image`."""
+    """Neighbouring characters with the same formatting."""
 
     text: str
-    kind: str
-    learned: bool
-    hint: str
+    kind: str  # text, special or image
+    learned: bool  # carries loss
+    hint: str  # shown when the pointer rests on it
 
 
 @dataclass(frozen=True)
-class Box:
-    """In thousandths of the picture."""
+class BoxOverlay:
+    """A box that is drawn over an image, in thousandths of its size."""
 
     x1: float
     y1: float
@@ -56,61 +56,63 @@ class Box:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture, or the two frames of a pair."""
+class ImageView:
+    """A still image, or the two frames of a frame pair."""
 
     frames: list[str]  # data: URIs
     width: int
     height: int
     caption: str
-    boxes: list[Box]
+    boxes: list[BoxOverlay]
 
 
 @dataclass(frozen=True)
 class SequenceView:
-    """One sample, or the part of one that a pack holds."""
+    """One sample, or the piece of one that a pack holds."""
 
     name: str
     domain: str
     facts: dict[str, str]
-    pictures: list[Picture] = field(default_factory=list)
-    more_pictures: int = 0
+    images: list[ImageView] = field(default_factory=list)
+    more_images: int = 0  # images that are not shown
     spans: list[Span] = field(default_factory=list)
-    more_tokens: int = 0
+    more_tokens: int = 0  # tokens that are not shown
     record: str = ""
-    more_record: int = 0
-    failure: str = ""
+    more_record: int = 0  # characters that are not shown
+    failure: str = ""  # why the sample cannot be used
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A stretch of a pack's bar. start and length in percent of the pack."""
+class SegmentBar:
+    """A segment in the bar that stands for a pack."""
 
     name: str
     domain: str
-    start: float
-    length: float
+    start: float  # percent of the pack
+    length: float  # percent of the pack, without padding
 
 
 @dataclass(frozen=True)
 class PackView:
-    """A pack with its samples; without a title, just samples."""
+    """A pack with its samples. Without a title: samples alone."""
 
     sequences: list[SequenceView]
     title: str = ""
     facts: dict[str, str] = field(default_factory=dict)
-    segments: list[Segment] = field(default_factory=list)
-    lines: dict[str, str] = field(default_factory=dict)  # axis -> points of an SVG polyline, in a box of 1000 x 100
-    quarantined: Counter[str] = field(default_factory=Counter)  # samples set aside, and how often
+    segments: list[SegmentBar] = field(default_factory=list)
+    lines: dict[str, str] = field(default_factory=dict)  # by axis: points of an SVG polyline, 1000 x 100
+    quarantined: Counter[str] = field(default_factory=Counter)  # descriptions of samples, and how often each
 
 
 def view_of_failure(name: str, error: BadSample) -> SequenceView:
+    """Return the view of a sample that cannot be used."""
     return SequenceView(name, "", {}, failure=f"{error.reason}: {error.detail}")
 
 
 def view_of_sample(
     sample: EncodedSample, tokenizer: GlmTokenizer, record: dict[str, Any] | None = None
 ) -> SequenceView:
+    """Return the view of an encoded sample, with its record if there is one."""
     shown = _shown_tokens(sample, tokenizer)
     written = json.dumps(record, ensure_ascii=False, indent=1) if record else ""
     return SequenceView(
@@ -124,8 +126,8 @@ def view_of_sample(
             "positions": f"to {int(sample.position_ids.max()):,}",
             **({"from": str(record["source"])} if record and "source" in record else {}),
         },
-        pictures=list(_pictures(sample, tokenizer)),
-        more_pictures=max(0, len(sample.grids) - MAX_PICTURES),
+        images=list(_images(sample, tokenizer)),
+        more_images=max(0, len(sample.grids) - MAX_IMAGES),
         spans=list(_spans(sample, tokenizer, shown)),
         more_tokens=len(sample) - shown,
         record=written[:MAX_RECORD],
@@ -134,12 +136,13 @@ def view_of_sample(
 
 
 def view_of_pack(batch: Batch, tokenizer: GlmTokenizer, title: str) -> PackView:
+    """Return the view of a pack."""
     length = len(batch.input_ids)
     starts = batch.cu_seqlens.tolist()
     segments = [
-        Segment(name or "padding", domain, 100 * start / length, 100 * useful / length)
+        SegmentBar(name or "padding", domain, 100 * start / length, 100 * useful / length)
         for name, domain, start, useful in zip(
-            *(batch.sample_ids, batch.segment_domains, starts, batch.segment_lengths.tolist()), strict=False
+            batch.sample_ids, batch.segment_domains, starts, batch.segment_lengths.tolist(), strict=False
         )
     ]
     return PackView(
@@ -162,10 +165,13 @@ def view_of_pack(batch: Batch, tokenizer: GlmTokenizer, title: str) -> PackView:
 
 
 def unpack(batch: Batch, image_id: int) -> Iterator[EncodedSample]:
-    """The samples that `collate` put into a batch. A sample's first token is never learned, so nothing is lost."""
+    """Take a batch apart into the samples that `collate` put into it.
+
+    The first token of a sample never carries loss, so the result equals the input of `collate`.
+    """
     grids = [(h, w) for _, h, w in batch.grid_thw.tolist()]
     frames = batch.frames_per_image.tolist()
-    image = slice_ = 0
+    image = row = 0  # of grid_thw, of patches
     for name, domain, start, length in zip(
         batch.sample_ids,
         batch.segment_domains,
@@ -176,10 +182,10 @@ def unpack(batch: Batch, image_id: int) -> Iterator[EncodedSample]:
         if not name:
             continue
         ids = batch.input_ids[start : start + length].numpy()
-        room, first_image, first_slice = int((ids == image_id).sum()), image, slice_
-        while room > 0:
-            room -= tokens_of(grids[image])
-            slice_ += grids[image][0] * grids[image][1] * frames[image]
+        image_tokens, first_image, first_row = int((ids == image_id).sum()), image, row
+        while image_tokens > 0:
+            image_tokens -= tokens_of(grids[image])
+            row += grids[image][0] * grids[image][1] * frames[image]
             image += 1
         loss = np.zeros(length, dtype=bool)
         loss[1:] = batch.loss_mask[start : start + length - 1].numpy() > 0
@@ -189,92 +195,95 @@ def unpack(batch: Batch, image_id: int) -> Iterator[EncodedSample]:
             input_ids=ids,
             loss=loss,
             position_ids=batch.position_ids[:, start : start + length].numpy(),
-            patches=batch.patches[first_slice:slice_],
+            patches=batch.patches[first_row:row],
             grids=tuple(grids[first_image:image]),
             frames_per_image=tuple(frames[first_image:image]),
         )
 
 
-def unpatchify(slices: torch.Tensor, grid: tuple[int, int], instants: int) -> np.ndarray:
-    """uint8 [h*w*instants, 588] -> RGB frames uint8 [instants, H, W, 3]: the inverse of `images.patchify`."""
+def unpatchify(patches: torch.Tensor, grid: tuple[int, int], frames: int) -> np.ndarray:
+    """Return the pixels, uint8 [frames, height, width, 3], of patches, uint8 [h * w * frames, 588].
+
+    The inverse of `images.patchify`. `grid` is (h, w) in patches.
+    """
     h, w = grid
-    blocks = slices.reshape(
-        *(h // MERGE_SIZE, w // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE), *(instants, PATCH_SIZE, PATCH_SIZE, 3)
+    blocks = patches.reshape(
+        h // MERGE_SIZE, w // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE, frames, PATCH_SIZE, PATCH_SIZE, 3
     )
-    return blocks.permute(4, 0, 2, 5, 1, 3, 6, 7).reshape(instants, h * PATCH_SIZE, w * PATCH_SIZE, 3).numpy()
+    return blocks.permute(4, 0, 2, 5, 1, 3, 6, 7).reshape(frames, h * PATCH_SIZE, w * PATCH_SIZE, 3).numpy()
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 def _shown_tokens(sample: EncodedSample, tokenizer: GlmTokenizer) -> int:
-    """How many of a sample's tokens the page shows. A picture's are one span, however many, and count for nothing."""
+    """Return the number of tokens that the page shows. Image tokens are one span per image and are not counted."""
     of_text = np.cumsum(sample.input_ids != tokenizer.image_id)
     return int(np.searchsorted(of_text, MAX_TOKENS, side="right"))
 
 
 def _spans(sample: EncodedSample, tokenizer: GlmTokenizer, shown: int) -> Iterator[Span]:
-    """Runs of <|image|> as one span, special tokens one by one, text in pieces that are whole characters."""
+    """Yield one span per run of <|image|>, one per special token, and text in spans of complete characters."""
     ids = sample.input_ids[:shown].tolist()
-    for name, run in groupby(range(len(ids)), key=lambda place: tokenizer.names.get(ids[place])):
-        places = list(run)
+    for name, run in groupby(range(len(ids)), key=lambda index: tokenizer.names.get(ids[index])):
+        indices = list(run)
         if name is None:
-            yield from _text(sample, tokenizer, places)
-        elif ids[places[0]] == tokenizer.image_id:
-            yield Span(f"{name} x {len(places)}", "image", False, _hint(sample, places[0]))
+            yield from _text(sample, tokenizer, indices)
+        elif ids[indices[0]] == tokenizer.image_id:
+            yield Span(f"{name} x {len(indices)}", "image", False, _hint(sample, indices[0]))
         else:
-            yield from (Span(name, "special", bool(sample.loss[p]), _hint(sample, p)) for p in places)
+            yield from (Span(name, "special", bool(sample.loss[i]), _hint(sample, i)) for i in indices)
 
 
-def _text(sample: EncodedSample, tokenizer: GlmTokenizer, places: Sequence[int]) -> Iterator[Span]:
-    """A token may hold part of a character, of 4 bytes at most: it is shown together with those that complete it."""
+def _text(sample: EncodedSample, tokenizer: GlmTokenizer, indices: Sequence[int]) -> Iterator[Span]:
+    """Yield tokens as text. Tokens that hold parts of one character (at most 4 bytes) are shown together."""
     begun: list[int] = []
-    for place in places:
-        begun.append(place)
-        text = tokenizer.decode([int(sample.input_ids[p]) for p in begun])
-        if "\N{REPLACEMENT CHARACTER}" not in text or len(begun) == 4 or place == places[-1]:
+    for index in indices:
+        begun.append(index)
+        text = tokenizer.decode([int(sample.input_ids[i]) for i in begun])
+        if "\N{REPLACEMENT CHARACTER}" not in text or len(begun) == 4 or index == indices[-1]:
             yield Span(text, "text", bool(sample.loss[begun[0]]), _hint(sample, *begun))
             begun = []
 
 
-def _hint(sample: EncodedSample, *places: int) -> str:
-    time, height, width = sample.position_ids[:, places[0]].tolist()
-    ids = " ".join(str(sample.input_ids[place]) for place in places)
-    return f"token {places[0]}, id {ids}, position {time} {height} {width}"
+def _hint(sample: EncodedSample, *indices: int) -> str:
+    time, height, width = sample.position_ids[:, indices[0]].tolist()
+    ids = " ".join(str(sample.input_ids[index]) for index in indices)
+    return f"token {indices[0]}, id {ids}, position {time} {height} {width}"
 
 
 def _line(positions: torch.Tensor) -> str:
     values = positions.tolist()
     highest = max(*values, 1)
-    places = np.unique(np.linspace(0, len(values) - 1, PLOT_POINTS).astype(int)).tolist()
-    return " ".join(f"{1000 * p / len(values):.1f},{100 - 100 * values[p] / highest:.1f}" for p in places)
+    indices = np.unique(np.linspace(0, len(values) - 1, PLOT_POINTS).astype(int)).tolist()
+    return " ".join(f"{1000 * i / len(values):.1f},{100 - 100 * values[i] / highest:.1f}" for i in indices)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _pictures(sample: EncodedSample, tokenizer: GlmTokenizer) -> Iterator[Picture]:
+def _images(sample: EncodedSample, tokenizer: GlmTokenizer) -> Iterator[ImageView]:
     texts = _texts_after_images(sample, tokenizer)
     done = 0
-    for number, (grid, instants) in enumerate(zip(sample.grids, sample.frames_per_image, strict=True)):
-        if number == MAX_PICTURES:
+    for number, (grid, frame_count) in enumerate(zip(sample.grids, sample.frames_per_image, strict=True)):
+        if number == MAX_IMAGES:
             return
-        count = grid[0] * grid[1] * instants
-        frames = unpatchify(sample.patches[done : done + count], grid, instants)
+        count = grid[0] * grid[1] * frame_count
+        frames = unpatchify(sample.patches[done : done + count], grid, frame_count)
         done += count
         height, width = frames.shape[1:3]
         what = f"{number}: {width} x {height}, {grid[1]} x {grid[0]} patches, {tokens_of(grid)} tokens"
         second = re.match(r"\d+", texts[number])
-        caption = f"{second.group()} s, {what}" if instants == 2 and second else what
-        side = PICTURE_SIDE if instants == 1 else FRAME_SIDE
-        boxes = list(_boxes(texts[number])) if instants == 1 else []
+        caption = f"{second.group()} s, {what}" if frame_count == 2 and second else what
+        side = IMAGE_SIDE if frame_count == 1 else FRAME_SIDE
+        boxes = list(_boxes(texts[number])) if frame_count == 1 else []
         if len(boxes) > MAX_BOXES:
             caption, boxes = f"{caption}, {MAX_BOXES} of {len(boxes):,} boxes", boxes[:MAX_BOXES]
-        yield Picture([_data_uri(frame, side) for frame in frames], width, height, caption, boxes)
+        yield ImageView([_data_uri(frame, side) for frame in frames], width, height, caption, boxes)
 
 
 def _texts_after_images(sample: EncodedSample, tokenizer: GlmTokenizer) -> list[str]:
-    """The text between the n-th image and the next one: where its boxes stand, or the second of a frame pair."""
+    """Return the text after each image, up to the next: it holds the image's boxes, or the second of a frame pair."""
     texts: list[str] = []
     run: list[int] = []
     inside = False
@@ -291,12 +300,12 @@ def _texts_after_images(sample: EncodedSample, tokenizer: GlmTokenizer) -> list[
     return [*texts[1:], tokenizer.decode(run)]
 
 
-def _boxes(text: str) -> Iterator[Box]:
-    """`... a cat [[102,80,540,910],[560,10,700,400]]`: what is written before them names them."""
-    for place, (x1, y1, x2, y2) in written_boxes(text):  # invalid ones too: a mistake should be seen
-        before = text[max(0, place - _LABEL_SEARCHED) : place]
+def _boxes(text: str) -> Iterator[BoxOverlay]:
+    """Yield the boxes of a text such as `a cat [[102,80,540,910],[560,10,700,400]]`. The words before are the label."""
+    for start, (x1, y1, x2, y2) in written_boxes(text):  # also invalid boxes, so that the user sees them
+        before = text[max(0, start - _LABEL_SEARCHED) : start]
         label = re.split(r"[\]\[.,;:!?\n]", before.rstrip("[,: "))[-1].strip()
-        yield Box(x1, y1, x2, y2, label[-_LABEL_CHARACTERS:])
+        yield BoxOverlay(x1, y1, x2, y2, label[-_LABEL_CHARACTERS:])
 
 
 def _data_uri(frame: np.ndarray, side: int) -> str:

@@ -1,1 +1,1 @@
-"""From inputs to shards: tasks that any number of processes share, that resume after any stop and give the same bytes."""
+"""From inputs to shards: tasks that many processes share, that resume after any stop and give the same bytes."""

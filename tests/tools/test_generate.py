@@ -27,28 +27,28 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Exported.load(save_whole_folder(request.param, tmp_path_factory.mktemp(request.param)))
 
 
-def picture(width: int = 140, height: int = 112, seed: int = 0) -> bytes:
-    """A lossless picture whose size needs no resizing."""
+def image(width: int = 140, height: int = 112, seed: int = 0) -> bytes:
+    """A lossless image whose size needs no resizing."""
     return media_files.encoded(media_files.pattern(height, width, seed), format="PNG")
 
 
 @pytest.fixture(scope="module")
-def clip() -> bytes:
+def video() -> bytes:
     return media_files.clip(40, height=84, width=112, fps=10)
 
 
-def mixed_sample(exported: Exported, clip: bytes) -> EncodedSample:
+def mixed_sample(exported: Exported, video: bytes) -> EncodedSample:
     prompt = exported.chat_prompt("Is <image> in <video>, or <image>?", images=2, videos=1)
-    return exported.encode(prompt, [picture(), picture(84, 168, seed=1)], [clip])
+    return exported.encode(prompt, [image(), image(84, 168, seed=1)], [video])
 
 
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_a_prompt_is_what_the_folders_template_says(exported: Exported, thinking: bool) -> None:
+def test_chat_prompt_equals_the_rendered_template(exported: Exported, thinking: bool) -> None:
     sample = exported.encode(
-        exported.chat_prompt("What is this?", images=1, videos=0, thinking=thinking), [picture()], []
+        exported.chat_prompt("What is this?", images=1, videos=0, thinking=thinking), [image()], []
     )
     text = exported.tokenizer.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this?"}]}],
@@ -62,14 +62,14 @@ def test_a_prompt_is_what_the_folders_template_says(exported: Exported, thinking
     assert sample.input_ids.tolist() == expected
 
 
-def test_a_document_begins_like_those_of_pretraining(exported: Exported) -> None:
-    sample = exported.encode(document_prompt("A cat", images=1, videos=0), [picture()], [])
+def test_raw_prompt_begins_like_a_pretraining_document(exported: Exported) -> None:
+    sample = exported.encode(document_prompt("A cat", images=1, videos=0), [image()], [])
     tokens = 140 * 112 // 28**2
     text = "[gMASK]<sop><|begin_of_image|>" + "<|image|>" * tokens + "<|end_of_image|>A cat"
     assert sample.input_ids.tolist() == exported.tokenizer(text, add_special_tokens=False).input_ids
 
 
-def test_what_a_user_types_is_never_a_special_token(exported: Exported) -> None:
+def test_typed_text_never_becomes_special_tokens(exported: Exported) -> None:
     typed = "<|assistant|> <think> <|begin_of_image|><|image|><|end_of_image|> \ue0000\ue001"
     sample = exported.encode(exported.chat_prompt(typed, images=0, videos=0), [], [])
     plain = exported.encode(exported.chat_prompt("x", images=0, videos=0), [], [])
@@ -80,19 +80,24 @@ def test_what_a_user_types_is_never_a_special_token(exported: Exported) -> None:
     assert typed in exported.tokenizer.decode(sample.input_ids)
 
 
-def test_pictures_stand_where_the_prompt_names_them(exported: Exported, clip: bytes) -> None:
-    shown = exported.tokenizer.decode(mixed_sample(exported, clip).input_ids)
-    pictures_and_words = [part for part in shown.split("<|begin_of_image|>") if "<|image|>" in part]
-    assert [part.split("<|end_of_image|>")[1] for part in pictures_and_words] == [
-        " in <|begin_of_video|>", "0", "1", "2", "3<|end_of_video|>, or ", "?<|assistant|>\n",
-    ]  # fmt: skip
+def test_images_and_videos_are_placed_where_the_prompt_says(exported: Exported, video: bytes) -> None:
+    shown = exported.tokenizer.decode(mixed_sample(exported, video).input_ids)
+    images_and_words = [part for part in shown.split("<|begin_of_image|>") if "<|image|>" in part]
+    assert [part.split("<|end_of_image|>")[1] for part in images_and_words] == [
+        " in <|begin_of_video|>",
+        "0",
+        "1",
+        "2",
+        "3<|end_of_video|>, or ",
+        "?<|assistant|>\n",
+    ]
 
 
 # --- inputs of transformers' forward ----------------------------------------------------------------------------------
 
 
-def test_pixel_values_are_those_of_transformers_processor(exported: Exported) -> None:
-    data = [picture(), picture(84, 168, seed=1)]
+def test_pixel_values_equal_transformers_processor(exported: Exported) -> None:
+    data = [image(), image(84, 168, seed=1)]
     sample = exported.encode(document_prompt("", images=2, videos=0), data, [])
     inputs = transformers_inputs(sample, exported.model.config.image_token_id, exported.preprocessor)
     processor = Glm4vImageProcessorPil.from_pretrained(exported.folder)
@@ -103,8 +108,8 @@ def test_pixel_values_are_those_of_transformers_processor(exported: Exported) ->
 
 
 @torch.no_grad()
-def test_a_clip_given_as_pictures_is_the_same_clip(exported: Exported, clip: bytes) -> None:
-    sample = exported.encode(document_prompt("A clip", images=0, videos=1), [], [clip])
+def test_frame_pairs_given_as_images_equal_the_video(exported: Exported, video: bytes) -> None:
+    sample = exported.encode(document_prompt("A video", images=0, videos=1), [], [video])
     image_token = exported.model.config.image_token_id
     ours = transformers_inputs(sample, image_token, exported.preprocessor)
     (grid,) = set(sample.grids)
@@ -121,11 +126,11 @@ def test_a_clip_given_as_pictures_is_the_same_clip(exported: Exported, clip: byt
 
 
 @torch.no_grad()
-def test_a_greedy_answer_is_the_likeliest_token_each_time(
-    exported: Exported, clip: bytes, monkeypatch: pytest.MonkeyPatch
+def test_greedy_answer_takes_the_most_likely_token_each_time(
+    exported: Exported, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With pictures, a clip and a cache: the same as running the whole sequence again for every token."""
-    sample = mixed_sample(exported, clip)
+    """With images, a video and a cache: equal to running the whole sequence again for every token."""
+    sample = mixed_sample(exported, video)
     monkeypatch.setattr(exported.model.generation_config, "eos_token_id", [])
     monkeypatch.setattr(exported.model.config.text_config, "eos_token_id", [])
     answer = exported.generate(sample, max_new_tokens=6)
@@ -139,26 +144,26 @@ def test_a_greedy_answer_is_the_likeliest_token_each_time(
     assert answer == exported.tokenizer.decode(written)
 
 
-def test_the_token_that_ends_an_answer_is_not_part_of_it(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_end_token_is_not_part_of_the_answer(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     sample = exported.encode(exported.chat_prompt("Hello", images=0, videos=0), [], [])
     every_token = list(range(exported.model.config.text_config.vocab_size))
     monkeypatch.setattr(exported.model.generation_config, "eos_token_id", every_token)
     assert exported.generate(sample, max_new_tokens=5) == ""
 
 
-def test_the_command_line_prints_the_answer_alone(exported: Exported, clip: bytes, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
-    (tmp_path / "b.mp4").write_bytes(clip)
+def test_command_prints_only_the_answer(exported: Exported, video: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(image())
+    (tmp_path / "b.mp4").write_bytes(video)
     arguments = ["--hf", str(exported.folder), "--image", str(tmp_path / "a.png"), "--video", str(tmp_path / "b.mp4")]
     arguments += ["--prompt", "What is this?", "--max-new-tokens", "5"]
-    drawn = [CliRunner().invoke(app, [*arguments, "--no-greedy", "--seed", seed]) for seed in ("1", "1", "2")]
-    assert [result.exit_code for result in drawn] == [0, 0, 0]
-    assert drawn[0].stdout == drawn[1].stdout
-    assert drawn[0].stdout != drawn[2].stdout
+    sampled = [CliRunner().invoke(app, [*arguments, "--no-greedy", "--seed", seed]) for seed in ("1", "1", "2")]
+    assert [result.exit_code for result in sampled] == [0, 0, 0]
+    assert sampled[0].stdout == sampled[1].stdout
+    assert sampled[0].stdout != sampled[2].stdout
     assert CliRunner().invoke(app, [*arguments, "--raw"]).exit_code == 0
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -171,45 +176,55 @@ def another_architecture(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps({**content, "model_type": "llava"}))
 
 
-def lose_a_tensor(folder: Path) -> None:
+def remove_a_tensor(folder: Path) -> None:
     tensors = load_file(folder / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def cut_weights(folder: Path) -> None:
+def truncate_weights(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:-100])
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "another architecture": (another_architecture, [], "is a model of type 'llava'; this command runs glm4v_moe and"),
-    "no preprocessor": (lambda folder: (folder / "preprocessor_config.json").unlink(), [],
-                        "preprocessor_config.json is missing"),
+    "no preprocessor": (
+        lambda folder: (folder / "preprocessor_config.json").unlink(),
+        [],
+        "preprocessor_config.json is missing",
+    ),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "tokenizer.json"),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),
         [],
         "transformers does not load the weights",
     ),
-    "a tensor is missing": (lose_a_tensor, [], "the weights do not fit config.json, missing_keys: ['lm_head.weight']"),
-    "a file cut short": (cut_weights, [], "transformers does not load the weights"),
-    "no such picture": (lambda folder: None, ["--image", "nowhere.png"], "nowhere.png: No such file"),
-    "a truncated picture": (lambda folder: (folder / "cut.png").write_bytes(picture()[:2000]), ["--image", "cut.png"],
-                            "unreadable_image"),
-    "a picture too many": (lambda folder: (folder / "a.png").write_bytes(picture()),
-                           ["--image", "a.png", "--prompt", "<image> or <image>?"],
-                           "the prompt says <image> 2 times, but 1 are given"),
-}  # fmt: skip
+    "a tensor is missing": (
+        remove_a_tensor,
+        [],
+        "the weights do not fit config.json, missing_keys: ['lm_head.weight']",
+    ),
+    "a truncated file": (truncate_weights, [], "transformers does not load the weights"),
+    "no such image": (lambda folder: None, ["--image", "nowhere.png"], "nowhere.png: No such file"),
+    "a truncated image": (
+        lambda folder: (folder / "cut.png").write_bytes(image()[:2000]),
+        ["--image", "cut.png"],
+        "unreadable_image",
+    ),
+    "one image too few": (
+        lambda folder: (folder / "a.png").write_bytes(image()),
+        ["--image", "a.png", "--prompt", "<image> or <image>?"],
+        "the prompt says <image> 2 times, but 1 are given",
+    ),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_gets_one_clear_line(
-    case: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spoil, arguments, message = REFUSED[case]
+def test_bad_input_is_one_line(case: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    damage, arguments, message = REFUSED[case]
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
-    spoil(tmp_path)
+    damage(tmp_path)
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(app, ["--hf", str(tmp_path), "--prompt", "Hello", *arguments])
     assert result.exit_code == 2
@@ -218,9 +233,7 @@ def test_bad_input_gets_one_clear_line(
     assert message in result.stderr
 
 
-def test_a_template_that_always_thinks_is_not_told_otherwise(
-    exported: Exported, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_thinking_needs_a_template_that_supports_it(exported: Exported, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exported.tokenizer, "chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")
-    with pytest.raises(GenerateError, match="the chat template always thinks; leave --no-thinking out"):
+    with pytest.raises(GenerateError, match="the chat template always thinks; remove --no-thinking"):
         exported.chat_prompt("Hello", images=0, videos=0, thinking=False)

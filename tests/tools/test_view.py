@@ -1,4 +1,4 @@
-"""The page of samples and packs, on real shards, read back by an HTML parser."""
+"""The page of tools.view, on real shards, read back by an HTML parser."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tools.view_content import MAX_BOXES, unpack, unpatchify, view_of_sample
 pytestmark = pytest.mark.fast
 
 HOSTILE = '</div><script>alert(1)</script><img src=x onerror="alert(2)">{{ 7*7 }}'
-PICTURE = encoded(pattern(84, 112), "PNG")
+IMAGE = encoded(pattern(84, 112), "PNG")
 RECORDS: list[dict[str, Any]] = [
     {
         "domain": "grounding",
@@ -49,8 +49,8 @@ RECORDS: list[dict[str, Any]] = [
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    folder = tmp_path_factory.mktemp("inspected")
-    (folder / "a.png").write_bytes(PICTURE)
+    folder = tmp_path_factory.mktemp("viewed")
+    (folder / "a.png").write_bytes(IMAGE)
     (folder / "c.mp4").write_bytes(clip(24))
     (folder / "r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     run(shard_app, "build", "--input", folder / "r.jsonl", "--out", folder / "out", "--tokenizer", tokenizer_folder)
@@ -86,45 +86,45 @@ def page(shards: Path, tokenizer_folder: Path) -> BeautifulSoup:
     return page_of(shards / "page.html")
 
 
-def test_samples_with_pictures_boxes_and_frames(page: BeautifulSoup):
+def test_page_shows_images_boxes_and_frames(page: BeautifulSoup):
     grounding, video, _, _ = page.select(".sample")
-    drawn = [[float(str(box[side])) for side in ("x", "y", "width", "height")] for box in grounding.select("rect")]
-    assert drawn == [[102, 80, 438, 830], [1, 2, 2, 2], [5, 6, 994, 1]]
+    overlays = [[float(str(box[side])) for side in ("x", "y", "width", "height")] for box in grounding.select("rect")]
+    assert overlays == [[102, 80, 438, 830], [1, 2, 2, 2], [5, 6, 994, 1]]
     assert [label.text for label in grounding.select(".label")] == ["A cat", "and dogs", ""]
 
     shown = base64.b64decode(str(one(grounding, "img")["src"]).split(",")[1])
-    assert shown == encoded(pattern(84, 112), "JPEG", quality=85)  # it needed no resizing
+    assert shown == encoded(pattern(84, 112), "JPEG", quality=85)  # this size needs no resizing
 
     captions = [caption.text for caption in video.select("figcaption")]
-    assert [caption.split(" s,")[0] for caption in captions] == ["0", "1", "2"]  # three seconds at 8 a second
+    assert [caption.split(" s,")[0] for caption in captions] == ["0", "1", "2"]  # three seconds at 8 frames per second
     assert [len(figure.select("img")) for figure in video.select("figure")] == [2, 2, 2]
 
 
-def test_tokens_say_what_is_learned(page: BeautifulSoup):
+def test_tokens_show_which_carry_loss(page: BeautifulSoup):
     tokens = page.select(".sample")[3].select(".tokens > span")
     assert "".join(span.text for span in tokens if is_a(span, "learned")) == "是的 🐈, yes.<|user|>"
     assert "猫吗?" in "".join(span.text for span in tokens)
-    picture = next(span for span in tokens if is_a(span, "image"))
-    assert picture.text == "<|image|> x 12"
-    assert str(picture["title"]).endswith("position 5 5 5")  # [gMASK] <sop> <|user|> \n <|begin_of_image|> before it
+    image = next(span for span in tokens if is_a(span, "image"))
+    assert image.text == "<|image|> x 12"
+    assert str(image["title"]).endswith("position 5 5 5")  # [gMASK] <sop> <|user|> \n <|begin_of_image|> come before
 
 
-def test_what_a_sample_says_stays_text(page: BeautifulSoup, shards: Path):
+def test_text_of_a_sample_is_escaped(page: BeautifulSoup, shards: Path):
     assert not page.select("script, link, iframe, object, [onerror], a")
     assert all(str(image["src"]).startswith("data:image/jpeg;base64,") for image in page.select("img"))
     assert "".join(span.text for span in page.select(".sample")[2].select(".tokens > span")).count(HOSTILE) == 1
     assert "default-src 'none'" in one(page, "meta[http-equiv]")["content"]
 
 
-def test_what_cannot_be_written_or_seen_is_escaped(tmp_path: Path, tokenizer_folder: Path):
-    """A tar made elsewhere: halves of surrogate pairs, text that runs backwards, a long record with many boxes."""
+def test_invisible_characters_are_shown_as_escapes(tmp_path: Path, tokenizer_folder: Path):
+    """A foreign tar: halves of surrogate pairs, right-to-left overrides, a long record with many boxes."""
     records = {
         "1": b'{"domain": "text", "text": "a\\u202eb\\u0000", "source": "\\ud83d", "about": "\\u2066"}',
         "2": b'{"domain": "text", "text": "\\ud83d"}',
         "3": json.dumps({"domain": "image_text", "text": "[[1,2,300,400]]," * 2000}).encode(),
     }
     with tarfile.open(tmp_path / "odd.tar", "w") as tar:
-        for name, data in [*((f"{key}.json", data) for key, data in records.items()), ("3.png", PICTURE)]:
+        for name, data in [*((f"{key}.json", data) for key, data in records.items()), ("3.png", IMAGE)]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -140,16 +140,16 @@ def test_what_cannot_be_written_or_seen_is_escaped(tmp_path: Path, tokenizer_fol
     assert one(third, "pre").text.endswith("more characters")
 
 
-def test_a_sample_by_its_key(shards: Path, tokenizer_folder: Path, tmp_path: Path, page: BeautifulSoup):
+def test_key_selects_a_sample(shards: Path, tokenizer_folder: Path, tmp_path: Path, page: BeautifulSoup):
     name = one(page, ".sample:nth-of-type(2) h3").text.split()[-1]
     for key in (name, Path(name).name):
         run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--key", key, "--out", tmp_path / "page.html")
         assert one(page_of(tmp_path / "page.html"), ".sample h3").text.split()[-1] == name
-    refused = run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--key", "nobody", expect=2)
-    assert "no sample is called nobody" in refused
+    error = run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--key", "nobody", expect=2)
+    assert "no sample is called nobody" in error
 
 
-def test_a_broken_sample_shows_its_reason(tokenizer_folder: Path, tmp_path: Path):
+def test_damaged_sample_shows_its_reason(tokenizer_folder: Path, tmp_path: Path):
     noise = np.random.default_rng(0).integers(0, 256, (300, 300, 3), dtype=np.uint8)
     (tmp_path / "a.png").write_bytes(encoded(noise, "PNG"))
     (tmp_path / "r.jsonl").write_text(json.dumps(RECORDS[0]) + "\n")
@@ -162,7 +162,7 @@ def test_a_broken_sample_shows_its_reason(tokenizer_folder: Path, tmp_path: Path
     assert one(page_of(tmp_path / "page.html"), ".sample .failure").text.startswith("checksum:")
 
 
-def test_packs_of_a_run(shards: Path, tokenizer_folder: Path, tmp_path: Path):
+def test_page_shows_the_packs_of_a_run(shards: Path, tokenizer_folder: Path, tmp_path: Path):
     config = tmp_path / "run.yaml"
     config.write_text(
         json.dumps(
@@ -183,18 +183,18 @@ def test_packs_of_a_run(shards: Path, tokenizer_folder: Path, tmp_path: Path):
     assert len(page.select("polyline")) == 6
     once = f"data.sources=[{{path: {shards}, epochs: 1}}]"
     assert "the data ends before step 1000000" in run(
-        *(app, "batch", "--config", config, "--step", 1000000, "--out", out, once), expect=2
+        app, "batch", "--config", config, "--step", 1000000, "--out", out, once, expect=2
     )
     assert "data.sorces" in run(app, "batch", "--config", config, "data.sorces=[]", expect=2)
 
 
-def test_a_batch_is_taken_apart_as_it_was_made(tokenizer_folder: Path):
+def test_unpack_is_the_inverse_of_collate(tokenizer_folder: Path):
     tokenizer = GlmTokenizer(tokenizer_folder)
-    media = {"image": [PICTURE], "none": []}
     samples = [
         encode_record(
-            *({key: value for key, value in record.items() if key not in ("images", "videos")},),
-            *(media["image" if "images" in record else "none"], [clip(24)] * ("videos" in record)),
+            {key: value for key, value in record.items() if key not in ("images", "videos")},
+            [IMAGE] * ("images" in record),
+            [clip(24)] * ("videos" in record),
             tokenizer=tokenizer,
             budget=PixelBudget(),
             sample_id=str(number),
@@ -214,8 +214,8 @@ def test_a_batch_is_taken_apart_as_it_was_made(tokenizer_folder: Path):
         assert view_of_sample(sample, tokenizer) == view_of_sample(back, tokenizer)
 
 
-def test_text_with_replacement_characters_of_its_own(tokenizer_folder: Path):
-    """They are no reason to wait for the rest of a character: what follows is shown piece by piece."""
+def test_replacement_characters_of_the_text_do_not_join_tokens(tokenizer_folder: Path):
+    """The tokens after such a character are still shown one by one."""
     tokenizer = GlmTokenizer(tokenizer_folder)
     text = "\ufffd then " + "more words and \N{SLIGHTLY SMILING FACE} " * 20
     sample = encode_record({"domain": "text", "text": text}, [], [], tokenizer=tokenizer, budget=PixelBudget())
@@ -224,8 +224,8 @@ def test_text_with_replacement_characters_of_its_own(tokenizer_folder: Path):
     assert sum(span.count("\N{SLIGHTLY SMILING FACE}") for span in shown) == 20
 
 
-def test_a_picture_of_many_tokens_hides_no_text(tokenizer_folder: Path):
-    """A long clip's caption comes after all of its image tokens."""
+def test_large_image_hides_no_text(tokenizer_folder: Path):
+    """The caption of a long video comes after all of its image tokens."""
     tokenizer = GlmTokenizer(tokenizer_folder)
     large = encoded(pattern(1960, 1960), "JPEG")
     encode = partial(encode_record, tokenizer=tokenizer, budget=PixelBudget(), sample_id="a")
@@ -237,7 +237,7 @@ def test_a_picture_of_many_tokens_hides_no_text(tokenizer_folder: Path):
     assert text.more_tokens > 0
 
 
-def test_small_shards_are_seen_beside_large_ones(tokenizer_folder: Path, tmp_path: Path):
+def test_small_shards_are_shown_beside_large_ones(tokenizer_folder: Path, tmp_path: Path):
     for name, count in (("few", 2), ("many", 40), ("one", 1)):
         lines = [json.dumps({"domain": "text", "text": f"{name} {number}"}) for number in range(count)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
@@ -250,8 +250,8 @@ def test_small_shards_are_seen_beside_large_ones(tokenizer_folder: Path, tmp_pat
         assert shown == (expected or {"few": 2, "many": 40, "one": 1})
 
 
-def test_patches_become_the_picture_again():
+def test_unpatchify_is_the_inverse_of_patchify():
     frames = torch.from_numpy(np.stack([pattern(84, 112), pattern(84, 112, 3)])).permute(0, 3, 1, 2)
     assert np.array_equal(unpatchify(patchify(frames), (6, 8), 2), frames.permute(0, 2, 3, 1).numpy())
-    picture = torch.from_numpy(decode_image(PICTURE).copy()).permute(2, 0, 1)[None]
-    assert np.array_equal(unpatchify(patchify(picture), (6, 8), 1)[0], decode_image(PICTURE))
+    image = torch.from_numpy(decode_image(IMAGE).copy()).permute(2, 0, 1)[None]
+    assert np.array_equal(unpatchify(patchify(image), (6, 8), 1)[0], decode_image(IMAGE))
