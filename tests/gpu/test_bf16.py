@@ -18,7 +18,7 @@ from model.backend import Backend
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_weights import canonical_name
-from model.parallel import ParallelConfig
+from model.whole_model import build_whole_model
 from tests.model.test_parity import PACK, first_two_segments_joined, logits, one_segment_off, sample
 from tests.reference import (
     TestSample,
@@ -132,5 +132,5 @@ def test_wrong_mask_is_far_from_the_reference(
 @pytest.mark.parametrize("preset", ["tiny_moe", "tiny_dense"])
 def test_modules_equal_the_golden_tables(single_process: None, backend: Backend, preset: str) -> None:
     """The tables were written without the compiled part of Transformer Engine."""
-    model = GlmvModel(GlmvConfig.from_preset(preset), ParallelConfig(), dtype=torch.bfloat16, backend=backend)
+    model = build_whole_model(GlmvConfig.from_preset(preset), dtype=torch.bfloat16, backend=backend)
     assert tables.folded(list(tables.rows(model, tables.shards(model)))) == tables.read(f"{preset}_one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import training.step
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
+from model.embedding_exchange import ImageTokenError
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.parallel import ParallelConfig, initialize_model_parallel
@@ -223,6 +225,18 @@ def created_groups(variant: str, folder: str, layout: str) -> list[Any]:
     with patch.object(dist, "new_group", new_group):
         train(variant, folder, layout, steps=[1])
     return created
+
+
+def image_token_error(variant: str, folder: str, layout: str) -> str:
+    """Return the error of a step on a pack in which the grids of the first two images are exchanged."""
+    trainer = make_trainer(variant, folder, layout)
+    batch = packs_of_step(variant, 1)[2]
+    exchanged = replace(batch, grid_thw=batch.grid_thw[[1, 0, 2]])
+    try:
+        trainer.run(1, [exchanged])
+    except ImageTokenError as error:
+        return str(error)
+    return "no error"
 
 
 def losses_beside(variant: str, folder: str, layout: str, seed: int) -> dict[str, float]:

@@ -199,6 +199,16 @@ def unmarked_experts_train_like_one_process(processes: Processes, hf_folder, exp
         reports_agree(answer["reports"], expected[0])
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(("hf_folder", "layout"), [("glm4v_moe", "CP2"), ("glm4v", "TP2")], indirect=["hf_folder"])
+def test_image_tokens_that_do_not_fit_stop_every_rank(two_processes: Processes, hf_folder, layout: str) -> None:
+    errors = two_processes.run(
+        layout_cases.image_token_error, variant=variant_of(hf_folder), folder=str(hf_folder[0]), layout=layout
+    )
+    for error in errors:
+        assert error.startswith("image 1 has 8 image tokens in input_ids, its grid needs 1 ")
+
+
 @pytest.mark.parametrize(
     ("hf_folder", "layout"), [("glm4v_moe", "PP2 VPP2"), ("glm4v_moe", "CP2"), ("glm4v", "TP2")], indirect=["hf_folder"]
 )
