@@ -58,7 +58,7 @@ def let_megatron_run_without_cuda() -> None:
 
 
 def _answer_device_queries() -> None:
-    """`torch.cuda.current_device()` raises, and every module that allocates memory calls it."""
+    """Answer queries about the device; without this every allocation raises in `torch.cuda.current_device()`."""
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU
     cuda.set_device = lambda *_: None
@@ -97,7 +97,7 @@ class _InertStream:
 
 
 def _make_streams_inert() -> None:
-    """Streams, events and nvtx ranges do not exist, and DDP, the MoE dispatcher and the schedules use them."""
+    """Replace streams, events and nvtx ranges, which do not exist; DDP, MoE dispatcher and schedules use them."""
     cuda: Any = torch.cuda
     stream = _InertStream()
     cuda.Stream, cuda.Event = _InertStream, _InertEvent
@@ -107,7 +107,7 @@ def _make_streams_inert() -> None:
 
 
 def _use_the_cpu_generator() -> None:
-    """megatron-core's tracker of random states asks for the states of CUDA's generator."""
+    """Use the CPU's random states where megatron-core's tracker asks for those of CUDA's generator."""
     import megatron.core.tensor_parallel.random as random_states
 
     cuda: Any = torch.cuda
@@ -152,8 +152,9 @@ def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
 
 def _create_and_keep_tensors_on_the_cpu() -> None:
-    """The optimizer, the gradient norm and the schedules hard-code `device="cuda"` and `.cuda()`.
+    """Create tensors on the CPU where megatron-core asks for CUDA.
 
+    The optimizer, the gradient norm and the schedules hard-code `device="cuda"` and `.cuda()`.
     The mixed-precision optimizer also compares `tensor.type()` with "torch.cuda.FloatTensor" and rejects CPU
     parameters.
     """
@@ -182,7 +183,7 @@ def _create_and_keep_tensors_on_the_cpu() -> None:
 
 
 def _keep_split_sizes_on_the_host() -> None:
-    """The all-to-all dispatcher converts split sizes to host lists only if they are on a device."""
+    """Convert split sizes to numpy, which the all-to-all dispatcher does only if they are on a device."""
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
     true_move = token_dispatcher.maybe_move_tensor_to_cpu
@@ -196,7 +197,7 @@ def _keep_split_sizes_on_the_host() -> None:
 
 
 def _pad_uneven_gathers() -> None:
-    """gloo gathers and scatters equal parts only.
+    """Pad uneven gathers and scatters, because gloo supports equal parts only.
 
     Under expert tensor parallelism, the all-to-all dispatcher gathers as many rows per rank as were routed there.
     """
@@ -225,9 +226,10 @@ def _pad_uneven_gathers() -> None:
 
 
 def _keep_tensors_until_sent() -> None:
-    """A pipeline stage frees its output while gloo is still sending it; gloo would then send other data, silently.
+    """Keep tensors until gloo has sent them.
 
-    On a GPU the allocator keeps the memory until the transfer is done.
+    A pipeline stage frees its output while it is still being sent. On a GPU the allocator keeps the memory until the
+    transfer is done; gloo would silently send other data.
     """
     true_isend = torch.distributed.isend
     in_flight: list[tuple[Any, torch.Tensor]] = []
