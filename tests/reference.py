@@ -243,10 +243,10 @@ def reference_gradients(reference: nn.Module) -> dict[str, Tensor]:
 
 def parameter_distance(model: GlmvModel, reference: nn.Module) -> float:
     """Return the norm of the difference of all parameters, relative to the norm of all parameters."""
-    ours = dict(export_tensors(model))
+    found = dict(export_tensors(model))
     difference = size = 0.0
     for name, parameter in published_tensors(reference.named_parameters()):
-        difference += (ours[name] - parameter).double().square().sum().item()
+        difference += (found[name] - parameter).double().square().sum().item()
         size += parameter.double().square().sum().item()
     return (difference / size) ** 0.5
 

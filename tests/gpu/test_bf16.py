@@ -93,9 +93,9 @@ def gradient_distances(model: GlmvModel, reference: nn.Module, truth: Reference)
     losses = model.train()(**forward_inputs(batch), labels=batch.labels)
     ((losses.cpu() * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
 
-    ours = {canonical_name(model, name): p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+    found = {canonical_name(model, name): p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
     expected, rounded = reference_gradients(reference), reference_gradients(truth.rounded)
-    assert ours.keys() == expected.keys()
+    assert found.keys() == expected.keys()
     # An expert has few tokens. One token routed elsewhere changes its gradient much, so compare a layer's experts
     # together.
     groups: dict[str, list[str]] = {}
@@ -103,9 +103,9 @@ def gradient_distances(model: GlmvModel, reference: nn.Module, truth: Reference)
         groups.setdefault(re.sub(r"local_experts\.\d+", "experts", name), []).append(name)
     distances = {}
     for group, names in groups.items():
-        mine, theirs, true = (torch.cat([of[n].flatten().float() for n in names]) for of in (ours, rounded, expected))
+        got, hf, want = (torch.cat([of[n].flatten().float() for n in names]) for of in (found, rounded, expected))
         rounding_of_one = 2**-8
-        distances[group] = (distance(mine, true), MARGIN * max(distance(theirs, true), rounding_of_one))
+        distances[group] = (distance(got, want), MARGIN * max(distance(hf, want), rounding_of_one))
     return distances
 
 

@@ -151,7 +151,7 @@ BROKEN_PACKS = [
     positions_not_restarted,
     patches_row_by_row,
     frames_of_a_pair_swapped,
-]  # fmt: skip
+]
 
 
 @pytest.mark.fast
@@ -227,9 +227,6 @@ def test_image_tokens_that_do_not_fit_stop_the_step(model: GlmvModel, name: str,
         logits(model, break_pack(batch))
 
 
-# --- images -----------------------------------------------------------------------------------------------------------
-
-
 # --- gradients --------------------------------------------------------------------------------------------------------
 
 
@@ -242,11 +239,11 @@ def test_every_gradient_equals_transformers(build, reference: nn.Module) -> None
     losses = model(**forward_inputs(batch), labels=batch.labels)
     ((losses.cpu() * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
 
-    ours = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    found = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
     expected = reference_gradients(reference)
-    assert ours.keys() == expected.keys()
+    assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        error = ((ours[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)).item()
+        error = ((found[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)).item()
         assert math.isfinite(error)
         assert error <= GRADIENTS, f"{name}: {error:.1e}"
 
