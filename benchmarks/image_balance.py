@@ -19,7 +19,7 @@ from benchmarks.drawn_sources import DrawnSource, Grid, frame_pairs, page, photo
 from data_pipeline.plan.plan import Pack, Plan, Position
 from model.config import GlmvConfig, VisionConfig
 from model.flops import image_cost
-from model.image_split import Shares, split_images
+from model.image_assignment import Assignment, assign_images
 from training.pack_cost import pack_cost
 
 RANKS = 4
@@ -82,27 +82,27 @@ def steps(seq_length: int, packs_a_step: int, seed: int = 0) -> Iterator[list[li
 # --- ways to share them out -------------------------------------------------------------------------------------------
 
 
-def round_robin(costs: Sequence[int], ranks: int) -> Shares:
+def round_robin(costs: Sequence[int], ranks: int) -> Assignment:
     return [list(range(rank, len(costs), ranks)) for rank in range(ranks)]
 
 
-def contiguous(costs: Sequence[int], ranks: int) -> Shares:
+def contiguous(costs: Sequence[int], ranks: int) -> Assignment:
     return [part.tolist() for part in np.array_split(np.arange(len(costs)), ranks)]
 
 
-def everything_everywhere(costs: Sequence[int], ranks: int) -> Shares:
+def everything_everywhere(costs: Sequence[int], ranks: int) -> Assignment:
     return [list(range(len(costs)))] * ranks
 
 
-WAYS: dict[str, Callable[[Sequence[int], int], Shares]] = {
-    "ours": split_images,
+WAYS: dict[str, Callable[[Sequence[int], int], Assignment]] = {
+    "ours": assign_images,
     "one after the other": round_robin,
     "equal numbers in order": contiguous,
     "every rank all, as ms-swift": everything_everywhere,
 }
 
 
-def slowest(costs: Sequence[int], shares: Shares) -> int:
+def slowest(costs: Sequence[int], shares: Assignment) -> int:
     return max(sum(costs[image] for image in share) for share in shares)
 
 
@@ -135,7 +135,7 @@ def main() -> None:
         begin = time.process_time()
         for step in of_steps:
             for costs in step:
-                split_images(costs, RANKS)
+                assign_images(costs, RANKS)
         print(f"our split takes {1e3 * (time.process_time() - begin) / (STEPS * PACKS_A_STEP):.2f} ms a pack")
 
 

@@ -1,4 +1,4 @@
-"""The MLP adapter: from the vision tower's tokens to the decoder's embedding space."""
+"""The MLP adapter, which maps the vision tower's output to the decoder's embedding space."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from model.decoder import glm_transformer_fields, mlp_spec
 
 
 def adapter_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fields: Any) -> TransformerConfig:
-    """megatron-core's configuration of the adapter's gated MLP. It has no attention; a head count is asked for, which
-    tensor parallelism must divide."""
+    """Return megatron-core's configuration of the adapter's gated MLP.
+
+    Args:
+        vision: Sizes of the tower and the adapter.
+        dtype: Dtype of the parameters.
+        fields: The parallel layout and the backend's switches, as `TransformerConfig` names them.
+    """
     return TransformerConfig(
         num_layers=1,
-        num_attention_heads=vision.out_hidden_size,
+        num_attention_heads=vision.out_hidden_size,  # no attention here, but required; a multiple of the TP size
         hidden_size=vision.out_hidden_size,
         ffn_hidden_size=vision.intermediate_size,
         **glm_transformer_fields(vision.rms_norm_eps, dtype),
@@ -31,9 +36,14 @@ def adapter_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fi
 
 
 class PatchMerger(MegatronModule):
-    """proj -> LayerNorm -> GELU -> gated MLP, all `out_hidden_size` wide but the MLP's inside, `intermediate_size`.
+    """Projection, LayerNorm, GELU and gated MLP. All are `out_hidden_size` wide; the MLP is `intermediate_size` inside.
 
-    Source: transformers `Glm4vVisionPatchMerger`. The LayerNorm's eps is torch's default, 1e-5, and its GELU exact.
+    Source: transformers `Glm4vVisionPatchMerger`. The LayerNorm's eps is torch's default, 1e-5; the GELU is exact.
+
+    Args:
+        config: From `adapter_transformer_config`.
+        backend: Provider of the leaf modules.
+        pg_collection: Process groups over which the MLP is sharded.
     """
 
     def __init__(
@@ -54,6 +64,6 @@ class PatchMerger(MegatronModule):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """[tokens, out_hidden_size] -> the same shape."""
+        """Map [image tokens, out_hidden_size] to the same shape."""
         x = F.gelu(self.norm(self.proj(x)))
         return self.mlp(x.unsqueeze(1))[0].squeeze(1)

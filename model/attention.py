@@ -1,7 +1,7 @@
 """Core attention of the torch backend: packed segments, causal (decoder) or full (vision tower).
 
-A pack holds several samples one after another; `cu_seqlens` says where each begins. A token attends within its own
-segment alone:
+A pack holds several segments one after another; `cu_seqlens` says where each begins. A token attends only to tokens of
+its own segment:
 
     cu_seqlens = [0, 3, 5]          query 0 1 2 | 3 4
     causal:                         key   0 x . . | . .
@@ -10,12 +10,12 @@ segment alone:
                                           3 . . . | x .
                                           4 . . . | x x
 
-Padding stands at the end of its segment, so no useful token of a causal segment ever sees it.
+Padding is at the end of its segment, so no useful token of a causal segment attends to it.
 
-Under context parallelism a rank has two pieces of every segment (`model.parallel.context_tokens`). It gathers the keys
-and values of all ranks, and each of its pieces attends to the segment up to the piece's own end:
+Under context parallelism a rank has two chunks of every segment (`model.context_slicing`). It gathers the keys and
+values of all ranks, and each of its chunks attends to the segment up to the end of the chunk:
 
-    2 ranks, pieces 0 1 2 3         rank 0 has 0 and 3      keys of 0: 0          keys of 3: 0 1 2 3
+    2 ranks, chunks 0 1 2 3         rank 0 has 0 and 3      keys of 0: 0          keys of 3: 0 1 2 3
                                     rank 1 has 1 and 2      keys of 1: 0 1        keys of 2: 0 1 2
 """
 
@@ -35,17 +35,17 @@ from megatron.core.utils import divide
 from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
-from model.parallel import context_tokens
+from model.context_slicing import context_tokens
 
 CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 
 
 def packed_segments(cu_seqlens: Tensor, segment_lengths: Tensor) -> PackedSeqParams:
-    """Segments as megatron-core and Transformer Engine take them: where they begin, and how much of each is useful.
+    """Describe segments in the form that megatron-core and Transformer Engine take.
 
     Args:
-        cu_seqlens: int32 [segments + 1], padding included, in main memory.
-        segment_lengths: int32 [segments], useful tokens.
+        cu_seqlens: int32 [segments + 1], boundaries with padding, in main memory.
+        segment_lengths: int32 [segments], useful tokens of each segment.
     """
     useful = F.pad(segment_lengths.cumsum(0), (1, 0)).int()
     longest = int(cu_seqlens.diff().max())
@@ -61,7 +61,7 @@ def packed_segments(cu_seqlens: Tensor, segment_lengths: Tensor) -> PackedSeqPar
 
 
 class SegmentAttention(MegatronModule):
-    """Scaled dot-product attention over packed segments, in the slot of megatron-core's `core_attention`."""
+    """Scaled dot-product attention over packed segments, for the slot `core_attention` of megatron-core's specs."""
 
     def __init__(
         self,
@@ -97,13 +97,16 @@ class SegmentAttention(MegatronModule):
 
         Args:
             query: [tokens of this rank, heads, head_dim].
-            key, value: [tokens of this rank, groups, head_dim]; `heads` is a multiple of `groups`.
-            attn_mask_type: overrides the mask type given at construction.
-            packed_seq_params: `cu_seqlens_kv_padded` (or `cu_seqlens_kv`) [segments + 1], of the whole pack; under
-                context parallelism with padding, in main memory.
+            key: [tokens of this rank, groups, head_dim]; `heads` is a multiple of `groups`.
+            value: As `key`.
+            attention_mask: Unused, megatron-core passes it.
+            attn_mask_type: Overrides the mask type of the constructor.
+            attention_bias: Unused, megatron-core passes it.
+            packed_seq_params: Boundaries of the whole pack's segments: `cu_seqlens_kv_padded` if set, else
+                `cu_seqlens_kv`. Context parallelism needs the former, in main memory.
 
         Returns:
-            [tokens of this rank, 1, heads * head_dim]
+            [tokens of this rank, 1, heads * head_dim].
         """
         assert packed_seq_params is not None, "the model always packs"
         causal = (attn_mask_type or self.attn_mask_type) in CAUSAL
@@ -113,15 +116,15 @@ class SegmentAttention(MegatronModule):
         lengths = boundaries.diff().tolist()
 
         if self.context_group.size() > 1:
-            assert causal, "full attention is not cut over context ranks"
-            order = natural_order(packed_seq_params, self.context_group.size(), query.device)
+            assert causal, "full attention is not split over context ranks"
+            order = pack_order(packed_seq_params, self.context_group.size(), query.device)
             out = self._attend_across_ranks(query, key, value, lengths, order)
         else:
             out = self._attend(query, key, value, lengths, causal)
         return out.permute(2, 0, 1, 3).reshape(-1, 1, self.hidden_size_per_partition)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool) -> Tensor:
-        """[1, heads, tokens, head_dim]"""
+        """Return [1, heads, tokens, head_dim]."""
         q, k, v = (as_heads(x).split(lengths, dim=2) for x in (query, key, value))
         grouped = query.size(1) != key.size(1)
         segments = [
@@ -133,42 +136,47 @@ class SegmentAttention(MegatronModule):
     def _attend_across_ranks(
         self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], order: Tensor
     ) -> Tensor:
-        """[1, heads, tokens of this rank, head_dim]"""
+        """Return [1, heads, tokens of this rank, head_dim]; `order` is from `pack_order`."""
         ranks, rank = self.context_group.size(), self.context_group.rank()
         both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=-1), group=self.context_group)
         keys, values = as_heads(both.index_select(0, order)).chunk(2, dim=-1)
         queries = as_heads(query)
         grouped = query.size(1) != key.size(1)
-        pieces = []
-        begin = at = 0
+        chunks = []
+        begin = at = 0  # of the segment in the pack, and of the chunk among this rank's tokens
         for length in lengths:
             size = length // (2 * ranks)
-            for piece in (rank, 2 * ranks - 1 - rank):
-                seen = slice(begin, begin + (piece + 1) * size)
-                pieces.append(
+            for chunk in (rank, 2 * ranks - 1 - rank):
+                visible = slice(begin, begin + (chunk + 1) * size)
+                chunks.append(
                     F.scaled_dot_product_attention(
                         queries[:, :, at : at + size],
-                        keys[:, :, seen],
-                        values[:, :, seen],
-                        attn_mask=causal_lower_right(size, (piece + 1) * size),
+                        keys[:, :, visible],
+                        values[:, :, visible],
+                        attn_mask=causal_lower_right(size, (chunk + 1) * size),
                         scale=self.softmax_scale,
                         enable_gqa=grouped,
                     )
                 )
                 at += size
             begin += length
-        return torch.cat(pieces, dim=2)
+        return torch.cat(chunks, dim=2)
 
 
 def as_heads(x: Tensor) -> Tensor:
-    """[tokens, heads, dim] -> [1, heads, tokens, dim], a view."""
+    """View [tokens, heads, dim] as [1, heads, tokens, dim]."""
     return x.transpose(0, 1).unsqueeze(0)
 
 
-def natural_order(segments: PackedSeqParams, ranks: int, device: Any) -> Tensor:
-    """Where each token's key lies among those gathered from `ranks` context ranks: int64 [tokens], on the device.
-    Worked out by the first layer of a micro-batch, and kept with the segments for the others."""
-    if not hasattr(segments, "_natural_order"):
+def pack_order(segments: PackedSeqParams, ranks: int, device: Any) -> Tensor:
+    """Return the index that puts keys gathered from `ranks` context ranks into the order of the pack.
+
+    The first layer of a micro-batch computes it and keeps it on `segments` for the other layers.
+
+    Returns:
+        int64 [tokens], on `device`.
+    """
+    if not hasattr(segments, "_pack_order"):
         gathered = torch.cat([context_tokens(segments.cu_seqlens_kv_padded, ranks, rank) for rank in range(ranks)])
-        segments._natural_order = gathered.argsort().to(device, non_blocking=True)
-    return segments._natural_order
+        segments._pack_order = gathered.argsort().to(device, non_blocking=True)
+    return segments._pack_order

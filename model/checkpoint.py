@@ -13,7 +13,6 @@ and only tensors are written and read.
 from __future__ import annotations
 
 import json
-import logging
 import pickle
 import queue
 import re
@@ -44,12 +43,6 @@ OPTIMIZER_FORMAT = {
     "distrib_optim_fully_reshardable_mem_efficient": True,
     "chained_optim_avoid_prefix": True,
 }
-
-
-# Only one data-parallel rank has the optimizer's state to write, and the others' lack of it is reported at every save.
-logging.getLogger("megatron.core.dist_checkpointing.validation").addFilter(
-    lambda record: "common state dict differs" not in record.getMessage()
-)
 
 
 class CheckpointError(ValueError):

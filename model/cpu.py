@@ -1,36 +1,39 @@
-"""The one place that lets megatron-core run without CUDA, and without Transformer Engine. Inert where they are.
+"""Patches that let megatron-core run without CUDA and without Transformer Engine. They do nothing where those exist.
 
 megatron-core 0.16.1 assumes a GPU throughout. On a machine without one, everything is synchronous and there is one
-memory, so "the current device" can be the CPU, streams and events can do nothing, and the CPU's random generator can
-play the device's. With that, the very modules that train on a cluster train under gloo on a laptop.
+memory. So "the current device" can be the CPU, streams and events can do nothing, and the CPU's random generator can
+stand in for the device's. The modules that train on a cluster then train under gloo on a laptop.
 
-Each step below says what breaks without it.
+Each function below says what breaks without it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.utils._device import _device_constructors
 
+from model.quiet_megatron import quiet_megatron_without_cuda
+
 CPU = torch.device("cpu")
 _installed = False
 
 
 def hide_transformer_engine_without_cuda() -> None:
-    """Where it can be imported, megatron-core takes its fused Adam and gradient norm for whatever is trained, and both
-    run on GPUs alone. So on a login node, or with the GPUs hidden, megatron-core is not to find it."""
+    """Hide Transformer Engine from megatron-core on a machine without CUDA.
+
+    megatron-core uses its fused Adam and gradient norm wherever it can import them, and both run on GPUs only. That
+    would break a login node, or a run with hidden GPUs.
+    """
     if not torch.cuda.is_available() and "transformer_engine" not in sys.modules:
         modules: dict[str, Any] = sys.modules
-        modules["transformer_engine"] = None  # an import then fails as if it were not installed
+        modules["transformer_engine"] = None  # an import fails as if it were not installed
 
 
 def let_megatron_run_without_cuda() -> None:
@@ -39,25 +42,23 @@ def let_megatron_run_without_cuda() -> None:
     if _installed or torch.cuda.is_available():
         return
     _installed = True
-    # megatron-core decorates small functions with torch.compile when it is imported: 20 s of compiling for a 2 s run.
+    # megatron-core compiles small functions with torch.compile when it is imported: 20 s for a run of 2 s.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    # That its fused kernels fall back to torch is what this module is for.
-    warnings.filterwarnings("ignore", message=".*Apex (is|are) not installed.*")
-    warnings.filterwarnings("ignore", message=".*CUDA_DEVICE_MAX_CONNECTIONS")
+    quiet_megatron_without_cuda()
     _answer_device_queries()
     _make_streams_inert()
-    _let_the_cpu_generator_play_the_devices()
+    _use_the_cpu_generator()
     _create_and_keep_tensors_on_the_cpu()
-    _split_sizes_on_the_host()
+    _keep_split_sizes_on_the_host()
     _pad_uneven_gathers()
-    _keep_what_is_being_sent()
+    _keep_tensors_until_sent()
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
 
 
 def _answer_device_queries() -> None:
-    """`torch.cuda.current_device()` raises: asked for by every module that allocates."""
+    """Answer queries about the device; without this every allocation raises in `torch.cuda.current_device()`."""
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU
     cuda.set_device = lambda *_: None
@@ -68,7 +69,7 @@ def _answer_device_queries() -> None:
 
 
 class _InertEvent:
-    """Stands for a CUDA event: whatever it would wait for has already happened."""
+    """Stands in for a CUDA event: everything that it could wait for has already happened."""
 
     def record(self, *_: Any) -> None: ...
     def wait(self, *_: Any) -> None: ...
@@ -78,7 +79,7 @@ class _InertEvent:
 
 
 class _InertStream:
-    """Stands for a CUDA stream: work on the CPU is done when the call returns."""
+    """Stands in for a CUDA stream: work on the CPU is done when the call returns."""
 
     cuda_stream = 0
 
@@ -96,7 +97,7 @@ class _InertStream:
 
 
 def _make_streams_inert() -> None:
-    """Streams, events and nvtx ranges do not exist: the DDP buckets, the MoE dispatcher and the schedules use them."""
+    """Replace streams, events and nvtx ranges, which do not exist; DDP, MoE dispatcher and schedules use them."""
     cuda: Any = torch.cuda
     stream = _InertStream()
     cuda.Stream, cuda.Event = _InertStream, _InertEvent
@@ -105,8 +106,8 @@ def _make_streams_inert() -> None:
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *_: None
 
 
-def _let_the_cpu_generator_play_the_devices() -> None:
-    """The tracker of random states (one for what TP ranks share, one for what they do not) asks for CUDA's states."""
+def _use_the_cpu_generator() -> None:
+    """Use the CPU's random states where megatron-core's tracker asks for those of CUDA's generator."""
     import megatron.core.tensor_parallel.random as random_states
 
     cuda: Any = torch.cuda
@@ -116,16 +117,25 @@ def _let_the_cpu_generator_play_the_devices() -> None:
     cuda.manual_seed = lambda seed: torch.manual_seed(seed)
     states._get_cuda_rng_state = lambda *_, **__: torch.get_rng_state()
     states._set_cuda_rng_state = lambda state, *_, **__: torch.set_rng_state(state)
-    # It warns that the CPU's generator moved while the device's was in use; here they are one.
-    logging.getLogger(states.__name__).addFilter(lambda record: "CPU RNG state changed" not in record.getMessage())
 
 
 # --- torch tensors ----------------------------------------------------------------------------------------------------
 
 CONSTRUCTORS = (
-    "tensor", "zeros", "ones", "empty", "full", "arange", "rand", "randn", "randint",
-    "zeros_like", "ones_like", "empty_like", "full_like",
-)  # fmt: skip
+    "tensor",
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "arange",
+    "rand",
+    "randn",
+    "randint",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "full_like",
+)
 
 
 def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -142,9 +152,13 @@ def _on_cpu(constructor: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
 
 def _create_and_keep_tensors_on_the_cpu() -> None:
-    """`device="cuda"` is written out in the optimizer, the gradient norm and the schedules; so are `.cuda()` and checks
-    of `tensor.type()` against "torch.cuda.FloatTensor", on which the mixed-precision optimizer refuses parameters."""
-    _device_constructors()  # remember torch's own before they are wrapped: `with torch.device("meta")` looks them up
+    """Create tensors on the CPU where megatron-core asks for CUDA.
+
+    The optimizer, the gradient norm and the schedules hard-code `device="cuda"` and `.cuda()`.
+    The mixed-precision optimizer also compares `tensor.type()` with "torch.cuda.FloatTensor" and rejects CPU
+    parameters.
+    """
+    _device_constructors()  # caches torch's own constructors, which `with torch.device("meta")` looks up
     for name in CONSTRUCTORS:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
 
@@ -168,8 +182,8 @@ def _create_and_keep_tensors_on_the_cpu() -> None:
 # --- megatron-core ----------------------------------------------------------------------------------------------------
 
 
-def _split_sizes_on_the_host() -> None:
-    """The all-to-all dispatcher turns split sizes into host lists only when they come from a device."""
+def _keep_split_sizes_on_the_host() -> None:
+    """Convert split sizes to numpy, which the all-to-all dispatcher does only if they are on a device."""
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
     true_move = token_dispatcher.maybe_move_tensor_to_cpu
@@ -183,8 +197,10 @@ def _split_sizes_on_the_host() -> None:
 
 
 def _pad_uneven_gathers() -> None:
-    """gloo gathers and scatters equal parts only; the all-to-all dispatcher under expert tensor parallelism has as many
-    rows a rank as were routed there."""
+    """Pad uneven gathers and scatters, because gloo supports equal parts only.
+
+    Under expert tensor parallelism, the all-to-all dispatcher gathers as many rows per rank as were routed there.
+    """
     import megatron.core.tensor_parallel.mappings as mappings
 
     true_gather, true_reduce_scatter = mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
@@ -209,16 +225,19 @@ def _pad_uneven_gathers() -> None:
     mappings._reduce_scatter_along_first_dim = reduce_scatter
 
 
-def _keep_what_is_being_sent() -> None:
-    """A pipeline stage empties its output while that is still on its way to the next stage. A device's allocator keeps
-    the memory until then; gloo would send whatever has taken its place, and training would silently go wrong."""
+def _keep_tensors_until_sent() -> None:
+    """Keep tensors until gloo has sent them.
+
+    A pipeline stage frees its output while it is still being sent. On a GPU the allocator keeps the memory until the
+    transfer is done; gloo would silently send other data.
+    """
     true_isend = torch.distributed.isend
-    on_their_way: list[tuple[Any, torch.Tensor]] = []
+    in_flight: list[tuple[Any, torch.Tensor]] = []
 
     def isend(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        on_their_way[:] = [(work, kept) for work, kept in on_their_way if not work.is_completed()]
+        in_flight[:] = [(work, kept) for work, kept in in_flight if not work.is_completed()]
         work = true_isend(tensor, *args, **kwargs)
-        on_their_way.append((work, tensor.detach()))
+        in_flight.append((work, tensor.detach()))
         return work
 
     for module in (torch.distributed, torch.distributed.distributed_c10d):  # batched operations compare the two
@@ -226,8 +245,10 @@ def _keep_what_is_being_sent() -> None:
 
 
 def complete_megatron_without_transformer_engine() -> None:
-    """Names that megatron-core 0.16.1 uses but defines only where Transformer Engine is installed, with a GPU or
-    without one: NameErrors in the router's matrix product, and in selective recompute."""
+    """Define names that megatron-core 0.16.1 uses everywhere but defines only if Transformer Engine is installed.
+
+    Without them the router's matrix product and selective recompute raise NameError, with or without a GPU.
+    """
     import megatron.core.tensor_parallel.random as random_states
     import megatron.core.transformer.moe.moe_utils as moe_utils
 

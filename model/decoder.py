@@ -1,20 +1,19 @@
-"""The language decoder as megatron-core layer specs: GLM-4.5-Air's mixture of experts and GLM-4-9B's dense one.
+"""The language decoder as megatron-core layer specs: GLM-4.5-Air's mixture of experts and the dense GLM-4-9B.
 
-GLM-4.5V, a plain pre-norm layer:           GLM-4.1V, norms also after each sub-layer ("sandwich"):
+GLM-4.5V, a plain pre-norm layer:           GLM-4.1V, with a norm after each sub-layer too ("sandwich"):
 
     x += attention(input_layernorm(x))          x += post_self_attn_layernorm(attention(input_layernorm(x)))
     x += mlp(pre_mlp_layernorm(x))              x += post_mlp_layernorm(mlp(pre_mlp_layernorm(x)))
 
-megatron-core has no slot for a norm between a sub-layer and its residual; its "bias, dropout, add" slot can hold one.
+megatron-core has no slot for a norm between a sub-layer and its residual. Its slot "bias, dropout, add" holds it here.
 
-A backend may have one module for a norm and the linear layer after it. The norm before attention is then a part of
-linear_qkv, and the norm before a gated MLP a part of its linear_fc1. Before a mixture of experts the norm stays on its
-own: router, routed and shared experts all read what it gives. On disk both have the same names (FUSED_NORMS).
+A backend may fuse a norm with the linear layer after it. The norm before attention is then part of linear_qkv, and the
+norm before a gated MLP part of linear_fc1. The norm before a mixture of experts stays a module, because the router, the
+routed and the shared experts all read its output. Checkpoints have the same names in both cases (FUSED_NORMS).
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -50,14 +49,14 @@ def decoder_transformer_config(
     expert_bias_update_rate: float = 0.0,
     **fields: Any,
 ) -> TransformerConfig:
-    """megatron-core's configuration of the decoder.
+    """Return megatron-core's configuration of the decoder.
 
     Args:
-        decoder: what the model is.
-        dtype: of the parameters.
-        balance_loss_coeff: weight of the sequence-level balance loss (report: 1e-4).
-        expert_bias_update_rate: step of the loss-free balancing (report: 1e-3).
-        fields: the parallel layout and the backend's switches, as `TransformerConfig` names them.
+        decoder: Sizes of the decoder.
+        dtype: Dtype of the parameters.
+        balance_loss_coeff: Weight of the sequence-level balance loss (report: 1e-4).
+        expert_bias_update_rate: Step size of the loss-free balancing (report: 1e-3).
+        fields: The parallel layout and the backend's switches, as `TransformerConfig` names them.
     """
     if decoder.is_moe:
         fields |= {
@@ -71,7 +70,7 @@ def decoder_transformer_config(
             "moe_router_dtype": "fp32",
             "moe_router_enable_expert_bias": True,
             "moe_router_bias_update_rate": expert_bias_update_rate,
-            "moe_router_load_balancing_type": "none",  # SegmentRouter charges the balance loss itself
+            "moe_router_load_balancing_type": "none",  # SegmentRouter adds the balance loss itself
             "moe_aux_loss_coeff": balance_loss_coeff,
             "moe_token_dispatcher_type": "alltoall",
         }
@@ -91,7 +90,7 @@ def decoder_transformer_config(
 
 
 def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str, Any]:
-    """What the decoder and the vision tower have in common."""
+    """Return the TransformerConfig fields that the decoder, the vision tower and the adapter share."""
     return {
         "normalization": "RMSNorm",
         "layernorm_epsilon": rms_norm_eps,
@@ -104,7 +103,7 @@ def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str,
         "pipeline_dtype": dtype,
         "cuda_graph_scope": [],
         "bf16": dtype == torch.bfloat16,
-        # Weights always come from a named source (model.hf_weights), so nothing is drawn at construction.
+        # model.hf_weights.load_weights fills all weights later.
         "init_method": _leave_uninitialised,
         "output_layer_init_method": _leave_uninitialised,
     }
@@ -117,7 +116,7 @@ def _leave_uninitialised(weight: Tensor) -> None:
 def decoder_block_spec(
     decoder: DecoderConfig, config: TransformerConfig, backend: BackendSpecProvider, vp_stage: int | None
 ) -> TransformerBlockSubmodules:
-    """The specs of the decoder layers of this pipeline stage, and of the final norm."""
+    """Return the specs of this pipeline stage's decoder layers and of the final norm."""
     norm = backend.layer_norm(rms_norm=True)
     sandwich = ModuleSpec(module=NormThenAdd, params={"config": config, "norm": norm})
     add = get_bias_dropout_add if decoder.is_moe else sandwich
@@ -129,8 +128,8 @@ def decoder_block_spec(
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
 
 
-# What the norms in front of attention and MLP are called as a part of the linear layer after them, and on their own,
-# which are their names in checkpoints and in model.weight_table too.
+# Names of the norms before attention and MLP: fused into the next linear layer, and as modules. Checkpoints and
+# model.weight_table use the latter.
 FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
@@ -144,13 +143,13 @@ def layer_spec(
     moe: ModuleSpec | None = None,
     add: Any = get_bias_dropout_add,
 ) -> ModuleSpec:
-    """A pre-norm layer of the decoder or the vision tower.
+    """Return the spec of a pre-norm layer of the decoder or the vision tower.
 
     Args:
-        backend: which leaf modules to build from.
-        attn_mask_type: causal, or no_mask for full attention within a segment.
-        moe: in place of a gated MLP.
-        add: what joins the output of a sub-layer to its input.
+        backend: Provider of the leaf modules.
+        attn_mask_type: `causal`, or `no_mask` for full attention within a segment.
+        moe: Spec of a mixture of experts that replaces the gated MLP.
+        add: Module that adds the output of a sub-layer to its input.
     """
     norm = backend.layer_norm(rms_norm=True)
     fused = backend.fuse_layernorm_and_linear()
@@ -185,7 +184,7 @@ def _self_attention_spec(backend: BackendSpecProvider, attn_mask_type: AttnMaskT
 
 
 def mlp_spec(backend: BackendSpecProvider) -> ModuleSpec:
-    """A gated MLP whose input is not, or not directly, the output of a norm."""
+    """Return the spec of a gated MLP without a norm directly before it."""
     return ModuleSpec(module=MLP, submodules=_mlp_submodules(backend, backend.column_parallel_linear()))
 
 
@@ -207,14 +206,8 @@ def _moe_spec(config: TransformerConfig, backend: BackendSpecProvider) -> Module
     )
 
 
-# megatron-core hands its own MoELayer the process groups, and says of every other class that it does not know it.
-logging.getLogger("megatron.core.transformer.transformer_layer").addFilter(
-    lambda record: not record.getMessage().startswith("Unknown MLP type")
-)
-
-
 class NormThenAdd(nn.Module):
-    """residual + norm(sub-layer output), in the slot of megatron-core's bias-dropout-add."""
+    """residual + norm(sub-layer output), for the slot of megatron-core's bias-dropout-add."""
 
     def __init__(self, config: TransformerConfig, norm: type) -> None:
         super().__init__()
@@ -223,11 +216,11 @@ class NormThenAdd(nn.Module):
     def forward(
         self, training: bool, fused: bool
     ) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float | None], Tensor]:
-        """The function that megatron-core calls with ((output, bias), residual, dropout probability)."""
+        """Return the function that megatron-core calls with (output, bias), residual and dropout probability."""
 
         def add(output_and_bias: tuple[Tensor, Tensor | None], residual: Tensor, _: float | None) -> Tensor:
             output, bias = output_and_bias
-            assert bias is None, "GLM's linear layers leave no bias to add after a sub-layer"
+            assert bias is None, "GLM's linear layers have no bias to add after a sub-layer"
             return residual + self.norm(output)
 
         return add

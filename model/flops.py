@@ -1,11 +1,11 @@
-"""The cost model: FLOPs of every part of the model, from its configuration and the sizes of what goes through it.
+"""The cost model: FLOPs of every part of the model, from its configuration and the sizes of its inputs.
 
-Counted are the matrix products, two FLOPs for each multiplication and addition, over USEFUL positions: norms,
-activations, rope, softmax, the embedding table and the bicubic positions are not, padding is not, and neither is what
-recomputation does again. A backward pass counts as two forward passes.
+It counts matrix products over USEFUL positions, two FLOPs per multiply-add. It does not count norms, activations, rope,
+softmax, the embedding table, the bicubic positions, padding and recompute. A backward pass counts as two forward
+passes.
 
-What a part costs depends on the segments that it attends within: linear * n + squared * n**2 for a segment of n
-positions, patches in the vision tower and tokens in the decoder.
+The cost of a part depends on the segments within which it attends: linear * n + squared * n**2 for a segment of n
+positions. Positions are patches in the vision tower and tokens in the decoder.
 
     part               linear                            squared   legend
     patch embedding    2 * 1176 d                                  d  width of the tower     D  width of its MLPs
@@ -14,11 +14,11 @@ positions, patches in the vision tower and tokens in the decoder.
     adapter            2 * (D**2 + 3 D F) / 4                      q  heads * head_dim       k  groups * head_dim
     decoder attention  2 * D (q + 2 k) + 2 * q D         2 q       f  width of the dense MLP
     dense MLP          2 * 3 D f                                   m  width of an expert     E  experts
-    mixture            2 * D E + 2 * 3 D m (topk + shared)
+    MoE                2 * D E + 2 * 3 D m (topk + shared)
     output layer       2 * D vocabulary
 
-A token is made of four patches. An image attends to the whole of itself, so QK^T and PV take 2 d n**2 each; causal
-attention sees half of the square (the diagonal's other half, n/2 pairs, is left out, as is usual).
+Four patches make one token. An image attends to all of itself, so QK^T and PV take 2 d n**2 each. Causal attention
+computes half of the square; the other half of the diagonal, n/2 pairs, is not counted, as usual.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from dataclasses import dataclass
 
 from model.config import DecoderConfig, VisionConfig
 
-FORWARD_AND_BACKWARD = 3  # in forward passes: the gradients of inputs and of weights each take as much again
+FORWARD_AND_BACKWARD = 3  # in forward passes: the gradients of inputs and of weights take one each
 
 
 @dataclass(frozen=True)
 class SegmentCost:
     """Forward FLOPs of a segment of n positions: linear * n + squared * n**2."""
 
-    linear: int
-    squared: int = 0
+    linear: int  # FLOPs per position
+    squared: int = 0  # FLOPs per pair of positions
 
     def __add__(self, other: SegmentCost) -> SegmentCost:
         return SegmentCost(self.linear + other.linear, self.squared + other.squared)
@@ -44,12 +44,12 @@ class SegmentCost:
         return SegmentCost(self.linear * times, self.squared * times)
 
     def of(self, *lengths: int) -> int:
-        """Of segments of these lengths together."""
+        """Return the FLOPs of segments of these lengths together."""
         return sum((self.linear + self.squared * n) * n for n in lengths)
 
 
 def vision_cost(vision: VisionConfig) -> SegmentCost:
-    """An image (a picture or a frame pair) of n PATCHES through tower and adapter."""
+    """Return the cost of tower and adapter for an image or frame pair of n PATCHES."""
     d, width, inside = vision.hidden_size, vision.out_hidden_size, vision.intermediate_size
     patches_per_token = vision.spatial_merge_size**2
     patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
@@ -59,12 +59,12 @@ def vision_cost(vision: VisionConfig) -> SegmentCost:
 
 
 def image_cost(vision: VisionConfig, h: int, w: int) -> int:
-    """Forward FLOPs of a picture or frame pair of h x w patches."""
+    """Return the forward FLOPs of an image or frame pair of h x w patches."""
     return vision_cost(vision).of(h * w)
 
 
 def layer_cost(decoder: DecoderConfig, layer: int) -> SegmentCost:
-    """A sample of n tokens through decoder layer `layer` (from 0), dense or a mixture of experts."""
+    """Return the cost of decoder layer `layer` (from 0), dense or a mixture of experts, for a segment of n tokens."""
     hidden = decoder.hidden_size
     q = decoder.num_attention_heads * decoder.head_dim
     k = decoder.num_key_value_heads * decoder.head_dim
@@ -77,10 +77,10 @@ def layer_cost(decoder: DecoderConfig, layer: int) -> SegmentCost:
 
 
 def head_cost(decoder: DecoderConfig) -> SegmentCost:
-    """A sample of n tokens through the output layer."""
+    """Return the cost of the output layer for a segment of n tokens."""
     return SegmentCost(2 * decoder.hidden_size * decoder.vocab_size)
 
 
 def decoder_cost(decoder: DecoderConfig) -> SegmentCost:
-    """A sample of n tokens through all decoder layers and the output layer."""
+    """Return the cost of all decoder layers and the output layer for a segment of n tokens."""
     return sum((layer_cost(decoder, layer) for layer in range(decoder.num_hidden_layers)), start=head_cost(decoder))

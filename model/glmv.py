@@ -1,4 +1,4 @@
-"""The whole model: embed tokens, put image embeddings in their places, decode, per-token loss.
+"""The whole model: embed tokens, replace image tokens by image embeddings, decode, per-token loss.
 
 tokens:   [gMASK] <sop> <|begin_of_image|> <|image|> x n <|end_of_image|> a cat
                                            ^ replaced by the adapter's n embeddings, in order
@@ -18,42 +18,54 @@ from megatron.core.tensor_parallel.mappings import (
     scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from model.adapter import PatchMerger, adapter_transformer_config
 from model.attention import packed_segments
 from model.backend import Backend, select_backend
-from model.config import GlmvConfig
+from model.config import DecoderConfig, GlmvConfig, VisionConfig
+from model.context_slicing import my_context_tokens, slice_for_tensor_rank
 from model.decoder import decoder_block_spec, decoder_transformer_config
-from model.image_exchange import ImageSharing
+from model.embedding_exchange import EmbeddingExchange
+from model.image_constants import MERGE_SIZE
 from model.moe import SegmentRouter
-from model.parallel import ParallelConfig, my_context_tokens, slice_for_tensor_rank, vision_groups
+from model.parallel import ParallelConfig, vision_groups
+from model.parameter_marks import VISION_PARTS, mark_parameters
 from model.recompute import RecomputeConfig, recompute_fields
 from model.rope import DecoderRope
 from model.vision import VisionEncoder, vision_transformer_config
 
 
 def build_model_chunks(config: GlmvConfig, parallel: ParallelConfig, **options: Any) -> list[GlmvModel]:
-    """What this rank holds of the model: one chunk, or one for each of its virtual pipeline stages. `options` are those
-    of `GlmvModel`."""
+    """Build what this rank holds of the model: one chunk per virtual pipeline stage.
+
+    Args:
+        config: The model.
+        parallel: Its layout; megatron-core's process groups must exist.
+        options: Other keyword arguments of `GlmvModel`.
+    """
     virtual = parallel.virtual_pipeline_model_parallel_size
     stages = range(virtual) if virtual > 1 else [None]
     return [GlmvModel(config, parallel, vp_stage=stage, **options) for stage in stages]
 
 
 class GlmvModel(MegatronModule):
-    """GLM-4.5V or GLM-4.1V on megatron-core: the whole model, or one stage of its pipeline. The vision tower and the
-    adapter belong to the first stage. Parameters are uninitialised: `model.hf_weights.load_weights` fills them.
+    """GLM-4.5V or GLM-4.1V on megatron-core: the whole model, or one stage of its pipeline.
+
+    Vision tower and adapter belong to the first stage. Parameters are uninitialised until
+    `model.hf_weights.load_weights` or `model.checkpoint.load_checkpoint` fills them.
 
     Args:
-        config: what the model is.
-        parallel: its layout; megatron-core's process groups must exist.
-        vp_stage: which of this rank's virtual pipeline stages; None where it has but one stage.
-        pipeline_layout: what each stage holds (`model.pipeline_layout`); None: equally many layers.
-        dtype: of the parameters, float32 or bfloat16.
-        balance_loss_coeff, expert_bias_update_rate: see `decoder_transformer_config`.
-        recompute: which activations are computed again instead of kept; nothing by default.
-        backend: which leaf modules to build from; this machine's by default.
+        config: The model.
+        parallel: Its layout; megatron-core's process groups must exist.
+        vp_stage: Which of this rank's virtual pipeline stages; None if it has one stage.
+        pipeline_layout: Units of each stage (`model.pipeline_layout`); None: equal numbers of layers.
+        dtype: Dtype of the parameters, float32 or bfloat16.
+        balance_loss_coeff: See `decoder_transformer_config`.
+        expert_bias_update_rate: See `decoder_transformer_config`.
+        recompute: Which activations are recomputed; none by default.
+        backend: Provider of the leaf modules; this machine's default if None.
     """
 
     def __init__(
@@ -83,27 +95,26 @@ class GlmvModel(MegatronModule):
         )
         super().__init__(transformer)
         self.glmv_config, self.parallel, self.backend = config, parallel, backend
-        # What megatron-core's schedules and gradient reduction ask of a model.
+        # Attributes that megatron-core's schedules and gradient reduction read.
         self.vp_stage = vp_stage
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.share_embeddings_and_output_weights = False
 
-        # In the order of the forward, in which weights are gathered.
+        # Modules in the order of the forward pass, in which weights are gathered.
         if self.pre_process:
-            groups = vision_groups(parallel)
-            fields: dict[str, Any] = {"tensor_model_parallel_size": groups.tp.size(), **backend.config_fields}
-            vision_config = vision_transformer_config(
-                config.vision, dtype=dtype, **recompute_fields(recompute.vision), **fields
-            )
-            adapter_config = adapter_transformer_config(config.vision, dtype=dtype, **fields)
-            self.vision_model = VisionEncoder(config.vision, vision_config, backend, groups)
-            self.adapter = PatchMerger(adapter_config, backend, groups)
-            self.image_sharing = ImageSharing(config.vision, parallel.vision)
-        decoder = config.decoder
-        self.language_model = GPTModel(
+            self.vision_model, self.adapter = _vision_modules(config.vision, parallel, backend, dtype, recompute.vision)
+            self.embedding_exchange = EmbeddingExchange(config.vision, parallel.vision)
+        self.language_model = self._build_decoder(config.decoder, transformer)
+        self.model_type = self.language_model.model_type
+        self.cuda(torch.cuda.current_device())  # megatron-core leaves the routers' weights in main memory
+        mark_parameters(self, parallel.vision)
+
+    def _build_decoder(self, decoder: DecoderConfig, transformer: TransformerConfig) -> GPTModel:
+        """Build this stage's part of the decoder, with this model's rope."""
+        language_model = GPTModel(
             transformer,
-            decoder_block_spec(decoder, transformer, backend, vp_stage),
+            decoder_block_spec(decoder, transformer, self.backend, self.vp_stage),
             vocab_size=decoder.vocab_size,
             max_sequence_length=decoder.max_position_embeddings,
             pre_process=self.pre_process,
@@ -111,37 +122,19 @@ class GlmvModel(MegatronModule):
             position_embedding_type="mrope",
             rotary_percent=decoder.partial_rotary_factor,
             rotary_base=int(decoder.rope_theta),
-            vp_stage=vp_stage,
+            vp_stage=self.vp_stage,
         )
-        self.language_model.rotary_pos_emb = DecoderRope(
+        language_model.rotary_pos_emb = DecoderRope(
             decoder.rotary_dim, decoder.rope_theta, interleaved=transformer.rotary_interleaved
         )
-        self.model_type = self.language_model.model_type
-        self.cuda(torch.cuda.current_device())  # megatron-core leaves the routers' weights in main memory
-        self._mark_parameters()
-
-    def _mark_parameters(self) -> None:
-        """Tell megatron-core what its linear layers cannot know about where they stand."""
-        for name, parameter in self.named_parameters():
-            if name.startswith(VISION_PARTS):
-                if self.parallel.vision == "images":
-                    # Whole on every tensor-parallel rank: to be counted once in the gradient norm.
-                    parameter.tensor_model_parallel = False
-                if not getattr(parameter, "tensor_model_parallel", False):
-                    # Each rank has the gradient of its own images, or all have the same but for the noise of kernels
-                    # that are not deterministic, and copies must not drift apart.
-                    parameter.average_gradients_across_tp_domain = True
-            if ".experts." in name:
-                # Reduce over the ranks that hold the same experts. megatron-core marks them so only where EP > 1, and
-                # with TP alone their gradients would silently be wrong; and one format of optimizer state on disk needs
-                # the same two optimizers (experts, the rest) in every layout.
-                parameter.allreduce = False
+        return language_model
 
     def set_input_tensor(self, input_tensor: Any) -> None:
+        """Take the hidden states of the previous stage; megatron-core's schedules call it."""
         self.language_model.set_input_tensor(input_tensor)
 
     def routers(self) -> list[SegmentRouter]:
-        """The routers of this stage's mixture-of-experts layers, in order."""
+        """Return the routers of this stage's mixture-of-experts layers, in order."""
         return [layer.mlp.router for layer in self.language_model.decoder.layers if hasattr(layer.mlp, "router")]
 
     def forward(
@@ -155,25 +148,28 @@ class GlmvModel(MegatronModule):
         frames_per_image: Tensor,
         labels: Tensor | None = None,
     ) -> Tensor:
-        """One pack, of which this rank takes its part. Every rank of a layout is given the whole pack, in main memory,
-        so that no layer waits for the device to learn a shape. Only the first stage looks at `patches`.
+        """Run one pack.
+
+        Every rank gets the whole pack, in main memory, so that no layer waits for the device to learn a shape. It works
+        on its own part of the tokens. Only the first stage reads `patches`.
 
         Args:
             input_ids: int64 [tokens].
-            position_ids: int64 [3, tokens]: time, height, width.
-            cu_seqlens: int32 [segments + 1], boundaries of the segments, padding included; the last is `tokens`.
+            position_ids: int64 [3, tokens], time, height and width.
+            cu_seqlens: int32 [segments + 1], boundaries of the segments with padding; the last is `tokens`.
             segment_lengths: int32 [segments], useful tokens of each segment.
-            patches, grid_thw, frames_per_image: of the images of the pack, as `VisionEncoder.forward` takes
-                them; `patches` may be on the device.
+            patches: uint8 [slices, 588], as `VisionEncoder.forward` takes them, but may be in main memory.
+            grid_thw: int64 [images, 3], each (1, h, w) in patches.
+            frames_per_image: int32 [images].
             labels: int64 [tokens], the token that each position predicts.
 
         Returns:
-            On the last stage: with labels, the loss of this context rank's positions (`my_context_tokens`), float32
-            [tokens / CP]; without, their logits [tokens / CP, vocabulary of this tensor-parallel rank]. On others: the
-            hidden states for the next stage.
+            On the last stage with labels: the losses of this context rank's tokens (`my_context_tokens`), float32
+            [tokens / CP]. On the last stage without labels: their logits [tokens / CP, vocabulary / TP]. On other
+            stages: the hidden states for the next stage.
 
         Raises:
-            ValueError: image tokens and image embeddings do not match in number.
+            ImageTokenError: An image has more or fewer image tokens than its grid needs (first stage only).
         """
         device = torch.cuda.current_device()
         tokens = my_context_tokens(cu_seqlens)
@@ -200,37 +196,53 @@ class GlmvModel(MegatronModule):
         grid_thw: Tensor,
         frames_per_image: Tensor,
     ) -> Tensor:
-        """Embeddings of this rank's tokens, with images in the places of image tokens: [tokens / CP, 1, hidden], under
-        sequence parallelism [tokens / CP / TP, 1, hidden]."""
-        plan = self.image_sharing.plan(input_ids, self.glmv_config.image_token_id, grid_thw, cu_seqlens)
-        received = self.image_sharing.exchange(plan, self._run_tower(plan.images, patches, grid_thw, frames_per_image))
+        """Return the embeddings of this rank's tokens, image embeddings included.
+
+        Returns:
+            [tokens / CP, 1, hidden]; under sequence parallelism [tokens / CP / TP, 1, hidden].
+        """
+        table = self.embedding_exchange.table(input_ids, self.glmv_config.image_token_id, grid_thw, cu_seqlens)
+        computed = self.embed_images(table.images, patches, grid_thw, frames_per_image)
+        received = self.embedding_exchange.send(table, computed)
         ids = input_ids[None, tokens].to(received.device, non_blocking=True)
         embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
         if not self.config.sequence_parallel:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
-        places = plan.places.to(embeddings.device, non_blocking=True)
-        embeddings = embeddings.index_copy(0, places, received[:, None].to(embeddings.dtype))
+        positions = table.received_positions.to(embeddings.device, non_blocking=True)
+        embeddings = embeddings.index_copy(0, positions, received[:, None].to(embeddings.dtype))
         if not self.config.sequence_parallel:
             embeddings = gather_from_sequence_parallel_region(embeddings, tensor_parallel_output_grad=False)
         return embeddings
 
-    def _run_tower(self, images: Tensor, patches: Tensor, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:
-        """Embeddings [rows, hidden] of the images of these numbers. The tower always runs: were it skipped on a rank
-        without images, its gradients there would never be ready, and the ranks that reduce them would wait."""
+    def embed_images(self, images: Tensor, patches: Tensor, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:
+        """Run tower and adapter on some images of a pack.
+
+        The tower runs even for no images. Otherwise its gradients would never be ready on a rank without images, and
+        the ranks that reduce them would wait.
+
+        Args:
+            images: int64 [images to embed], indices of rows of `grid_thw`.
+            patches: All patches of the pack, as `forward` takes them.
+            grid_thw: As `forward` takes it.
+            frames_per_image: As `forward` takes it.
+
+        Returns:
+            [rows, hidden], the embeddings of `images`, one after the other.
+        """
         if len(images):
             slices = patches.split((grid_thw.prod(dim=1) * frames_per_image).tolist())
             own = torch.cat([slices[image] for image in images.tolist()])
             shapes, frames_per_image = grid_thw[images], frames_per_image[images]
         else:
-            own = patches.new_zeros(4, patches.size(1))  # a black picture of 2x2 patches
-            shapes, frames_per_image = torch.tensor([[1, 2, 2]]), frames_per_image.new_ones(1)
+            own = patches.new_zeros(MERGE_SIZE**2, patches.size(1))  # a black image of one token
+            shapes, frames_per_image = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]]), frames_per_image.new_ones(1)
         rows = self.adapter(
             self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames_per_image)
         )
         return rows if len(images) else rows[:0]
 
     def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor) -> Tensor:
-        """Which of this rank's tokens belong to each segment, for the routers (model.moe)."""
+        """Return `segment_members` of this rank's tokens, for the routers (model.moe)."""
         device = torch.cuda.current_device()
         if self.config.sequence_parallel:
             tokens = slice_for_tensor_rank(tokens)
@@ -239,7 +251,7 @@ class GlmvModel(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> ShardedStateDict:
-        """As megatron-core's, but of what every tensor-parallel rank holds whole, only rank 0's copy is written."""
+        """Return megatron-core's state dict; of parameters that all tensor ranks hold, rank 0 writes the only copy."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         if self.parallel.vision == "images":
             tp_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -250,11 +262,19 @@ class GlmvModel(MegatronModule):
         return state
 
 
-VISION_PARTS = ("vision_model.", "adapter.")
+def _vision_modules(
+    vision: VisionConfig, parallel: ParallelConfig, backend: Backend, dtype: torch.dtype, recompute: str
+) -> tuple[VisionEncoder, PatchMerger]:
+    """Build the vision tower and the adapter; `recompute` is that of the tower."""
+    groups = vision_groups(parallel)
+    fields: dict[str, Any] = {"tensor_model_parallel_size": groups.tp.size(), **backend.config_fields}
+    tower_config = vision_transformer_config(vision, dtype=dtype, **recompute_fields(recompute), **fields)
+    adapter_config = adapter_transformer_config(vision, dtype=dtype, **fields)
+    return VisionEncoder(vision, tower_config, backend, groups), PatchMerger(adapter_config, backend, groups)
 
 
 def segment_members(cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor) -> Tensor:
-    """Which of `tokens` each segment has, padding excluded: bool [segments, tokens].
+    """Return which of `tokens` belong to each segment, padding excluded: bool [segments, tokens].
 
     >>> segment_members(torch.tensor([0, 4, 6]), torch.tensor([3, 2]), torch.arange(6)).int().tolist()
     [[1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 1]]

@@ -1,16 +1,14 @@
-"""The mixture-of-experts layer: megatron-core's, with a router that knows which tokens are padding and which belong
-together.
+"""megatron-core's mixture-of-experts layer, with a router that knows the segments of a pack and their padding.
 
-megatron-core counts padding in the balance loss and in the statistics that move the expert bias, so that a different
-padding is a different training; and it takes a whole pack for one sequence. Here both are per sample, from a table of
-which tokens each sample has:
+megatron-core counts padding in the balance loss and in the statistics that move the expert bias, so padding would
+change the training. It also treats a whole pack as one sequence. Here both are computed per segment, from a table of
+the useful tokens of each segment:
 
-    members     1 1 1 1 0 0 0 0 0 0 0 0      first sample
-                0 0 0 0 1 1 0 0 0 0 0 0      second sample, then two tokens of padding
-                0 0 0 0 0 0 0 0 1 1 1 0      third sample
+    members     1 1 1 1 0 0 0 0 0 0 0 0      first segment
+                0 0 0 0 1 1 0 0 0 0 0 0      second segment, followed by two tokens of padding
+                0 0 0 0 0 0 0 0 1 1 1 0      third segment
 
-It travels in the argument that megatron-core calls `padding_mask`, which reaches every layer, also when a layer is
-recomputed.
+The table is passed in megatron-core's argument `padding_mask`, which reaches every layer, recomputed layers included.
 """
 
 from __future__ import annotations
@@ -32,16 +30,20 @@ BALANCE_LOSS = "balance_loss"
 
 
 class SegmentRouter(TopKRouter):
-    """Sigmoid top-k routing with an expert bias that only decides the choice (report, section 3.2; DeepSeek-V3,
-    arXiv 2412.19437, equations 12 to 20).
+    """Sigmoid top-k routing with an expert bias that affects the choice of experts but not their weights.
 
-    `balance_loss_coeff` weighs the sequence-level balance loss of a sample of T tokens, E experts and K choices:
+    Source: report, section 3.2; DeepSeek-V3, arXiv 2412.19437, equations 12 to 20. The sequence-level balance loss of a
+    segment of T tokens, with E experts of which K are chosen, is
 
         L = E / (K T) * sum_e  count_e * mean_t(score_te)
 
-    Samples are weighted by their tokens, and the whole is divided by the useful tokens of the GLOBAL batch, so that
-    neither the packing nor the layout changes it. `mean_tokens_per_pack` is that division as the schedules need it
-    (they divide by the number of micro-batches, DDP by the data-parallel size); the training loop sets it every step.
+    Segments are weighted by their tokens, and the sum is divided by the useful tokens of the GLOBAL batch, so that
+    neither packing nor layout changes the loss.
+
+    Attributes:
+        balance_loss_coeff: Weight of the balance loss.
+        mean_tokens_per_pack: Useful tokens of the global batch per pack. The training loop sets it at every step.
+            (The schedules divide by the number of micro-batches, and DDP by the data-parallel size.)
     """
 
     def __init__(self, config: Any, pg_collection: Any) -> None:
@@ -50,9 +52,16 @@ class SegmentRouter(TopKRouter):
         self.mean_tokens_per_pack = 1.0
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """logits [tokens, 1, experts], padding_mask: members [segments, tokens] -> probabilities (float32) and choice
-        (bool), both [tokens, experts]."""
-        assert padding_mask is not None, "the router needs to know which tokens each sample has"
+        """Choose the experts of each token.
+
+        Args:
+            logits: [tokens, 1, experts].
+            padding_mask: The table of members, bool [segments, tokens].
+
+        Returns:
+            Probabilities (float32) and chosen experts (bool), both [tokens, experts].
+        """
+        assert padding_mask is not None, "the router needs the table of segment members"
         logits = logits.flatten(0, 1)
         probs, routing_map = topk_routing_with_score_function(
             logits,
@@ -61,40 +70,49 @@ class SegmentRouter(TopKRouter):
             score_function=self.score_function,
             expert_bias=self.expert_bias,
         )
-        # With recompute the forward runs twice, the first time without gradients: count and charge once.
+        # With recompute the forward pass runs twice, the first time without gradients: count only once.
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
                 self.local_tokens_per_expert += padding_mask.any(0).to(probs.dtype) @ routing_map.to(probs.dtype)
             if self.balance_loss_coeff:
-                probs = self._charge_balance_loss(probs, logits, members=padding_mask)
+                probs = self._add_balance_loss(probs, logits, members=padding_mask)
         return probs, routing_map
 
-    def _charge_balance_loss(self, probs: Tensor, logits: Tensor, members: Tensor) -> Tensor:
-        """Attach this rank's part of the balance loss to `probs`, whose backward then adds its gradient.
+    def _add_balance_loss(self, probs: Tensor, logits: Tensor, members: Tensor) -> Tensor:
+        """Attach this rank's part of the balance loss to `probs`, whose backward pass then adds its gradient.
 
-        Under sequence parallelism a rank has some of a sample's tokens: the counts are summed over ranks, the scores
-        are not, and the ranks' parts of the loss (and of the router's gradient) add up.
+        Under sequence and context parallelism a rank has some of a segment's tokens. Counts are summed over ranks,
+        scores are not: the ranks' parts of the loss, and of the router's gradient, add up.
         """
         chosen, scores = compute_routing_scores_for_aux_loss(logits, self.topk, self.score_function)
         with torch.no_grad():
-            of_segment = members.to(scores.dtype)
-            counts = of_segment @ chosen.to(scores.dtype)  # [segments, experts]
+            is_member = members.to(scores.dtype)
+            counts = is_member @ chosen.to(scores.dtype)  # [segments, experts]
             if self.tp_cp_group.size() > 1:
                 torch.distributed.all_reduce(counts, group=self.tp_cp_group)
             tokens = (counts.sum(1, keepdim=True) / self.topk).clamp(min=1)
-            weights = of_segment.T @ (counts * self.num_experts / (self.topk * tokens))  # [tokens, experts]
+            weights = is_member.T @ (counts * self.num_experts / (self.topk * tokens))  # [tokens, experts]
         loss = (scores * weights).sum() / self.mean_tokens_per_pack
         save_to_aux_losses_tracker(BALANCE_LOSS, loss, self.layer_number, self.config.num_layers)
         return MoEAuxLossAutoScaler.apply(probs, loss * self.balance_loss_coeff)
 
 
 class SegmentMoELayer(MoELayer):
-    """megatron-core's layer, whose `forward` takes the table of members for a mask of padding."""
+    """megatron-core's layer, which passes the table of members to the router as `padding_mask`."""
 
     def forward(
         self, hidden_states: Tensor, intermediate_tensors: None = None, padding_mask: Tensor | None = None
     ) -> tuple[Tensor, None]:
-        """hidden_states [tokens, 1, hidden], padding_mask: members [segments, tokens] -> [tokens, 1, hidden], None."""
+        """Run router, routed experts and shared experts.
+
+        Args:
+            hidden_states: [tokens, 1, hidden].
+            intermediate_tensors: Unused, megatron-core passes it.
+            padding_mask: The table of members, bool [segments, tokens].
+
+        Returns:
+            [tokens, 1, hidden], and None for megatron-core's bias.
+        """
         shared_expert_output = self.shared_experts_compute(hidden_states)
         probs, routing_map = self.route(hidden_states, padding_mask)
         hidden_states, probs = self.preprocess(hidden_states, probs, routing_map)

@@ -1,4 +1,4 @@
-"""RMSNorm of the torch backend, in Hugging Face's order of operations and aware of sequence parallelism."""
+"""RMSNorm of the torch backend, in transformers' order of operations, for sequence parallelism too."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class RMSNorm(nn.Module):
     """Root-mean-square norm: variance in float32, cast back, then scale (transformers' `Glm4vRMSNorm`).
 
-    Takes what megatron-core's specs hand to a norm. `weight` is marked `sequence_parallel`, so that its gradient, of
-    which each tensor-parallel rank has the part of its own tokens, is summed over them.
+    The constructor takes what megatron-core's specs pass to a norm. Under sequence parallelism each tensor-parallel
+    rank has the gradient of its own tokens; the mark `sequence_parallel` on `weight` makes megatron-core sum them.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
@@ -26,5 +26,5 @@ class RMSNorm(nn.Module):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
     def forward(self, x: Tensor) -> Tensor:
-        """[..., hidden_size] -> the same shape and dtype."""
+        """Normalise [..., hidden_size]; the result has the same shape and dtype."""
         return self.weight * F.rms_norm(x, x.shape[-1:], eps=self.eps)

@@ -1,7 +1,6 @@
-"""How a model is laid out over processes: the sizes, what they must divide, the process groups, and which tokens of a
-pack a process works on.
+"""How a model is laid out over processes: the sizes, their checks and the process groups.
 
-Ranks are numbered as megatron-core numbers them: tensor parallel fastest, then context, data, pipeline.
+Ranks are numbered as in megatron-core: tensor parallel fastest, then context, data, pipeline.
 """
 
 from __future__ import annotations
@@ -10,35 +9,35 @@ from dataclasses import dataclass
 from functools import cache
 from math import prod
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.process_groups_config import ProcessGroupCollection
-from torch import Tensor
 
 from model.config import ConfigError, DecoderConfig, GlmvConfig, VisionConfig
 
 VISION_SHARDING = ("images", "tensor")
 SIZES = (
-    "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
-    "context_parallel_size", "expert_model_parallel_size", "expert_tensor_parallel_size",
-)  # fmt: skip
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+)
 
 
 @dataclass
 class ParallelConfig:
-    """Sizes of the parallel dimensions; what is left of the world is data parallel."""
+    """Sizes of the parallel dimensions. The data-parallel size is the number of processes over TP x CP x PP."""
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int = 1  # chunks of layers that each pipeline rank holds
-    context_parallel_size: int = 1
-    expert_model_parallel_size: int = 1
-    expert_tensor_parallel_size: int = 1  # ranks that share one routed expert; 1: whole experts, also under TP
-    sequence_parallel: bool = False
-    # What the tensor and context ranks of the first stage do with a pack's images. images: each runs the whole tower on
-    # some of them. tensor: tensor-parallel ranks share the tower's layers, context-parallel ranks the images.
-    vision: str = "images"
+    tensor_model_parallel_size: int = 1  # TP: ranks that share each layer's matrices
+    pipeline_model_parallel_size: int = 1  # PP: ranks that share the layers
+    virtual_pipeline_model_parallel_size: int = 1  # VPP: pipeline stages per pipeline rank
+    context_parallel_size: int = 1  # CP: ranks that share the tokens of a pack
+    expert_model_parallel_size: int = 1  # EP: ranks that share the routed experts
+    expert_tensor_parallel_size: int = 1  # ETP: ranks that share each routed expert; 1: whole experts, under TP too
+    sequence_parallel: bool = False  # split the activations between the matrices over the TP ranks, by tokens
+    vision: str = "images"  # how TP x CP ranks share the tower. images: whole images each; tensor: TP splits its layers
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -57,13 +56,19 @@ class ParallelConfig:
                 "parallel.pipeline_model_parallel_size above 1; or set it to 1"
             )
 
-    # --- what must hold -------------------------------------------------------------------------------------------
+    # --- checks ---------------------------------------------------------------------------------------------------
 
     def check(self, model: GlmvConfig, world_size: int, seq_length: int, segment_multiple: int) -> None:
-        """Refuse a layout that cannot be, or that megatron-core would run and get wrong.
+        """Check that the layout is possible and that megatron-core computes it correctly.
+
+        Args:
+            model: The model.
+            world_size: Number of processes.
+            seq_length: Tokens per pack.
+            segment_multiple: Tokens to a multiple of which segments are padded.
 
         Raises:
-            ConfigError: naming the option and what it must divide.
+            ConfigError: It is not; the message names the option and what it must divide.
         """
         self._check_world(world_size)
         self._check_decoder(model.decoder)
@@ -83,47 +88,45 @@ class ParallelConfig:
                 raise ConfigError(f"{named} does not divide the {world_size} processes")
 
     def _check_decoder(self, decoder: DecoderConfig) -> None:
-        tp, ep, etp = (
-            self.tensor_model_parallel_size, self.expert_model_parallel_size, self.expert_tensor_parallel_size
-        )  # fmt: skip
         for name in ("expert_model_parallel_size", "expert_tensor_parallel_size"):
             if not decoder.is_moe and getattr(self, name) > 1:
                 raise ConfigError(f"parallel.{name}={getattr(self, name)}: this model is dense; set it to 1")
-        if decoder.is_moe and tp > 1 and not self.sequence_parallel:
+        if decoder.is_moe and self.tensor_model_parallel_size > 1 and not self.sequence_parallel:
             raise ConfigError(
                 "a mixture of experts under tensor parallelism needs parallel.sequence_parallel=true: without it every "
                 "tensor-parallel rank routes every token, and the experts' gradients are wrong"
             )
-        self._check_divides("tensor_model_parallel_size", tp, {
+        divided_by_tp = {
             "num_attention_heads": decoder.num_attention_heads,
             "vocab_size": decoder.vocab_size,
             "num_key_value_heads": decoder.num_key_value_heads,
             "intermediate_size": decoder.intermediate_size,
             "shared expert width": decoder.moe_intermediate_size * decoder.n_shared_experts,
-        })  # fmt: skip
-        self._check_divides("expert_model_parallel_size", ep, {"number of experts": decoder.n_routed_experts})
-        self._check_divides(
-            "expert_tensor_parallel_size", etp, {"moe_intermediate_size": decoder.moe_intermediate_size}
-        )
+        }
+        self._check_divides("tensor_model_parallel_size", divided_by_tp)
+        self._check_divides("expert_model_parallel_size", {"number of experts": decoder.n_routed_experts})
+        self._check_divides("expert_tensor_parallel_size", {"moe_intermediate_size": decoder.moe_intermediate_size})
 
     def _check_vision(self, vision: VisionConfig) -> None:
-        self._check_divides("tensor_model_parallel_size", self.tensor_model_parallel_size, {
+        divided_by_tp = {
             "vision num_heads": vision.num_heads,
             "vision out_hidden_size": vision.out_hidden_size,
             "vision intermediate_size": vision.intermediate_size,
-        }, mend="; or set parallel.vision=images")  # fmt: skip
+        }
+        self._check_divides("tensor_model_parallel_size", divided_by_tp, fix="; or set parallel.vision=images")
 
-    def _check_divides(self, size: str, value: int, dimensions: dict[str, int], mend: str = "") -> None:
+    def _check_divides(self, size: str, dimensions: dict[str, int], fix: str = "") -> None:
+        value = getattr(self, size)
         for name, dimension in dimensions.items():
             if dimension % value:
-                raise ConfigError(f"parallel.{size}={value} does not divide the model's {name} {dimension}{mend}")
+                raise ConfigError(f"parallel.{size}={value} does not divide the model's {name} {dimension}{fix}")
 
     def _check_sequence(self, seq_length: int, segment_multiple: int) -> None:
         tp, cp = self.tensor_model_parallel_size, self.context_parallel_size
         if cp > 1 and segment_multiple % (2 * cp):
             raise ConfigError(
-                f"parallel.context_parallel_size={cp} cuts every sample into {2 * cp} pieces, which "
-                f"data.segment_multiple={segment_multiple} does not allow; set it to a multiple of {2 * cp}"
+                f"parallel.context_parallel_size={cp} cuts every segment into {2 * cp} equal chunks, but segments are "
+                f"padded to data.segment_multiple={segment_multiple}; set it to a multiple of {2 * cp}"
             )
         if seq_length % (tp * cp):
             raise ConfigError(
@@ -132,7 +135,11 @@ class ParallelConfig:
             )
 
     def check_micro_batches(self, micro_batches: int) -> None:
-        """Raises ConfigError if the interleaved schedule cannot deal with so many packs a rank and step."""
+        """Check the number of packs per data-parallel rank and step.
+
+        Raises:
+            ConfigError: The interleaved schedule cannot run this number.
+        """
         pp = self.pipeline_model_parallel_size
         if self.virtual_pipeline_model_parallel_size > 1 and micro_batches % pp:
             raise ConfigError(
@@ -141,24 +148,25 @@ class ParallelConfig:
                 "parallel.virtual_pipeline_model_parallel_size=1"
             )
 
-    # --- where a process stands -----------------------------------------------------------------------------------
+    # --- derived --------------------------------------------------------------------------------------------------
 
     @property
     def model_parallel_size(self) -> int:
-        """Processes that work on the same packs."""
+        """Number of processes that work on the same packs."""
         return self.tensor_model_parallel_size * self.context_parallel_size * self.pipeline_model_parallel_size
 
     def data_parallel_size(self, world_size: int) -> int:
+        """Return the number of model replicas in `world_size` processes."""
         return world_size // self.model_parallel_size
 
     def data_parallel_rank(self, rank: int, world_size: int) -> int:
-        """Of a process in the world."""
+        """Return the data-parallel rank of process `rank` among `world_size`."""
         neighbours = self.tensor_model_parallel_size * self.context_parallel_size
         return rank // neighbours % self.data_parallel_size(world_size)
 
     @property
     def transformer_fields(self) -> dict[str, object]:
-        """This layout in the names of megatron-core's TransformerConfig."""
+        """This layout as fields of megatron-core's TransformerConfig."""
         virtual = self.virtual_pipeline_model_parallel_size > 1
         return {
             "tensor_model_parallel_size": self.tensor_model_parallel_size,
@@ -168,10 +176,10 @@ class ParallelConfig:
             "expert_model_parallel_size": self.expert_model_parallel_size,
             "expert_tensor_parallel_size": self.expert_tensor_parallel_size,
             "sequence_parallel": self.sequence_parallel,
-            # The interleaved schedule with its default, batched communication is silently wrong on gloo.
+            # The interleaved schedule with batched communication, its default, is silently wrong on gloo.
             "overlap_p2p_comm": virtual,
             "batch_p2p_comm": not virtual,
-            "batch_p2p_sync": False,  # would wait for the device at every transfer, for the sake of an old torch
+            "batch_p2p_sync": False,  # waits for the device at every transfer; only an old torch needs it
             "deallocate_pipeline_outputs": True,
         }
 
@@ -180,7 +188,10 @@ class ParallelConfig:
 
 
 def initialize_model_parallel(config: ParallelConfig, seed: int) -> None:
-    """Make megatron-core's process groups and seed its random states. torch.distributed must be up."""
+    """Create megatron-core's process groups and seed its random states.
+
+    torch.distributed must be initialised. Groups of an earlier call are replaced.
+    """
     single_rank_group.cache_clear()
     same_packs_group.cache_clear()
     parallel_state.destroy_model_parallel()
@@ -198,77 +209,38 @@ def initialize_model_parallel(config: ParallelConfig, seed: int) -> None:
 
 @cache
 def single_rank_group() -> dist.ProcessGroup:
-    """A group of this process alone, in which nothing is ever sent. Not over NCCL: all processes would have to make it
-    together, and later pipeline stages have no use for it."""
+    """Return a group of this process alone, in which nothing is ever sent.
+
+    It is not an NCCL group: all processes would have to create that together, and later pipeline stages do not need it.
+    """
     backend = "gloo" if dist.get_backend() == "nccl" else None
     return dist.new_group([dist.get_rank()], backend=backend, use_local_synchronization=True)
 
 
 @cache
 def same_packs_group() -> dist.ProcessGroup:
-    """The processes that work on the same packs as this one: its tensor, context and pipeline ranks. Over gloo, for
-    what stays in main memory. The first call is collective."""
+    """Return the gloo group of the processes that work on the same packs: tensor, context and pipeline ranks.
+
+    It is for data in main memory. The first call is collective.
+    """
     replicas: list[int] = [0] * dist.get_world_size()
     dist.all_gather_object(replicas, parallel_state.get_data_parallel_rank())
     members: dict[int, list[int]] = {}
     for rank, replica in enumerate(replicas):
         members.setdefault(replica, []).append(rank)
-    # All ranks make all groups: one that only its members make is named after how many groups a rank has, which differs
-    # between pipeline stages, so they would wait for each other for ever.
+    # All ranks create all groups. The name of a group that only its members create depends on how many groups a rank
+    # has. That differs between pipeline stages, so they would wait for each other for ever.
     group, _ = dist.new_subgroups_by_enumeration(list(members.values()), backend="gloo")
     return group
 
 
 def vision_groups(config: ParallelConfig) -> ProcessGroupCollection:
-    """Process groups of the tower and the adapter: not cut by context or pipeline, by tensor if so configured."""
+    """Return the process groups of vision tower and adapter.
+
+    Context and pipeline groups have one rank; so has the tensor group, unless `vision` is "tensor".
+    """
     groups = ProcessGroupCollection.use_mpu_process_groups()
     groups.cp = groups.pp = single_rank_group()
     if config.vision == "images":
         groups.tp = single_rank_group()
     return groups
-
-
-# --- which tokens -----------------------------------------------------------------------------------------------------
-
-
-def context_tokens(cu_seqlens: Tensor, size: int, rank: int) -> Tensor:
-    """The tokens of a pack that context-parallel rank `rank` of `size` works on, in its order.
-
-    Every segment is cut into 2 * size pieces, of which a rank takes one from the front and its mirror image from the
-    back, so that all do the same amount of causal attention. With two ranks, segments of 8 and 4 tokens:
-
-        rank 0    0 1 . . . . 6 7 | 8 . . 11
-        rank 1    . . 2 3 4 5 . . | . 9 10 .
-
-    Args:
-        cu_seqlens: int [segments + 1], in main memory; multiples of 2 * size where size is more than 1.
-
-    Returns:
-        int64 [tokens / size].
-
-    Raises:
-        ValueError: a segment cannot be cut so.
-    """
-    if size == 1:
-        return torch.arange(int(cu_seqlens[-1]))
-    lengths = cu_seqlens.long().diff()
-    if (lengths % (2 * size)).any():
-        raise ValueError(f"segments of {lengths.tolist()} tokens cannot be cut into {2 * size} equal pieces")
-    piece = lengths // (2 * size)
-    begins = cu_seqlens[:-1].long()
-    starts = torch.stack([begins + rank * piece, begins + (2 * size - 1 - rank) * piece], dim=1).flatten()
-    lengths = piece.repeat_interleave(2)
-    first = lengths.cumsum(0) - lengths
-    return (starts - first).repeat_interleave(lengths) + torch.arange(int(lengths.sum()))
-
-
-def my_context_tokens(cu_seqlens: Tensor) -> Tensor:
-    """`context_tokens` of this process."""
-    size, rank = parallel_state.get_context_parallel_world_size(), parallel_state.get_context_parallel_rank()
-    return context_tokens(cu_seqlens, size, rank)
-
-
-def slice_for_tensor_rank(x: Tensor) -> Tensor:
-    """This tensor-parallel rank's part of the last dimension, as sequence parallelism cuts the sequence."""
-    size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
-    return x.chunk(size, dim=-1)[rank]

@@ -1,14 +1,14 @@
-"""The parts of the model that can be frozen or given a learning rate of their own.
+"""The parts of the model that can be frozen or have their own learning rate.
 
     vision    the tower: patch embedding, position table, blocks, norms, downsample
     adapter   the patch merger
-    decoder   embedding, layers, norm, head
-    router    the decoder's routers: a learning rate of their own, but frozen with the decoder
+    decoder   embedding, layers, norm, output layer
+    router    the decoder's routers: can have their own learning rate, but are frozen with the decoder
 
-A frozen part is left as it is to the bit: no parameter of it takes a gradient, is decayed or is counted in the gradient
-norm, and nothing is computed in the backward pass for its sake alone. The routers' expert biases are no parameters: who
-freezes the decoder builds the model without bias updates, and without the balance loss, whose gradient would reach
-through the frozen layers into the adapter.
+A frozen part keeps its bits: its parameters get no gradient and no weight decay, do not count in the gradient norm, and
+cost nothing in the backward pass. Expert biases are buffers, not parameters, so a caller that freezes the decoder must
+also build the model without bias updates. It must leave out the balance loss too, whose gradient would flow through the
+frozen layers into the adapter.
 """
 
 from __future__ import annotations
@@ -23,18 +23,22 @@ MODULES = {"vision": "vision_model", "adapter": "adapter", "decoder": "language_
 
 
 def check_freeze(parts: Sequence[str]) -> None:
-    """Raises ConfigError: a part is unknown or named twice, or none is left to train."""
+    """Check the value of `freeze`.
+
+    Raises:
+        ConfigError: A part is unknown or named twice, or nothing is left to train.
+    """
     for part in parts:
         if part not in MODULES:
             raise ConfigError(f"freeze names {part!r}: choose from {', '.join(MODULES)}")
         if parts.count(part) > 1:
             raise ConfigError(f"freeze names {part!r} twice: name it once")
     if len(parts) == len(MODULES):
-        raise ConfigError(f"freeze={list(parts)} leaves nothing to train: take one part out")
+        raise ConfigError(f"freeze={list(parts)} leaves nothing to train: remove a part")
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:
-    """Take parts of a GlmvModel out of training, before it is wrapped for it. A pipeline stage may lack a part."""
+    """Freeze parts of a GlmvModel, before DDP wraps it. Parts that this pipeline stage does not hold are ignored."""
     for part in parts:
         module = getattr(model, MODULES[part], None)
         if module is not None:
@@ -42,7 +46,7 @@ def freeze(model: nn.Module, parts: Sequence[str]) -> None:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter is in, by its name in the model, or in a wrapper of it.
+    """Return the part of a parameter, from its name in the model or in a wrapper of the model.
 
     >>> part_of("module.vision_model.patch_embed.weight")
     'vision'

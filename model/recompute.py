@@ -1,24 +1,23 @@
-"""Recompute: what the backward pass needs is computed again there, instead of being kept from the forward pass.
+"""Activation recompute: the backward pass computes activations again instead of keeping them from the forward pass.
 
-    none        keep everything
-    selective   keep all but what is cheap to compute again: the attention proper, and the norms' outputs
-    full        keep the input of every layer, and run the layer again: a third more computation
+    none        keep all activations
+    selective   recompute what is cheap: core attention and the outputs of norms
+    full        keep the input of each layer and run the layer again: a third more computation
 
-What megatron-core 0.16.1 can leave out of a layer by name (`recompute_modules`), and what `selective` makes of it:
+The modules that megatron-core 0.16.1 can recompute by name (`recompute_modules`), and whether `selective` does:
 
-    core_attn       yes   scores and weighted sum from q, k and v
-    layernorm       yes   the inputs of the attention and of the MLP, from the residual stream
-    mlp             no    a dense layer's MLP is most of its computation: that would be nearly `full`
-    shared_experts  no    a ninth of the experts at work: little memory for as much computation
-    moe             no    our layer (model.moe) has a forward pass of its own, which does not know it; `full` does it
-    moe_act         no    refused without grouped experts, which the torch backend has not
+    core_attn       yes   scores and weighted sum, from q, k and v
+    layernorm       yes   the inputs of attention and MLP, from the residual stream
+    mlp             no    most of a dense layer's computation: nearly `full`
+    shared_experts  no    one of nine active experts: saves little memory for its computation
+    moe             no    the forward pass of model.moe.SegmentMoELayer does not support it; `full` covers it
+    moe_act         no    needs grouped experts, which the torch backend does not have
 
-Routers count tokens and charge the balance loss in the run that gradients flow through, so once, whatever is chosen.
+Routers count tokens and add the balance loss only in the run with gradients, so exactly once for each choice.
 """
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -27,20 +26,17 @@ from model.config import ConfigError
 RECOMPUTE: dict[str, dict[str, Any]] = {
     "none": {},
     "selective": {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "layernorm"]},
-    # Only `uniform` hands the table of members (model.moe) to the layers that are not computed again.
+    # Only `uniform` passes the table of segment members (model.moe) to layers that are not recomputed.
     "full": {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
-
-# megatron-core says at every start that kernels which never keep the scores gain little from `core_attn`.
-warnings.filterwarnings("ignore", message="If you are using transformer_engine as the transformer implementation")
 
 
 @dataclass
 class RecomputeConfig:
-    """What is computed again of the decoder's layers, and of the vision tower's blocks."""
+    """What the backward pass recomputes."""
 
-    decoder: str = "none"
-    vision: str = "none"
+    decoder: str = "none"  # of the decoder's layers: none, selective or full
+    vision: str = "none"  # of the vision tower's blocks: none, selective or full
 
     def __post_init__(self) -> None:
         for key, choice in asdict(self).items():
@@ -49,5 +45,5 @@ class RecomputeConfig:
 
 
 def recompute_fields(choice: str) -> dict[str, Any]:
-    """A choice in the names of megatron-core's TransformerConfig."""
+    """Return a choice as fields of megatron-core's TransformerConfig."""
     return RECOMPUTE[choice]

@@ -1,9 +1,9 @@
-"""The vision tower: patches of pictures and of frame pairs to embeddings, native on megatron-core's TransformerBlock.
+"""The vision tower, on megatron-core's TransformerBlock: patches of images and frame pairs to embeddings.
 
     patches -> patch embedding -> norm -> + positions -> 24 pre-norm blocks -> norm -> 2x2 downsample -> [tokens, 4096]
 
-Shapes:  patches = sum over images of h*w;  tokens = patches / 4;  an image row of `grid_thw` is (1, h, w) in patches.
-Patches come in 2x2 blocks, the blocks row by row, so that the downsample works on four consecutive patches:
+Shapes:  patches = sum of h*w over the images;  tokens = patches / 4;  a row of `grid_thw` is (1, h, w) in patches.
+Patches come in 2x2 blocks, block by block and row by row, so that the downsample works on four consecutive patches:
 
     a 4x4 image     0  1  4  5
                     2  3  6  7
@@ -33,15 +33,18 @@ from torch import Tensor, nn
 
 from model.config import VISION_ROPE_THETA, VisionConfig
 from model.decoder import glm_transformer_fields, layer_spec
+from model.image_constants import CHANNELS, MERGE_SIZE, PIXEL_MEAN, PIXEL_STD
 from model.rope import rotary_frequencies, vision_angles
-
-# CLIP's pixel statistics, which the published preprocessor configurations name.
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
-PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def vision_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fields: Any) -> TransformerConfig:
-    """megatron-core's configuration of the tower's blocks, whose MLP is `out_hidden_size` wide."""
+    """Return megatron-core's configuration of the tower's blocks, whose MLP is `out_hidden_size` wide.
+
+    Args:
+        vision: Sizes of the tower.
+        dtype: Dtype of the parameters.
+        fields: The parallel layout, recompute and the backend's switches, as `TransformerConfig` names them.
+    """
     return TransformerConfig(
         num_layers=vision.depth,
         hidden_size=vision.hidden_size,
@@ -53,19 +56,19 @@ def vision_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fie
 
 
 def vision_block_spec(vision: VisionConfig, backend: BackendSpecProvider) -> TransformerBlockSubmodules:
-    """Pre-norm blocks with full attention, and the norm after the last."""
+    """Return the specs of the pre-norm blocks with full attention, and of the norm after the last."""
     layer = layer_spec(backend, AttnMaskType.no_mask)
     return TransformerBlockSubmodules(layer_specs=[layer] * vision.depth, layer_norm=backend.layer_norm(rms_norm=True))
 
 
 class VisionEncoder(MegatronModule):
-    """Patches to image embeddings.
+    """The vision tower without the adapter.
 
     Args:
-        vision: the tower's sizes.
-        config: from `vision_transformer_config`.
-        backend: which leaf modules to build from.
-        pg_collection: process groups over which the blocks are sharded.
+        vision: Sizes of the tower.
+        config: From `vision_transformer_config`.
+        backend: Provider of the leaf modules.
+        pg_collection: Process groups over which the blocks are sharded.
     """
 
     def __init__(
@@ -92,13 +95,13 @@ class VisionEncoder(MegatronModule):
         self.inv_freq = rotary_frequencies(vision.head_dim // 2, VISION_ROPE_THETA)
 
     def forward(self, patches: Tensor, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:
-        """Embed pictures and frame pairs.
+        """Embed images and frame pairs.
 
         Args:
-            patches: uint8 [slices, 588] in (y, x, channel) order, on the device; one slice a patch of a picture, two
-                consecutive ones a patch of a frame pair.
-            grid_thw: int64 [images, 3], each (1, h, w) with even h and w; in main memory.
-            frames_per_image: int32 [images]: 1 for a picture, 2 for a frame pair; in main memory.
+            patches: uint8 [slices, 588] in (y, x, channel) order, on the device. A patch of an image is one slice, a
+                patch of a frame pair two consecutive slices.
+            grid_thw: int64 [images, 3], each (1, h, w) with even h and w, in main memory.
+            frames_per_image: int32 [images], 1 for an image and 2 for a frame pair, in main memory.
 
         Returns:
             [tokens, out_hidden_size], tokens = patches / 4, in the order of the images.
@@ -114,7 +117,7 @@ class VisionEncoder(MegatronModule):
             max_seqlen_q=max_seqlen,
             max_seqlen_kv=max_seqlen,
         )
-        rows, columns = patch_places(grid_thw).to(patches.device)
+        rows, columns = patch_coordinates(grid_thw).to(patches.device)
 
         x = self.patch_embed(patches, lengths, frames_per_image)
         x = self.post_conv_layernorm(x)
@@ -128,29 +131,33 @@ class VisionEncoder(MegatronModule):
         return self.downsample(x.squeeze(1))
 
 
-# Where the gathering of weights overlaps with computing, megatron-core finishes it just before a module is called. So
-# what has weights is called as a module, and never has its weights taken from outside.
+# With `overlap_param_gather`, megatron-core finishes gathering a module's weights just before the module is called. So
+# the weights of a module are used only inside its own forward pass.
 
 
 class PatchEmbedding(nn.Conv3d):
-    """Pixels to patches. The convolution's stride is its kernel, so it is a matrix product over flattened patches
-    (channel, frame, y, x)."""
+    """The projection of pixels: a convolution whose stride is its kernel.
+
+    It is computed as a matrix product over flattened patches (channel, frame, y, x).
+    """
 
     def forward(self, patches: Tensor, lengths: Tensor, frames_per_image: Tensor) -> Tensor:  # type: ignore[override]
-        """Normalise, show a picture's one slice as both frames, project.
+        """Normalise, use an image's single slice for both frames, and project.
 
         Args:
-            patches, frames_per_image: as `VisionEncoder.forward` takes them.
-            lengths: int64 [images], patches of each; in main memory.
+            patches: As `VisionEncoder.forward` takes them.
+            lengths: int64 [images], patches of each image, in main memory.
+            frames_per_image: As `VisionEncoder.forward` takes them.
 
         Returns:
-            [patches, hidden]
+            [patches, hidden].
         """
-        per_patch = frames_per_image.long().repeat_interleave(lengths)  # slices that each patch has: 1 or 2
+        per_patch = frames_per_image.long().repeat_interleave(lengths)  # slices of each patch, 1 or 2
         first = per_patch.cumsum(0) - per_patch
         both = torch.stack([first, first + per_patch - 1], dim=1).to(patches.device)  # [patches, 2]
-        mean, std = (torch.tensor(v, device=patches.device).mul(255).view(3, 1) for v in (PIXEL_MEAN, PIXEL_STD))
-        colours = patches.view(-1, patches.size(1) // 3, 3).transpose(1, 2).contiguous()  # while they are bytes
+        mean, std = (torch.tensor(v, device=patches.device).mul(255).view(CHANNELS, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+        # Transpose the bytes, which are cheaper to move than floats.
+        colours = patches.view(-1, patches.size(1) // CHANNELS, CHANNELS).transpose(1, 2).contiguous()
         normalised = ((colours.float() - mean) / std).to(self.weight.dtype)
         patches = normalised[both].transpose(1, 2).flatten(1)  # [patches, 3 * 2 * 196]
         return F.linear(patches, self.weight.flatten(1), self.bias)
@@ -159,12 +166,12 @@ class PatchEmbedding(nn.Conv3d):
 class PositionEmbedding(nn.Embedding):
     """The square table of learned positions, sampled bicubically at every patch centre.
 
-    Sampling is linear in the table and separable, so it is two matrix products, whose backward is deterministic
-    (grid_sample's is not on a GPU). Images of one shape share one sample.
+    Sampling is linear in the table and separable, so it is two matrix products. Their backward pass is deterministic;
+    that of grid_sample is not on a GPU. Images of the same shape are sampled once.
     """
 
     def forward(self, shapes: Sequence[tuple[int, int]]) -> Tensor:  # type: ignore[override]
-        """shapes: (h, w) of each image, in patches -> float32 [patches, hidden]."""
+        """Return the positions of all patches, float32 [patches, hidden]; `shapes` are (h, w) of the images."""
         side = isqrt(self.num_embeddings)
         table = self.weight.float().view(side, side, -1)
         sampled: dict[tuple[int, int], Tensor] = {}
@@ -173,22 +180,25 @@ class PositionEmbedding(nn.Embedding):
                 along_rows, along_columns = (bicubic_weights(n, side).to(table.device) for n in (h, w))
                 grid = torch.einsum("hi,ijd->hjd", along_rows, table)
                 grid = torch.einsum("wj,hjd->hwd", along_columns, grid)
-                rows, columns = patch_places(torch.tensor([[1, h, w]])).to(table.device)
+                rows, columns = patch_coordinates(torch.tensor([[1, h, w]])).to(table.device)
                 sampled[h, w] = grid[rows, columns]
         return torch.cat([sampled[shape] for shape in shapes])
 
 
 class Downsample(nn.Conv2d):
-    """A 2x2 convolution of stride 2, over patches that come in 2x2 blocks: a matrix product over consecutive fours."""
+    """A 2x2 convolution of stride 2.
+
+    Patches come in 2x2 blocks, so it is computed as a matrix product over four consecutive patches.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        """[patches, hidden] -> [patches / 4, out_hidden]"""
+        """Map [patches, hidden] to [patches / 4, out_hidden]."""
         blocks = x.unflatten(0, (-1, self.kernel_size[0] * self.kernel_size[1])).transpose(1, 2).flatten(1)
         return F.linear(blocks, self.weight.flatten(1), self.bias)
 
 
-def patch_places(grid_thw: Tensor) -> Tensor:
-    """Row and column of every patch of every image, in the order the patches come (2x2 blocks row by row).
+def patch_coordinates(grid_thw: Tensor) -> Tensor:
+    """Return row and column of every patch of every image, in the order of the patches (2x2 blocks, row by row).
 
     Args:
         grid_thw: int64 [images, 3], each (1, h, w).
@@ -196,25 +206,28 @@ def patch_places(grid_thw: Tensor) -> Tensor:
     Returns:
         int64 [2, patches].
 
-    >>> patch_places(torch.tensor([[1, 2, 4], [1, 2, 2]])).tolist()
+    >>> patch_coordinates(torch.tensor([[1, 2, 4], [1, 2, 2]])).tolist()
     [[0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1, 1], [0, 1, 0, 1, 2, 3, 2, 3, 0, 1, 0, 1]]
     """
     lengths = grid_thw.prod(dim=1)
     begins = (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-    blocks_in_row = (grid_thw[:, 2] // 2).repeat_interleave(lengths)
+    blocks_in_row = (grid_thw[:, 2] // MERGE_SIZE).repeat_interleave(lengths)
     index = torch.arange(len(begins)) - begins
-    block, corner = index // 4, index % 4
-    rows = 2 * (block // blocks_in_row) + corner // 2
-    columns = 2 * (block % blocks_in_row) + corner % 2
+    block, in_block = index // MERGE_SIZE**2, index % MERGE_SIZE**2
+    rows = MERGE_SIZE * (block // blocks_in_row) + in_block // MERGE_SIZE
+    columns = MERGE_SIZE * (block % blocks_in_row) + in_block % MERGE_SIZE
     return torch.stack([rows, columns])
 
 
 @lru_cache(maxsize=4096)
 def bicubic_weights(size: int, table: int) -> Tensor:
-    """How a row of `table` values is sampled at the centres of `size` equal cells: float32 [size, table].
+    """Return the matrix that samples a row of `table` values at the centres of `size` equal cells.
 
-    Cubic convolution with a = -0.75, neighbours beyond an edge taken from the edge: torch's `grid_sample` with
-    `mode="bicubic", padding_mode="border", align_corners=False`. Each row sums to 1. Report, equations 1 and 2.
+    Cubic convolution with a = -0.75; the edge value stands in for neighbours beyond the edge. It equals torch's
+    `grid_sample` with `mode="bicubic", padding_mode="border", align_corners=False`. Source: report, equations 1 and 2.
+
+    Returns:
+        float32 [size, table], each row sums to 1.
     """
     centres = 2 * ((torch.arange(size) + 0.5) / size) - 1
     at = ((centres + 1) * table - 1) / 2

@@ -12,8 +12,9 @@ import torch.distributed as dist
 from torch import nn
 
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, load_weights
+from model.hf_weights import SafetensorsFolder
 from model.parallel import ParallelConfig, initialize_model_parallel
+from model.whole_model import build_whole_model
 from tests.reference import save_transformers_model, small_config
 from tools.demo_tokenizer import train_tokenizer
 
@@ -95,9 +96,7 @@ def build(single_process: None, hf_folder: tuple[Path, nn.Module]) -> Callable[.
     config: Any = reference.config
 
     def make(**options: Any) -> GlmvModel:
-        model = GlmvModel(small_config(config.model_type), ParallelConfig(), **options)
-        load_weights([model], SafetensorsFolder(folder))
-        return model
+        return build_whole_model(small_config(config.model_type), SafetensorsFolder(folder), **options)
 
     return make
 

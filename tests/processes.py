@@ -1,4 +1,4 @@
-"""Groups of real processes under gloo: started once, given many cases, each with a time limit."""
+"""Groups of real processes under gloo, which run many test cases, each with a time limit."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from typing import Any
 
 
 class Processes:
-    """`size` processes joined in one torch.distributed group. Use as a context manager.
-
-    `run` calls a module-level function on every process and returns what each returned, in rank order.
-    """
+    """A context manager of `size` processes that form one torch.distributed group."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -37,8 +34,12 @@ class Processes:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *, timeout: float = 120, **arguments: Any) -> list[Any]:
-        """Raises AssertionError with the remote traceback if a process failed, or if one did not answer in time; the
-        group is then started afresh for the next case."""
+        """Call a module-level function on every process and return the results in rank order.
+
+        Raises:
+            AssertionError: A process failed (with its traceback) or did not answer in time. The group is then started
+                again for the next case.
+        """
         for pipe in self._pipes:
             pipe.send((function.__module__, function.__name__, arguments))
         answers = []
@@ -83,9 +84,10 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size,
-                            timeout=timedelta(seconds=60))  # fmt: skip
-    forget_uses = keep_groups()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timedelta(seconds=60)
+    )
+    forget_uses = reuse_groups()
     while True:
         try:
             module, name, arguments = pipe.recv()
@@ -100,10 +102,14 @@ def _serve(rank: int, size: int, store: str, pipe: Connection) -> None:
     os._exit(0)  # the groups' threads would take seconds to end
 
 
-def keep_groups() -> Callable[[], None]:
-    """Let cases use the groups of earlier ones again: the n-th group of certain ranks that a case makes is the n-th
-    that any has made. A layout makes dozens, which torch never quite ends, each with threads that wake up a hundred
-    times a second. Returns what is to be called between cases."""
+def reuse_groups() -> Callable[[], None]:
+    """Make cases reuse the groups of earlier cases: the n-th group of the same ranks is created once.
+
+    A layout creates dozens of groups. torch never ends all their threads, which wake up a hundred times a second.
+
+    Returns:
+        A function to call between cases.
+    """
     import torch.distributed as dist
 
     true_new_group, true_destroy = dist.new_group, dist.destroy_process_group
@@ -119,7 +125,7 @@ def keep_groups() -> Callable[[], None]:
         return made[use]
 
     def destroy_process_group(group: Any = None) -> None:
-        if group is None:  # the world, and all groups with it
+        if group is None:  # the world and all its groups
             made.clear()
         if group not in made.values():
             true_destroy(group)

@@ -1,4 +1,4 @@
-"""transformers' model as the independent truth, and samples to compare on."""
+"""transformers' model as the independent reference, and samples to compare on."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_pipeline.encoding.rope_positions import rope_positions
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_weights import export_tensors
-from model.vision import PIXEL_MEAN, PIXEL_STD
+from model.image_constants import PIXEL_MEAN, PIXEL_STD
 from model.weight_table import sizes, weights
 
 PRESETS = {"glm4v_moe": "tiny_moe", "glm4v": "tiny_dense"}
@@ -37,8 +37,11 @@ def small_config(variant: str) -> GlmvConfig:
 
 
 def transformers_model(config: GlmvConfig, seed: int = 0) -> nn.Module:
-    """A random float32 model of transformers with norms, biases and expert biases that are not trivial, and weights
-    large enough that attention and routing are not flat."""
+    """Build a random float32 model of transformers.
+
+    Norms, biases and expert biases are not trivial, and weights are large enough that attention and routing are not
+    flat.
+    """
     content = config.to_hf()
     architecture = content.pop("architectures")[0]
     hf_config = HF_CONFIGS[config.variant](**content)
@@ -63,6 +66,7 @@ def transformers_model(config: GlmvConfig, seed: int = 0) -> nn.Module:
 
 
 def save_transformers_model(config: GlmvConfig, folder: Path, seed: int = 0) -> nn.Module:
+    """Write a Hugging Face folder of `transformers_model` and return the model."""
     model: Any = transformers_model(config, seed)
     model.save_pretrained(folder)
     return model
@@ -72,59 +76,61 @@ def save_transformers_model(config: GlmvConfig, folder: Path, seed: int = 0) -> 
 
 
 @dataclass(frozen=True)
-class Words:
-    """So many tokens of text."""
+class Text:
+    """Text."""
 
-    count: int
+    count: int  # tokens
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of h x w patches."""
+class Image:
+    """An image of h x w patches."""
 
     h: int
     w: int
 
 
 @dataclass(frozen=True)
-class Clip:
-    """A clip of t frame pairs of h x w patches."""
+class Video:
+    """A video of t frame pairs of h x w patches."""
 
     t: int
     h: int
     w: int
 
 
-Part = Words | Picture | Clip
+Element = Text | Image | Video
 
 
 @dataclass(frozen=True)
 class TestSample:
-    """One sample in both worlds: as the data pipeline encodes it, and as transformers takes it."""
+    """One sample as the data pipeline encodes it, and as transformers takes it."""
 
     __test__ = False
 
     encoded: EncodedSample
     pixel_values: Tensor  # float32 [patches, 1176]
-    mm_token_type_ids: Tensor  # int64 [tokens]: 0 text, 1 picture, 2 clip
-    image_grid_thw: Tensor  # [pictures, 3]
-    video_grid_thw: Tensor  # [clips, 3]
+    mm_token_type_ids: Tensor  # int64 [tokens]: 0 text, 1 image, 2 video
+    image_grid_thw: Tensor  # [still images, 3]
+    video_grid_thw: Tensor  # [videos, 3]
 
 
-def make_sample(config: GlmvConfig, parts: Sequence[Part], seed: int, domain: str = "interleaved") -> TestSample:
-    """Random tokens and patches in the published form: pictures between begin and end tokens, clips as frame pairs each
-    followed by its timestamp."""
+def make_sample(config: GlmvConfig, elements: Sequence[Element], seed: int, domain: str = "interleaved") -> TestSample:
+    """Make a sample of random tokens and patches in the published format.
+
+    Images are between begin and end tokens. Videos are frame pairs, each followed by its timestamp.
+    """
     rng = np.random.default_rng(seed)
     ids: list[int] = []
     types: list[int] = []
     slices, grids, frames_per_image = [], [], []
-    pictures, clips = [], []
+    images, videos = [], []
 
     def text(*tokens: int) -> None:
         ids.extend(tokens)
         types.extend([0] * len(tokens))
 
-    def embedding(h: int, w: int, kind: int, frame_count: int) -> None:
+    def image(h: int, w: int, kind: int, frame_count: int) -> None:
         text(config.image_start_token_id)
         ids.extend([config.image_token_id] * (h * w // 4))
         types.extend([kind] * (h * w // 4))
@@ -133,20 +139,20 @@ def make_sample(config: GlmvConfig, parts: Sequence[Part], seed: int, domain: st
         grids.append((h, w))
         frames_per_image.append(frame_count)
 
-    for part in parts:
-        match part:
-            case Words(count):
+    for element in elements:
+        match element:
+            case Text(count):
                 text(*rng.integers(40, config.decoder.vocab_size, count).tolist())
-            case Picture(h, w):
-                embedding(h, w, kind=1, frame_count=1)
-                pictures.append((1, h, w))
-            case Clip(t, h, w):
+            case Image(h, w):
+                image(h, w, kind=1, frame_count=1)
+                images.append((1, h, w))
+            case Video(t, h, w):
                 text(config.video_start_token_id)
                 for pair in range(t):
-                    embedding(h, w, kind=2, frame_count=2)
+                    image(h, w, kind=2, frame_count=2)
                     text(40 + pair)  # the timestamp
                 text(config.video_end_token_id)
-                clips.append((t, h, w))
+                videos.append((t, h, w))
 
     input_ids = np.array(ids)
     is_image = input_ids == config.image_token_id
@@ -165,13 +171,13 @@ def make_sample(config: GlmvConfig, parts: Sequence[Part], seed: int, domain: st
         encoded=encoded,
         pixel_values=as_pixel_values(patches, grids, frames_per_image),
         mm_token_type_ids=torch.tensor(types),
-        image_grid_thw=torch.tensor(pictures, dtype=torch.long).view(-1, 3),
-        video_grid_thw=torch.tensor(clips, dtype=torch.long).view(-1, 3),
+        image_grid_thw=torch.tensor(images, dtype=torch.long).view(-1, 3),
+        video_grid_thw=torch.tensor(videos, dtype=torch.long).view(-1, 3),
     )
 
 
 def as_pixel_values(patches: Tensor, grids: Sequence[tuple[int, int]], frames_per_image: Sequence[int]) -> Tensor:
-    """Slices to transformers' pixel_values, one image at a time: a picture's frame twice, a pair's two."""
+    """Convert slices to transformers' pixel_values; a still image is both frames of its patches."""
     mean, std = (torch.tensor(v).view(3, 1) * 255 for v in (PIXEL_MEAN, PIXEL_STD))
     rows = []
     at = 0
@@ -184,7 +190,7 @@ def as_pixel_values(patches: Tensor, grids: Sequence[tuple[int, int]], frames_pe
 
 
 def transformers_positions(model: nn.Module, sample: TestSample) -> Tensor:
-    """position_ids [3, 1, tokens] by transformers' own rule."""
+    """Return position_ids [3, 1, tokens] as transformers computes them."""
     positions, _ = model.model.get_rope_index(  # type: ignore[union-attr, operator]
         torch.from_numpy(sample.encoded.input_ids)[None],
         mm_token_type_ids=sample.mm_token_type_ids[None],
@@ -195,10 +201,10 @@ def transformers_positions(model: nn.Module, sample: TestSample) -> Tensor:
 
 
 def transformers_logits(model: nn.Module, sample: TestSample) -> Tensor:
-    """[tokens, vocabulary].
+    """Return transformers' logits, [tokens, vocabulary].
 
-    transformers refuses a sample with both pictures and clips, since both use the image token. Its tower treats frame
-    pairs as pictures, so all go in as pictures, with the positions that its rule gives to the mixture.
+    transformers rejects a sample with both images and videos, because both use the image token. Its tower treats frame
+    pairs as images, so all are passed as images, with the positions that transformers computes for the whole sample.
     """
     images = {}
     if sample.encoded.grids:
@@ -212,7 +218,7 @@ def transformers_logits(model: nn.Module, sample: TestSample) -> Tensor:
 
 
 def transformers_loss(model: nn.Module, samples: Iterable[TestSample]) -> Tensor:
-    """Mean over the tokens that carry loss of all samples, each run alone."""
+    """Return the mean loss over the tokens with loss of all samples, each of which is run alone."""
     total = torch.zeros(())
     count = 0.0
     for sample in samples:
@@ -225,28 +231,28 @@ def transformers_loss(model: nn.Module, samples: Iterable[TestSample]) -> Tensor
 
 
 def reference_gradients(reference: nn.Module) -> dict[str, Tensor]:
-    """transformers' gradients under our names: as on disk, then through the weight table."""
-    on_disk = dict(as_on_disk((name, parameter.grad) for name, parameter in reference.named_parameters()))
+    """Return transformers' gradients under the names of this implementation, converted by the weight table."""
+    on_disk = dict(published_tensors((name, parameter.grad) for name, parameter in reference.named_parameters()))
     config = small_config(reference.config.model_type)  # type: ignore[union-attr, arg-type]
     return {
-        weight.name: weight.transform.to_megatron([on_disk[part] for part in weight.hf], sizes(config))
+        weight.name: weight.transform.to_megatron([on_disk[name] for name in weight.hf], sizes(config))
         for weight in weights(config)
         if not weight.name.endswith("expert_bias")
     }
 
 
 def parameter_distance(model: GlmvModel, reference: nn.Module) -> float:
-    """Norm of the difference of all parameters, relative to the norm of all."""
-    ours = dict(export_tensors(model))
+    """Return the norm of the difference of all parameters, relative to the norm of all parameters."""
+    found = dict(export_tensors(model))
     difference = size = 0.0
-    for name, parameter in as_on_disk(reference.named_parameters()):
-        difference += (ours[name] - parameter).double().square().sum().item()
+    for name, parameter in published_tensors(reference.named_parameters()):
+        difference += (found[name] - parameter).double().square().sum().item()
         size += parameter.double().square().sum().item()
     return (difference / size) ** 0.5
 
 
-def as_on_disk(tensors: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[str, Tensor]]:
-    """transformers' parameters, or their gradients, as a Hugging Face folder names them: its fused experts apart."""
+def published_tensors(tensors: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield transformers' parameters or gradients under their names on disk, with its fused experts split."""
     for name, tensor in tensors:
         assert tensor is not None, name
         if name.endswith("experts.gate_up_proj"):
@@ -263,10 +269,11 @@ def as_on_disk(tensors: Iterable[tuple[str, Tensor | None]]) -> Iterator[tuple[s
 
 
 def pack(samples: Sequence[TestSample], seq_length: int, segment_multiple: int = 8) -> Batch:
+    """Collate samples into one pack."""
     return collate([s.encoded for s in samples], seq_length=seq_length, segment_multiple=segment_multiple, pad_id=0)
 
 
 def forward_inputs(batch: Batch) -> dict[str, Tensor]:
-    """The arguments of GlmvModel.forward, without labels: it then returns logits."""
+    """Return the arguments of GlmvModel.forward without labels, so that it returns logits."""
     names = ("input_ids", "position_ids", "cu_seqlens", "segment_lengths", "patches", "grid_thw", "frames_per_image")
     return {name: getattr(batch, name) for name in names}

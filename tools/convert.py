@@ -41,11 +41,10 @@ from model.checkpoint import (
     save_checkpoint,
 )
 from model.config import ARCHITECTURES, ConfigError, GlmvConfig
-from model.glmv import GlmvModel
-from model.hf_weights import check_names_and_shapes, export_tensors, hf_shapes, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.hf_weights import check_names_and_shapes, export_tensors, hf_shapes
 from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter, WeightsError, parse_size
 from model.stored_weights import stored_dtype
+from model.whole_model import build_whole_model
 from tools.errors import errors_in_one_line
 from training.distributed import process_group
 from training.hf_files import TOKENIZER_FILES
@@ -90,8 +89,7 @@ def import_folder(hf: Path, out: Path) -> None:
     source = SafetensorsFolder(hf)
     check_names_and_shapes(source, hf_shapes(config))  # before the minutes that building and reading take
     with process_group(), _progress("reading tensors", len(source.names())) as progress:
-        model = _whole_model(config, _dtype_of(source))
-        load_weights([model], _Watched(source, progress))
+        model = build_whole_model(config, _Watched(source, progress), dtype=_dtype_of(source))
         save_checkpoint(out, [model], hf_files=lambda folder: _copy_hf_files(hf, folder))
 
 
@@ -145,7 +143,7 @@ def export_checkpoint(checkpoint: Path, out: Path, *, dtype: str = "keep", max_s
     with process_group(), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as unfinished:
         folder = Path(unfinished) / out.name
         folder.mkdir()
-        model = _whole_model(config, stored)
+        model = build_whole_model(config, dtype=stored)
         load_checkpoint(path, [model])
         writer = SafetensorsWriter(folder, max_shard_bytes)
         with _progress("writing tensors", len(hf_shapes(config))) as progress:
@@ -256,11 +254,6 @@ def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 # --- shared -----------------------------------------------------------------------------------------------------------
-
-
-def _whole_model(config: GlmvConfig, dtype: torch.dtype) -> GlmvModel:
-    initialize_model_parallel(ParallelConfig(), seed=0)
-    return GlmvModel(config, ParallelConfig(), dtype=dtype)
 
 
 def _copy_hf_files(source: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""AdamW that keeps its step count in the parameter group, as the fused optimizers of a GPU do."""
+"""AdamW that keeps its step count in the parameter group, as the fused optimizers for GPUs do."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ import torch
 class GroupStepAdamW(torch.optim.Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter, arXiv 1711.05101), equal to torch.optim.AdamW.
 
-    A parameter's state is `exp_avg` and `exp_avg_sq`, of its shape; `step` belongs to the group. That is the layout of
-    Transformer Engine's and apex's FusedAdam, which megatron-core's distributed optimizer saves and reshards.
+    The state of a parameter is `exp_avg` and `exp_avg_sq`, of the parameter's shape; `step` is kept in the group.
+    FusedAdam of Transformer Engine and apex has the same form of state, and megatron-core's distributed optimizer
+    saves and reshards it.
 
     Args:
-        params: parameters or parameter groups.
-        lr: learning rate.
-        betas: decay rates of the two averages.
-        eps: added to the root of the second average.
-        weight_decay: decoupled decay, multiplied by `lr`.
-        adam_w_mode: how FusedAdam calls decoupled decay; the only mode here.
+        params: Parameters or parameter groups.
+        lr: Learning rate.
+        betas: Decay rates of the two averages.
+        eps: Added to the root of the second average.
+        weight_decay: Decoupled decay, multiplied by `lr`.
+        adam_w_mode: FusedAdam's name for decoupled decay, the only mode here.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update the parameters that have gradients; `closure` is not called."""
         for group in self.param_groups:
             group["step"] = group.get("step", 0) + 1
             self._update(group)
@@ -65,8 +67,11 @@ class GroupStepAdamW(torch.optim.Optimizer):
 
 
 def prefer_group_step_adamw() -> None:
-    """Let megatron-core take GroupStepAdamW where it would fall back to torch.optim, for lack of Transformer Engine and
-    apex: the state of a distributed optimizer with torch.optim's own AdamW does not load at another layout."""
+    """Make megatron-core use GroupStepAdamW where it would fall back to torch.optim.
+
+    It falls back without Transformer Engine and apex. The state of a distributed optimizer with torch.optim's AdamW
+    does not load at another layout.
+    """
     optimizer: Any = megatron.core.optimizer
     distributed_optimizer: Any = megatron.core.optimizer.distrib_optimizer
     if optimizer.USING_PYTORCH_OPTIMIZER:

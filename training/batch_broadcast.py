@@ -1,8 +1,8 @@
-"""One process reads the packs that the tensor, context and pipeline ranks of a data-parallel rank work on.
+"""One process per data-parallel rank, the lead, reads packs; its tensor, context and pipeline ranks receive them.
 
-The first of them (the lead) has the loader; its data workers are the only ones. Token ids, positions, masks and names
-of samples go to all of them, through main memory; patches, which are a hundred times larger, only to the first pipeline
-stage, one pack at a time and from device to device. A sample that cannot be read is thus missed by all alike.
+Only the lead has a loader and data workers. It broadcasts token ids, positions, masks and sample ids to all these ranks
+through main memory. Patches are a hundred times larger: only the first pipeline stage receives them, one pack at a time
+and from device to device. So all ranks miss the same samples if one cannot be read.
 """
 
 from __future__ import annotations
@@ -20,13 +20,18 @@ from model.parallel import same_packs_group
 
 
 def is_lead() -> bool:
-    """Whether this process reads packs."""
+    """Return whether this process reads packs."""
     return same_packs_group().rank() == 0
 
 
 def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
-    """What `read` returns on the lead, on every process that works on the same packs; the others' patches are left to
-    `broadcast_patches`. What `read` raises, all raise. Collective."""
+    """Read batches on the lead and return them on every process that works on the same packs. Collective.
+
+    Processes other than the lead get them without patches, which `broadcast_patches` sends.
+
+    Args:
+        read: Reads the batches; called on the lead only. All processes raise what it raises.
+    """
     group = same_packs_group()
     if group.size() == 1:
         return read()
@@ -36,7 +41,7 @@ def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
         try:
             batches = read()
             outcome = [[replace(batch, patches=batch.patches[:0]) for batch in batches]]
-        except Exception as error:  # the others wait for an answer
+        except Exception as error:  # the other processes wait for the outcome
             outcome = [error]
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     if isinstance(outcome[0], Exception):
@@ -45,7 +50,7 @@ def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
 
 
 def broadcast_patches(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """The packs with their patches, on every tensor and context rank of the first pipeline stage. Collective there."""
+    """Yield the packs with their patches, on every tensor and context rank of the first stage. Collective there."""
     group, device = parallel_state.get_tensor_and_context_parallel_group(), torch.cuda.current_device()
     for batch in batches:
         if group.size() > 1:

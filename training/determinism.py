@@ -1,4 +1,4 @@
-"""Does a step give the same bits twice? What a run asks of its kernels, its communication and its hardware."""
+"""Checks that a step gives the same bits when it is computed twice, by the same kernels, network and hardware."""
 
 from __future__ import annotations
 
@@ -12,22 +12,32 @@ from torch import nn
 
 from model.hf_weights import canonical_name
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class NonDeterministicStep(ArithmeticError):
-    """The same packs gave other gradients when they were computed again."""
+    """The same packs gave different gradients when they were computed again."""
 
 
-def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Answer], step: int) -> Answer:
-    """Call `compute`, which fills the gradients of a step, two times, and compare every gradient bit for bit. Leaves
-    the model as one call would. Collective.
+def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Result], step: int) -> Result:
+    """Compute the gradients of a step twice and compare them bit for bit.
+
+    The model is left as after one call of `compute`. Collective.
+
+    Args:
+        model_chunks: The model of this rank, wrapped by DDP.
+        compute: Fills the gradients of the step.
+        step: Number of the step, for the error.
+
+    Returns:
+        The result of `compute`.
 
     Raises:
-        NonDeterministicStep: on all ranks, naming a gradient that differs on this one as the whole model names it.
+        NonDeterministicStep: Gradients differ on any rank. Raised on all ranks; the message names a gradient that
+            differs on this rank, by its name in the whole model.
     """
     names = [canonical_name(chunk, name) for chunk in model_chunks for name in trained(chunk)]
-    # The forward and backward of a mixture of experts also move the experts' biases.
+    # Forward and backward passes of a mixture of experts also move the expert biases.
     biases = [
         buffer for chunk in model_chunks for name, buffer in chunk.named_buffers() if name.endswith("expert_bias")
     ]
@@ -37,7 +47,7 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Answe
     for bias, value in zip(biases, before, strict=True):
         bias.copy_(value)
     clear_aux_losses_tracker()
-    answer = compute()
+    result = compute()
     differ = [name for name, a, b in zip(names, first, fingerprints(model_chunks), strict=True) if a != b]
     ranks = torch.tensor(float(bool(differ)), device=torch.cuda.current_device())
     dist.all_reduce(ranks)
@@ -47,11 +57,11 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Answe
             f"step {step}: computed again, gradients differ on {int(ranks)} of {dist.get_world_size()} processes, "
             f"{here}; set train.deterministic=true, and if that is set, suspect the hardware"
         )
-    return answer
+    return result
 
 
 def fingerprints(model_chunks: Sequence[nn.Module]) -> list[int]:
-    """A checksum of the bits of every gradient, which are float32, and of the order of its rows."""
+    """Return a checksum of every gradient: of its float32 bits and of the order of its rows."""
     sums = []
     for parameter in (parameter for chunk in model_chunks for parameter in trained(chunk).values()):
         of_row = parameter.main_grad.view(torch.int32).reshape(len(parameter), -1).sum(1, dtype=torch.int64)
@@ -60,5 +70,5 @@ def fingerprints(model_chunks: Sequence[nn.Module]) -> list[int]:
 
 
 def trained(model: nn.Module) -> dict[str, Any]:
-    """The parameters that have gradients: those of a model that megatron-core wraps have `main_grad`, float32."""
+    """Return the parameters that have gradients; once DDP wraps the model, they have `main_grad`, float32."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -9,12 +9,21 @@ from contextlib import contextmanager
 from data_pipeline.errors import DataError
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.embedding_exchange import ImageTokenError
 from model.safetensors_folder import WeightsError
 from training.determinism import NonDeterministicStep
 from training.distributed import rank
 from training.step import NonFiniteStep
 
-EXPECTED_ERRORS = (ConfigError, DataError, CheckpointError, WeightsError, NonFiniteStep, NonDeterministicStep)
+EXPECTED_ERRORS = (
+    ConfigError,
+    DataError,
+    CheckpointError,
+    WeightsError,
+    ImageTokenError,
+    NonFiniteStep,
+    NonDeterministicStep,
+)
 
 
 @contextmanager

@@ -11,8 +11,7 @@ from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import HF_FILES, find_checkpoint, load_checkpoint
 from model.config import GlmvConfig
-from model.glmv import GlmvModel
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.whole_model import build_whole_model
 from training.distributed import process_group
 from training.step import domain_masks, forward
 
@@ -33,8 +32,7 @@ def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:
     checkpoint = find_checkpoint(checkpoint)
     sums = torch.zeros(len(DOMAINS), 2, dtype=torch.float64)
     with process_group(), torch.no_grad():
-        initialize_model_parallel(ParallelConfig(), seed=0)
-        model = GlmvModel(GlmvConfig.from_hf(checkpoint / HF_FILES), ParallelConfig()).eval()
+        model = build_whole_model(GlmvConfig.from_hf(checkpoint / HF_FILES)).eval()
         load_checkpoint(checkpoint, [model])
         for pack in packs:
             of_domain = (domain_masks(pack) * pack.loss_mask).double()

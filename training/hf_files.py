@@ -14,7 +14,7 @@ from common.files import write_json, write_text
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from model.config import ConfigError, GlmvConfig
-from model.vision import PIXEL_MEAN, PIXEL_STD
+from model.image_constants import PIXEL_MEAN, PIXEL_STD
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")  # fmt: skip

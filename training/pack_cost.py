@@ -1,4 +1,4 @@
-"""What packs cost the model of a run: the coefficients by which the data pipeline makes packs alike."""
+"""The cost of packs for a model: coefficients with which the data pipeline balances packs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from model.flops import decoder_cost, vision_cost
 
 
 def pack_cost(model: GlmvConfig) -> PackCost:
+    """Return the forward FLOPs of a model per token, patch and pair of them, from `model.flops`."""
     decoder, vision = decoder_cost(model.decoder), vision_cost(model.vision)
     return PackCost(
         token=decoder.linear, token_squared=decoder.squared, patch=vision.linear, patch_squared=vision.squared

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
+from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.moe import BALANCE_LOSS
-from model.parallel import my_context_tokens
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step

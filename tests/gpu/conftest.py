@@ -1,6 +1,6 @@
-"""What only a GPU can tell: `make test-gpu`. The other tests hide the GPUs of a machine that has any.
+"""Tests that need a GPU: `make test-gpu`. All other tests hide the machine's GPUs.
 
-One GPU is enough. Processes share no GPU under NCCL, so layouts over several are the business of the tests on CPUs.
+One GPU is enough. Processes cannot share a GPU under NCCL, so layouts of several processes are tested on CPUs.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from tests.training_data import config_file, shards  # noqa: F401
 
 
 def pytest_collection_modifyitems() -> None:
+    """Refuse to run without a GPU."""
     if not torch.cuda.is_available():
         raise pytest.UsageError("tests/gpu needs a GPU, and torch finds none here")
 
 
 @pytest.fixture(scope="session")
 def single_process() -> Iterator[None]:
-    """As on CPUs, but under NCCL."""
+    """One process, as on CPUs, but under NCCL."""
     torch.cuda.set_device(0)
     dist.init_process_group(**process_group_arguments(0), store=dist.HashStore(), rank=0, world_size=1)
     initialize_model_parallel(ParallelConfig(), seed=1)

@@ -1,4 +1,4 @@
-"""Whole runs on one GPU, started by torchrun as users do."""
+"""Whole runs on one GPU, started with torchrun."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def of_backend(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("preset", ["tiny_moe", "tiny_dense"])
-def test_float32_losses_are_those_of_a_cpu(
+def test_float32_losses_equal_those_of_a_cpu(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, preset: str
 ) -> None:
     common = [f"model.preset={preset}", "checkpoint.save_interval=0"]
@@ -28,7 +28,7 @@ def test_float32_losses_are_those_of_a_cpu(
         assert gpu["grad_norm"] == pytest.approx(cpu["grad_norm"], rel=1e-4)
 
 
-def test_bf16_losses_are_near_those_of_float32(config_file: Path, tmp_path: Path, backend_name: str) -> None:
+def test_bf16_losses_are_close_to_float32(config_file: Path, tmp_path: Path, backend_name: str) -> None:
     train(config_file, ["checkpoint.save_interval=0", f"train.output_dir={tmp_path}/fp32"], processes=1)
     half = [*of_backend(backend_name), "checkpoint.save_interval=0", f"train.output_dir={tmp_path}/bf16"]
     output = train(config_file, half, processes=1)
@@ -37,8 +37,10 @@ def test_bf16_losses_are_near_those_of_float32(config_file: Path, tmp_path: Path
         assert bf16["loss"] == pytest.approx(fp32["loss"], rel=5e-3)
 
 
-def test_killed_and_restarted_equals_uninterrupted(config_file: Path, tmp_path: Path, backend_name: str) -> None:
-    """Bit for bit, each step computed twice and compared."""
+def test_killed_and_resumed_run_equals_an_uninterrupted_one(
+    config_file: Path, tmp_path: Path, backend_name: str
+) -> None:
+    """Bit for bit; each step is computed twice and compared."""
     common = [*of_backend(backend_name), "train.deterministic=true", "train.check_determinism=1"]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     train(config_file, [*common, f"train.output_dir={whole}", "checkpoint.save_interval=0"], processes=1)
@@ -54,7 +56,7 @@ def test_killed_and_restarted_equals_uninterrupted(config_file: Path, tmp_path: 
 
 @pytest.mark.skipif(not has_transformer_engine(), reason="needs Transformer Engine")
 @pytest.mark.parametrize(("first", "second"), [("torch", "transformer_engine"), ("transformer_engine", "torch")])
-def test_a_run_goes_on_with_the_other_backend(config_file: Path, tmp_path: Path, first: str, second: str) -> None:
+def test_run_resumes_with_the_other_backend(config_file: Path, tmp_path: Path, first: str, second: str) -> None:
     whole, moved = (["checkpoint.save_interval=3", f"train.output_dir={tmp_path}/{name}"] for name in ("one", "moved"))
     train(config_file, [*of_backend(first), *whole], processes=1)
     train(config_file, [*of_backend(first), *moved], processes=1)

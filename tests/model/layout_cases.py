@@ -1,8 +1,9 @@
-"""What the processes of the layout tests do: train a few steps in a layout, and compare with a reference."""
+"""Functions that the processes of the layout tests run: train in a layout, and compare with a reference."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,18 +13,29 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 
 import training.step
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
+from model.embedding_exchange import ImageTokenError
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.weight_table import weights
-from tests.model.broken_twins import broken
-from tests.reference import Clip, Part, Picture, TestSample, Words, make_sample, pack, small_config
+from tests.model.broken_variants import broken
+from tests.reference import (
+    Element,
+    Image,
+    TestSample,
+    Text,
+    Video,
+    make_sample,
+    pack,
+    small_config,
+)
 from training.optimizer import OptimizerConfig
 from training.step import TrainStep
 
@@ -44,7 +56,7 @@ UNITS = {"E": "embedding", "t": "decoder", "L": "loss"}
 
 
 def layout_of(name: str) -> tuple[ParallelConfig, list[list[str]] | None]:
-    """A layout by its name, such as "TP2 SP PP2 vision=tensor stages=Et|tttL". DP is what is left of the processes."""
+    """Parse the name of a layout, such as "TP2 SP PP2 vision=tensor stages=Et|tttL"; DP is only for the reader."""
     keys: dict[str, Any] = {}
     stages = None
     for word in name.split():
@@ -61,23 +73,35 @@ def layout_of(name: str) -> tuple[ParallelConfig, list[list[str]] | None]:
 
 # --- packs ------------------------------------------------------------------------------------------------------------
 
-# Four packs a step. With two data-parallel ranks, the second has the packs without images.
-MIXED: list[list[list[Part]]] = [
-    [[Words(3), Picture(4, 6), Words(30)], [Words(25)], [Words(4), Clip(2, 4, 4), Words(9)]],
-    [[Words(60)], [Words(17)]],
-    [[Picture(8, 4), Words(20)], [Words(9), Picture(2, 2), Words(5), Picture(4, 4), Words(11)]],
-    [[Words(100)], [Words(40)], [Words(5)]],
+# Four packs per step. With two data-parallel ranks, the second one has the packs without images.
+MIXED: list[list[list[Element]]] = [
+    [
+        [Text(3), Image(4, 6), Text(30)],
+        [Text(25)],
+        [Text(4), Video(2, 4, 4), Text(9)],
+    ],
+    [[Text(60)], [Text(17)]],
+    [
+        [Image(8, 4), Text(20)],
+        [Text(9), Image(2, 2), Text(5), Image(4, 4), Text(11)],
+    ],
+    [[Text(100)], [Text(40)], [Text(5)]],
 ]
-TEXT_ALONE: list[list[list[Part]]] = [[[Words(50)], [Words(30)]], [[Words(111)]], [[Words(9)]], [[Words(80)]]]
+TEXT_ALONE: list[list[list[Element]]] = [
+    [[Text(50)], [Text(30)]],
+    [[Text(111)]],
+    [[Text(9)]],
+    [[Text(80)]],
+]
 
 
 def samples_of_step(variant: str, step: int) -> list[list[TestSample]]:
-    """The samples of each pack. The second step has no image at all."""
+    """Return the samples of each pack of a step. The second step has no image at all."""
     config = small_config(variant)
     return [
         [
-            make_sample(config, parts, seed=1000 * step + 10 * p + s, domain="image_text" if s else "text")
-            for s, parts in enumerate(samples)
+            make_sample(config, elements, seed=1000 * step + 10 * p + s, domain="image_text" if s else "text")
+            for s, elements in enumerate(samples)
         ]
         for p, samples in enumerate(TEXT_ALONE if step == 2 else MIXED)
     ]
@@ -88,13 +112,13 @@ def packs_of_step(variant: str, step: int) -> list[Batch]:
 
 
 def packs_with_neighbour(variant: str, seed: int) -> list[Batch]:
-    """Two packs, each a text of domain `text` and one of domain `chat`, as long, whose content `seed` decides."""
+    """Return two packs, each of a text of domain `text` and one of domain `chat`; `seed` changes only the latter."""
     config = small_config(variant)
     return [
         pack(
             [
-                make_sample(config, [Words(61)], seed=p, domain="text"),
-                make_sample(config, [Words(61)], seed=100 * seed + p, domain="chat"),
+                make_sample(config, [Text(61)], seed=p, domain="text"),
+                make_sample(config, [Text(61)], seed=100 * seed + p, domain="chat"),
             ],
             SEQ_LENGTH,
         )
@@ -102,12 +126,13 @@ def packs_with_neighbour(variant: str, seed: int) -> list[Batch]:
     ]
 
 
-# --- what processes are asked to do -----------------------------------------------------------------------------------
+# --- what the processes run -------------------------------------------------------------------------------------------
 
 
 def make_trainer(
     variant: str, folder: str, layout: str, steps: int = 1, dtype: str = "float32", balance: bool = True
 ) -> TrainStep:
+    """Build the model in a layout, with the weights in `folder`, and everything that trains it."""
     parallel, stages = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
@@ -119,6 +144,7 @@ def make_trainer(
 
 
 def of_this_rank(packs: Sequence[Batch]) -> Sequence[Batch]:
+    """Return the packs of this data-parallel rank."""
     return packs[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
 
 
@@ -133,10 +159,11 @@ def train(
     save_to: str = "",
     compare_with: str = "",
 ) -> dict[str, Any]:
-    """Train the steps of these numbers from the weights in `folder`, or from the checkpoint `load_from`.
+    """Train the given steps from the weights in `folder`, or from the checkpoint `load_from`.
 
-    Returns losses, gradient norms and other figures of each step; with `compare_with`, also the summed squares of the
-    difference of every tensor, and of the tensor.
+    Returns:
+        The report of each step. With `compare_with`, for every tensor the summed squares of its difference and of the
+        tensor itself.
     """
     trainer = make_trainer(variant, folder, layout, steps[-1], dtype)
     chunks = trainer.model_chunks
@@ -146,9 +173,12 @@ def train(
     trainer.synchronize_weights()
     if checkpoint:
         save_checkpoint(
-            Path(checkpoint), chunks, hf_files=lambda _: None, optimizer=trainer.optimizer,
+            Path(checkpoint),
+            chunks,
+            hf_files=lambda _: None,
+            optimizer=trainer.optimizer,
             train_state=TrainState(step=steps[-1]),
-        )  # fmt: skip
+        )
     held = tensors_of(chunks)
     if save_to:
         torch.save({name: tensor.clone() for name, tensor in held.items()}, f"{save_to}.{dist.get_rank()}")
@@ -159,41 +189,81 @@ def train(
 
 
 def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
-    """`train`, with gradients reduced and weights gathered in buckets of so many numbers."""
+    """Train with gradients reduced and weights gathered in buckets of `bucket_size` numbers."""
     small_buckets = partial(training.step.DistributedDataParallelConfig, bucket_size=bucket_size)
     with patch.object(training.step, "DistributedDataParallelConfig", small_buckets):
         return train(**arguments)
 
 
-def groups_made(variant: str, folder: str, layout: str) -> list[Any]:
-    """The groups that a process makes from the beginning to the end of a step, but those over gloo and those that only
-    members make: over NCCL all processes have to make a group together, also those that are not in it."""
-    made = []
+def train_with_unmarked_experts(**arguments: Any) -> dict[str, Any]:
+    """Train with expert layers that do not mark their weights, as those of Transformer Engine 2.13 and later."""
+    true_init = SequentialMLP.__init__
+
+    def init_and_unmark(self: Any, *args: Any, **kwargs: Any) -> None:
+        true_init(self, *args, **kwargs)
+        for parameter in self.parameters():
+            del parameter.tensor_model_parallel
+
+    with patch.object(SequentialMLP, "__init__", init_and_unmark):
+        return train(**arguments)
+
+
+def created_groups(variant: str, folder: str, layout: str) -> list[Any]:
+    """Return the groups that a process creates during a step.
+
+    Without gloo groups and those that only members create: over NCCL all processes must create a group together, those
+    outside the group included.
+    """
+    created = []
     true_new_group = dist.new_group
 
     def new_group(ranks: Sequence[int] | None = None, **options: Any) -> Any:
         if options.get("backend") != "gloo" and not options.get("use_local_synchronization"):
-            made.append(ranks and list(ranks))
+            created.append(ranks and list(ranks))
         return true_new_group(ranks, **options)
 
     with patch.object(dist, "new_group", new_group):
         train(variant, folder, layout, steps=[1])
-    return made
+    return created
+
+
+def image_token_error(variant: str, folder: str, layout: str) -> str:
+    """Return the error of a step on a pack in which the grids of the first two images are exchanged."""
+    trainer = make_trainer(variant, folder, layout)
+    batch = packs_of_step(variant, 1)[2]
+    exchanged = replace(batch, grid_thw=batch.grid_thw[[1, 0, 2]])
+    try:
+        trainer.run(1, [exchanged])
+    except ImageTokenError as error:
+        return str(error)
+    return "no error"
 
 
 def losses_beside(variant: str, folder: str, layout: str, seed: int) -> dict[str, float]:
-    """The loss of each domain on `packs_with_neighbour`."""
+    """Return the loss of each domain on `packs_with_neighbour`."""
     trainer = make_trainer(variant, folder, layout)
     return trainer.run(1, of_this_rank(packs_with_neighbour(variant, seed))).domain_losses
 
 
-def gradients(variant: str, folder: str, layout: str, expected: str, twin: str = "") -> dict[str, tuple[float, float]]:
-    """Summed squares of the difference of every gradient of the first step from the one in `expected`, and of that
-    one. With `twin`, of a model that is broken in the way of this name."""
-    with broken(twin) as break_model:
+def gradients(
+    variant: str, folder: str, layout: str, expected: str, break_by: str = ""
+) -> dict[str, tuple[float, float]]:
+    """Compare the gradients of the first step with those in the file `expected`.
+
+    Args:
+        variant: Variant of the model.
+        folder: Its weights.
+        layout: Name of the layout.
+        expected: The file.
+        break_by: Name of the deliberately broken variant of the code to run.
+
+    Returns:
+        For every gradient the summed squares of its difference and of the expected gradient.
+    """
+    with broken(break_by) as break_model:
         trainer = make_trainer(variant, folder, layout, balance=False)
         break_model(trainer.model_chunks)
-        # Every rank is to have every gradient; the distributed optimizer would leave it a part.
+        # Give every rank whole gradients; the distributed optimizer would leave it a part of them.
         true_schedule = training.step.get_forward_backward_func
         training.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
         trainer.optimizer.step = lambda: (True, 0.0, 0)
@@ -213,10 +283,12 @@ def gradients(variant: str, folder: str, layout: str, expected: str, twin: str =
 
 
 def tensors_of(chunks: Sequence[GlmvModel]) -> dict[str, Tensor]:
+    """Return parameters and expert biases of this rank by their names in the whole model."""
     return dict(named for chunk in chunks for named in local_tensors(chunk))
 
 
 def canonical_parameters(chunk: GlmvModel) -> dict[str, Any]:
+    """Return the parameters of a chunk by their names in the whole model."""
     names = [name for name, _ in local_tensors(chunk) if not name.endswith("expert_bias")]
     return dict(zip(names, chunk.parameters(), strict=True))
 
@@ -224,6 +296,7 @@ def canonical_parameters(chunk: GlmvModel) -> dict[str, Any]:
 def differences_of(
     held: dict[str, Tensor], config: GlmvConfig, reference: dict[str, Tensor]
 ) -> dict[str, tuple[float, float]]:
+    """Return for every tensor of this rank the summed squares of its difference from `reference` and of the latter."""
     stacked = {weight.name: weight.transform.stacked for weight in weights(config)}
     squares = {}
     for name, local in held.items():

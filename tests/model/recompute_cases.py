@@ -1,4 +1,4 @@
-"""One step with and without recompute, in the layout of the processes that run it."""
+"""Functions that the processes of the recompute tests run: one step with and without recompute."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ from training.step import StepReport, TrainStep
 
 @dataclass
 class Step:
+    """What one step computed."""
+
     report: StepReport
-    gradients: dict[str, Tensor]
-    expert_tokens: list[Tensor]  # as the routers counted them
-    expert_biases: list[Tensor]  # as the step left them
+    gradients: dict[str, Tensor]  # by the name in the whole model
+    expert_tokens: list[Tensor]  # tokens of each expert, counted by each router
+    expert_biases: list[Tensor]  # of each router, after the step
 
 
 def one_step(
@@ -40,6 +42,7 @@ def one_step(
     recompute: RecomputeConfig,
     dtype: torch.dtype = torch.float32,
 ) -> Step:
+    """Train one step with large balance losses."""
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.5, "expert_bias_update_rate": 1e-3}
     chunks = build_model_chunks(small_config(variant), parallel, dtype=dtype, recompute=recompute, **coefficients)
     load_weights(chunks, SafetensorsFolder(folder))
@@ -62,7 +65,7 @@ def one_step(
 
 
 def compare(variant: str, folder: str, layout: str, recompute: str) -> dict[str, Any]:
-    """How far a step with `recompute` is from one without, both in `layout`."""
+    """Compare a step with `recompute` and one without, both in `layout`."""
     parallel, _ = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
     without, with_ = (
@@ -72,7 +75,7 @@ def compare(variant: str, folder: str, layout: str, recompute: str) -> dict[str,
 
 
 def differences(expected: Step, found: Step) -> dict[str, Any]:
-    """The largest difference of a gradient, relative by the norm of a tensor, and whether the rest is the same."""
+    """Return the largest difference of a gradient, relative by tensor norm, both reports, and what else is equal."""
     assert expected.gradients.keys() == found.gradients.keys()
     return {
         "gradients": max(
@@ -80,10 +83,10 @@ def differences(expected: Step, found: Step) -> dict[str, Any]:
             for name, gradient in expected.gradients.items()
         ),
         "reports": (vars(expected.report), vars(found.report)),
-        "expert tokens": same(expected.expert_tokens, found.expert_tokens),
-        "expert biases": same(expected.expert_biases, found.expert_biases),
+        "expert tokens": all_equal(expected.expert_tokens, found.expert_tokens),
+        "expert biases": all_equal(expected.expert_biases, found.expert_biases),
     }
 
 
-def same(expected: list[Tensor], found: list[Tensor]) -> bool:
+def all_equal(expected: list[Tensor], found: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(expected, found, strict=True))

@@ -1,4 +1,4 @@
-"""The cost model against torch's own count of the real model, and against published figures."""
+"""The cost model, compared with torch's count of the real model and with published figures."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ from model.config import GlmvConfig
 from model.flops import FORWARD_AND_BACKWARD, SegmentCost, decoder_cost, head_cost, layer_cost, vision_cost
 from model.glmv import GlmvModel
 from model.pipeline_layout import unit_costs
-from tests.reference import Clip, Part, Picture, Words, forward_inputs, make_sample, pack
+from tests.reference import Element, Image, Text, Video, forward_inputs, make_sample, pack
 
 pytestmark = pytest.mark.fast
 
 GLM_45V = GlmvConfig.from_preset("glm45v")
-PACKS: dict[str, Sequence[Sequence[Part]]] = {
-    "text": [[Words(40)], [Words(24)]],
-    "pictures of several sizes": [[Words(6), Picture(4, 6), Words(2), Picture(8, 8), Words(6)], [Words(16)]],
-    "a clip": [[Words(1), Clip(3, 4, 4), Words(12)], [Picture(2, 2), Words(13)]],
+PACKS: dict[str, Sequence[Sequence[Element]]] = {
+    "text": [[Text(40)], [Text(24)]],
+    "images of several sizes": [
+        [Text(6), Image(4, 6), Text(2), Image(8, 8), Text(6)],
+        [Text(16)],
+    ],
+    "a video": [[Text(1), Video(3, 4, 4), Text(12)], [Image(2, 2), Text(13)]],
 }
 
 
 def make_pack(model: GlmvModel, name: str) -> Batch:
-    """Without padding, which the model computes and the cost model leaves out."""
-    samples = [make_sample(model.glmv_config, parts, seed=n) for n, parts in enumerate(PACKS[name])]
+    """Make a pack without padding, which the model computes but the cost model does not count."""
+    samples = [make_sample(model.glmv_config, elements, seed=n) for n, elements in enumerate(PACKS[name])]
     batch = pack(samples, seq_length=sum(len(sample.encoded) for sample in samples), segment_multiple=1)
     assert batch.cu_seqlens.diff().tolist() == batch.segment_lengths.tolist()
     return batch
 
 
 def count(model: GlmvModel, batch: Batch, *, backward: bool) -> int:
-    """By torch, which counts fused attention as nothing on a CPU; the plain one counts as the matrix products it is."""
+    """Count the FLOPs with torch, which counts fused attention as zero on a CPU: use the plain one."""
     counter = FlopCounterMode(display=False)
     with counter, sdpa_kernel(SDPBackend.MATH), torch.set_grad_enabled(backward):
         out = model(**forward_inputs(batch))
@@ -45,21 +48,21 @@ def count(model: GlmvModel, batch: Batch, *, backward: bool) -> int:
     return counter.get_total_flops()
 
 
-def not_in_the_model(config: GlmvConfig, batch: Batch, *, backward: bool) -> int:
-    """What torch counts and the cost model leaves out, or the other way round."""
+def counted_by_torch_alone(config: GlmvConfig, batch: Batch, *, backward: bool) -> int:
+    """Return the FLOPs that torch counts and the cost model does not, less those that only the cost model counts."""
     vision, decoder = config.vision, config.decoder
     side, width = vision.position_grid, vision.hidden_size
     grids = {(h, w) for _, h, w in batch.grid_thw.tolist()} or {(2, 2)}
-    # The table of positions is sampled along rows, then along columns, once a shape; only the table has a gradient.
+    # The position table is sampled along rows, then along columns, once per shape; only the table has a gradient.
     rows = sum(2 * h * side * side * width for h, _ in grids)
     columns = sum(2 * h * w * side * width for h, w in grids)
-    # Plain attention computes the half of the square that a causal mask hides.
+    # Plain attention also computes the half of the square that a causal mask hides.
     squares = sum(n * n for n in batch.segment_lengths.tolist())
     hidden_half = 2 * decoder.num_attention_heads * decoder.head_dim * squares * decoder.num_hidden_layers
-    # Without pictures the model sends four black patches through the tower.
+    # Without images the model runs the tower on four black patches.
     black = 0 if len(batch.grid_thw) else vision_cost(vision).of(4)
     patches = int(batch.grid_thw.prod(1).sum()) or 4
-    pixel_gradients = 2 * 1176 * width * patches  # nobody asks for them
+    pixel_gradients = 2 * 1176 * width * patches  # not needed, so torch does not compute them
     if not backward:
         return rows + columns + hidden_half + black
     return 2 * (rows + columns) + 3 * (hidden_half + black) - pixel_gradients
@@ -67,26 +70,26 @@ def not_in_the_model(config: GlmvConfig, batch: Batch, *, backward: bool) -> int
 
 @pytest.mark.parametrize("name", PACKS)
 @pytest.mark.parametrize("backward", [False, True])
-def test_torch_counts_the_same_in_the_real_model(model: GlmvModel, name: str, backward: bool) -> None:
+def test_cost_equals_flops_that_torch_counts_in_the_model(model: GlmvModel, name: str, backward: bool) -> None:
     batch, config = make_pack(model, name), model.glmv_config
     lengths, patches = batch.segment_lengths.tolist(), batch.grid_thw.prod(1).tolist()
     costs = unit_costs(config, lengths, patches)
     trained = costs.first + sum(costs.layers) + costs.last
     predicted = trained if backward else trained // FORWARD_AND_BACKWARD
     counted = count(model, batch, backward=backward)
-    assert counted - not_in_the_model(config, batch, backward=backward) == predicted
+    assert counted - counted_by_torch_alone(config, batch, backward=backward) == predicted
 
 
-def test_half_of_the_square_is_what_a_causal_mask_shows_but_for_half_of_the_diagonal() -> None:
-    """Pairs of query and key, counted one by one."""
+def test_causal_attention_costs_half_of_the_square() -> None:
+    """Pairs of query and key, counted one by one; half of the diagonal is not counted."""
     n, decoder = 37, GLM_45V.decoder
-    seen = sum(key <= query for query in range(n) for key in range(n))
+    visible = sum(key <= query for query in range(n) for key in range(n))
     flops_of_a_pair = 4 * decoder.num_attention_heads * decoder.head_dim
-    assert layer_cost(decoder, 0).squared * n * n == flops_of_a_pair * (seen - n / 2)
+    assert layer_cost(decoder, 0).squared * n * n == flops_of_a_pair * (visible - n / 2)
 
 
-def test_two_flops_a_token_for_every_published_parameter_that_works_on_it() -> None:
-    """Parameters of the published GLM-4.5V (about 12 B active), less those that no matrix product has."""
+def test_cost_is_two_flops_per_token_and_active_published_parameter() -> None:
+    """Parameters of the published GLM-4.5V (about 12 B active), without those outside matrix products."""
     attention, shared, dense, router, head = 5_017_047_040, 778_567_680, 134_479_872, 23_592_960, 620_756_992
     routed = 99_656_663_040 * 8 // 128
     biases = 46 * (96 + 2 * 8) * 128
@@ -100,7 +103,7 @@ def test_two_flops_a_token_for_every_published_parameter_that_works_on_it() -> N
     assert vision_cost(GLM_45V.vision).linear == 2 * by_patch + 2 * by_token // 4
 
 
-def test_a_mixture_with_every_expert_chosen_costs_as_a_dense_layer_of_their_width() -> None:
+def test_moe_layer_with_all_experts_chosen_costs_as_much_as_a_dense_layer() -> None:
     decoder = GLM_45V.decoder
     every = replace(decoder, num_experts_per_tok=128, n_shared_experts=0)
     wide = replace(decoder, intermediate_size=128 * decoder.moe_intermediate_size)
@@ -108,6 +111,6 @@ def test_a_mixture_with_every_expert_chosen_costs_as_a_dense_layer_of_their_widt
     assert layer_cost(every, 1) == layer_cost(wide, 0) + router
 
 
-def test_a_segment_costs_more_than_its_halves() -> None:
+def test_segment_costs_more_than_its_halves() -> None:
     cost = decoder_cost(GLM_45V.decoder)
     assert cost.of(8192) - cost.of(4096, 4096) == cost.squared * (8192**2 - 2 * 4096**2)

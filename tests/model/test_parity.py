@@ -1,4 +1,4 @@
-"""Our model against transformers', in float32 with the same weights: logits, and the gradient of every parameter."""
+"""The model against transformers', in float32 with the same weights: logits, and the gradient of every parameter."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ from torch import Tensor, nn
 
 from data_pipeline.encoding.batch import Batch
 from model import glmv, vision
+from model.config import GlmvConfig
+from model.embedding_exchange import ImageTokenError
 from model.glmv import GlmvModel
 from model.hf_weights import local_tensors
 from model.vision import bicubic_weights
 from model.weight_table import weights
 from tests.reference import (
-    Clip,
-    Part,
-    Picture,
+    Element,
+    Image,
     TestSample,
-    Words,
+    Text,
+    Video,
     forward_inputs,
     make_sample,
     pack,
@@ -35,18 +37,39 @@ from tests.reference import (
 LOGITS = 5e-6  # largest absolute difference, at logits of scale 1
 GRADIENTS = 2e-5  # relative, by the norm of a tensor
 
-SAMPLES: dict[str, Sequence[Part]] = {
-    "text": [Words(40)],
-    "one picture": [Words(3), Picture(4, 6), Words(12)],
-    "pictures of extreme shapes": [
-        Words(2), Picture(2, 300), Words(5), Picture(300, 2), Picture(2, 2), Words(1), Picture(30, 24), Words(4),
+SAMPLES: dict[str, Sequence[Element]] = {
+    "text": [Text(40)],
+    "one image": [Text(3), Image(4, 6), Text(12)],
+    "images of extreme shapes": [
+        Text(2),
+        Image(2, 300),
+        Text(5),
+        Image(300, 2),
+        Image(2, 2),
+        Text(1),
+        Image(30, 24),
+        Text(4),
     ],
-    "beyond 1:200": [Words(2), Picture(2, 404), Words(5), Picture(410, 2), Words(3)],
-    "clip and pictures": [Words(2), Picture(4, 4), Words(3), Clip(3, 4, 6), Words(2), Picture(6, 2), Words(5)],
-    "two clips": [Words(2), Clip(2, 4, 4), Words(6), Clip(3, 6, 4), Words(4)],
-    "begins with a picture": [Picture(4, 4), Words(9)],
-}  # fmt: skip
-PACK = ["clip and pictures", "text", "two clips", "one picture"]
+    "aspect ratios beyond 200": [
+        Text(2),
+        Image(2, 404),
+        Text(5),
+        Image(410, 2),
+        Text(3),
+    ],
+    "video and images": [
+        Text(2),
+        Image(4, 4),
+        Text(3),
+        Video(3, 4, 6),
+        Text(2),
+        Image(6, 2),
+        Text(5),
+    ],
+    "two videos": [Text(2), Video(2, 4, 4), Text(6), Video(3, 6, 4), Text(4)],
+    "begins with an image": [Image(4, 4), Text(9)],
+}
+PACK = ["video and images", "text", "two videos", "one image"]
 
 
 def sample(model: GlmvModel, name: str) -> TestSample:
@@ -83,7 +106,7 @@ def test_packed_samples_equal_each_run_alone(model: GlmvModel, reference: nn.Mod
         assert (packed[begin : begin + len(one.encoded)] - expected).abs().max() <= LOGITS
 
 
-# --- broken twins: what the comparison above must not let through -----------------------------------------------------
+# --- deliberately broken variants, which the comparison above must catch ----------------------------------------------
 
 
 def one_segment_off(batch: Batch) -> Batch:
@@ -100,17 +123,17 @@ def first_two_segments_joined(batch: Batch) -> Batch:
     )
 
 
-def positions_of_height_and_width_swapped(batch: Batch) -> Batch:
+def height_and_width_positions_swapped(batch: Batch) -> Batch:
     return replace(batch, position_ids=batch.position_ids[[0, 2, 1]])
 
 
 def positions_not_restarted(batch: Batch) -> Batch:
-    run_on = torch.arange(batch.input_ids.numel()).expand(3, -1)
-    return replace(batch, position_ids=run_on)
+    positions = torch.arange(batch.input_ids.numel()).expand(3, -1)
+    return replace(batch, position_ids=positions)
 
 
 def patches_row_by_row(batch: Batch) -> Batch:
-    """The first picture's patches (4x4) in plain order, not in 2x2 blocks."""
+    """The patches of the first image (4x4) row by row, not in 2x2 blocks."""
     order = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2).flatten()
     return replace(batch, patches=torch.cat([batch.patches[order], batch.patches[16:]]))
 
@@ -121,49 +144,87 @@ def frames_of_a_pair_swapped(batch: Batch) -> Batch:
     return replace(batch, patches=torch.cat([batch.patches[:16], swapped, batch.patches[pair.stop :]]))
 
 
-TWINS = [
-    one_segment_off, first_two_segments_joined, positions_of_height_and_width_swapped, positions_not_restarted,
-    patches_row_by_row, frames_of_a_pair_swapped,
-]  # fmt: skip
+BROKEN_PACKS = [
+    one_segment_off,
+    first_two_segments_joined,
+    height_and_width_positions_swapped,
+    positions_not_restarted,
+    patches_row_by_row,
+    frames_of_a_pair_swapped,
+]
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("broken", TWINS, ids=lambda f: f.__name__)
-def test_a_broken_pack_is_far_off(model: GlmvModel, broken) -> None:
+@pytest.mark.parametrize("broken", BROKEN_PACKS, ids=lambda f: f.__name__)
+def test_broken_pack_misses_the_tolerance_a_hundredfold(model: GlmvModel, broken) -> None:
     samples = [sample(model, name) for name in PACK]
     batch = pack(samples, seq_length=256)
     difference = logits(model, batch) - logits(model, broken(batch))
-    assert max(useful(batch, difference)) >= 100 * LOGITS
+    assert max(largest_differences(batch, difference)) >= 100 * LOGITS
 
 
 @pytest.mark.fast
-def test_a_mask_that_is_not_causal_is_far_off(model: GlmvModel) -> None:
-    batch = alone(model, sample(model, "one picture"))
+def test_mask_that_is_not_causal_misses_the_tolerance_a_hundredfold(model: GlmvModel) -> None:
+    batch = alone(model, sample(model, "one image"))
     right = logits(model, batch)
     model.language_model.decoder.layers[1].self_attention.attn_mask_type = AttnMaskType.no_mask
     assert (logits(model, batch) - right).abs().max() >= 100 * LOGITS
 
 
-def useful(batch: Batch, difference: Tensor) -> list[float]:
-    """Largest difference of each sample, padding left out."""
+def largest_differences(batch: Batch, difference: Tensor) -> list[float]:
+    """Return the largest difference of each segment, padding excluded."""
     spans = zip(batch.cu_seqlens.tolist(), batch.segment_lengths.tolist(), strict=False)
     return [difference[begin : begin + length].abs().max().item() for begin, length in spans if length]
 
 
-@pytest.mark.fast
-def test_images_and_image_tokens_must_match(model: GlmvModel) -> None:
-    batch = alone(model, sample(model, "one picture"))
-    short = replace(batch, grid_thw=torch.tensor([[1, 2, 6]]), patches=batch.patches[:12])
-    with pytest.raises(ValueError, match="6 image tokens but its images make 3"):
-        logits(model, short)
-    without_images = replace(
+# --- image tokens that do not fit the images --------------------------------------------------------------------------
+
+
+def smaller_grid(batch: Batch) -> Batch:
+    return replace(batch, grid_thw=torch.tensor([[1, 2, 6]]), patches=batch.patches[:12])
+
+
+def no_images(batch: Batch) -> Batch:
+    return replace(
         batch, grid_thw=batch.grid_thw[:0], frames_per_image=batch.frames_per_image[:0], patches=batch.patches[:0]
     )
-    with pytest.raises(ValueError, match="6 image tokens but its images make 0"):
-        logits(model, without_images)
-    without_tokens = replace(batch, input_ids=torch.full_like(batch.input_ids, 50))
-    with pytest.raises(ValueError, match="0 image tokens but its images make 6"):
-        logits(model, without_tokens)
+
+
+def no_image_tokens(batch: Batch) -> Batch:
+    return replace(batch, input_ids=torch.full_like(batch.input_ids, 50))
+
+
+def exchanged_grids(batch: Batch) -> Batch:
+    """The grids of the first and the last image are exchanged; the total of image tokens is still right."""
+    order = [len(batch.grid_thw) - 1, *range(1, len(batch.grid_thw) - 1), 0]
+    return replace(batch, grid_thw=batch.grid_thw[order])
+
+
+def one_token_moved(batch: Batch) -> Batch:
+    """An image token of the last image belongs to the one before; no grid and no number of tokens changes."""
+    ids, image_token = batch.input_ids.tolist(), GlmvConfig.from_preset("tiny_moe").image_token_id
+    ends = [n for n, token in enumerate(ids) if token == image_token != ids[n + 1]]
+    ids[ends[-2] + 1], ids[ends[-1]] = ids[ends[-1]], ids[ends[-2] + 1]
+    return replace(batch, input_ids=torch.tensor(ids))
+
+
+MISFITS = [
+    # elements, what is wrong with the pack, error
+    ("one image", smaller_grid, "image 1 has 6 image tokens in input_ids, its grid needs 3"),
+    ("one image", no_images, r"input_ids has more runs of image tokens \(1\) than the pack has images \(0\)"),
+    ("one image", no_image_tokens, "image 1 has 0 image tokens in input_ids, its grid needs 6"),
+    # Image, three frame pairs, image: 4, 6, 6, 6 and 3 tokens.
+    ("video and images", exchanged_grids, "image 1 has 4 image tokens in input_ids, its grid needs 3"),
+    ("video and images", one_token_moved, "image 4 has 7 image tokens in input_ids, its grid needs 6"),
+]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("name", "break_pack", "error"), MISFITS)
+def test_image_tokens_that_do_not_fit_stop_the_step(model: GlmvModel, name: str, break_pack, error: str) -> None:
+    batch = alone(model, sample(model, name))
+    with pytest.raises(ImageTokenError, match=error):
+        logits(model, break_pack(batch))
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
@@ -178,17 +239,17 @@ def test_every_gradient_equals_transformers(build, reference: nn.Module) -> None
     losses = model(**forward_inputs(batch), labels=batch.labels)
     ((losses.cpu() * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
 
-    ours = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    found = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
     expected = reference_gradients(reference)
-    assert ours.keys() == expected.keys()
+    assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        error = ((ours[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)).item()
+        error = ((found[name] - gradient).norm() / gradient.norm().clamp(min=1e-12)).item()
         assert math.isfinite(error)
         assert error <= GRADIENTS, f"{name}: {error:.1e}"
 
 
-def test_a_model_without_images_has_zero_gradients_in_the_tower(build) -> None:
-    """They are there, so that no rank waits for them, and they are zero, so that nothing is diluted."""
+def test_tower_gradients_are_zero_without_images(build) -> None:
+    """They exist, so that no rank waits for them, and are zero, so that they change no sum."""
     model: GlmvModel = build().train()
     batch = alone(model, sample(model, "text"))
     model(**forward_inputs(batch), labels=batch.labels).sum().backward()
@@ -217,12 +278,12 @@ def test_bicubic_weights_equal_grid_sample(h: int, w: int) -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("module", [vision, glmv], ids=["vision", "glmv"])
-def test_the_examples_in_docstrings_hold(module) -> None:
+def test_docstring_examples_are_right(module) -> None:
     result = doctest.testmod(module)
     assert result.attempted
     assert not result.failed
 
 
-def test_local_names_cover_the_table(model: GlmvModel) -> None:
-    """What the gradient test compares is all there is."""
+def test_weight_table_has_every_parameter(model: GlmvModel) -> None:
+    """The gradient test compares all parameters."""
     assert {name for name, _ in local_tensors(model)} == {w.name for w in weights(model.glmv_config)}

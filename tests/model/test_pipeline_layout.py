@@ -1,4 +1,4 @@
-"""Solved pipeline layouts against every possible one, against bounds at full size, and against hand-written tables."""
+"""Solved pipeline layouts, compared with all possible ones, with bounds at full size, and with hand-written tables."""
 
 from __future__ import annotations
 
@@ -22,19 +22,18 @@ GLM_45V = GlmvConfig.from_preset("glm45v")
 
 
 def check_with_megatron(layout: PipelineLayout, layers: int) -> None:
-    """megatron-core takes the layout, and each rank holds what the layout says it pays for."""
+    """Check that megatron-core accepts the layout and puts its stages on the same ranks."""
     core = PipelineParallelLayerLayout(layout.stages, layout.pipeline_size)
     core.validate_layer_layout(num_layers=layers, mtp_num_layers=0)
     for rank, held in enumerate(core.layout):
         assert [[unit.name for unit in stage] for stage in held] == layout.stages[rank :: layout.pipeline_size]
 
 
-# --- small: all of them -----------------------------------------------------------------------------------------------
+# --- small models: all layouts ----------------------------------------------------------------------------------------
 
 
 def every_layout(costs: UnitCosts, pipeline: int, virtual: int) -> Iterator[PipelineLayout]:
-    """By cutting the layers at every combination of places, but that every rank between the first and the last has
-    layers on its first stage."""
+    """Yield every layout in which the ranks between the first and the last have layers on their first stage."""
     layers, stages = len(costs.layers), pipeline * virtual
     for cuts in combinations_with_replacement(range(layers + 1), stages - 1):
         counts = [end - begin for begin, end in pairwise([0, *cuts, layers])]
@@ -48,11 +47,11 @@ def objective(layout: PipelineLayout) -> tuple[int, bool, int]:
 
 def random_costs(rng: random.Random) -> UnitCosts:
     layers = rng.randint(1, 8)
-    unlike = rng.randint(0, min(3, layers - 1))
-    alike = rng.randint(1, 9)
+    unequal = rng.randint(0, min(3, layers - 1))
+    cost = rng.randint(1, 9)
     return UnitCosts(
         first=rng.randint(0, 20),
-        layers=(*(rng.randint(1, 9) for _ in range(unlike)), *[alike] * (layers - unlike)),
+        layers=(*(rng.randint(1, 9) for _ in range(unequal)), *[cost] * (layers - unequal)),
         last=rng.randint(0, 20),
     )
 
@@ -72,14 +71,14 @@ def test_no_layout_is_better_than_the_solved_one() -> None:
 
 @pytest.mark.parametrize("preset", ["tiny_moe", "tiny_dense"])
 @pytest.mark.parametrize(("pipeline", "virtual"), [(1, 1), (2, 1), (4, 1), (2, 2), (4, 2), (6, 1)])
-def test_layouts_of_the_tiny_models(preset: str, pipeline: int, virtual: int) -> None:
+def test_layouts_of_tiny_models_leave_no_rank_idle(preset: str, pipeline: int, virtual: int) -> None:
     config = GlmvConfig.from_preset(preset)
     layout = layout_for(config, pipeline, virtual, segment_lengths=[64] * 4, image_patches=[96] * 2)
     check_with_megatron(layout, layers=4)
     assert min(layout.rank_costs) > 0
 
 
-def test_more_ranks_than_units_are_refused() -> None:
+def test_more_ranks_than_units_are_an_error() -> None:
     config = GlmvConfig.from_preset("tiny_moe")
     with pytest.raises(ConfigError, match=r"pipeline_model_parallel_size=7 .* at most 6"):
         layout_for(config, 7, 1, segment_lengths=[64], image_patches=[])
@@ -93,27 +92,29 @@ def test_more_ranks_than_units_are_refused() -> None:
 
 
 def best_without_virtual_stages(costs: UnitCosts, pipeline: int) -> int:
-    """The textbook's linear partition: the least largest part of units[:n] in p parts, for all n and p."""
+    """Return the optimum of the linear partition problem, by dynamic programming over units[:n] and ranks."""
     units = [costs.first, *costs.layers, costs.last]
     sums = [0]
     for unit in units:
         sums.append(sums[-1] + unit)
     best: list[float] = [sums[n] for n in range(len(units) + 1)]
     for _ in range(pipeline - 1):
-        best = [min((max(best[k], sums[n] - sums[k]) for k in range(1, n)), default=float("inf"))
-                for n in range(len(units) + 1)]  # fmt: skip
+        best = [
+            min((max(best[k], sums[n] - sums[k]) for k in range(1, n)), default=float("inf"))
+            for n in range(len(units) + 1)
+        ]
     return int(best[-1])
 
 
 def lower_bound(costs: UnitCosts, pipeline: int) -> int:
-    """No layout is below an equal share of everything, nor below what cannot be parted."""
+    """Return a bound on the most expensive rank: an equal share of the cost, or a unit that cannot be split."""
     return max(-(-(costs.first + sum(costs.layers) + costs.last) // pipeline), costs.first, costs.last)
 
 
-@pytest.mark.parametrize("pictures", PACKS.values(), ids=PACKS)
+@pytest.mark.parametrize("images", PACKS.values(), ids=PACKS)
 @pytest.mark.parametrize(("pipeline", "virtual"), SIZES)
-def test_the_106b_model_is_within_one_layer_of_the_optimum(pipeline: int, virtual: int, pictures: int) -> None:
-    costs = expected_costs(GLM_45V, pictures)
+def test_layout_of_the_106b_model_is_within_one_layer_of_the_bound(pipeline: int, virtual: int, images: int) -> None:
+    costs = expected_costs(GLM_45V, images)
     begin = time.perf_counter()
     layout = solve_layout(costs, pipeline, virtual)
     assert time.perf_counter() - begin < 1
@@ -125,20 +126,20 @@ def test_the_106b_model_is_within_one_layer_of_the_optimum(pipeline: int, virtua
     assert 0 <= slack < max(costs.layers)
 
 
-@pytest.mark.parametrize("pictures", PACKS.values(), ids=PACKS)
+@pytest.mark.parametrize("images", PACKS.values(), ids=PACKS)
 @pytest.mark.parametrize("pipeline", [4, 8, 16])
-def test_better_than_the_tables_of_megatron_bridge(pipeline: int, pictures: int) -> None:
-    costs = expected_costs(GLM_45V, pictures)
+def test_layout_is_better_than_the_tables_of_megatron_bridge(pipeline: int, images: int) -> None:
+    costs = expected_costs(GLM_45V, images)
     solved = solve_layout(costs, pipeline)
     for _, table in bridge_layouts(costs, pipeline):
         assert max(solved.rank_costs) < max(table.rank_costs)
     assert {sum(layers) for tables in MEGATRON_BRIDGE.values() for layers in tables.values()} == {46}
 
 
-# --- what is printed --------------------------------------------------------------------------------------------------
+# --- text -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_table() -> None:
+def test_table_has_a_line_per_rank() -> None:
     layout = solve_layout(UnitCosts(first=5, layers=(2, 3, 3, 3), last=4), pipeline_size=2, virtual_size=2)
     assert layout.table().splitlines() == [
         "rank  stage 0        stage 1  share  of mean",
@@ -148,7 +149,7 @@ def test_the_table() -> None:
     ]
 
 
-def test_the_examples_in_the_module() -> None:
+def test_docstring_examples_are_right() -> None:
     failed, run = doctest.testmod(pipeline_layout)
     assert run
     assert not failed

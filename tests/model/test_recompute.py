@@ -1,4 +1,4 @@
-"""Recompute keeps less and changes nothing: gradients, token counts, expert biases and balance loss."""
+"""Recompute needs less memory and changes neither gradients, token counts, expert biases nor the balance loss."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from tests.training import step_cases
 from tests.training.step_cases import case_of
 from training.step import forward
 
-# `full` runs the very same operations again. So does `selective`, but in float32 the gradients of a norm's input, which
-# the norm uses several times, are then added up in another order.
+# `full` runs the same operations again. So does `selective`, but in float32 the gradients of a norm's input, which the
+# norm uses several times, are then added in another order.
 GRADIENTS = {("full", torch.float32): 0.0, ("selective", torch.float32): 2e-6, ("selective", torch.bfloat16): 0.0}
 
 
 @pytest.mark.parametrize("part", ["decoder", "vision"])
 @pytest.mark.parametrize(("recompute", "dtype"), GRADIENTS)
-def test_a_step_is_the_same(
+def test_step_with_recompute_equals_one_without(
     hf_folder: tuple[Path, nn.Module], single_process: None, recompute: str, dtype: torch.dtype, part: str
 ) -> None:
     folder, reference = hf_folder
@@ -38,12 +38,12 @@ def test_a_step_is_the_same(
         recompute_cases.one_step(variant, folder, ParallelConfig(), choice, dtype)
         for choice in (RecomputeConfig(), RecomputeConfig(**{part: recompute}))
     )
-    is_same(recompute_cases.differences(without, with_), GRADIENTS[recompute, dtype])
+    assert_equal(recompute_cases.differences(without, with_), GRADIENTS[recompute, dtype])
     tokens, choices = without.report.tokens, 2  # the tiny model's num_experts_per_tok
     assert [int(counts.sum()) for counts in with_.expert_tokens] == [tokens * choices] * len(with_.expert_tokens)
 
 
-def is_same(difference: dict[str, Any], tolerance: float) -> None:
+def assert_equal(difference: dict[str, Any], tolerance: float) -> None:
     assert difference["gradients"] <= tolerance
     without, with_ = difference["reports"]
     assert with_.pop("grad_norm") == pytest.approx(without.pop("grad_norm"), rel=1e-6)
@@ -70,16 +70,18 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize(("hf_folder", "layout", "recompute"), LAYOUTS, indirect=["hf_folder"])
-def test_a_step_of_two_processes_is_the_same(two_processes: Processes, hf_folder, layout: str, recompute: str) -> None:
+def test_step_of_two_processes_with_recompute_equals_one_without(
+    two_processes: Processes, hf_folder, layout: str, recompute: str
+) -> None:
     for difference in two_processes.run(
         recompute_cases.compare, layout=layout, recompute=recompute, **case_of(hf_folder)
     ):
-        is_same(difference, GRADIENTS[recompute, torch.float32])
+        assert_equal(difference, GRADIENTS[recompute, torch.float32])
 
 
 @pytest.fixture(scope="module")
 def without_recompute(two_processes: Processes, hf_folder, tmp_path_factory: pytest.TempPathFactory):
-    """What one process answers of three steps, and the file of its parameters after them."""
+    """The answer of one process about three steps, and the file of its parameters after them."""
     kept = str(tmp_path_factory.mktemp("without_recompute") / "parameters.pt")
     with Processes(1) as one:
         return one.run(step_cases.train, keep_in=kept, **case_of(hf_folder))[0], kept
@@ -97,20 +99,23 @@ AGAINST_ONE = [
 
 
 @pytest.mark.parametrize(("hf_folder", "layout", "decoder", "vision"), AGAINST_ONE, indirect=["hf_folder"])
-def test_two_processes_with_recompute_train_as_one_without(
+def test_two_processes_with_recompute_train_like_one_without(
     two_processes: Processes, hf_folder, without_recompute, layout: str, decoder: str, vision: str
 ) -> None:
     one, kept = without_recompute
     two = two_processes.run(
-        step_cases.train, layout=layout, recompute={"decoder": decoder, "vision": vision}, compare_with=kept,
+        step_cases.train,
+        layout=layout,
+        recompute={"decoder": decoder, "vision": vision},
+        compare_with=kept,
         **case_of(hf_folder),
-    )  # fmt: skip
+    )
     step_cases.train_alike(two, one)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("part", ["decoder", "vision"])
-def test_less_is_kept(build: Callable[..., GlmvModel], part: str) -> None:
+def test_recompute_keeps_fewer_activations(build: Callable[..., GlmvModel], part: str) -> None:
     none, selective, full = (
         kept_bytes(build(recompute=RecomputeConfig(**{part: choice})), part) for choice in ("none", "selective", "full")
     )
@@ -119,7 +124,7 @@ def test_less_is_kept(build: Callable[..., GlmvModel], part: str) -> None:
 
 
 def kept_bytes(model: GlmvModel, part: str) -> int:
-    """What the forward pass of the tower, or of the whole model, keeps for the backward pass, weights not counted."""
+    """Return the bytes that the forward pass of the tower or the model keeps for the backward pass, without weights."""
     pack = packs_of_step(model.glmv_config.variant, 1)[0]
     kept: list[Tensor] = []
 
@@ -142,7 +147,7 @@ def kept_bytes(model: GlmvModel, part: str) -> int:
 @pytest.mark.parametrize("recompute", ["selective", "full"])
 @pytest.mark.parametrize("training", [False, True])
 @torch.no_grad()
-def test_without_gradients_there_is_nothing_to_recompute(
+def test_recompute_does_not_change_a_forward_pass_without_gradients(
     model: GlmvModel, build: Callable[..., GlmvModel], recompute: str, training: bool
 ) -> None:
     inputs = forward_inputs(packs_of_step(model.glmv_config.variant, 1)[0])
@@ -151,6 +156,6 @@ def test_without_gradients_there_is_nothing_to_recompute(
 
 
 @pytest.mark.fast
-def test_an_unknown_choice_is_named() -> None:
+def test_unknown_choice_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"recompute.vision='some': choose one of none, selective, full"):
         RecomputeConfig(vision="some")

@@ -21,7 +21,7 @@ from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, WeightsError, canonical_name, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.transformer_engine import FUSED_KERNELS, TransformerEngineSpecProvider, on_device
-from tests.reference import Clip, Part, Picture, Words, forward_inputs, make_sample, pack
+from tests.reference import Element, Image, Text, Video, forward_inputs, make_sample, pack
 from tests.te.definitions import kernels_by_definition
 from tests.te.fake_ranks import pretended_gpu
 
@@ -52,7 +52,7 @@ def build(folder: Path, backend: Backend) -> GlmvModel:
 
 def run(model: GlmvModel) -> tuple[Tensor, dict[str, Tensor]]:
     """Logits of the useful tokens of a pack, and the gradient of every parameter by its name in the whole model."""
-    samples: list[list[Part]] = [[Words(3), Picture(4, 6), Words(11)], [Words(25)], [Words(4), Clip(2, 4, 4), Words(9)]]
+    samples: list[list[Element]] = [[Text(3), Image(4, 6), Text(11)], [Text(25)], [Text(4), Video(2, 4, 4), Text(9)]]
     made = [make_sample(model.glmv_config, parts, seed=n) for n, parts in enumerate(samples)]
     batch = pack(made, seq_length=128)
     segments = zip(batch.cu_seqlens.tolist(), batch.segment_lengths.tolist(), strict=False)

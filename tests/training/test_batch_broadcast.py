@@ -1,4 +1,4 @@
-"""The processes that work on the same packs have what one of them has read, or all end as it ends."""
+"""Processes that work on the same packs receive what one of them reads, or raise what it raises."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def processes() -> Iterator[Processes]:
         yield two
 
 
-def share(layout: str) -> dict[str, Any]:
-    """What a process has of two packs that the lead has read, and whether its images go with them."""
+def receive(layout: str) -> dict[str, Any]:
+    """Return whether a process receives two packs that the lead has read, and their patches."""
     parallel, _ = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
     is_first_stage = parallel_state.is_pipeline_first_stage()
     if is_first_stage:
-        vision_groups(parallel)  # as the model does: groups that the other stage has not
+        vision_groups(parallel)  # as the model does; the other stage does not have these groups
     packs = packs_of_step("glm4v", 1)[:2]
     batches = broadcast_batches(lambda: packs)
     whole = list(broadcast_patches(batches)) if is_first_stage else batches
@@ -43,8 +43,8 @@ def share(layout: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", ["PP2", "CP2", "TP2 SP"])
-def test_all_have_the_packs_and_the_first_stage_the_pixels(processes: Processes, layout: str) -> None:
-    answers = processes.run(share, layout=layout)
+def test_all_receive_the_packs_and_the_first_stage_the_patches(processes: Processes, layout: str) -> None:
+    answers = processes.run(receive, layout=layout)
     assert [answer["lead"] for answer in answers] == [True, False]
     for answer in answers:
         assert answer["ids"]
@@ -58,7 +58,7 @@ def fail_to_read(layout: str) -> str:
 
     def read() -> list[Any]:
         assert is_lead()
-        raise BadSample("unreadable_image", "half of it is missing")
+        raise BadSample("unreadable_image", "the second half is missing")
 
     try:
         broadcast_batches(read)
@@ -68,5 +68,5 @@ def fail_to_read(layout: str) -> str:
 
 
 @pytest.mark.parametrize("layout", ["PP2", "CP2"])
-def test_what_the_lead_raises_all_raise(processes: Processes, layout: str) -> None:
-    assert processes.run(fail_to_read, layout=layout) == ["unreadable_image: half of it is missing"] * 2
+def test_all_processes_raise_what_the_lead_raises(processes: Processes, layout: str) -> None:
+    assert processes.run(fail_to_read, layout=layout) == ["unreadable_image: the second half is missing"] * 2

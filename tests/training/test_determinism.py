@@ -1,4 +1,4 @@
-"""A step that is computed twice is the step that is computed once; and where the two differ, the run stops."""
+"""A step computed twice equals a step computed once; if the two computations differ, the run stops."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def processes() -> Iterator[dict[int, Processes]]:
         yield {1: one, 2: two}
 
 
-LAYOUTS = [(1, ""), (2, "EP2"), (2, "PP2 stages=Et|tttL")]  # in the last, one stage has no experts
+LAYOUTS = [(1, ""), (2, "EP2"), (2, "PP2 stages=Et|tttL")]  # one stage of the last has no experts
 
 
 @pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
 @pytest.mark.parametrize(("size", "layout"), LAYOUTS)
-def test_computing_a_step_twice_changes_nothing(
+def test_step_computed_twice_equals_step_computed_once(
     processes: dict[int, Processes], hf_folder, size: int, layout: str
 ) -> None:
     for answer in processes[size].run(determinism_cases.once_and_twice, layout=layout, **case_of(hf_folder)):
@@ -46,7 +46,7 @@ NOISY = [
 
 
 @pytest.mark.parametrize(("hf_folder", "size", "layout", "name"), NOISY, indirect=["hf_folder"])
-def test_a_step_that_differs_the_second_time_ends_all_ranks(
+def test_step_that_differs_the_second_time_stops_all_ranks(
     processes: dict[int, Processes], hf_folder, size: int, layout: str, name: str
 ) -> None:
     case = case_of(hf_folder)
@@ -59,13 +59,22 @@ def test_a_step_that_differs_the_second_time_ends_all_ranks(
         assert "differ on 1 of 2 processes, none here;" in answers[0]
 
 
-def test_a_run_stops_with_one_line(config_file: Path, tmp_path: Path) -> None:
-    """On a machine that is only sound until the second step."""
+def test_run_with_a_noisy_step_stops_with_one_line(config_file: Path, tmp_path: Path) -> None:
+    """The second step is noisy."""
     done = subprocess.run(
-        [sys.executable, "-m", "tests.training.noisy_train", "--config", str(config_file),
-         "train.check_determinism=2", "checkpoint.save_interval=1"],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "tests.training.noisy_train",
+            "--config",
+            str(config_file),
+            "train.check_determinism=2",
+            "checkpoint.save_interval=1",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if "error" in line]
     assert line.startswith(

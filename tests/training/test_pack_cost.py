@@ -1,4 +1,4 @@
-"""What the data pipeline takes a pack to cost is what the cost model of the model says."""
+"""The data pipeline's cost of a pack equals that of the model's cost model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.fast
 
 
 @pytest.mark.parametrize("preset", ["glm45v", "glm41v_9b", "tiny_moe"])
-def test_a_pack_costs_what_all_units_of_the_model_take(preset):
+def test_cost_of_a_pack_equals_the_cost_of_all_units_of_the_model(preset: str) -> None:
     model = GlmvConfig.from_preset(preset)
     lengths, images = [3000, 17, 5000], [[4096, 1024], [], [64, 64, 900]]
     costs = unit_costs(model, lengths, [patches for of_one in images for patches in of_one])

@@ -203,7 +203,7 @@ def test_nothing_is_kept_for_the_backward_of_a_frozen_tower(build: Callable[...,
 
         images = torch.arange(len(pack.grid_thw))
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            embeddings = model._run_tower(images, pack.patches, pack.grid_thw, pack.frames_per_image)
+            embeddings = model.embed_images(images, pack.patches, pack.grid_thw, pack.frames_per_image)
         assert joined == expected
         assert embeddings.requires_grad == expected[1]
         assert (kept > 0) == expected[1]
