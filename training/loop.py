@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from common.files import write_json, write_text
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.loading.loader import PackedLoader
-from data_pipeline.plan.mixture_report import mixture_table, set_aside_share
+from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.backend import select_backend
 from model.checkpoint import (
     TrainState,
@@ -140,7 +140,7 @@ def _train(
             logger.info("pipeline layout:\n%s", layout.table())
         if mixture := loader.planned_mixture():
             logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
-            if (share := set_aside_share(mixture)) > SET_ASIDE:
+            if (share := too_long_share(mixture)) > SET_ASIDE:
                 logger.warning(
                     "%.0f%% of these samples are longer than train.seq_length=%d and set aside: raise it, lower "
                     "data.image_max_tokens or data.video_max_tokens, or set data.too_long",
