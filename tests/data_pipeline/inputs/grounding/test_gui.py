@@ -16,8 +16,9 @@ from PIL import Image
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected
-from data_pipeline.inputs.grounding.browser import Chromium, Screen, Viewport
+from data_pipeline.inputs.grounding.browser import Chromium
 from data_pipeline.inputs.grounding.gui import VIEWPORTS, Gui
+from data_pipeline.inputs.grounding.screen import Screen, Viewport
 from data_pipeline.media.boxes import to_pixels, written_boxes
 
 SMALL = Viewport(400, 300)
@@ -64,7 +65,7 @@ def test_boxes_are_where_the_elements_are_seen(chromium: Chromium, tmp_path: Pat
     cut = "<div style='position:absolute;left:150px;top:100px;width:100px;height:50px;overflow:hidden'>"
     cut += block("cut", "#ff0006", 40, 20, 200, 200) + "</div>"
     coloured["cut"] = ("#ff0006", (255, 0, 6), cut)
-    screen = chromium.photograph(page(tmp_path, "".join(item[2] for item in coloured.values())), tmp_path, SMALL)
+    screen = chromium.screenshot(page(tmp_path, "".join(item[2] for item in coloured.values())), tmp_path, SMALL)
     assert boxes(screen).keys() == coloured.keys()
     for name, (_, colour, _) in coloured.items():
         assert np.abs(np.subtract(boxes(screen)[name], extent(screen, colour))).max() <= 1, name
@@ -74,7 +75,7 @@ def test_boxes_are_where_the_elements_are_seen(chromium: Chromium, tmp_path: Pat
 def test_text_is_boxed_by_its_ink(tag: str, role: str, chromium: Chromium, tmp_path: Path) -> None:
     style = "margin:80px 50px;color:#f0f;font:20px DejaVu Sans"
     body = f"<{tag} style='{style}'>Hello world</{tag}>"
-    screen = chromium.photograph(page(tmp_path, body), tmp_path, SMALL)
+    screen = chromium.screenshot(page(tmp_path, body), tmp_path, SMALL)
     (element,) = screen.elements
     assert (element.role, element.name) == (role, "Hello world")
     pixels = np.asarray(Image.open(io.BytesIO(screen.png)).convert("RGB"))
@@ -98,7 +99,7 @@ def test_what_is_not_seen_has_no_box(chromium: Chromium, tmp_path: Path) -> None
         "</div>",
     ]
     seen = block("seen", "lime", 200, 10, 50, 20)
-    screen = chromium.photograph(page(tmp_path, "".join(hidden) + seen), tmp_path, SMALL)
+    screen = chromium.screenshot(page(tmp_path, "".join(hidden) + seen), tmp_path, SMALL)
     assert boxes(screen) == {"seen": (200, 10, 250, 30)}
 
 
@@ -107,7 +108,7 @@ def test_roles_and_names_are_those_of_the_accessibility_tree(chromium: Chromium,
         <label>Name <input value='secret'></label><input type=checkbox aria-label=Agree>
         <input type=radio title=One><select aria-label=Size><option>S</select><button>Save</button>
         <div role=button aria-label=Close style='width:20px;height:20px'></div><input type=password placeholder=PIN>"""
-    screen = chromium.photograph(page(tmp_path, body), tmp_path, VIEWPORTS["desktop"])
+    screen = chromium.screenshot(page(tmp_path, body), tmp_path, VIEWPORTS["desktop"])
     found = [(element.role, element.name) for element in screen.elements]
     assert found == [
         ("heading", "Title"),
@@ -125,11 +126,11 @@ def test_the_same_page_gives_the_same_bytes(chromium: Chromium, tmp_path: Path) 
         t.style.marginLeft = '100px'; setInterval(() => { d.textContent = Date.now() }, 7);
         t.animate([{opacity: 0}, {opacity: 1}], 5000);</script>"""
     path = page(tmp_path, restless)
-    screens = [chromium.photograph(path, tmp_path, SMALL)]
+    screens = [chromium.screenshot(path, tmp_path, SMALL)]
     time.sleep(0.3)
-    screens.append(chromium.photograph(path, tmp_path, SMALL))
+    screens.append(chromium.screenshot(path, tmp_path, SMALL))
     other = Chromium()
-    screens.append(other.photograph(path, tmp_path, SMALL))
+    screens.append(other.screenshot(path, tmp_path, SMALL))
     other.close()
     assert screens[0] == screens[1] == screens[2]
     assert len(screens[0].elements) >= 4
@@ -138,16 +139,16 @@ def test_the_same_page_gives_the_same_bytes(chromium: Chromium, tmp_path: Path) 
 def test_scripts_run_or_do_not(chromium: Chromium, tmp_path: Path) -> None:
     body = "<p id=p>before</p><script>setTimeout(() => { p.textContent = 'after' }, 500)</script>"
     path = page(tmp_path, body)
-    assert [e.name for e in chromium.photograph(path, tmp_path, SMALL).elements] == ["after"]
+    assert [e.name for e in chromium.screenshot(path, tmp_path, SMALL).elements] == ["after"]
     without = Chromium(java_script=False)
-    assert [e.name for e in without.photograph(path, tmp_path, SMALL).elements] == ["before"]
+    assert [e.name for e in without.screenshot(path, tmp_path, SMALL).elements] == ["before"]
     without.close()
 
 
 def test_scripts_cannot_lie_about_boxes(chromium: Chromium, tmp_path: Path) -> None:
     lie = """<script>Element.prototype.getBoundingClientRect = () => new DOMRect(0, 0, 9, 9);
         Document.prototype.elementFromPoint = () => null; Array.prototype.map = () => ['x'];</script>"""
-    screen = chromium.photograph(page(tmp_path, lie + block("true", "red", 50, 60, 70, 80)), tmp_path, SMALL)
+    screen = chromium.screenshot(page(tmp_path, lie + block("true", "red", 50, 60, 70, 80)), tmp_path, SMALL)
     assert boxes(screen) == {"true": (50, 60, 120, 140)}
 
 
@@ -185,10 +186,10 @@ def test_hostile_pages_are_counted_and_leave_nothing_behind(tmp_path: Path, monk
             browser.time_limit = 1.0 if reason == "page_timeout" else 20.0
             began = time.monotonic()
             with pytest.raises(BadSample) as caught:
-                browser.photograph(pages / f"{name}.html", pages, SMALL)
+                browser.screenshot(pages / f"{name}.html", pages, SMALL)
             assert (name, caught.value.reason) == (name, reason)
             assert time.monotonic() - began < 10, name
-        assert [e.name for e in browser.photograph(pages / "page.html", pages, SMALL).elements] == ["harmless"]
+        assert [e.name for e in browser.screenshot(pages / "page.html", pages, SMALL).elements] == ["harmless"]
         browser.close()
     assert not connections
     assert sorted(tmp_path.rglob("*")) == before
@@ -209,7 +210,7 @@ def test_nothing_is_loaded_from_elsewhere(chromium: Chromium, tmp_path: Path) ->
             new WebSocket('ws://{web}/e'); new EventSource('http://{web}/f');
             new RTCPeerConnection({{iceServers: [{{urls: 'turn:{web}?transport=tcp', username: 'u', credential: 'c'}}]
             }}).createDataChannel('x');</script>"""
-        screen = chromium.photograph(page(root, body), root, SMALL)
+        screen = chromium.screenshot(page(root, body), root, SMALL)
         time.sleep(0.3)
     pixels = np.asarray(Image.open(io.BytesIO(screen.png)).convert("RGB"))
     assert (pixels == (0, 255, 0)).all(axis=-1).sum() == 40 * 40
@@ -287,5 +288,5 @@ def test_lists_of_pages_and_what_is_wrong_with_the_call(tmp_path: Path) -> None:
         Gui(("x",), time_limit=float("nan"))
     missing = Chromium("no-such-browser")
     with pytest.raises(DataError, match="not installed"):
-        missing.photograph(path, tmp_path, SMALL)
+        missing.screenshot(path, tmp_path, SMALL)
     missing.close()

@@ -15,7 +15,7 @@ from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.records import interleaved_formats
 from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise
-from data_pipeline.inputs.references import data_uri
+from data_pipeline.inputs.references import decode_data_uri
 
 pytestmark = pytest.mark.fast
 
@@ -254,8 +254,8 @@ def test_conversations_that_cannot_be_used(record, reason):
 
 
 def test_data_uris():
-    assert data_uri(URI) == b"a picture"
-    assert data_uri("data:,a%20b") == b"a b"
+    assert decode_data_uri(URI) == b"a picture"
+    assert decode_data_uri("data:,a%20b") == b"a b"
 
 
 # --- interleaved documents of public collections ----------------------------------------------------------------------

@@ -19,7 +19,7 @@ from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.video.clips import Clips
-from data_pipeline.inputs.video.cutting import cut_clip
+from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import read_subtitles
 from data_pipeline.media.video import probe_video
 from tests.data_pipeline.media_files import clip
@@ -53,7 +53,7 @@ def read(given: Any) -> tuple[list[Draft], list[Rejected]]:
 def test_segments_are_exact_to_the_frame(real_clip: bytes) -> None:
     whole = frames(real_clip)
     spans = [(0.0, 1.0), (0.5, 2.02), (1.001, 1.0345), (1.5, 99.0), (2.0, 2.001)]
-    cut = list(cut_clip(real_clip, spans))
+    cut = list(cut_clips(real_clip, spans))
     for (start, end), segment in zip(spans[:4], cut, strict=False):
         wanted = [(time, pixels) for time, pixels in whole if start <= time < end]
         assert isinstance(segment, bytes)
@@ -68,13 +68,13 @@ def test_segments_are_exact_to_the_frame(real_clip: bytes) -> None:
             assert 10 * np.log10(255**2 / min(errors)) > 35  # dB
     assert isinstance(cut[4], BadSample)  # between two frames
     assert cut[4].reason == "video_without_frames"
-    assert list(cut_clip(real_clip, spans))[:4] == cut[:4]
+    assert list(cut_clips(real_clip, spans))[:4] == cut[:4]
 
 
 @pytest.mark.parametrize(("height", "width", "codec", "format"), [(65, 97, "mpeg4", "avi"), (64, 96, "libx264", "mkv")])
 def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, codec: str, format: str) -> None:
     data = clip(12, height, width, fps=8, format={"mkv": "matroska"}.get(format, format), codec=codec)
-    (segment,) = cut_clip(data, [(0.5, 1.0)])
+    (segment,) = cut_clips(data, [(0.5, 1.0)])
     assert isinstance(segment, bytes)
     info = probe_video(segment)
     assert (info.frames, info.fps, info.height, info.width) == (4, 8.0, height, width)
@@ -83,8 +83,8 @@ def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, cod
 def test_segments_do_not_depend_on_what_lay_in_memory(tmp_path: Path, real_clip: bytes) -> None:
     (tmp_path / "clip.mp4").write_bytes(real_clip)
     program = (
-        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.video.cutting import cut_clip\n"
-        "segment, = cut_clip(Path(sys.argv[1]).read_bytes(), [(1.0, 2.0)])\n"
+        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.video.cutting import cut_clips\n"
+        "segment, = cut_clips(Path(sys.argv[1]).read_bytes(), [(1.0, 2.0)])\n"
         "print(hashlib.sha256(segment).hexdigest())"
     )
 
@@ -101,7 +101,7 @@ def test_a_segment_starts_where_no_key_frame_is(real_clip: bytes) -> None:
         keys = [float(frame.time or 0) for frame in container.decode(video=0) if frame.key_frame]
     start = 1.0345
     assert not any(abs(key - start) < 0.03 for key in keys)
-    (segment,) = cut_clip(real_clip, [(start, 1.2)])
+    (segment,) = cut_clips(real_clip, [(start, 1.2)])
     assert isinstance(segment, bytes)
     first_true = next(pixels for time, pixels in frames(real_clip) if time >= start)
     assert 10 * np.log10(255**2 / squared_error(frames(segment)[0][1], first_true)) > 35
