@@ -4,11 +4,11 @@ A kind is one entry of INPUTS and one frozen dataclass, whose first field is `pa
 each with a default.
 
     @dataclass(frozen=True)
-    class Clips:
+    class PdfPages:
         paths: tuple[str, ...]
-        fps: float = 2.0        # set on the command line with --set fps=1
+        dpi: int = 144          # set on the command line with --set dpi=100
 
-    open_inputs(["videos/"], "clips", ["fps=1"])  ->  [("clips", Clips(paths=("videos/",), fps=1.0))]
+    open_inputs(["a.pdf"], "pages", ["dpi=100"])  ->  [("pages", PdfPages(paths=("a.pdf",), dpi=100))]
 
 A kind that takes folders gets them unchanged. For any other kind, a folder stands for its files, sorted by path.
 """

@@ -15,7 +15,7 @@ EXTENSIONS = {"images": IMAGE_EXTENSIONS, "videos": VIDEO_EXTENSIONS}
 MAX_FILE_BYTES = max(MAX_BYTES.values())  # a whole file is held in memory
 CAPTION_FIELDS = ("text", "caption")  # where a record without a domain may have its text
 
-# First bytes of a file -> its extension. RIFF and MP4 files are told apart by later bytes.
+# First bytes of a file -> its extension. RIFF and MP4 files are recognised by later bytes.
 _MAGIC_BYTES = {
     b"\xff\xd8\xff": "jpg",
     b"\x89PNG\r\n\x1a\n": "png",

@@ -1,4 +1,4 @@
-"""Input files: how they are found, and their names in reports and records, which do not depend on where they lie."""
+"""Input files: how they are found, and their names in reports and records, independent of the absolute path."""
 
 from __future__ import annotations
 
