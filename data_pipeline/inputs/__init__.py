@@ -1,1 +1,1 @@
-"""What users have, as drafts of samples: one class per input kind, which cuts its files into units read alone."""
+"""Readers of user data: one class per input kind. It lists units that are read alone, and yields drafts of samples."""

@@ -1,125 +1,127 @@
-"""What people have, as drafts of samples: files and folders of many kinds, each cut into units that are read alone.
+"""The registry of input kinds: which class reads which files of a user.
 
-A kind is one line of INPUTS and one frozen dataclass: `paths` first, then its options, each with a default.
+A kind is one entry of INPUTS and one frozen dataclass, whose first field is `paths`. The other fields are its options,
+each with a default.
 
     @dataclass(frozen=True)
-    class Clips:
+    class PdfPages:
         paths: tuple[str, ...]
-        fps: float = 2.0        # given on the command line as --set fps=1
+        dpi: int = 144          # set on the command line with --set dpi=100
 
-    open_inputs(["clips/"], settings=["fps=1"])  ->  [("clips", Clips(paths=("clips/",), fps=1.0))]
+    open_inputs(["a.pdf"], "pages", ["dpi=100"])  ->  [("pages", PdfPages(paths=("a.pdf",), dpi=100))]
 
-A kind that takes folders gets them as they are; of any other, a folder stands for the files in it, sorted by path.
+A kind that takes folders gets them unchanged. For any other kind, a folder stands for its files, sorted by path.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
-import types
-import typing
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any
 
+from common.nearest import suggestion
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
 from data_pipeline.inputs.names import files_below
+from data_pipeline.inputs.options import parse_settings
 from data_pipeline.shards.members import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
 
 @dataclass(frozen=True)
 class Kind:
-    """One kind of input. target: "module:Class" under data_pipeline.inputs, imported when it is first used (so that
-    nobody needs a library for inputs that he does not have); suffixes: how its files end; help: one line.
+    """One kind of input."""
 
-    takes_folders: it is given folders themselves, and is what a folder is that holds a file of these suffixes."""
-
-    target: str
-    suffixes: tuple[str, ...]
-    help: str
-    takes_folders: bool = False
+    target: str  # "module:Class"; a leading dot stands for data_pipeline.inputs
+    suffixes: tuple[str, ...]  # of its files, with the dot; a kind without suffixes must be named with --kind
+    help: str  # one line
+    takes_folders: bool = False  # it gets folders unchanged, and is the kind of a folder that holds its files
 
     def load(self) -> type[Any]:
+        """Import and return the class, so that the libraries of a kind are needed only where it is used."""
         module, name = self.target.split(":")
-        return getattr(import_module(f"data_pipeline.inputs.{module}"), name)
+        return getattr(import_module(module, __package__), name)
 
 
-_UNPACKED_BY = {
-    **{".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd", ".zip": "unzip"},
-    **{".7z": "7z x", ".rar": "unrar x"},
+_UNPACK_COMMANDS = {
+    ".gz": "gunzip",
+    ".tgz": "gunzip",
+    ".bz2": "bunzip2",
+    ".xz": "unxz",
+    ".zst": "unzstd",
+    ".zip": "unzip",
+    ".7z": "7z x",
+    ".rar": "unrar x",
 }
 _MEDIA_SUFFIXES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
 
-# A kind without suffixes is never guessed: it is asked for with --kind.
 INPUTS: dict[str, Kind] = {
-    "jsonl": Kind("records.jsonl:JsonLines", (".jsonl", ".ndjson", ".json"), "records that name their files, chats"),
-    "parquet": Kind(
-        "records.parquet:Parquet", (".parquet",), "tables of text and pictures, as Hugging Face datasets have them"
+    "jsonl": Kind(
+        ".records.jsonl:JsonLines", (".jsonl", ".ndjson", ".json"), "JSON records that name their media; conversations"
     ),
+    "parquet": Kind(".records.parquet:Parquet", (".parquet",), "tables of text and images, as Hugging Face datasets"),
     "folder": Kind(
-        "records.folder:Folder", _MEDIA_SUFFIXES, "pictures or clips with captions beside them", takes_folders=True
+        ".records.folder:Folder", _MEDIA_SUFFIXES, "images or videos with captions beside them", takes_folders=True
     ),
-    "tars": Kind("records.tars:Tars", (".tar",), "webdataset shards made elsewhere, img2dataset's too"),
-    "pdf": Kind("documents.pdf:PdfDocuments", (".pdf",), "papers, manuals and books, with their figures"),
-    "slides": Kind("documents.pptx:Slides", (".pptx",), "presentations"),
-    "html": Kind("documents.web:HtmlPages", (".html", ".htm", ".xhtml"), "web pages with their pictures"),
-    "markdown": Kind("documents.web:MarkdownFiles", (".md", ".markdown"), "Markdown with its pictures"),
-    "text": Kind("documents.plain_text:TextFiles", (".txt", ".text"), "plain text, a sample a file"),
-    "pages": Kind("ocr.pages:PdfPages", (), "pages of PDFs as pictures, with their text to read (OCR)"),
+    "tars": Kind(".records.tars:Tars", (".tar",), "webdataset shards from other tools, such as img2dataset"),
+    "pdf": Kind(".documents.pdf:PdfDocuments", (".pdf",), "papers, manuals and books, with their figures"),
+    "slides": Kind(".documents.pptx:Slides", (".pptx",), "presentations"),
+    "html": Kind(".documents.web:HtmlPages", (".html", ".htm", ".xhtml"), "web pages with their images"),
+    "markdown": Kind(".documents.web:MarkdownFiles", (".md", ".markdown"), "Markdown with its images"),
+    "text": Kind(".documents.plain_text:TextFiles", (".txt", ".text"), "plain text, one sample per file"),
+    "pages": Kind(".ocr.pages:PdfPages", (), "pages of PDFs as images, with their text (OCR)"),
     "page_pairs": Kind(
-        "ocr.pages:PagePairs", (), "pictures of pages with markup beside them (OCR)", takes_folders=True
+        ".ocr.pages:PagePairs", (), "images of pages with their markup beside them (OCR)", takes_folders=True
     ),
     "rendered_text": Kind(
-        "ocr.rendered_text:RenderedText", (), "text files drawn with real fonts (OCR)", takes_folders=True
+        ".ocr.rendered_text:RenderedText", (), "text files rendered with real fonts (OCR)", takes_folders=True
     ),
-    "scene_text": Kind("ocr.scene_text:SceneText", (), "pictures with their words boxed (OCR)", takes_folders=True),
-    "grounding": Kind("grounding.boxed_captions:Grounding", (), "captions with boxes of their phrases, COCO instances"),
+    "scene_text": Kind(".ocr.scene_text:SceneText", (), "images with boxes around words (OCR)", takes_folders=True),
+    "grounding": Kind(
+        ".grounding.boxed_captions:Grounding", (), "captions with boxes of their phrases, or COCO instances"
+    ),
     "gui": Kind(
-        "grounding.gui:Gui", (), "screenshots of local web pages with boxes of their elements", takes_folders=True
+        ".grounding.gui:Gui", (), "screenshots of local web pages with boxes of their elements", takes_folders=True
     ),
-    "clips": Kind("video.clips:Clips", (), "clips with timed captions: subtitles, JSON lines", takes_folders=True),
+    "clips": Kind(
+        ".video.clips:Clips", (), "videos with timed captions: subtitles, JSON lines; whole or cut", takes_folders=True
+    ),
 }
 
 
 def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = ()) -> list[tuple[str, Input]]:
-    """The inputs that these paths stand for, as (kind, input), in the order in which kinds first appear.
+    """Return the inputs that the paths stand for, as (kind, input), in the order in which the kinds first appear.
 
-    kind: the kind of all of them; empty: found from suffixes and from what folders hold. settings: "option=value", each
-    known to at least one of the kinds. Raises DataError naming the path or option and the mend.
+    Args:
+        paths: Files and folders.
+        kind: The kind of all paths; empty: found from suffixes, and from the files in folders.
+        settings: "option=value" each. At least one of the kinds must have the option.
+
+    Raises:
+        DataError: A path, kind or option cannot be used. The message says which and what to do.
     """
     if kind and kind not in INPUTS:
-        raise DataError(f"--kind {kind} is unknown{_nearest(kind, INPUTS)}; kinds are:\n{describe_kinds()}")
+        raise DataError(f"--kind {kind} is unknown{suggestion(kind, INPUTS)}; kinds are:\n{describe_kinds()}")
     given: dict[str, list[str]] = {}
     for path in paths:
-        if (command := _UNPACKED_BY.get(Path(path).suffix.lower())) and Path(path).is_file():
-            raise DataError(
-                f"{path} is compressed, and is read in many places at once: unpack it first, with {command}"
-            )
+        if (command := _UNPACK_COMMANDS.get(Path(path).suffix.lower())) and Path(path).is_file():
+            raise DataError(f"{path} is compressed, which does not allow random access: unpack it first with {command}")
         name = kind or _kind_of(Path(path))
         given.setdefault(name, []).extend(_expand(Path(path), name))
     for files in given.values():
-        if twice := [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]:
-            raise DataError(f"{twice[0]} is given twice: its samples would be doubled")
-    options = {name: dict[str, Any]() for name in given}
-    for setting in settings:
-        _set(setting, options)
-    return [(name, INPUTS[name].load()(paths=tuple(files), **options[name])) for name, files in given.items()]
+        if repeated := [file for file, count in Counter(map(os.path.realpath, files)).items() if count > 1]:
+            raise DataError(f"{repeated[0]} is given twice: its samples would be duplicated")
+    classes = {name: INPUTS[name].load() for name in given}
+    options = parse_settings(settings, classes)
+    return [(name, classes[name](paths=tuple(files), **options[name])) for name, files in given.items()]
 
 
 def describe_kinds() -> str:
-    """All kinds, one a line, with a star those that are never guessed."""
+    """Return one line per kind. A star marks kinds that must be named with --kind."""
     return "\n".join(f"  {name + '*' * (not kind.suffixes):14} {kind.help}" for name, kind in INPUTS.items())
-
-
-def options_of(kind: str) -> dict[str, Any]:
-    """The options of a kind: name -> type."""
-    cls = INPUTS[kind].load()
-    hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in fields(cls) if field.name != "paths"}
 
 
 def _kind_of(path: Path) -> str:
@@ -131,35 +133,39 @@ def _kind_of(path: Path) -> str:
     for name, kind in INPUTS.items():
         if path.suffix.lower() in kind.suffixes:
             return name
-    raise DataError(f"{path} is of no known kind: give --kind, one of\n{describe_kinds()}")
+    raise DataError(f"the kind of {path} is unknown: name it with --kind, one of\n{describe_kinds()}")
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """The one kind that a folder's files are of; captions beside pictures and clips do not count."""
+    """Return the one kind of the files in a folder. Captions beside images and videos do not count."""
     files = list(files_below(folder))
     suffixes = Counter(path.suffix.lower() for path in files)
-    held = [name for name, kind in INPUTS.items() if any(suffixes[suffix] for suffix in kind.suffixes)]
-    if "folder" in held:  # what else may be there are its captions
-        held = [name for name in held if name not in ("text", "jsonl")]
-    if "tars" in held and not any(map(_is_input, files)):
-        held = ["tars"]
-    if len(held) == 1:
-        return held[0]
-    if held:
-        raise DataError(f"{folder} holds files of several kinds ({', '.join(held)}): say which with --kind")
-    packed = next((path for path in files if path.suffix.lower() in _UNPACKED_BY), None)
-    hint = f" (unpack {packed.name} first, with {_UNPACKED_BY[packed.suffix.lower()]})" if packed is not None else ""
-    raise DataError(f"{folder} holds nothing of a known kind{hint}; kinds are:\n{describe_kinds()}")
+    found = [name for name, kind in INPUTS.items() if any(suffixes[suffix] for suffix in kind.suffixes)]
+    if "folder" in found:  # text and JSON files beside media are captions
+        found = [name for name in found if name not in ("text", "jsonl")]
+    if "tars" in found and not any(map(_is_own_input, files)):
+        found = ["tars"]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise DataError(f"{folder} holds files of several kinds ({', '.join(found)}): choose one with --kind")
+    packed = next((path for path in files if path.suffix.lower() in _UNPACK_COMMANDS), None)
+    hint = f" (unpack {packed.name} first with {_UNPACK_COMMANDS[packed.suffix.lower()]})" if packed is not None else ""
+    raise DataError(f"{folder} holds no file of a known kind{hint}; kinds are:\n{describe_kinds()}")
 
 
-def _is_input(file: Path) -> bool:
-    """Not a shard, and not what img2dataset writes of one: 00000.parquet and 00000_stats.json beside 00000.tar."""
-    told_of = file.with_name(file.stem.removesuffix("_stats") + ".tar")
+def _is_own_input(file: Path) -> bool:
+    """Return whether a file is neither a tar nor one of img2dataset's reports on a tar.
+
+    img2dataset writes 00000.parquet and 00000_stats.json beside 00000.tar.
+    """
+    reported_on = file.with_name(file.stem.removesuffix("_stats") + ".tar")
     known = any(file.suffix.lower() in kind.suffixes for kind in INPUTS.values())
-    return known and file.suffix.lower() != ".tar" and not told_of.is_file()
+    return known and file.suffix.lower() != ".tar" and not reported_on.is_file()
 
 
 def _expand(path: Path, name: str) -> list[str]:
+    """Return the files and folders that a path stands for as an input of kind `name`."""
     kind = INPUTS[name]
     if not path.exists():
         raise DataError(f"input {path} does not exist")
@@ -167,53 +173,6 @@ def _expand(path: Path, name: str) -> list[str]:
         return [str(path)]
     files = sorted(str(file) for file in files_below(path) if file.suffix.lower() in kind.suffixes)
     if not files:
-        raise DataError(f"{path} holds no files of kind {name} ({', '.join(kind.suffixes) or 'give files'})")
+        hint = ", ".join(kind.suffixes) or "give files, not a folder"
+        raise DataError(f"{path} holds no files of kind {name} ({hint})")
     return files
-
-
-def _set(setting: str, options: dict[str, dict[str, Any]]) -> None:
-    """Puts one "option=value" where the kinds that know it will find it."""
-    name, equals, value = setting.partition("=")
-    if not equals:
-        raise DataError(f"--set {setting}: write option=value")
-    known = {kind: options_of(kind) for kind in options}
-    takers = [kind for kind in options if name in known[kind]]
-    if not takers:
-        of_all = sorted({option for of_kind in known.values() for option in of_kind})
-        hint = f"{_nearest(name, of_all)} (options are {', '.join(of_all) or 'none'})"
-        kinds = f"kind {' and '.join(options)}" if len(options) == 1 else f"kinds {', '.join(options)}"
-        raise DataError(f"--set {name}: no such option of {kinds}{hint}")
-    for kind in takers:
-        options[kind][name] = _parsed(name, value, known[kind][name])
-
-
-def _parsed(name: str, value: str, wanted: Any) -> Any:
-    """The value of an option in the type that its field has."""
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin is Literal:
-        if value not in arguments:
-            raise DataError(f"--set {name}={value}: use one of {', '.join(arguments)}")
-        return value
-    if origin is tuple:
-        return tuple(_parsed(name, part.strip(), arguments[0]) for part in value.split(",") if part.strip())
-    if origin in (Union, types.UnionType):  # X | None
-        return _parsed(name, value, next(argument for argument in arguments if argument is not type(None)))
-    try:
-        return _PARSERS[wanted](value)
-    except (ValueError, KeyError) as error:
-        raise DataError(f"--set {name}={value}: give {_WANTED[wanted]}") from error
-
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-_PARSERS: dict[Any, Callable[[str], Any]] = {
-    bool: lambda value: _BOOLEANS[value.lower()],
-    int: int,
-    float: float,
-    str: str,
-}
-_WANTED = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-
-
-def _nearest(name: str, known: Sequence[str] | dict[str, Any]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f": did you mean {close[0]}?" if close else ""

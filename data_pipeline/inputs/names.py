@@ -1,4 +1,4 @@
-"""Input files: which there are, and how they are called in reports and records, wherever their folder lies."""
+"""Input files: how they are found, and their names in reports and records, independent of the absolute path."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @lru_cache(maxsize=64)
 def shown_names(paths: tuple[str, ...]) -> dict[str, str]:
-    """Path -> its name below the folder that all of them share.
+    """Return the name of each path relative to the deepest folder that contains all of them.
 
     shown_names(("/data/a/x.jsonl", "/data/b/x.jsonl"))  ->  {"/data/a/x.jsonl": "a/x.jsonl", ...: "b/x.jsonl"}
     """
@@ -21,13 +21,15 @@ def shown_names(paths: tuple[str, ...]) -> dict[str, str]:
 
 
 def printable(text: str) -> str:
-    """Text that can be written as UTF-8: bytes of a file name that are none, and halves of surrogate pairs, escaped."""
+    """Return text that UTF-8 can encode: surrogates, and bytes of a file name that are not UTF-8, are escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_stored(path: str) -> str:
-    """A path as the disk spells it: é may be one character (NFC) or, as macOS stores names, two (NFD). The path
-    itself if there is neither."""
+    """Return a path as the disk spells it, or the path itself if it does not exist.
+
+    An accented letter such as é is one character in NFC and two in NFD, which macOS writes.
+    """
     if path.isascii():
         return path
     spellings = (path, *(unicodedata.normalize(form, path) for form in ("NFC", "NFD")))
@@ -35,14 +37,14 @@ def as_stored(path: str) -> str:
 
 
 def beside(path: Path, suffixes: Sequence[str]) -> Path | None:
-    """The first file that is called as `path` is but for its suffix, which may be .txt, .TXT or .Txt."""
+    """Return the first existing file with the name of `path` and one of the suffixes (.txt, .TXT or .Txt), or None."""
     spelled = (written for suffix in suffixes for written in (suffix, suffix.upper(), suffix.title()))
     named = (Path(as_stored(str(path.with_suffix(suffix)))) for suffix in spelled)
     return next(filter(Path.is_file, named), None)
 
 
 def files_below(path: Path) -> Iterator[Path]:
-    """All files in a folder and its folders that are not hidden. Links to folders are not followed."""
+    """Yield all files in a folder and its subfolders, hidden ones excepted. Links to folders are not followed."""
     for folder, folders, files in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(folder, name) for name in files if not name.startswith("."))

@@ -20,7 +20,7 @@ from pptx.shapes.placeholder import PlaceholderPicture
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
-from data_pipeline.inputs.flow import Block, file_units, flow_draft, picture
+from data_pipeline.inputs.flow import Block, file_units, flow_draft, image_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.media.images import probe_image
 
@@ -97,7 +97,7 @@ class Slides:
                 blocks += self._blocks(shape.shapes, dropped)
             elif isinstance(shape, Picture | PlaceholderPicture):
                 try:
-                    media = picture(_bytes_of(shape))
+                    media = image_media(_bytes_of(shape))
                     if min(probe_image(media.data)) < self.min_side:
                         raise BadSample("small_image", f"less than {self.min_side} pixels")
                     blocks.append(media)

@@ -24,9 +24,9 @@ from markdown_it import MarkdownIt
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
-from data_pipeline.inputs.flow import Block, file_units, flow_draft, picture, read_document, read_text
+from data_pipeline.inputs.flow import Block, file_units, flow_draft, image_media, read_document, read_text
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.references import referenced
+from data_pipeline.inputs.references import read_reference
 from data_pipeline.media.images import probe_image
 
 SMALL = "small_image"
@@ -371,7 +371,7 @@ class _Walk:
         error: BadSample | None = None
         for reference in _references(tag):
             try:
-                media = picture(referenced(reference, self.folder, allow_outside=self.options.allow_outside))
+                media = image_media(read_reference(reference, self.folder, allow_outside=self.options.allow_outside))
             except BadSample as caught:
                 error = error or caught
                 continue

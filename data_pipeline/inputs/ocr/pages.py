@@ -21,7 +21,7 @@ from data_pipeline.inputs.documents.pdf import check_dpi, open_pdf, read_pages
 from data_pipeline.inputs.documents.pdf_page import PageContent, encode_picture, render_page
 from data_pipeline.inputs.documents.reading_order import lines_in_order, paragraphs
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
-from data_pipeline.inputs.flow import file_units, picture, read_document, read_text
+from data_pipeline.inputs.flow import file_units, image_media, read_document, read_text
 from data_pipeline.inputs.names import beside, files_below, shown_names
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
@@ -100,7 +100,7 @@ class PagePairs:
             if not text:
                 raise BadSample("empty_document", f"{markup.name} is empty")
             record = {"domain": "ocr", "text": text, "markup": markup.suffix[1:].lower()}
-            yield Draft(record, [picture(read_document(unit.path))], origin=origin)
+            yield Draft(record, [image_media(read_document(unit.path))], origin=origin)
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail)
 

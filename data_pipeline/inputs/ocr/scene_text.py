@@ -26,7 +26,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
-from data_pipeline.inputs.records.annotations import PICTURE_BYTES, Picture, line_units, read_objects, read_picture
+from data_pipeline.inputs.records.annotations import IMAGE_BYTES, AnnotatedImage, line_units, read_image, read_objects
 from data_pipeline.media.boxes import Box, bounding_box, checked_box, read_box, to_thousandths, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
@@ -53,7 +53,7 @@ class SceneText:
     def units(self) -> Sequence[Unit]:
         units: list[Unit] = []
         for path in self.paths:
-            units += _icdar_units(path) if Path(path).is_dir() else line_units(path, bytes_a_line=PICTURE_BYTES)
+            units += _icdar_units(path) if Path(path).is_dir() else line_units(path, bytes_per_line=IMAGE_BYTES)
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
@@ -61,12 +61,12 @@ class SceneText:
             try:
                 if isinstance(found, BadSample):
                     raise found
-                picture = read_picture(found.get("image"), Path(found["folder"]))
+                picture = read_image(found.get("image"), Path(found["folder"]))
                 yield from self._sample(origin, picture, found.get("words"))
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
 
-    def _sample(self, origin: str, picture: Picture, given: Any) -> Iterator[Draft | Rejected]:
+    def _sample(self, origin: str, picture: AnnotatedImage, given: Any) -> Iterator[Draft | Rejected]:
         if not isinstance(given, list):
             raise BadSample("bad_record", 'a line needs a list of "words"')
         words: list[Word] = []
@@ -124,7 +124,7 @@ def _wide(letter: str) -> bool:
     return unicodedata.east_asian_width(letter) in "WF" and not "\uac00" <= letter <= "\ud7a3"  # Hangul has spaces
 
 
-def _word(word: Any, picture: Picture) -> Word | None:
+def _word(word: Any, picture: AnnotatedImage) -> Word | None:
     """An annotated word; None where nobody could read it. Raises BadSample."""
     if not isinstance(word, dict) or not isinstance(word.get("text"), str):
         raise BadSample("bad_record", 'a word needs "text" and a "box" or "polygon"')
@@ -155,7 +155,7 @@ def _icdar_units(folder: str) -> list[Unit]:
         for extension in IMAGE_EXTENSIONS:
             picture = Path(as_stored(str(truth.with_name(f"{truth.stem.removeprefix('gt_')}.{extension}"))))
             if picture.is_file():
-                units.append(Unit(str(truth), bytes=PICTURE_BYTES, extra={"image": picture.name}))
+                units.append(Unit(str(truth), bytes=IMAGE_BYTES, extra={"image": picture.name}))
                 break
     if not units:
         raise DataError(f"{folder} holds no picture with its gt_NAME.txt: give such a folder, or JSON lines")

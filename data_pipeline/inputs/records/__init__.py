@@ -1,1 +1,1 @@
-"""Records that name or hold their media: JSON lines, Parquet, folders, foreign tars, annotation files, chats."""
+"""Records that name or contain their media: JSON lines, Parquet, folders, foreign tars, annotation files, chats."""

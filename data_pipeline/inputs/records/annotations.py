@@ -1,4 +1,4 @@
-"""Annotation files of one JSON object a line, and the pictures that they name."""
+"""Annotation files with one JSON object per line, and the images that they name."""
 
 from __future__ import annotations
 
@@ -15,33 +15,44 @@ from data_pipeline.inputs.media import read_media
 from data_pipeline.inputs.records.jsonl import line_records, parse_json
 from data_pipeline.media.images import probe_image
 
-LINES_A_UNIT = 256
-PICTURE_BYTES = 200_000  # what a picture takes, roughly: enough to cut tasks by
+LINES_PER_UNIT = 256
+IMAGE_BYTES = 200_000  # typical size of an image, to cut tasks by
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture's bytes and its upright size in pixels."""
+class AnnotatedImage:
+    """An image file and its size."""
 
-    media: Media
-    width: int
-    height: int
+    media: Media  # the file
+    width: int  # pixels, upright
+    height: int  # pixels, upright
 
 
-def line_units(path: str, *, bytes_a_line: int) -> list[Unit]:
-    """Cuts a file into units of LINES_A_UNIT lines: start and stop count bytes, extra["line"] is the first line's
-    number. Raises DataError if the file cannot be read or is empty."""
+def line_units(path: str, *, bytes_per_line: int) -> list[Unit]:
+    """Cut a file into units of LINES_PER_UNIT lines.
+
+    `start` and `stop` of a unit are bytes; `extra["line"]` is the number of its first line, from 1.
+
+    Args:
+        path: The annotation file.
+        bytes_per_line: Typical size of one line's sample in a shard.
+
+    Raises:
+        DataError: The file cannot be read or is empty.
+    """
     cuts, lines, size = [0], 0, 0
     try:
         with open(path, "rb") as file:
             for lines, line in enumerate(file, 1):
                 size += len(line)
-                if lines % LINES_A_UNIT == 0:
+                if lines % LINES_PER_UNIT == 0:
                     cuts.append(size)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}): give a file with one JSON object a line") from error
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}): give a file with one JSON object per line"
+        ) from error
     if not size:
-        raise DataError(f"{path} is empty: give a file with one JSON object a line")
+        raise DataError(f"{path} is empty: give a file with one JSON object per line")
     if cuts[-1] < size:
         cuts.append(size)
     return [
@@ -49,15 +60,18 @@ def line_units(path: str, *, bytes_a_line: int) -> list[Unit]:
             path,
             start,
             stop,
-            bytes=bytes_a_line * min(LINES_A_UNIT, lines - number * LINES_A_UNIT),
-            extra={"line": number * LINES_A_UNIT + 1},
+            bytes=bytes_per_line * min(LINES_PER_UNIT, lines - number * LINES_PER_UNIT),
+            extra={"line": number * LINES_PER_UNIT + 1},
         )
         for number, (start, stop) in enumerate(pairwise(cuts))
     ]
 
 
 def read_objects(unit: Unit) -> Iterator[tuple[str, dict[str, Any] | BadSample]]:
-    """(origin, object) of every line that is not blank, "captions.jsonl:17"; BadSample where it is no JSON object."""
+    """Yield (origin, object) for every line that is not blank; a BadSample in place of what is not a JSON object.
+
+    The origin is the file's name and the line number: "captions.jsonl:17".
+    """
     for number, line in line_records(unit):
         origin = f"{Path(unit.path).name}:{number}"
         try:
@@ -69,23 +83,35 @@ def read_objects(unit: Unit) -> Iterator[tuple[str, dict[str, Any] | BadSample]]
             yield origin, error
 
 
-def read_picture(name: Any, folder: Path) -> Picture:
-    """A picture by its path, relative to the folder and inside it. Raises BadSample."""
+def read_image(name: Any, folder: Path) -> AnnotatedImage:
+    """Read an image by its path relative to the folder, which must contain it.
+
+    Raises:
+        BadSample: The path is not a text, the file cannot be used (see read_media), or it is not an image.
+    """
     media = read_named(name, folder, "images")
     height, width = probe_image(media.data)
-    return Picture(media, width, height)
+    return AnnotatedImage(media, width, height)
 
 
 def read_named(name: Any, folder: Path, field: str) -> Media:
-    """A file (`images` or `videos`) by its path, relative to the folder and inside it. Raises BadSample."""
+    """Read a file (field `images` or `videos`) by its path relative to the folder, which must contain it.
+
+    Raises:
+        BadSample: The path is not a text, or the file cannot be used (see read_media).
+    """
     if not isinstance(name, str) or not name:
-        raise BadSample("bad_record", f"the path of one of its {field} is {name!r}")
+        raise BadSample("bad_record", f"{field}: {name!r} is not a path")
     return read_media(name, folder, field)
 
 
 def load_json(path: str) -> Any:
-    """A whole JSON file. Raises DataError."""
+    """Return the content of a JSON file.
+
+    Raises:
+        DataError: The file cannot be read, or is not JSON.
+    """
     try:
         return json.loads(Path(path).read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON ({error}): mend it or leave it out") from error
+        raise DataError(f"{path} cannot be read as JSON ({error}): fix it or remove it from the inputs") from error

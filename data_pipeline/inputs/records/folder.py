@@ -1,10 +1,10 @@
-"""Folders of pictures or clips, each with its caption beside it; also a single such file.
+"""Folders of images or videos with captions beside them; also a single image or video.
 
     cats/1.jpg  cats/1.txt            the caption, or a whole record in cats/1.json
-    cats/metadata.jsonl               {"file_name": "1.jpg", "text": "A cat."}, as Hugging Face's imagefolder has it
+    cats/metadata.jsonl               {"file_name": "1.jpg", "text": "A cat."}, as in Hugging Face's imagefolder
     cats/metadata.csv                 file_name,text
 
-A picture without a caption is counted as `no_caption`, a caption of a file that is not there as `missing_file`.
+An image without a caption is rejected as `no_caption`, a caption without its file as `missing_file`.
 """
 
 from __future__ import annotations
@@ -29,55 +29,55 @@ from data_pipeline.inputs.records.jsonl import parse_json
 UNIT_BYTES = 4 << 20
 METADATA = ("metadata.jsonl", "metadata.csv")
 _CAPTION_SUFFIXES = (".txt", ".json")
-_TIMED = (".srt", ".vtt")  # captions that kind `clips` reads
-_CONVERTED = ("heic", "heif", "svg", "psd", "pdf")  # pictures that another program can make a JPEG or PNG of
-_RECORDS = ("jsonl", "parquet", "tar", "pptx", "html", "htm", "md")  # inputs of other kinds
-_MEDIA = {extension for extensions in EXTENSIONS.values() for extension in extensions}
+_TIMED = (".srt", ".vtt")  # captions that the kind `clips` reads
+_CONVERTIBLE = ("heic", "heif", "svg", "psd", "pdf")  # images that another program can convert to JPEG or PNG
+_OTHER_KINDS = ("jsonl", "parquet", "tar", "pptx", "html", "htm", "md")  # files that another kind reads
 
 
 @dataclass(frozen=True)
 class Folder:
-    """domain: of what a record does not say itself; empty: image_text for pictures, video for clips (`ocr` suits pages
-    with their text). A unit is a run of files in the order of their paths (extra: names and sizes); the last unit of a
-    folder has its metadata files and the captions that stand alone, for files that are not there."""
+    """Images and videos with captions. A unit is a range of files in the order of their paths.
 
-    paths: tuple[str, ...]
-    domain: str = ""
-    allow_outside: bool = False
+    The last unit of a folder also has its metadata files, and the captions whose files do not exist.
+    """
+
+    paths: tuple[str, ...]  # folders, or single images and videos
+    domain: str = ""  # of records that name none, e.g. ocr; empty: image_text for images, video for videos
+    allow_outside: bool = False  # accept files outside the folder
 
     def units(self) -> Sequence[Unit]:
-        _metadata.cache_clear()  # the files may be others by now
+        """Return the units of all paths; `extra` has the names and sizes of their files."""
+        _metadata.cache_clear()  # the files may have changed
         units = [unit for path in self.paths for unit in _units(path)]
         if not units:
-            raise DataError(f"{', '.join(self.paths)}: no picture and no clip in it")
+            raise DataError(f"{', '.join(self.paths)}: it holds no image and no video")
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        """Yield one sample per file."""
         shown = shown_names(self.paths)[unit.path]
-        alone = Path(unit.path).is_file()
-        root = Path(unit.path).parent if alone else Path(unit.path)
+        is_file = Path(unit.path).is_file()
+        root = Path(unit.path).parent if is_file else Path(unit.path)
         for name in unit.extra["files"]:
-            origin = shown if alone else f"{shown}/{name}"
+            origin = shown if is_file else f"{shown}/{name}"
             try:
                 yield self._draft(root, name, origin)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
         for name in unit.extra.get("alone", ()):
-            yield Rejected(f"{shown}/{name}", "missing_file", "a caption, but no picture and no clip of this name")
+            yield Rejected(f"{shown}/{name}", "missing_file", "a caption without an image or video of its name")
         for name in unit.extra.get("metadata", ()):
             metadata = _metadata(unit.path, name, self.allow_outside)
             yield from (Rejected(f"{shown}/{name}", "bad_record", detail) for detail in metadata.damaged)
             for file in sorted(metadata.rows):
                 if not os.path.isfile(as_stored(str(Path(unit.path, name).parent / file))):
-                    yield Rejected(f"{shown}/{name}", "missing_file", f"{file}: named here, but not there")
+                    yield Rejected(f"{shown}/{name}", "missing_file", f"{file}: named here, but it does not exist")
 
     def _draft(self, root: Path, name: str, origin: str) -> Draft:
         extension = Path(name).suffix.lower().lstrip(".")
         field = next((field for field, extensions in EXTENSIONS.items() if extension in extensions), None)
         if field is None:
-            raise BadSample(
-                "unknown_extension", f"neither a picture nor a clip that can be read: .{extension}{_mend(extension)}"
-            )
+            raise BadSample("unknown_extension", f"not a supported image or video: .{extension}{_fix(extension)}")
         record = self._caption(root, name)
         if "domain" not in record:
             domain = self.domain or guess_domain(int(field == "images"), int(field == "videos"))
@@ -86,12 +86,12 @@ class Folder:
         return Draft(record, **{field: [media]}, origin=origin)
 
     def _caption(self, root: Path, name: str) -> dict[str, Any]:
-        """What NAME.txt, NAME.json or the nearest metadata file above says of a file. Raises BadSample."""
+        """Return the record of a file from NAME.txt, NAME.json or the nearest metadata file at or above it."""
         if (found := beside(root / name, _CAPTION_SUFFIXES)) is not None:
             file = found.relative_to(root).as_posix()
             data = read_whole(file, root, allow_outside=self.allow_outside)
             if found.suffix.lower() == ".txt":
-                return _with_text({"text": _decoded(data, file)})
+                return _with_text({"text": _decode(data, file)})
             content = parse_json(data)
             if not isinstance(content, dict):
                 raise BadSample("bad_record", f"{file} is not a JSON object")
@@ -117,7 +117,7 @@ def _units(root: str) -> Iterator[Unit]:
     files: list[str] = []
     metadata: list[str] = []
     captions: dict[str, str] = {}  # path without suffix (_composed) -> path
-    captioned: set[str] = set()
+    captioned: set[str] = set()  # paths of media without suffix (_composed)
     sizes: list[int] = []
     total = 0
     for name, size in _walk(root):
@@ -136,39 +136,39 @@ def _units(root: str) -> Iterator[Unit]:
                 files, sizes, total = [], [], 0
     alone = [name for stem, name in captions.items() if stem not in captioned]
     if files or metadata or (alone and captioned):
-        # A changed caption changes the checksum here, so that a build is not continued with it.
+        # A changed caption changes these checksums, so that the build is not resumed with it.
         checksums = [zlib.crc32(Path(root, name).read_bytes()) for name in metadata]
         extra = {"files": files, "sizes": sizes, "metadata": metadata, "alone": alone, "checksums": checksums}
         yield Unit(root, bytes=total, extra=extra)
 
 
 def _walk(root: str) -> list[tuple[str, int]]:
-    """(path below root, size) of every file that is not hidden, sorted by path. Links to folders are not followed."""
+    """Return (path below root, size in bytes) of every file that is not hidden, sorted by path."""
     return sorted((file.relative_to(root).as_posix(), file.lstat().st_size) for file in files_below(Path(root)))
 
 
 def _with_text(record: dict[str, Any]) -> dict[str, Any]:
-    """A record whose text may stand under another name. Raises BadSample if there is none."""
+    """Return the record with its text in the field `text`, whichever of CAPTION_FIELDS it is in."""
     if "messages" in record:
         return record
     for field in CAPTION_FIELDS:
         if isinstance(record.get(field), str) and record[field].strip():
             return {"text": record[field], **{key: value for key, value in record.items() if key != field}}
-    raise BadSample("no_caption", f"the caption is empty: one of {', '.join(CAPTION_FIELDS)} must hold it")
+    raise BadSample("no_caption", f"the caption is empty: put it in {' or '.join(CAPTION_FIELDS)}")
 
 
 @dataclass(frozen=True)
 class _Metadata:
-    """rows: file name (_composed) -> what a metadata file says of it. damaged: what is wrong with its other lines."""
+    """Content of a metadata file."""
 
-    rows: dict[str, dict[str, Any]]
-    damaged: list[str]
+    rows: dict[str, dict[str, Any]]  # name of a media file (_composed) -> its record
+    damaged: list[str]  # what is wrong with each line that cannot be used
 
 
 @lru_cache(maxsize=8)
 def _metadata(root: str, name: str, allow_outside: bool) -> _Metadata:
     try:
-        content = _decoded(read_whole(name, Path(root), allow_outside=allow_outside), name)
+        content = _decode(read_whole(name, Path(root), allow_outside=allow_outside), name)
         lines = (_csv_lines if name.endswith(".csv") else _json_lines)(content)
     except (BadSample, csv.Error) as error:
         return _Metadata({}, [str(error)])
@@ -179,12 +179,12 @@ def _metadata(root: str, name: str, allow_outside: bool) -> _Metadata:
             kept = {key: value for key, value in row.items() if isinstance(key, str) and value is not None}
             metadata.rows[_composed(PurePosixPath(kept.pop("file_name")).as_posix())] = kept
         else:
-            metadata.damaged.append(f'line {number} is no record with a "file_name"')
+            metadata.damaged.append(f'line {number} is not a record with a "file_name"')
     return metadata
 
 
 def _composed(name: str) -> str:
-    """By which a name is found, however its accents are spelled: see names.as_stored."""
+    """Return a file name in NFC, so that names compare equal however their accents are spelled (names.as_stored)."""
     return unicodedata.normalize("NFC", name)
 
 
@@ -204,13 +204,14 @@ def _json_lines(content: str) -> list[tuple[int, Any]]:
     return rows
 
 
-def _mend(extension: str) -> str:
-    if extension in _CONVERTED:
+def _fix(extension: str) -> str:
+    """Return what a user can do about a file that is not supported, in parentheses, or an empty string."""
+    if extension in _CONVERTIBLE:
         return " (convert it to JPEG or PNG)"
-    return " (give the file itself as --input)" if extension in _RECORDS else ""
+    return " (give the file itself with --input)" if extension in _OTHER_KINDS else ""
 
 
-def _decoded(data: bytes, name: str) -> str:
+def _decode(data: bytes, name: str) -> str:
     try:
         return data.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:

@@ -1,10 +1,10 @@
-"""Interleaved documents in the formats of public collections, as records of the domain `interleaved`.
+"""Interleaved documents in the formats of public collections, converted to records of the domain `interleaved`.
 
     OBELICS   {"texts": ["A cat", null, "and a dog."], "images": [null, "cat.jpg", null]}
     MMC4      {"text_list": ["A cat", "and a dog."], "image_info": [{"image_name": "cat.jpg", "matched_text_index": 1}]}
 
-Both become {"domain": "interleaved", "text": "A cat ... <image> ... and a dog.", "images": ["cat.jpg"]}. In MMC4 a
-picture stands before the sentence that it was matched with.
+Both become {"domain": "interleaved", "text": "A cat ... <image> ... and a dog.", "images": ["cat.jpg"]}. An image of
+MMC4 goes before the sentence that it is matched with.
 """
 
 from __future__ import annotations
@@ -12,28 +12,33 @@ from __future__ import annotations
 from typing import Any
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.flow import IMAGE_PLACEHOLDER, literal
+from data_pipeline.inputs.flow import IMAGE_PLACEHOLDER, escape_placeholders
 
 
 def is_foreign_interleaved(record: dict[str, Any]) -> bool:
-    """Whether a record is a document that `normalise` must bring into our form first."""
+    """Return whether a record is a document that `normalise` must convert."""
     return "text" not in record and ("texts" in record or "text_list" in record)
 
 
 def normalise(record: dict[str, Any]) -> dict[str, Any]:
-    """Raises BadSample: bad_record, empty_document."""
+    """Convert a document in one of the formats above to a record of the domain `interleaved`.
+
+    Raises:
+        BadSample: bad_record or empty_document.
+    """
     used = {"texts", "images"} if "texts" in record else {"text_list", "image_info"}
     parts = _obelics(record) if "texts" in record else _mmc4(record)
     images = [image for _, image in parts if image is not None]
-    shown = [IMAGE_PLACEHOLDER if image is not None else literal(text).strip() for text, image in parts]
-    text = "\n\n".join(filter(None, shown))
+    blocks = [IMAGE_PLACEHOLDER if image is not None else escape_placeholders(text).strip() for text, image in parts]
+    text = "\n\n".join(filter(None, blocks))
     if not text:
-        raise BadSample("empty_document", "there is neither text nor a picture in it")
+        raise BadSample("empty_document", "it has neither text nor images")
     rest = {key: value for key, value in record.items() if key not in used}
     return {**rest, "domain": "interleaved", "text": text, "images": images}
 
 
 def _obelics(record: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Return (text, None) or ("", path of an image) in order."""
     texts, images = record["texts"], record.get("images", [])
     if not _is_list_of(texts, str | None) or not _is_list_of(images, str | None) or len(texts) != len(images):
         raise BadSample("bad_record", '"texts" and "images" must be lists of equal length, of strings or null')
@@ -41,15 +46,16 @@ def _obelics(record: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def _mmc4(record: dict[str, Any]) -> list[tuple[str, str | None]]:
+    """Return (text, None) or ("", path of an image) in order."""
     sentences, images = record["text_list"], record.get("image_info") or []
     if not _is_list_of(sentences, str) or not _is_list_of(images, dict):
         raise BadSample("bad_record", '"text_list" must be a list of strings, "image_info" of objects')
     before: list[list[str]] = [[] for _ in sentences]
     for image in images:
-        name, place = image.get("image_name"), image.get("matched_text_index")
-        if not isinstance(name, str) or not isinstance(place, int) or not 0 <= place < len(sentences):
-            raise BadSample("bad_record", f"a picture {name!r} matched with sentence {place!r} of {len(sentences)}")
-        before[place].append(name)
+        name, index = image.get("image_name"), image.get("matched_text_index")
+        if not isinstance(name, str) or not isinstance(index, int) or not 0 <= index < len(sentences):
+            raise BadSample("bad_record", f"image {name!r} is matched with sentence {index!r} of {len(sentences)}")
+        before[index].append(name)
     parts: list[tuple[str, str | None]] = []
     for names, sentence in zip(before, sentences, strict=True):
         parts += [*(("", name) for name in names), (sentence, None)]

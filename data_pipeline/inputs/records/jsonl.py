@@ -1,8 +1,9 @@
-"""Records in JSON, one a line (or one list in a .json file), that name their pictures and clips.
+"""JSON records that name their images and videos: one per line, or one list in a .json file.
 
     {"domain": "image_text", "text": "A tabby cat.", "images": ["cat.jpg"]}
 
-Paths are relative to the file. A record with a conversation in another format is converted first: see chat_formats.py.
+Paths are relative to the file. Conversations and documents in the formats of other tools are converted first: see
+chat_formats.py and interleaved_formats.py.
 """
 
 from __future__ import annotations
@@ -21,34 +22,32 @@ from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import EXTENSIONS, as_media, read_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records import chat_formats, interleaved_formats
-from data_pipeline.inputs.references import data_uri, is_data_uri
+from data_pipeline.inputs.references import decode_data_uri, is_data_uri
 from data_pipeline.shards.members import MAX_BYTES
 
-UNIT_BYTES = 4 << 20  # of lines and the files that they name, as far as a few lines tell
+UNIT_BYTES = 4 << 20  # of lines and the files that they name, estimated from a sample of lines
 MAX_LINE_BYTES = MAX_BYTES["json"]
 _LINES_PROBED = 64
 
 
 @dataclass(frozen=True)
 class JsonLines:
-    """domain: of records that name none. allow_outside: files may lie outside the folder of the file that names them.
+    """Records in JSON. A unit is a range of whole lines of a file (in bytes), or a range of a list (in entries)."""
 
-    A unit is a run of whole lines of a file (start, stop: bytes; extra: the number of the first line), or of a list
-    (start, stop: places in it).
-    """
-
-    paths: tuple[str, ...]
-    domain: str = ""
-    allow_outside: bool = False
+    paths: tuple[str, ...]  # .jsonl and .json files
+    domain: str = ""  # of records that name none
+    allow_outside: bool = False  # accept files outside the folder of the file that names them
 
     def units(self) -> Sequence[Unit]:
-        _load_list.cache_clear()  # the file may be another one by now
+        """Return the units of all files; for lines, `extra["line"]` is the number of the first one, from 1."""
+        _load_list.cache_clear()  # the file may have changed
         units = [unit for path in self.paths for unit in (_list_units if _is_list(path) else _line_units)(path)]
         if not units:
-            raise DataError(f"{', '.join(self.paths)}: not one record in it")
+            raise DataError(f"{', '.join(self.paths)}: no record in it")
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        """Yield one sample per record."""
         shown = shown_names(self.paths)[unit.path]
         for number, record in (_list_records if _is_list(unit.path) else line_records)(unit):
             origin = f"{shown}:{number}"
@@ -70,14 +69,24 @@ class JsonLines:
 
 
 def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_outside: bool = False) -> Draft:
-    """A record whose "images" and "videos" are paths relative to `folder` or data: URIs. Raises BadSample."""
-    record = _in_our_form(record)
+    """Build the draft of a record, with the files that it names.
+
+    Args:
+        record: "images" and "videos" are paths relative to `folder`, or data: URIs.
+        folder: The folder that the files must lie in.
+        origin: Where the record comes from.
+        allow_outside: Accept files outside `folder`.
+
+    Raises:
+        BadSample: The record or one of its files cannot be used.
+    """
+    record = _convert(record)
     media = {}
     for field in EXTENSIONS:
-        alone = field.removesuffix("s")
-        if isinstance(record.get(alone), str) and field not in record and record.get("domain") != "text":
-            mend = "use --kind grounding" if "phrases" in record else f'write "{field}": ["{record[alone][:80]}"]'
-            raise BadSample("bad_record", f'"{alone}" is not read here: {mend}')
+        singular = field.removesuffix("s")
+        if isinstance(record.get(singular), str) and field not in record and record.get("domain") != "text":
+            fix = "use --kind grounding" if "phrases" in record else f'write "{field}": ["{record[singular][:80]}"]'
+            raise BadSample("bad_record", f'"{singular}" is not read here: {fix}')
         paths = record.get(field) or []
         if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
             raise BadSample("bad_record", f'"{field}" must be a list of paths')
@@ -89,13 +98,18 @@ def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_
 def _media(path: str, folder: Path, field: str, allow_outside: bool) -> Media:
     if not is_data_uri(path):
         return read_media(path, folder, field, allow_outside=allow_outside)
-    kind, media = as_media(data_uri(path))
-    if kind != field:
-        raise BadSample("unknown_extension", f"a .{media.extension} among the {field}")
+    actual_field, media = as_media(decode_data_uri(path))
+    if actual_field != field:
+        raise BadSample("unknown_extension", f"a .{media.extension} file among the {field}")
     return media
 
 
 def parse_json(data: bytes) -> Any:
+    """Return the value that the JSON text stands for.
+
+    Raises:
+        BadSample: bad_record.
+    """
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -103,15 +117,19 @@ def parse_json(data: bytes) -> Any:
 
 
 def _is_list(path: str) -> bool:
-    """Whether a .json file holds one list and not an object a line. Raises DataError for an object over many lines."""
+    """Return whether a .json file holds one list, not one object per line.
+
+    Raises:
+        DataError: The file is one object over many lines.
+    """
     if not path.lower().endswith(".json"):
         return False
     with open(path, "rb") as file:
         beginning = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
     if beginning.split(b"\n")[0].strip() == b"{":
         raise DataError(
-            f"{path} is one object over many lines: write a list of records, or one a line; COCO's annotations are "
-            "--kind grounding"
+            f"{path} is one object over many lines: write a list of records, or one record per line; "
+            "for COCO annotations use --kind grounding"
         )
     return beginning.startswith(b"[")
 
@@ -132,10 +150,13 @@ def _line_units(path: str) -> Iterator[Unit]:
 
 
 def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
-    """Bytes that one byte of lines becomes with the files that it names, from lines spread over the file."""
+    """Estimate how many bytes of a shard one byte of lines becomes, with the files that the lines name.
+
+    Probes lines at evenly spaced positions of the file.
+    """
     lines = files = 0
-    places = (len(data) * number // _LINES_PROBED for number in range(_LINES_PROBED))
-    for start in sorted({data.rfind(b"\n", 0, place) + 1 for place in places}):  # a long line once
+    positions = (len(data) * number // _LINES_PROBED for number in range(_LINES_PROBED))
+    for start in sorted({data.rfind(b"\n", 0, position) + 1 for position in positions}):  # a long line only once
         end = data.find(b"\n", start)
         line = data[start : min(end if end >= 0 else len(data), start + MAX_LINE_BYTES)]
         lines += len(line) + 1
@@ -143,8 +164,8 @@ def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
     return 1 + files / lines
 
 
-def _in_our_form(record: dict[str, Any]) -> dict[str, Any]:
-    """A record in one of the forms of others, in ours; any other as it is. Raises BadSample."""
+def _convert(record: dict[str, Any]) -> dict[str, Any]:
+    """Convert a record in the format of another tool; return any other record unchanged."""
     if chat_formats.is_foreign_chat(record):
         return chat_formats.normalise(record)
     if interleaved_formats.is_foreign_interleaved(record):
@@ -154,9 +175,9 @@ def _in_our_form(record: dict[str, Any]) -> dict[str, Any]:
 
 def _paths_named(line: bytes) -> list[str]:
     try:
-        record = _in_our_form(json.loads(line))
+        record = _convert(json.loads(line))
         return [path for field in EXTENSIONS for path in record.get(field) or [] if isinstance(path, str)]
-    except (ValueError, RecursionError, AttributeError, TypeError):  # it will be rejected when it is read
+    except (ValueError, RecursionError, AttributeError, TypeError):  # reading will reject it
         return []
 
 
@@ -168,14 +189,20 @@ def _size(path: Path) -> int:
 
 
 def line_records(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
-    """(number, line) of a unit of whole lines; None for a line that is too long to be held in memory."""
+    """Yield (line number, line) of a unit of whole lines; None for a line that is too long to be held in memory.
+
+    Blank lines are skipped.
+
+    Raises:
+        DataError: The file became shorter after its units were listed.
+    """
     with open(unit.path, "rb") as file:
         file.seek(unit.start)
         number = unit.extra["line"]
         while file.tell() < unit.stop:
             line = file.readline(MAX_LINE_BYTES)
             if not line:
-                raise DataError(f"{unit.path} became shorter while it was read: start again with a fixed file")
+                raise DataError(f"{unit.path} became shorter while it was read: start again when it is complete")
             too_long = False
             while not line.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
                 line, too_long = rest, True
@@ -189,15 +216,15 @@ def line_records(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
 def _list_units(path: str) -> list[Unit]:
     records = _load_list(path)
     folder = Path(path).parent
-    cuts: list[Unit] = []
-    start = taken = 0
-    for place, record in enumerate(records, start=1):
+    units: list[Unit] = []
+    start = size = 0
+    for stop, record in enumerate(records, start=1):
         line = json.dumps(record).encode()
-        taken += len(line) + sum(_size(folder / name) for name in _paths_named(line))
-        if taken >= UNIT_BYTES or place == len(records):
-            cuts.append(Unit(path, start, place, taken))
-            start, taken = place, 0
-    return cuts
+        size += len(line) + sum(_size(folder / name) for name in _paths_named(line))
+        if size >= UNIT_BYTES or stop == len(records):
+            units.append(Unit(path, start, stop, size))
+            start, size = stop, 0
+    return units
 
 
 def _list_records(unit: Unit) -> Iterator[tuple[int, Any]]:
@@ -209,4 +236,4 @@ def _load_list(path: str) -> list[Any]:
     try:
         return json.loads(Path(path).read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a list in JSON ({error}): mend it, or write one object a line") from error
+        raise DataError(f"{path} is not a JSON list ({error}): fix it, or write one object per line") from error

@@ -1,8 +1,8 @@
-"""Parquet tables of text and pictures, as Hugging Face datasets write them.
+"""Parquet tables of text and images, as Hugging Face datasets write them.
 
-A picture is bytes, or a struct {"bytes", "path"}, or a list of these; a column of paths relative to the file works too.
-Which columns hold what is found by their names and types, or said: --set text=caption --set image=left,right. Every
-other column is kept in the record. Columns of addresses are refused: img2dataset fetches them, and writes tars.
+An image is bytes, a struct {"bytes", "path"} or a list of these. A column of paths relative to the file works too.
+Columns are found by their names and types, or named by the user: --set text=caption --set image=left,right. All other
+columns are kept in the record. Columns of URLs are refused: img2dataset downloads the files and writes tars.
 """
 
 from __future__ import annotations
@@ -22,28 +22,27 @@ from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, r
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
 
-# Names by which columns are found, the first that there is.
+# Names by which columns are found. The first that exists is used.
 _TEXT_NAMES = (*CAPTION_FIELDS, "txt", "content")
 _CHAT_NAMES = ("messages", "conversations")
 _MEDIA_NAMES = {"images": ("image", "images", "jpg", "png", "picture"), "videos": ("video", "videos", "mp4", "clip")}
-_ADDRESS_NAMES = ("url", "urls", "image_url", "image_urls", "video_url")
-_ROWS_AT_ONCE = 32
+_URL_NAMES = ("url", "urls", "image_url", "image_urls", "video_url")
+_ROWS_PER_BATCH = 32
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """text, image, video: the columns of the text, of the pictures and of the clips, where they are not found by name.
-    domain: of rows without a column `domain`; empty: image_text or video for one picture or clip, interleaved for
-    several, text for none. A unit is a row group (start: its number; extra: how many rows stand before it)."""
+    """Parquet files. A unit is a row group; its `start` is the number of the group."""
 
-    paths: tuple[str, ...]
-    text: str = ""
-    image: tuple[str, ...] = ()
-    video: tuple[str, ...] = ()
-    domain: str = ""
-    allow_outside: bool = False
+    paths: tuple[str, ...]  # .parquet files
+    text: str = ""  # column of the text; empty: found by name
+    image: tuple[str, ...] = ()  # columns of images; empty: found by name
+    video: tuple[str, ...] = ()  # columns of videos; empty: found by name
+    domain: str = ""  # of rows without a column `domain`; empty: from the number of images and videos (guess_domain)
+    allow_outside: bool = False  # accept files outside the folder of the table that names them
 
     def units(self) -> Sequence[Unit]:
+        """Return one unit per row group with rows; `extra["rows"]` is the number of rows before it."""
         units = []
         for path in self.paths:
             with _open(path) as file:
@@ -55,16 +54,17 @@ class Parquet:
                         units.append(Unit(path, number, number + 1, group.total_byte_size, {"rows": rows_before}))
                     rows_before += group.num_rows
         if not units:
-            raise DataError(f"{', '.join(self.paths)}: not one row in it")
+            raise DataError(f"{', '.join(self.paths)}: no row in it")
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        """Yield one sample per row. A damaged row group gives one Rejected for its remaining rows."""
         shown = shown_names(self.paths)[unit.path]
         row = unit.extra["rows"]
         with _open(unit.path) as file:
             columns = self._columns(unit.path, file.schema_arrow)
             try:
-                for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[unit.start], columns=columns.wanted):
+                for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[unit.start], columns=columns.wanted):
                     for values in _rows(batch):
                         row += 1
                         try:
@@ -73,7 +73,7 @@ class Parquet:
                             yield self._draft(values, columns, Path(unit.path).parent, f"{shown}:{row}")
                         except BadSample as error:
                             yield Rejected(f"{shown}:{row}", error.reason, error.detail)
-            except (pa.ArrowException, OSError) as error:  # a damaged page: nothing after it can be found
+            except (pa.ArrowException, OSError) as error:  # a damaged data page: the rows after it cannot be found
                 yield Rejected(f"{shown}:{row + 1}", "damaged_file", f"the rest of row group {unit.start}: {error}")
 
     def _draft(self, values: dict[str, Any], columns: _Columns, folder: Path, origin: str) -> Draft:
@@ -86,7 +86,7 @@ class Parquet:
         if columns.text:
             record["text"] = record.pop(columns.text, "")
             if "domain" not in record and not self.domain and any(columns.media.values()) and not any(media.values()):
-                raise BadSample("missing_file", "a row without its picture or clip: --set domain=text takes it as text")
+                raise BadSample("missing_file", "a row without its image or video: --set domain=text takes it as text")
             record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
         if is_foreign_chat(record):
             record, media = normalise_nameless(record, media)
@@ -98,41 +98,45 @@ class Parquet:
             return read_media(str(data or path), folder, field, allow_outside=self.allow_outside)
         if not data:
             raise BadSample("missing_file", f"a row without the bytes of one of its {field}")
-        kind, media = as_media(data, path)
-        if kind != field:
-            raise BadSample("unknown_extension", f"a .{media.extension} in a column of {field}")
+        actual_field, media = as_media(data, path)
+        if actual_field != field:
+            raise BadSample("unknown_extension", f"a .{media.extension} file in a column of {field}")
         return media
 
     def _columns(self, path: str, schema: pa.Schema) -> _Columns:
-        """Finds the columns. Raises DataError naming those that there are."""
-        there = f"its columns are {', '.join(schema.names)}"
+        """Find the columns to read.
+
+        Raises:
+            DataError: A column that is needed or named does not exist, or a column holds URLs.
+        """
+        existing = f"its columns are {', '.join(schema.names)}"
         for name in (*filter(None, [self.text]), *self.image, *self.video):
             if name not in schema.names:
-                raise DataError(f"{path} has no column {name!r}: {there}")
+                raise DataError(f"{path} has no column {name!r}: {existing}")
         media = {
             field: given or tuple(name for name in schema.names if name in _MEDIA_NAMES[field])[:1]
             for field, given in (("images", self.image), ("videos", self.video))
         }
         text = self.text or next((name for name in _TEXT_NAMES if name in schema.names), "")
         if not text and not any(name in schema.names for name in _CHAT_NAMES):
-            raise DataError(f"{path}: which column is the text? Say --set text=NAME; {there}")
+            raise DataError(f"{path}: which column is the text? Name it with --set text=NAME; {existing}")
         used = [*media["images"], *media["videos"]]
         for name in used or ([] if self.domain == "text" else schema.names):
-            if name.lower() in _ADDRESS_NAMES:
+            if name.lower() in _URL_NAMES:
                 raise DataError(
-                    f"{path}: column {name!r} holds addresses, and building fetches nothing, so that it can be "
-                    "repeated: fetch them with img2dataset and give its tars; --set domain=text takes the texts alone"
+                    f"{path}: column {name!r} holds URLs, and a build downloads nothing, so that it is reproducible: "
+                    "download them with img2dataset and give its tars, or take the texts alone with --set domain=text"
                 )
         return _Columns(text, media, [field.name for field in schema if field.name in used or _fits_json(field.type)])
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """text: the column of the text, empty in a table of chats. wanted: what is read at all."""
+    """Columns of a table."""
 
-    text: str
-    media: dict[str, tuple[str, ...]]
-    wanted: list[str]
+    text: str  # column of the text; empty in a table of chats
+    media: dict[str, tuple[str, ...]]  # columns of "images" and of "videos"
+    wanted: list[str]  # all columns to read
 
 
 def _open(path: str) -> pq.ParquetFile:
@@ -143,20 +147,26 @@ def _open(path: str) -> pq.ParquetFile:
 
 
 def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadSample]:
-    """A batch's rows; BadSample for one that holds what Python cannot: text that is not UTF-8, the year 300,000."""
+    """Yield the rows of a batch; a BadSample for a row that Python cannot represent.
+
+    Examples are text that is not UTF-8, and the year 300,000.
+    """
     batch = pa.RecordBatch.from_arrays([_in_microseconds(column) for column in batch.columns], batch.schema.names)
     try:
         yield from batch.to_pylist()
     except (ValueError, OverflowError):
-        for place in range(len(batch)):
+        for index in range(len(batch)):
             try:
-                yield from batch.slice(place, 1).to_pylist()
+                yield from batch.slice(index, 1).to_pylist()
             except (ValueError, OverflowError) as error:
                 yield BadSample("bad_record", f"a value that cannot be read: {error}")
 
 
 def _in_microseconds(column: pa.Array) -> pa.Array:
-    """Times in nanoseconds cut to what Python has: pandas, where it is installed, would write them in another way."""
+    """Return a column with times in nanoseconds cut to microseconds, which Python has.
+
+    Otherwise the text of a time would depend on whether pandas is installed.
+    """
     kind = column.type
     if getattr(kind, "unit", "") != "ns":
         return column
@@ -166,12 +176,12 @@ def _in_microseconds(column: pa.Array) -> pa.Array:
 
 
 def _fits_json(kind: pa.DataType) -> bool:
-    """Whether a column holds no bytes, at any depth."""
+    """Return whether a type contains no bytes at any depth."""
     if pa.types.is_dictionary(kind):
         return _fits_json(kind.value_type)
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
         return False
-    return all(_fits_json(kind.field(place).type) for place in range(kind.num_fields))
+    return all(_fits_json(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _as_list(value: Any) -> list[Any]:

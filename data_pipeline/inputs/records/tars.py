@@ -1,8 +1,8 @@
-"""Webdataset tars made elsewhere, read to be checked and written anew: KEY.json or KEY.txt with KEY.0.jpg, KEY.jpg ...
+"""Webdataset tars from other tools, which are checked and rewritten: KEY.json or KEY.txt with KEY.0.jpg, KEY.jpg ...
 
-img2dataset's KEY.jpg + KEY.txt + KEY.json become image_text, the fields of the JSON kept; conversations in the forms of
-others become chats, see chat.py. What cannot be read of a damaged tar is counted with its reason, and what follows it
-is read: see shards.scan_shard.
+img2dataset's KEY.jpg + KEY.txt + KEY.json become image_text samples that keep the fields of the JSON. Conversations in
+other formats become chats, see chat_formats.py. What cannot be read of a damaged tar is rejected with its reason, and
+what follows it is read: see shards.scan.scan_shard.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from data_pipeline.shards.scan import scan_shard
 
 @dataclass(frozen=True)
 class Tars:
-    """domain: of samples that do not say it; empty: image_text or video for one picture or clip, interleaved for
-    several, text in tars without any. text: the field of KEY.json that holds the text where there is no KEY.txt and no
-    `text` or `caption`. A unit is a tar."""
+    """Tars from other tools. A unit is one tar."""
 
-    paths: tuple[str, ...]
-    domain: str = ""
-    text: str = ""
+    paths: tuple[str, ...]  # .tar files
+    domain: str = ""  # of samples that name none; empty: from the number of images and videos (guess_domain)
+    text: str = ""  # field of KEY.json with the text, for samples without KEY.txt, `text` and `caption`
 
     def units(self) -> Sequence[Unit]:
+        """Return one unit per tar."""
         return [Unit(path, bytes=os.path.getsize(path)) for path in self.paths]
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        """Yield one sample per key, after the Rejected of what could not be read of the tar."""
         shown = shown_names(self.paths)[unit.path]
         try:
             scan = scan_shard(Path(unit.path))
@@ -46,21 +46,28 @@ class Tars:
             return
         for key, bad in scan.rejected:
             yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail)
-        of_media = bool(scan.passed_over) or any(
+        has_media = bool(scan.passed_over) or any(
             member.kind in ("image", "video") for sample in scan.samples for member in sample.members
         )
         reader = ShardReader()
         for sample in scan.samples:
             origin = f"{shown}/{sample.key}"
-            alone = _alone(scan.passed_over.get(sample.key, "")) if of_media else ""
+            if_text_only = _text_only(scan.passed_over.get(sample.key, "")) if has_media else ""
             try:
-                yield self._draft(sample, reader.read_members(unit.path, sample), origin, alone)
+                yield self._draft(sample, reader.read_members(unit.path, sample), origin, if_text_only)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
         reader.close()
 
-    def _draft(self, sample: ShardSample, contents: list[bytes], origin: str, alone: str) -> Draft:
-        """alone: what is wrong with a sample without a picture or clip; empty if nothing is."""
+    def _draft(self, sample: ShardSample, contents: list[bytes], origin: str, if_text_only: str) -> Draft:
+        """Build the draft of a sample.
+
+        Args:
+            sample: The sample in the tar.
+            contents: The content of each of its members.
+            origin: Where it comes from.
+            if_text_only: What is wrong with the sample if it has no image or video; empty: nothing.
+        """
         media: dict[str, list[Media]] = {field: [] for field in EXTENSIONS}
         record: dict[str, Any] = {}
         caption = ""
@@ -76,8 +83,8 @@ class Tars:
             record, media = normalise_nameless(record, media)
         images, videos = media["images"], media["videos"]
         if "domain" not in record:
-            if alone and not self.domain and not images and not videos:
-                raise BadSample("missing_member", alone)
+            if if_text_only and not self.domain and not images and not videos:
+                raise BadSample("missing_member", if_text_only)
             domain = self.domain or guess_domain(len(images), len(videos))
             record = {**record, "domain": domain, "text": self._text(record, caption)}
         return Draft(record, images, videos, origin)
@@ -90,10 +97,11 @@ class Tars:
         raise BadSample("no_caption", "no KEY.txt, and KEY.json has no text: name its field with --set text=FIELD")
 
 
-def _alone(passed_over: str) -> str:
-    if passed_over:
-        return f"{passed_over} is not read, and nothing else goes with the text: name it KEY.jpg, several KEY.0.jpg ..."
-    return "a text without a picture or clip, which others of this tar have: --set domain=text takes it as text"
+def _text_only(skipped_member: str) -> str:
+    """Return what is wrong with a text without media in a tar of media."""
+    if skipped_member:
+        return f"{skipped_member} is skipped, and the text has no other file: use the names KEY.jpg, or KEY.0.jpg ..."
+    return "a text without an image or video, unlike others of this tar: --set domain=text takes it as text"
 
 
 def _record(data: bytes) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Videos with timed captions, and the clips cut out of them."""
+"""Videos with timed captions, and the clips that are cut out of them."""

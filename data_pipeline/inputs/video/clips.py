@@ -1,18 +1,17 @@
-"""Clips with what is said of their parts, for the video domain.
+"""Videos with timed captions, as samples of the `video` domain: whole videos, or one clip per caption.
 
-A folder holds NAME.mp4 with NAME.srt, NAME.vtt or NAME.txt (one caption for all of it); JSON lines name the clip:
+A folder holds NAME.mp4 with NAME.srt, NAME.vtt or NAME.txt (one caption for the whole video). JSON lines name videos:
 
     {"video": "street.mp4", "captions": [{"start": 0.0, "end": 2.5, "text": "A van passes."},
                                          {"start": 2.5, "end": 4.0, "text": "The street is empty."}]}
 
-A clip becomes one sample whose text is a line a caption, in seconds from the clip's first frame, as the model reads
-them after its frames:
+A video becomes one sample. Its text is one line per caption, in seconds from the first frame of the video:
 
     [0.0-2.5] A van passes.
     [2.5-4.0] The street is empty.
 
-or, with `segments=cut`, a sample a caption: the frames shown from start to end, and the caption alone. Segments are
-encoded anew (H.264, see cutting.py), so that they begin and end at the very frame; sound is left out.
+With `segments=cut`, each caption becomes one sample: the clip of the frames shown from start to end, and the caption
+alone. Clips are encoded again (H.264 without sound, see cutting.py), so that they begin and end at the exact frame.
 """
 
 from __future__ import annotations
@@ -28,65 +27,63 @@ from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import beside, files_below
 from data_pipeline.inputs.records.annotations import line_units, read_named, read_objects
-from data_pipeline.inputs.video.cutting import cut_clip
+from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import FORMATS, read_subtitles
 from data_pipeline.media.video import probe_video
 from data_pipeline.shards.members import VIDEO_EXTENSIONS
 
-CAPTION_SUFFIXES = (".srt", ".vtt", ".txt")  # the first that is there counts
-CLIP_SUFFIXES = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
-CLIP_BYTES = 5_000_000  # what a clip takes, roughly, where its size is not known
+CAPTION_SUFFIXES = (".srt", ".vtt", ".txt")  # the first file that exists is used
+VIDEO_SUFFIXES = tuple(f".{extension}" for extension in VIDEO_EXTENSIONS)
+VIDEO_BYTES = 5_000_000  # typical size of a video that JSON lines name
 
 
 @dataclass(frozen=True)
 class Caption:
-    """What is said of the frames shown in [start, end), seconds from the clip's first frame."""
+    """A text about the frames shown in [start, end)."""
 
-    start: float
-    end: float
-    text: str
+    start: float  # seconds from the first frame of the video
+    end: float  # seconds from the first frame of the video
+    text: str  # one line
 
 
 @dataclass(frozen=True)
 class Clips:
-    """Folders of clips with caption files, single clips with theirs, and JSON-lines files.
+    """Videos with timed captions. A unit is one video, or a range of JSON lines."""
 
-    videos: the folder that the names in JSON lines are relative to; empty: the file's own.
-    segments: whole, one sample a clip; cut, one sample a caption.
-    """
-
-    paths: tuple[str, ...]
-    videos: str = ""
-    segments: Literal["whole", "cut"] = "whole"
+    paths: tuple[str, ...]  # folders of videos with caption files, single videos with theirs, and JSON lines
+    videos: str = ""  # folder that the paths in JSON lines are relative to; empty: the folder of the JSON file
+    segments: Literal["whole", "cut"] = "whole"  # whole: one sample per video; cut: one clip per caption
 
     def units(self) -> Sequence[Unit]:
+        """Return the units of all paths; `extra["name"]` is the name of a video in its folder."""
         units: list[Unit] = []
         for path in map(Path, self.paths):
             if path.is_dir():
                 units += _folder_units(path)
-            elif path.suffix.lower() in CLIP_SUFFIXES:
-                units.append(_clip_unit(path, path.parent))
+            elif path.suffix.lower() in VIDEO_SUFFIXES:
+                units.append(_video_unit(path, path.parent))
             else:
-                units += line_units(str(path), bytes_a_line=CLIP_BYTES)
+                units += line_units(str(path), bytes_per_line=VIDEO_BYTES)
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
-        for origin, found in _clips(unit, self.videos):
+        """Yield the samples of a unit. Captions that cannot be used are yielded as Rejected, one by one."""
+        for origin, found in _videos(unit, self.videos):
             try:
                 if isinstance(found, BadSample):
                     raise found
-                clip, captions = found
-                yield from self._samples(origin, clip, captions)
+                video, captions = found
+                yield from self._samples(origin, video, captions)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
 
-    def _samples(self, origin: str, clip: Media, given: Any) -> Iterator[Draft | Rejected]:
-        if isinstance(given, str):  # one caption for all of the clip
+    def _samples(self, origin: str, video: Media, given: Any) -> Iterator[Draft | Rejected]:
+        if isinstance(given, str):  # one caption for the whole video
             if not given:
-                raise BadSample("no_captions", "the clip's caption is empty")
-            yield Draft({"domain": "video", "text": given}, videos=[clip], origin=origin)
+                raise BadSample("no_captions", "the caption of the video is empty")
+            yield Draft({"domain": "video", "text": given}, videos=[video], origin=origin)
             return
-        duration = probe_video(clip.data).duration
+        duration = probe_video(video.data).duration
         captions: list[Caption] = []
         for number, caption in enumerate(given):
             try:
@@ -94,53 +91,55 @@ class Clips:
             except BadSample as error:
                 yield Rejected(f"{origin} caption {number}", error.reason, error.detail)
         if not captions:
-            raise BadSample("no_captions", "the clip has no caption with a time within it")
+            raise BadSample("no_captions", "the video has no valid caption")
         captions.sort(key=lambda caption: (caption.start, caption.end))
         if self.segments == "whole":
             text = "\n".join(f"[{caption.start:.1f}-{caption.end:.1f}] {caption.text}" for caption in captions)
-            yield Draft({"domain": "video", "text": text}, videos=[clip], origin=origin)
+            yield Draft({"domain": "video", "text": text}, videos=[video], origin=origin)
             return
-        for caption, segment in zip(captions, cut_clip(clip.data, [(c.start, c.end) for c in captions]), strict=True):
+        clips = cut_clips(video.data, [(caption.start, caption.end) for caption in captions])
+        for caption, clip in zip(captions, clips, strict=True):
             span = f"{origin} [{caption.start:.1f}-{caption.end:.1f}]"
-            if isinstance(segment, BadSample):
-                yield Rejected(span, segment.reason, segment.detail)
+            if isinstance(clip, BadSample):
+                yield Rejected(span, clip.reason, clip.detail)
             else:
                 record = {"domain": "video", "text": caption.text, "start": caption.start, "end": caption.end}
-                yield Draft(record, videos=[Media("mp4", segment)], origin=span)
+                yield Draft(record, videos=[Media("mp4", clip)], origin=span)
 
 
 def _checked(caption: Any, duration: float) -> Caption:
-    """A caption within the clip, its end no later than the clip's. Raises BadSample."""
+    """Return a caption whose end is at most the end of the video. Raises BadSample."""
     if not isinstance(caption, dict) or not isinstance(caption.get("text"), str) or not caption["text"].strip():
         raise BadSample("bad_record", 'a caption needs "start", "end" and "text"')
     start, end = caption.get("start"), caption.get("end")
     if not (isinstance(start, (int, float)) and isinstance(end, (int, float)) and 0 <= start < end < 1e9):
         raise BadSample("bad_timestamps", f"from {start} to {end}: give seconds, the start before the end")
     if start >= duration:
-        raise BadSample("bad_timestamps", f"begins at {start:g} seconds, but the clip lasts {duration:g}")
+        raise BadSample(
+            "bad_timestamps", f"the caption starts at {start:g} seconds, but the video ends at {duration:g}"
+        )
     return Caption(float(start), min(float(end), duration), " ".join(caption["text"].split()))
 
 
 def _folder_units(folder: Path) -> list[Unit]:
-    """One unit a clip that has a caption file; the others are counted when they are read."""
-    clips = sorted(path for path in files_below(folder) if path.suffix.lower() in CLIP_SUFFIXES)
-    if not clips:
-        raise DataError(f"{folder} holds no clips ({', '.join(CLIP_SUFFIXES)}): give such a folder, or JSON lines")
-    return [_clip_unit(clip, folder) for clip in clips]
+    videos = sorted(path for path in files_below(folder) if path.suffix.lower() in VIDEO_SUFFIXES)
+    if not videos:
+        raise DataError(f"{folder} holds no videos ({', '.join(VIDEO_SUFFIXES)}): give a folder of them, or JSON lines")
+    return [_video_unit(video, folder) for video in videos]
 
 
-def _clip_unit(clip: Path, folder: Path) -> Unit:
-    return Unit(str(clip), bytes=clip.lstat().st_size, extra={"name": str(clip.relative_to(folder))})
+def _video_unit(video: Path, folder: Path) -> Unit:
+    return Unit(str(video), bytes=video.lstat().st_size, extra={"name": str(video.relative_to(folder))})
 
 
-def _clips(unit: Unit, videos: str) -> Iterator[tuple[str, tuple[Media, Any] | BadSample]]:
-    """(origin, (the clip, its captions: a text, or a list of objects)) of every clip of a unit."""
+def _videos(unit: Unit, folder: str) -> Iterator[tuple[str, tuple[Media, Any] | BadSample]]:
+    """Yield (origin, (video, captions)) for every video of a unit. Captions are a text, or a list of objects."""
     if "name" in unit.extra:
         yield unit.extra["name"], _or_error(partial(_from_folder, Path(unit.path)))
         return
-    folder = Path(videos or Path(unit.path).parent)
+    root = Path(folder or Path(unit.path).parent)
     for origin, found in read_objects(unit):
-        yield origin, found if isinstance(found, BadSample) else _or_error(partial(_from_record, found, folder))
+        yield origin, found if isinstance(found, BadSample) else _or_error(partial(_from_record, found, root))
 
 
 def _or_error(read: Callable[[], tuple[Media, Any]]) -> tuple[Media, Any] | BadSample:
@@ -150,12 +149,12 @@ def _or_error(read: Callable[[], tuple[Media, Any]]) -> tuple[Media, Any] | BadS
         return error
 
 
-def _from_folder(clip: Path) -> tuple[Media, Any]:
-    captions = beside(clip, CAPTION_SUFFIXES)
+def _from_folder(video: Path) -> tuple[Media, Any]:
+    captions = beside(video, CAPTION_SUFFIXES)
     if captions is None:
-        raise BadSample("missing_caption", f"no {clip.stem}{' or '.join(CAPTION_SUFFIXES)} lies beside the clip")
-    media = read_named(clip.name, clip.parent, "videos")
-    data = read_whole(captions.name, clip.parent)
+        raise BadSample("missing_caption", f"no {video.stem}{' or '.join(CAPTION_SUFFIXES)} is beside the video")
+    media = read_named(video.name, video.parent, "videos")
+    data = read_whole(captions.name, video.parent)
     if (suffix := captions.suffix.lower()) in FORMATS:
         return media, read_subtitles(data, suffix)
     try:

@@ -1,8 +1,8 @@
-"""Parts of a clip, exact to the frame.
+"""Clips cut out of a video, exact to the frame.
 
-A copied stream can only begin at a key frame, so segments are encoded anew: H.264 at a constant quality,
-frames as large and as far apart in time as they were, no sound. The clip is decoded once, in
-order, however many segments there are and however they overlap.
+A copied stream can only begin at a key frame, so clips are encoded again: H.264 at a constant quality, with the size
+and the times of the original frames, without sound. The video is decoded once, in order, for any number of clips, which
+may overlap.
 """
 
 from __future__ import annotations
@@ -16,18 +16,25 @@ import av
 
 from data_pipeline.errors import BadSample
 
-Span = tuple[float, float]  # [start, end) in seconds from the clip's first frame
-# bf: frames in the order in which they are shown. mbtree: its assembly reads memory that nobody has written, so that
-# once in a hundred times the same clip came out in other bytes (x264 core 165; MALLOC_PERTURB_=1 shows it).
+Span = tuple[float, float]  # [start, end) in seconds from the first frame of the video
+# bf=0: frames are stored in the order in which they are shown. mbtree=0: its assembly code reads uninitialised memory,
+# so that one run in a hundred gave other bytes for the same clip (x264 core 165; MALLOC_PERTURB_=1 shows it).
 OPTIONS = {"crf": "16", "preset": "veryfast", "bf": "0", "mbtree": "0"}
 
 
-def cut_clip(data: bytes, spans: Sequence[Span]) -> Iterator[bytes | BadSample]:
-    """The MP4 of each span in the order given, which must be by start; BadSample for a span without frames.
+def cut_clips(data: bytes, spans: Sequence[Span]) -> Iterator[bytes | BadSample]:
+    """Yield the clip of each span as an MP4 file; a BadSample for a span without frames.
 
-    A frame belongs to a span if it is first shown in it. Raises BadSample if the clip cannot be decoded.
+    A frame belongs to a span if its first moment on screen is inside the span.
+
+    Args:
+        data: The video file.
+        spans: Sorted by start.
+
+    Raises:
+        BadSample: unreadable_video.
     """
-    segments = [_Segment(span) for span in spans]
+    clips = [_Clip(span) for span in spans]
     next_out = 0
     try:
         with av.open(io.BytesIO(data), "r") as container:
@@ -38,23 +45,23 @@ def cut_clip(data: bytes, spans: Sequence[Span]) -> Iterator[bytes | BadSample]:
                     continue
                 shown = frame.pts * frame.time_base
                 first = shown if first is None else first
-                for segment in segments[next_out:]:
-                    segment.take(frame, shown - first, stream)
-                while next_out < len(segments) and shown - first >= segments[next_out].end:
-                    yield segments[next_out].finish()
+                for clip in clips[next_out:]:
+                    clip.take(frame, shown - first, stream)
+                while next_out < len(clips) and shown - first >= clips[next_out].end:
+                    yield clips[next_out].finish()
                     next_out += 1
-                if next_out == len(segments):
+                if next_out == len(clips):
                     return
     except (av.error.FFmpegError, IndexError) as error:
         raise BadSample("unreadable_video", str(error)) from error
-    for segment in segments[next_out:]:
-        yield segment.finish()
+    for clip in clips[next_out:]:
+        yield clip.finish()
 
 
-class _Segment:
-    """One part on its way: opened at its first frame."""
+class _Clip:
+    """A clip that is being written. Its file is opened at its first frame."""
 
-    def __init__(self, span: Span):
+    def __init__(self, span: Span) -> None:
         self.start, self.end = span
         self._buffer = io.BytesIO()
         self._container: Any = None
@@ -62,24 +69,32 @@ class _Segment:
         self._first_pts = 0
 
     def take(self, frame: av.VideoFrame, shown: Fraction, source: Any) -> None:
+        """Encode a frame if it belongs to the clip.
+
+        Args:
+            frame: The decoded frame.
+            shown: Its time, in seconds from the first frame of the video.
+            source: The stream that it was decoded from.
+        """
         if not self.start <= shown < self.end:
             return
         assert frame.pts is not None
         if self._container is None:
             self._open(frame, source)
             self._first_pts = frame.pts
-        # Where nothing has to be converted this is the very frame, which other segments need as it was.
+        # If nothing has to be converted this is the same frame, which other clips need unchanged.
         converted = frame.reformat(self._stream.width, self._stream.height, self._stream.pix_fmt)
         pts, converted.pts = frame.pts, frame.pts - self._first_pts
         converted.time_base = frame.time_base
-        converted.pict_type = av.video.frame.PictureType.NONE  # the encoder chooses its own key frames
+        converted.pict_type = av.video.frame.PictureType.NONE  # the encoder chooses the key frames
         self._container.mux(self._stream.encode(converted))
         frame.pts = pts
 
     def finish(self) -> bytes | BadSample:
+        """Return the MP4 file, or a BadSample if the clip has no frames."""
         if self._container is None:
-            said = f"no frame is first shown from {self.start:g} to {self.end:g} seconds"
-            return BadSample("video_without_frames", said)
+            detail = f"no frame is first shown from {self.start:g} to {self.end:g} seconds"
+            return BadSample("video_without_frames", detail)
         self._container.mux(self._stream.encode())
         self._container.close()
         return self._buffer.getvalue()
@@ -88,7 +103,7 @@ class _Segment:
         self._container = av.open(self._buffer, "w", format="mp4")
         self._stream = self._container.add_stream("libx264", rate=source.average_rate or source.guessed_rate)
         self._stream.width, self._stream.height = frame.width, frame.height
-        # Colour at half the resolution, as everywhere, needs even sides.
+        # Colour at half the resolution, the usual choice, needs even sides.
         self._stream.pix_fmt = "yuv444p" if frame.width % 2 or frame.height % 2 else "yuv420p"
         self._stream.time_base = self._stream.codec_context.time_base = frame.time_base
         self._stream.codec_context.thread_count = 1  # the same bytes on every machine

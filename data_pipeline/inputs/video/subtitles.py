@@ -1,4 +1,4 @@
-"""Subtitle files, SubRip (.srt) and WebVTT (.vtt), as FFmpeg reads them."""
+"""Subtitle files, SubRip (.srt) and WebVTT (.vtt), read with FFmpeg."""
 
 from __future__ import annotations
 
@@ -10,15 +10,21 @@ import av
 
 from data_pipeline.errors import BadSample
 
-FORMATS = {".srt": "srt", ".vtt": "webvtt"}
+FORMATS = {".srt": "srt", ".vtt": "webvtt"}  # suffix -> FFmpeg's name of the format
 _MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <00:00:01.000>, {\an8}
 
 
 def read_subtitles(data: bytes, suffix: str) -> list[dict[str, float | str]]:
-    """The cues of a file in order: [{"start": seconds, "end": seconds, "text": str}, ...], without markup.
-    One that ends where or before it begins is given as it is.
+    """Return the cues of a file in order, without markup: [{"start": seconds, "end": seconds, "text": str}, ...].
 
-    Raises BadSample `bad_subtitles`.
+    A cue whose end is not after its start is returned unchanged. Cues without text are skipped.
+
+    Args:
+        data: The subtitle file.
+        suffix: A key of FORMATS.
+
+    Raises:
+        BadSample: bad_subtitles.
     """
     cues: list[dict[str, float | str]] = []
     try:

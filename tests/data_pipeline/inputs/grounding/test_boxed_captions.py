@@ -1,4 +1,4 @@
-"""Grounding and scene text: annotation files against samples worked out by hand, and what is dropped."""
+"""Grounding and scene text: annotation files against samples written by hand, and what is rejected."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from PIL import Image
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
-from data_pipeline.inputs.draft import Draft, Rejected
+from data_pipeline.inputs.draft import Draft
 from data_pipeline.inputs.grounding.boxed_captions import Grounding
 from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.inputs.ocr.scene_text import SceneText, Word, joined, reading_order
 from data_pipeline.media.boxes import to_pixels, written_boxes
+from tests.data_pipeline.inputs.reading import read
 from tests.data_pipeline.media_files import encoded, pattern
 
 pytestmark = pytest.mark.fast
@@ -31,27 +32,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def lines(folder: Path, *records: Any) -> str:
+def write_lines(folder: Path, *records: Any) -> str:
     path = folder / "given.jsonl"
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in records))
     return str(path)
 
 
-def read(given: Any) -> tuple[list[Draft], list[Rejected]]:
-    made = [sample for unit in given.units() for sample in given.read(unit)]
-    again = [sample for unit in reversed(given.units()) for sample in given.read(unit)]
-    assert sorted(map(repr, made)) == sorted(map(repr, again))
-    return [s for s in made if isinstance(s, Draft)], [s for s in made if isinstance(s, Rejected)]
-
-
 def test_boxes_follow_their_phrases(folder: Path) -> None:
     cat, mat = [50, 20, 100, 80], [0, 150, 500, 200]
     caption = "A cat, a cat and a mat."
-    path = lines(
+    path = write_lines(
         folder,
         {"image": "cat.jpg", "caption": caption, "phrases": [{"start": 0, "end": 5, "boxes": [cat]}]},
         {
-            **{"image": "cat.jpg", "caption": caption},
+            "image": "cat.jpg",
+            "caption": caption,
             "phrases": [
                 {"text": "a mat", "boxes": [mat]},
                 {"text": "cat", "boxes": [cat]},
@@ -59,7 +54,9 @@ def test_boxes_follow_their_phrases(folder: Path) -> None:
             ],
         },
         {
-            **{"image": "cat.jpg", "caption": "猫が眠る。", "box_format": "normalised"},
+            "image": "cat.jpg",
+            "caption": "猫が眠る。",
+            "box_format": "normalised",
             "phrases": [{"start": 0, "end": 1, "boxes": [[0.1, 0.1, 0.2, 0.4]]}],
         },
     )
@@ -76,31 +73,37 @@ def test_boxes_follow_their_phrases(folder: Path) -> None:
         assert draft.images[0].data == (folder / "cat.jpg").read_bytes()
 
 
-def test_a_bad_box_is_dropped_and_counted_and_the_rest_kept(folder: Path) -> None:
+def test_bad_box_is_rejected_and_the_rest_of_the_sample_kept(folder: Path) -> None:
     good, outside, empty = [0, 0, 100, 100], [0, 0, 900, 100], [5, 5, 5, 9]
-    picture = {"image": "cat.jpg", "caption": "A cat"}
-    path = lines(
+    record = {"image": "cat.jpg", "caption": "A cat"}
+    path = write_lines(
         folder,
-        {**picture, "phrases": [{"text": "cat", "boxes": [outside, good, empty]}, {"text": "dog", "boxes": [good]}]},
-        {**picture, "phrases": [{"text": "cat", "boxes": [outside]}]},
-        {**picture, "phrases": [{"start": 2, "end": 99, "boxes": [good]}, 5, {"text": "cat"}]},
-        *(
-            {"image": "missing.jpg", "caption": "x", "phrases": []},
-            {"image": "../cat.jpg", "caption": "x", "phrases": []},
-        ),
-        *("{not json", "[1]", {"image": "cat.jpg"}, {**picture, "phrases": [], "box_format": "polar"}),
+        {**record, "phrases": [{"text": "cat", "boxes": [outside, good, empty]}, {"text": "dog", "boxes": [good]}]},
+        {**record, "phrases": [{"text": "cat", "boxes": [outside]}]},
+        {**record, "phrases": [{"start": 2, "end": 99, "boxes": [good]}, 5, {"text": "cat"}]},
+        {"image": "missing.jpg", "caption": "x", "phrases": []},
+        {"image": "../cat.jpg", "caption": "x", "phrases": []},
+        "{not json",
+        "[1]",
+        {"image": "cat.jpg"},
+        {**record, "phrases": [], "box_format": "polar"},
         {"image": "given.jsonl", "caption": "x", "phrases": []},
     )
     drafts, rejected = read(Grounding((path,)))
     assert [draft.record["text"] for draft in drafts] == ["<image>A cat [[0,0,200,500]]"]
     assert Counter(sample.reason for sample in rejected) == {
-        **{"bad_box": 4, "bad_phrase": 3, "no_boxes": 2, "missing_file": 1, "outside_folder": 1},
-        **{"bad_record": 4, "unknown_extension": 1},
+        "bad_box": 4,
+        "bad_phrase": 3,
+        "no_boxes": 2,
+        "missing_file": 1,
+        "outside_folder": 1,
+        "bad_record": 4,
+        "unknown_extension": 1,
     }
     assert rejected[0].origin == "given.jsonl:1 phrase 0 box 0"
 
 
-def test_coco_instances(folder: Path) -> None:
+def test_coco_instances_become_one_line_per_category(folder: Path) -> None:
     content = {
         "images": [
             {"id": 7, "file_name": "cat.jpg"},
@@ -128,7 +131,7 @@ def test_coco_instances(folder: Path) -> None:
         Grounding((str(folder / "broken.json"),)).units()
 
 
-def test_what_is_called_like_a_placeholder_stands_for_no_picture(folder: Path) -> None:
+def test_placeholder_in_a_caption_or_category_is_escaped(folder: Path) -> None:
     phrases = [{"text": "cat", "boxes": [[0, 0, 50, 50]]}]
     record = {"image": "cat.jpg", "caption": "A cat <image> sleeps. <video>", "phrases": phrases}
     (folder / "a.jsonl").write_text(json.dumps(record))
@@ -146,16 +149,16 @@ def test_what_is_called_like_a_placeholder_stands_for_no_picture(folder: Path) -
     ]
 
 
-def test_instances_whose_ids_are_none(folder: Path) -> None:
+def test_coco_id_that_is_no_number_or_text_is_refused(folder: Path) -> None:
     coco = {"images": [{"id": 1}], "categories": [{"id": [2], "name": "cat"}], "annotations": []}
     (folder / "a.json").write_text(json.dumps(coco))
     with pytest.raises(DataError, match='an id in "categories" is neither a number nor a text'):
         Grounding((str(folder / "a.json"),)).units()
 
 
-def test_units_are_cut_between_lines(folder: Path) -> None:
+def test_units_end_at_line_ends(folder: Path) -> None:
     record = {"image": "cat.jpg", "phrases": [{"start": 0, "end": 3, "boxes": [[0, 0, 9, 9]]}]}
-    path = lines(folder, *({**record, "caption": f"{number:03d}"} for number in range(520)))
+    path = write_lines(folder, *({**record, "caption": f"{number:03d}"} for number in range(520)))
     given = Grounding((path,))
     assert len(given.units()) == 3
     drafts = [draft for unit in given.units() for draft in given.read(unit) if isinstance(draft, Draft)]
@@ -168,7 +171,7 @@ def test_units_are_cut_between_lines(folder: Path) -> None:
 # --- scene text -------------------------------------------------------------------------------------------------------
 
 
-def test_words_in_reading_order() -> None:
+def test_words_are_joined_in_reading_order() -> None:
     def word(text: str, x: float, y: float, height: float = 20) -> Word:
         return Word(text, (x, y, x + 50, y + height))
 
@@ -186,7 +189,7 @@ def test_words_in_reading_order() -> None:
     assert [joined(line) for line in reading_order([word("עולם", 0, 0), word("שלום", 60, 0)])] == ["שלום עולם"]
 
 
-def test_scene_text_of_json_lines_and_of_icdar(folder: Path) -> None:
+def test_scene_text_is_read_from_json_lines_and_icdar_files(folder: Path) -> None:
     words = [
         {"text": "STOP", "box": [100, 20, 150, 40]},
         {"text": "Main St", "polygon": [[50, 100], [120, 90], [121, 110], [51, 120]]},
@@ -195,7 +198,7 @@ def test_scene_text_of_json_lines_and_of_icdar(folder: Path) -> None:
         {"text": "odd", "polygon": [[1, 2], [3, "4"], [5, 6]]},
         7,
     ]
-    path = lines(
+    path = write_lines(
         folder, {"image": "cat.jpg", "words": words}, {"image": "cat.jpg", "words": [words[2]]}, {"image": "cat.jpg"}
     )
     drafts, rejected = read(SceneText((path,)))
@@ -206,7 +209,7 @@ def test_scene_text_of_json_lines_and_of_icdar(folder: Path) -> None:
         b"\xef\xbb\xbf100,20,150,20,150,40,100,40,STOP\r\n50,100,120,90,121,110,51,120,Main St\r\n"
         b"0,0,5,0,5,5,0,5,###\r\nnot a word\r\n300,20,350,20,350,40,300,40,a, b\r\n"
     )
-    (folder / "notes.txt").write_text("no picture is called so")
+    (folder / "notes.txt").write_text("no image has this name")
     drafts, rejected = read(SceneText((str(folder),), form="boxes"))
     assert [draft.record["text"] for draft in drafts] == [
         "STOP [[200,100,300,200]]\na, b [[600,100,700,200]]\nMain St [[100,450,242,600]]"
@@ -215,22 +218,22 @@ def test_scene_text_of_json_lines_and_of_icdar(folder: Path) -> None:
     assert build_sample(drafts[0].record, images=1, videos=0).domain == "ocr"
 
 
-def test_boxes_are_of_the_upright_picture(folder: Path) -> None:
-    """A photograph taken with the camera turned: stored lying, shown upright, and annotated as it is shown."""
+def test_boxes_refer_to_the_upright_image(folder: Path) -> None:
+    """A photo taken with a turned camera is stored sideways, shown upright, and annotated as it is shown."""
     shown = np.zeros((300, 100, 3), np.uint8)
     shown[200:250, 10:60] = 255
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned clockwise when shown
+    exif[0x0112] = 6  # to be rotated clockwise when shown
     Image.fromarray(np.rot90(shown).copy()).save(folder / "turned.jpg", exif=exif, quality=95)
-    path = lines(folder, {"image": "turned.jpg", "words": [{"text": "x", "box": [10, 200, 60, 250]}]})
+    path = write_lines(folder, {"image": "turned.jpg", "words": [{"text": "x", "box": [10, 200, 60, 250]}]})
     drafts, rejected = read(SceneText((path,), form="boxes"))
     assert not rejected
     ((_, box),) = written_boxes(drafts[0].record["text"])
     assert to_pixels(box, 100, 300) == pytest.approx((10, 200, 60, 250), abs=0.15)
 
 
-def test_the_kinds_are_found_by_name_with_their_options(folder: Path) -> None:
-    path = lines(folder, {"image": "cat.jpg", "words": [{"text": "a", "box": [0, 0, 9, 9]}]})
+def test_kinds_are_opened_by_name_with_their_options(folder: Path) -> None:
+    path = write_lines(folder, {"image": "cat.jpg", "words": [{"text": "a", "box": [0, 0, 9, 9]}]})
     ((kind, given),) = open_inputs([path], "scene_text", ["form=boxes"])
     assert (kind, given) == ("scene_text", SceneText((path,), form="boxes"))
     ((_, given),) = open_inputs([path], "grounding", ["box_format=xywh"])

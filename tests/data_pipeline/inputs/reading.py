@@ -1,0 +1,28 @@
+"""Helpers that open and read inputs, and small media files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.inputs.draft import Draft, Input, Rejected
+from data_pipeline.inputs.kinds import open_inputs
+from tests.data_pipeline.media_files import clip, encoded, pattern
+
+JPEG, PNG, MP4 = encoded(pattern(40, 60)), encoded(pattern(60, 40), "PNG"), clip(4)
+
+
+def opened(*paths: Path, kind: str = "", settings: Sequence[str] = ()) -> Input:
+    """Return the one input that the paths stand for."""
+    [(_, given)] = open_inputs([str(path) for path in paths], kind, settings)
+    return given
+
+
+def read(given: Input) -> tuple[list[Draft], list[Rejected]]:
+    """Return all drafts and rejections. Every unit is read twice, in both orders, and must give the same result."""
+    units = given.units()
+    forwards = [list(given.read(unit)) for unit in units]
+    backwards = [list(given.read(unit)) for unit in reversed(units)]
+    assert forwards == backwards[::-1]
+    found = [entry for of_unit in forwards for entry in of_unit]
+    return [x for x in found if isinstance(x, Draft)], [x for x in found if isinstance(x, Rejected)]
