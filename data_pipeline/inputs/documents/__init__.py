@@ -1,1 +1,1 @@
-"""Documents with their figures: PDF, PPTX, web pages, Markdown, plain text."""
+"""Readers of documents with their figures: PDF, PPTX, HTML, Markdown and plain text."""

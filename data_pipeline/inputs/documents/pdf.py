@@ -1,4 +1,4 @@
-"""PDF documents as interleaved samples: text in reading order, figures where they stand.
+"""PDF documents as interleaved samples: text in reading order, with the figures at their positions.
 
 python -m tools.shard build --input paper.pdf --out shards/paper --tokenizer TOKENIZER
 """
@@ -15,40 +15,39 @@ import pypdfium2.raw as pdfium_c
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.documents.pdf_page import PageContent, read_page
-from data_pipeline.inputs.documents.reading_order import Piece, lines_in_order, paragraphs
+from data_pipeline.inputs.documents.reading_order import PageItem, lines_in_order, paragraphs
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.flow import Block, file_units, flow_draft, read_document
 from data_pipeline.inputs.names import shown_names
 
-MARGIN = 0.12  # of a page's height: where heads, feet and page numbers stand
+MARGIN = 0.12  # of the page height: headers, footers and page numbers are within this distance of an edge
 _FAILURES = {
-    pdfium_c.FPDF_ERR_PASSWORD: ("encrypted", "it asks for a password: store it without one"),
-    pdfium_c.FPDF_ERR_SECURITY: ("encrypted", "its encryption is not known here: store it without"),
+    pdfium_c.FPDF_ERR_PASSWORD: ("encrypted", "it asks for a password: save it without one"),
+    pdfium_c.FPDF_ERR_SECURITY: ("encrypted", "its encryption is not supported: save it without encryption"),
 }
 
 
 @dataclass(frozen=True)
 class PdfDocuments:
-    """Academic papers, manuals, books.
-
-    pages_per_sample: so many pages make a sample; 0: the whole document is one.
-    figures: whether figures are taken out as pictures; without, the text alone. dpi: at which drawings are rendered.
-    """
+    """Academic papers, manuals and books."""
 
     paths: tuple[str, ...]
-    pages_per_sample: int = 0
-    figures: bool = True
-    dpi: int = 144
+    pages_per_sample: int = 0  # 0: one sample per document
+    figures: bool = True  # extract figures as images; false: text only
+    dpi: int = 144  # resolution at which drawings are rendered
 
     def __post_init__(self) -> None:
+        """Check the options."""
         if self.pages_per_sample < 0:
             raise DataError(f"pages_per_sample {self.pages_per_sample}: give a number of pages, or 0 for all of them")
         check_dpi(self.dpi)
 
     def units(self) -> Sequence[Unit]:
+        """Return one unit per file."""
         return file_units(self.paths)
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        """Yield the samples of a document."""
         origin = shown_names(self.paths)[unit.path]
         try:
             with open_pdf(unit.path) as document:
@@ -56,21 +55,26 @@ class PdfDocuments:
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail)
             return
-        if not any(piece.text for page in contents for piece in page.pieces):
-            yield Rejected(origin, "no_text_layer", "its pages are pictures: read it with `--kind pages` after OCR")
+        if not any(item.text for page in contents for item in page.items):
+            detail = "its pages are images without text: run OCR, then use --kind pages"
+            yield Rejected(origin, "no_text_layer", detail)
             return
-        pages = [lines_in_order(page.pieces) for page in contents]
+        pages = [lines_in_order(page.items) for page in contents]
         step = self.pages_per_sample or len(pages)
         for first in range(0, len(pages), step):
             last = min(first + step, len(pages))
-            place = origin if step >= len(pages) else f"{origin}#page={first + 1}"
+            name = origin if step >= len(pages) else f"{origin}#page={first + 1}"
             blocks = _blocks(pages[first:last])
             if any(blocks):
-                yield flow_draft(blocks, place, pages=[first + 1, last])
+                yield flow_draft(blocks, name, pages=[first + 1, last])
 
 
 def open_pdf(path: str) -> pdfium.PdfDocument:
-    """Raises BadSample: encrypted, unreadable_document, missing_file, empty_document."""
+    """Open a PDF.
+
+    Raises:
+        BadSample: encrypted, unreadable_document, missing_file or empty_document.
+    """
     try:
         document = pdfium.PdfDocument(read_document(path))
     except pdfium.PdfiumError as error:
@@ -82,7 +86,11 @@ def open_pdf(path: str) -> pdfium.PdfDocument:
 
 
 def read_pages(document: pdfium.PdfDocument, *, figures: bool, dpi: int) -> list[PageContent]:
-    """What stands on every page, running heads left out. Raises BadSample `unreadable_document`."""
+    """Return the content of every page, without running heads.
+
+    Raises:
+        BadSample: unreadable_document, if pdfium cannot read a page.
+    """
     pages = []
     for number in range(len(document)):
         try:
@@ -93,31 +101,33 @@ def read_pages(document: pdfium.PdfDocument, *, figures: bool, dpi: int) -> list
 
 
 def without_running_heads(pages: Sequence[PageContent]) -> list[PageContent]:
-    """Without what comes again page after page at the same height of the upper or lower margin, whatever its numbers:
-    running heads, feet and page numbers. It must stand on three pages, or on both of two."""
+    """Return the pages without running heads, footers and page numbers.
 
-    def mark(piece: Piece, page: PageContent) -> tuple[str, int] | None:
-        if piece.figure is not None or MARGIN < piece.box.middle / page.size[1] < 1 - MARGIN:
+    These are texts in the upper or lower margin that repeat at the same height, apart from their numbers, on three
+    pages or more, or on both of two pages.
+    """
+
+    def mark(item: PageItem, page: PageContent) -> tuple[str, int] | None:
+        if item.figure is not None or MARGIN < item.rect.middle / page.size[1] < 1 - MARGIN:
             return None
-        return re.sub(r"\d+|^[ivxlc]+$", "#", piece.text.strip().lower()), round(piece.box.middle / 4)
+        return re.sub(r"\d+|^[ivxlc]+$", "#", item.text.strip().lower()), round(item.rect.middle / 4)
 
-    counts = Counter(
-        each for page in pages for each in {mark(piece, page) for piece in page.pieces} if each is not None
-    )
+    counts = Counter(each for page in pages for each in {mark(item, page) for item in page.items} if each is not None)
     running = {each for each, count in counts.items() if count >= min(3, max(2, len(pages)))}
-    return [replace(page, pieces=[p for p in page.pieces if mark(p, page) not in running]) for page in pages]
+    return [replace(page, items=[item for item in page.items if mark(item, page) not in running]) for page in pages]
 
 
-def _blocks(pages: Sequence[list[Piece]]) -> list[Block]:
-    """Paragraphs and figures of consecutive pages; a paragraph may go on over a page's end."""
-    lines: list[Piece] = []
+def _blocks(pages: Sequence[list[PageItem]]) -> list[Block]:
+    """Return paragraphs and figures of consecutive pages. A paragraph may continue on the next page."""
+    lines: list[PageItem] = []
     columns = 0
     for page in pages:
         lines += [replace(line, column=columns + line.column) for line in page]
         columns = max((line.column + 1 for line in lines), default=0)
-    return [piece.figure if isinstance(piece.figure, Media) else piece.text for piece in paragraphs(lines)]
+    return [item.figure if isinstance(item.figure, Media) else item.text for item in paragraphs(lines)]
 
 
 def check_dpi(dpi: int) -> None:
+    """Raise DataError unless the resolution is between 36 and 600."""
     if not 36 <= dpi <= 600:
         raise DataError(f"dpi {dpi}: give 36 to 600")

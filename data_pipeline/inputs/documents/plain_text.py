@@ -1,4 +1,4 @@
-"""Plain text files: every file is a sample of the domain `text`.
+"""Plain text files: one sample of domain `text` per file.
 
 python -m tools.shard build --input books/ --kind text --out shards/books --tokenizer TOKENIZER
 """
@@ -16,19 +16,21 @@ from data_pipeline.inputs.names import shown_names
 
 @dataclass(frozen=True)
 class TextFiles:
-    """UTF-8 text files; line ends become \\n."""
+    r"""UTF-8 text files. Line ends become \n."""
 
     paths: tuple[str, ...]
 
     def units(self) -> Sequence[Unit]:
+        """Return one unit per file."""
         return file_units(self.paths)
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        """Yield the sample of a file."""
         origin = shown_names(self.paths)[unit.path]
         try:
             text = read_text(unit.path).strip()
             if not text:
-                raise BadSample("empty_document", "there is no text in it")
+                raise BadSample("empty_document", "it contains no text")
             yield Draft({"domain": "text", "text": text}, origin=origin)
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail)

@@ -1,13 +1,13 @@
 """The reading order of a page, from geometry alone.
 
-Reading order is found by cutting: a gutter is a vertical strip that many rows leave free. What crosses it (a title over
-two columns, a wide figure) is read where it stands, and between two such things the left column is read before the
-right one. Each column is cut again in the same way.
+A gutter is a vertical strip that is empty in many rows. It divides the page into columns. Items that cross the gutter
+(a title over two columns, a wide figure) divide the columns into bands. In each band the left column is read before the
+right one. Each column is divided again in the same way.
 
     +-----------------+
-    |  1 title        |       spanning what would be the gutter
+    |  1 title        |       crosses the gutter
     |  2 a  |  4 c    |
-    |  3 b  |  5 d    |       the gutter: columns are read one after the other
+    |  3 b  |  5 d    |       the columns of one band, left before right
     |  6 wide figure  |
     |  7    |  8      |
     +-----------------+
@@ -24,105 +24,65 @@ from itertools import pairwise
 from statistics import median
 from typing import Any
 
-MIN_GUTTER_ROWS = 3  # rows with text on both sides before a gap between them is a gutter
-MIN_COLUMN_CHARACTERS = 12  # a line of a column; cells of tables and numbers of lists are shorter
+from data_pipeline.inputs.documents.page_geometry import Rect
+
+MIN_GUTTER_ROWS = 3  # rows with text on both sides that make a gap a gutter
+MIN_COLUMN_CHARACTERS = 12  # in a line of a column; table cells and list numbers are shorter
 SPLIT_GAP = 0.7  # of the font size: a wider gap within a line may be a gutter
 HYPHENS = "-\u2010\u00ad"
 
 
 @dataclass(frozen=True)
-class Box:
-    left: float
-    top: float
-    right: float
-    bottom: float
+class PageItem:
+    """Text on one line of a page, or a figure."""
 
-    @property
-    def width(self) -> float:
-        return self.right - self.left
-
-    @property
-    def height(self) -> float:
-        return self.bottom - self.top
-
-    @property
-    def area(self) -> float:
-        return max(self.width, 0.0) * max(self.height, 0.0)
-
-    @property
-    def middle(self) -> float:
-        return (self.top + self.bottom) / 2
-
-    def union(self, other: Box) -> Box:
-        return Box(
-            *(min(self.left, other.left), min(self.top, other.top)),
-            *(max(self.right, other.right), max(self.bottom, other.bottom)),
-        )
-
-    def intersection(self, other: Box) -> Box:
-        """Of width or height <= 0 where they do not meet."""
-        return Box(
-            *(max(self.left, other.left), max(self.top, other.top)),
-            *(min(self.right, other.right), min(self.bottom, other.bottom)),
-        )
-
-    def grown(self, by: float) -> Box:
-        return Box(self.left - by, self.top - by, self.right + by, self.bottom + by)
-
-    def beside(self, other: Box) -> bool:
-        """Whether they share a row: their heights overlap by half of the smaller one."""
-        shared = min(self.bottom, other.bottom) - max(self.top, other.top)
-        return shared > 0.5 * max(min(self.height, other.height), 0.1)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A run of text on one line, or a figure (text empty). size: of the font; fixed: a typewriter's font, as code is
-    set in; column: which column of its page it belongs to, by number."""
-
-    box: Box
-    text: str = ""
-    size: float = 0.0
-    fixed: bool = False
+    rect: Rect
+    text: str = ""  # empty for a figure
+    font_size: float = 0.0  # points
+    monospaced: bool = False  # set in a fixed-width font, as code is
     figure: Any = None
-    column: int = -1
+    column: int = -1  # number of its column on the page
 
 
-def lines_in_order(pieces: Sequence[Piece]) -> list[Piece]:
-    """Pieces of a page in any order -> its lines and figures in reading order, pieces of one line joined."""
-    lines: list[Piece] = []
-    for number, column in enumerate(_columns(list(pieces))):
+def lines_in_order(items: Sequence[PageItem]) -> list[PageItem]:
+    """Return the lines and figures of a page in reading order, with the items of one line joined.
+
+    Args:
+        items: Items of one page, in any order.
+    """
+    lines: list[PageItem] = []
+    for number, column in enumerate(_columns(list(items))):
         lines += [replace(line, column=number) for line in _rows(column)]
     return lines
 
 
-def _columns(pieces: list[Piece]) -> Iterator[list[Piece]]:
-    """Groups of pieces without a gutter, in reading order."""
-    gutter = _gutter(pieces)
+def _columns(items: list[PageItem]) -> Iterator[list[PageItem]]:
+    """Yield groups of items without a gutter, in reading order."""
+    gutter = _gutter(items)
     if gutter is None:
-        if pieces:
-            yield pieces
+        if items:
+            yield items
         return
-    spanning = [piece for piece in pieces if piece.box.left < gutter < piece.box.right]
-    rest = [piece for piece in pieces if not piece.box.left < gutter < piece.box.right]
-    # What stands in one row with spanning text belongs to it.
-    wide_text = [piece for piece in spanning if piece.figure is None]
-    spanning += [piece for piece in rest if any(piece.box.beside(wide.box) for wide in wide_text)]
-    beside = {id(piece) for piece in spanning}
-    spanning.sort(key=lambda piece: piece.box.middle)
-    bands: list[tuple[list[Piece], list[Piece], list[Piece]]] = [([], [], [])]  # left, right, what spans below them
-    remaining = sorted((piece for piece in rest if id(piece) not in beside), key=lambda piece: piece.box.middle)
+    spanning = [item for item in items if item.rect.left < gutter < item.rect.right]
+    rest = [item for item in items if not item.rect.left < gutter < item.rect.right]
+    # Items in one row with spanning text belong to that text.
+    wide_text = [item for item in spanning if item.figure is None]
+    spanning += [item for item in rest if any(item.rect.beside(wide.rect) for wide in wide_text)]
+    spanning_ids = {id(item) for item in spanning}
+    spanning.sort(key=lambda item: item.rect.middle)
+    bands: list[tuple[list[PageItem], list[PageItem], list[PageItem]]] = [([], [], [])]  # left, right, spanning below
+    remaining = sorted((item for item in rest if id(item) not in spanning_ids), key=lambda item: item.rect.middle)
     for wide in spanning:
-        above = [piece for piece in remaining if piece.box.middle < wide.box.middle]
+        above = [item for item in remaining if item.rect.middle < wide.rect.middle]
         remaining = remaining[len(above) :]
         if above and bands[-1][2]:
             bands.append(([], [], []))
-        for piece in above:
-            bands[-1][piece.box.left >= gutter].append(piece)
+        for item in above:
+            bands[-1][item.rect.left >= gutter].append(item)
         bands[-1][2].append(wide)
     bands.append(([], [], []))
-    for piece in remaining:
-        bands[-1][piece.box.left >= gutter].append(piece)
+    for item in remaining:
+        bands[-1][item.rect.left >= gutter].append(item)
     for left, right, below in bands:
         yield from _columns(left)
         yield from _columns(right)
@@ -130,16 +90,16 @@ def _columns(pieces: list[Piece]) -> Iterator[list[Piece]]:
             yield below
 
 
-def _gutter(pieces: list[Piece]) -> float | None:
-    """Where the gutter between two columns stands; None if there is but one column."""
-    texts = [piece for piece in pieces if piece.figure is None]
-    gaps: list[tuple[float, float, Piece, Piece]] = []
+def _gutter(items: list[PageItem]) -> float | None:
+    """Return the x coordinate of the gutter between two columns, or None if there is only one column."""
+    texts = [item for item in items if item.figure is None]
+    gaps: list[tuple[float, float, PageItem, PageItem]] = []
     for left in texts:
-        beside = [right for right in texts if right.box.left > left.box.right and right.box.beside(left.box)]
+        beside = [right for right in texts if right.rect.left > left.rect.right and right.rect.beside(left.rect)]
         if beside:
-            right = min(beside, key=lambda piece: piece.box.left)
-            if right.box.left - left.box.right > SPLIT_GAP * min(left.size, right.size):
-                gaps.append((left.box.right, right.box.left, left, right))
+            right = min(beside, key=lambda item: item.rect.left)
+            if right.rect.left - left.rect.right > SPLIT_GAP * min(left.font_size, right.font_size):
+                gaps.append((left.rect.right, right.rect.left, left, right))
     tried: set[int] = set()
     while True:
         votes = [
@@ -156,169 +116,196 @@ def _gutter(pieces: list[Piece]) -> float | None:
         tried |= {number for number, gap in enumerate(gaps) if gap[0] < edge <= gap[1]}
 
 
-def _are_columns(lines: list[Piece]) -> bool:
-    """Whether these are lines of running text rather than cells of a table or numbers of a list: long, and filling the
-    width that the longest of them takes."""
-    width = max(line.box.right for line in lines) - min(line.box.left for line in lines)
+def _are_columns(lines: list[PageItem]) -> bool:
+    """Return whether these are lines of running text, not table cells or list numbers.
+
+    Lines of running text are long, and most of them are nearly as wide as the longest one.
+    """
+    width = max(line.rect.right for line in lines) - min(line.rect.left for line in lines)
     return (
         median(len(line.text) for line in lines) >= MIN_COLUMN_CHARACTERS
-        and median(line.box.width for line in lines) > 0.6 * width
+        and median(line.rect.width for line in lines) > 0.6 * width
     )
 
 
-def _rows(pieces: list[Piece]) -> list[Piece]:
-    """One column's lines from top to bottom, each from left to right; figures where their upper edge stands."""
-    rows: list[list[Piece]] = []
-    for piece in sorted((piece for piece in pieces if piece.figure is None), key=lambda piece: piece.box.middle):
-        row = next((row for row in reversed(rows[-3:]) if any(piece.box.beside(other.box) for other in row)), None)
+def _rows(items: list[PageItem]) -> list[PageItem]:
+    """Return one column's lines from top to bottom, each from left to right, with figures at their upper edges."""
+    rows: list[list[PageItem]] = []
+    for item in sorted((item for item in items if item.figure is None), key=lambda item: item.rect.middle):
+        row = next((row for row in reversed(rows[-3:]) if any(item.rect.beside(other.rect) for other in row)), None)
         if row is None:
-            rows.append([piece])
+            rows.append([item])
         else:
-            row.append(piece)
-    lines = [_joined(sorted(row, key=lambda piece: piece.box.left)) for row in rows]
-    for figure in sorted((piece for piece in pieces if piece.figure is not None), key=lambda piece: piece.box.top):
-        place = next((place for place, line in enumerate(lines) if line.box.middle > figure.box.top), len(lines))
-        lines.insert(place, figure)
+            row.append(item)
+    lines = [_joined(sorted(row, key=lambda item: item.rect.left)) for row in rows]
+    for figure in sorted((item for item in items if item.figure is not None), key=lambda item: item.rect.top):
+        position = next((at for at, line in enumerate(lines) if line.rect.middle > figure.rect.top), len(lines))
+        lines.insert(position, figure)
     return lines
 
 
-def _joined(row: list[Piece]) -> Piece:
-    box, text = row[0].box, row[0].text
-    for piece in row[1:]:
-        gap = piece.box.left - box.right
-        spaces = max(1, round(gap / (0.6 * piece.size))) if piece.fixed and piece.size else 1
-        text += (" " * spaces if gap > 0.15 * piece.size else "") + piece.text
-        box = box.union(piece.box)
-    longest = max(row, key=lambda piece: len(piece.text))
-    return Piece(box, text, longest.size, longest.fixed)
+def _joined(row: list[PageItem]) -> PageItem:
+    rect, text = row[0].rect, row[0].text
+    for item in row[1:]:
+        gap = item.rect.left - rect.right
+        spaces = max(1, round(gap / (0.6 * item.font_size))) if item.monospaced and item.font_size else 1
+        text += (" " * spaces if gap > 0.15 * item.font_size else "") + item.text
+        rect = rect.union(item.rect)
+    longest = max(row, key=lambda item: len(item.text))
+    return PageItem(rect, text, longest.font_size, longest.monospaced)
 
 
 # --- paragraphs -------------------------------------------------------------------------------------------------------
 
-_ITEM = re.compile(r"[•◦▪‣–∗]\s|\[\d{1,3}\]\s|\(?(?:\d{1,2}|[a-z])[.)]\s")
+_LIST_ITEM = re.compile(r"[•◦▪‣–∗]\s|\[\d{1,3}\]\s|\(?(?:\d{1,2}|[a-z])[.)]\s")
 _CAPTION = re.compile(r"(?:Fig(?:ure|\.)|Table|Algorithm|Listing|Scheme|Plate)\s*[\dA-Z]", re.IGNORECASE)
-_LEADER = re.compile(r"(?:\. ?){4,} ?\w+$")  # a line of a table of contents: dots, then the page
-_CLOSED = re.compile(r"[.!?:;。！？：；][\"'”’)\]]*$")
+_CONTENTS_LINE = re.compile(r"(?:\. ?){4,} ?\w+$")  # of a table of contents: dots, then the page number
+_SENTENCE_END = re.compile(r"[.!?:;。！？：；][\"'”’)\]]*$")
 _CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
 
-def paragraphs(lines: Sequence[Piece]) -> list[Piece]:
-    """Lines in reading order -> paragraphs and figures, hyphenated words joined. Code keeps its lines."""
+def paragraphs(lines: Sequence[PageItem]) -> list[PageItem]:
+    """Join lines to paragraphs, and the parts of hyphenated words to words. Code keeps its lines.
+
+    Args:
+        lines: Lines and figures in reading order, as `lines_in_order` returns them.
+
+    Returns:
+        Paragraphs and figures in reading order.
+    """
     words = _whole_words(lines)
     edges = _column_edges(lines)
-    found: list[Piece] = []
-    previous: Piece | None = None
+    found: list[PageItem] = []
+    previous: PageItem | None = None
     starts_paragraph = True
     for number, line in enumerate(lines):
         following = lines[number + 1] if number + 1 < len(lines) else None
         if line.figure is not None or previous is None or previous.figure is not None:
             new = True
-        elif line.column != previous.column or line.box.top < previous.box.top:
-            new = not _goes_on(previous, line)
+        elif line.column != previous.column or line.rect.top < previous.rect.top:
+            new = not _continues_in_next_column(previous, line)
         else:
-            new = _begins(previous, line, following, edges[line.column], starts_paragraph)
+            new = _begins_paragraph(previous, line, following, edges[line.column], starts_paragraph)
         if new:
-            indent = _indent(line, edges.get(line.column)) if line.fixed else ""
+            indent = _indent(line, edges.get(line.column)) if line.monospaced else ""
             found.append(replace(line, text=indent + line.text))
         else:
-            found[-1] = replace(found[-1], text=_continued(found[-1].text, line, edges[line.column], words))
+            found[-1] = replace(found[-1], text=_extended(found[-1].text, line, edges[line.column], words))
         starts_paragraph = new
         previous = line
     return found
 
 
-def _whole_words(lines: Sequence[Piece]) -> set[str]:
-    """The words of a document that no line's end cuts."""
+def _whole_words(lines: Sequence[PageItem]) -> set[str]:
+    """Return the words of a document that are not divided at the end of a line."""
     words: set[str] = set()
-    cut = False
+    divided = False
     for line in lines:
         found = re.findall(r"\w[\w-]*", line.text)
-        ends_cut = line.text[-1:] in HYPHENS and bool(line.text)
-        words.update(found[cut : len(found) - ends_cut])
-        cut = ends_cut
+        ends_divided = line.text[-1:] in HYPHENS and bool(line.text)
+        words.update(found[divided : len(found) - ends_divided])
+        divided = ends_divided
     return words
 
 
 def is_caption(text: str) -> bool:
+    """Return whether a text begins as the caption of a figure or table."""
     return _CAPTION.match(text) is not None
 
 
 @dataclass(frozen=True)
-class _Edges:
-    """Of a column: where its lines begin and end, how large they are, and how far apart they stand."""
+class _ColumnEdges:
+    """Where the lines of a column begin and end, in points."""
 
     left: float
     right: float
-    size: float
-    pitch: float
+    font_size: float  # median
+    pitch: float  # distance between the middles of two lines
 
 
-def _column_edges(lines: Sequence[Piece]) -> dict[int, _Edges]:
-    columns: dict[int, list[Piece]] = {}
+def _column_edges(lines: Sequence[PageItem]) -> dict[int, _ColumnEdges]:
+    columns: dict[int, list[PageItem]] = {}
     for line in lines:
         if line.figure is None:
             columns.setdefault(line.column, []).append(line)
     edges = {}
     for column, members in columns.items():
         pitches = [
-            below.box.middle - above.box.middle
+            below.rect.middle - above.rect.middle
             for above, below in pairwise(members)
-            if abs(above.size - below.size) < 0.1 * above.size and below.box.middle > above.box.middle
+            if abs(above.font_size - below.font_size) < 0.1 * above.font_size and below.rect.middle > above.rect.middle
         ]
-        size = median(line.size for line in members)
+        size = median(line.font_size for line in members)
         pitch = min(median(pitches), 2 * size) if pitches else 1.3 * size
-        edges[column] = _Edges(
-            min(line.box.left for line in members), max(line.box.right for line in members), size, pitch
+        edges[column] = _ColumnEdges(
+            min(line.rect.left for line in members), max(line.rect.right for line in members), size, pitch
         )
     return edges
 
 
-def _begins(previous: Piece, line: Piece, following: Piece | None, column: _Edges, after_first: bool) -> bool:
-    """Whether a line begins a paragraph, the previous one standing above it in its column."""
-    em = line.size or 10.0
-    shift = line.box.left - previous.box.left
-    if line.fixed and previous.fixed:
-        return line.box.middle - previous.box.middle > 2.6 * column.pitch
-    if line.fixed != previous.fixed and (len(line.text) > 3 or len(previous.text) > 3):
+def _begins_paragraph(
+    previous: PageItem, line: PageItem, following: PageItem | None, column: _ColumnEdges, after_first: bool
+) -> bool:
+    """Return whether a line begins a paragraph. `after_first`: `previous`, the line above it, began one."""
+    em = line.font_size or 10.0
+    shift = line.rect.left - previous.rect.left
+    distance = line.rect.middle - previous.rect.middle
+    if line.monospaced and previous.monospaced:
+        return distance > 2.6 * column.pitch
+    if line.monospaced != previous.monospaced and (len(line.text) > 3 or len(previous.text) > 3):
         return True
-    if line.box.middle - previous.box.middle > 1.3 * column.pitch * max(1.0, line.size / (column.size or em)):
+    if distance > 1.3 * column.pitch * max(1.0, line.font_size / (column.font_size or em)):
         return True
-    if abs(line.size - previous.size) > 0.12 * max(line.size, previous.size):
+    if _sizes_differ(previous, line):
         return True
-    if _ITEM.match(line.text) and previous.text[-1:] not in HYPHENS:
+    if _LIST_ITEM.match(line.text) and previous.text[-1:] not in HYPHENS:
         return True
-    if _LEADER.search(previous.text):
+    if _CONTENTS_LINE.search(previous.text):
         return True
-    ended = previous.box.right < column.right - 0.25 * (column.right - column.left)
-    if ended and _CLOSED.search(previous.text):
+    ends_early = previous.rect.right < column.right - 0.25 * (column.right - column.left)
+    if ends_early and _SENTENCE_END.search(previous.text):
         return True
-    if abs(line.box.left + line.box.right - previous.box.left - previous.box.right) < em:
+    if abs(line.rect.left + line.rect.right - previous.rect.left - previous.rect.right) < em:
         return False  # both are centred
-    if 0.8 * em < shift < 5 * em:  # indented: the first line of a paragraph, or all but the first of a list's item
-        return following is None or following.figure is not None or following.box.left < line.box.left - 0.5 * em
-    return -shift > 0.8 * em and not after_first  # back to the margin after lines that hung
+    if 0.8 * em < shift < 5 * em:  # indented: the first line of a paragraph, or a later line of a list item
+        return following is None or following.figure is not None or following.rect.left < line.rect.left - 0.5 * em
+    return -shift > 0.8 * em and not after_first  # back at the margin after indented lines
 
 
-def _goes_on(previous: Piece, line: Piece) -> bool:
-    """Whether a paragraph that met the end of its column goes on in the next."""
-    if abs(line.size - previous.size) > 0.12 * max(line.size, previous.size) or line.fixed or previous.fixed:
+def _continues_in_next_column(previous: PageItem, line: PageItem) -> bool:
+    """Return whether a paragraph that reached the end of its column continues with this line of the next one."""
+    if _sizes_differ(previous, line) or line.monospaced or previous.monospaced:
         return False
-    return not _CLOSED.search(previous.text) and line.text[:1].islower()
+    return not _SENTENCE_END.search(previous.text) and line.text[:1].islower()
 
 
-def _continued(text: str, line: Piece, column: _Edges, words: set[str]) -> str:
-    if line.fixed:
+def _sizes_differ(first: PageItem, second: PageItem) -> bool:
+    return abs(second.font_size - first.font_size) > 0.12 * max(second.font_size, first.font_size)
+
+
+def _extended(text: str, line: PageItem, column: _ColumnEdges, words: set[str]) -> str:
+    if line.monospaced:
         return f"{text}\n{_indent(line, column)}{line.text}"
     return joined_lines(text, line.text, words)
 
 
-def _indent(line: Piece, column: _Edges | None) -> str:
-    return " " * round((line.box.left - column.left) / (0.6 * line.size)) if column and line.size else ""
+def _indent(line: PageItem, column: _ColumnEdges | None) -> str:
+    if not column or not line.font_size:
+        return ""
+    return " " * round((line.rect.left - column.left) / (0.6 * line.font_size))
 
 
 def joined_lines(first: str, second: str, words: set[str]) -> str:
-    """Two lines of a paragraph as one. A word hyphenated at the line's end is joined, unless the document's words say
-    that the hyphen is its own: it stands elsewhere with it, or both parts stand elsewhere alone."""
+    """Return two lines of a paragraph as one.
+
+    A word that is hyphenated at the end of `first` is joined. It keeps its hyphen if `words` show that the word has
+    one: the word occurs with its hyphen, or both parts of it occur alone.
+
+    Args:
+        first: A line, or a paragraph so far.
+        second: The next line.
+        words: The words of the document that are not divided at the end of a line.
+    """
     if first[-1:] in HYPHENS and first[-2:-1].isalpha() and second[:1].islower():
         head = re.findall(r"[\w-]*$", first[:-1])[0]
         tail = re.findall(r"^[\w-]*", second)[0]

@@ -1,1 +1,1 @@
-"""Images with the text to read in them: pages, rendered text, scene text."""
+"""Readers of images with the text in them (OCR): pages, rendered text and scene text."""

@@ -1,4 +1,4 @@
-"""Fonts, and what each of them can draw: no letter that a font lacks may be drawn as an empty box."""
+"""Fonts and the characters that each can draw. A font draws an empty box for a character that it lacks."""
 
 from __future__ import annotations
 
@@ -20,29 +20,33 @@ from data_pipeline.inputs.names import files_below
 SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
 _CODE_POINTS = 0x110000
 _PRIVATE_USE = ((0xE000, 0xF8FF), (0xF0000, 0x10FFFF))
-_UNASSIGNED = 0x0378  # a font that has a glyph for it, such as Last Resort, draws boxes on purpose
+_UNASSIGNED = 0x0378  # a font with a glyph for this code point draws boxes on purpose, as Last Resort does
 
 
 @dataclass(frozen=True)
 class Face:
-    """One face of a font file; collections (.ttc) hold several."""
+    """One face of a font file."""
 
     path: str
-    index: int = 0
+    index: int = 0  # of the face in a collection (.ttc)
 
     def at(self, size: int) -> ImageFont.FreeTypeFont:
-        """The face at so many pixels an em, shaped by raqm where Pillow has it."""
+        """Return the face at a size in pixels per em, shaped by raqm if Pillow has it."""
         return ImageFont.truetype(self.path, size, index=self.index)
 
     def covers(self, codes: np.ndarray) -> bool:
-        """Whether it has a glyph for each of these code points."""
+        """Return whether the face has a glyph for each of these code points, int64 [n]."""
         return bool((_coverage(self)[codes >> 3] >> (codes & 7) & 1).all())
 
 
 def find_faces(folder: str) -> tuple[Face, ...]:
-    """All faces of the scalable Unicode fonts in a folder, or of the system's where the folder is "", by file name.
+    """Return all faces of the scalable Unicode fonts in a folder, by file name.
 
-    Raises DataError if there is none.
+    Args:
+        folder: A folder; "" for the fonts of the system.
+
+    Raises:
+        DataError: There are no fonts.
     """
     paths = [str(path) for path in files_below(Path(folder))] if folder else font_manager.findSystemFonts()
     files = sorted(
@@ -50,32 +54,35 @@ def find_faces(folder: str) -> tuple[Face, ...]:
     )
     faces = tuple(face for path in files for face in _faces(path))
     if not faces:
-        where = f"{folder} holds no fonts" if folder else "this machine has no fonts"
-        raise DataError(f"{where} ({', '.join(SUFFIXES)}): give a folder of them with --set fonts=FOLDER")
+        where = f"{folder} contains no fonts" if folder else "this machine has no fonts"
+        raise DataError(f"{where} ({', '.join(SUFFIXES)}): give a folder of fonts with --set fonts=FOLDER")
     return faces
 
 
-def choose_face(faces: Sequence[Face], text: str, order: random.Random) -> Face:
-    """The first face, in an order drawn anew, that can draw the whole text. Raises BadSample `no_glyph`."""
+def choose_face(faces: Sequence[Face], text: str, rng: random.Random) -> Face:
+    """Return the first face, in random order, that can draw the whole text.
+
+    Raises:
+        BadSample: no_glyph, if no face can.
+    """
     codes = code_points(text)
-    for face in order.sample(faces, len(faces)):
+    for face in rng.sample(faces, len(faces)):
         if face.covers(codes):
             return face
-    lacking = [chr(code) for code in codes if not any(face.covers(np.array([code])) for face in faces)]
-    shown = ", ".join(f"U+{ord(letter):04X} {unicodedata.name(letter, '')}".strip() for letter in lacking[:4])
-    said = (
-        f"none of {len(faces)} fonts has {shown}" if lacking else f"no one of {len(faces)} fonts has all of its letters"
-    )
-    raise BadSample("no_glyph", said)
+    missing = [chr(code) for code in codes if not any(face.covers(np.array([code])) for face in faces)]
+    if not missing:
+        raise BadSample("no_glyph", f"none of the {len(faces)} fonts has all of its characters")
+    shown = ", ".join(f"U+{ord(letter):04X} {unicodedata.name(letter, '')}".strip() for letter in missing[:4])
+    raise BadSample("no_glyph", f"none of the {len(faces)} fonts has {shown}")
 
 
 def code_points(text: str) -> np.ndarray:
-    """The code points of a text that must be drawn, each once, in order; line breaks are none."""
+    """Return the code points of a text, each once, sorted, without line breaks: int64 [n]."""
     return np.array(sorted({ord(letter) for letter in text if letter != "\n"}), dtype=np.int64)
 
 
 def needs_shaping(text: str) -> bool:
-    """Whether letters of the text join, reorder or run leftward, which only raqm draws rightly."""
+    """Return whether letters of the text join, reorder or run from right to left. Only raqm draws these correctly."""
     return any(
         unicodedata.bidirectional(letter) in ("R", "AL", "AN") or unicodedata.category(letter) in ("Mn", "Mc")
         for letter in text
@@ -83,31 +90,33 @@ def needs_shaping(text: str) -> bool:
 
 
 def can_shape() -> bool:
-    """Whether Pillow has raqm."""
+    """Return whether Pillow has raqm."""
     return features.check("raqm") is True
 
 
 @lru_cache(maxsize=1024)
 def _faces(path: str) -> tuple[Face, ...]:
-    """The usable faces of a file: those with outlines that draw no box on purpose."""
+    """Return the usable faces of a file."""
     try:
         faces = [Face(path, index) for index in range(FT2Font(path).num_faces)]
-        return tuple(face for face in faces if _usable(FT2Font(path, face_index=face.index)))
-    except (OSError, RuntimeError):  # no font, whatever its name
+        return tuple(face for face in faces if _is_usable(FT2Font(path, face_index=face.index)))
+    except (OSError, RuntimeError):  # not a font, in spite of its name
         return ()
 
 
-def _usable(font: FT2Font) -> bool:
+def _is_usable(font: FT2Font) -> bool:
     return FaceFlags.SCALABLE in font.face_flags and _UNASSIGNED not in font.get_charmap()
 
 
 @lru_cache(maxsize=1024)
 def _coverage(face: Face) -> np.ndarray:
-    """Which code points the face's character map has, a bit each: uint8 [0x110000 / 8]. Not those of private use, which
-    mean something else in every font."""
+    """Return which code points the face has a glyph for, one bit each: uint8 [0x110000 / 8].
+
+    Code points of private use count as missing: they mean something else in every font.
+    """
     covered = np.zeros(_CODE_POINTS, bool)
     charmap = FT2Font(face.path, face_index=face.index).get_charmap()
-    covered[[code for code, glyph in charmap.items() if glyph]] = True  # glyph 0 is the box for what is missing
+    covered[[code for code, glyph in charmap.items() if glyph]] = True  # glyph 0 is the box for a missing character
     for first, last in _PRIVATE_USE:
         covered[first : last + 1] = False
     return np.packbits(covered, bitorder="little")

@@ -1,13 +1,13 @@
-"""Text files as pictures of text, for the OCR domain: real fonts, and everything else drawn by lot.
+r"""Text files rendered to images, for the OCR domain: real fonts, random sizes, colours and backgrounds.
 
-A sample's text is what its picture shows, line for line. Three layouts: `line`, one line; `paragraph`, one paragraph,
-or as much of it as twelve lines hold; `page`, paragraphs down a page, with a blank line between them. The record also
-says where the ink of each line lies, in pixels:
+A sample's text is what its image shows, line by line. Option `layout` has three values: `line`, one line; `paragraph`,
+one paragraph, or as much of it as fits in twelve lines; `page`, paragraphs with a blank line between them. The record
+also contains the bounding box of each line's glyphs, in pixels:
 
     {"domain": "ocr", "text": "The quick brown\nfox jumps.", "line_boxes": [[12, 9, 151, 27], [12, 35, 98, 53]]}
 
-What is drawn depends on the text, the seed, the options and the fonts alone: name a folder of fonts where the same
-pictures must come out on another machine.
+The images depend on the text, the seed, the options and the fonts alone. Give a folder of fonts to get the same images
+on another machine.
 """
 
 from __future__ import annotations
@@ -24,58 +24,53 @@ from typing import Any, Literal
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import MATERIAL, Draft, Rejected, Unit
 from data_pipeline.inputs.names import files_below
-from data_pipeline.inputs.ocr.compositing import Scenery, compose
+from data_pipeline.inputs.ocr.compositing import Compositing, compose
 from data_pipeline.inputs.ocr.fonts import Face, can_shape, choose_face, code_points, find_faces, needs_shaping
-from data_pipeline.inputs.ocr.typesetting import Line, clean, leftward, set_lines, wrap
+from data_pipeline.inputs.ocr.typesetting import Line, clean, draw_lines, runs_leftward, wrap
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
-TEXT_A_UNIT = 1 << 16  # bytes
-PICTURE_BYTES_A_LETTER = 100  # roughly
-_SEARCHED = 1 << 12  # how far after its place a cut looks for the end of a line
+TEXT_BYTES_PER_UNIT = 1 << 16
+IMAGE_BYTES_PER_TEXT_BYTE = 100  # approximate
+_MAX_LINE_SEARCH = 1 << 12  # bytes after a cut in which the end of a line is searched
 
 
 @dataclass(frozen=True)
-class Layout:
-    """width: of a line, in ems, least and most; lines and paragraphs: most of each; margin: in ems, least and most;
-    full: pages are equally high, however little stands on the last."""
+class PageStyle:
+    """The ranges from which the geometry of an image is drawn."""
 
-    width: tuple[float, float]
-    lines: tuple[int, int]
-    paragraphs: int
-    margin: tuple[float, float]
-    full: bool = False
+    width: tuple[float, float]  # of a line, in ems
+    lines: tuple[int, int]  # of which one number is drawn: the most lines of the image
+    paragraphs: int  # at most
+    margin: tuple[float, float]  # in ems
+    full_height: bool = False  # as high as the most lines need, even if there are fewer
 
 
-LAYOUTS = {
-    "line": Layout(width=(6, 40), lines=(1, 1), paragraphs=1, margin=(0.2, 1.5)),
-    "paragraph": Layout(width=(14, 40), lines=(12, 12), paragraphs=1, margin=(0.3, 2.5)),
-    "page": Layout(width=(28, 46), lines=(24, 48), paragraphs=1000, margin=(2.0, 5.0), full=True),
+PAGE_STYLES = {
+    "line": PageStyle(width=(6, 40), lines=(1, 1), paragraphs=1, margin=(0.2, 1.5)),
+    "paragraph": PageStyle(width=(14, 40), lines=(12, 12), paragraphs=1, margin=(0.3, 2.5)),
+    "page": PageStyle(width=(28, 46), lines=(24, 48), paragraphs=1000, margin=(2.0, 5.0), full_height=True),
 }
 
 
 @dataclass(frozen=True)
 class RenderedText:
-    """Text files in UTF-8, and folders of them (*.txt); every line of a file is a paragraph.
-
-    fonts: a folder; empty: the system's. backgrounds: a folder of pictures to draw on, beside plain, graded and noisy
-    grounds. contrast: least WCAG contrast ratio of the ink with every pixel under it. max_rotation: degrees;
-    max_blur: pixels; min_quality: of JPEG, of which the best is 95. image_format: png loses nothing.
-    """
+    """UTF-8 text files, and folders of them (*.txt). Every line of a file is a paragraph."""
 
     paths: tuple[str, ...]
     layout: Literal["line", "paragraph", "page"] = "paragraph"
     seed: int = 0
-    fonts: str = field(default="", metadata=MATERIAL)
-    min_font_size: int = 14
-    max_font_size: int = 40
-    backgrounds: str = field(default="", metadata=MATERIAL)
-    contrast: float = 3.0
-    max_rotation: float = 2.0
-    max_blur: float = 0.8
-    min_quality: int = 50
+    fonts: str = field(default="", metadata=MATERIAL)  # a folder; empty: the fonts of the system
+    min_font_size: int = 14  # pixels per em
+    max_font_size: int = 40  # pixels per em
+    backgrounds: str = field(default="", metadata=MATERIAL)  # a folder of images to draw on, besides generated ones
+    contrast: float = 3.0  # least WCAG contrast ratio of the text with every pixel of its background
+    max_rotation: float = 2.0  # degrees, in either direction
+    max_blur: float = 0.8  # radius in pixels
+    min_quality: int = 50  # of JPEG; the greatest is 95
     image_format: Literal["jpg", "png"] = "jpg"
 
     def __post_init__(self) -> None:
+        """Check the options."""
         for option, value, least, most in (
             ("min_font_size", self.min_font_size, 6, self.max_font_size),
             ("max_font_size", self.max_font_size, 6, 400),
@@ -88,17 +83,19 @@ class RenderedText:
                 raise DataError(f"--set {option}={value}: give a value from {least} to {most}")
 
     def units(self) -> Sequence[Unit]:
+        """Return units of TEXT_BYTES_PER_UNIT bytes of text."""
         find_faces(self.fonts)
         files = [file for path in self.paths for file in _text_files(Path(path))]
         return [
-            Unit(str(file), start, min(start + TEXT_A_UNIT, size), bytes=PICTURE_BYTES_A_LETTER * (stop - start))
+            Unit(str(file), start, stop, bytes=IMAGE_BYTES_PER_TEXT_BYTE * (stop - start))
             for file in files
             for size in [file.stat().st_size]
-            for start in range(0, size, TEXT_A_UNIT)
-            for stop in [min(start + TEXT_A_UNIT, size)]
+            for start in range(0, size, TEXT_BYTES_PER_UNIT)
+            for stop in [min(start + TEXT_BYTES_PER_UNIT, size)]
         ]
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+        """Yield the samples of a unit: one per image."""
         name = Path(unit.path).name
         faces = find_faces(self.fonts)
         paragraphs: deque[str] = deque()
@@ -109,61 +106,67 @@ class RenderedText:
                 paragraphs.append(paragraph)
         number = 0
         while paragraphs:
-            lot = random.Random(f"{self.seed}:{name}:{unit.start}:{number}")
-            origin = f"{name}@{unit.start} picture {number}"
+            rng = random.Random(f"{self.seed}:{name}:{unit.start}:{number}")
+            origin = f"{name}@{unit.start} picture {number}"  # stored in the shard: another word changes its bytes
             number += 1
             try:
-                face = _face_of(paragraphs[0], faces, lot)
+                face = _face_of(paragraphs[0], faces, rng)
             except BadSample as error:
                 yield Rejected(origin, error.reason, f"{error.detail}: {paragraphs.popleft()[:60]!r}")
                 continue
             try:
-                yield self._draw(paragraphs, face, lot, origin)
+                yield self._draw(paragraphs, face, rng, origin)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
 
-    def _draw(self, paragraphs: deque[str], face: Face, lot: random.Random, origin: str) -> Draft:
-        """Takes from the paragraphs what goes onto one picture, and draws it."""
-        layout = LAYOUTS[self.layout]
-        size = lot.randint(self.min_font_size, self.max_font_size)
+    def _draw(self, paragraphs: deque[str], face: Face, rng: random.Random, origin: str) -> Draft:
+        """Remove from the paragraphs what fits on one image, and draw it. The order of random draws is fixed."""
+        style = PAGE_STYLES[self.layout]
+        size = rng.randint(self.min_font_size, self.max_font_size)
         font = face.at(size)
-        pitch = round(sum(font.getmetrics()) * lot.uniform(1.0, 1.5))
-        width = size * lot.uniform(*layout.width)
-        most = lot.randint(*layout.lines)
-        runs_leftward = leftward(paragraphs[0])
-        lines = _fill(paragraphs, face, layout.paragraphs, most, lambda text: wrap(text, font, width))
+        pitch = round(sum(font.getmetrics()) * rng.uniform(1.0, 1.5))
+        width = size * rng.uniform(*style.width)
+        max_lines = rng.randint(*style.lines)
+        leftward = runs_leftward(paragraphs[0])
+        lines = _take_lines(paragraphs, face, style.paragraphs, max_lines, lambda text: wrap(text, font, width))
 
         sides: tuple[Literal["left", "centre", "right"], ...] = ("left", "left", "left", "centre", "right")
-        align = "right" if runs_leftward else lot.choice(sides)
-        block = set_lines(lines, font, pitch=pitch, align=align, height=most * pitch if layout.full else 0)
-        scenery = Scenery(
-            margin=round(size * lot.uniform(*layout.margin)),
-            angle=lot.uniform(-self.max_rotation, self.max_rotation),
+        align = "right" if leftward else rng.choice(sides)
+        text = draw_lines(lines, font, pitch=pitch, align=align, height=max_lines * pitch if style.full_height else 0)
+        options = Compositing(
+            margin=round(size * rng.uniform(*style.margin)),
+            angle=rng.uniform(-self.max_rotation, self.max_rotation),
             contrast=self.contrast,
-            blur=lot.uniform(0, self.max_blur),
-            quality=lot.randint(self.min_quality, 95) if self.image_format == "jpg" else None,
-            pictures=_pictures(self.backgrounds),
+            blur=rng.uniform(0, self.max_blur),
+            quality=rng.randint(self.min_quality, 95) if self.image_format == "jpg" else None,
+            backgrounds=_background_images(self.backgrounds),
         )
-        media, boxes = compose(block, scenery, lot)
-        record: dict[str, Any] = {"domain": "ocr", "text": "\n".join(lines), "line_boxes": [list(box) for box in boxes]}
-        return Draft(
-            {**record, "font": f"{Path(face.path).name}#{face.index}", "font_size": size}, [media], origin=origin
-        )
+        media, boxes = compose(text, options, rng)
+        record: dict[str, Any] = {
+            "domain": "ocr",
+            "text": "\n".join(lines),
+            "line_boxes": [list(box) for box in boxes],
+            "font": f"{Path(face.path).name}#{face.index}",
+            "font_size": size,
+        }
+        return Draft(record, [media], origin=origin)
 
 
-def _fill(
-    paragraphs: deque[str], face: Face, most_paragraphs: int, most_lines: int, wrapped: Callable[[str], Iterable[Line]]
+def _take_lines(
+    paragraphs: deque[str], face: Face, max_paragraphs: int, max_lines: int, wrapped: Callable[[str], Iterable[Line]]
 ) -> list[str]:
-    """Takes lines from the first paragraphs, as long as the face can draw them and they run the same way; what is left
-    of the last one stays."""
+    """Remove lines from the first paragraphs while the face can draw them and they run in the same direction.
+
+    The rest of the last paragraph stays.
+    """
     lines: list[str] = []
-    runs_leftward = leftward(paragraphs[0])
-    for _ in range(min(most_paragraphs, len(paragraphs))):
+    leftward = runs_leftward(paragraphs[0])
+    for _ in range(min(max_paragraphs, len(paragraphs))):
         text = paragraphs[0]
-        room = most_lines - len(lines) - bool(lines)
-        if room < 1 or leftward(text) != runs_leftward or not face.covers(code_points(text)):
+        free = max_lines - len(lines) - bool(lines)
+        if free < 1 or runs_leftward(text) != leftward or not face.covers(code_points(text)):
             break
-        taken = list(islice(wrapped(text), room))
+        taken = list(islice(wrapped(text), free))
         lines += [*([""] if lines else []), *(line for line, _ in taken)]
         paragraphs.popleft()
         if rest := text[taken[-1][1] :].lstrip():
@@ -171,10 +174,10 @@ def _fill(
     return lines
 
 
-def _face_of(paragraph: str, faces: Sequence[Face], lot: random.Random) -> Face:
+def _face_of(paragraph: str, faces: Sequence[Face], rng: random.Random) -> Face:
     if needs_shaping(paragraph) and not can_shape():
-        raise BadSample("needs_shaping", "this script is drawn rightly only where Pillow has raqm: install libraqm")
-    return choose_face(faces, paragraph, lot)
+        raise BadSample("needs_shaping", "Pillow needs raqm to draw this script correctly: install libraqm")
+    return choose_face(faces, paragraph, rng)
 
 
 def _text_files(path: Path) -> list[Path]:
@@ -182,16 +185,19 @@ def _text_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(file for file in files_below(path) if file.suffix.lower() == ".txt")
     if not files:
-        raise DataError(f"{path} holds no text files (*.txt): give files, or a folder of such")
+        raise DataError(f"{path} contains no text files (*.txt): give text files, or a folder of them")
     return files
 
 
 def paragraphs_of(unit: Unit) -> Iterator[tuple[str, str | BadSample]]:
-    """The paragraphs that begin in a unit, or that a cut in the middle of a very long line leaves in it."""
+    """Yield the origin and text of each paragraph of a unit, or why it cannot be read.
+
+    A paragraph belongs to the unit in which it begins. A very long line is divided between units.
+    """
     name = Path(unit.path).name
     with open(unit.path, "rb") as file:
-        begin = _cut(file, unit.start)
-        end = _cut(file, unit.stop)
+        begin = _line_boundary(file, unit.start)
+        end = _line_boundary(file, unit.stop)
         file.seek(begin)
         lines = file.read(max(end - begin, 0)).split(b"\n")
     for number, line in enumerate(lines):
@@ -205,26 +211,28 @@ def paragraphs_of(unit: Unit) -> Iterator[tuple[str, str | BadSample]]:
             yield origin, text
 
 
-def _cut(file: Any, place: int) -> int:
-    """Where a cut at this byte really goes: to the end of the line that it falls into, if that is near, else to the
-    next character. Units that meet there agree without knowing of each other."""
-    if place == 0:
+def _line_boundary(file: Any, offset: int) -> int:
+    """Return where a unit that is cut at this byte ends. The two units that meet there compute the same boundary.
+
+    It is the end of the line that contains the byte, if that is near, else the start of the next character.
+    """
+    if offset == 0:
         return 0
-    file.seek(place - 1)
-    near = file.read(_SEARCHED)
+    file.seek(offset - 1)
+    near = file.read(_MAX_LINE_SEARCH)
     found = near.find(b"\n")
     if found >= 0:
-        return place + found
-    return place + next((offset for offset, byte in enumerate(near[1:]) if byte & 0xC0 != 0x80), len(near) - 1)
+        return offset + found
+    return offset + next((ahead for ahead, byte in enumerate(near[1:]) if byte & 0xC0 != 0x80), len(near) - 1)
 
 
 @lru_cache(maxsize=4)
-def _pictures(folder: str) -> tuple[str, ...]:
-    """The pictures to draw on. Raises DataError if a folder is named that holds none."""
+def _background_images(folder: str) -> tuple[str, ...]:
+    """Return the images in a folder; none if `folder` is "". Raises DataError if the folder contains none."""
     if not folder:
         return ()
     suffixes = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
     found = tuple(sorted(str(path) for path in files_below(Path(folder)) if path.name.lower().endswith(suffixes)))
     if not found:
-        raise DataError(f"--set backgrounds={folder}: the folder holds no pictures")
+        raise DataError(f"--set backgrounds={folder}: the folder contains no images")
     return found

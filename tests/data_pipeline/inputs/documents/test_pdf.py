@@ -1,9 +1,8 @@
-"""PDFs that chromium, matplotlib and Pillow print: text as the page's author wrote it, in order, and its figures."""
+"""PDFs that chromium, matplotlib and Pillow write: the text as it was written, in order, and the figures."""
 
 from __future__ import annotations
 
 import io
-import pydoc_data.topics
 import re
 from html import escape
 from pathlib import Path
@@ -19,61 +18,67 @@ from PIL import Image
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.documents.pdf import PdfDocuments
-from data_pipeline.inputs.documents.reading_order import Box, Piece, joined_lines, lines_in_order, paragraphs
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.ocr.pages import PdfPages
+from tests import prose
 from tests.data_pipeline.chromium import print_to_pdf
 from tests.data_pipeline.media_files import encoded, pattern
 
 CURVE = """<svg width="220" height="150" viewBox="0 0 220 150"><path d="M20 130 C 80 10, 120 140, 210 20" fill="none"
 stroke="red"/><rect x="20" y="10" width="190" height="120" fill="none" stroke="black"/>
 <text x="100" y="146" font-size="10">time</text><text x="2" y="70" font-size="10">v</text></svg>"""
-STYLE = """@page { size: A4; margin: 2cm } body { font: 12pt serif } h1 { text-align: center }
+STYLE = """@page { size: A4; margin: 3.7cm 2cm } body { font: 12pt serif } h1 { text-align: center }
 .columns { column-count: 2; column-gap: 8mm; text-align: justify } p { margin: 0 0 6pt } .caption { font-size: 9pt }
 .figure { break-inside: avoid; text-align: center; margin: 10pt 0 }"""
 
 
-def prose(count: int) -> list[str]:
-    """Paragraphs of Python's reference, without a hyphen of their own (which could fall on the end of a line)."""
-    paragraphs = (" ".join(p.split()) for topic in sorted(pydoc_data.topics.topics) for p in _paragraphs_of(topic))
-    fit = dict.fromkeys(p for p in paragraphs if re.fullmatch(r"[A-Z][A-Za-z ,.:;()']{150,700}\.", p))
-    return list(fit)[:count]
+def long_sentences(count: int) -> list[str]:
+    """Return paragraphs of one sentence each, in words alone.
 
-
-def _paragraphs_of(topic: str) -> list[str]:
-    return [p for p in pydoc_data.topics.topics[topic].split("\n\n") if not p.startswith(" ")]
+    At the end of a column, a line that ends a sentence also ends the paragraph: these paragraphs have only one.
+    """
+    sentences = re.findall(r"(?<=[.] )[A-Z][A-Za-z ,']{30,}(?=[.])", prose.text())
+    assert len(sentences) >= 5 * count
+    several = [", and ".join(sentences[start : start + 5]) for start in range(0, 5 * count, 5)]
+    return [f"{text.capitalize()}." for text in several]
 
 
 @pytest.fixture(scope="module")
 def paper(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str], bytes]:
-    """A paper in two columns below a wide title and abstract, words hyphenated, with chromium's running
-    heads; its paragraphs in order, and the photograph in it."""
+    """A paper in two columns below a wide title and abstract, with hyphenated words and chromium's running heads.
+
+    Returns:
+        The PDF, its paragraphs and figures in order, and the photograph in it.
+    """
     folder = tmp_path_factory.mktemp("paper")
     photograph = encoded(pattern(300, 400), quality=90)
     (folder / "photo.jpg").write_bytes(photograph)
-    abstract, *body = prose(40)
-    written = [("p", text) for text in body]
+    abstract, *body = long_sentences(40)
+    written = [("paragraph", text) for text in body]
     written.insert(3, ("figure", "Figure 1: What a camera saw."))
     written.insert(9, ("curve", "Figure 2: A curve over time."))
-    shown = {
-        "p": "<p>{}</p>",
+    elements = {
+        "paragraph": "<p>{}</p>",
         "figure": '<div class=figure><img src="photo.jpg" width=200><div class=caption>{}</div></div>',
         "curve": f"<div class=figure>{CURVE}<div class=caption>{{}}</div></div>",
     }
-    columns = "".join(shown[kind].format(hyphenated(text) if kind == "p" else escape(text)) for kind, text in written)
-    title = "On Pictures in Documents and What They Show to Their Patient Readers"
-    page = f"<title>On Pictures</title><style>{STYLE}</style><h1>{title}</h1><p>{abstract}</p>"
+    columns = "".join(
+        elements[kind].format(with_soft_hyphens(text) if kind == "paragraph" else escape(text))
+        for kind, text in written
+    )
+    title = "On Images in Documents and What They Show to Their Patient Readers"
+    page = f"<title>On Images</title><style>{STYLE}</style><h1>{title}</h1><p>{abstract}</p>"
     (folder / "paper.html").write_text(
         f"<!doctype html><html lang=en><meta charset=utf-8>{page}<div class=columns>{columns}</div>"
     )
     print_to_pdf(folder / "paper.html", folder / "paper.pdf", heads=True)
-    truth = [title, abstract]
+    expected = [title, abstract]
     for kind, text in written:
-        truth += [text] if kind == "p" else ["<image>", text]
-    return folder / "paper.pdf", truth, photograph
+        expected += [text] if kind == "paragraph" else ["<image>", text]
+    return folder / "paper.pdf", expected, photograph
 
 
-def hyphenated(text: str) -> str:
+def with_soft_hyphens(text: str) -> str:
     return re.sub(r"([a-z]{4})(?=[a-z]{4})", r"\1&shy;", escape(text))
 
 
@@ -83,10 +88,10 @@ def drafts(kind: PdfDocuments | PdfPages) -> list[Draft]:
     return [draft for draft in found if isinstance(draft, Draft)]
 
 
-def pages_of(path: Path) -> int:
-    pages = len(pdfium.PdfDocument(path))
-    assert pages > 2
-    return pages
+def page_count(path: Path) -> int:
+    count = len(pdfium.PdfDocument(path))
+    assert count > 2
+    return count
 
 
 def rejections(path: Path) -> list[tuple[str, str]]:
@@ -94,59 +99,60 @@ def rejections(path: Path) -> list[tuple[str, str]]:
     return [(r.origin, r.reason) for unit in kind.units() for r in kind.read(unit) if isinstance(r, Rejected)]
 
 
-def test_a_paper_in_two_columns_reads_as_it_was_written(paper):
-    path, truth, photograph = paper
+def test_a_paper_in_two_columns_is_read_as_it_was_written(paper):
+    path, expected, photograph = paper
     (draft,) = drafts(PdfDocuments((str(path),)))
-    assert draft.record["text"].split("\n\n") == truth
+    assert draft.record["text"].split("\n\n") == expected
     assert draft.record["domain"] == "interleaved"
-    assert draft.record["pages"] == [1, pages_of(path)]
+    assert draft.record["pages"] == [1, page_count(path)]
     assert draft.origin == "paper.pdf"
-    assert build_sample(draft.record, images=2, videos=0).as_text().count("<|image|>") == 2
+    build_sample(draft.record, images=2, videos=0)  # raises unless there is one placeholder per image
 
     photo, curve = draft.images
     assert photo.data == photograph  # the stored JPEG, byte for byte
-    drawn = np.asarray(Image.open(io.BytesIO(curve.data)), np.int16)
-    red = (drawn[..., 0] > 200) & (drawn[..., 1:] < 120).all(-1)
-    assert red.any(0).mean() > 0.7  # the curve runs through most of the picture
-    assert (drawn[:, : drawn.shape[1] // 20] < 128).any()  # with the axis's name on its left
+    pixels = np.asarray(Image.open(io.BytesIO(curve.data)), np.int16)
+    red = (pixels[..., 0] > 200) & (pixels[..., 1:] < 120).all(-1)
+    assert red.any(0).mean() > 0.7  # the curve is in most columns of the image
+    assert (pixels[:, : pixels.shape[1] // 20] < 128).any()  # the axis label is at its left edge
 
 
-def test_runs_of_pages_hold_what_the_whole_holds(paper):
+def test_pages_per_sample_divides_a_document_without_loss(paper):
     path, _, _ = paper
     (whole,) = drafts(PdfDocuments((str(path),)))
-    runs = drafts(PdfDocuments((str(path),), pages_per_sample=2))
-    pages = pages_of(path)
-    assert [run.record["pages"] for run in runs] == [[first, min(first + 1, pages)] for first in range(1, pages + 1, 2)]
-    assert [run.origin for run in runs] == [f"paper.pdf#page={first}" for first in range(1, pages + 1, 2)]
-    assert [image for run in runs for image in run.images] == list(whole.images)
-    assert " ".join(run.record["text"] for run in runs).split() == whole.record["text"].split()
+    samples = drafts(PdfDocuments((str(path),), pages_per_sample=2))
+    count = page_count(path)
+    firsts = range(1, count + 1, 2)
+    assert [sample.record["pages"] for sample in samples] == [[first, min(first + 1, count)] for first in firsts]
+    assert [sample.origin for sample in samples] == [f"paper.pdf#page={first}" for first in firsts]
+    assert [image for sample in samples for image in sample.images] == list(whole.images)
+    assert " ".join(sample.record["text"] for sample in samples).split() == whole.record["text"].split()
 
 
-def test_without_figures_only_text_is_read(paper):
+def test_figures_false_reads_text_only(paper):
     (draft,) = drafts(PdfDocuments((str(paper[0]),), figures=False))
     assert not draft.images
     assert "<image>" not in draft.record["text"]
     assert "Figure 1: What a camera saw." in draft.record["text"]
 
 
-def test_pages_are_pictures_with_their_text(paper):
-    path, truth, _ = paper
+def test_pages_are_images_with_their_text(paper):
+    path, expected, _ = paper
     pages = drafts(PdfPages((str(path),), dpi=72))
-    assert [page.origin for page in pages] == [f"paper.pdf#page={number}" for number in range(1, pages_of(path) + 1)]
+    assert [page.origin for page in pages] == [f"paper.pdf#page={number}" for number in range(1, page_count(path) + 1)]
     assert {page.record["domain"] for page in pages} == {"ocr"}
     for page in pages:
         (image,) = page.images
         assert Image.open(io.BytesIO(image.data)).size == pytest.approx((595, 842), abs=1)
-    # A page ends where it ends, in the middle of a word too, and the names of axes are written on it.
+    # A page may end in the middle of a word. Axis labels are part of its text.
     read = [text for page in pages for text in page.record["text"].split("\n\n") if text not in ("v", "time")]
-    assert letters("".join(read)) == letters("".join(text for text in truth if text != "<image>"))
+    assert letters("".join(read)) == letters("".join(text for text in expected if text != "<image>"))
 
 
 def letters(text: str) -> str:
     return re.sub(r"[\s‐-]", "", text)
 
 
-def test_a_plot_is_one_picture_and_its_labels_are_no_text(tmp_path):
+def test_a_plot_is_one_image_that_includes_its_labels(tmp_path):
     figure = Figure(figsize=(6, 8))
     axes = figure.add_axes((0.2, 0.4, 0.6, 0.4))
     axes.plot(np.sin(np.arange(50) / 5))
@@ -164,11 +170,11 @@ def test_a_plot_is_one_picture_and_its_labels_are_no_text(tmp_path):
 
 
 @pytest.mark.parametrize("angle", [0, 90, 180, 270])
-def test_a_page_is_turned_until_its_text_stands_upright(tmp_path, angle):
+def test_a_page_is_turned_so_that_its_text_is_upright(tmp_path, angle):
     lines = [f"Line {number} of a table that was set sideways" for number in range(5)]
     figure = Figure(figsize=(6, 6))
     for number, line in enumerate(lines):
-        down = number / 20  # from one line to the next
+        down = number / 20  # distance from the first line
         x, y = {0: (0.1, 0.9 - down), 90: (0.1 + down, 0.1), 180: (0.9, 0.1 + down), 270: (0.9 - down, 0.9)}[angle]
         near, far = ("left", "bottom") if angle < 180 else ("right", "top")
         figure.text(x, y, line, rotation=angle, ha=near, va=far)
@@ -177,7 +183,7 @@ def test_a_page_is_turned_until_its_text_stands_upright(tmp_path, angle):
     assert draft.record["text"].replace("\n\n", " ") == " ".join(lines)
 
 
-def test_running_heads_need_to_come_again(tmp_path):
+def test_only_repeated_texts_in_margins_are_running_heads(tmp_path):
     with MatplotlibPdf(tmp_path / "book.pdf") as book:
         for number in range(4):
             page = Figure(figsize=(6, 8))
@@ -187,9 +193,8 @@ def test_running_heads_need_to_come_again(tmp_path):
             page.text(0.5, 0.05, f"{number + 7}")
             book.savefig(page)
     (draft,) = drafts(PdfDocuments((str(tmp_path / "book.pdf"),)))
-    assert re.findall(r"At first|And then|Later on|At last|book|\d", draft.record["text"]) == [
-        *("At first", "And then", "Later on", "At last")
-    ]
+    found = re.findall(r"At first|And then|Later on|At last|book|\d", draft.record["text"])
+    assert found == ["At first", "And then", "Later on", "At last"]
     assert draft.record["text"].count("The same sentence stands on every page.") == 4
 
 
@@ -212,7 +217,7 @@ def encrypted_pdf() -> bytes:
     )
 
 
-def test_documents_that_cannot_be_used_are_counted_by_reason(tmp_path, paper):
+def test_unusable_documents_are_rejected_by_reason(tmp_path, paper):
     scan = Image.fromarray(pattern(400, 300))
     scan.save(tmp_path / "scan.pdf")
     (tmp_path / "locked.pdf").write_bytes(encrypted_pdf())
@@ -255,96 +260,14 @@ def test_damaged_documents_are_read_or_rejected(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "says"), [({"dpi": 3}, "36 to 600"), ({"pages_per_sample": -1}, "number of pages")]
+    ("options", "message"), [({"dpi": 3}, "36 to 600"), ({"pages_per_sample": -1}, "number of pages")]
 )
-def test_options_that_cannot_be(options, says):
-    with pytest.raises(DataError, match=says):
+def test_invalid_options_are_errors(options, message):
+    with pytest.raises(DataError, match=message):
         PdfDocuments(("x.pdf",), **options)
 
 
-# --- the order of boxes -----------------------------------------------------------------------------------------------
-
-
-def line(text: str, left: float, top: float, width: float) -> Piece:
-    return Piece(Box(left, top, left + width, top + 10), text, 10)
-
-
-def column(name: str, left: float, top: float, rows: int) -> list[Piece]:
-    return [line(f"{name}{row} and some more words", left, top + 12 * row, 200) for row in range(rows)]
-
-
-def test_columns_are_read_between_what_spans_them():
-    expected = [
-        line("A title over all of it", 100, 10, 300),
-        *column("a", 40, 40, 5),
-        *column("b", 270, 40, 5),
-        Piece(Box(50, 110, 450, 200), figure="wide"),
-        line("Figure 1: what spans both columns", 60, 210, 380),
-        *column("c", 40, 240, 4),
-        *column("d", 270, 240, 6),
-    ]
-    for seed in range(20):
-        shuffled = [expected[index] for index in np.random.default_rng(seed).permutation(len(expected))]
-        found = lines_in_order(shuffled)
-        assert [piece.text or piece.figure for piece in found] == [piece.text or piece.figure for piece in expected]
-
-
-def test_three_columns_are_cut_twice():
-    expected = [piece for name, left in (("a", 20), ("b", 240), ("c", 460)) for piece in column(name, left, 30, 8)]
-    found = lines_in_order([expected[index] for index in np.random.default_rng(1).permutation(len(expected))])
-    assert [piece.text for piece in found] == [piece.text for piece in expected]
-
-
-def test_tables_and_numbered_lines_are_read_by_rows():
-    table = [
-        line(f"{cell}{row}", 40 + 150 * place, 20 + 12 * row, 30)
-        for row in range(9)
-        for place, cell in enumerate("xyz")
-    ]
-    assert [found.text for found in lines_in_order(table)] == [f"x{row} y{row} z{row}" for row in range(9)]
-    numbered = [
-        piece for row in range(9) for piece in (line(f"{row}.", 20, 12 * row, 8), line("words " * 5, 40, 12 * row, 300))
-    ]
-    assert [found.text for found in lines_in_order(numbered)] == [f"{row}. {'words ' * 5}" for row in range(9)]
-
-
-def test_paragraphs_begin_at_gaps_indents_and_other_sizes():
-    lines = [
-        Piece(Box(40, 0, 200, 20), "A heading", 20),
-        line("First paragraph that runs over", 40, 30, 300),
-        line("two lines and ends here, quite far right.", 40, 42, 290),
-        line("Second one, indented by an em and a half,", 55, 54, 285),
-        line("goes on at the margin.", 40, 66, 150),
-        line("After a gap, the third.", 40, 100, 160),
-    ]
-    assert [piece.text for piece in paragraphs(lines_in_order(lines))] == [
-        "A heading",
-        "First paragraph that runs over two lines and ends here, quite far right.",
-        "Second one, indented by an em and a half, goes on at the margin.",
-        "After a gap, the third.",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("first", "second", "words", "joined"),
-    [
-        ("an infor-", "mation desk", set(), "an information desk"),
-        ("an infor‐", "mation desk", set(), "an information desk"),
-        ("a well-", "known desk", {"well-known"}, "a well-known desk"),
-        ("a well-", "known desk", {"well-known", "wellknown"}, "a wellknown desk"),
-        ("state-of-the-", "art desks", set(), "state-of-the-art desks"),
-        ("a fixed-", "length list", {"fixed", "length"}, "a fixed-length list"),
-        ("from 1990-", "2000 on", set(), "from 1990- 2000 on"),
-        ("the Franco-", "Prussian war", set(), "the Franco- Prussian war"),
-        ("图中有一只", "猫。", set(), "图中有一只猫。"),
-        ("plain words", "follow", set(), "plain words follow"),
-    ],
-)
-def test_lines_are_joined_as_a_reader_joins_them(first, second, words, joined):
-    assert joined_lines(first, second, words) == joined
-
-
-def test_an_old_pdf_without_pages_is_rejected(tmp_path):
+def test_a_document_without_pages_is_rejected(tmp_path):
     document = pdfium.PdfDocument.new()
     document.save(tmp_path / "none.pdf")
     assert rejections(tmp_path / "none.pdf")[0][1] in ("empty_document", "unreadable_document")

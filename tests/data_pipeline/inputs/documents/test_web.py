@@ -1,4 +1,4 @@
-"""Web pages and Markdown: the text that a reader sees, in order, and only pictures that lie where they may."""
+"""Web pages and Markdown: the text that a reader sees, in order, and only images that may be read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ import pypdfium2 as pdfium
 import pytest
 
 from data_pipeline.domains import build_sample
-from data_pipeline.inputs.documents.web import HtmlPages, MarkdownFiles, parse_srcset
+from data_pipeline.inputs.documents.html_images import parse_srcset
+from data_pipeline.inputs.documents.web import HtmlPages, MarkdownFiles
 from data_pipeline.inputs.draft import Draft, Rejected
 from tests.data_pipeline.chromium import print_to_pdf
 from tests.data_pipeline.media_files import encoded, pattern
@@ -70,7 +71,7 @@ So much for < image > tags."""
 
 
 def read(path: Path, content: str | bytes, **options: Any) -> Any:
-    """The Draft or Rejected that becomes of a document with this content, written beside photo.jpg."""
+    """Return the outcome of a document with this content, written beside photo.jpg."""
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     (path.parent / "photo.jpg").write_bytes(PHOTO)
     kind = (MarkdownFiles if path.suffix == ".md" else HtmlPages)((str(path),), **options)
@@ -84,26 +85,26 @@ def text_of(path: Path, content: str, **options: Any) -> str:
     return outcome.record["text"]
 
 
-def test_a_page_becomes_what_its_reader_sees(tmp_path):
+def test_a_page_becomes_the_text_that_its_reader_sees(tmp_path):
     draft = read(tmp_path / "cats.html", PAGE)
     assert draft == Draft(
         {"domain": "interleaved", "text": TEXT, "title": "All about cats"}, draft.images, (), "cats.html"
     )
     assert [(image.extension, image.data) for image in draft.images] == [("jpg", PHOTO)]
-    assert build_sample(draft.record, images=1, videos=0).as_text().count("<|image|>") == 1
+    build_sample(draft.record, images=1, videos=0)  # raises unless there is one placeholder per image
 
 
-def test_the_words_are_those_that_chromium_shows(tmp_path):
-    """An independent judge of what is visible, less the furniture of the page."""
-    furniture = "<style>header, nav, form, aside, footer { display: none }</style></head>"
-    ours = text_of(tmp_path / "cats.html", PAGE.replace("</head>", furniture)).replace("<image>", "")
+def test_words_are_those_that_chromium_shows(tmp_path):
+    """Chromium decides what is visible. Navigation and forms are hidden for it."""
+    hidden = "<style>header, nav, form, aside, footer { display: none }</style></head>"
+    read_text = text_of(tmp_path / "cats.html", PAGE.replace("</head>", hidden)).replace("<image>", "")
     print_to_pdf(tmp_path / "cats.html", tmp_path / "cats.pdf")
     (page,) = pdfium.PdfDocument(tmp_path / "cats.pdf")
     shown = page.get_textpage().get_text_range()
-    assert re.findall(r"\w+", ours.replace("```python", "")) == re.findall(r"\w+", shown)
+    assert re.findall(r"\w+", read_text.replace("```python", "")) == re.findall(r"\w+", shown)
 
 
-def test_markdown_goes_the_same_way(tmp_path):
+def test_markdown_gives_the_same_text_as_html(tmp_path):
     markdown = TEXT.replace("< image >", "&lt;image&gt;").replace("<image>", "![A tabby](photo.jpg)")
     markdown = markdown.replace("animal.\nIt", "animal.\\\nIt").replace("> Meow.\n\n> Purr.", "> Meow.\n>\n> Purr.")
     draft = read(tmp_path / "cats.md", f"---\ntitle: cats\n---\n{markdown}")
@@ -134,18 +135,16 @@ def test_markdown_goes_the_same_way(tmp_path):
         ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw=' data-src=photo.jpg>", "<image>"),
     ],
 )
-def test_forms_of_content(tmp_path, html, text):
+def test_html_elements_become_markdown(tmp_path, html, text):
     assert text_of(tmp_path / "page.html", html) == text
 
 
-def test_alternative_texts_are_an_option(tmp_path):
-    assert (
-        text_of(tmp_path / "a.html", '<p>x<img src="photo.jpg" alt="A  tabby"></p>', alt=True)
-        == "x\n\nA tabby\n\n<image>"
-    )
+def test_alternative_text_is_an_option(tmp_path):
+    html = '<p>x<img src="photo.jpg" alt="A  tabby"></p>'
+    assert text_of(tmp_path / "a.html", html, alt=True) == "x\n\nA tabby\n\n<image>"
 
 
-def test_the_largest_of_a_srcset_stands_for_a_missing_src(tmp_path):
+def test_the_largest_image_of_a_srcset_replaces_a_missing_src(tmp_path):
     (tmp_path / "large.png").write_bytes(LARGE)
     uri = f"data:image/jpeg;base64,{base64.b64encode(PHOTO).decode()}"
     html = f'<img src="gone.jpg" srcset="{uri} 80w, large.png 160w"><img src="{uri}">'
@@ -164,7 +163,7 @@ def test_the_largest_of_a_srcset_stands_for_a_missing_src(tmp_path):
         ("", []),
     ],
 )
-def test_srcset(srcset, candidates):
+def test_srcset_is_parsed_by_the_rule_of_html(srcset, candidates):
     assert parse_srcset(srcset) == candidates
 
 
@@ -185,12 +184,12 @@ def test_srcset(srcset, candidates):
         ("tiny.png", "small_image"),
     ],
 )
-def test_pictures_that_cannot_be_had(tmp_path, reference, reason):
+def test_unusable_images_are_skipped_and_counted(tmp_path, reference, reason):
     folder = tmp_path / "site"
     folder.mkdir()
     (tmp_path / "secret.jpg").write_bytes(PHOTO)
     os.symlink(tmp_path / "secret.jpg", folder / "link.jpg")
-    (folder / "words.jpg").write_text("no picture")
+    (folder / "words.jpg").write_text("not an image")
     (folder / "tiny.png").write_bytes(encoded(pattern(16, 300), "PNG"))
     html = f'<p>Words</p><img src="{reference}">'
     draft = read(folder / "a.html", html)
@@ -212,13 +211,13 @@ def test_pictures_that_cannot_be_had(tmp_path, reference, reason):
         ("a.md", b"\n\n", "empty_document"),
     ],
 )
-def test_documents_that_cannot_be_used(tmp_path, name, content, reason):
+def test_unusable_documents_are_rejected(tmp_path, name, content, reason):
     outcome = read(tmp_path / name, content)
     assert isinstance(outcome, Rejected)
     assert (outcome.origin, outcome.reason) == (name, reason)
 
 
-def test_deep_and_damaged_pages_do_not_end_the_work(tmp_path):
+def test_deeply_nested_and_damaged_pages_do_not_raise(tmp_path):
     for html in (
         "<div>" * 20_000 + "deep",
         "<ul><li>" * 5_000 + "deep",
@@ -234,11 +233,11 @@ def test_deep_and_damaged_pages_do_not_end_the_work(tmp_path):
     ("declared", "written", "text"),
     [
         ("shift_jis", "shift_jis", "図の中に猫がいる。"),
-        ("gb2312", "gbk", "中文镕"),  # the letter is none of GB 2312
-        ("iso-8859-1", "cp1252", "“so” – 5 €"),  # as are these of Latin 1
+        ("gb2312", "gbk", "中文镕"),  # the second character is not in GB 2312
+        ("iso-8859-1", "cp1252", "“so” – 5 €"),  # nor are these in Latin 1
         ("utf-16", "utf-8", "é"),
         ("no-such-thing", "utf-8", "é"),
-        ("windows-1252", "utf-8-sig", "é"),  # the mark says more than the page
+        ("windows-1252", "utf-8-sig", "é"),  # the byte order mark overrides the declaration
         ("", "utf-16", "日本語"),
         ("", "utf-8", "日本語"),
         ("utf-8", "latin-1", None),
@@ -247,12 +246,12 @@ def test_deep_and_damaged_pages_do_not_end_the_work(tmp_path):
         ("hex", "latin-1", None),
     ],
 )
-def test_a_page_is_in_the_encoding_that_it_declares(tmp_path, declared, written, text):
+def test_pages_are_decoded_by_their_declared_encoding(tmp_path, declared, written, text):
     meta = f'<meta charset="{declared}">' if declared else ""
     outcome = read(tmp_path / "a.html", f"{meta}<p>{text or 'é日'}</p>".encode(written, "replace"))
     assert outcome.record["text"] == text if text else outcome.reason == "not_utf8"
 
 
 @pytest.mark.parametrize("name", ["src", "data-lazy-src", "data-srcset"])
-def test_pictures_that_are_loaded_late(tmp_path, name):
+def test_lazily_loaded_images_are_found(tmp_path, name):
     assert text_of(tmp_path / "a.html", f"<p>a<img {name}=photo.jpg>") == "a\n\n<image>"

@@ -1,0 +1,77 @@
+"""Images of HTML pages: which files an <img> offers, and the first of them that can be used."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from bs4.element import Tag
+
+from data_pipeline.errors import BadSample
+from data_pipeline.inputs.draft import Media
+from data_pipeline.inputs.flow import picture
+from data_pipeline.inputs.references import referenced
+from data_pipeline.media.images import probe_image
+
+SMALL_IMAGE = "small_image"
+_SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "data-lazy")
+_SOURCE_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
+
+
+@dataclass(frozen=True)
+class ImageRules:
+    """Which images of a document are used."""
+
+    folder: Path  # of the document
+    min_side: int  # pixels; smaller images are not used
+    allow_outside: bool  # images may be outside `folder`
+
+
+def find_image(tag: Tag, rules: ImageRules) -> Media | None:
+    """Return the first usable file that an <img> offers, or None if it offers none at all.
+
+    Raises:
+        BadSample: No file can be used. The reason is that of the first one.
+    """
+    failure: BadSample | None = None
+    for reference in _references(tag):
+        try:
+            media = picture(referenced(reference, rules.folder, allow_outside=rules.allow_outside))
+        except BadSample as error:
+            failure = failure or error
+            continue
+        if min(probe_image(media.data)) < rules.min_side:  # a placeholder until the actual image is loaded
+            failure = failure or BadSample(
+                SMALL_IMAGE, f"{reference[:60]}: a side is shorter than {rules.min_side} pixels"
+            )
+            continue
+        return media
+    if failure is not None:
+        raise failure
+    return None
+
+
+def _references(tag: Tag) -> list[str]:
+    """Return what an <img> offers, best first: its src or a lazy form of it, then srcset from the largest down."""
+    direct = [str(tag[name]) for name in _SOURCES if tag.get(name)]
+    parent = tag.find_parent("picture")
+    tags = [tag, *(parent.find_all("source") if parent is not None else ())]
+    sets = [str(each[name]) for each in tags for name in _SOURCE_SETS if each.get(name)]
+    offered = [candidate for entry in sets for candidate in parse_srcset(entry)]
+    offered.sort(key=lambda pair: -pair[1])
+    return [*direct, *(reference for reference, _ in offered)]
+
+
+def parse_srcset(srcset: str) -> list[tuple[str, float]]:
+    """Return the (reference, width or density) pairs of a srcset, by HTML's rule: commas in data: URIs are allowed.
+
+    `a.jpg 1x, b.jpg 2x` -> [("a.jpg", 1.0), ("b.jpg", 2.0)]
+    """
+    found = []
+    for match in re.finditer(r"\s*,*\s*(\S*[^\s,])(?:\s+([\d.]+)[wxh])?\s*(?:,|$|(?=\s))", srcset):
+        try:
+            found.append((match[1], float(match[2] or 1)))
+        except ValueError:
+            continue
+    return found
