@@ -36,7 +36,7 @@ def small_config(variant: str) -> GlmvConfig:
     )
 
 
-def transformers_model(config: GlmvConfig, seed: int = 0) -> nn.Module:
+def transformers_model(config: GlmvConfig, seed: int = 2) -> nn.Module:
     """A random float32 model of transformers with norms, biases and expert biases that are not trivial, and weights
     large enough that attention and routing are not flat."""
     content = config.to_hf()
@@ -62,7 +62,7 @@ def transformers_model(config: GlmvConfig, seed: int = 0) -> nn.Module:
     return model
 
 
-def save_transformers_model(config: GlmvConfig, folder: Path, seed: int = 0) -> nn.Module:
+def save_transformers_model(config: GlmvConfig, folder: Path, seed: int = 2) -> nn.Module:
     model: Any = transformers_model(config, seed)
     model.save_pretrained(folder)
     return model
