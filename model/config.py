@@ -1,6 +1,6 @@
-"""What a GLM-V model is made of, read from and written to a Hugging Face `config.json`.
+"""Describe a GLM-V model, as a Hugging Face `config.json` does.
 
-Two variants are published. They differ in the decoder alone:
+Two variants are published. They differ only in the decoder:
 
     variant      published as   decoder                                         rotary layout
     glm4v_moe    GLM-4.5V       mixture of experts, first layer dense           half-split
@@ -9,63 +9,47 @@ Two variants are published. They differ in the decoder alone:
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 
+from model import hf_config
+from model.errors import ConfigError
+from model.hf_config import ARCHITECTURES, FIXED_TEXT, FIXED_VISION, MOE_KEYS, VISION_ROPE_THETA
+
+__all__ = ["ARCHITECTURES", "VISION_ROPE_THETA", "ConfigError", "DecoderConfig", "GlmvConfig", "VisionConfig"]
+
 PRESETS = Path(__file__).parent.parent / "configs" / "model"
-
-ARCHITECTURES = {
-    "glm4v_moe": "Glm4vMoeForConditionalGeneration",
-    "glm4v": "Glm4vForConditionalGeneration",
-}
-
-# Keys of a text_config that only the mixture-of-experts variant has.
-MOE_KEYS = (
-    "moe_intermediate_size", "n_routed_experts", "n_shared_experts", "num_experts_per_tok", "first_k_dense_replace",
-    "routed_scaling_factor", "n_group", "topk_group", "norm_topk_prob",
-)  # fmt: skip
-
-# Values that this implementation computes with and does not vary; a config.json that asks for another is refused.
-FIXED_TEXT = {"hidden_act": "silu", "attention_bias": True, "attention_dropout": 0.0, "tie_word_embeddings": False,
-              "n_group": 1, "topk_group": 1, "norm_topk_prob": True, "use_qk_norm": False}  # fmt: skip
-FIXED_VISION = {"hidden_act": "silu", "attention_bias": False, "attention_dropout": 0.0, "in_channels": 3,
-                "patch_size": 14, "temporal_patch_size": 2, "spatial_merge_size": 2}  # fmt: skip
-VISION_ROPE_THETA = 10000.0
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be right; the message names the option and the mend."""
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """The vision transformer and its adapter (`vision_config`).
+    """The vision tower and its adapter (`vision_config`)."""
 
-    A block's MLP is `out_hidden_size` wide; `intermediate_size` is the width of the adapter's.
-    """
-
-    depth: int = 24
+    depth: int = 24  # blocks
     hidden_size: int = 1536
     num_heads: int = 12
-    intermediate_size: int = 10944
-    out_hidden_size: int = 4096
-    image_size: int = 336
-    patch_size: int = 14
-    temporal_patch_size: int = 2
-    spatial_merge_size: int = 2
+    intermediate_size: int = 10944  # width of the adapter's MLP
+    out_hidden_size: int = 4096  # width of the image embeddings, and of the MLP in every block
+    image_size: int = 336  # pixels per side that the table of learned positions was made for
+    patch_size: int = 14  # pixels per side
+    temporal_patch_size: int = 2  # frames
+    spatial_merge_size: int = 2  # patches per side that become one embedding
     in_channels: int = 3
     rms_norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:
+        _check_positive("vision_config", self, (f.name for f in fields(self)))
+        if self.hidden_size % self.num_heads or self.head_dim % 4:
             raise ConfigError(
                 f"vision_config.hidden_size={self.hidden_size} over num_heads={self.num_heads} must give heads whose "
                 "size is a multiple of 4 (two axes of rotated pairs)"
             )
+        if self.image_size < self.patch_size:
+            raise ConfigError(f"vision_config.image_size={self.image_size} is below patch_size={self.patch_size}")
 
     @property
     def head_dim(self) -> int:
@@ -79,41 +63,63 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The language decoder (`text_config`). `n_routed_experts == 0` is the dense variant."""
+    """The language decoder (`text_config`)."""
 
-    vocab_size: int = 151552
-    hidden_size: int = 4096
-    intermediate_size: int = 10944
-    num_hidden_layers: int = 46
-    num_attention_heads: int = 96
-    num_key_value_heads: int = 8
-    head_dim: int = 128
-    max_position_embeddings: int = 65536
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int  # width of the MLP in dense layers
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
     rms_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
+    initializer_range: float = 0.02  # standard deviation of random weights
     rope_theta: float = 10000.0
-    partial_rotary_factor: float = 0.5
-    mrope_section: tuple[int, ...] = (8, 12, 12)
+    partial_rotary_factor: float = 0.5  # share of head_dim that is rotated
+    mrope_section: tuple[int, ...] = (8, 12, 12)  # rotated pairs for time, height, width
     pad_token_id: int = 151329
     eos_token_id: tuple[int, ...] = (151329, 151336, 151338)
-    n_routed_experts: int = 0
+    n_routed_experts: int = 0  # 0: the dense variant
     n_shared_experts: int = 0
     num_experts_per_tok: int = 0
-    moe_intermediate_size: int = 0
-    first_k_dense_replace: int = 0
+    moe_intermediate_size: int = 0  # width of one expert's MLP
+    first_k_dense_replace: int = 0  # dense layers before the first one with experts
     routed_scaling_factor: float = 1.0
 
     def __post_init__(self) -> None:
+        _check_positive("text_config", self, POSITIVE)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"text_config.num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
-        if 2 * sum(self.mrope_section) != self.rotary_dim:
+        if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.rotary_dim:
             raise ConfigError(
-                f"text_config.mrope_section={list(self.mrope_section)} must add up to half of the rotated "
-                f"dimensions, {self.rotary_dim // 2} (head_dim {self.head_dim} x partial_rotary_factor "
+                f"text_config.mrope_section={list(self.mrope_section)} must be three numbers that add up to half of "
+                f"the rotated dimensions, {self.rotary_dim // 2} (head_dim {self.head_dim} x partial_rotary_factor "
                 f"{self.partial_rotary_factor})"
+            )
+        if self.is_moe:
+            self._check_experts()
+        elif self.head_dim * self.num_attention_heads != self.hidden_size:
+            raise ConfigError(
+                f"text_config.head_dim={self.head_dim} must be hidden_size / num_attention_heads = "
+                f"{self.hidden_size / self.num_attention_heads:g} in a dense decoder (glm4v): transformers and the "
+                "serving engines derive it, and could not load this model"
+            )
+
+    def _check_experts(self) -> None:
+        _check_positive("text_config", self, ("moe_intermediate_size", "n_shared_experts", "num_experts_per_tok"))
+        if self.num_experts_per_tok > self.n_routed_experts:
+            raise ConfigError(
+                f"text_config.num_experts_per_tok={self.num_experts_per_tok} is more than "
+                f"n_routed_experts={self.n_routed_experts}"
+            )
+        if not 0 <= self.first_k_dense_replace < self.num_hidden_layers:
+            raise ConfigError(
+                f"text_config.first_k_dense_replace={self.first_k_dense_replace} must be from 0 to "
+                f"{self.num_hidden_layers - 1}, so that a layer with experts is left"
             )
 
     @property
@@ -125,16 +131,33 @@ class DecoderConfig:
         return int(self.head_dim * self.partial_rotary_factor)
 
     def is_moe_layer(self, layer: int) -> bool:
-        """Whether decoder layer `layer` (from 0) is a mixture of experts."""
+        """Return whether decoder layer `layer` (from 0) is a mixture of experts."""
         return self.is_moe and layer >= self.first_k_dense_replace
+
+
+# Fields of DecoderConfig that must be above zero in both variants.
+POSITIVE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "rms_norm_eps",
+    "rope_theta",
+    "partial_rotary_factor",
+    "routed_scaling_factor",
+)
 
 
 @dataclass(frozen=True)
 class GlmvConfig:
     """A whole model: vision tower, adapter, decoder and the tokens that join them."""
 
-    vision: VisionConfig = field(default_factory=VisionConfig)
-    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    vision: VisionConfig
+    decoder: DecoderConfig
     image_token_id: int = 151363
     video_token_id: int = 151364
     image_start_token_id: int = 151339
@@ -146,8 +169,7 @@ class GlmvConfig:
         if self.vision.out_hidden_size != self.decoder.hidden_size:
             raise ConfigError(
                 f"vision_config.out_hidden_size={self.vision.out_hidden_size} must equal "
-                f"text_config.hidden_size={self.decoder.hidden_size}: "
-                "image embeddings take the place of token embeddings"
+                f"text_config.hidden_size={self.decoder.hidden_size}: image embeddings replace token embeddings"
             )
 
     @property
@@ -157,7 +179,7 @@ class GlmvConfig:
 
     @property
     def token_ids(self) -> dict[str, int]:
-        """The special tokens that the model gives a meaning to, by their text."""
+        """Ids of the special tokens that the model gives a meaning to, by their text."""
         return {
             "<|image|>": self.image_token_id,
             "<|video|>": self.video_token_id,
@@ -167,11 +189,13 @@ class GlmvConfig:
             "<|end_of_video|>": self.video_end_token_id,
         }
 
-    # --- presets --------------------------------------------------------------------------------------------------
-
     @classmethod
     def from_preset(cls, name: str) -> GlmvConfig:
-        """Read `configs/model/NAME.yaml`, whose content is laid out as a Hugging Face `config.json`."""
+        """Read `configs/model/NAME.yaml`, whose content is laid out as a Hugging Face `config.json`.
+
+        Raises:
+            ConfigError: there is no such preset.
+        """
         path = PRESETS / f"{name}.yaml"
         if not path.is_file():
             known = ", ".join(sorted(p.stem for p in PRESETS.glob("*.yaml")))
@@ -179,69 +203,51 @@ class GlmvConfig:
         content: Any = OmegaConf.to_container(OmegaConf.load(path))
         return cls.from_hf_dict(content, source=str(path))
 
-    # --- Hugging Face ---------------------------------------------------------------------------------------------
-
     @classmethod
     def from_hf(cls, folder: str | Path) -> GlmvConfig:
-        """Read the `config.json` of a Hugging Face folder. Raises ConfigError for another architecture."""
-        path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise ConfigError(f"{folder} has no config.json: it is not a Hugging Face model folder")
-        try:
-            content = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{path} is not valid JSON: {error}") from None
-        return cls.from_hf_dict(content, source=str(path))
+        """Read the `config.json` of a Hugging Face folder.
+
+        Raises:
+            ConfigError: it is missing or damaged, of another architecture (GLM-4.6V is one), or asks for something
+                that is not supported.
+        """
+        return cls.from_hf_dict(hf_config.read_config(Path(folder)), source=str(Path(folder) / hf_config.CONFIG_FILE))
 
     @classmethod
     def from_hf_dict(cls, content: dict[str, Any], source: str) -> GlmvConfig:
         """Build from the content of a `config.json`, in the spelling of transformers 4 or 5.
 
-        transformers 4 (and the published files) keep `rope_theta`, `partial_rotary_factor` and
-        `rope_scaling.mrope_section` beside the other keys; transformers 5 gathers them in `rope_parameters`.
+        Args:
+            content: the JSON object.
+            source: where it is from, for error messages.
+
+        Raises:
+            ConfigError: as for `from_hf`.
         """
-        model_type = content.get("model_type") if isinstance(content, dict) else None
-        if model_type not in ARCHITECTURES:
-            raise ConfigError(
-                f"{source}: model_type {model_type!r} is not a GLM-V model; "
-                f"accepted: {', '.join(f'{k} ({v})' for k, v in ARCHITECTURES.items())}"
-            )
-        text, vision = dict(content.get("text_config") or {}), dict(content.get("vision_config") or {})
-        if not text or not vision:
-            raise ConfigError(f"{source}: text_config and vision_config must both be present")
-        needed = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        if missing := [key for key in needed if key not in text]:
-            raise ConfigError(f"{source}: text_config lacks {', '.join(missing)}")
-        _refuse_other_values(text, FIXED_TEXT, f"{source}: text_config")
-        _refuse_other_values(vision, FIXED_VISION, f"{source}: vision_config")
-
-        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-        for key in ("rope_theta", "partial_rotary_factor", "mrope_section"):
-            if key in rope:
-                text[key] = rope[key]
-        rope_type = rope.get("rope_type", rope.get("type", "default"))
-        if rope_type != "default":
-            raise ConfigError(f"{source}: rope_type {rope_type!r} is not supported; GLM-V uses 'default'")
-        text.setdefault("head_dim", text["hidden_size"] // text["num_attention_heads"])
-        if isinstance(text.get("eos_token_id"), int):
-            text["eos_token_id"] = [text["eos_token_id"]]
-        if model_type == "glm4v":
-            text = {key: value for key, value in text.items() if key not in MOE_KEYS}
-        elif missing := [key for key in MOE_KEYS[:6] if key not in text]:
-            raise ConfigError(f"{source}: text_config lacks {', '.join(missing)}")
-
-        top = {f.name: content[f.name] for f in fields(cls) if f.name.endswith("_token_id") and f.name in content}
-        return cls(vision=_pick(VisionConfig, vision), decoder=_pick(DecoderConfig, text), **top)
+        variant = hf_config.model_type_of(content, source)
+        token_ids = _typed(cls, hf_config.top_fields(content, source), source)
+        vision = _typed(VisionConfig, hf_config.vision_fields(content, source), f"{source}: vision_config")
+        text = _typed(DecoderConfig, hf_config.text_fields(content, source), f"{source}: text_config")
+        if variant == "glm4v_moe" and text["n_routed_experts"] < 2:
+            raise ConfigError(f"{source}: text_config.n_routed_experts={text['n_routed_experts']} must be at least 2")
+        text.setdefault("head_dim", text["hidden_size"] // max(1, text["num_attention_heads"]))
+        try:
+            return cls(vision=VisionConfig(**vision), decoder=DecoderConfig(**text), **token_ids)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
 
     def to_hf(self) -> dict[str, Any]:
-        """The content of a `config.json`, in the published files' spelling, which transformers 4 and 5, vLLM and
-        SGLang all read."""
+        """Return the content of a `config.json` as the published files spell it.
+
+        transformers 4 and 5, vLLM and SGLang all read it.
+        """
         text = {key: _plain(value) for key, value in asdict(self.decoder).items()}
+        fixed = dict(FIXED_TEXT)
         if not self.decoder.is_moe:
-            for key in MOE_KEYS:
+            for key in (*MOE_KEYS, "use_qk_norm"):
                 text.pop(key, None)
+                fixed.pop(key, None)
         text["rope_scaling"] = {"rope_type": "default", "mrope_section": text.pop("mrope_section")}
-        fixed = {k: v for k, v in FIXED_TEXT.items() if self.decoder.is_moe or k not in (*MOE_KEYS, "use_qk_norm")}
         return {
             "architectures": [ARCHITECTURES[self.variant]],
             "model_type": self.variant,
@@ -257,15 +263,28 @@ class GlmvConfig:
         }
 
 
-def _refuse_other_values(found: dict[str, Any], fixed: dict[str, Any], where: str) -> None:
-    for key, value in fixed.items():
-        if key in found and found[key] != value:
-            raise ConfigError(f"{where}.{key}={found[key]!r} is not supported: GLM-V models have {value!r}")
+def _check_positive(where: str, config: Any, names: Iterable[str]) -> None:
+    for name in names:
+        if getattr(config, name) <= 0:
+            raise ConfigError(f"{where}.{name}={getattr(config, name)} must be above zero")
 
 
-def _pick(cls: type, values: dict[str, Any]) -> Any:
-    known = {f.name for f in fields(cls)}
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in known and v is not None})
+def _typed(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+    """Return the values that are fields of `cls`, in the types of the fields: int, float or a tuple of int."""
+    typed: dict[str, Any] = {}
+    for key, wanted in get_type_hints(cls).items():
+        value = values.get(key)
+        if wanted is int and type(value) is int:
+            typed[key] = value
+        elif wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+            typed[key] = float(value)
+        elif wanted == tuple[int, ...] and type(value) is list and all(type(item) is int for item in value):
+            typed[key] = tuple(value)
+        elif wanted == tuple[int, ...] and type(value) is int:
+            typed[key] = (value,)
+        elif value is not None:
+            raise ConfigError(f"{where}.{key}={value!r} is not of the type that it must have")
+    return typed
 
 
 def _plain(value: Any) -> Any:

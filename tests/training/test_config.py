@@ -92,7 +92,7 @@ LAYOUTS = [
          "train.global_batch_size=3"], r"groups of .*pipeline_model_parallel_size=2, and a data-parallel rank has 3"),
     (7, ["parallel.pipeline_model_parallel_size=7", "train.global_batch_size=7"],
      r"pipeline_model_parallel_size=7 leaves ranks without work: the model has 4 decoder layers"),
-    (8, ["parallel.tensor_model_parallel_size=8", "parallel.sequence_parallel=true", "model.preset=tiny_dense"],
+    (8, ["parallel.tensor_model_parallel_size=8", "parallel.sequence_parallel=true"],
      r"tensor_model_parallel_size=8 does not divide the model's num_key_value_heads 4"),
 ]  # fmt: skip
 
