@@ -62,7 +62,7 @@ class PackFetcher(Dataset):
             seq_length=self.seq_length,
             segment_multiple=self.segment_multiple,
             pad_id=self.tokenizer.pad_id,
-            rooms=rooms,
+            segment_sizes=rooms,
             quarantined=quarantined,
         )
 
@@ -71,7 +71,7 @@ class PackFetcher(Dataset):
         source = self.sources[piece.source]
         failures: list[Failure] = []
         records: list[dict[str, Any]] = []
-        sample = EncodedSample.nothing()
+        sample = EncodedSample.empty()
         candidate: Piece | None = piece
         while candidate is not None:
             stored = source.sample(candidate.row)

@@ -40,7 +40,7 @@ from data_pipeline.sharding.writing import WORK
 from data_pipeline.shards.catalogue import read_catalogue
 from data_pipeline.shards.index import read_index, write_index
 from tests.data_pipeline.crashing import Crashing, Spared, crash_at
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 FILES, RECORDS = 10, 12
 
@@ -51,7 +51,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     for number in range(6):
         (folder / f"{number}.jpg").write_bytes(encoded(pattern(120 + 8 * number, 160, number)))
-    (folder / "clip.mp4").write_bytes(clip(6))
+    (folder / "clip.mp4").write_bytes(encoded_video(6))
     (folder / "cut.jpg").write_bytes(encoded(pattern(60, 90))[:-300])
     for file in range(FILES):
         lines = [

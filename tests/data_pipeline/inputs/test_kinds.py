@@ -27,11 +27,11 @@ from data_pipeline.inputs.records.jsonl import JsonLines
 from data_pipeline.inputs.records.parquet import Parquet
 from data_pipeline.inputs.records.tars import Tars
 from data_pipeline.sharding.tasks import MIN_TASK_BYTES, SMALL_BUILD_TASKS, cut_tasks
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 pytestmark = pytest.mark.fast
 
-JPEG, PNG, MP4 = encoded(pattern(40, 60)), encoded(pattern(60, 40), "PNG"), clip(4)
+JPEG, PNG, MP4 = encoded(pattern(40, 60)), encoded(pattern(60, 40), "PNG"), encoded_video(4)
 
 
 def read(given: Input) -> tuple[list[Draft], list[Rejected]]:

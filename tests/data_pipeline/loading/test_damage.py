@@ -17,7 +17,7 @@ from PIL import Image
 from data_pipeline.errors import BadSample
 from data_pipeline.media.images import decode_image, image_patches, probe_image
 from data_pipeline.media.video import video_patches
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 REASONS = {"unreadable_image", "image_too_large", "extreme_aspect"} | {
     *("unreadable_video", "video_without_frames", "video_too_large")
@@ -35,10 +35,10 @@ PICTURES = {name: encoded(pattern(70, 90), name) for name in ("JPEG", "PNG", "WE
 PICTURES["JPEG with EXIF"] = encoded(pattern(70, 90), "JPEG", exif=turned())
 PICTURES["progressive JPEG"] = encoded(pattern(70, 90), "JPEG", progressive=True)
 CLIPS = {
-    "mp4": clip(12),
-    "matroska": clip(12, format="matroska"),
-    "avi": clip(12, format="avi", codec="mpeg4"),
-    "webm": clip(6, format="webm", codec="libvpx"),
+    "mp4": encoded_video(12),
+    "matroska": encoded_video(12, format="matroska"),
+    "avi": encoded_video(12, format="avi", codec="mpeg4"),
+    "webm": encoded_video(6, format="webm", codec="libvpx"),
 }
 
 

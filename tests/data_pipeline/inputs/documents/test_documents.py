@@ -75,7 +75,7 @@ def test_slides_are_read_from_their_titles_down(deck):
         "dropped_images": {"small_image": 1},
     }
     assert [(image.extension, image.data) for image in draft.images] == [("jpg", PHOTO), ("png", GROUPED)]
-    assert build_sample(draft.record, images=2, videos=0).as_text().count("<|image|>") == 2
+    build_sample(draft.record, images=2, videos=0)  # as many placeholders as images, or it raises
 
 
 def test_slides_may_be_samples_of_their_own_and_have_notes(deck):

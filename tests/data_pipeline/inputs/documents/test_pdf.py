@@ -101,7 +101,7 @@ def test_a_paper_in_two_columns_reads_as_it_was_written(paper):
     assert draft.record["domain"] == "interleaved"
     assert draft.record["pages"] == [1, pages_of(path)]
     assert draft.origin == "paper.pdf"
-    assert build_sample(draft.record, images=2, videos=0).as_text().count("<|image|>") == 2
+    build_sample(draft.record, images=2, videos=0)  # as many placeholders as images, or it raises
 
     photo, curve = draft.images
     assert photo.data == photograph  # the stored JPEG, byte for byte

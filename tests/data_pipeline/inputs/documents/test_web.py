@@ -90,7 +90,7 @@ def test_a_page_becomes_what_its_reader_sees(tmp_path):
         {"domain": "interleaved", "text": TEXT, "title": "All about cats"}, draft.images, (), "cats.html"
     )
     assert [(image.extension, image.data) for image in draft.images] == [("jpg", PHOTO)]
-    assert build_sample(draft.record, images=1, videos=0).as_text().count("<|image|>") == 1
+    build_sample(draft.record, images=1, videos=0)  # as many placeholders as images, or it raises
 
 
 def test_the_words_are_those_that_chromium_shows(tmp_path):

@@ -19,6 +19,7 @@ from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.grounding.browser import Chromium, Screen, Viewport
 from data_pipeline.inputs.grounding.gui import VIEWPORTS, Gui
 from data_pipeline.media.boxes import to_pixels, written_boxes
+from tests.data_pipeline.sample_text import as_text
 
 SMALL = Viewport(400, 300)
 
@@ -260,9 +261,9 @@ def test_samples_of_pages(tmp_path: Path) -> None:
     assert [draft.record["domain"] for draft in drafts] == ["chat", "grounding"] * 2
     for draft, viewport in zip(drafts, [VIEWPORTS["desktop"]] * 2 + [VIEWPORTS["phone"]] * 2, strict=True):
         built = build_sample(draft.record, images=1, videos=0)  # what training makes of it
-        assert 'button "Save"' in built.as_text()
-        assert "Open" not in built.as_text()  # its name would be taken for a picture
-        ((_, box),) = written_boxes(built.as_text())
+        assert 'button "Save"' in as_text(built)
+        assert "Open" not in as_text(built)  # its name would be taken for a picture
+        ((_, box),) = written_boxes(as_text(built))
         picture = Image.open(io.BytesIO(draft.images[0].data))
         assert picture.size == (viewport.width, viewport.height)
         seen = extent(Screen(draft.images[0].data, ()), (255, 0, 1))

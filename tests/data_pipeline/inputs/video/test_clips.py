@@ -22,7 +22,7 @@ from data_pipeline.inputs.video.clips import Clips
 from data_pipeline.inputs.video.cutting import cut_clip
 from data_pipeline.inputs.video.subtitles import read_subtitles
 from data_pipeline.media.video import probe_video
-from tests.data_pipeline.media_files import clip
+from tests.data_pipeline.media_files import encoded_video
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_segments_are_exact_to_the_frame(real_clip: bytes) -> None:
 
 @pytest.mark.parametrize(("height", "width", "codec", "format"), [(65, 97, "mpeg4", "avi"), (64, 96, "libx264", "mkv")])
 def test_segments_of_odd_sizes_and_other_containers(height: int, width: int, codec: str, format: str) -> None:
-    data = clip(12, height, width, fps=8, format={"mkv": "matroska"}.get(format, format), codec=codec)
+    data = encoded_video(12, height, width, fps=8, format={"mkv": "matroska"}.get(format, format), codec=codec)
     (segment,) = cut_clip(data, [(0.5, 1.0)])
     assert isinstance(segment, bytes)
     info = probe_video(segment)
