@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.errors import DataError
-from data_pipeline.media.images import MIN_IMAGE_TOKENS
+from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS
 from data_pipeline.shards.shard_cache import shown
 
 __all__ = ["DataConfig", "DataError", "SourceConfig"]
@@ -21,10 +21,11 @@ class SourceConfig:
 
     path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"; or a URL of these
     weight: float = 1.0  # share of the TOKENS of the mixture, relative to the other sources
-    name: str = ""  # for logs and checkpoints; the last part of the path when empty
+    name: str = ""  # for logs and checkpoints; empty: the last part of the path
     epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
 
     def label(self) -> str:
+        """Return the name, or the last part of the path if there is none."""
         return self.name or Path(shown(self.path)).name or self.path
 
 
@@ -33,20 +34,24 @@ class DataConfig:
     """Where training data comes from and how large its images may become."""
 
     tokenizer: str = ""  # a Hugging Face tokenizer folder (tokenizer.json)
-    sources: list[SourceConfig] = field(default_factory=list)
+    sources: list[SourceConfig] = field(default_factory=list)  # {path, weight, name, epochs} of each source
     seed: int = 0  # of the order of samples
-    num_workers: int = 2  # processes that decode; 0: in the training process
+    num_workers: int = 2  # decoding processes per data-parallel rank; 0: in the training process
     prefetch: int = 2  # packs that every worker holds ready
-    max_quarantined_fraction: float = 0.01  # of the samples met so far; a run with more that cannot be used stops
-    image_max_tokens: int = 6144  # tokens of one picture at most (transformers: longest_edge = 28*28*2 * this)
-    video_max_tokens: int = 30000  # tokens of one clip at most
+    max_quarantined_fraction: float = 0.01  # of the samples read so far; a run that quarantines more stops
+    image_max_tokens: int = 6144  # tokens per image at most (transformers: longest_edge = 28*28*2 * this)
+    video_max_tokens: int = 30000  # tokens per video at most
     too_long: str = "refuse"  # samples longer than a sequence: refuse | truncate | split; plain text is always split
-    cache_dir: str = ""  # where shards that are URLs are kept on this machine; empty: remote.DEFAULT_FOLDER
-    cache_bytes: int = 0  # of shards kept there at most; 0: all
-    segment_multiple: int = 8  # every sample is padded to a multiple of this many tokens, whatever the layout
+    cache_dir: str = ""  # where copies of shards behind a URL are kept; empty: ~/.cache/glmv-train/shards
+    cache_bytes: int = 0  # bytes of copies kept there at most; 0: no limit
+    segment_multiple: int = 8  # every segment is padded to a multiple of this many tokens, whatever the layout
 
     def check(self) -> None:
-        """Raises DataError for values that cannot work together or at all."""
+        """Check the values one by one and together.
+
+        Raises:
+            DataError: A value cannot work. The message names its key.
+        """
         if not self.sources:
             raise DataError("data.sources is empty: name at least one, e.g. data.sources=[{path: shards/}]")
         for source in self.sources:
@@ -71,14 +76,11 @@ class DataConfig:
                 raise DataError(f"data.{key} is {getattr(self, key)}: an image takes {MIN_IMAGE_TOKENS} tokens or more")
         if self.too_long not in TOO_LONG:
             raise DataError(f"data.too_long is {self.too_long!r}: choose one of {', '.join(TOO_LONG)}")
-        if self.segment_multiple < 1:
-            raise DataError(f"data.segment_multiple is {self.segment_multiple}: it must be 1 or more")
+        for key, least in (("segment_multiple", 1), ("num_workers", 0), ("prefetch", 1)):
+            if getattr(self, key) < least:
+                raise DataError(f"data.{key} is {getattr(self, key)}: it must be {least} or more")
         if self.cache_bytes < 0:
             raise DataError(f"data.cache_bytes is {self.cache_bytes}: give a number of bytes, or 0 to keep all shards")
-        if self.num_workers < 0:
-            raise DataError(f"data.num_workers is {self.num_workers}: it must be 0 or more")
-        if self.prefetch < 1:
-            raise DataError(f"data.prefetch is {self.prefetch}: a worker must hold 1 pack or more ahead")
         if not 0 <= self.max_quarantined_fraction <= 1:
             raise DataError(
                 f"data.max_quarantined_fraction is {self.max_quarantined_fraction}: give a fraction from 0 (stop "

@@ -1,12 +1,12 @@
-"""The one `Sample` type: what every domain becomes before it is turned into tokens.
+"""`Sample`: what every domain becomes before it is turned into tokens.
 
-A sample is an ordered list of elements. The n-th `Image` element stands for the record's n-th picture, the n-th
-`Video` for its n-th clip, so a sample names no files and can be built, shown and tested without decoding anything.
+A sample is an ordered list of elements. The n-th `Image` element stands for the record's n-th image, the n-th `Video`
+for its n-th video, so a sample names no files and can be built, shown and tested without decoding anything.
 
     Sample("image_text", (Token("[gMASK]"), Token("<sop>"), Image(), Text("A cat.", loss=True),
                           Token("<|endoftext|>", loss=True)))
 
-Loss is on text and on single tokens, never on images: the model is never asked to predict one.
+Loss is on text and on single tokens, never on images: the model never learns to predict one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Text:
-    """Plain text. Nothing in it ever becomes a special token, unless `tags` allows those of ASSISTANT_TAGS."""
+    """Plain text. Nothing in it becomes a special token, unless `tags` allows those of ASSISTANT_TAGS."""
 
     text: str
     loss: bool = False
@@ -26,7 +26,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Token:
-    """One special token, by name: only the pipeline itself writes these."""
+    """One special token, by name. Only the pipeline itself writes these."""
 
     name: str
     loss: bool = False
@@ -34,12 +34,12 @@ class Token:
 
 @dataclass(frozen=True)
 class Image:
-    """The next picture: <|begin_of_image|>, one <|image|> for every 2x2 patches, <|end_of_image|>."""
+    """The next image: <|begin_of_image|>, one <|image|> per 2x2 patches, <|end_of_image|>."""
 
 
 @dataclass(frozen=True)
 class Video:
-    """The next clip: <|begin_of_video|>, every frame pair as an image followed by its second, <|end_of_video|>."""
+    """The next video: <|begin_of_video|>, every frame pair as an image followed by its second, <|end_of_video|>."""
 
 
 Element = Text | Token | Image | Video
@@ -49,30 +49,29 @@ ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assis
 
 # Special tokens that an assistant may write in its own text.
 ASSISTANT_TAGS = (
-    *("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>"),
-    *("<tool_call>", "</tool_call>", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>"),
+    "<think>",
+    "</think>",
+    "<answer>",
+    "</answer>",
+    "<|begin_of_box|>",
+    "<|end_of_box|>",
+    "<tool_call>",
+    "</tool_call>",
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
 )
 
 
 @dataclass(frozen=True)
 class Sample:
-    """An ordered list of elements, the domain it came from, and whatever else its record said."""
+    """One training example."""
 
     domain: str
     elements: tuple[Element, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)  # the other fields of its record
 
     def count(self, kind: type) -> int:
+        """Return the number of elements of a type."""
         return sum(isinstance(element, kind) for element in self.elements)
-
-    def as_text(self) -> str:
-        """The sample as a chat template would write it, one <|image|> or <|video|> a picture or clip."""
-        return "".join(_SHOWN[type(element)](element) for element in self.elements)
-
-
-_SHOWN = {
-    Text: lambda element: element.text,
-    Token: lambda element: element.name,
-    Image: lambda _: "<|begin_of_image|><|image|><|end_of_image|>",
-    Video: lambda _: "<|begin_of_video|><|video|><|end_of_video|>",
-}

@@ -9,7 +9,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_pipeline.sharding.build import build_shards
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 WORDS = ["a", "small", "red", "house", "by", "the", "wide", "river", "under", "old", "trees", "where", "two", "grey",
          "birds", "sing", "all", "day"]  # fmt: skip
@@ -28,7 +28,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
     for n in range(24):
         (media / f"{n}.jpg").write_bytes(encoded(pattern(60 + 9 * (n % 5), 80 + 11 * (n % 7), seed=n)))
     for n in range(3):
-        (media / f"{n}.mp4").write_bytes(clip(frames=16 + 8 * n))
+        (media / f"{n}.mp4").write_bytes(encoded_video(frames=16 + 8 * n))
     records: dict[str, list[dict[str, object]]] = {
         "pictures": [{"domain": "image_text", "text": sentence(n, 8 + n % 9), "images": [f"media/{n}.jpg"]}
                      for n in range(24)],

@@ -28,7 +28,7 @@ from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.encode import encode_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.media.images import PATCH_SIZE, TEMPORAL_PATCH_SIZE, TOKEN_PIXELS
+from data_pipeline.media.images import PATCH_SIZE, PIXELS_PER_TOKEN, TEMPORAL_PATCH_SIZE
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sample import Element, Image, Sample, Text, Token, Video
 from tools.errors import errors_in_one_line
@@ -239,7 +239,7 @@ def _load_model(folder: Path, dtype: torch.dtype | str) -> Any:
 
 
 def _max_tokens(preprocessor: dict[str, Any]) -> int:
-    return int(preprocessor["size"]["longest_edge"]) // TOKEN_PIXELS
+    return int(preprocessor["size"]["longest_edge"]) // PIXELS_PER_TOKEN
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """How the record of each domain (KEY.json in a shard) becomes a `Sample`.
 
-    image_text, ocr         {"text": caption}                          one picture, then its text
-    video                   {"text": caption}                          one clip, then its text
-    interleaved, grounding  {"text": "... <image> ... <video> ..."}    media where their placeholders stand
+    image_text, ocr         {"text": caption}                          one image, then its text
+    video                   {"text": caption}                          one video, then its text
+    interleaved, grounding  {"text": "... <image> ... <video> ..."}    images and videos at their placeholders
     text                    {"text": document}
     chat                    {"messages": [...], "thinking": bool}      see chat.py
 
@@ -30,9 +30,16 @@ DOMAINS = (*_DOCUMENTS, "chat")
 
 
 def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form: str = chat.DEFAULT_FORM) -> Sample:
-    """Builds the Sample of a record that comes with so many pictures and clips.
+    """Build the Sample of a record.
 
-    chat_form: `glm45v` or `glm41v`, how chats are written. Raises BadSample naming what is wrong with the record.
+    Args:
+        record: The content of KEY.json.
+        images: The number of images that come with it.
+        videos: The number of videos that come with it.
+        chat_form: How chats are written, `glm45v` or `glm41v`.
+
+    Raises:
+        BadSample: The record cannot be used, or its text stands for another number of images or videos.
     """
     domain = record.get("domain") if isinstance(record, dict) else None
     if domain == "chat":
@@ -42,12 +49,12 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
             raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')
         elements = documents.document(_DOCUMENTS[domain](record["text"]))
     else:
-        said = "there is no domain" if domain is None else f'"domain" is {domain!r}'
-        raise BadSample("unknown_domain", f"{said}: use one of {', '.join(DOMAINS)}")
+        problem = "there is no domain" if domain is None else f'"domain" is {domain!r}'
+        raise BadSample("unknown_domain", f"{problem}: use one of {', '.join(DOMAINS)}")
 
     metadata = {key: value for key, value in record.items() if key not in ("domain", "text", "messages", "thinking")}
     sample = Sample(domain, tuple(elements), metadata)
-    for kind, have, word in ((Image, images, "image"), (Video, videos, "video")):
-        if sample.count(kind) != have:
-            raise BadSample("media_mismatch", f"the text stands for {sample.count(kind)} {word}s but {have} are given")
+    for kind, given, word in ((Image, images, "image"), (Video, videos, "video")):
+        if sample.count(kind) != given:
+            raise BadSample("media_mismatch", f"the text stands for {sample.count(kind)} {word}s but {given} are given")
     return sample

@@ -1,4 +1,4 @@
-r"""Chats as GLM-4.5V and GLM-4.1V write them, with loss only on what the assistant must learn.
+r"""Chats as GLM-4.5V and GLM-4.1V write them, with loss only on the assistant's text.
 
 GLM-4.5V, thinking (loss on what is underlined):
 
@@ -6,8 +6,8 @@ GLM-4.5V, thinking (loss on what is underlined):
     <|user|>\nQ2<|assistant|>\n<think>T2</think>\nA2<|user|>
                                -----------------------------
 
-  Reasoning is kept after the last user message only. Earlier answers are context: without their reasoning they are
-  not what a thinking assistant would have said, so they are not learned.
+  Reasoning is kept after the last user message only. Earlier answers are context: without their reasoning a thinking
+  assistant would not have given them, so they carry no loss.
 
 GLM-4.5V, not thinking: "/nothink" ends every user turn and the empty thought is part of the prompt.
 
@@ -16,9 +16,9 @@ GLM-4.5V, not thinking: "/nothink" ends every user turn and the empty thought is
     \nQ2/nothink<|assistant|>\n<think></think>\nA2<|user|>
                                                 ----------
 
-GLM-4.1V: turns are written as they are, reasoning included, and all answers are learned.
+GLM-4.1V: turns are written as they are, reasoning included, and all answers carry loss.
 
-What ends a turn is learned with it: <|user|>, which begins the next turn and is appended after the last one.
+The token that ends an answer carries loss with it: <|user|>, which begins the next turn and is appended after the last.
 """
 
 from __future__ import annotations
@@ -37,13 +37,19 @@ END_OF_TURN = "<|user|>"
 
 
 def render(messages: Any, thinking: bool | None, *, form: str = DEFAULT_FORM) -> list[Element]:
-    """A chat -> elements.
+    """Return the elements of a chat.
 
-    messages: [{"role": system | user | assistant, "content": str[, "reasoning_content": str]}, ...], ending with an
-    assistant's. An assistant's content may itself begin with <think>...</think>. thinking: None means yes if an answer
-    after the last user message has reasoning. Raises BadSample.
+    Args:
+        messages: [{"role": system | user | assistant, "content": str[, "reasoning_content": str]}, ...], the last of an
+            assistant. An assistant's content may itself begin with <think>...</think>.
+        thinking: Whether the chat is written in thinking form. None: yes if an answer after the last user message has
+            reasoning.
+        form: One of CHAT_FORMS.
+
+    Raises:
+        BadSample: The chat cannot be written in this form, or no answer carries loss.
     """
-    turns = _checked(messages)
+    turns = _check_messages(messages)
     elements, learned = _FORMS[form](turns, thinking)
     if not any(learned):
         raise BadSample("nothing_to_learn", "no answer of this chat carries loss")
@@ -112,7 +118,10 @@ CHAT_FORMS = tuple(_FORMS)
 
 
 def split_reasoning(turn: dict[str, str]) -> tuple[str, str]:
-    """An assistant's turn -> (reasoning, answer): from `reasoning_content`, or <think>...</think> in the content."""
+    """Return (reasoning, answer) of an assistant's turn.
+
+    The reasoning comes from `reasoning_content`, or from <think>...</think> in the content.
+    """
     content = turn["content"]
     if turn.get("reasoning_content"):
         return turn["reasoning_content"].strip(), content.strip()
@@ -128,7 +137,7 @@ def _answer(content: str, *, loss: bool) -> list[Element]:
     return split_placeholders(content, loss=loss, tags=True)
 
 
-def _checked(messages: Any) -> list[dict[str, str]]:
+def _check_messages(messages: Any) -> list[dict[str, str]]:
     if not isinstance(messages, list) or not messages:
         raise BadSample("bad_record", 'a record of domain "chat" needs a non-empty list "messages"')
     for number, turn in enumerate(messages):

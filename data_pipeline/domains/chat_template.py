@@ -1,7 +1,7 @@
-"""The chat templates (Jinja, as transformers' `apply_chat_template` reads them) that an exported model carries.
+"""The chat templates of exported models, in Jinja, for transformers' `apply_chat_template`.
 
-They render what `chat.render` renders, less its final <|user|>: text as it is, pictures and clips as one <|image|> or
-<|video|> each. `enable_thinking` and `add_generation_prompt` are the variables a caller may set.
+They render what `chat.render` renders, without its final <|user|>: text as it is, one <|image|> per image and one
+<|video|> per video. A caller may set the variables `enable_thinking` and `add_generation_prompt`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One sample's record and bytes -> `EncodedSample`: the work a data worker does for every sample.
+"""One sample's record and bytes -> `EncodedSample`: the work of a data worker for every sample.
 
-A sample that is longer than a pack is a `LongSample`: tokenised whole, once, then decoded piece by piece.
+A sample that is longer than a pack is a `LongSample`: tokenised once, then decoded piece by piece.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import SLICE_BYTES, grid_of, image_patches, probe_image, resized_size
-from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.images import grid_of, image_patches, probe_image, resized_size
+from data_pipeline.media.pixel_budget import SLICE_BYTES, PixelBudget
 from data_pipeline.media.video import probe_video, video_geometry, video_patches
 from data_pipeline.sample import Image, Sample, Video
 
@@ -34,7 +34,11 @@ def encode_record(
     sample_id: str = "",
     chat_form: str = DEFAULT_FORM,
 ) -> EncodedSample:
-    """Builds, decodes and tokenises one sample. Raises BadSample naming what is wrong with it."""
+    """Build, decode and tokenise one sample.
+
+    Raises:
+        BadSample: The record or one of its images or videos cannot be used, or no token carries loss.
+    """
     sample = build_sample(record, images=len(images), videos=len(videos), chat_form=chat_form)
     return encode_sample(sample, images, videos, tokenizer=tokenizer, budget=budget, sample_id=sample_id)
 
@@ -48,18 +52,23 @@ def encode_sample(
     budget: PixelBudget,
     sample_id: str = "",
 ) -> EncodedSample:
-    """The same for a Sample that is already built."""
-    pictures = [image_patches(data, budget.image_max_tokens) for data in images]
-    clips = [video_patches(data, budget.video_max_tokens) for data in videos]
-    tokenized = tokenize(sample, tokenizer, [grid for _, grid in pictures], [layout for _, layout in clips])
+    """Decode and tokenise a Sample, with or without loss.
 
-    next_picture, next_clip = iter(pictures), iter(clips)
+    Raises:
+        BadSample: An image or video cannot be used, or the tokenizer lacks a token.
+    """
+    decoded_images = [image_patches(data, budget.image_max_tokens) for data in images]
+    decoded_videos = [video_patches(data, budget.video_max_tokens) for data in videos]
+    grids, geometries = [grid for _, grid in decoded_images], [geometry for _, geometry in decoded_videos]
+    tokenized = tokenize(sample, tokenizer, grids, geometries)
+
+    next_image, next_video = iter(decoded_images), iter(decoded_videos)
     slices = [torch.empty(0, SLICE_BYTES, dtype=torch.uint8)]
     for element in sample.elements:
         if isinstance(element, Image):
-            slices.append(next(next_picture)[0])
+            slices.append(next(next_image)[0])
         elif isinstance(element, Video):
-            slices.append(next(next_clip)[0])
+            slices.append(next(next_video)[0])
     return EncodedSample(
         sample_id=sample_id,
         domain=sample.domain,
@@ -74,19 +83,19 @@ def encode_sample(
 
 @dataclass(frozen=True)
 class _Medium:
-    """A picture or clip that has not been decoded yet, and how it will be. images: one, or a clip's frame pairs."""
+    """An image or video that is not decoded yet."""
 
     data: bytes
-    images: int
-    slices: Callable[[bytes, int], tuple[torch.Tensor, Any]]
+    images: int  # rows of grid_thw: 1, or a video's frame pairs
+    decode: Callable[[bytes, int], tuple[torch.Tensor, Any]]  # image_patches or video_patches
     max_tokens: int
 
 
 class LongSample:
-    """A sample of which pieces are wanted. Pictures and clips are measured by their headers, and decoded with the piece
-    that they lie in: a document of a hundred pages is not decoded anew for each of its pieces.
+    """A sample of which pieces are wanted.
 
-    Raises BadSample naming what is wrong with the record or a header.
+    Images and videos are measured by their headers, and decoded with the piece that they lie in: a document of a
+    hundred pages is not decoded again for each of its pieces.
     """
 
     def __init__(
@@ -98,48 +107,63 @@ class LongSample:
         tokenizer: GlmTokenizer,
         budget: PixelBudget,
         sample_id: str = "",
-    ):
+    ) -> None:
+        """Tokenise a sample.
+
+        Raises:
+            BadSample: A header cannot be read, or the tokenizer lacks a token.
+        """
         self.sample, self.sample_id = sample, sample_id
         self._image_id = tokenizer.image_id
         grids = [grid_of(resized_size(*probe_image(data), max_tokens=budget.image_max_tokens)) for data in images]
-        layouts = [video_geometry(probe_video(data), budget.video_max_tokens) for data in videos]
-        self._tokens = tokenize(sample, tokenizer, grids, layouts)
-        pictures = (_Medium(data, 1, image_patches, budget.image_max_tokens) for data in images)
-        clips = (
-            _Medium(data, len(layout.seconds), video_patches, budget.video_max_tokens)
-            for data, layout in zip(videos, layouts, strict=True)
+        geometries = [video_geometry(probe_video(data), budget.video_max_tokens) for data in videos]
+        self._tokens = tokenize(sample, tokenizer, grids, geometries)
+        undecoded_images = (_Medium(data, 1, image_patches, budget.image_max_tokens) for data in images)
+        undecoded_videos = (
+            _Medium(data, len(geometry.seconds), video_patches, budget.video_max_tokens)
+            for data, geometry in zip(videos, geometries, strict=True)
         )
-        of_element: dict[type, Iterator[_Medium]] = {Image: pictures, Video: clips}
-        self._media = [next(of_element[type(part)]) for part in sample.elements if isinstance(part, Image | Video)]
+        of_element: dict[type, Iterator[_Medium]] = {Image: undecoded_images, Video: undecoded_videos}
+        self._media = [
+            next(of_element[type(element)]) for element in sample.elements if isinstance(element, Image | Video)
+        ]
 
     def __len__(self) -> int:
         return len(self._tokens.input_ids)
 
     def piece(self, start: int, length: int) -> EncodedSample:
-        """Tokens start..start+length as a sample of its own, with positions from 0. Raises BadSample if a picture or
-        clip lies only partly within, or cannot be decoded."""
+        """Return tokens start..start+length as a sample of its own, with positions from 0.
+
+        Raises:
+            BadSample: `nothing_to_learn`, if the piece is the sample's beginning and carries no loss: a chat truncated
+                before its answer, or an image truncated before its text; `media_cut`, if an image or video lies only
+                partly within the piece; another reason, if one cannot be decoded.
+        """
         end = start + length
         begins, lengths = np.array(self._tokens.blocks, dtype=np.int64).reshape(-1, 2).T
         ends = begins + lengths
         if ((begins < start) & (start < ends) | (begins < end) & (end < ends)).any():
-            raise BadSample("media_cut", f"a picture or clip does not lie wholly within tokens {start} to {end}")
+            raise BadSample("media_cut", f"an image or video lies only partly within tokens {start} to {end}")
+        loss = self._tokens.loss[start:end]
+        if start == 0 and not loss.any():
+            raise BadSample("nothing_to_learn", f"none of its first {length} tokens (of {len(self)}) carries loss")
         inside = np.flatnonzero((begins >= start) & (ends <= end))
         media = [self._media[number] for number in inside]
         before = sum(medium.images for medium in self._media[: inside[0]]) if len(inside) else 0
         images = slice(before, before + sum(medium.images for medium in media))
         grids, frames_per_image = self._tokens.grids[images], self._tokens.frames_per_image[images]
-        patches = [medium.slices(medium.data, medium.max_tokens)[0] for medium in media]
-        slices = torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *patches])
-        if len(slices) != sum(h * w * instants for (h, w), instants in zip(grids, frames_per_image, strict=True)):
-            raise BadSample("media_mismatch", "a picture or clip has another size than its header says")
+        decoded = [medium.decode(medium.data, medium.max_tokens)[0] for medium in media]
+        patches = torch.cat([torch.empty(0, SLICE_BYTES, dtype=torch.uint8), *decoded])
+        if len(patches) != sum(h * w * frames for (h, w), frames in zip(grids, frames_per_image, strict=True)):
+            raise BadSample("media_mismatch", "an image or video does not have the size that its header says")
         input_ids = self._tokens.input_ids[start:end]
         return EncodedSample(
             sample_id=self.sample_id,
             domain=self.sample.domain,
             input_ids=input_ids,
-            loss=self._tokens.loss[start:end],
+            loss=loss,
             position_ids=rope_positions(input_ids == self._image_id, grids),
-            patches=slices,
+            patches=patches,
             grids=grids,
             frames_per_image=frames_per_image,
         )

@@ -1,8 +1,8 @@
 """3-D rope positions of one sample, equal to transformers' `Glm4vMoeModel.get_rope_index`.
 
-Text counts up on all three axes together. An image starts where the text before it stopped: every one of its tokens
-has that position in time, its row and column are added on the other two axes, and the text after it goes on past the
-larger of its sides. Every frame pair of a clip is an image of its own. For `ab[2x3 tokens]c`:
+Text counts up on all three axes together. An image starts where the text before it stopped: each of its tokens has that
+position in time, its row and column are added on the other two axes, and the text after it continues past the longer of
+its sides. Every frame pair of a video is an image. For `ab[2x3 tokens]c`:
 
     time   0 1  2 2 2 2 2 2  5
     height 0 1  2 2 2 3 3 3  5
@@ -16,14 +16,21 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.media.images import MERGE_SIZE
+from data_pipeline.media.pixel_budget import MERGE_SIZE
 
 
 def rope_positions(is_image: np.ndarray, grids: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Positions int64 [3 (time, height, width), tokens].
+    """Return the positions of one sample's tokens.
 
-    is_image: bool [tokens], True at <|image|> tokens. grids: (h, w) in patches of each run of them, in order.
-    Raises DataError if runs and grids do not agree.
+    Args:
+        is_image: bool [tokens], True at <|image|> tokens.
+        grids: (h, w) in patches of each run of <|image|> tokens, in order.
+
+    Returns:
+        int64 [3 (time, height, width), tokens].
+
+    Raises:
+        DataError: Runs and grids do not agree.
     """
     edges = np.flatnonzero(np.diff(is_image.astype(np.int8), prepend=0, append=0))
     starts, ends = edges[0::2].tolist(), edges[1::2].tolist()

@@ -1,7 +1,7 @@
-"""Sample -> token ids and which of them the model learns to predict.
+"""Sample -> token ids, and which of them the model learns to predict.
 
 Special tokens come only from the elements that name them. Text is encoded by a copy of the tokenizer that knows no
-special tokens, so "<|user|>" typed by a user is plain bytes, in whatever way the tokenizer folder lists its tokens.
+special tokens, so "<|user|>" typed by a user is plain bytes, however the tokenizer folder lists its tokens.
 """
 
 from __future__ import annotations
@@ -20,30 +20,60 @@ from tokenizers import Tokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.images import tokens_of
 from data_pipeline.media.video import VideoGeometry
-from data_pipeline.sample import ASSISTANT_TAGS, ROLE_TOKENS, Image, Sample, Text, Token, Video
+from data_pipeline.sample import ASSISTANT_TAGS, ROLE_TOKENS, Element, Image, Sample, Text, Token, Video
 
 PAD = "<|endoftext|>"
 IMAGE, IMAGE_START, IMAGE_END = "<|image|>", "<|begin_of_image|>", "<|end_of_image|>"
 VIDEO, VIDEO_START, VIDEO_END = "<|video|>", "<|begin_of_video|>", "<|end_of_video|>"
 REQUIRED_TOKENS = (
-    *(PAD, "[gMASK]", "<sop>", *ROLE_TOKENS.values()),
-    *(IMAGE, IMAGE_START, IMAGE_END, VIDEO, VIDEO_START, VIDEO_END),
+    PAD,
+    "[gMASK]",
+    "<sop>",
+    *ROLE_TOKENS.values(),
+    IMAGE,
+    IMAGE_START,
+    IMAGE_END,
+    VIDEO,
+    VIDEO_START,
+    VIDEO_END,
+)
+
+# The files in which transformers names the classes of a model and its processors.
+_CLASS_FILES = (
+    "config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "tokenizer_config.json",
 )
 
 
 class GlmTokenizer:
-    """A Hugging Face tokenizer folder, read from its tokenizer.json alone.
+    """A Hugging Face tokenizer folder. Tokens are read from its tokenizer.json alone.
 
-    special: id of every special token by name; names: the reverse. hash: changes when any text could be
-    encoded differently.
-    Raises DataError if the folder has no fast tokenizer or lacks a token of REQUIRED_TOKENS.
+    Attributes:
+        folder: The folder.
+        special: The id of every special token, by name.
+        names: The name of every special token, by id.
+        pad_id: The id of <|endoftext|>.
+        image_id: The id of <|image|>.
+        vocab_size: One more than the largest id: rows that a model's embedding must have.
+        hash: Changes if any text could be encoded differently.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path) -> None:
+        """Read a folder.
+
+        Raises:
+            DataError: The folder has no tokenizer.json, lacks one of REQUIRED_TOKENS, or is of GLM-4.6V.
+        """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
-            what = f"{path} does not exist" if path.parent.is_dir() else f"there is no folder {folder}"
-            raise DataError(f"{what}: --tokenizer or data.tokenizer must be a Hugging Face folder with tokenizer.json")
+            problem = f"{path} does not exist" if path.parent.is_dir() else f"there is no folder {folder}"
+            raise DataError(
+                f"{problem}: --tokenizer or data.tokenizer must be a Hugging Face folder with tokenizer.json"
+            )
+        refuse_glm46v(path.parent)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.special: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -58,7 +88,6 @@ class GlmTokenizer:
         self.folder = Path(folder)
         decisive = {key: content.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         self.hash = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-        # One more than the largest id: what a model's embedding must have room for.
         self.vocab_size = 1 + max(*self.special.values(), *content["model"]["vocab"].values())
         self.names = {token: name for name, token in self.special.items()}
         self.pad_id, self.image_id = self.special[PAD], self.special[IMAGE]
@@ -67,14 +96,18 @@ class GlmTokenizer:
         )
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: never a special token. Raises BadSample `bad_record` for what is not Unicode."""
+        """Return the ids of plain text: never a special token.
+
+        Raises:
+            BadSample: `bad_record`, if the text is not Unicode.
+        """
         try:
             return self._plain.encode(text, add_special_tokens=False).ids
         except (UnicodeEncodeError, TypeError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
             raise BadSample("bad_record", f"the text is not Unicode: {error}") from error
 
     def encode_tagged(self, text: str) -> list[int]:
-        """Ids of text in which the tags an assistant may write are special tokens."""
+        """Return the ids of text in which the tags that an assistant may write are special tokens."""
         ids: list[int] = []
         for part in filter(None, self._tags.split(text)):
             if part in ASSISTANT_TAGS and part in self.special:
@@ -84,27 +117,48 @@ class GlmTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of ordinary tokens; what is not a whole character becomes U+FFFD."""
+        """Return the text of ordinary tokens. Incomplete characters become U+FFFD."""
         return self._plain.decode(list(ids), skip_special_tokens=False)
 
     def token(self, name: str) -> int:
-        """Id of a special token. Raises BadSample if this tokenizer does not have it."""
+        """Return the id of a special token.
+
+        Raises:
+            BadSample: `missing_token`, if this tokenizer does not have it.
+        """
         if name not in self.special:
             raise BadSample("missing_token", f"the tokenizer {self.folder} has no {name}")
         return self.special[name]
 
 
+def refuse_glm46v(folder: Path) -> None:
+    """Check that a folder is not of GLM-4.6V, whose model type may be that of GLM-4.5V (`glm4v_moe`).
+
+    Its processors sample videos at other frames and write timestamps as "0.5 seconds", so neither tokens nor pixels of
+    a video would be those of GLM-4.5V.
+
+    Raises:
+        DataError: One of the folder's JSON files names a class or model type of GLM-4.6V.
+    """
+    for name in _CLASS_FILES:
+        path = folder / name
+        found = path.is_file() and re.search(r'"glm46v', path.read_text(encoding="utf-8", errors="replace"), re.I)
+        if found:
+            raise DataError(
+                f"{folder} is a GLM-4.6V folder (see {name}), which samples and timestamps videos differently and is "
+                "not supported yet: use a folder of GLM-4.5V or GLM-4.1V"
+            )
+
+
 @dataclass(frozen=True)
 class TokenizedSample:
-    """input_ids int64 [tokens]; loss bool [tokens], True where this very token is to be predicted;
-    grids: (h, w) in patches of every picture or frame pair, in order; frames_per_image: 1 a picture, 2 a frame pair;
-    blocks: (start, length) in tokens of every picture and clip, its begin and end tokens included."""
+    """The tokens of a sample."""
 
-    input_ids: np.ndarray
-    loss: np.ndarray
-    grids: tuple[tuple[int, int], ...]
-    frames_per_image: tuple[int, ...]
-    blocks: tuple[tuple[int, int], ...]
+    input_ids: np.ndarray  # int64 [tokens]
+    loss: np.ndarray  # bool [tokens], True where this token itself is to be predicted
+    grids: tuple[tuple[int, int], ...]  # (h, w) in patches of every still image or frame pair, in order
+    frames_per_image: tuple[int, ...]  # 1 for a still image, 2 for a frame pair
+    blocks: tuple[tuple[int, int], ...]  # (start, length) in tokens of every image and video, with begin and end tokens
 
 
 def tokenize(
@@ -113,27 +167,37 @@ def tokenize(
     images: Sequence[tuple[int, int]] = (),
     videos: Sequence[VideoGeometry] = (),
 ) -> TokenizedSample:
-    """Turns elements into ids. images: (h, w) in patches of every picture; videos: the layout of every clip."""
+    """Turn elements into token ids.
+
+    Args:
+        sample: Its elements.
+        tokenizer: The tokenizer.
+        images: (h, w) in patches of every image.
+        videos: The geometry of every video.
+
+    Raises:
+        BadSample: The tokenizer lacks a token, or a text is not Unicode.
+    """
     ids: list[np.ndarray] = []
     loss: list[np.ndarray] = []
     grids: list[tuple[int, int]] = []
     frames_per_image: list[int] = []
-    media: list[tuple[int, int]] = []  # the first of `ids` of each picture and clip, and the one after its last
+    media: list[tuple[int, int]] = []  # of each image and video: its first entry in `ids`, and the one after its last
     next_image, next_video = iter(images), iter(videos)
 
     def add(new_ids: Sequence[int], learn: bool) -> None:
         ids.append(np.asarray(new_ids, dtype=np.int64))
         loss.append(np.full(len(new_ids), learn))
 
-    def add_image(grid: tuple[int, int], instants: int) -> None:
+    def add_image(grid: tuple[int, int], frames: int) -> None:
         add(
             [tokenizer.special[IMAGE_START], *[tokenizer.image_id] * tokens_of(grid), tokenizer.special[IMAGE_END]],
             False,
         )
         grids.append(grid)
-        frames_per_image.append(instants)
+        frames_per_image.append(frames)
 
-    for element in _joined(sample.elements):
+    for element in _join_texts(sample.elements):
         first = len(ids)
         match element:
             case Token():
@@ -144,10 +208,10 @@ def tokenize(
             case Image():
                 add_image(next(next_image), 1)
             case Video():
-                layout = next(next_video)
+                geometry = next(next_video)
                 add([tokenizer.special[VIDEO_START]], False)
-                for second in layout.seconds:
-                    add_image(layout.grid, 2)
+                for second in geometry.seconds:
+                    add_image(geometry.grid, 2)
                     add(_timestamp(tokenizer, second), False)
                 add([tokenizer.special[VIDEO_END]], False)
         if isinstance(element, Image | Video):
@@ -157,9 +221,9 @@ def tokenize(
     return TokenizedSample(np.concatenate(ids), np.concatenate(loss), tuple(grids), tuple(frames_per_image), blocks)
 
 
-def _joined(elements: Sequence[Text | Token | Image | Video]) -> list[Text | Token | Image | Video]:
-    """Neighbouring texts of one kind become one, so that they are encoded as they will be at inference."""
-    joined: list[Text | Token | Image | Video] = []
+def _join_texts(elements: Sequence[Element]) -> list[Element]:
+    """Join neighbouring texts of the same loss and tags, so that they are encoded as at inference."""
+    joined: list[Element] = []
     for element in elements:
         last = joined[-1] if joined else None
         if (

@@ -1,1 +1,1 @@
-"""Images and videos: sizes and pixel budgets from headers, decoding, resizing, patches; boxes."""
+"""Images, videos and boxes: sizes from headers, decoding, resizing, patches. Knows no samples, tokens or shards."""

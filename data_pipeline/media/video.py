@@ -1,7 +1,7 @@
-"""Clips: which frames are looked at, when, at which size, and their patches.
+"""Videos: which frames the model sees, when, at which size, and their patches.
 
-The reference is transformers' `Glm4vVideoProcessor` reading files with PyAV: two frames a second (at most 600, spread
-over a clip longer than five minutes), an even number of them, every two neighbours one frame pair with one timestamp.
+The reference is transformers' `Glm4vVideoProcessor` reading files with PyAV: two frames per second (at most 600, spread
+over a video longer than five minutes), an even number of them, every two neighbours one frame pair with one timestamp.
 """
 
 from __future__ import annotations
@@ -21,61 +21,57 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import (
-    MAX_DECODED_PIXELS,
-    SLICE_BYTES,
-    TEMPORAL_PATCH_SIZE,
-    as_frames,
-    grid_of,
-    patchify,
-    resize,
-    resized_size,
-)
+from data_pipeline.media.images import as_frames, grid_of, patchify, resize, resized_size
+from data_pipeline.media.pixel_budget import MAX_DECODED_PIXELS, SLICE_BYTES, TEMPORAL_PATCH_SIZE
 from data_pipeline.media.video_frames import decode_frames
 
 SAMPLED_FPS = 2
-MAX_DURATION = 300  # seconds; a longer clip is sampled MAX_DURATION * SAMPLED_FPS times in all
+MAX_DURATION = 300  # seconds; a longer video is sampled MAX_DURATION * SAMPLED_FPS times
 
-_EQUAL_SIZES = re.compile(rb"stsz\0{4}(.{4})(.{4})", re.DOTALL)  # the size of each (0: a table follows), their number
+_EQUAL_SIZES = re.compile(rb"stsz\0{4}(.{4})(.{4})", re.DOTALL)  # bytes of each frame (0: a table follows), frames
 
-# The containers that are read. Others that FFmpeg knows are no clips but lists of addresses to fetch (HLS, concat).
+# FFmpeg knows other formats, but some of them are lists of addresses to fetch (HLS, concat) and not videos.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What the container says: enough to know a clip's frames, timestamps and tokens without decoding it."""
+    """What the container says: enough to know a video's frames, timestamps and tokens without decoding it."""
 
     frames: int
     fps: float
     duration: float  # seconds
-    height: int
-    width: int
+    height: int  # pixels
+    width: int  # pixels
 
 
 @dataclass(frozen=True)
 class VideoGeometry:
-    """How a clip is shown to the model."""
+    """How the model sees a video."""
 
-    indices: tuple[int, ...]  # the frames looked at, an even number
-    seconds: tuple[int, ...]  # one whole second a frame pair, written after it
+    indices: tuple[int, ...]  # the sampled frames, an even number
+    seconds: tuple[int, ...]  # one whole second per frame pair, written after it
     size: tuple[int, int]  # (H, W) pixels
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(h, w) patches of every frame pair."""
+        """The (h, w) patches of every frame pair."""
         return grid_of(self.size)
 
 
 def probe_video(data: bytes) -> VideoInfo:
-    """Reads the container's header (and counts packets where the header does not say). Raises BadSample."""
+    """Read the container's header, and count packets if the header does not give the number of frames.
+
+    Raises:
+        BadSample: The header cannot be read, has no video stream, or its frames are too large.
+    """
     with _open(data) as container:
         frames = container.streams.video[0].frames
         return _info(container, frames or len(_packets(container)))
 
 
 def frame_indices(frames: int, fps: float, duration: float | None) -> list[int]:
-    """Indices of the frames to look at, in order, an even number of them (the last one may be given twice)."""
+    """Return the indices of the sampled frames, in order, an even number (the last one may be repeated)."""
     last = frames - 1
     duration = duration or round(last / fps) + 1
     if duration <= MAX_DURATION:
@@ -91,7 +87,11 @@ def frame_indices(frames: int, fps: float, duration: float | None) -> list[int]:
 
 
 def video_geometry(info: VideoInfo, max_tokens: int) -> VideoGeometry:
-    """Chooses frames, timestamps and size from the header alone. Raises BadSample for an extreme aspect."""
+    """Choose frames, timestamps and size from the header alone.
+
+    Raises:
+        BadSample: `extreme_aspect`.
+    """
     indices = frame_indices(info.frames, info.fps, info.duration)
     seconds = tuple(int(index / info.fps) for index in indices[::TEMPORAL_PATCH_SIZE])
     size = resized_size(info.height, info.width, max_tokens=max_tokens, frames=len(indices))
@@ -99,53 +99,57 @@ def video_geometry(info: VideoInfo, max_tokens: int) -> VideoGeometry:
 
 
 def video_patches(data: bytes, max_tokens: int) -> tuple[torch.Tensor, VideoGeometry]:
-    """A clip's bytes -> (slices uint8 [pairs*h*w*2, 588], its layout). Raises BadSample."""
+    """Return a video's slices, uint8 [pairs*h*w*2, 588], and its geometry.
+
+    Raises:
+        BadSample: The video cannot be decoded up to the last sampled frame, is too large or too narrow.
+    """
     with _open(data) as container:
         packets = _packets(container)
         info = _info(container, container.streams.video[0].frames or len(packets))
-        layout = video_geometry(info, max_tokens)
-        return _decode(packets, info, layout), layout
+        geometry = video_geometry(info, max_tokens)
+        return _decode(packets, info, geometry), geometry
 
 
-def _decode(packets: Sequence[av.Packet], info: VideoInfo, layout: VideoGeometry) -> torch.Tensor:
-    """Slices of the layout's frames. Only these are converted and resized, and one is held at a time."""
-    h, w = layout.grid
-    slices = torch.empty(len(layout.seconds), h * w, TEMPORAL_PATCH_SIZE, SLICE_BYTES, dtype=torch.uint8)
-    wanted = sorted(set(layout.indices))
+def _decode(packets: Sequence[av.Packet], info: VideoInfo, geometry: VideoGeometry) -> torch.Tensor:
+    """Return the slices of the sampled frames. Only these are converted and resized, and one is held at a time."""
+    h, w = geometry.grid
+    slices = torch.empty(len(geometry.seconds), h * w, TEMPORAL_PATCH_SIZE, SLICE_BYTES, dtype=torch.uint8)
+    wanted = sorted(set(geometry.indices))
     missing = set(wanted)
-    # One converter for the clip, without threads: making one for every frame, as frame.to_ndarray does, takes longer
+    # One converter for the video, without threads: making one for every frame, as frame.to_ndarray does, takes longer
     # than the conversion, and gives the same pixels.
     converter = VideoReformatter()
     try:
         for index, frame in decode_frames(packets, wanted):
             if (frame.height, frame.width) != (info.height, info.width):
-                given = f"{info.width}x{info.height}"
+                header = f"{info.width}x{info.height}"
                 raise BadSample(
-                    "unreadable_video", f"frame {index} is {frame.width}x{frame.height}, not {given} as the file says"
+                    "unreadable_video", f"frame {index} is {frame.width}x{frame.height}, but the header says {header}"
                 )
             rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
-            patches = patchify(resize(as_frames(rgb), layout.size))
-            for place in range(layout.indices.index(index), len(layout.indices)):
-                if layout.indices[place] != index:  # the last frame may be looked at twice
+            patches = patchify(resize(as_frames(rgb), geometry.size))
+            for position in range(geometry.indices.index(index), len(geometry.indices)):
+                if geometry.indices[position] != index:  # the last frame may be sampled twice
                     break
-                slices[place // TEMPORAL_PATCH_SIZE, :, place % TEMPORAL_PATCH_SIZE] = patches
+                slices[position // TEMPORAL_PATCH_SIZE, :, position % TEMPORAL_PATCH_SIZE] = patches
             missing.discard(index)
     except BadSample:
         raise
     except (av.error.FFmpegError, ValueError) as error:
         raise BadSample("unreadable_video", str(error)) from error
     if len(missing) == len(wanted):
-        raise BadSample("video_without_frames", "not one frame could be decoded")
+        raise BadSample("video_without_frames", "no frame could be decoded")
     if missing:
         raise BadSample(
-            "unreadable_video", f"{len(missing)} of {len(wanted)} frames are missing: the clip is cut short"
+            "unreadable_video", f"{len(missing)} of {len(wanted)} frames are missing: the video is cut short"
         )
     return slices.reshape(-1, SLICE_BYTES)
 
 
 @contextmanager
 def _open(data: bytes) -> Iterator[InputContainer]:
-    """A container with a video stream that can be decoded. What goes wrong while it is open is a BadSample."""
+    """Open a container with a video stream that can be decoded. Errors while it is open become BadSample."""
     _check_sample_table(data)
     try:
         with av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS}) as container:
@@ -160,13 +164,16 @@ def _open(data: bytes) -> Iterator[InputContainer]:
         if isinstance(error, BadSample):
             raise
         raise BadSample(
-            "unreadable_video", f"not a video of a kind that is read ({len(data)} bytes): {error}"
+            "unreadable_video", f"not a video of a supported format ({len(data)} bytes): {error}"
         ) from error
 
 
 def _check_sample_table(data: bytes) -> None:
-    """An MP4 may claim frames of one equal size by the hundred million in a few bytes, and FFmpeg makes a table of them
-    as it opens the file: gigabytes. (Old sound tracks count several samples a byte.)"""
+    """Reject a header that promises more bytes than the file can hold.
+
+    A few bytes of an MP4 may claim hundreds of millions of frames of equal size. FFmpeg makes a table of them as it
+    opens the file, which takes gigabytes. (Old sound tracks count several samples per byte.)
+    """
     for box in _EQUAL_SIZES.finditer(data):
         size, count = (int.from_bytes(field) for field in box.groups())
         if size * count > 16 * len(data):
@@ -174,7 +181,7 @@ def _check_sample_table(data: bytes) -> None:
 
 
 def _packets(container: InputContainer) -> list[av.Packet]:
-    """Of the video stream, in the order of decoding."""
+    """Return the packets of the video stream in decoding order."""
     return [packet for packet in container.demux(container.streams.video[0]) if packet.size]
 
 

@@ -1,16 +1,16 @@
-"""Frames of a clip by number, decoding no packet that they do not need.
+"""Decode chosen frames of a video, and no packet that they do not need.
 
-Packets stand in the order of decoding; frames are numbered in the order of showing, by their times. A key frame and
-what follows it up to the next one is a group: it is decoded from its start, or not at all. Wanted here: 2 and 7.
+Packets stand in decoding order; frames are numbered in presentation order, by their times. A key frame and the packets
+up to the next one are a group: it is decoded from its start, or not at all. Here frames 2 and 7 are wanted:
 
     I0 P3 B1 B2 P5 B4 | I6 P9 B7 B8 | I10 ...      packets (the number is the frame's)
     +  +  -  +  .  .    +  +  +  .    .
 
-A group is decoded up to its last wanted packet (+). Of those, H.264's packets that no other one refers to (B1) are
-left out by the decoder itself (-). A group may be open: frames that follow its key frame but are shown before it refer
-to the group before; where one of them is wanted, that group is decoded whole first.
+A group is decoded up to its last wanted packet (+). Of those, the decoder itself skips H.264's packets that no other
+packet refers to (-). A group may be open: frames that follow its key frame but are shown before it refer to the group
+before it; if one of them is wanted, that group is decoded completely first.
 
-The frames are those of decoding everything in order, byte for byte. Where the stream does not say enough to be sure of
+The frames are those of decoding everything in order, byte for byte. If the stream does not say enough to be sure of
 that (no times, other codecs and containers, a frame that does not come), everything is decoded in order.
 """
 
@@ -25,66 +25,79 @@ import av
 
 from data_pipeline.errors import BadSample
 
-# Codecs of which a packet is one frame, with a time of its own, and a key frame a place to start from.
+# Codecs in which a packet is one frame with its own time, and decoding can start at a key frame.
 SELECTIVE_CODECS = ("h264", "hevc", "vp9", "av1")
-# Containers that say when a packet's frame is shown. (AVI does not: FFmpeg makes times up, in the order of decoding.)
+# Containers that say when a packet's frame is shown. (AVI does not: FFmpeg invents times, in decoding order.)
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts")
 
-MAX_CLIP_PIXELS = 200_000_000_000  # that one clip may make us decode: half an hour of 1080p, some ten minutes of a core
+MAX_VIDEO_PIXELS = 200_000_000_000  # decoded per video: half an hour of 1080p, about ten minutes on one core
 
 
 @dataclass(frozen=True)
-class Run:
-    """Packets start..stop-1, to be decoded one after the other from a key frame; numbers: the wanted frames by their
-    times."""
+class PacketRange:
+    """Consecutive packets start..stop-1, decoded from a key frame."""
 
     start: int
     stop: int
-    numbers: dict[int, int]
+    wanted: dict[int, int]  # the number of each wanted frame, by its time
 
 
-def choose_runs(packets: Sequence[av.Packet], wanted: Sequence[int]) -> list[Run] | None:
-    """What to decode for the frames `wanted` (rising, not empty) of a clip; None where only all of it will do."""
+def choose_packet_ranges(packets: Sequence[av.Packet], wanted: Sequence[int]) -> list[PacketRange] | None:
+    """Choose what to decode for the frames `wanted` (ascending, not empty) of a video.
+
+    Returns:
+        Ranges in order, or None if everything must be decoded.
+    """
     times = [packet.pts for packet in packets if packet.pts is not None]
     if len(set(times)) < len(packets) or min(times) < times[0] or not packets[0].is_keyframe:
         return None
-    # Packets that an edit list sets aside are decoded, as others may refer to them, but not shown.
+    # Packets that an edit list hides are decoded, as others may refer to them, but not shown.
     shown = sorted((at for at, packet in enumerate(packets) if not packet.is_discard), key=lambda at: times[at])
     if wanted[-1] >= len(shown):
         return None
 
     keys = [at for at, packet in enumerate(packets) if packet.is_keyframe]
-    runs: list[Run] = []
+    ranges: list[PacketRange] = []
     for at, number in sorted((shown[number], number) for number in wanted):
         group = bisect_right(keys, at) - 1
         leading = times[at] < times[keys[group]]
-        run = Run(keys[group - leading], at + 1, {times[at]: number})
-        while runs and run.start < runs[-1].stop:
-            last = runs.pop()
-            run = Run(min(last.start, run.start), run.stop, last.numbers | run.numbers)
-        runs.append(run)
-    return runs
+        new = PacketRange(keys[group - leading], at + 1, {times[at]: number})
+        while ranges and new.start < ranges[-1].stop:
+            last = ranges.pop()
+            new = PacketRange(min(last.start, new.start), new.stop, last.wanted | new.wanted)
+        ranges.append(new)
+    return ranges
 
 
 def decode_frames(packets: Sequence[av.Packet], wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-    """All packets of a video stream -> (number, frame) for the frames `wanted` (rising, not empty), as they come.
+    """Decode the frames `wanted` (ascending, not empty) of a video.
 
-    A frame may come twice, those that the clip does not hold do not come. Raises FFmpegError for what cannot be
-    decoded, BadSample if decoding would take unreasonably long.
+    A frame may come twice; frames that the video does not hold do not come.
+
+    Args:
+        packets: All packets of the video stream.
+        wanted: Numbers of frames.
+
+    Yields:
+        (number, frame), as they come out of the decoder.
+
+    Raises:
+        FFmpegError: A packet cannot be decoded.
+        BadSample: `video_too_large`, if decoding would take unreasonably long.
     """
     if not packets:
         return
     decoder = packets[0].stream.codec_context
-    runs = choose_runs(packets, wanted) if _says_enough(packets) else None
+    ranges = choose_packet_ranges(packets, wanted) if _says_enough(packets) else None
     missing = set(wanted)
-    if runs is not None:
-        _check_work(decoder, sum(run.stop - run.start for run in runs))
-        with suppress(av.error.FFmpegError):  # whether it matters shows in order
-            for run in runs:
-                for number, frame in _decode_run(decoder, packets, run):
+    if ranges is not None:
+        _check_work(decoder, sum(chosen.stop - chosen.start for chosen in ranges))
+        with suppress(av.error.FFmpegError):  # decoding in order shows whether it matters
+            for chosen in ranges:
+                for number, frame in _decode_range(decoder, packets, chosen):
                     missing.discard(number)
                     yield number, frame
-                if not missing.isdisjoint(run.numbers.values()):
+                if not missing.isdisjoint(chosen.wanted.values()):
                     break
         decoder.flush_buffers()
     if missing:
@@ -93,26 +106,27 @@ def decode_frames(packets: Sequence[av.Packet], wanted: Sequence[int]) -> Iterat
 
 
 def _says_enough(packets: Sequence[av.Packet]) -> bool:
+    """Check that codec, container and times allow decoding ranges of packets."""
     stream = packets[0].stream
     times = [packet.pts or 0 for packet in packets]
-    made_up = stream.codec_context.has_b_frames and times == sorted(times)  # old Matroska files
+    invented = stream.codec_context.has_b_frames and times == sorted(times)  # old Matroska files
     return (
         stream.codec_context.codec.canonical_name in SELECTIVE_CODECS
         and stream.container.format.name in TIMED_CONTAINERS
-        and not made_up
+        and not invented
     )
 
 
-def _decode_run(
-    decoder: av.VideoCodecContext, packets: Sequence[av.Packet], run: Run
+def _decode_range(
+    decoder: av.VideoCodecContext, packets: Sequence[av.Packet], chosen: PacketRange
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     # HEVC says of a packet only that nothing of its own temporal layer refers to it.
     skips = decoder.codec.canonical_name == "h264"
-    for packet in [*packets[run.start : run.stop], None]:  # None: gives what the decoder still holds
-        decoder.skip_frame = "NONREF" if skips and packet is not None and packet.pts not in run.numbers else "DEFAULT"
+    for packet in [*packets[chosen.start : chosen.stop], None]:  # None: returns what the decoder still holds
+        decoder.skip_frame = "NONREF" if skips and packet is not None and packet.pts not in chosen.wanted else "DEFAULT"
         for frame in decoder.decode(packet):
-            if frame.pts in run.numbers:
-                yield run.numbers[frame.pts], frame
+            if frame.pts in chosen.wanted:
+                yield chosen.wanted[frame.pts], frame
     decoder.flush_buffers()
 
 
@@ -132,6 +146,6 @@ def _decode_in_order(
 
 
 def _check_work(decoder: av.VideoCodecContext, frames: int) -> None:
-    if frames * decoder.width * decoder.height > MAX_CLIP_PIXELS:
+    if frames * decoder.width * decoder.height > MAX_VIDEO_PIXELS:
         size = f"{decoder.width}x{decoder.height}"
-        raise BadSample("video_too_large", f"{frames} frames of {size} to decode: cut the clip into shorter ones")
+        raise BadSample("video_too_large", f"{frames} frames of {size} to decode: cut the video into shorter ones")

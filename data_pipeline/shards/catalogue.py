@@ -2,9 +2,8 @@
 
     shards/catalogue.arrow              the rows of all indexes of the folder, one after the other
 
-A catalogue holds what `index` says of every shard. Training opens it alone, memory-mapped, so that 10,000 shards cost
-one listing of their folder. Whoever writes an index removes the catalogue, and `write_catalogue` makes it anew at the
-end.
+Training opens the catalogue alone, memory-mapped, so that 10,000 shards cost one listing of their folder. Writing an
+index removes the catalogue; `build` and `index` write it again at their end.
 """
 
 from __future__ import annotations
@@ -32,34 +31,37 @@ from data_pipeline.shards.index import (
     SCHEMA,
     IndexHeader,
     ShardIndex,
-    header_of,
+    malformed_is_data_error,
     open_index,
+    parse_header,
     read_arrow,
     read_index,
-    well_formed,
 )
 from data_pipeline.shards.members import index_command
 from data_pipeline.shards.shard_cache import ShardCache, is_url, shown, split_url, url_in
 
-REJECTED = "rejected.jsonl"  # that a build and the indexing of shards leave beside them
+REJECTED = "rejected.jsonl"  # written beside the shards by `build` and `index`
 
 
 class NoShards(DataError):
-    """A folder, or a pattern, without a single tar."""
+    """A folder or a pattern holds no tar."""
 
 
 @dataclass(frozen=True)
 class ShardEntry:
-    """A shard as the catalogue knows it. name: of the tar; rows: how many."""
+    """A shard in a catalogue."""
 
-    name: str
+    name: str  # of the tar
     rows: int
     header: IndexHeader
 
 
 def write_catalogue(folder: Path) -> None:
-    """Puts the rows of all indexes of a folder, in the order of their names, into its catalogue. Raises DataError if an
-    index is damaged or of another version."""
+    """Write the catalogue of a folder: the rows of all of its indexes, in the order of their names.
+
+    Raises:
+        DataError: An index is damaged or of another version.
+    """
 
     def indexes() -> Iterator[ShardIndex]:
         return (open_index(tar, f"run {index_command(tar)}") for tar in tars)
@@ -69,7 +71,7 @@ def write_catalogue(folder: Path) -> None:
     entries = [{"name": index.file.name, "rows": index.table.num_rows, **asdict(index.header)} for index in indexes()]
     schema = SCHEMA.with_metadata({"format": FORMAT})
     with (
-        replacing(folder / CATALOGUE) as temporary,  # two machines may end at once
+        replacing(folder / CATALOGUE) as temporary,
         new_arrow_file(temporary, schema, {"shards": json.dumps(entries)}) as writer,
     ):
         waiting: list[pa.Table] = []  # small shards share a batch
@@ -82,43 +84,55 @@ def write_catalogue(folder: Path) -> None:
             writer.write_table(pa.concat_tables(waiting).combine_chunks(), max_chunksize=BATCH_ROWS)
 
 
-def read_catalogue(path: Path, mend: str) -> tuple[list[ShardEntry], pa.Table]:
-    """The shards of a catalogue and their rows (memory-mapped). Raises DataError if it is damaged."""
-    batches, _, footer = read_arrow(path, mend)
-    with well_formed(path, mend):
-        shards = [_entry(given) for given in json.loads(footer[b"shards"])]
+def read_catalogue(path: Path, fix: str) -> tuple[list[ShardEntry], pa.Table]:
+    """Return the shards of a catalogue and their rows, memory-mapped.
+
+    Args:
+        path: The catalogue.
+        fix: What to do if it is damaged, for the end of the message.
+
+    Raises:
+        DataError: It is damaged or of another version.
+    """
+    batches, _, footer = read_arrow(path, fix)
+    with malformed_is_data_error(path, fix):
+        shards = [_parse_entry(fields) for fields in json.loads(footer[b"shards"])]
     table = pa.Table.from_batches(batches, SCHEMA)
     if table.num_rows != sum(shard.rows for shard in shards):
-        raise DataError(f"{path} is damaged (its rows are not those of its shards): {mend}")
+        raise DataError(f"{path} is damaged (its rows are not those of its shards): {fix}")
     return shards, table
 
 
-def _entry(given: dict[str, Any]) -> ShardEntry:
-    """Raises one of the errors of `well_formed` if it is none."""
-    name, rows = given.pop("name"), given.pop("rows")
+def _parse_entry(fields: dict[str, Any]) -> ShardEntry:
+    name, rows = fields.pop("name"), fields.pop("rows")
     if not isinstance(rows, int) or Path(name).name != name:
-        raise TypeError(f"{name} with {rows} rows is no shard of a folder")
-    return ShardEntry(name, rows, header_of(given))
+        raise TypeError(f"{name} with {rows} rows is not a shard of a folder")
+    return ShardEntry(name, rows, parse_header(fields))
 
 
 def find_shards(path: str) -> list[Path]:
-    """The tars that a source's path stands for: a folder, one file, or a pattern. Raises DataError if there is none."""
+    """Return the tars that a source's path stands for: a folder, one file, or a pattern.
+
+    Raises:
+        NoShards: There are none.
+        DataError: The path does not exist.
+    """
     folder, names, _ = _listing(path)
     return [folder / name for name in names]
 
 
 def _listing(path: str) -> tuple[Path, list[str], set[str]]:
-    """The folder of a source, the names of its tars in order, and the names of all of the folder's files.
+    """Return the folder of a source, the names of its tars in order, and the names of all of the folder's files.
 
-    An index without its tar counts as a shard, so that whoever opens it can say which one is missing.
+    An index without its tar counts as a shard, so that opening it says which one is missing.
     """
-    given = Path(path)
-    if given.is_dir():
-        folder, pattern = given, "*.tar"
-    elif given.is_file():  # whatever its name holds
-        return given.parent, [given.name], set(os.listdir(given.parent))
-    elif any(character in given.name for character in "*?["):
-        folder, pattern = given.parent, given.name
+    source = Path(path)
+    if source.is_dir():
+        folder, pattern = source, "*.tar"
+    elif source.is_file():  # even if its name looks like a pattern
+        return source.parent, [source.name], set(os.listdir(source.parent))
+    elif any(character in source.name for character in "*?["):
+        folder, pattern = source.parent, source.name
     else:
         raise DataError(f"{path} does not exist: give a folder of shards, a .tar or a pattern")
     files = set(os.listdir(folder)) if folder.is_dir() else set()
@@ -126,14 +140,19 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
     tars |= {name.removesuffix(INDEX_SUFFIX) + ".tar" for name in files if name.endswith(INDEX_SUFFIX)}
     names = sorted(name for name in tars if fnmatchcase(name, pattern) and not name.startswith("."))
     if not names:
-        mend = f"its {REJECTED} says why" if REJECTED in files else "make some with `python -m tools.shard build`"
-        raise NoShards(f"{path} holds no shards (*.tar): {mend}")
+        fix = f"its {REJECTED} says why" if REJECTED in files else "make some with `python -m tools.shard build`"
+        raise NoShards(f"{path} holds no shards (*.tar): {fix}")
     return folder, names, files
 
 
 def open_shards(path: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa.Table]:
-    """The folder of a source, its shards in order, and their rows: from the catalogue where it knows all of them, else
-    from the index of each."""
+    """Return the folder of a source, its shards in order, and their rows.
+
+    They come from the catalogue if it holds all shards, else from the index of each shard.
+
+    Raises:
+        DataError: The path stands for no shards, or an index or catalogue cannot be used.
+    """
     if is_url(path):
         return _open_remote(path, cache)
     folder, names, files = _listing(path)
@@ -152,7 +171,7 @@ def open_shards(path: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa
 
 
 def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa.Table]:
-    """The same for a URL: of a folder, of a .tar in it, or with a pattern for its last part."""
+    """Open the shards of a URL: of a folder, of a .tar in it, or with a pattern for its last part."""
     folder, pattern = split_url(url)
     shards, rows = _fetch_catalogue(url_in(folder, CATALOGUE), cache)
     names = {shard.name for shard in shards if fnmatchcase(shard.name, pattern)}
@@ -165,14 +184,14 @@ def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa
 
 
 def _fetch_catalogue(url: str, cache: ShardCache) -> tuple[list[ShardEntry], pa.Table]:
-    """A catalogue by way of the cache. A copy that is damaged is fetched once more before the original is blamed."""
-    mend = f"write {shown(url)} anew"
+    """Read a catalogue from the cache. A damaged copy is fetched once more: if that is damaged too, the original is."""
+    fix = f"write {shown(url)} again"
     path = cache.catalogue(url)
     try:
-        return read_catalogue(path, mend)
+        return read_catalogue(path, fix)
     except DataError:
         path.unlink(missing_ok=True)
-        return read_catalogue(cache.catalogue(url), mend)
+        return read_catalogue(cache.catalogue(url), fix)
 
 
 def _index_name(tar_name: str) -> str:
@@ -180,7 +199,7 @@ def _index_name(tar_name: str) -> str:
 
 
 def _chosen(shards: Sequence[ShardEntry], rows: pa.Table, names: set[str]) -> tuple[list[ShardEntry], pa.Table]:
-    """Only the shards of these names. Nothing is copied."""
+    """Return only the shards of these names and their rows, without copying."""
     if len(names) == len(shards):
         return list(shards), rows
     firsts = np.cumsum([0, *(shard.rows for shard in shards)]).tolist()

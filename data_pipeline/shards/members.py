@@ -1,7 +1,7 @@
-"""What the members of a shard are called, and how they make samples.
+"""The names of a shard's members, and how members make samples.
 
 A sample is the members that share the name up to the first dot: KEY.json (its record), KEY.0.jpg, KEY.1.png ...
-(images in order), KEY.0.mp4 ... (videos in order). Foreign shards may also hold one image as KEY.jpg and its
+(images in order), KEY.0.mp4 ... (videos in order). Shards of other programs may also hold one image as KEY.jpg and its
 caption as KEY.txt, as img2dataset writes them.
 """
 
@@ -14,33 +14,30 @@ from pathlib import Path
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi")
-# The most bytes a member may have, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
+# Bytes of a member at most, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
 MAX_BYTES = {"json": 1 << 28, "txt": 1 << 28, "image": 1 << 30, "video": 0x7FFFF000}
 
 
 @dataclass(frozen=True)
 class Member:
-    """Where the bytes of one file lie in its tar. kind: what it holds, `json`, `txt`, `image` or `video`.
+    """Where the bytes of one file lie in its tar."""
 
-    xxh3: 64-bit checksum of its bytes. Checking costs a fifth of what CRC-32 does, and next to nothing beside reading.
-    """
-
-    kind: str
+    kind: str  # `json`, `txt`, `image` or `video`
     offset: int
     size: int
-    xxh3: int
+    xxh3: int  # 64-bit checksum of the bytes; a fifth of the work of CRC-32, and little beside reading
 
 
 @dataclass
 class ShardSample:
-    """A sample of a shard, its members in the order of their numbers."""
+    """A sample of a shard."""
 
     key: str
-    members: list[Member] = field(default_factory=list)
+    members: list[Member] = field(default_factory=list)  # in the order of their numbers
 
 
 def kind_of(extension: str) -> tuple[str | None, int]:
-    """`json` -> (json, 0); `3.jpg` -> (image, 3); `jpg` -> (image, 0); what we do not read -> (None, 0)."""
+    """Return kind and number: `json` -> (json, 0); `3.jpg` -> (image, 3); `jpg` -> (image, 0); others -> (None, 0)."""
     number, _, last = extension.lower().rpartition(".")
     if last in ("json", "txt") and not number:
         return last, 0
@@ -49,6 +46,7 @@ def kind_of(extension: str) -> tuple[str | None, int]:
 
 
 def is_key(key: str) -> bool:
+    """Check that a member named after this key is read back under the same key."""
     *folders, last = key.split("/")
     return (
         bool(last) and "." not in last and "\0" not in key and all(folder not in ("", ".", "..") for folder in folders)
@@ -56,4 +54,5 @@ def is_key(key: str) -> bool:
 
 
 def index_command(path: str | Path) -> str:
+    """Return the command that indexes a shard or folder, for messages."""
     return f"`python -m tools.shard index {shlex.quote(str(path))} --tokenizer DIR`"

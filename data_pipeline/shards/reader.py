@@ -1,4 +1,4 @@
-"""Read samples out of shards at random."""
+"""Read samples from shards in any order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data_pipeline.shards.tar import size_in
 
 @dataclass(frozen=True)
 class RawSample:
-    """A sample's bytes: its record, its pictures and its clips."""
+    """A sample's record, and the bytes of its images and videos."""
 
     record: dict[str, Any]
     images: list[bytes]
@@ -27,22 +27,30 @@ class RawSample:
 
 
 class ShardReader:
-    """Reads samples out of tars at random; keeps the most recently used files open.
+    """Reads samples from tars in any order, and keeps the most recently used files open."""
 
-    cache: where copies of shards that are URLs are kept.
-    """
+    def __init__(self, keep_open: int = 64, cache: ShardCache | None = None) -> None:
+        """Create a reader.
 
-    def __init__(self, keep_open: int = 64, cache: ShardCache | None = None):
+        Args:
+            keep_open: The largest number of open files.
+            cache: Where copies of shards behind a URL are kept.
+        """
         self.keep_open, self.cache = keep_open, cache or ShardCache()
         self._open: OrderedDict[str, int] = OrderedDict()
         self._fetched_again: set[str] = set()
 
     def read(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> RawSample:
-        """Reads and checks one sample. path: a file or URL; tar_fingerprint: of the tar as it was indexed, which a URL
-        needs.
+        """Read and check one sample.
 
-        Raises BadSample: `unreadable_shard` where the tar is missing, shorter than its index says, or another one;
-        `checksum` where it is the right one but bytes of this sample have changed; `bad_record`.
+        Args:
+            path: A file or URL.
+            sample: Where its members lie.
+            tar_fingerprint: The fingerprint of the tar as it was indexed; a URL needs it.
+
+        Raises:
+            BadSample: `unreadable_shard`, if the tar is missing, shorter than its index says, or another one;
+                `checksum`, if it is the right one but bytes of this sample have changed; `bad_record`.
         """
         contents: dict[str, list[bytes]] = {"json": [], "txt": [], "image": [], "video": []}
         for member, data in zip(sample.members, self.read_members(path, sample, tar_fingerprint), strict=True):
@@ -50,7 +58,7 @@ class ShardReader:
         return RawSample(parse_record(contents["json"], contents["txt"]), contents["image"], contents["video"])
 
     def read_members(self, path: str, sample: ShardSample, tar_fingerprint: str = "") -> list[bytes]:
-        """The bytes of a sample's members as they are. Raises BadSample as `read` does."""
+        """Return the bytes of a sample's members. Arguments and errors are those of `read`."""
         try:
             return self._read(path, sample, tar_fingerprint)
         except BadSample:
@@ -63,6 +71,7 @@ class ShardReader:
         return self._read(path, sample, tar_fingerprint)
 
     def close(self) -> None:
+        """Close all files. The reader can be used again."""
         while self._open:
             os.close(self._open.popitem()[1])
 
@@ -80,7 +89,7 @@ class ShardReader:
 
     @staticmethod
     def _changed(path: str, descriptor: int, member: Member, got: int, tar_fingerprint: str) -> BadSample:
-        """What is wrong with bytes that are not those of the index."""
+        """Return the error for bytes that are not those of the index."""
         size = os.fstat(descriptor).st_size
         if got < member.size or (tar_fingerprint and size != size_in(tar_fingerprint)):
             return BadSample(
@@ -95,7 +104,7 @@ class ShardReader:
         if descriptor >= 0:
             self._open.move_to_end(path)
             return descriptor
-        self._let_go()
+        self._make_room()
         try:
             descriptor = self.cache.open(path, tar_fingerprint) if is_url(path) else os.open(path, os.O_RDONLY)
         except OSError as error:
@@ -103,8 +112,8 @@ class ShardReader:
         self._open[path] = descriptor
         return descriptor
 
-    def _let_go(self) -> None:
-        """Makes room for one more, and closes files that were removed or replaced: they take up room on the disk."""
+    def _make_room(self) -> None:
+        """Close files until one more may be opened, and those that were deleted: they still take up disk space."""
         for path, descriptor in list(self._open.items()):
             if os.fstat(descriptor).st_nlink == 0 or len(self._open) >= self.keep_open:
                 self._close(path)
@@ -114,7 +123,11 @@ class ShardReader:
 
 
 def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, Any]:
-    """KEY.json as it is, or KEY.txt as the caption of a picture where there is no JSON that names a domain."""
+    """Return the content of KEY.json, or a record made of KEY.txt, an image's caption, if no JSON names a domain.
+
+    Raises:
+        BadSample: `bad_record`, if the files cannot be read, are missing or come twice.
+    """
     if len(jsons) > 1 or len(texts) > 1:
         raise BadSample("bad_record", "two samples of the shard have this key")
     try:

@@ -15,7 +15,7 @@ from data_pipeline.shards.tar import DIRECTORY, REGULAR, Damage, TarMember, walk
 
 _MEDIA_ENDINGS = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
 
-# How compressed files begin, and what unpacks them.
+# The first bytes of compressed files, and the program that unpacks them.
 _COMPRESSED = {
     b"\x1f\x8b": "gunzip",
     b"BZh": "bunzip2",
@@ -28,82 +28,100 @@ _CHUNK = 1 << 20
 
 @dataclass
 class Scan:
-    """What a tar holds: samples in the order in which their keys first appear, and what was set aside, by key.
-    passed_over: by key, the last picture or clip whose name says no number, as KEY.left.jpg."""
+    """What a tar holds."""
 
-    samples: list[ShardSample] = field(default_factory=list)
-    rejected: list[tuple[str, BadSample]] = field(default_factory=list)
-    passed_over: dict[str, str] = field(default_factory=dict)
+    samples: list[ShardSample] = field(default_factory=list)  # in the order in which their keys first appear
+    rejected: list[tuple[str, BadSample]] = field(default_factory=list)  # (key, why); key "" where it is not known
+    skipped_media: dict[str, str] = field(default_factory=dict)  # by key: an image or video not numbered, KEY.left.jpg
 
 
 def scan_shard(path: Path) -> Scan:
-    """Walks a tar written by any program (USTAR, PAX or GNU) and groups its members into samples by key, wherever in
-    the tar they lie. Members of other kinds are passed over. Nothing is unpacked, and memory is bounded.
+    """Walk a tar written by any program (USTAR, PAX or GNU), and group its members into samples by key.
 
-    Set aside, each with its reason: what is behind or inside a cut (truncated_tar) or a damaged header (damaged_tar),
-    members that lead out of a folder (path_traversal), links, devices and sparse files (not_a_file), members too large
-    to be held (member_too_large), samples with two files in one place (duplicate_key) or with a gap between their
-    pictures or clips (missing_member). Raises DataError if the file is not a plain tar.
+    The members of a sample may lie anywhere in the tar. Members of other kinds are skipped. Nothing is unpacked, and
+    memory is bounded. These are rejected, each with its reason: what lies behind or inside a cut (truncated_tar) or a
+    damaged header (damaged_tar), members that lead out of a folder (path_traversal), links, devices and sparse files
+    (not_a_file), members too large to be held in memory (member_too_large), samples with two files for one place
+    (duplicate_key) or with a gap between their images or videos (missing_member).
+
+    Raises:
+        DataError: The file is not a plain tar.
     """
-    scan = Scan()
-    found: dict[str, dict[tuple[str, int], Member]] = {}
-    broken: set[str] = set()
-
-    def reject(key: str, reason: str, detail: str) -> None:
-        broken.add(key)
-        scan.rejected.append((key, BadSample(reason, detail)))
-
+    scan = _Scanner()
     with open(path, "rb", buffering=0) as file:
-        _check_beginning(path, file.read(512))
+        _check_first_bytes(path, file.read(512))
         members = 0
         for member in walk(file):
-            key, kind, number = _place(member.name)
             members += isinstance(member, TarMember)
-            if isinstance(member, Damage):
-                reject(key if kind else "", member.reason, member.detail)
-            elif member.type == DIRECTORY:
-                continue
-            elif not _is_safe(member.name):
-                reject(key if kind else "", "path_traversal", f"{member.name} leads out of the shard")
-            elif member.type != REGULAR:
-                what = f"{member.name} is a link, a device or a sparse file (type {member.type.decode('latin-1')})"
-                reject(key if kind else "", "not_a_file", what)
-            elif kind is None:
-                if member.name.lower().endswith(_MEDIA_ENDINGS) and not PurePosixPath(member.name).name.startswith("."):
-                    scan.passed_over[key] = member.name
-            elif member.size > MAX_BYTES[kind]:
-                reject(key, "member_too_large", f"{member.name} has {member.size} bytes, {MAX_BYTES[kind]} are allowed")
-            elif (kind, number) in found.get(key, {}):
-                reject(key, "duplicate_key", f"{member.name} has a place that another file of its sample has")
-            else:
-                checksum = _checksum(file, member)
-                found.setdefault(key, {})[kind, number] = Member(kind, member.offset, member.size, checksum)
-    if scan.rejected and not members:
-        raise DataError(f"{path} is not a plain tar file ({scan.rejected[0][1].detail}): copy it again, or remove it")
-    for key, places in found.items():
-        if key in broken:
-            continue
-        if gap := _gap(places):
-            scan.rejected.append((key, BadSample("missing_member", gap)))
+            scan.add(file, member)
+    result = scan.result()
+    if result.rejected and not members:
+        raise DataError(f"{path} is not a plain tar file ({result.rejected[0][1].detail}): copy it again, or remove it")
+    return result
+
+
+class _Scanner:
+    """Sorts the members of one tar."""
+
+    def __init__(self) -> None:
+        self._scan = Scan()
+        self._members: dict[str, dict[tuple[str, int], Member]] = {}  # by key, then by kind and number
+        self._broken: set[str] = set()  # keys
+
+    def add(self, file: BinaryIO, member: TarMember | Damage) -> None:
+        key, kind, number = _parse_name(member.name)
+        known_key = key if kind else ""
+        if isinstance(member, Damage):
+            self._reject(known_key, member.reason, member.detail)
+        elif member.type == DIRECTORY:
+            pass
+        elif not _is_safe(member.name):
+            self._reject(known_key, "path_traversal", f"{member.name} leads out of the shard")
+        elif member.type != REGULAR:
+            what = f"{member.name} is a link, a device or a sparse file (type {member.type.decode('latin-1')})"
+            self._reject(known_key, "not_a_file", what)
+        elif kind is None:
+            if member.name.lower().endswith(_MEDIA_ENDINGS) and not PurePosixPath(member.name).name.startswith("."):
+                self._scan.skipped_media[key] = member.name
+        elif member.size > MAX_BYTES[kind]:
+            detail = f"{member.name} has {member.size} bytes, {MAX_BYTES[kind]} are allowed"
+            self._reject(key, "member_too_large", detail)
+        elif (kind, number) in self._members.get(key, {}):
+            self._reject(key, "duplicate_key", f"{member.name} has the place of another file of its sample")
         else:
-            ordered = sorted(places.items(), key=lambda item: item[0][1])
-            scan.samples.append(ShardSample(key, [member for _, member in ordered]))
-    return scan
+            stored = Member(kind, member.offset, member.size, _checksum(file, member))
+            self._members.setdefault(key, {})[kind, number] = stored
+
+    def result(self) -> Scan:
+        """Make samples of the members of all keys that are not broken."""
+        for key, members in self._members.items():
+            if key in self._broken:
+                continue
+            if gap := _gap(members):
+                self._scan.rejected.append((key, BadSample("missing_member", gap)))
+            else:
+                ordered = sorted(members.items(), key=lambda item: item[0][1])
+                self._scan.samples.append(ShardSample(key, [member for _, member in ordered]))
+        return self._scan
+
+    def _reject(self, key: str, reason: str, detail: str) -> None:
+        self._broken.add(key)
+        self._scan.rejected.append((key, BadSample(reason, detail)))
 
 
-def _check_beginning(path: Path, block: bytes) -> None:
+def _check_first_bytes(path: Path, block: bytes) -> None:
     if not block:
         raise DataError(f"{path} is empty: copy it again, or remove it")
     for beginning, command in _COMPRESSED.items():
         if block.startswith(beginning) and block[257:262] != b"ustar":
             raise DataError(
-                f"{path} is not a plain tar file: samples are read at random, which compression prevents; "
+                f"{path} is not a plain tar file: samples are read in any order, which compression prevents; "
                 f"unpack it first, with {command}"
             )
 
 
-def _place(name: str) -> tuple[str, str | None, int]:
-    """`sub/0007.1.png` -> key `sub/0007`, kind `image`, number 1. No kind: not a file that we read."""
+def _parse_name(name: str) -> tuple[str, str | None, int]:
+    """Return key, kind and number: `sub/0007.1.png` -> `sub/0007`, `image`, 1. No kind: a file that is not read."""
     path = PurePosixPath(name)
     stem, _, extension = path.name.partition(".")
     kind, number = kind_of(extension)
@@ -115,7 +133,7 @@ def _is_safe(name: str) -> bool:
 
 
 def _gap(members: dict[tuple[str, int], Member]) -> str | None:
-    """Says which picture or clip is not there although a later one is."""
+    """Say which image or video is missing although a later one exists."""
     for kind in ("image", "video"):
         numbers = sorted(number for other, number in members if other == kind)
         for expected, number in enumerate(numbers):

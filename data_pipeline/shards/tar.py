@@ -1,11 +1,11 @@
-"""The tar format: headers of our own shards, and a walk over anybody's that survives damage.
+"""The tar format: headers for writing shards, and a walk over the members of any tar that survives damage.
 
 A tar is blocks of 512 bytes: a header, the file's bytes, zeros up to the next block, and so on; blocks of zeros end it.
-Names longer than 100 bytes and sizes from 8 GiB on need extensions, which GNU tar and POSIX (PAX) each have their own
-of: members of type L or x that stand before the one they describe. We write plain USTAR and read all three.
+Names longer than 100 bytes and sizes from 8 GiB on need extensions: members of type L (GNU tar) or x (POSIX, PAX) that
+precede the member that they describe. Shards are written as plain USTAR; all three formats are read.
 
-Python's tarfile would do, but takes ten times as long to write a header, reads an extension of any size into memory,
-and takes damage for the end of the archive.
+Python's tarfile takes ten times as long to write a header, reads an extension of any size into memory, and takes damage
+for the end of the archive.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from typing import BinaryIO
 from data_pipeline.errors import DataError
 
 BLOCK = 512
-RECORD = 20 * BLOCK  # a whole tar is padded to a multiple of this
-MAX_SIZE = 0o77777777777  # 8 GiB - 1: what 11 octal digits can say
+RECORD = 20 * BLOCK  # a complete tar is padded to a multiple of this
+MAX_SIZE = 0o77777777777  # 8 GiB - 1: the largest number of 11 octal digits
 MAX_EXTENSION = 1 << 20  # bytes of a long name or of PAX records
 REGULAR, DIRECTORY, SPARSE = b"0", b"5", b"S"
-_REGULAR = (REGULAR, b"\0", b"7")  # as written before POSIX, and "contiguous", which nobody tells apart
+_REGULAR = (REGULAR, b"\0", b"7")  # also as written before POSIX, and "contiguous", which is the same today
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL = b"L", b"K", b"x", b"g"
 _ZEROS = bytes(BLOCK)
 _CHUNK = 1 << 20
 
 
 def fingerprint(path: Path) -> str:
-    """Size and checksum of both ends: changes when a tar is rewritten, not when it is copied or touched."""
+    """Return size and checksum of both ends: they change when a tar is rewritten, not when it is copied or touched."""
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(65536)
@@ -41,7 +41,7 @@ def fingerprint(path: Path) -> str:
 
 
 def size_in(tar_fingerprint: str) -> int:
-    """The size of the tar that had this fingerprint."""
+    """Return the size of the tar that had this fingerprint."""
     return int(tar_fingerprint.partition("-")[0])
 
 
@@ -54,10 +54,11 @@ _CONSTANT_SUM = sum(_OWNER + _TIME + _TAIL) + 8 * ord(" ")  # the checksum count
 
 
 def header(name: str, size: int) -> bytes:
-    """The 512 bytes before a file's data: always the same for the same name and size.
+    """Return the 512 bytes before a file's data: always the same for the same name and size.
 
-    Raises DataError if USTAR cannot say it: a name of more than 100 bytes that no `/` cuts into at most 155 and at most
-    100 bytes, or 8 GiB and more.
+    Raises:
+        DataError: USTAR cannot express it: a name of more than 100 bytes that no `/` splits into at most 155 and at
+            most 100 bytes, or a size of 8 GiB and more.
     """
     if size > MAX_SIZE:
         raise DataError(f"{name} has {size} bytes: a shard's member must be smaller than 8 GiB, cut it into parts")
@@ -72,12 +73,12 @@ def header(name: str, size: int) -> bytes:
 
 
 def padding(size: int) -> bytes:
-    """What follows `size` bytes of data."""
+    """Return the zeros that follow `size` bytes of data."""
     return _ZEROS[: -size % BLOCK]
 
 
 def end_mark(size: int) -> bytes:
-    """What ends a tar of `size` bytes."""
+    """Return the zeros that end a tar of `size` bytes."""
     return bytes(2 * BLOCK + -(size + 2 * BLOCK) % RECORD)
 
 
@@ -93,32 +94,32 @@ def _split(name: bytes) -> tuple[bytes, bytes]:
 
 @dataclass(frozen=True)
 class TarMember:
-    """type: REGULAR, DIRECTORY, or what else it is; offset: where its bytes begin."""
+    """A file or folder in a tar."""
 
     name: str
-    type: bytes
-    offset: int
+    type: bytes  # REGULAR, DIRECTORY, SPARSE or another of the tar format
+    offset: int  # of its bytes
     size: int
 
 
 @dataclass(frozen=True)
 class Damage:
-    """Something that cannot be read. reason: as in BadSample; name: the member's, where it is known."""
+    """A part of a tar that cannot be read."""
 
-    reason: str
+    reason: str  # as in BadSample
     detail: str
-    name: str = ""
+    name: str = ""  # the member's, if it is known
 
 
 def walk(file: BinaryIO) -> Iterator[TarMember | Damage]:
-    """All members of a tar in order, and what is wrong with it. Reads headers alone, of bounded size each.
+    """Yield all members of a tar in order, and its damages. Only headers are read, a bounded number of bytes of each.
 
-    After a damaged header it goes on at the next whole one. A tar whose end mark is missing ends with a Damage, and so
-    does one whose last member is cut short. Tars put one after the other are read as one.
+    After a damaged header reading continues at the next intact one. A tar whose end mark is missing ends with a Damage,
+    and so does one whose last member is cut short. Concatenated tars are read as one.
     """
     size = file.seek(0, os.SEEK_END)
     offset = 0
-    extended: dict[str, str] = {}  # what an extension says of the next member
+    extended: dict[str, str] = {}  # from extensions: the path and size of the next member
     while True:
         block = _read(file, offset, BLOCK)
         if len(block) < BLOCK:
@@ -143,7 +144,7 @@ def walk(file: BinaryIO) -> Iterator[TarMember | Damage]:
                 return
             if member.size > MAX_EXTENSION:
                 yield Damage("damaged_tar", f"a header of {member.size} bytes at byte {member.offset}")
-                extended = {"path": ""}  # whose name it was is not known
+                extended = {"path": ""}  # the name of the next member is not known
             else:
                 extended |= _extension(member.type, _read(file, member.offset, member.size))
             continue
@@ -162,7 +163,7 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _parse(block: bytes, offset: int) -> TarMember | None:
-    """A header, or None if its checksum or its size is not one."""
+    """Read a header. None if its checksum is wrong or its size is not a number."""
     counted = sum(block[:148]) + 8 * ord(" ") + sum(block[156:])
     checksum, size = _number(block[148:156]), _number(block[124:136])
     if checksum != counted or size is None:
@@ -171,7 +172,7 @@ def _parse(block: bytes, offset: int) -> TarMember | None:
     if prefix and block[257:263] == b"ustar\0":  # GNU tar keeps times there
         name = prefix + b"/" + name
     kind = block[156:157]
-    if kind == b"\0" and name.endswith(b"/"):  # before POSIX; a longer name may be cut off behind any of its slashes
+    if kind == b"\0" and name.endswith(b"/"):  # before POSIX; a long name may be cut off after any of its slashes
         kind = DIRECTORY
     # A directory, link or device has no data whatever its size says.
     return TarMember(
@@ -180,7 +181,7 @@ def _parse(block: bytes, offset: int) -> TarMember | None:
 
 
 def _number(digits: bytes) -> int | None:
-    """Octal, or GNU's binary form for sizes from 8 GiB on."""
+    """Read an octal number, or GNU's binary form for sizes from 8 GiB on. None if it is neither."""
     if digits[0] == 0x80:
         return int.from_bytes(digits[1:], "big")
     text = digits.split(b"\0")[0].strip() or b"0"
@@ -188,7 +189,10 @@ def _number(digits: bytes) -> int | None:
 
 
 def _extension(kind: bytes, data: bytes) -> dict[str, str]:
-    """{"path": ..., "size": ...}: what it says of the next member. PAX records are `LENGTH KEY=VALUE\\n`."""
+    r"""Return what an extension says of the next member, {"path": ..., "size": ...}.
+
+    PAX records are `LENGTH KEY=VALUE\n`.
+    """
     if kind == _LONG_NAME:
         return {"path": data.split(b"\0")[0].decode(errors="replace")}
     found: dict[str, str] = {}
@@ -203,15 +207,15 @@ def _extension(kind: bytes, data: bytes) -> dict[str, str]:
 
 
 def _next_header(file: BinaryIO, offset: int) -> int | None:
-    """The first block from `offset` on that is a USTAR header, or None."""
+    """Return the offset of the first block from `offset` on that is a USTAR header, or None."""
     while chunk := _read(file, offset, _CHUNK):
-        place = chunk.find(b"ustar")
-        while place >= 0:
-            start = place - 257
+        found = chunk.find(b"ustar")
+        while found >= 0:
+            start = found - 257
             block = chunk[start : start + BLOCK] if start >= 0 and start % BLOCK == 0 else b""
             if len(block) == BLOCK and _parse(block, 0):
                 return offset + start
-            place = chunk.find(b"ustar", place + 1)
+            found = chunk.find(b"ustar", found + 1)
         offset += _CHUNK
     return None
 

@@ -9,6 +9,7 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64_intdigest
 
+from common.files import sync_folder
 from data_pipeline.errors import DataError
 from data_pipeline.shards.members import MAX_BYTES, Member, ShardSample, is_key, kind_of
 from data_pipeline.shards.tar import end_mark, header, padding
@@ -17,12 +18,15 @@ from data_pipeline.shards.tar import end_mark, header, padding
 class ShardWriter:
     """Writes NAME-00000.tar, NAME-00001.tar ... in a folder, a new one when max_bytes is reached.
 
-    Every shard is written under a temporary name and renamed when it is whole; the same samples give the same bytes.
-    path: the shard that the last sample went to; finished: the shards that are whole. As a context manager it closes
-    at the end, and leaves no unfinished shard behind if there was an error.
+    Every shard is written under a temporary name, flushed to disk and renamed when it is complete. The same samples
+    give the same bytes. As a context manager it closes at the end; after an error it leaves no unfinished shard behind.
+
+    Attributes:
+        path: The shard that the last sample went to.
+        finished: The complete shards.
     """
 
-    def __init__(self, folder: str | Path, name: str, max_bytes: int):
+    def __init__(self, folder: str | Path, name: str, max_bytes: int) -> None:
         self.folder, self.name, self.max_bytes = Path(folder), name, max_bytes
         self.finished: list[Path] = []
         self.path = self._numbered(0)
@@ -30,9 +34,18 @@ class ShardWriter:
         self._size = 0
 
     def write(self, key: str, files: Sequence[tuple[str, bytes]]) -> ShardSample:
-        """Appends one sample, files given as (extension, bytes); returns where its members lie, with the checksum of
-        each, so that the tar need not be read again to be indexed. Raises DataError for a key that would be read as
-        another one, or for what a tar cannot hold."""
+        """Append one sample.
+
+        Args:
+            key: Its key.
+            files: (extension, bytes) of each of its members.
+
+        Returns:
+            Where its members lie, with their checksums, so that the tar need not be read again to be indexed.
+
+        Raises:
+            DataError: The key would be read back as another one, or a tar cannot hold a member.
+        """
         if not is_key(key):
             raise DataError(f"{key!r} cannot be a key: no dot in its last part, no empty part, no '..'")
         headers = [header(f"{key}.{extension}", len(data)) for extension, data in files]
@@ -57,6 +70,7 @@ class ShardWriter:
         return sample
 
     def close(self) -> None:
+        """Complete the last shard."""
         if self._file is not None:
             self._finish()
 
@@ -80,14 +94,16 @@ class ShardWriter:
     def _finish(self) -> None:
         assert self._file is not None
         _write_all(self._file, [end_mark(self._size)])
+        os.fsync(self._file.fileno())
         self._file.close()
         self._file = None
         os.replace(self._temporary, self.path)
+        sync_folder(self.folder)
         self.finished.append(self.path)
 
 
 def _write_all(file: BinaryIO, parts: Sequence[bytes]) -> None:
-    """All parts in as few system calls as the kernel allows (1024 parts each, 2 GiB), nothing copied together."""
+    """Write all parts in as few system calls as the kernel allows (1024 parts each, 2 GiB), without joining them."""
     waiting = [memoryview(part) for part in parts if part]
     while waiting:
         written = os.writev(file.fileno(), waiting[:1024])

@@ -1,4 +1,4 @@
-"""Pages printed by a real browser: Debian's chromium, without a window and without the network."""
+"""Pages printed by a real browser: Debian's chromium, without window and network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def print_to_pdf(html: Path, pdf: Path, *, heads: bool = False) -> None:
-    """heads: with chromium's running heads and feet: date, title, address and page number."""
+    """Print a page. heads: with chromium's page headers and footers: date, title, address and page number."""
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     profile = f"--user-data-dir={html.parent / 'profile'}"
     subprocess.run(

@@ -1,4 +1,4 @@
-"""Real files for the data tests: records of every domain with their pictures and clips, and shards of them."""
+"""Real files for the data tests: records of every domain with their images and videos, and shards of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.sharding.build import build_shards
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 TEXTS = [
     "A red square stands left of a blue circle.",
@@ -30,7 +30,7 @@ def tokenizer(tokenizer_folder: Path) -> GlmTokenizer:
 
 
 def sample_records(folder: Path, samples: int, seed: int = 0) -> Path:
-    """Writes records of every domain with their files; returns the JSON-lines file."""
+    """Write records of every domain with their files, and return the JSON-lines file."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     records = []
@@ -39,7 +39,7 @@ def sample_records(folder: Path, samples: int, seed: int = 0) -> Path:
         images: list[str] = []
         videos: list[str] = []
 
-        def picture(images=images, number=number) -> str:
+        def add_image(images=images, number=number) -> str:
             name = f"{number}-{len(images)}.{('jpg', 'png')[int(rng.integers(2))]}"
             height, width = rng.integers(40, 200, 2).tolist()
             (folder / name).write_bytes(
@@ -51,21 +51,21 @@ def sample_records(folder: Path, samples: int, seed: int = 0) -> Path:
         record: dict
         match ("image_text", "interleaved", "ocr", "grounding", "video", "text", "chat", "text")[number % 8]:
             case "video":
-                (folder / f"{number}.mp4").write_bytes(clip(int(rng.integers(3, 30))))
+                (folder / f"{number}.mp4").write_bytes(encoded_video(int(rng.integers(3, 30))))
                 videos.append(f"{number}.mp4")
                 record = {"domain": "video", "text": caption}
             case "text":
                 record = {"domain": "text", "text": caption * int(rng.integers(1, 12))}
             case "chat":
-                question = f"{picture()}{caption}"
+                question = f"{add_image()}{caption}"
                 messages = [{"role": "user", "content": question}, {"role": "assistant", "content": caption}]
                 if thinking := bool(rng.integers(2)):
                     messages[1]["reasoning_content"] = "Let me look."
                 record = {"domain": "chat", "messages": messages, "thinking": thinking}
             case "interleaved" | "grounding" as domain:
-                record = {"domain": domain, "text": f"{picture()}{caption}{picture()} and [[10,20,300,400]]"}
+                record = {"domain": domain, "text": f"{add_image()}{caption}{add_image()} and [[10,20,300,400]]"}
             case domain:
-                picture()
+                add_image()
                 record = {"domain": domain, "text": caption}
         records.append({**record, "images": images, "videos": videos})
     path = folder / "records.jsonl"
@@ -99,6 +99,6 @@ def data_config(shard_folders: tuple[Path, Path], tokenizer_folder: Path) -> Dat
 
 @pytest.fixture
 def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
-    """A copy of the small source that a test may damage."""
+    """A copy of the small source, which a test may damage."""
     folder = Path(shutil.copytree(shard_folders[1], tmp_path / "shards"))
     return folder, replace(data_config, sources=[SourceConfig(str(folder))])

@@ -1,4 +1,4 @@
-"""An input whose reading, or what it gives, takes the process with it."""
+"""An input that kills its process: as it is read, or by the drafts that it gives."""
 
 from __future__ import annotations
 
@@ -16,31 +16,28 @@ UNITS, DRAFTS = 12, 3
 
 
 def segfault() -> None:
-    faulthandler.disable()  # whose report is as long as it is expected here
+    faulthandler.disable()  # its report is long, and the crash expected
     ctypes.string_at(0)
 
 
-class DeadlyPictures(tuple):
-    """Looking at them reads memory that is not there, as a decoder with a bug does."""
+class DeadlyImages(tuple):
+    """Iterating over them reads memory that is not there, as a decoder with a bug does."""
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
         segfault()
         return super().__iter__()
 
 
 @dataclass(frozen=True)
 class Crashing:
-    """Twelve units of three texts. folder: for marks of what has happened once.
-
-    crashes: the reader, at these units, after a draft; deadly: (unit, draft) whose pictures crash; killed: units at
-    which SIGKILL comes every time; killed_once: the first time only."""
+    """Twelve units of three texts each."""
 
     paths: tuple[str, ...] = ()
-    folder: str = ""
-    crashes: tuple[int, ...] = ()
-    deadly: tuple[tuple[int, int], ...] = ()
-    killed: tuple[int, ...] = ()
-    killed_once: tuple[int, ...] = ()
+    folder: str = ""  # for a mark of every unit of `killed_once` that was killed
+    crashes: tuple[int, ...] = ()  # units whose reader crashes after its first draft
+    deadly: tuple[tuple[int, int], ...] = ()  # (unit, draft) whose images crash
+    killed: tuple[int, ...] = ()  # units that are killed with SIGKILL every time
+    killed_once: tuple[int, ...] = ()  # units that are killed the first time only
 
     def units(self) -> Sequence[Unit]:
         return [Unit(f"unit-{number}", number, bytes=1000) for number in range(UNITS)]
@@ -50,7 +47,7 @@ class Crashing:
             draft = Draft(
                 {"domain": "text", "text": f"Text {number} of {unit.start}. " * 9}, (), (), f"{unit.path}:{number}"
             )
-            yield replace(draft, images=DeadlyPictures()) if (unit.start, number) in self.deadly else draft
+            yield replace(draft, images=DeadlyImages()) if (unit.start, number) in self.deadly else draft
             if unit.start in self.crashes:
                 segfault()
             if unit.start in self.killed or (unit.start in self.killed_once and self._first_time(unit)):
@@ -66,7 +63,7 @@ class Crashing:
 
 @dataclass(frozen=True)
 class Spared(Crashing):
-    """The same without what is set aside."""
+    """The same input without the drafts that a build rejects."""
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         if unit.start not in (*self.crashes, *self.killed):
@@ -81,7 +78,7 @@ def crash_at(task: str) -> str:
 
 
 def ray_build(records: str, out: str) -> None:
-    """A build on a Ray of its own, for a process to be killed."""
+    """Build on an own Ray cluster, in a process that will be killed."""
     from data_pipeline.sharding.build import build_shards
 
     build_shards(sorted(Path(records).glob("*.jsonl")), out, shard_bytes=60_000, executor="ray", workers=2)

