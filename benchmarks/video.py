@@ -27,7 +27,7 @@ from rich.table import Table
 
 from data_pipeline.media.images import as_frames, patchify, resize
 from data_pipeline.media.video import VideoGeometry, probe_video, video_geometry, video_patches
-from data_pipeline.media.video_frames import choose_runs
+from data_pipeline.media.video_frames import choose_packet_ranges
 
 MAX_TOKENS = 30000
 LONG_SECONDS, FPS = 20 * 60, 25
@@ -138,7 +138,7 @@ def decoded_share(data: bytes) -> tuple[int, int]:
     geometry = video_geometry(probe_video(data), MAX_TOKENS)
     with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
-        runs = choose_runs(packets, sorted(set(geometry.indices)))
+        runs = choose_packet_ranges(packets, sorted(set(geometry.indices)))
     assert runs is not None
     return sum(run.stop - run.start for run in runs), len(packets)
 

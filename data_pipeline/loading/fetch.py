@@ -76,7 +76,7 @@ class PackFetcher(Dataset):
             seq_length=self.seq_length,
             segment_multiple=self.segment_multiple,
             pad_id=self.tokenizer.pad_id,
-            rooms=padded_lengths,
+            segment_sizes=padded_lengths,
             quarantined=quarantined,
         )
 
@@ -85,7 +85,7 @@ class PackFetcher(Dataset):
         source = self.sources[piece.source]
         failures: list[Failure] = []
         unused: list[UnusedSample] = []
-        sample = EncodedSample.nothing()
+        sample = EncodedSample.empty()
         candidate: Piece | None = piece
         while candidate is not None:
             stored = source.sample(candidate.row)

@@ -22,7 +22,7 @@ from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.images import decode_image, patchify
 from data_pipeline.media.pixel_budget import PixelBudget
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 from tools.shard import app as shard_app
 from tools.view import app
 from tools.view_content import MAX_BOXES, unpack, unpatchify, view_of_sample
@@ -51,7 +51,7 @@ RECORDS: list[dict[str, Any]] = [
 def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
     folder = tmp_path_factory.mktemp("viewed")
     (folder / "a.png").write_bytes(IMAGE)
-    (folder / "c.mp4").write_bytes(clip(24))
+    (folder / "c.mp4").write_bytes(encoded_video(24))
     (folder / "r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in RECORDS))
     run(shard_app, "build", "--input", folder / "r.jsonl", "--out", folder / "out", "--tokenizer", tokenizer_folder)
     return folder / "out"
@@ -194,7 +194,7 @@ def test_unpack_is_the_inverse_of_collate(tokenizer_folder: Path):
         encode_record(
             {key: value for key, value in record.items() if key not in ("images", "videos")},
             [IMAGE] * ("images" in record),
-            [clip(24)] * ("videos" in record),
+            [encoded_video(24)] * ("videos" in record),
             tokenizer=tokenizer,
             budget=PixelBudget(),
             sample_id=str(number),

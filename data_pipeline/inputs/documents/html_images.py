@@ -10,8 +10,8 @@ from bs4.element import Tag
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
-from data_pipeline.inputs.flow import picture
-from data_pipeline.inputs.references import referenced
+from data_pipeline.inputs.flow import image_media
+from data_pipeline.inputs.references import read_reference
 from data_pipeline.media.images import probe_image
 
 SMALL_IMAGE = "small_image"
@@ -37,7 +37,7 @@ def find_image(tag: Tag, rules: ImageRules) -> Media | None:
     failure: BadSample | None = None
     for reference in _references(tag):
         try:
-            media = picture(referenced(reference, rules.folder, allow_outside=rules.allow_outside))
+            media = image_media(read_reference(reference, rules.folder, allow_outside=rules.allow_outside))
         except BadSample as error:
             failure = failure or error
             continue

@@ -26,7 +26,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
-from data_pipeline.inputs.records.annotations import PICTURE_BYTES, Picture, line_units, read_objects, read_picture
+from data_pipeline.inputs.records.annotations import IMAGE_BYTES, AnnotatedImage, line_units, read_image, read_objects
 from data_pipeline.media.boxes import Box, bounding_box, checked_box, read_box, to_thousandths, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
@@ -53,7 +53,7 @@ class SceneText:
         """Return one unit per ICDAR file, and units of JSON lines."""
         units: list[Unit] = []
         for path in self.paths:
-            units += _icdar_units(path) if Path(path).is_dir() else line_units(path, bytes_a_line=PICTURE_BYTES)
+            units += _icdar_units(path) if Path(path).is_dir() else line_units(path, bytes_per_line=IMAGE_BYTES)
         return units
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
@@ -62,12 +62,12 @@ class SceneText:
             try:
                 if isinstance(found, BadSample):
                     raise found
-                image = read_picture(found.get("image"), Path(found["folder"]))
+                image = read_image(found.get("image"), Path(found["folder"]))
                 yield from self._sample(origin, image, found.get("words"))
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail)
 
-    def _sample(self, origin: str, image: Picture, given: Any) -> Iterator[Draft | Rejected]:
+    def _sample(self, origin: str, image: AnnotatedImage, given: Any) -> Iterator[Draft | Rejected]:
         if not isinstance(given, list):
             raise BadSample("bad_record", 'the line has no list "words"')
         words: list[Word] = []
@@ -128,7 +128,7 @@ def _is_unspaced(letter: str) -> bool:
     return unicodedata.east_asian_width(letter) in "WF" and not "\uac00" <= letter <= "\ud7a3"  # Hangul has spaces
 
 
-def _word(word: Any, image: Picture) -> Word | None:
+def _word(word: Any, image: AnnotatedImage) -> Word | None:
     """Return an annotated word, or None if it is illegible. Raises BadSample."""
     if not isinstance(word, dict) or not isinstance(word.get("text"), str):
         raise BadSample("bad_record", 'a word needs "text", and a "box" or a "polygon"')
@@ -159,7 +159,7 @@ def _icdar_units(folder: str) -> list[Unit]:
         for extension in IMAGE_EXTENSIONS:
             image = Path(as_stored(str(labels.with_name(f"{labels.stem.removeprefix('gt_')}.{extension}"))))
             if image.is_file():
-                units.append(Unit(str(labels), bytes=PICTURE_BYTES, extra={"image": image.name}))
+                units.append(Unit(str(labels), bytes=IMAGE_BYTES, extra={"image": image.name}))
                 break
     if not units:
         raise DataError(f"{folder} contains no image with a gt_NAME.txt: give a folder of both, or JSON lines")

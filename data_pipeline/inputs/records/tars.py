@@ -46,13 +46,13 @@ class Tars:
             return
         for key, bad in scan.rejected:
             yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail)
-        has_media = bool(scan.passed_over) or any(
+        has_media = bool(scan.skipped_media) or any(
             member.kind in ("image", "video") for sample in scan.samples for member in sample.members
         )
         reader = ShardReader()
         for sample in scan.samples:
             origin = f"{shown}/{sample.key}"
-            if_text_only = _text_only(scan.passed_over.get(sample.key, "")) if has_media else ""
+            if_text_only = _text_only(scan.skipped_media.get(sample.key, "")) if has_media else ""
             try:
                 yield self._draft(sample, reader.read_members(unit.path, sample), origin, if_text_only)
             except BadSample as error:

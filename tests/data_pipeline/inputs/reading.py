@@ -7,9 +7,9 @@ from pathlib import Path
 
 from data_pipeline.inputs.draft import Draft, Input, Rejected
 from data_pipeline.inputs.kinds import open_inputs
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
-JPEG, PNG, MP4 = encoded(pattern(40, 60)), encoded(pattern(60, 40), "PNG"), clip(4)
+JPEG, PNG, MP4 = encoded(pattern(40, 60)), encoded(pattern(60, 40), "PNG"), encoded_video(4)
 
 
 def opened(*paths: Path, kind: str = "", settings: Sequence[str] = ()) -> Input:

@@ -17,7 +17,7 @@ from PIL import Image
 from data_pipeline.errors import BadSample
 from data_pipeline.media.images import decode_image, image_patches, probe_image
 from data_pipeline.media.video import video_patches
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 REASONS = {
     "unreadable_image",
@@ -40,10 +40,10 @@ IMAGES = {name: encoded(pattern(70, 90), name) for name in ("JPEG", "PNG", "WEBP
 IMAGES["JPEG with EXIF"] = encoded(pattern(70, 90), "JPEG", exif=rotating_exif())
 IMAGES["progressive JPEG"] = encoded(pattern(70, 90), "JPEG", progressive=True)
 VIDEOS = {
-    "mp4": clip(12),
-    "matroska": clip(12, format="matroska"),
-    "avi": clip(12, format="avi", codec="mpeg4"),
-    "webm": clip(6, format="webm", codec="libvpx"),
+    "mp4": encoded_video(12),
+    "matroska": encoded_video(12, format="matroska"),
+    "avi": encoded_video(12, format="avi", codec="mpeg4"),
+    "webm": encoded_video(6, format="webm", codec="libvpx"),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.sharding import executors
-from tests.data_pipeline.media_files import clip, encoded, pattern
+from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 from tests.data_pipeline.sharding.builds import FILES, RECORDS, built, contents
 
 
@@ -19,7 +19,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("records")
     for number in range(6):
         (folder / f"{number}.jpg").write_bytes(encoded(pattern(120 + 8 * number, 160, number)))
-    (folder / "video.mp4").write_bytes(clip(6))
+    (folder / "video.mp4").write_bytes(encoded_video(6))
     (folder / "cut.jpg").write_bytes(encoded(pattern(60, 90))[:-300])
     for file in range(FILES):
         lines = [

@@ -21,7 +21,7 @@ from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import read_subtitles
 from data_pipeline.media.video import probe_video
 from tests.data_pipeline.inputs.reading import read
-from tests.data_pipeline.media_files import clip
+from tests.data_pipeline.media_files import encoded_video
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_clips_are_exact_to_the_frame(real_video: bytes) -> None:
 
 @pytest.mark.parametrize(("height", "width", "codec", "format"), [(65, 97, "mpeg4", "avi"), (64, 96, "libx264", "mkv")])
 def test_clips_keep_odd_sizes_and_come_from_any_container(height: int, width: int, codec: str, format: str) -> None:
-    data = clip(12, height, width, fps=8, format={"mkv": "matroska"}.get(format, format), codec=codec)
+    data = encoded_video(12, height, width, fps=8, format={"mkv": "matroska"}.get(format, format), codec=codec)
     (clip_file,) = cut_clips(data, [(0.5, 1.0)])
     assert isinstance(clip_file, bytes)
     info = probe_video(clip_file)
