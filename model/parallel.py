@@ -29,15 +29,17 @@ SIZES = (
 class ParallelConfig:
     """Sizes of the parallel dimensions; what is left of the world is data parallel."""
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int = 1  # chunks of layers that each pipeline rank holds
-    context_parallel_size: int = 1
-    expert_model_parallel_size: int = 1
-    expert_tensor_parallel_size: int = 1  # ranks that share one routed expert; 1: whole experts, also under TP
-    sequence_parallel: bool = False
-    # What the tensor and context ranks of the first stage do with a pack's images. images: each runs the whole tower on
-    # some of them. tensor: tensor-parallel ranks share the tower's layers, context-parallel ranks the images.
+    tensor_model_parallel_size: int = 1  # processes that share each layer
+    pipeline_model_parallel_size: int = 1  # stages that the layers are divided into, each on other processes
+    # chunks of layers per stage, which run in turn; above 1, a rank's packs per step must be a multiple of
+    # parallel.pipeline_model_parallel_size
+    virtual_pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1  # processes that share each sample's tokens; twice it divides data.segment_multiple
+    expert_model_parallel_size: int = 1  # processes that share the routed experts
+    expert_tensor_parallel_size: int = 1  # processes that share each routed expert; 1: whole experts, also under TP
+    sequence_parallel: bool = False  # split norms and residuals over the tensor ranks; required for MoE under TP
+    # what the tensor and context ranks share of a pack's images. images: each runs the whole tower on some of them;
+    # tensor: tensor ranks share the tower's layers, context ranks the images
     vision: str = "images"
 
     def __post_init__(self) -> None:

@@ -37,10 +37,12 @@ warnings.filterwarnings("ignore", message="If you are using transformer_engine a
 
 @dataclass
 class RecomputeConfig:
-    """What is computed again of the decoder's layers, and of the vision tower's blocks."""
+    """Activations that the backward pass computes again, instead of keeping them from the forward pass."""
 
+    # of the decoder's layers: none, selective (core attention and norms) or full (everything inside a layer, which adds
+    # a third of computation)
     decoder: str = "none"
-    vision: str = "none"
+    vision: str = "none"  # of the vision tower's blocks: none, selective or full
 
     def __post_init__(self) -> None:
         for key, choice in asdict(self).items():

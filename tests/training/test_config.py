@@ -33,14 +33,35 @@ def attempt(config_file: Path, *overrides: str, schema: type[RunConfig] = RunCon
 
 MESSAGES = [
     # one override, what the message must name
-    ("train.stepz=3", r"unknown key 'train.stepz'; the nearest known one is 'train.steps'"),
-    ("optimiser.lr=1", r"unknown key 'optimiser'; the nearest known one is 'optimizer'"),
-    ("data.sources=[{path: x, wieght: 2}]", r"unknown key 'data.sources.wieght'.*'data.sources.weight'"),
-    ("parallel.pipelines=2", r"unknown key 'parallel.pipelines'"),
+    ("train.stepz=3", r"unknown key 'train.stepz': did you mean train.steps\? The keys of train are steps, global_"),
+    ("train.lr=3", r"unknown key 'train.lr': did you mean optimizer.lr\? The keys of train are"),
+    ("lr=3", r"unknown key 'lr': did you mean optimizer.lr\?$"),
+    ("train.warmup=3", r"unknown key 'train.warmup': did you mean optimizer.warmup_steps\?"),
+    ("data.batch_size=3", r"'data.batch_size': did you mean train.global_batch_size or train.micro_batch_size\? The"),
+    ("foo=1", r"^unknown key 'foo'$"),
+    ("foo.lr=1", r"^unknown key 'foo.lr': did you mean optimizer.lr\?$"),
+    ("optimiser.lr=1", r"^unknown key 'optimiser': did you mean optimizer\?$"),
+    ("data.sources=[{path: x, wieght: 2}]", r"'data.sources\[\].wieght': did you mean data.sources\[\].weight\?"),
+    ("parallel.pipelines=2", r"unknown key 'parallel.pipelines': The keys of parallel are tensor_model_parallel_size"),
     ("parallel.pipeline_model_parallel_size=2", r"pipeline_model_parallel_size=2 does not divide the 1 processes"),
     ("parallel.virtual_pipeline_model_parallel_size=2", r"needs parallel.pipeline_model_parallel_size above 1"),
     ("parallel.vision=half", r"parallel.vision='half': choose one of images, tensor"),
     ("optimizer.lr=fast", r"optimizer.lr: .*'fast'"),
+    ("optimizer.lr=0", r"optimizer.lr=0.0: give a positive number"),
+    ("optimizer.lr=nan", r"optimizer.lr=nan: give a positive number"),
+    ("optimizer.eps=0", r"optimizer.eps=0.0: give a positive number"),
+    ("optimizer.beta2=nan", r"optimizer.beta2=nan: give a number from 0 to below 1"),
+    ("optimizer.weight_decay=nan", r"optimizer.weight_decay=nan: give 0 or a positive number"),
+    ("optimizer.weight_decay=inf", r"optimizer.weight_decay=inf: give 0 or a positive number"),
+    ("optimizer.clip_grad=inf", r"optimizer.clip_grad=inf: give 0 or a positive number"),
+    ("optimizer.clip_grad=-1", r"optimizer.clip_grad=-1.0: give 0 or a positive number"),
+    ("moe.balance_loss_coeff=nan", r"moe.balance_loss_coeff=nan: give 0 or a positive number"),
+    ("moe.expert_bias_update_rate=inf", r"moe.expert_bias_update_rate=inf: give 0 or a positive number"),
+    ("model.rope_theta=-1", r"model.rope_theta=-1.0: give 0 or a positive number"),
+    ("model.max_position_embeddings=-1", r"model.max_position_embeddings=-1: give 0 or a positive number"),
+    ("train.seed=-1", r"train.seed=-1: give a number from 0 to"),
+    ("train.seed=9223372036854775808", r"train.seed=9223372036854775808: give a number from 0 to"),
+    ("data.seed=-1", r"data.seed=-1: give a number from 0 to"),
     ("optimizer.min_lr=1", r"optimizer.min_lr=1.0 must be between 0 and optimizer.lr"),
     ("optimizer.warmup_steps=6", r"optimizer.warmup_steps=6 must be below train.steps=6"),
     ("train.steps=0", r"train.steps=0: give a positive number"),
@@ -60,7 +81,10 @@ MESSAGES = [
     ("parallel.expert_model_parallel_size=3", r"expert_model_parallel_size=3 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=0", r"expert_model_parallel_size=0 must be at least 1"),
     ("optimizer.lr_scale.vision=0", r"optimizer.lr_scale.vision=0.0 must be positive .* use freeze"),
-    ("optimizer.lr_scale.tower=2", r"unknown key 'optimizer.lr_scale.tower'; the nearest known one is"),
+    ("optimizer.lr_scale.tower=2", r"unknown key 'optimizer.lr_scale.tower': The keys of .* vision, adapter, decoder"),
+    ("freeze=vision", r"freeze='vision': give a list, freeze=\[...\]"),
+    ("train=3", r"train is 3: give its keys, each with a value"),
+    ("train.deterministic=2", r"train.deterministic=2: give true or false"),
     ("recompute.decoder=some", r"recompute.decoder='some': choose one of none, selective, full"),
     ("freeze=[visoin]", r"freeze names 'visoin': choose from vision, adapter, decoder"),
     ("freeze=[vision,vision]", r"freeze names 'vision' twice"),
@@ -198,14 +222,13 @@ def test_another_freeze_is_another_run(config_file: Path, tmp_path: Path, overri
 
 def test_the_order_of_frozen_parts_does_not_matter(config_file: Path, tmp_path: Path) -> None:
     finished_run(config_file, tmp_path / "run", "freeze=[adapter,vision]")
-    config = load_config(RunConfig, config_file, ["freeze=[vision,adapter]"])
-    assert find_start_point(config, OmegaConf.to_container(OmegaConf.structured(config))).resume  # type: ignore[arg-type]
+    assert find_start_point(load_config(RunConfig, config_file, ["freeze=[vision,adapter]"])).resume
 
 
 def test_the_experts_of_a_frozen_decoder_are_not_balanced(config_file: Path) -> None:
     trained, frozen = (load_config(RunConfig, config_file, [f"freeze=[{part}]"]) for part in ("vision", "decoder"))
-    assert trained.balancing == trained.moe
-    assert frozen.balancing == MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0)
+    assert trained.moe_in_effect == trained.moe
+    assert frozen.moe_in_effect == MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0)
 
 
 def test_fewer_steps_than_done_are_refused(config_file: Path, tmp_path: Path) -> None:
@@ -236,17 +259,16 @@ def test_a_file_that_is_no_text(tmp_path: Path) -> None:
 
 def test_an_output_folder_that_cannot_be_written(config_file: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigError, match=r"train.output_dir=.* cannot be written: .*/file is not a folder"):
+    with pytest.raises(ConfigError, match=r"train.output_dir=.* cannot be written: .*/file is not a writable folder"):
         attempt(config_file, f"train.output_dir={tmp_path}/file/run")
 
 
 def test_a_run_continues_without_the_model_it_started_from(config_file: Path, tmp_path: Path) -> None:
     """What `model.init_from` names may have been archived meanwhile."""
     finished_run(config_file, tmp_path / "run")
-    config = load_config(RunConfig, config_file)
-    origin = find_start_point(config, OmegaConf.to_container(OmegaConf.structured(config)))  # type: ignore[arg-type]
-    assert origin.resume == tmp_path / "run" / "checkpoints" / "step_0000003"
-    assert origin.weights is None
+    start_point = find_start_point(load_config(RunConfig, config_file))
+    assert start_point.resume == tmp_path / "run" / "checkpoints" / "step_0000003"
+    assert start_point.weights is None
 
 
 def test_resume_never_does_not_touch_a_run(config_file: Path, tmp_path: Path) -> None:
