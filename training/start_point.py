@@ -159,7 +159,7 @@ def _weights(init_from: str) -> Path | None:
         return path
     if steps := step_folders(path):
         raise ConfigError(
-            f"model.init_from={path} has no {CHECKPOINTS}/{LATEST}: name a step folder, such as {steps[-1]}"
+            f"model.init_from={path} has no {CHECKPOINTS}/{LATEST}: give one of its step folders, such as {steps[-1]}"
         )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
