@@ -1,1 +1,1 @@
-"""Comparisons with what others do. Nothing imports this package; run its modules with `python -m benchmarks.NAME`."""
+"""Comparisons with other tools, run with `python -m benchmarks.NAME`. No product code imports this package."""

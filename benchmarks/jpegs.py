@@ -1,6 +1,6 @@
-"""The pictures that the benchmarks of data share: crops of the photographs that scikit-image and scikit-learn ship.
+"""The JPEGs that the data benchmarks share: crops of the photographs that scikit-image and scikit-learn contain.
 
-4,000 of them have the sizes of a real set of captioned pictures: 0.54 megapixels and 100 kB each on average.
+4,000 of them have the sizes of a real set of captioned images: 0.54 megapixels and 100 kB each on average.
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ from PIL import Image
 
 PHOTOGRAPHS = {
     "scikit-image": (
-        *("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg"),
-        *("motorcycle_left.png", "retina.jpg", "rocket.jpg"),
+        "astronaut.png",
+        "chelsea.png",
+        "coffee.png",
+        "hubble_deep_field.jpg",
+        "motorcycle_left.png",
+        "retina.jpg",
+        "rocket.jpg",
     ),
     "scikit-learn": ("china.jpg", "flower.jpg"),
 }
@@ -27,6 +32,7 @@ Files = list[tuple[str, bytes]]  # (extension, bytes) of each member of a sample
 
 
 def photographs() -> list[Image.Image]:
+    """Return the photographs of the installed packages."""
     found = []
     for package, names in PHOTOGRAPHS.items():
         try:
@@ -38,7 +44,7 @@ def photographs() -> list[Image.Image]:
 
 
 def jpegs(seed: int = 0) -> Iterator[bytes]:
-    """Crops of photographs, of sizes as they come on the web. Endless."""
+    """Yield JPEG files: crops of photographs, with sizes like those of images on the web. Endless."""
     rng = np.random.default_rng(seed)
     sources = photographs()
     while True:
@@ -54,7 +60,7 @@ def jpegs(seed: int = 0) -> Iterator[bytes]:
 
 
 def samples(count: int) -> list[tuple[str, Files]]:
-    """Captioned pictures as (key, files): a record and a JPEG each."""
+    """Return captioned images as (key, files): a record and a JPEG each."""
     made: list[tuple[str, Files]] = []
     for number, data in enumerate(islice(jpegs(), count)):
         record = json.dumps({"domain": "image_text", "text": f"Photograph {number}, {len(data)} bytes."})
@@ -62,11 +68,16 @@ def samples(count: int) -> list[tuple[str, Files]]:
     return made
 
 
+def kept_folder(folder: Path, count: int) -> Path:
+    """Return where `load` keeps its samples."""
+    return folder / f"images-{count}"
+
+
 def load(folder: Path, count: int) -> list[tuple[str, Files]]:
-    """The same samples, made once and kept in a folder: making 4,000 takes a minute."""
-    kept = folder / f"pictures-{count}"
+    """Return the same samples. They are made once and kept in a folder, because making 4,000 takes a minute."""
+    kept = kept_folder(folder, count)
     if not kept.is_dir():
-        temporary = folder / f"pictures-{count}.tmp"
+        temporary = kept.with_name(f"{kept.name}.tmp")
         temporary.mkdir(parents=True, exist_ok=True)
         for key, members in samples(count):
             for extension, data in members:

@@ -1,9 +1,9 @@
-"""Building shards from records and JPEG files, by one process and by two.
+"""Building shards from records and JPEG files, with one process and with two.
 
     python -m benchmarks.sharding [--samples 4000] [--folder DIR]
 
-Every picture is decoded whole, so that no damaged one gets in, and everything is written with its checksums and its
-index. The limit is decoding the same pictures and nothing else.
+Every image is decoded completely, so that damaged ones are rejected, and written with its checksums and index. The
+limit is decoding the same images alone.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.jpegs import load
+from benchmarks.jpegs import kept_folder, load
 from benchmarks.timing import cheapest
 from data_pipeline.media.images import decode_image
 from data_pipeline.sharding.build import build_shards
@@ -25,15 +25,18 @@ LEAST_SPEED_UP = 1.7
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=4000)
-    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "glmv-benchmarks")
-    arguments = parser.parse_args()
-    samples = load(arguments.folder, arguments.samples)
-    records = arguments.folder / f"pictures-{arguments.samples}" / "records.jsonl"
+    parser.add_argument(
+        "--folder", type=Path, default=Path(tempfile.gettempdir()) / "glmv-benchmarks", help="for samples and shards"
+    )
+    options = parser.parse_args()
+    samples = load(options.folder, options.samples)
+    records = kept_folder(options.folder, options.samples) / "records.jsonl"
     lines = [{**json.loads(dict(files)["json"]), "images": [f"{key}.0.jpg"]} for key, files in samples]
     records.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    out = arguments.folder / "sharding"
+    out = options.folder / "sharding"
 
     def build(workers: int) -> None:
         shutil.rmtree(out, ignore_errors=True)
@@ -44,19 +47,22 @@ def main() -> None:
         for _, files in samples:
             decode_image(dict(files)["0.jpg"])
 
-    ways: dict[str, Callable[[], None]] = {
+    timed: dict[str, Callable[[], None]] = {
         "1 process": lambda: build(1),
         "2 processes": lambda: build(2),
         "limit: decoding": decode,
     }
     print(f"{len(samples)} samples, best of {REPETITIONS}")
-    print(f"{'':<18}{'samples a CPU-second':>22}{'samples a second':>18}")
-    costs = {name: cheapest(way, REPETITIONS) for name, way in ways.items()}
-    for name, spent in costs.items():
-        print(f"{name:<18}{len(samples) / spent.cpu:>22,.0f}{len(samples) / spent.wall:>18,.0f}")
+    print(f"{'':<18}{'samples per CPU-second':>24}{'samples per second':>20}")
+    costs = {name: cheapest(work, REPETITIONS) for name, work in timed.items()}
+    for name, cost in costs.items():
+        print(f"{name:<18}{len(samples) / cost.cpu:>24,.0f}{len(samples) / cost.wall:>20,.0f}")
     one, two = costs["1 process"], costs["2 processes"]
-    print(f"2 processes on the wall: {one.wall / two.wall:.2f} times one (on two idle cores at least {LEAST_SPEED_UP})")
-    print(f"of decoding alone: {costs['limit: decoding'].cpu / one.cpu:.0%} of its speed")
+    print(
+        f"2 processes, wall time: {one.wall / two.wall:.2f} times as fast as 1 "
+        f"(goal on two idle cores: {LEAST_SPEED_UP})"
+    )
+    print(f"1 process reaches {costs['limit: decoding'].cpu / one.cpu:.0%} of the speed of decoding alone")
     shutil.rmtree(out)
 
 

@@ -1,4 +1,4 @@
-"""What a piece of work costs: processor time, which other programs disturb little, and time on the wall."""
+"""Cost of a piece of work: CPU time, which other programs disturb little, and wall time."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds. cpu: user and system time of this process and of the children that it waited for."""
+    """Seconds that a piece of work took."""
 
-    cpu: float
+    cpu: float  # user and system time of this process and of the children that it waited for
     wall: float
 
 
 def cost(work: Callable[[], object]) -> Cost:
-    began, wall = _processor_seconds(), time.perf_counter()
+    """Run `work` once and return its cost."""
+    began, wall = _cpu_seconds(), time.perf_counter()
     work()
-    return Cost(_processor_seconds() - began, time.perf_counter() - wall)
+    return Cost(_cpu_seconds() - began, time.perf_counter() - wall)
 
 
 def cheapest(work: Callable[[], object], repetitions: int) -> Cost:
-    """The run of least processor time: what disturbs it can only add."""
+    """Return the cost of the run with the least CPU time: disturbances can only add to it."""
     return min((cost(work) for _ in range(repetitions)), key=lambda run: run.cpu)
 
 
-def _processor_seconds() -> float:
-    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(usage.ru_utime + usage.ru_stime for usage in spent)
+def _cpu_seconds() -> float:
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

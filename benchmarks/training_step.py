@@ -1,12 +1,12 @@
-"""What a training step takes on one GPU: ours with either backend, and transformers' model under torch's AdamW.
+"""Time of a training step on one GPU: this implementation with either backend, and transformers with torch's AdamW.
 
     python -m benchmarks.training_step [--preset glm41v_9b] [--layers 4] [--seq-length 8192] [--packs 2]
 
 The models have the published widths and the whole vision tower, and as many decoder layers and experts as fit one GPU
-with their optimizer. The packs are the data pipeline's over made-up samples with sizes as real ones have; transformers
-takes the same samples one at a time, as its Trainer does, in bfloat16 with scaled_dot_product_attention.
+together with their optimizer. The packs are planned by the data pipeline over synthetic samples of realistic sizes.
+transformers takes the same samples one at a time, as its Trainer does, in bfloat16 with scaled_dot_product_attention.
 
-The limit is a large bfloat16 matrix product in the same run. FLOPs are counted by `model.flops`: useful tokens alone.
+The limit is a large bfloat16 matrix product in the same run. FLOPs are those of `model.flops`, for useful tokens only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ import transformers
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.drawn_sources import Grid
-from benchmarks.image_balance import MIXTURES, drawn_source
+from benchmarks.image_balance import MIXTURES, synthetic_source
+from benchmarks.synthetic_sources import Grid
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.media.images import SLICE_BYTES, tokens_of
-from data_pipeline.plan.plan import Plan, Position
+from data_pipeline.plan.plan import Plan, PlanPosition
 from model.backend import select_backend
 from model.config import GlmvConfig
 from model.flops import FORWARD_AND_BACKWARD, decoder_cost, vision_cost
@@ -53,12 +53,12 @@ SEGMENT_MULTIPLE = 8
 console = Console(width=110)
 
 
-# --- what is trained on -----------------------------------------------------------------------------------------------
+# --- data -------------------------------------------------------------------------------------------------------------
 
 
-def drawn_packs(config: GlmvConfig, seq_length: int, packs: int, steps: int) -> list[list[list[EncodedSample]]]:
-    """The samples of every pack of every step, with random words and pixels."""
-    sources = [drawn_source(label, weight, seq_length) for label, weight in MIXTURES[seq_length].items()]
+def synthetic_packs(config: GlmvConfig, seq_length: int, packs: int, steps: int) -> list[list[list[EncodedSample]]]:
+    """Return the samples of every pack of every step, with random words and pixels."""
+    sources = [synthetic_source(label, weight, seq_length) for label, weight in MIXTURES[seq_length].items()]
     plan = Plan(
         sources,
         seed=0,
@@ -71,19 +71,19 @@ def drawn_packs(config: GlmvConfig, seq_length: int, packs: int, steps: int) -> 
     return [
         [
             [
-                made_up(
+                random_sample(
                     config, sources[piece.source].images[piece.row], int(sources[piece.source].lengths[piece.row]), rng
                 )
                 for piece in pack.pieces
             ]
-            for pack in of_step
+            for pack in packs_of_step
         ]
-        for of_step, _ in islice(plan.steps(Position.start(len(sources))), steps)
+        for packs_of_step, _ in islice(plan.steps(PlanPosition.start(len(sources))), steps)
     ]
 
 
-def made_up(config: GlmvConfig, grids: Sequence[Grid], length: int, rng: np.random.Generator) -> EncodedSample:
-    """`length` tokens: pictures, and words after them."""
+def random_sample(config: GlmvConfig, grids: Sequence[Grid], length: int, rng: np.random.Generator) -> EncodedSample:
+    """Return a sample of `length` tokens: images, then words."""
     ids: list[int] = []
     for grid in grids:
         image = [config.image_token_id] * tokens_of(grid)
@@ -93,7 +93,7 @@ def made_up(config: GlmvConfig, grids: Sequence[Grid], length: int, rng: np.rand
     is_image = input_ids == config.image_token_id
     patches = sum(h * w for h, w in grids)
     return EncodedSample(
-        sample_id="made up",
+        sample_id="random",
         domain="interleaved",
         input_ids=input_ids,
         loss=~is_image,
@@ -105,18 +105,19 @@ def made_up(config: GlmvConfig, grids: Sequence[Grid], length: int, rng: np.rand
 
 
 def flops(config: GlmvConfig, samples: Sequence[EncodedSample]) -> int:
-    """Of a forward and a backward."""
+    """Return the FLOPs of a forward and a backward pass."""
     decoder, vision = decoder_cost(config.decoder), vision_cost(config.vision)
     forward = decoder.of(*map(len, samples)) + vision.of(*(h * w for one in samples for h, w in one.grids))
     return FORWARD_AND_BACKWARD * forward
 
 
-# --- who trains -------------------------------------------------------------------------------------------------------
+# --- contenders -------------------------------------------------------------------------------------------------------
 
 TakeStep = Callable[[int], object]
 
 
 def ours(config: GlmvConfig, steps: Sequence[Sequence[Batch]], backend: str, seq_length: int) -> TakeStep:
+    """Build the model of this implementation; return the function that takes step `number`."""
     chunks = build_model_chunks(
         config, ParallelConfig(), dtype=torch.bfloat16, backend=select_backend(backend), balance_loss_coeff=1e-4
     )
@@ -131,6 +132,7 @@ def ours(config: GlmvConfig, steps: Sequence[Sequence[Batch]], backend: str, seq
 
 
 def of_transformers(config: GlmvConfig, steps: Sequence[Sequence[EncodedSample]]) -> TakeStep:
+    """Build transformers' model; return the function that takes step `number`."""
     content = config.to_hf()
     content.pop("architectures")
     config_class, model_class = HF_CLASSES[config.variant]
@@ -145,8 +147,8 @@ def of_transformers(config: GlmvConfig, steps: Sequence[Sequence[EncodedSample]]
             input_ids = torch.from_numpy(sample.input_ids)[None].cuda()
             images = {}
             if sample.grids:
-                colours = sample.patches.cuda().float().view(-1, SLICE_BYTES // 3, 3).transpose(1, 2)
-                both_frames = colours[:, :, None].expand(-1, -1, 2, -1)
+                channels = sample.patches.cuda().float().view(-1, SLICE_BYTES // 3, 3).transpose(1, 2)
+                both_frames = channels[:, :, None].expand(-1, -1, 2, -1)
                 images = {
                     "pixel_values": (both_frames.flatten(1) / 255).bfloat16(),
                     "image_grid_thw": torch.tensor([(1, h, w) for h, w in sample.grids]).cuda(),
@@ -161,20 +163,29 @@ def of_transformers(config: GlmvConfig, steps: Sequence[Sequence[EncodedSample]]
     return take
 
 
-# --- the clock --------------------------------------------------------------------------------------------------------
+# --- timing -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Timed:
-    seconds: float  # a step, the median
-    rate: float  # tokens a second
-    flops: float  # a second
-    gigabytes: float  # of memory, at most
+    """The figures of one contender."""
+
+    seconds: float  # per step, the median
+    rate: float  # tokens per second
+    flops: float  # per second
+    gigabytes: float  # peak memory
 
 
 def timed(make: Callable[[], TakeStep], tokens: Sequence[int], work: Sequence[int]) -> Timed:
+    """Time a contender.
+
+    Args:
+        make: Builds its model.
+        tokens: Of each step.
+        work: FLOPs of each step.
+    """
     gc.collect()
-    torch.cuda.empty_cache()  # what stood here before
+    torch.cuda.empty_cache()  # memory of the contender before
     torch.cuda.reset_peak_memory_stats()
     take, seconds = make(), list[float]()
     for number in range(WARM_UP + TIMED):
@@ -193,6 +204,7 @@ def timed(make: Callable[[], TakeStep], tokens: Sequence[int], work: Sequence[in
 
 
 def matrix_product_flops(size: int = 8192, repeats: int = 20) -> float:
+    """Return the FLOPs per second of a large bfloat16 matrix product."""
     a, b = (torch.randn(size, size, device="cuda", dtype=torch.bfloat16) for _ in range(2))
     for _ in range(3):
         F.linear(a, b)
@@ -205,12 +217,13 @@ def matrix_product_flops(size: int = 8192, repeats: int = 20) -> float:
 
 
 def main() -> None:
+    """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="glm41v_9b", choices=("glm41v_9b", "glm45v"))
-    parser.add_argument("--layers", type=int, default=4, help="of the decoder")
-    parser.add_argument("--experts", type=int, default=16, help="of each mixture layer of glm45v")
+    parser.add_argument("--layers", type=int, default=4, help="layers of the decoder")
+    parser.add_argument("--experts", type=int, default=16, help="experts of each MoE layer of glm45v")
     parser.add_argument("--seq-length", type=int, default=8192, choices=tuple(MIXTURES))
-    parser.add_argument("--packs", type=int, default=2, help="a step")
+    parser.add_argument("--packs", type=int, default=2, help="packs per step")
     options = parser.parse_args()
     if not torch.accelerator.is_available():
         raise SystemExit("error: this benchmark needs a GPU")
@@ -220,7 +233,7 @@ def main() -> None:
     if whole.decoder.is_moe:
         smaller["n_routed_experts"] = options.experts
     config = replace(whole, decoder=replace(whole.decoder, **smaller))
-    steps = drawn_packs(config, options.seq_length, options.packs, WARM_UP + TIMED)
+    steps = synthetic_packs(config, options.seq_length, options.packs, WARM_UP + TIMED)
     samples = [[sample for pack in step for sample in pack] for step in steps]
     batches = [
         [collate(pack, seq_length=options.seq_length, segment_multiple=SEGMENT_MULTIPLE, pad_id=0) for pack in step]
@@ -229,31 +242,36 @@ def main() -> None:
     tokens = [sum(map(len, step)) for step in samples]
     work = [flops(config, step) for step in samples]
 
-    ways: dict[str, Callable[[], TakeStep]] = {
-        "transformers, a sample at a time": partial(of_transformers, config, samples)
+    contenders: dict[str, Callable[[], TakeStep]] = {
+        "transformers, one sample at a time": partial(of_transformers, config, samples)
     }
-    for backend in ("torch", *(["transformer_engine"] if has_transformer_engine() else [])):
-        ways[f"ours, {backend}"] = partial(ours, config, batches, backend, options.seq_length)
+    for backend in ("torch", "transformer_engine") if has_transformer_engine() else ("torch",):
+        contenders[f"this implementation, {backend}"] = partial(ours, config, batches, backend, options.seq_length)
     with process_group():
         initialize_model_parallel(ParallelConfig(), seed=1)
         limit = matrix_product_flops()
         title = (
             f"{options.preset}, {options.layers} decoder layers, {options.packs} packs of {options.seq_length} tokens "
-            f"({sum(map(len, samples)) / len(samples):.0f} samples a step), {torch.cuda.get_device_name()}"
+            f"({sum(map(len, samples)) / len(samples):.0f} samples per step), {torch.cuda.get_device_name()}"
         )
-        table = Table("", "ms a step", "tokens/s", "ratio", "TFLOP/s", "of the limit", "GB", title=title)
+        table = Table("", "ms per step", "tokens/s", "ratio", "TFLOP/s", "of the limit", "GB", title=title)
         baseline = 0.0
-        for name, make in ways.items():
+        for name, make in contenders.items():
             try:
                 result = timed(make, tokens, work)
             except torch.OutOfMemoryError:
-                table.add_row(name, "does not fit")
+                table.add_row(name, "out of memory")
                 continue
             baseline = baseline or result.rate
             table.add_row(
-                name, f"{1e3 * result.seconds:.0f}", f"{result.rate:,.0f}", f"{result.rate / baseline:.1f}",
-                f"{result.flops / 1e12:.0f}", f"{result.flops / limit:.0%}", f"{result.gigabytes:.0f}",
-            )  # fmt: skip
+                name,
+                f"{1e3 * result.seconds:.0f}",
+                f"{result.rate:,.0f}",
+                f"{result.rate / baseline:.1f}",
+                f"{result.flops / 1e12:.0f}",
+                f"{result.flops / limit:.0%}",
+                f"{result.gigabytes:.0f}",
+            )
         table.add_row("limit: one matrix product", "", "", "", f"{limit / 1e12:.0f}", "100%", "")
         console.print(table)
 

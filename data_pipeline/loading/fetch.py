@@ -1,7 +1,8 @@
-"""Fetching a pack: reads, decodes and collates the samples that the plan names. Runs in the data workers.
+"""Fetching a pack: read, decode and collate the samples that the plan names. Runs in the data workers.
 
-A worker holds the sources, so all it is told is a `Pack`: four integers a piece. What fails is replaced here, by the
-rule of `quarantine`, and its replacement lies where it would have lain: the other samples of the pack stay in place.
+A worker has opened the sources itself, so all that it receives is a `Pack`: four integers per piece. A sample that
+fails is replaced here, by the rule of `quarantine`, in the segment that was planned for it. So the other samples of the
+pack stay where they are.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import traceback
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
 
 from torch.utils.data import Dataset
 
@@ -17,8 +18,8 @@ from data_pipeline.domains import build_sample
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.encoding.encode import LongSample, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
-from data_pipeline.errors import BadSample
-from data_pipeline.loading.quarantine import TOO_LONG, Failure, quarantine_record, substitute
+from data_pipeline.errors import BadSample, UnusedSample
+from data_pipeline.loading.quarantine import TOO_LONG, Failure, substitute
 from data_pipeline.loading.source import Source, StoredSample
 from data_pipeline.loading.workers import WorkerNotes
 from data_pipeline.media.pixel_budget import PixelBudget
@@ -26,12 +27,11 @@ from data_pipeline.plan.plan import Pack, Piece
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
 
-KEPT_LONG_SAMPLES = 4  # pieces of one sample come close together
+KEPT_LONG_SAMPLES = 4  # the pieces of a long sample are fetched shortly after each other
 
 
 class PackFetcher(Dataset):
-    """Maps a Pack to its Batch. What could not be used is named in Batch.quarantined; nothing that is wrong with a file
-    raises."""
+    """Maps a Pack to its Batch. Samples that cannot be used are listed in Batch.quarantined; bad files never raise."""
 
     def __init__(
         self,
@@ -43,7 +43,18 @@ class PackFetcher(Dataset):
         segment_multiple: int,
         cache: ShardCache | None = None,
         notes: WorkerNotes | None = None,
-    ):
+    ) -> None:
+        """Prepare to fetch; no file is opened yet.
+
+        Args:
+            sources: The sources of the plan.
+            tokenizer: Of the run.
+            budget: Limits the size of images and videos.
+            seq_length: Tokens per pack.
+            segment_multiple: Segments are padded to a multiple of this many tokens.
+            cache: Where copies of remote shards are kept.
+            notes: Where this process notes which sample it is reading.
+        """
         self.sources, self.tokenizer, self.budget = sources, tokenizer, budget
         self.seq_length, self.segment_multiple = seq_length, segment_multiple
         self._reader = ShardReader(cache=cache)
@@ -51,26 +62,29 @@ class PackFetcher(Dataset):
         self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
 
     def __getitem__(self, pack: Pack) -> Batch:
-        quarantined = [self._refused(piece) for piece in pack.too_long]
-        samples, rooms = [], []
+        quarantined = [self._too_long_record(piece).as_json() for piece in pack.too_long]
+        samples, padded_lengths = [], []
         for piece in pack.pieces:
-            rooms.append(padded_length(piece.length, self.segment_multiple))
-            samples.append(self._fetch_or_replace(piece, rooms[-1], quarantined))
+            space = padded_length(piece.length, self.segment_multiple)
+            sample, unused = self._fetch_or_replace(piece, space)
+            samples.append(sample)
+            padded_lengths.append(space)
+            quarantined += [record.as_json() for record in unused]
         self._notes.write("")
         return collate(
             samples,
             seq_length=self.seq_length,
             segment_multiple=self.segment_multiple,
             pad_id=self.tokenizer.pad_id,
-            rooms=rooms,
+            rooms=padded_lengths,
             quarantined=quarantined,
         )
 
-    def _fetch_or_replace(self, piece: Piece, room: int, quarantined: list[dict[str, Any]]) -> EncodedSample:
-        """The piece, or what takes its place; what failed on the way is added to `quarantined`."""
+    def _fetch_or_replace(self, piece: Piece, space: int) -> tuple[EncodedSample, list[UnusedSample]]:
+        """Return the piece or its replacement, and the samples that failed before it."""
         source = self.sources[piece.source]
         failures: list[Failure] = []
-        records: list[dict[str, Any]] = []
+        unused: list[UnusedSample] = []
         sample = EncodedSample.nothing()
         candidate: Piece | None = piece
         while candidate is not None:
@@ -80,27 +94,27 @@ class PackFetcher(Dataset):
                 break
             except BadSample as error:
                 failures.append(Failure(candidate.row, error.reason))
-                records.append(quarantine_record(error.reason, stored.shard_name, stored.sample.key, error.detail))
-            row = substitute(source, room, self.segment_multiple, failures)
+                unused.append(UnusedSample(error.reason, error.detail, shard=stored.shard_name, key=stored.sample.key))
+            row = substitute(source, space, self.segment_multiple, failures)
             candidate = None if row is None else Piece(piece.source, row, 0, int(source.lengths[row]))
-        quarantined += [{**record, "replaced_by": sample.sample_id} for record in records]
-        return sample
+        return sample, [replace(record, replaced_by=sample.sample_id) for record in unused]
 
-    def _refused(self, piece: Piece) -> dict[str, Any]:
-        """The record of a sample that the plan has set aside."""
+    def _too_long_record(self, piece: Piece) -> UnusedSample:
         stored = self.sources[piece.source].sample(piece.row)
         detail = f"{piece.length} tokens do not fit train.seq_length {self.seq_length}"
-        return quarantine_record(TOO_LONG, stored.shard_name, stored.sample.key, detail)
+        return UnusedSample(TOO_LONG, detail, shard=stored.shard_name, key=stored.sample.key, replaced_by="")
 
     def _fetch(self, piece: Piece, stored: StoredSample) -> EncodedSample:
-        """Raises BadSample, and nothing else, where the sample cannot be used."""
+        """Read and encode a piece. Raises BadSample, and nothing else, if the sample cannot be used."""
         self._notes.write(_sample_id(stored))
         try:
             if piece.length < self.sources[piece.source].lengths[piece.row]:
                 return self._long_sample(piece, stored).piece(piece.start, piece.length)
             raw = self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
             encoded = encode_record(
-                *(raw.record, raw.images, raw.videos),
+                raw.record,
+                raw.images,
+                raw.videos,
                 tokenizer=self.tokenizer,
                 budget=self.budget,
                 sample_id=_sample_id(stored),
@@ -110,37 +124,37 @@ class PackFetcher(Dataset):
             return encoded
         except BadSample:
             raise
-        except (
-            Exception
-        ) as error:  # one sample that nobody foresaw must not end a run; many do, by the quarantine_record rate
+        except Exception as error:  # one unexpected sample must not end a run; many end it by the quarantined fraction
             where = traceback.extract_tb(error.__traceback__)[-1]
-            place = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
-            raise BadSample("unexpected_error", f"{type(error).__name__} at {place}: {error}") from error
+            line = f"{where.filename.rpartition('/')[2]}:{where.lineno}"
+            raise BadSample("unexpected_error", f"{type(error).__name__} at {line}: {error}") from error
 
     def _long_sample(self, piece: Piece, stored: StoredSample) -> LongSample:
-        place = (piece.source, piece.row)
-        if place not in self._long:
+        key = (piece.source, piece.row)
+        if key not in self._long:
             raw = self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
             sample = build_sample(
                 raw.record, images=len(raw.images), videos=len(raw.videos), chat_form=stored.chat_form
             )
             long = LongSample(
-                *(sample, raw.images, raw.videos),
+                sample,
+                raw.images,
+                raw.videos,
                 tokenizer=self.tokenizer,
                 budget=self.budget,
                 sample_id=_sample_id(stored),
             )
             self._check_length(piece, len(long))
-            self._long[place] = long
+            self._long[key] = long
             if len(self._long) > KEPT_LONG_SAMPLES:
                 self._long.popitem(last=False)
-        self._long.move_to_end(place)
-        return self._long[place]
+        self._long.move_to_end(key)
+        return self._long[key]
 
     def _check_length(self, piece: Piece, length: int) -> None:
         promised = int(self.sources[piece.source].lengths[piece.row])
         if length != promised:
-            raise BadSample("length_changed", f"{length} tokens, but the index promised {promised}")
+            raise BadSample("length_changed", f"{length} tokens, but the index says {promised}")
 
 
 def _sample_id(stored: StoredSample) -> str:

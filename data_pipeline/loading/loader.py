@@ -1,9 +1,9 @@
-"""`PackedLoader`: the packs of every step, in order, on this rank; stops and goes on exactly.
+"""`PackedLoader`: the packs of every step, in order, on this rank; stops and resumes exactly.
 
-The plan runs here, in the training process, and costs little; data workers are told which samples to fetch and answer
-in order. What has been fetched ahead is not part of the state: it is fetched again after a resume.
+The plan runs here, in the training process, and costs little. Data workers receive the samples to fetch and answer in
+order. Packs that were fetched ahead are not part of the state; they are fetched again after a resume.
 
-Workers are forked and never touch a GPU; packs are pinned, where there is one, by a thread of the training process.
+Workers are forked and never use a GPU. If there is one, a thread of the training process pins the packs.
 """
 
 from __future__ import annotations
@@ -28,24 +28,35 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.fetch import PackFetcher
 from data_pipeline.loading.quarantine import Tally
 from data_pipeline.loading.source import Source
-from data_pipeline.loading.workers import NO_ANSWER, WorkerNotes, begin_worker, private, shared
+from data_pipeline.loading.workers import (
+    WORKER_GONE,
+    WorkerNotes,
+    init_worker,
+    to_private_memory,
+    to_shared_memory,
+)
 from data_pipeline.media.pixel_budget import PixelBudget
-from data_pipeline.plan.blend import Place
-from data_pipeline.plan.mixture_report import Share, planned_mixture
+from data_pipeline.plan.blend import StreamPosition
+from data_pipeline.plan.mixture_report import DomainShare, SourceUse, planned_mixture, source_use
 from data_pipeline.plan.pack_cost import PackCost
-from data_pipeline.plan.plan import Pack, Plan, Position
+from data_pipeline.plan.plan import Pack, Plan, PlanPosition
 from data_pipeline.shards.shard_cache import ShardCache
 
-STATE_FORMAT = 2
+STATE_FORMAT = 3
+# Keys of the plan that a state holds as a checksum, so that their old value cannot be shown.
+_CHECKSUMS = ("data.tokenizer", "data.sources[].weight or epochs", "the cost model of the model's parts")
 
 
 class PackedLoader:
-    """Steps of packs, the same ones whatever the data-parallel size and worker count; endless unless every source has
-    `epochs`.
+    """Steps of packs, the same for every data-parallel size and worker count. Endless unless every source has `epochs`.
 
-    Rank r of n gets packs r, r+n, r+2n ... of the step's global_batch_size. tally: what the run has met so far; the
-    caller, who knows of all ranks, adds to it. Raises DataError if the data cannot be used, naming the file or key and
-    the mend.
+    Rank r of n gets packs r, r + n, r + 2n ... of the global_batch_size packs of a step.
+
+    Attributes:
+        tokenizer: Of the run.
+        sources: The sources of the mixture.
+        plan: Which samples make up which pack.
+        tally: What the run has read and quarantined so far, over all ranks. The caller adds to it.
     """
 
     def __init__(
@@ -57,13 +68,22 @@ class PackedLoader:
         cost: PackCost,
         data_parallel_rank: int,
         data_parallel_size: int,
-    ):
+    ) -> None:
+        """Open the sources; no worker is started yet.
+
+        Args:
+            config: The data.* keys.
+            seq_length: Tokens per pack.
+            global_batch_size: Packs per step, over all ranks.
+            cost: By which packs are balanced.
+            data_parallel_rank: Of this process.
+            data_parallel_size: Number of data-parallel ranks.
+
+        Raises:
+            DataError: The data cannot be used. The message names the file or key and says how to fix it.
+        """
         config.check()
-        if global_batch_size % data_parallel_size:
-            raise DataError(
-                f"train.global_batch_size {global_batch_size} is not a multiple of the data-parallel size "
-                f"{data_parallel_size}: change one of them"
-            )
+        _check_divisible(global_batch_size, data_parallel_size)
         self.tokenizer = GlmTokenizer(config.tokenizer)
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
         cache = ShardCache(config.cache_dir, config.cache_bytes)
@@ -85,106 +105,188 @@ class PackedLoader:
         self._pinned = torch.accelerator.is_available()
         self._notes = WorkerNotes(config.num_workers)
         self._fetcher = PackFetcher(
-            *(self.sources, self.tokenizer, budget),
+            self.sources,
+            self.tokenizer,
+            budget,
             seq_length=seq_length,
             segment_multiple=config.segment_multiple,
             cache=cache,
             notes=self._notes,
         )
         self.tally = Tally()
-        self._position = Position.start(len(self.sources))
-        self._positions_ahead: deque[Position] = deque()  # after each step whose packs the workers have been told of
+        self._position = PlanPosition.start(len(self.sources))
+        self._positions_ahead: deque[PlanPosition] = deque()  # after each step whose packs were handed to the workers
         self._batches: Iterator[Batch | DataError] | None = None
 
+    # --- steps --------------------------------------------------------------------------------------------------------
+
     def next_step(self) -> list[Batch]:
-        """This rank's packs of the next step, in order; none when all sources have used up their epochs."""
+        """Return this rank's packs of the next step, in order; none when all sources have used up their epochs.
+
+        Raises:
+            DataError: A worker died or has no shared memory. The message names the samples that it was reading.
+        """
         if self._batches is None:
-            self._batches = self._start()
+            self._batches = self.read_packs()
         try:
-            batches = [private(batch) for batch in islice(self._batches, self._packs_per_rank)]
-        except (DataError, RuntimeError, *NO_ANSWER) as error:
-            died = isinstance(error, NO_ANSWER) or str(error).startswith("DataLoader worker (pid")
-            at = "".join(f" at {sample_id}" for sample_id in self._notes.of_the_dead()) if died else ""
+            batches = [to_private_memory(batch) for batch in islice(self._batches, self._packs_per_rank)]
+        except (DataError, RuntimeError, *WORKER_GONE) as error:
+            died = isinstance(error, WORKER_GONE) or str(error).startswith("DataLoader worker (pid")
+            samples = self._notes.samples_of_dead_workers() if died else []
             self.close()
             if not died:
                 raise
+            at = "".join(f" at {sample_id}" for sample_id in samples)
             raise DataError(
-                f"a data worker died{at} ({error}): look for a lack of memory, or set data.num_workers=0 to see it "
-                "happen"
+                f"a data worker died{at} ({error}): it may have run out of memory; set data.num_workers=0 to see its "
+                "error"
             ) from error
         if batches:
             self._position = self._positions_ahead.popleft()
         return batches
 
+    def read_packs(self) -> Iterator[Batch | DataError]:
+        """Start the workers, and return an iterator over this rank's packs from the current step on.
+
+        `next_step` calls this; it also keeps track of the position. This process reads the first pack itself, before
+        the workers start: with as many workers as cores, that pack would compete with the first packs of all workers,
+        and arrive last.
+        """
+        packs = self._planned_packs()
+        first = [self._read_here(pack) for pack in islice(packs, 1)]
+        loader = DataLoader(
+            self._fetcher,
+            batch_size=None,
+            sampler=_Packs(packs),
+            num_workers=self._num_workers,
+            multiprocessing_context="fork" if self._num_workers else None,
+            prefetch_factor=self._prefetch if self._num_workers else None,
+            collate_fn=to_shared_memory if self._num_workers else None,
+            pin_memory=self._pinned,
+            # A generator of its own: the default would take a number from the training process's random state.
+            generator=torch.Generator(),
+            worker_init_fn=partial(init_worker, os.getpid()),
+        )
+        # torch answers a worker's death with a RuntimeError wherever the training process happens to be. Undo that: the
+        # next call of next_step() notices the death as well (within five seconds) and can explain it.
+        on_death = signal.getsignal(signal.SIGCHLD)
+        batches = iter(loader)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
+        return chain(first, batches)
+
     def skip(self, steps: int) -> None:
-        """Goes on so many steps later, and reads nothing of what lies between."""
+        """Move `steps` steps ahead without reading them."""
         self.close()
         for _, position in islice(self.plan.steps(self._position), steps):
             self._position = position
 
-    def planned_mixture(self) -> dict[str, Share]:
-        """What the next steps take from every domain: all steps of the window that the next one lies in. From metadata
-        alone."""
+    def close(self) -> None:
+        """Stop the workers. The loader can be used again; it continues at the next step."""
+        self._batches = None
+        self._positions_ahead.clear()
+
+    # --- reports, from metadata only ----------------------------------------------------------------------------------
+
+    def planned_mixture(self) -> dict[str, DomainShare]:
+        """Return what the next steps take from every domain: all steps of the window that contains the next one."""
         steps, _ = self.plan.window(self._position)
         return planned_mixture(self.sources, chain.from_iterable(steps))
 
+    def source_use(self) -> list[SourceUse]:
+        """Return how fast the first window of the run uses up each source, in the order of data.sources.
+
+        The same on every rank and at every restart.
+        """
+        steps, _ = self.plan.window(PlanPosition.start(len(self.sources)))
+        return source_use(self.sources, steps)
+
     def expected_work(self) -> tuple[list[int], list[int]]:
-        """What the run's packs are like: tokens of every sample, and patches of every picture and frame pair, of the
-        first MIN_WINDOW_PACKS packs. From metadata alone; the same on every rank and at every restart."""
-        few = Plan(
+        """Return the tokens of every segment and the patches of every image and frame pair of the run's first packs.
+
+        Covers MIN_WINDOW_PACKS packs. The same on every rank and at every restart.
+        """
+        first_packs = Plan(
             self.sources,
             seed=self.plan.seed,
             seq_length=self.plan.seq_length,
             segment_multiple=self.plan.segment_multiple,
-            global_batch_size=1,  # a window is as wide as a step, which may be thousands of packs
+            global_batch_size=1,  # a window has at least one step, which may be thousands of packs
             cost=self.plan.cost,
             too_long=self.plan.too_long,
         )
-        steps, _ = few.window(Position.start(len(self.sources)))
+        steps, _ = first_packs.window(PlanPosition.start(len(self.sources)))
         pieces = [piece for step in steps for pack in step for piece in pack.pieces]
-        begun = [piece for piece in pieces if piece.start == 0]  # of a split sample the first piece stands for all
+        begun = [piece for piece in pieces if piece.start == 0]  # the first piece of a split sample stands for all
         patches = [n for piece in begun for n in self.sources[piece.source].image_patches(piece.row)]
         return [piece.length for piece in pieces], patches
 
+    @property
+    def source_fingerprints(self) -> dict[str, str]:
+        """{label: fingerprint} in the order of data.sources; independent of their paths. See Source.fingerprint."""
+        return {source.label: source.fingerprint for source in self.sources}
+
+    @property
+    def has_media(self) -> bool:
+        """Whether any sample of any source has images or videos."""
+        return any(source.has_media for source in self.sources)
+
+    @property
+    def chat_forms(self) -> dict[str, list[str]]:
+        """{label: chat forms} of the sources that contain chats."""
+        return {source.label: source.chat_forms for source in self.sources if source.chat_forms}
+
+    # --- state --------------------------------------------------------------------------------------------------------
+
     def state_dict(self) -> dict[str, Any]:
-        """The position of the next step: counters, and what they count. Less than 1 kB of JSON with eight sources."""
+        """Return the position of the next step: counters, and what they count.
+
+        The state is less than 1 kB of JSON with eight sources.
+        """
         return {
             "format": STATE_FORMAT,
-            "position": self._position.state(),
-            "sources": {source.label: source.fingerprint for source in self.sources},
+            "position": self._position.state_dict(),
+            "sources": self.source_fingerprints,
             "plan": self._plan_keys(),
             "tally": self.tally.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_changes: bool = False) -> None:
-        """Goes on where `state` was taken. Raises DataError if the plan would not be the same from there.
+        """Resume where `state` was taken.
 
-        With allow_changes, sources go on at their own counters, by name, and a new window begins there: up to a
-        window's packs may come again, and a sample that was in pieces begins anew, as they may now be others. Token
-        counts start afresh, so that a changed weight does not try to catch up.
+        Sources are compared by label and fingerprint, not by path: a folder of shards may be moved.
+
+        Args:
+            state: From `state_dict`.
+            allow_changes: Resume although the plan has changed. Sources continue at their own counters, by label, and a
+                new window begins there. Up to a window of packs may come again, and a sample of which only some pieces
+                were used begins again, as its pieces may be different now. Token counts start at 0, so the blend does
+                not try to catch up after a changed weight.
+
+        Raises:
+            DataError: The plan from here would not be the same, or another version wrote the state.
         """
         self.close()
         if state.get("format") != STATE_FORMAT:
             raise DataError(
-                "the checkpoint's position in the data was written by another version of this program: finish the run "
-                "with that one, or begin another with model.init_from"
+                "the checkpoint's data state was written by another version of this program: finish the run with that "
+                "version, or start a new run from its weights with model.init_from"
             )
         change = self._change(state)
         if change is None:
-            self._position = Position.of(state["position"])
+            self._position = PlanPosition.from_state_dict(state["position"])
             self.tally.load_state_dict(state["tally"])
         elif allow_changes:
-            places = dict(zip(state["sources"], Position.of(state["position"]).places, strict=True))
-            self._position = Position(
-                tuple(places.get(source.label, Place())._replace(parts=0, tokens=0) for source in self.sources)
+            streams = PlanPosition.from_state_dict(state["position"]).streams
+            before = dict(zip(state["sources"], streams, strict=True))
+            self._position = PlanPosition(
+                tuple(before.get(label, StreamPosition())._replace(pieces=0, tokens=0) for label in self._labels())
             )
         else:
             raise DataError(f"{change} since the checkpoint: undo it, or set checkpoint.allow_changes=true")
 
-    def close(self) -> None:
-        """Stops the workers. The loader can be used again; it goes on at the next step."""
-        self._batches = None
-        self._positions_ahead.clear()
+    def _labels(self) -> list[str]:
+        return [source.label for source in self.sources]
 
     def _plan_keys(self) -> dict[str, Any]:
         mixture = [(source.weight, source.epochs) for source in self.sources]
@@ -196,62 +298,50 @@ class PackedLoader:
             "data.too_long": self.plan.too_long,
             "data.tokenizer": self.tokenizer.hash,
             "data.sources[].weight or epochs": f"{zlib.crc32(repr(mixture).encode()):08x}",
-            "the cost of the model's parts": self.plan.cost.fingerprint,
+            "the cost model of the model's parts": self.plan.cost.fingerprint,
         }
 
     def _change(self, state: dict[str, Any]) -> str | None:
-        now = self.state_dict()
-        before, after = state["sources"], now["sources"]
-        if list(before) != list(after):
-            return f"data.sources has changed from {', '.join(before)} to {', '.join(after)}"
-        for key, value in now["plan"].items():
-            if state["plan"].get(key) != value:
-                return f"{key} has changed from {state['plan'].get(key)} to {value}"
-        for name, fingerprint in after.items():
-            if before[name] != fingerprint:
-                return f"the samples of source {name!r}, or the pixel budgets, have changed"
+        """Describe the first difference between this plan and that of `state`; None if there is none."""
+        labels, now = list(state["sources"]), self._labels()
+        if labels != now:
+            return (
+                f"the names of data.sources (without `name`, the last part of the path) have changed from "
+                f"{', '.join(labels)} to {', '.join(now)}"
+            )
+        for key, value in self._plan_keys().items():
+            before = state["plan"].get(key)
+            if before != value:
+                return f"{key} has changed" + ("" if key in _CHECKSUMS else f" from {before} to {value}")
+        for label, fingerprint in self.source_fingerprints.items():
+            if state["sources"][label] != fingerprint:
+                return f"the samples of source {label!r}, or the pixel budgets, have changed"
         return None
 
-    def _start(self) -> Iterator[Batch | DataError]:
-        """All packs from here on. The first one is read by this process, before there are workers: with as many of them
-        as cores it would have to share these with the first packs of all workers, and come last."""
-        packs = self._packs()
-        first = [self._read_here(pack) for pack in islice(packs, 1)]
-        loader = DataLoader(
-            self._fetcher,
-            batch_size=None,
-            sampler=_Packs(packs),
-            num_workers=self._num_workers,
-            multiprocessing_context="fork" if self._num_workers else None,
-            prefetch_factor=self._prefetch if self._num_workers else None,
-            collate_fn=shared if self._num_workers else None,
-            pin_memory=self._pinned,
-            # Its own generator: the default would draw a number from the training process's random state.
-            generator=torch.Generator(),
-            worker_init_fn=partial(begin_worker, os.getpid()),
-        )
-        # torch answers a worker's death with a RuntimeError wherever the training process happens to be. Undo that: the
-        # next call of next_step() notices it as well (within five seconds) and can say what it means.
-        on_death = signal.getsignal(signal.SIGCHLD)
-        batches = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
-        return chain(first, batches)
+    # --- reading ------------------------------------------------------------------------------------------------------
 
     def _read_here(self, pack: Pack) -> Batch:
         batch = self._fetcher[pack]
         return batch.pin_memory() if self._pinned else batch
 
-    def _packs(self) -> Iterator[Pack]:
+    def _planned_packs(self) -> Iterator[Pack]:
         for packs, position in self.plan.steps(self._position):
             self._positions_ahead.append(position)
             yield from packs[self._rank :: self._ranks]
 
 
+def _check_divisible(global_batch_size: int, data_parallel_size: int) -> None:
+    if global_batch_size % data_parallel_size:
+        raise DataError(
+            f"train.global_batch_size {global_batch_size} is not a multiple of the data-parallel size "
+            f"{data_parallel_size}: change one of them"
+        )
+
+
 class _Packs(Sampler):
     """Hands the packs to fetch to the DataLoader, which passes each to a worker as if it were an index."""
 
-    def __init__(self, packs: Iterator[Pack]):
+    def __init__(self, packs: Iterator[Pack]) -> None:
         self.packs = packs
 
     def __iter__(self) -> Iterator[Pack]:

@@ -1,22 +1,25 @@
-"""Keeping memory that was freed: a data worker takes and frees the same megabytes for every picture.
+"""Keep freed memory: a data worker allocates and frees blocks of the same megabytes for every image.
 
-glibc hands blocks of that size back to the kernel as they are freed, which then finds and clears a page of 4 kB for
-every fault of the next picture: 170 faults and 0.4 of 3.1 ms for a picture of half a megapixel.
+By default glibc returns blocks of that size to the kernel when they are freed. The kernel then has to find and clear a
+4 kB page for every page fault of the next image: 170 faults, and 0.4 of 3.1 ms, for an image of half a megapixel.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-# Of glibc's malloc.h, and what they are set to here. Above the one a block comes from the kernel and goes back to it;
-# above the other, free memory at the end of the heap goes back. Either stops glibc from adapting both as it goes.
-_MMAP_THRESHOLD, _MMAP_BYTES = -3, 32 << 20  # the most that glibc takes
+# Parameters of glibc's malloc.h, and their values here. A block above the first is allocated from the kernel and
+# returned to it; free memory at the end of the heap above the second is returned. Setting either stops glibc from
+# adapting both by itself.
+_MMAP_THRESHOLD, _MMAP_BYTES = -3, 32 << 20  # the maximum that glibc accepts
 _TRIM_THRESHOLD, _TRIM_BYTES = -1, 64 << 20
 
 
 def keep_freed_memory() -> None:
-    """Has this process keep up to 64 MiB that it has freed, in blocks of up to 32 MiB. With another C library than
-    glibc nothing changes."""
+    """Make this process keep up to 64 MiB of freed memory, in blocks of up to 32 MiB.
+
+    Does nothing with a C library other than glibc.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, _MMAP_BYTES)

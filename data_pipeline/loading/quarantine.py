@@ -1,14 +1,15 @@
-"""Samples that cannot be used: what takes their place, and when there are too many.
+"""Samples that cannot be used: which sample replaces them, and when there are too many.
 
-Replacement is a rule, not a draw. Where sample 7 of a source fails in room for 24 tokens, with padded lengths
+The replacement follows a rule, without random numbers. Suppose sample 7 of a source fails, in a segment of 24 tokens,
+and padded lengths are
 
     row             7   8   9  10  11 ...  (7 + NEIGHBOURS; the source's first row follows its last)
     padded length  24  32  16  24  24
 
-row 10 takes its place: of the neighbours that fit, the longest, and of several equally long ones the nearest. If it
-fails as well it is row 11, then row 9, and after ATTEMPTS of them the room stays padding. When a whole shard is
-unreadable the search begins at the shard after it. Nothing but the index and the failures takes part, so every layout,
-worker count and resumed run puts the same sample in the same place.
+Row 10 replaces it: of the neighbours that fit, the longest, and of several equally long ones the nearest. If row 10
+fails as well, it is row 11, then row 9; after ATTEMPTS replacements the segment stays padding. If a whole shard is
+unreadable, the search begins at the shard after it. Only the index and the failures take part, so every layout, worker
+count and resumed run puts the same sample in the same place.
 """
 
 from __future__ import annotations
@@ -24,32 +25,37 @@ from data_pipeline.errors import DataError
 
 NEIGHBOURS = 256
 ATTEMPTS = 3
-UNREADABLE_SHARD = "unreadable_shard"  # the reason that speaks of all samples of a shard
-TOO_LONG = "too_long"  # the reason of samples that the plan has refused: not a sign of damage
-
-# The rate is taken over at least so many samples, so that one bad sample at the start of a run does not end it.
-GRACE_SAMPLES = 1000
+UNREADABLE_SHARD = "unreadable_shard"  # the reason that applies to all samples of a shard
+TOO_LONG = "too_long"  # the reason of samples that the plan does not use; not a sign of damage
+GRACE_SAMPLES = 1000  # the fraction is of at least this many samples, so one bad sample at the start does not end a run
 
 
 class Neighbours(Protocol):
     """What the rule needs of a source (`source.Source`)."""
 
     lengths: np.ndarray  # int [samples]
-    shard_rows: np.ndarray  # int64 [shards + 1]: first row of every shard
+    shard_rows: np.ndarray  # int64 [shards + 1], first row of every shard, then the number of rows
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A row of a source that could not be used."""
+    """A sample of a source that could not be used."""
 
-    row: int
-    reason: str
+    row: int  # of the sample in its source
+    reason: str  # as in BadSample
 
 
-def substitute(source: Neighbours, room: int, segment_multiple: int, failures: Sequence[Failure]) -> int | None:
-    """The row to try in the place of failures[0], the later ones having been tried; None: leave the room as padding.
+def substitute(source: Neighbours, space: int, segment_multiple: int, failures: Sequence[Failure]) -> int | None:
+    """Choose the sample to try in place of one that failed.
 
-    room: tokens, a multiple of segment_multiple.
+    Args:
+        source: The source of all of these samples.
+        space: Tokens of the segment, a multiple of segment_multiple.
+        segment_multiple: Segments are padded to a multiple of this.
+        failures: The sample of the plan, then the replacements tried so far.
+
+    Returns:
+        A row of the source, or None: leave the segment as padding.
     """
     if len(failures) > ATTEMPTS:
         return None
@@ -58,7 +64,7 @@ def substitute(source: Neighbours, room: int, segment_multiple: int, failures: S
     samples = len(source.lengths)
     rows = (first + np.arange(min(NEIGHBOURS, samples))) % samples
     lengths = -(-source.lengths[rows].astype(np.int64) // segment_multiple) * segment_multiple
-    possible = (lengths <= room) & ~np.isin(rows, [failure.row for failure in failures])
+    possible = (lengths <= space) & ~np.isin(rows, [failure.row for failure in failures])
     possible &= ~np.isin(_shards_of(source, rows), unreadable)
     if not possible.any():
         return None
@@ -69,41 +75,48 @@ def _shards_of(source: Neighbours, rows: np.ndarray | int) -> np.ndarray:
     return np.searchsorted(source.shard_rows, rows, side="right") - 1
 
 
-def quarantine_record(reason: str, shard: str, key: str, detail: str, replaced_by: str = "") -> dict[str, Any]:
-    """A line of quarantine.jsonl. replaced_by: "shard.tar/KEY", or nothing where padding took the place."""
-    return {"reason": reason, "shard": shard, "key": key, "detail": detail, "replaced_by": replaced_by}
-
-
 @dataclass
 class Tally:
-    """What a run has met so far, over all ranks. Part of the data state, so it survives a restart.
+    """The samples that a run has read and quarantined so far, over all ranks. Saved with the data state."""
 
-    samples: read or quarantined, substitutes included. reasons: quarantined ones by reason, those that the plan refused
-    for their length left out.
-    """
-
-    samples: int = 0
-    reasons: Counter[str] = field(default_factory=Counter)
+    samples: int = 0  # read or quarantined, replacements included
+    reasons: Counter[str] = field(default_factory=Counter)  # quarantined samples by reason, without those too long
 
     def add(self, delivered: int, quarantined: Iterable[dict[str, Any]]) -> None:
-        """delivered: samples of a global batch; quarantined: its lines of the quarantine."""
+        """Count one step.
+
+        Args:
+            delivered: Samples in the global batch.
+            quarantined: The lines of quarantine.jsonl of the global batch.
+        """
         new = Counter(record["reason"] for record in quarantined if record["reason"] != TOO_LONG)
         self.samples += delivered + new.total()
         self.reasons += new
 
     def check(self, max_fraction: float, quarantine: str) -> None:
-        """Raises DataError when more than max_fraction of the samples were quarantined."""
+        """Stop a run that quarantines too many samples.
+
+        Args:
+            max_fraction: data.max_quarantined_fraction.
+            quarantine: The path of quarantine.jsonl, for the message.
+
+        Raises:
+            DataError: More than max_fraction of the samples were quarantined.
+        """
         quarantined = self.reasons.total()
         if quarantined <= max_fraction * max(self.samples, GRACE_SAMPLES):
             return
         commonest = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common(3))
         raise DataError(
             f"{quarantined} of the first {self.samples} samples could not be used ({commonest}), more than "
-            f"data.max_quarantined_fraction {max_fraction:g} allows: mend what {quarantine} names, or allow more"
+            f"data.max_quarantined_fraction {max_fraction:g} allows: fix the samples listed in {quarantine}, or raise "
+            "data.max_quarantined_fraction"
         )
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the counts as JSON types."""
         return {"samples": self.samples, "reasons": dict(self.reasons)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the counts from `state_dict`."""
         self.samples, self.reasons = state["samples"], Counter(state["reasons"])

@@ -1,13 +1,13 @@
-"""From sources to one stream of pieces: what the packs are made of, in order.
+"""Blending: one stream of pieces out of all sources.
 
-Every source is a stream of its own: samples as `Shuffle` orders them, one that is longer than a sequence in several
-pieces, or in none. The streams are blended by TOKENS: the next piece comes from the source whose tokens so far are
+Every source is a stream of its own: samples in the order of `Shuffle`; a sample longer than a sequence becomes several
+pieces, or none. The streams are blended by TOKENS: the next piece comes from the source whose tokens so far are
 furthest behind its weight. With weights 2 and 1, and pieces of 4 tokens from a and 3 from b, that is
 
-    a    b    a    b    a    a     b         each from the source where tokens / weight is least, the first of equals
-    0/2  0/1  4/2  3/1  8/2  12/2  6/1       what that is before the piece is drawn
+    a    b    a    b    a    a     b         each from the source with the least tokens / weight, the first of equals
+    0/2  0/1  4/2  3/1  8/2  12/2  6/1       tokens / weight before the piece is taken
 
-These numbers rise along each stream, so the blend is nothing but all pieces sorted by them.
+These numbers rise along each stream, so the blend is simply all pieces sorted by them.
 """
 
 from __future__ import annotations
@@ -29,31 +29,33 @@ class SourceTable(Protocol):
     weight: float
     epochs: float  # 0: endless
     lengths: np.ndarray  # int [samples], tokens
-    patches: np.ndarray  # int [samples], of all pictures and frame pairs
-    patches_squared: np.ndarray  # int [samples], sum over these of the squares of their patches
-    is_text: np.ndarray  # bool [samples]: may be cut anywhere
-    shard_rows: np.ndarray  # int [shards + 1], first row of every shard
+    patches: np.ndarray  # int [samples], sum over the images and frame pairs of a sample
+    patches_squared: np.ndarray  # int [samples], sum of the squares of their patches
+    is_text: np.ndarray  # bool [samples], may be split at any token
+    shard_rows: np.ndarray  # int [shards + 1], first row of every shard, then the number of rows
 
     def blocks(self, row: int) -> Sequence[tuple[int, int]]:
-        """(start, length) in tokens of every picture and clip, with the tokens that begin and end it."""
+        """Return (start, length) in tokens of every image and video, including its begin and end tokens."""
         ...
 
-    def domain_of(self, row: int) -> str: ...
+    def domain_of(self, row: int) -> str:
+        """Return the domain of a sample."""
+        ...
 
 
 @dataclass(frozen=True)
 class Pieces:
-    """A stretch of a stream of pieces, in columns: int64 [pieces]."""
+    """Consecutive pieces of a stream, in columns: int64 [pieces]."""
 
-    source: np.ndarray
+    source: np.ndarray  # index of the source
     number: np.ndarray  # of the sample in its source's stream
-    part: np.ndarray  # which of the sample's pieces
-    is_last: np.ndarray  # bool, of the sample's pieces
-    row: np.ndarray
-    start: np.ndarray  # tokens start..start+length of the sample
-    length: np.ndarray  # 0: the sample is too long and is set aside
-    patches: np.ndarray
-    patches_squared: np.ndarray
+    index: np.ndarray  # of the piece among the pieces of its sample
+    is_last: np.ndarray  # bool: the last piece of its sample
+    row: np.ndarray  # of the sample in its source
+    start: np.ndarray  # first token of the piece in its sample
+    length: np.ndarray  # tokens; 0: the sample is too long
+    patches: np.ndarray  # of the piece's images
+    patches_squared: np.ndarray  # sum of their squares
 
     def __len__(self) -> int:
         return len(self.row)
@@ -62,57 +64,72 @@ class Pieces:
         return Pieces(*(getattr(self, column.name)[which] for column in fields(self)))
 
     @classmethod
-    def join(cls, parts: Sequence[Pieces]) -> Pieces:
-        return cls(*(np.concatenate([getattr(part, column.name) for part in parts]) for column in fields(cls)))
+    def join(cls, stretches: Sequence[Pieces]) -> Pieces:
+        """Concatenate several stretches of pieces."""
+        return cls(*(np.concatenate([getattr(one, column.name) for one in stretches]) for column in fields(cls)))
 
 
 class Stream:
-    """One source's samples, in the order and number in which they are to be seen.
+    """The samples of one source in the order in which they are used, as often as `epochs` says.
 
-    Raises DataError if nothing in it fits a sequence of seq_length tokens.
+    Attributes:
+        source: The source.
+        mean_length: Estimated tokens per sample that is used.
+        samples: Number of samples of the whole stream; None: endless.
     """
 
-    def __init__(self, source: SourceTable, place: int, *, seed: int, seq_length: int, too_long: str):
-        self.source, self.place, self.seq_length, self.too_long = source, place, seq_length, too_long
+    def __init__(self, source: SourceTable, index: int, *, seed: int, seq_length: int, too_long: str) -> None:
+        """Prepare the stream; nothing is shuffled yet.
+
+        Args:
+            source: The source.
+            index: Of the source in the mixture.
+            seed: Of the order of samples.
+            seq_length: Tokens per sequence; longer samples are split, truncated or not used.
+            too_long: `refuse`, `truncate` or `split`: see `Plan`.
+
+        Raises:
+            DataError: No sample of the source fits a sequence.
+        """
+        self.source, self._index, self._seq_length, self._too_long = source, index, seq_length, too_long
         lengths = np.asarray(source.lengths, np.int64)
         fits = (lengths <= seq_length) | source.is_text
         if not len(lengths):
             raise DataError(
-                f"source {source.label!r} has no samples: its rejected.jsonl says why, unless nothing was given: mend "
-                "them, or remove the source from data.sources"
+                f"source {source.label!r} has no samples: look for the reasons in its rejected.jsonl, or remove the "
+                "source from data.sources"
             )
         if too_long == "refuse" and not fits.any():
             raise DataError(
                 f"source {source.label!r} has no sample that fits train.seq_length {seq_length} (its shortest of "
                 f"{len(lengths)} has {lengths.min()} tokens): raise train.seq_length or lower the pixel budgets"
             )
-        # An estimate, by which draw() knows how many samples to look at at a time.
-        most = {"refuse": 0, "truncate": seq_length, "split": np.iinfo(np.int64).max}[too_long]
-        self.mean_length = max(float(np.where(fits, lengths, np.minimum(lengths, most)).mean()), 1.0)
-        self.samples = max(1, round(source.epochs * len(lengths))) if source.epochs else None  # None: endless
+        longest = {"refuse": 0, "truncate": seq_length, "split": np.iinfo(np.int64).max}[too_long]
+        self.mean_length = max(float(np.where(fits, lengths, np.minimum(lengths, longest)).mean()), 1.0)
+        self.samples = max(1, round(source.epochs * len(lengths))) if source.epochs else None
         self._shuffle = Shuffle(source.shard_rows, seed=seed, name=source.label)
 
-    def left(self, number: int) -> float:
-        """Samples from number `number` on."""
+    def remaining(self, number: int) -> float:
+        """Return how many samples there are from sample `number` on; infinity if the stream is endless."""
         return float("inf") if self.samples is None else max(self.samples - number, 0)
 
-    def check_fruitless(self, samples: int) -> None:
-        """Raises DataError if so many samples in a row without a single piece must have a whole epoch among them."""
+    def check_unusable(self, samples: int) -> None:
+        """Raise DataError if `samples` samples in a row without a piece must include a whole epoch."""
         if samples >= 2 * self._shuffle.epoch_length - 1:
             raise DataError(
-                f"no sample of source {self.source.label!r} can be cut to train.seq_length {self.seq_length}: raise it "
-                "or lower the pixel budgets"
+                f"no sample of source {self.source.label!r} can be cut to train.seq_length {self._seq_length}: raise "
+                "train.seq_length or lower the pixel budgets"
             )
 
-    def draw(self, number: int, count: int) -> Pieces:
-        """All pieces of samples number .. number + count of the stream."""
+    def take(self, number: int, count: int) -> Pieces:
+        """Return all pieces of samples number, number + 1 ... number + count - 1 of the stream."""
         rows = self._shuffle.rows(number, count)
         length = self.source.lengths[rows].astype(np.int64)
-        fits = length <= self.seq_length
+        fits = length <= self._seq_length
         whole = Pieces(
-            source=np.full(count, self.place),
+            source=np.full(count, self._index),
             number=np.arange(number, number + count),
-            part=np.zeros(count, np.int64),
+            index=np.zeros(count, np.int64),
             is_last=np.ones(count, bool),
             row=rows,
             start=np.zeros(count, np.int64),
@@ -123,22 +140,22 @@ class Stream:
         return whole if fits.all() else self._cut(whole, fits)
 
     def _cut(self, whole: Pieces, fits: np.ndarray) -> Pieces:
-        """The same with what does not fit in pieces. Long texts are many and simple, the others few."""
+        """Replace the samples that do not fit by their pieces. Long texts are many and simple, the others few."""
         is_text = self.source.is_text[whole.row]
-        counts = np.where(is_text, -(-whole.length // self.seq_length), 1)
+        counts = np.where(is_text, -(-whole.length // self._seq_length), 1)
         cuts = {}
-        for place in np.flatnonzero(~fits & ~is_text).tolist():
-            cuts[place] = self._cut_with_images(int(whole.row[place]), int(whole.length[place]))
-            counts[place] = max(len(cuts[place]), 1)
-        sample = np.repeat(np.arange(len(whole)), counts)
+        for sample in np.flatnonzero(~fits & ~is_text).tolist():
+            cuts[sample] = self._cut_with_images(int(whole.row[sample]), int(whole.length[sample]))
+            counts[sample] = max(len(cuts[sample]), 1)
+        of_sample = np.repeat(np.arange(len(whole)), counts)
         first = np.cumsum(counts) - counts
-        pieces = whole[sample]
-        pieces.part[:] = np.arange(len(sample)) - first[sample]
-        pieces.is_last[:-1] = pieces.part[1:] == 0
-        pieces.start[:] = pieces.part * self.seq_length
-        pieces.length[:] = np.minimum(pieces.length - pieces.start, self.seq_length)
-        for place, cut in cuts.items():
-            begin = first[place]
+        pieces = whole[of_sample]
+        pieces.index[:] = np.arange(len(of_sample)) - first[of_sample]
+        pieces.is_last[:-1] = pieces.index[1:] == 0
+        pieces.start[:] = pieces.index * self._seq_length
+        pieces.length[:] = np.minimum(pieces.length - pieces.start, self._seq_length)
+        for sample, cut in cuts.items():
+            begin = first[sample]
             pieces.length[begin] = 0
             for number, (start, length, share) in enumerate(cut, start=begin):
                 pieces.start[number], pieces.length[number] = start, length
@@ -147,27 +164,33 @@ class Stream:
         return pieces
 
     def _cut_with_images(self, row: int, length: int) -> list[tuple[int, int, float]]:
-        """(start, length, share of the sample's images) of every piece; none if the sample is to be set aside."""
-        if self.too_long == "refuse" or (self.too_long == "split" and self.source.domain_of(row) == "chat"):
+        """Return (start, length, share of the sample's images) of every piece; none if the sample is too long."""
+        if self._too_long == "refuse" or (self._too_long == "split" and self.source.domain_of(row) == "chat"):
             return []
         blocks = list(self.source.blocks(row))
-        pieces = cut_between_blocks(length, blocks, self.seq_length)
-        if self.too_long == "truncate":
+        pieces = cut_between_blocks(length, blocks, self._seq_length)
+        if self._too_long == "truncate":
             pieces = pieces[:1]
         elif sum(n for _, n in pieces) < length:
             return []  # a block is longer than a sequence
         shares = [image_share(blocks, start, n) for start, n in pieces]
-        if self.too_long == "truncate" and blocks and not any(shares):
-            return []  # what is left has nothing to look at
+        if self._too_long == "truncate" and blocks and not any(shares):
+            return []  # the truncated sample would have no image
         return [(start, n, share) for (start, n), share in zip(pieces, shares, strict=True)]
 
 
 def cut_between_blocks(length: int, blocks: Sequence[tuple[int, int]], seq_length: int) -> list[tuple[int, int]]:
-    """(start, length) of the fewest pieces of at most seq_length tokens that cut through no block.
+    """Cut a sample into the fewest pieces of at most seq_length tokens without cutting through a block.
 
     cut_between_blocks(10, [(3, 4)], 6)  ->  [(0, 3), (3, 6), (9, 1)]
 
-    Pieces end before a block that is itself longer than a piece; if none comes before it, there are none at all.
+    Args:
+        length: Tokens of the sample.
+        blocks: (start, length) of what must stay whole, in order.
+        seq_length: Most tokens per piece.
+
+    Returns:
+        (start, length) of every piece. The pieces end before a block that is longer than a piece.
     """
     pieces: list[tuple[int, int]] = []
     start = 0
@@ -182,92 +205,108 @@ def cut_between_blocks(length: int, blocks: Sequence[tuple[int, int]], seq_lengt
 
 
 def image_share(blocks: Sequence[tuple[int, int]], start: int, length: int) -> float:
-    """How much of a sample's pictures and clips, by their tokens, is in the piece start..start+length."""
+    """Return which share of a sample's images and videos, by tokens, is in the piece start..start+length."""
     inside = sum(size for at, size in blocks if start <= at < start + length)
     return inside / max(sum(size for _, size in blocks), 1)
 
 
-class Place(NamedTuple):
-    """How far a source's stream has been used: samples, pieces of the next one, and tokens of all of them."""
+class StreamPosition(NamedTuple):
+    """How much of a source's stream has been used."""
 
-    drawn: int = 0
-    parts: int = 0
-    tokens: int = 0
+    samples: int = 0  # used completely
+    pieces: int = 0  # used of the next sample
+    tokens: int = 0  # in total, for the blend
 
 
-def blend(streams: Sequence[Stream], places: Sequence[Place], room: int, multiple: int) -> tuple[Pieces, bool]:
-    """The next pieces of the blend, as many as take no more than `room` tokens, each padded to a multiple of
-    `multiple`; and whether they are all that is left."""
-    heads = [_Head(stream, place) for stream, place in zip(streams, places, strict=True)]
-    # tokens / weight, alike for all live sources but for a piece, up to which they together have what is wanted.
-    level, missing = _mean_level(heads), float(room)
+def blend(
+    streams: Sequence[Stream], positions: Sequence[StreamPosition], max_tokens: int, multiple: int
+) -> tuple[Pieces, bool]:
+    """Return the next pieces of the blend, as many as fit into `max_tokens`.
+
+    Args:
+        streams: One per source.
+        positions: Where each stream stands.
+        max_tokens: Tokens available, padding included.
+        multiple: Each piece is padded to a multiple of this.
+
+    Returns:
+        The pieces, and whether they are all that is left.
+
+    Raises:
+        DataError: No sample of a source can be cut to a sequence.
+    """
+    heads = [_Head(stream, position) for stream, position in zip(streams, positions, strict=True)]
+    # The level is tokens / weight, equal for all live sources up to one piece. Raise it until there are enough tokens.
+    level, missing = _mean_level(heads), float(max_tokens)
     while missing > 0 and (live := [head for head in heads if not head.ended]):
         level += missing / sum(head.weight for head in live)
         for head in live:
-            head.draw_up_to(level)
-        missing = room - sum(head.padded_below(level, multiple) for head in heads)
+            head.take_up_to(level)
+        missing = max_tokens - sum(head.padded_below(level, multiple) for head in heads)
     ended = missing > 0
-    # Above the level, sources that have not ended may have pieces that are not drawn yet.
     pieces = Pieces.join([head.pieces for head in heads])
     keys = np.concatenate([head.keys for head in heads])
     order = np.argsort(keys, kind="stable")
-    if not ended:
+    if not ended:  # above the level, further pieces may follow that have not been taken yet
         order = order[: np.searchsorted(keys[order], level)]
     pieces = pieces[order]
     used = np.cumsum(padded(pieces.length, multiple))
-    fitting = int(np.searchsorted(used, room, side="right"))
+    fitting = int(np.searchsorted(used, max_tokens, side="right"))
     return pieces[:fitting], ended and fitting == len(pieces)
 
 
 def _mean_level(heads: Sequence[_Head]) -> float:
     live = [head for head in heads if not head.ended]
-    return sum(head.place.tokens for head in live) / sum(head.weight for head in live) if live else 0.0
+    return sum(head.start.tokens for head in live) / sum(head.weight for head in live) if live else 0.0
 
 
 class _Head:
-    """The pieces of one stream from a place on, as many as have been asked for."""
+    """The next pieces of one stream, as many as have been taken so far."""
 
-    def __init__(self, stream: Stream, place: Place):
-        self.stream, self.place, self.weight = stream, place, stream.source.weight
-        self.pieces = stream.draw(place.drawn, 0)
+    def __init__(self, stream: Stream, start: StreamPosition) -> None:
+        self.stream, self.start, self.weight = stream, start, stream.source.weight
+        self.pieces = stream.take(start.samples, 0)
         self.keys = np.empty(0)  # float64 [pieces]: tokens / weight before each
-        self._number, self._tokens = place.drawn, place.tokens
+        self._number, self._tokens = start.samples, start.tokens
 
     @property
     def ended(self) -> bool:
-        return not self.stream.left(self._number)
+        return not self.stream.remaining(self._number)
 
-    def draw_up_to(self, level: float) -> None:
-        """Until tokens / weight reach the level or the stream ends."""
+    def take_up_to(self, level: float) -> None:
+        """Take samples until tokens / weight reaches the level or the stream ends."""
         wanted = level * self.weight
-        fruitless = 0
+        unusable = 0
         while self._tokens < wanted and not self.ended:
-            count = min(16 + int((wanted - self._tokens) / self.stream.mean_length), self.stream.left(self._number))
-            new = self.stream.draw(self._number, int(count))
-            new = new[(new.number > self.place.drawn) | (new.part >= self.place.parts)]
+            guess = 16 + int((wanted - self._tokens) / self.stream.mean_length)
+            count = int(min(guess, self.stream.remaining(self._number)))
+            new = self.stream.take(self._number, count)
+            new = new[(new.number > self.start.samples) | (new.index >= self.start.pieces)]
             before = self._tokens + np.cumsum(new.length) - new.length
             self.pieces = Pieces.join([self.pieces, new])
             self.keys = np.concatenate([self.keys, before / self.weight])
-            self._number += int(count)
+            self._number += count
             self._tokens += int(new.length.sum())
-            fruitless = 0 if new.length.any() else fruitless + int(count)
-            self.stream.check_fruitless(fruitless)
+            unusable = 0 if new.length.any() else unusable + count
+            self.stream.check_unusable(unusable)
 
     def padded_below(self, level: float, multiple: int) -> int:
         return int(padded(self.pieces.length[: np.searchsorted(self.keys, level)], multiple).sum())
 
 
-def places_after(places: Sequence[Place], used: Pieces) -> tuple[Place, ...]:
-    """Where the streams stand when these pieces of theirs, which begin at `places`, have been used."""
-    newest = np.full(len(places), -1)
+def positions_after(positions: Sequence[StreamPosition], used: Pieces) -> tuple[StreamPosition, ...]:
+    """Return where the streams stand after these pieces, which begin at `positions`, have been used."""
+    newest = np.full(len(positions), -1)
     newest[used.source] = np.arange(len(used))  # of several pieces of a source the last one stays
-    tokens = np.bincount(used.source, used.length, len(places)).astype(np.int64)
-    after = list(places)
+    tokens = np.bincount(used.source, used.length, len(positions)).astype(np.int64)
+    after = list(positions)
     for source in np.flatnonzero(newest >= 0).tolist():
-        number, part, last = (int(column[newest[source]]) for column in (used.number, used.part, used.is_last))
-        after[source] = Place(number + last, 0 if last else part + 1, places[source].tokens + int(tokens[source]))
+        number, index, last = (int(column[newest[source]]) for column in (used.number, used.index, used.is_last))
+        samples, pieces = (number + 1, 0) if last else (number, index + 1)
+        after[source] = StreamPosition(samples, pieces, positions[source].tokens + int(tokens[source]))
     return tuple(after)
 
 
 def padded(length: np.ndarray, multiple: int) -> np.ndarray:
+    """Return int [pieces]: the lengths, each rounded up to a multiple of `multiple`."""
     return -(-length // multiple) * multiple

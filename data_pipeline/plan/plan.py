@@ -1,14 +1,14 @@
 """The plan: which samples make up which pack, as a pure function of seed, index, mixture and counters.
 
-    sources  --draw-->  one stream of pieces  --pack-->  a window of packs  --balance-->  whole steps
+    sources  --blend-->  one stream of pieces  --pack-->  a window of packs  --balance-->  whole steps
 
-A window is a whole number of steps. It takes as much of the stream as fills its packs (`draw`), best fit (`pack`);
-pieces are then exchanged and packs put in order so that the ranks of a micro-step have alike work to do (`balance`).
-Nothing is left over from a window but how far every source has been used, so the position in the data is a few
-counters (`Position`), whatever happens between two steps.
+A window is a whole number of steps. It takes as much of the stream as fills its packs (`blend`), placed by best fit
+(`pack`). Then pieces are exchanged and packs are ordered so that the ranks of a micro-step have about the same work
+(`balance`). A window leaves nothing behind except how much of every source has been used. So the position in the data
+is a few counters (`PlanPosition`), whatever happens between two steps.
 
-Neither the data-parallel size nor the number of workers takes part: rank r of n works on packs r, r + n, r + 2n ... of
-a step, and packs that stand next to each other in a step are alike.
+The plan depends neither on the data-parallel size nor on the number of workers: rank r of n processes packs r, r + n,
+r + 2n ... of a step, and neighbouring packs of a step need about the same work.
 """
 
 from __future__ import annotations
@@ -22,65 +22,59 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_pipeline.errors import DataError
-from data_pipeline.plan.balance import deal, exchange, totals
-from data_pipeline.plan.blend import Pieces, Place, SourceTable, Stream, blend, places_after
+from data_pipeline.plan.balance import arrange_steps, exchange_pieces, sum_per_pack
+from data_pipeline.plan.blend import Pieces, SourceTable, Stream, StreamPosition, blend, positions_after
 from data_pipeline.plan.pack import pack
 from data_pipeline.plan.pack_cost import PackCost
 
-MIN_WINDOW_PACKS = 128  # small batches still get a window wide enough to be packed well
-FILL = 0.9885  # of a window's tokens are drawn, the padding of segments included
-EVEN = 0.024  # packs are filled by this / pieces of a pack further than that at most, where that can be: all alike
-ALONE = 0.93  # a piece that fills so much of a pack has it for itself: such packs cost most as they are
-HEAVY_PART = 16  # one pack of so many may be much costlier than the others
-COST_UNIT = 1 << 24  # a sequence of one text; costs are whole numbers, so that every machine makes the same plan
+MIN_WINDOW_PACKS = 128  # small batches get a window of several steps, which packs better
+FILL = 0.9885  # share of a window's tokens that is filled, padding of segments included
+FILL_MARGIN = 0.024  # a pack is filled to at most FILL + this / pieces per pack, if possible: so packs are equal
+ALONE = 0.93  # a piece that fills this share of a pack gets a pack of its own: such packs cost most anyway
+HEAVY_PART = 16  # one pack in this many may cost much more than the others
+COST_UNIT = 1 << 24  # cost of a sequence that is one text; costs are integers, so every machine makes the same plan
 
 
 class Piece(NamedTuple):
-    """Tokens start..start+length of sample `row` of source `source`: a whole sample, or part of a long one."""
+    """A whole sample, or a part of a long one."""
 
-    source: int
-    row: int
-    start: int
-    length: int
+    source: int  # index in Plan.sources
+    row: int  # of the sample in its source
+    start: int  # first token
+    length: int  # tokens
 
 
 class Pack(NamedTuple):
-    """One sequence of training. too_long: samples set aside because they do not fit any sequence."""
+    """The content of one training sequence."""
 
     pieces: Sequence[Piece]
-    too_long: Sequence[Piece] = ()
+    too_long: Sequence[Piece] = ()  # samples that do not fit any sequence; reported with this pack
 
 
 @dataclass(frozen=True)
-class Position:
-    """A place in the stream of steps: how far each source had been used before the current window, and how many steps
-    of that window have been taken."""
+class PlanPosition:
+    """Where the plan stands: between two steps."""
 
-    places: tuple[Place, ...]
-    steps: int = 0
-
-    @classmethod
-    def start(cls, sources: int) -> Position:
-        return cls((Place(),) * sources)
-
-    def state(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {"places": [list(place) for place in self.places], "steps": self.steps}
+    streams: tuple[StreamPosition, ...]  # of each source, before the current window
+    steps: int = 0  # of the current window that are done
 
     @classmethod
-    def of(cls, state: dict[str, Any]) -> Position:
-        return cls(tuple(Place(*place) for place in state["places"]), state["steps"])
+    def start(cls, sources: int) -> PlanPosition:
+        """Return the position before the first step of a plan with so many sources."""
+        return cls((StreamPosition(),) * sources)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position as JSON types."""
+        return {"streams": [list(stream) for stream in self.streams], "steps": self.steps}
+
+    @classmethod
+    def from_state_dict(cls, state: dict[str, Any]) -> PlanPosition:
+        """Return the position that `state_dict` was called on."""
+        return cls(tuple(StreamPosition(*stream) for stream in state["streams"]), state["steps"])
 
 
 class Plan:
-    """See the module.
-
-    too_long: what becomes of samples longer than seq_length that are not plain text. `refuse` sets them aside,
-    `truncate` keeps as much of the beginning as fits, `split` makes as many pieces as are needed; neither cuts through
-    a picture or clip, and a chat is never split. Plain text is always split.
-
-    Raises DataError if a source has nothing that fits, or seq_length is not a whole number of segment_multiple.
-    """
+    """The steps of a run, each a list of packs. Attributes have the names of the arguments."""
 
     def __init__(
         self,
@@ -92,7 +86,23 @@ class Plan:
         global_batch_size: int,
         cost: PackCost,
         too_long: str = "refuse",
-    ):
+    ) -> None:
+        """Prepare the plan; no step is planned yet.
+
+        Args:
+            sources: The sources of the mixture.
+            seed: Of the order of samples.
+            seq_length: Tokens per pack.
+            segment_multiple: Segments are padded to a multiple of this many tokens.
+            global_batch_size: Packs per step.
+            cost: By which packs are balanced.
+            too_long: For samples longer than seq_length that are not plain text. `refuse` does not use them,
+                `truncate` keeps the beginning, `split` makes several pieces. No image or video is cut, and a chat is
+                never split. Plain text is always split.
+
+        Raises:
+            DataError: A source has no sample that fits, or seq_length is not a multiple of segment_multiple.
+        """
         if seq_length % segment_multiple:
             raise DataError(
                 f"train.seq_length {seq_length} is not a multiple of data.segment_multiple {segment_multiple}: "
@@ -102,17 +112,19 @@ class Plan:
         self.seed, self.seq_length, self.segment_multiple = seed, seq_length, segment_multiple
         self.global_batch_size, self.cost, self.too_long = global_batch_size, cost, too_long
         self._streams = [
-            Stream(source, place, seed=seed, seq_length=seq_length, too_long=too_long)
-            for place, source in enumerate(sources)
+            Stream(source, index, seed=seed, seq_length=seq_length, too_long=too_long)
+            for index, source in enumerate(sources)
         ]
         self._window_steps = -(-MIN_WINDOW_PACKS // global_batch_size)
-        # Powers of two, as data-parallel sizes are, so that heavy packs have micro-steps to themselves.
+        # A power of two, like data-parallel sizes, so that heavy packs fill whole micro-steps.
         heavy = global_batch_size // HEAVY_PART
-        self._heavy_in_step = 1 << (heavy.bit_length() - 1) if heavy else 0
+        self._heavy_per_step = 1 << (heavy.bit_length() - 1) if heavy else 0
 
-    def steps(self, position: Position) -> Iterator[tuple[list[Pack], Position]]:
-        """Every step's packs from `position` on, each with the position after it. Ends when all sources are used up;
-        the packs of the last step may be less than full."""
+    def steps(self, position: PlanPosition) -> Iterator[tuple[list[Pack], PlanPosition]]:
+        """Yield the packs of every step from `position` on, each with the position after it.
+
+        Ends when all sources are used up; the packs of the last step may not be full.
+        """
         while True:
             steps, next_window = self.window(position)
             if not steps:
@@ -122,95 +134,94 @@ class Plan:
                 yield steps[number], next_window if done else replace(position, steps=number + 1)
             position = next_window
 
-    def window(self, position: Position) -> tuple[list[list[Pack]], Position]:
-        """All steps of the window that `position` lies in, and the beginning of the next window."""
-        drawn, layout = self._fill(position)
-        after = Position(places_after(position.places, drawn))
-        random = np.random.Generator(np.random.PCG64([self.seed, *(n for place in position.places for n in place)]))
-        too_long, pieces = drawn[drawn.length == 0], drawn[drawn.length > 0]
-        if not layout.packs:
+    def window(self, position: PlanPosition) -> tuple[list[list[Pack]], PlanPosition]:
+        """Return all steps of the window that contains `position`, and the beginning of the next window."""
+        taken, packing = self._fill(position)
+        after = PlanPosition(positions_after(position.streams, taken))
+        rng = np.random.Generator(np.random.PCG64([self.seed, *(n for stream in position.streams for n in stream)]))
+        too_long, pieces = taken[taken.length == 0], taken[taken.length > 0]
+        if not packing.packs:
             return [], after
         costs = self._costs(pieces)
-        chosen = exchange(
-            layout.chosen,
+        chosen = exchange_pieces(
+            packing.chosen,
             sizes=self._sizes(pieces),
             costs=costs,
             patches=pieces.patches,
-            count=layout.packs,
+            count=packing.packs,
             capacity=self.seq_length // self.segment_multiple,
-            heavy=layout.heavy,
-            random=random,
+            heavy=packing.heavy,
+            rng=rng,
         )
-        order = deal(
-            totals(chosen, costs, layout.packs),
-            totals(chosen, pieces.patches, layout.packs),
-            steps=layout.packs // self.global_batch_size,
-            random=random,
+        order = arrange_steps(
+            sum_per_pack(chosen, costs, packing.packs),
+            sum_per_pack(chosen, pieces.patches, packing.packs),
+            steps=packing.packs // self.global_batch_size,
+            rng=rng,
         )
-        packs = _gather(pieces, chosen, layout.packs)
+        packs = _to_packs(pieces, chosen, packing.packs)
         steps = [[packs[number] for number in step] for step in order.tolist()]
-        aside = [
+        unused = [
             Piece(source, row, 0, int(self.sources[source].lengths[row]))
             for source, row in zip(too_long.source.tolist(), too_long.row.tolist(), strict=True)
         ]
-        steps[0][0] = steps[0][0]._replace(too_long=aside)
+        steps[0][0] = steps[0][0]._replace(too_long=unused)
         return steps, after
 
-    def _fill(self, position: Position) -> tuple[Pieces, _Layout]:
-        """The next pieces of the stream, and the packs of those that have a length: as many as a window holds."""
+    def _fill(self, position: PlanPosition) -> tuple[Pieces, _Packing]:
+        """Take as many pieces of the stream as a window holds, and place those that are not too long in packs."""
         packs = self._window_steps * self.global_batch_size
-        drawn, ended = blend(self._streams, position.places, int(FILL * packs * self.seq_length), self.segment_multiple)
+        max_tokens = int(FILL * packs * self.seq_length)
+        taken, ended = blend(self._streams, position.streams, max_tokens, self.segment_multiple)
         if ended:
-            needed = self._sizes(drawn).sum() * self.segment_multiple / (FILL * self.seq_length)
+            needed = self._sizes(taken).sum() * self.segment_multiple / (FILL * self.seq_length)
             packs = min(packs, math.ceil(needed / self.global_batch_size) * self.global_batch_size)
         while True:
-            sizes = self._sizes(drawn)
-            layout = self._lay_out(sizes[sizes > 0], packs)
-            missing = layout.chosen < 0
+            sizes = self._sizes(taken)
+            packing = self._pack_evenly(sizes[sizes > 0], packs)
+            missing = packing.chosen < 0
             if not missing.any():
-                return drawn, layout
+                return taken, packing
             if ended and packs < self._window_steps * self.global_batch_size:
                 packs += self.global_batch_size
-            else:  # only as much of the stream as has found room
+            else:  # take only as much of the stream as was placed
                 placed = sizes.sum() - sizes[sizes > 0][missing].sum()
-                drawn = drawn[: np.searchsorted(np.cumsum(sizes), placed, side="right")]
+                taken = taken[: np.searchsorted(np.cumsum(sizes), placed, side="right")]
 
-    def _lay_out(self, sizes: np.ndarray, packs: int) -> _Layout:
-        """Pieces of these sizes in packs that are evenly filled, or else in packs that are as full as can be."""
+    def _pack_evenly(self, sizes: np.ndarray, packs: int) -> _Packing:
+        """Place pieces of these sizes in packs that are equally full, or if that fails, as full as possible."""
         capacity = self.seq_length // self.segment_multiple
-        share = min(FILL + EVEN * packs / max(len(sizes), 1), 1)
+        share = min(FILL + FILL_MARGIN * packs / max(len(sizes), 1), 1)
         for even in (int(share * capacity), int((share + 1) / 2 * capacity)):
-            alone = sizes > min(ALONE * capacity, even)  # the first packs
+            alone = sizes > min(ALONE * capacity, even)  # these get the first packs
             own = int(alone.sum())
             if own >= packs:
                 break
-            heavy = max(0, self._heavy_in_step * packs // self.global_batch_size - own)
+            heavy = max(0, self._heavy_per_step * packs // self.global_batch_size - own)
             chosen = np.empty(len(sizes), np.int64)
             others = pack(sizes[~alone], capacity=even, packs=packs - own, heavy=heavy)
             if (others >= 0).all():
                 chosen[alone], chosen[~alone] = np.arange(own), own + others
-                return _Layout(chosen, packs, own + heavy)
-        return _Layout(pack(sizes, capacity=capacity, packs=packs, spread_share=0), packs, heavy=0)
+                return _Packing(chosen, packs, own + heavy)
+        return _Packing(pack(sizes, capacity=capacity, packs=packs, spread_share=0), packs, heavy=0)
 
     def _sizes(self, pieces: Pieces) -> np.ndarray:
-        """int64 [pieces], in segment multiples."""
+        """Return int64 [pieces], in segment multiples."""
         return -(-pieces.length // self.segment_multiple)
 
     def _costs(self, pieces: Pieces) -> np.ndarray:
-        """int64 [pieces], in parts of what a sequence of one text costs."""
+        """Return int64 [pieces]; a sequence that is one text costs COST_UNIT."""
         costs = self.cost.of(pieces.length, pieces.patches, pieces.patches_squared)
         return (costs * (COST_UNIT / float(self.cost.of(self.seq_length)))).astype(np.int64)
 
 
-class _Layout(NamedTuple):
-    """chosen: int64 [pieces], the pack of each, -1 where none has room. heavy: packs that cost what they do."""
-
-    chosen: np.ndarray
-    packs: int
-    heavy: int
+class _Packing(NamedTuple):
+    chosen: np.ndarray  # int64 [pieces], the pack of each; -1: no pack has enough space
+    packs: int  # number of packs
+    heavy: int  # the first packs, whose costs cannot be balanced
 
 
-def _gather(pieces: Pieces, chosen: np.ndarray, count: int) -> list[Pack]:
+def _to_packs(pieces: Pieces, chosen: np.ndarray, count: int) -> list[Pack]:
     by_pack = np.argsort(chosen, kind="stable")
     columns = (column[by_pack].tolist() for column in (pieces.source, pieces.row, pieces.start, pieces.length))
     sorted_pieces = list(map(Piece, *columns))

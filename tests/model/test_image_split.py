@@ -18,7 +18,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.image_balance import PACKS_A_STEP, Grid, aim, lower_bound, round_robin, slowest, step_costs, steps
+from benchmarks.image_balance import PACKS_PER_STEP, Grid, aim, lower_bound, round_robin, slowest, step_costs, steps
 from model import image_split
 from model.config import GlmvConfig
 from model.flops import image_cost
@@ -105,7 +105,7 @@ def test_the_example_in_the_module() -> None:
 
 @cache
 def packs_of_200_steps(seq_length: int) -> list[list[list[Grid]]]:
-    return list(islice(steps(seq_length, PACKS_A_STEP), 200))
+    return list(islice(steps(seq_length, PACKS_PER_STEP), 200))
 
 
 @pytest.mark.parametrize("preset", ["glm45v", "glm41v_9b"])

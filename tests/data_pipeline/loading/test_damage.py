@@ -1,6 +1,6 @@
-"""Damaged files of every kind: a sample is either read or set aside with a reason, and nothing else happens.
+"""Damaged files of every kind: decoding one either succeeds or raises BadSample with a reason.
 
-The damage is done in a process of its own, as in a data worker: a decoder that crashes would take it down.
+The tests run in a separate process, because a decoder that crashes would kill the test run.
 """
 
 from __future__ import annotations
@@ -19,22 +19,27 @@ from data_pipeline.media.images import decode_image, image_patches, probe_image
 from data_pipeline.media.video import video_patches
 from tests.data_pipeline.media_files import clip, encoded, pattern
 
-REASONS = {"unreadable_image", "image_too_large", "extreme_aspect"} | {
-    *("unreadable_video", "video_without_frames", "video_too_large")
+REASONS = {
+    "unreadable_image",
+    "image_too_large",
+    "extreme_aspect",
+    "unreadable_video",
+    "video_without_frames",
+    "video_too_large",
 }
 
 
-def turned() -> Image.Exif:
+def rotating_exif() -> Image.Exif:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "a description to damage"
     return exif
 
 
-PICTURES = {name: encoded(pattern(70, 90), name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
-PICTURES["JPEG with EXIF"] = encoded(pattern(70, 90), "JPEG", exif=turned())
-PICTURES["progressive JPEG"] = encoded(pattern(70, 90), "JPEG", progressive=True)
-CLIPS = {
+IMAGES = {name: encoded(pattern(70, 90), name) for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")}
+IMAGES["JPEG with EXIF"] = encoded(pattern(70, 90), "JPEG", exif=rotating_exif())
+IMAGES["progressive JPEG"] = encoded(pattern(70, 90), "JPEG", progressive=True)
+VIDEOS = {
     "mp4": clip(12),
     "matroska": clip(12, format="matroska"),
     "avi": clip(12, format="avi", codec="mpeg4"),
@@ -43,35 +48,35 @@ CLIPS = {
 
 
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
-    """Bits flipped, bytes replaced, or the end cut off, a few times, often near the header."""
+    """Flip bits, replace bytes or cut off the end, a few times, often near the header."""
     damaged = bytearray(data)
     for _ in range(rng.integers(1, 6)):
-        place = int(rng.integers(len(damaged) if rng.integers(2) else min(200, len(damaged))))
+        offset = int(rng.integers(len(damaged) if rng.integers(2) else min(200, len(damaged))))
         match rng.integers(4):
             case 0:
-                damaged[place] ^= 1 << int(rng.integers(8))
+                damaged[offset] ^= 1 << int(rng.integers(8))
             case 1:
-                damaged[place] = int(rng.integers(256))
+                damaged[offset] = int(rng.integers(256))
             case 2:
-                damaged[place : place + 4] = rng.bytes(4)
+                damaged[offset : offset + 4] = rng.bytes(4)
             case 3:
-                del damaged[max(place, 1) :]
+                del damaged[max(offset, 1) :]
     return bytes(damaged)
 
 
-def survive(cases: int, seed: int) -> None:
+def decode_damaged_files(cases: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     outcomes: Counter[str] = Counter()
     for case in range(cases):
-        pictures = case % 3 != 0
-        name = str(rng.choice(list(PICTURES if pictures else CLIPS)))
-        data = damage((PICTURES if pictures else CLIPS)[name], rng)
+        is_image = case % 3 != 0
+        name = str(rng.choice(list(IMAGES if is_image else VIDEOS)))
+        data = damage((IMAGES if is_image else VIDEOS)[name], rng)
         began = time.process_time()
         try:
-            if pictures:
+            if is_image:
                 size = probe_image(data)
                 image_patches(data, max_tokens=60)
-                assert decode_image(data).shape[:2] == size, f"case {case}: the header of a {name} lied"
+                assert decode_image(data).shape[:2] == size, f"case {case}: the header of a {name} has another size"
             else:
                 video_patches(data, max_tokens=60)
             outcomes["read"] += 1
@@ -82,22 +87,22 @@ def survive(cases: int, seed: int) -> None:
     assert cases // 10 < outcomes["read"] < cases * 9 // 10
 
 
-def survive_elsewhere(cases: int, seed: int) -> None:
+def decode_in_new_process(cases: int, seed: int) -> None:
     command = [sys.executable, "-W", "ignore", "-m", "tests.data_pipeline.loading.test_damage", str(cases), str(seed)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=cases)
     assert done.returncode == 0, f"exit status {done.returncode} (negative: a crash)\n{done.stderr[-3000:]}"
 
 
-def test_a_few_damaged_files():
-    survive_elsewhere(600, seed=11)
+def test_few_damaged_files_are_decoded_or_bad_samples():
+    decode_in_new_process(600, seed=11)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(12, 16))
-def test_many_damaged_files(seed):
-    survive_elsewhere(10_000, seed)
+def test_many_damaged_files_are_decoded_or_bad_samples(seed):
+    decode_in_new_process(10_000, seed)
 
 
 if __name__ == "__main__":
-    survive(int(sys.argv[1]), int(sys.argv[2]))
+    decode_damaged_files(int(sys.argv[1]), int(sys.argv[2]))

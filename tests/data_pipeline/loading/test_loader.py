@@ -1,9 +1,10 @@
-"""The loader: the same stream of packs whatever happens, and a clear end where it cannot go on."""
+"""The loader: the same stream of packs at every layout and after every stop, and a clear error where it must stop."""
 
 from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
 import time
 from collections import Counter
 from dataclasses import replace
@@ -18,21 +19,21 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.encode import encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import PixelBudget
-from data_pipeline.plan.plan import Position
+from data_pipeline.plan.plan import PlanPosition
 from data_pipeline.sharding.build import build_shards
 from tests.data_pipeline.loaders import SEQ_LENGTH, digest, loader, stream, take
 from tests.data_pipeline.media_files import encoded, pattern
 
-# Forks of a process without threads: a fork of this one, in which other tests have left some, may wait for ever.
-FRESH = multiprocessing.get_context("forkserver")
-FRESH.set_forkserver_preload([__name__])
+# Forks of a process without threads. A fork of this process, in which other tests may have left threads, could hang.
+FORKSERVER = multiprocessing.get_context("forkserver")
+FORKSERVER.set_forkserver_preload([__name__])
 
 
 @pytest.mark.fast
-def test_the_expected_work_is_that_of_the_first_window(data_config):
+def test_expected_work_is_that_of_the_first_window(data_config):
     packed = loader(data_config, batch=1)
     lengths, patches = packed.expected_work()
-    steps, _ = packed.plan.window(Position.start(len(packed.sources)))
+    steps, _ = packed.plan.window(PlanPosition.start(len(packed.sources)))
     mixture = packed.planned_mixture()
     batches = take(packed, len(steps))
     packed.close()
@@ -46,7 +47,7 @@ def test_the_expected_work_is_that_of_the_first_window(data_config):
 
 
 @pytest.mark.fast
-def test_steps_that_are_skipped_are_as_if_they_had_been_taken(data_config):
+def test_skipping_steps_gives_the_state_after_them(data_config):
     packed, other = loader(data_config), loader(data_config)
     take(packed, 3)
     other.skip(1)
@@ -58,7 +59,7 @@ def test_steps_that_are_skipped_are_as_if_they_had_been_taken(data_config):
 
 
 @pytest.mark.fast
-def test_batches_hold_what_they_say(data_config):
+def test_fields_of_batches_agree(data_config):
     packed = loader(data_config)
     seen: set[str] = set()
     for _ in range(12):
@@ -85,14 +86,14 @@ def test_batches_hold_what_they_say(data_config):
     assert seen == {"image_text", "interleaved", "ocr", "grounding", "video", "text", "chat", ""}
 
 
-def test_going_on_from_every_step_gives_the_same_stream(data_config):
-    """Ids and bytes, over more than a window and an epoch, through JSON as a checkpoint stores it."""
+def test_resuming_at_every_step_gives_the_same_stream(data_config):
+    """Compare ids and bytes over more than a window and an epoch; states go through JSON, as in a checkpoint."""
     packed = loader(data_config)
     states, expected = [packed.state_dict()], []
     for _ in range(44):
         expected.append([digest(batch) for batch in packed.next_step()])
         states.append(packed.state_dict())
-    assert packed.state_dict()["position"]["places"][0][0] > 96  # samples drawn of the first source, which has 96
+    assert packed.state_dict()["position"]["streams"][0][0] > 96  # samples used of the first source, which has 96
     for step in (*range(0, 30, 4), *range(30, 44)):
         assert stream(data_config, 1, states[step]) == expected[step : step + 1]
     assert stream(data_config, 14, states[30]) == expected[30:]
@@ -100,7 +101,7 @@ def test_going_on_from_every_step_gives_the_same_stream(data_config):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_the_global_step_is_the_same_for_every_layout(data_config, ranks, workers):
+def test_global_step_is_the_same_at_every_layout(data_config, ranks, workers):
     whole = stream(data_config, 6)
     config = replace(data_config, num_workers=workers)
     parts = [stream(config, 6, rank=rank, ranks=ranks) for rank in range(ranks)]
@@ -109,7 +110,7 @@ def test_the_global_step_is_the_same_for_every_layout(data_config, ranks, worker
 
 
 def run_until_killed(config: DataConfig, ranks: int, workers: int, state: dict | None, out: Path) -> None:
-    """All ranks of a run in one process, which writes a line a step: the packs in their global order, and the state."""
+    """Run all ranks in one process, and write a line per step: the packs in their global order, and the state."""
     parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
     for packed in parts:
         if state is not None:
@@ -121,17 +122,17 @@ def run_until_killed(config: DataConfig, ranks: int, workers: int, state: dict |
             print(json.dumps({"packs": packs, "state": parts[0].state_dict()}), file=file, flush=True)
 
 
-def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, tmp_path):
-    """kill -9 at six random moments; every run goes on from the last state that was written down."""
-    rng = np.random.default_rng()  # any moment will do
+def test_run_killed_at_random_resumes_with_other_ranks_and_workers(data_config, tmp_path):
+    """Use kill -9 at six random moments; every run resumes from the last state that was written."""
+    rng = np.random.default_rng()  # not seeded: every moment must work
     seen: list = []
     state = None
     for number, (ranks, workers) in enumerate([(1, 0), (2, 2), (4, 3), (1, 2), (2, 0), (4, 1)]):
         out = tmp_path / f"{number}.jsonl"
-        run = FRESH.Process(target=run_until_killed, args=(data_config, ranks, workers, state, out))
+        run = FORKSERVER.Process(target=run_until_killed, args=(data_config, ranks, workers, state, out))
         run.start()
-        enough, deadline = int(rng.integers(1, 4)), time.monotonic() + 60
-        while not out.exists() or out.read_text().count("\n") < enough:
+        steps, deadline = int(rng.integers(1, 4)), time.monotonic() + 60
+        while not out.exists() or out.read_text().count("\n") < steps:
             assert time.monotonic() < deadline
             assert run.is_alive()
             time.sleep(0.002)
@@ -140,7 +141,7 @@ def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, 
         run.kill()
         run.join()
         _, alive = psutil.wait_procs(workers_left, timeout=10)
-        assert not alive, "workers die with their run, whatever they were doing"
+        assert not alive, "workers die with their run"
         lines = [json.loads(line) for line in out.read_text().splitlines(keepends=True) if line.endswith("\n")]
         seen += [line["packs"] for line in lines]
         state = lines[-1]["state"]
@@ -148,14 +149,22 @@ def test_killed_at_random_and_gone_on_with_other_ranks_and_workers(data_config, 
 
 
 @pytest.mark.fast
-def test_the_state_of_eight_sources_is_less_than_a_kilobyte(data_config):
-    """With names of usual length and counters of a run of a month."""
+def test_state_of_eight_sources_is_less_than_a_kilobyte(data_config):
+    """Names have usual lengths; counters are those of a run of a month."""
     big, _ = data_config.sources
-    weights = {"caption_web": 0.3, "caption_synthetic": 0.1, "interleaved_web": 0.15, "interleaved_papers": 0.05,
-               "ocr_synthetic": 0.1, "grounding_gui": 0.05, "video_caption": 0.05, "text_general": 0.2}  # fmt: skip
+    weights = {
+        "caption_web": 0.3,
+        "caption_synthetic": 0.1,
+        "interleaved_web": 0.15,
+        "interleaved_papers": 0.05,
+        "ocr_synthetic": 0.1,
+        "grounding_gui": 0.05,
+        "video_caption": 0.05,
+        "text_general": 0.2,
+    }
     config = replace(data_config, sources=[replace(big, name=name, weight=w) for name, w in weights.items()])
     state = loader(config).state_dict()
-    state["position"]["places"] = [[3 * 10**9, 999, 3 * 10**12] for _ in state["position"]["places"]]
+    state["position"]["streams"] = [[3 * 10**9, 999, 3 * 10**12] for _ in state["position"]["streams"]]
     state["tally"] = {"samples": 10**10, "reasons": {"checksum": 10**6, "unreadable_image": 10**6, "bad_record": 99}}
     assert len(json.dumps(state).encode()) < 1000
     again = loader(config)
@@ -164,13 +173,15 @@ def test_the_state_of_eight_sources_is_less_than_a_kilobyte(data_config):
 
 
 @pytest.mark.fast
-def test_a_state_of_another_version_is_refused(data_config):
+@pytest.mark.parametrize("version", [1, 2, None])
+def test_state_of_another_version_is_refused(data_config, version):
+    """Format 2 called the streams `places`."""
     state = loader(data_config).state_dict()
     with pytest.raises(DataError, match=r"written by another version .* model.init_from"):
-        loader(data_config).load_state_dict({**state, "format": 1}, allow_changes=True)
+        loader(data_config).load_state_dict({**state, "format": version}, allow_changes=True)
 
 
-def test_a_state_taken_on_two_ranks_with_workers_goes_on_on_one_without(data_config):
+def test_state_of_two_ranks_with_workers_resumes_on_one_without(data_config):
     packed = loader(replace(data_config, num_workers=2), rank=1, ranks=2)
     for _ in range(3):
         packed.next_step()
@@ -179,7 +190,7 @@ def test_a_state_taken_on_two_ranks_with_workers_goes_on_on_one_without(data_con
     assert stream(data_config, 3, state) == stream(data_config, 6)[3:]
 
 
-def test_a_loader_goes_back_and_forth(data_config):
+def test_loader_can_load_an_earlier_state_and_be_closed_and_used_again(data_config):
     packed = loader(replace(data_config, num_workers=2))
     start = packed.state_dict()
     first = [digest(batch) for batch in packed.next_step()]
@@ -192,7 +203,7 @@ def test_a_loader_goes_back_and_forth(data_config):
 
 
 @pytest.mark.fast
-def test_the_training_process_draws_the_same_random_numbers(data_config):
+def test_loader_leaves_the_random_state_of_the_training_process_alone(data_config):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -217,9 +228,9 @@ def test_samples_too_long_for_the_sequence_are_counted(tmp_path, tokenizer, data
     assert {(entry["reason"], entry["key"]) for entry in quarantined} == {("too_long", "00000-000000")}
     assert "tokens do not fit train.seq_length 128" in quarantined[0]["detail"]
     pieces = [
-        batch.segment_lengths[place].item()
+        batch.segment_lengths[segment].item()
         for batch in batches
-        for place, name in enumerate(batch.sample_ids)
+        for segment, name in enumerate(batch.sample_ids)
         if name == "shard-00000-00000.tar/00000-000006"
     ]
     length = int(packed.sources[0].lengths[6])
@@ -227,8 +238,8 @@ def test_samples_too_long_for_the_sequence_are_counted(tmp_path, tokenizer, data
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 2)])
-def test_every_sample_is_seen_as_often_as_its_epochs_say(data_config, ranks, workers):
-    """Twice and one and a half times; then there are no more steps, after a restart as well."""
+def test_every_sample_comes_as_often_as_epochs_says(data_config, ranks, workers):
+    """Epochs are 2 and 1.5. Then there are no more steps, after a restart as well."""
     big, small = data_config.sources
     config = replace(data_config, sources=[replace(big, epochs=2), replace(small, epochs=1.5)], num_workers=workers)
     parts = [loader(config, rank=rank, ranks=ranks) for rank in range(ranks)]
@@ -262,11 +273,11 @@ def test_every_sample_is_seen_as_often_as_its_epochs_say(data_config, ranks, wor
 
 @pytest.mark.fast
 @pytest.mark.parametrize("too_long", ["split", "truncate"])
-def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_config, too_long):
+def test_long_document_is_cut_between_its_images(tmp_path, tokenizer, data_config, too_long):
     (tmp_path / "a.png").write_bytes(encoded(pattern(140, 140), "PNG"))
     (tmp_path / "b.jpg").write_bytes(encoded(pattern(84, 168, 1)))
     text = "".join(
-        f"<image> {sentence} " * 2 for sentence in ("One picture.", "And another one, with words.", "A third.")
+        f"<image> {sentence} " * 2 for sentence in ("One image.", "And another one, with words.", "A third.")
     )
     records = tmp_path / "records.jsonl"
     document = {"domain": "interleaved", "text": text, "images": ["a.png", "b.jpg"] * 3}
@@ -274,9 +285,9 @@ def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_c
     build_shards([records], tmp_path / "out", tokenizer=tokenizer.folder)
     config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"), epochs=1)], too_long=too_long)
     packed = loader(config, seq_length=64, batch=2)
-    packs = [pack for step, _ in packed.plan.steps(Position.start(1)) for pack in step]
+    packs = [pack for step, _ in packed.plan.steps(PlanPosition.start(1)) for pack in step]
     batches = [batch for step in iter(packed.next_step, []) for batch in step]
-    if too_long == "split":  # every picture is counted once, however many pieces there are
+    if too_long == "split":  # every image is counted once, however many pieces there are
         seen = [patches for batch in batches for patches in batch.grid_thw.prod(dim=1).tolist()]
         assert sorted(packed.expected_work()[1]) == sorted(seen)
     budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
@@ -313,39 +324,82 @@ def test_a_long_document_is_cut_between_its_pictures(tmp_path, tokenizer, data_c
         ),
         ({"segment_multiple": 16}, "data.segment_multiple has changed"),
         ({"image_max_tokens": 20}, "the samples of source 'big', or the pixel budgets, have changed"),
+        ({"too_long": "split"}, "data.too_long has changed from refuse to split"),
     ],
 )
-def test_a_changed_plan_is_named(data_config, changes, says):
+def test_error_says_what_changed_in_the_plan(data_config, changes, says):
     state = loader(data_config).state_dict()
     with pytest.raises(DataError, match=says):
         loader(replace(data_config, **changes)).load_state_dict(state)
 
 
 @pytest.mark.fast
-def test_changed_sources_go_on_by_name_if_allowed(data_config):
+def test_changed_sources_resume_by_name_if_allowed(data_config):
     packed = loader(data_config)
     take(packed, 40)
     state = packed.state_dict()
     big, small = data_config.sources
     changed = loader(replace(data_config, sources=[small, replace(big, name="other")]))
-    with pytest.raises(DataError, match=r"data\.sources has changed from big, small to small, other"):
+    with pytest.raises(
+        DataError, match=r"names of data\.sources .* have changed from big, small to small, other since"
+    ):
         changed.load_state_dict(state)
     changed.load_state_dict(state, allow_changes=True)
-    drawn, _, _ = state["position"]["places"][1]
-    assert drawn
-    assert changed.state_dict()["position"] == {"places": [[drawn, 0, 0], [0, 0, 0]], "steps": 0}
+    samples, _, _ = state["position"]["streams"][1]
+    assert samples
+    assert changed.state_dict()["position"] == {"streams": [[samples, 0, 0], [0, 0, 0]], "steps": 0}
     assert changed.next_step()
 
 
 @pytest.mark.fast
-def test_pieces_of_another_length_begin_with_their_sample_anew(tmp_path, tokenizer, data_config):
+def test_moved_folder_of_shards_resumes(data_config, tmp_path):
+    """Its label, from the last part of the path or from `name`, and its fingerprint are the same."""
+    expected = stream(data_config, 6)
+    packed = loader(data_config)
+    take(packed, 3)
+    state = packed.state_dict()
+    packed.close()
+    big, small = data_config.sources
+    shutil.copytree(big.path, tmp_path / "elsewhere" / "big")
+    shutil.copytree(small.path, tmp_path / "renamed")
+    sources = [replace(big, path=str(tmp_path / "elsewhere" / "big")), replace(small, path=str(tmp_path / "renamed"))]
+    with pytest.raises(DataError, match=r"without `name`, the last part of the path.* from big, small to big, renamed"):
+        loader(replace(data_config, sources=sources)).load_state_dict(state)
+    moved = replace(data_config, sources=[sources[0], replace(sources[1], name="small")])
+    assert loader(moved).source_fingerprints == state["sources"] == loader(data_config).source_fingerprints
+    assert stream(moved, 3, state) == expected[3:]
+
+
+@pytest.mark.fast
+def test_folder_with_other_samples_is_refused(data_config):
+    """The other folder has the same label, but not the same samples."""
+    state = loader(data_config).state_dict()
+    big, small = data_config.sources
+    swapped = replace(
+        data_config, sources=[replace(small, name="big", weight=2.0), replace(big, name="small", weight=1.0)]
+    )
+    with pytest.raises(DataError, match=r"the samples of source 'big', .* have changed"):
+        loader(swapped).load_state_dict(state)
+
+
+@pytest.mark.fast
+def test_changed_weight_is_refused_without_its_checksum(data_config):
+    state = loader(data_config).state_dict()
+    big, small = data_config.sources
+    changed = loader(replace(data_config, sources=[replace(big, weight=5.0), small]))
+    with pytest.raises(DataError, match=r"data\.sources\[\]\.weight or epochs has changed since the checkpoint"):
+        changed.load_state_dict(state)
+
+
+@pytest.mark.fast
+def test_sample_begins_again_if_its_pieces_have_another_length(tmp_path, tokenizer, data_config):
     """A long text of which 30 pieces of 128 tokens were used has no 30 pieces of 512."""
     records = tmp_path / "records.jsonl"
     records.write_text(json.dumps({"domain": "text", "text": "A long text. " * 1000}) + "\n")
     build_shards([records], tmp_path / "out", tokenizer=tokenizer.folder)
     config = replace(data_config, sources=[SourceConfig(str(tmp_path / "out"), epochs=1)])
     state = loader(config, seq_length=128).state_dict()
-    state["position"]["places"] = [[0, 30, 30 * 128]]
+    state["position"]["streams"] = [[0, 30, 30 * 128]]
     changed = loader(config)
     changed.load_state_dict(state, allow_changes=True)
     batches = [batch for step in iter(changed.next_step, []) for batch in step]
@@ -353,6 +407,6 @@ def test_pieces_of_another_length_begin_with_their_sample_anew(tmp_path, tokeniz
 
 
 @pytest.mark.fast
-def test_a_batch_that_the_ranks_do_not_divide(data_config):
+def test_batch_that_the_ranks_do_not_divide_is_refused(data_config):
     with pytest.raises(DataError, match=r"train\.global_batch_size 4 is not a multiple of the data-parallel size 3"):
         loader(data_config, ranks=3)

@@ -1,4 +1,4 @@
-"""Samples that cannot be read in a run: replaced by rule, the same in every layout, and nothing else changes."""
+"""Samples that cannot be read during a run are replaced by rule, equally in every layout; all others stay the same."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.data_pipeline.loaders import loader, take
 
 
 def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
-    """What a pack holds, room by room: sample id, first token, tokens with padding, and a checksum of all of it."""
+    """Return sample id, first token, tokens with padding, and a checksum of the content of every segment."""
     bounds = batch.cu_seqlens.tolist()
     grids = iter(zip(batch.grid_thw.tolist(), batch.frames_per_image.tolist(), strict=True))
-    rooms, slices = [], 0
-    for place, (start, end) in enumerate(pairwise(bounds)):
-        content = hashlib.sha256(batch.segment_domains[place].encode())
+    found, slices = [], 0
+    for number, (start, end) in enumerate(pairwise(bounds)):
+        content = hashlib.sha256(batch.segment_domains[number].encode())
         for name in ("input_ids", "labels", "loss_mask", "position_ids"):
             content.update(getattr(batch, name)[..., start:end].contiguous().numpy().tobytes())
         tokens = int((batch.input_ids[start:end] == image_id).sum())
@@ -35,13 +35,13 @@ def segments(batch: Batch, image_id: int) -> list[tuple[str, int, int, str]]:
             content.update(batch.patches[slices : slices + h * w * frames].numpy().tobytes())
             slices += h * w * frames
             tokens -= h * w // 4
-        rooms.append((batch.sample_ids[place], start, end - start, content.hexdigest()))
+        found.append((batch.sample_ids[number], start, end - start, content.hexdigest()))
     assert slices == len(batch.patches)
-    return rooms
+    return found
 
 
 def overwrite(shard: Path, key: str, member: int = 1) -> None:
-    """Changes bytes in the middle of a file of a shard, as a bad disk does: tar and index know nothing of it."""
+    """Change bytes in the middle of a member, as a bad disk does; tar headers and index stay the same."""
     index = read_index(shard)
     sample = next(s for s in map(index.sample, range(index.table.num_rows)) if s.key == key)
     with open(shard, "r+b") as file:
@@ -49,17 +49,20 @@ def overwrite(shard: Path, key: str, member: int = 1) -> None:
         file.write(bytes(20))
 
 
-def with_picture(shard: Path, nth: int = 0) -> str:
-    """A sample of a shard that has a picture or clip."""
+def key_with_media(shard: Path, nth: int = 0) -> str:
+    """Return the key of the nth sample of a shard that has an image or video."""
     index = read_index(shard)
     samples = [index.sample(row) for row in range(index.table.num_rows)]
     return [sample.key for sample in samples if len(sample.members) > 1][nth]
 
 
 def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], image_id: int) -> Counter[str]:
-    """Every room holds what it held before, but those of the lost samples (id: reason), whose places others took, as
-    the records say. Returns how often each was met."""
-    met: Counter[str] = Counter()
+    """Check that only the segments of lost samples ({id: reason}) changed, and that the records say so.
+
+    Returns:
+        How often each lost sample came.
+    """
+    replaced: Counter[str] = Counter()
     for batch, before in zip(got, want, strict=True):
         records = [(f"{r['shard']}/{r['key']}", r["reason"]) for r in batch.quarantined]
         replaced_by = {record["replaced_by"] for record in batch.quarantined}
@@ -70,12 +73,12 @@ def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], i
                 assert now[0] not in lost
                 assert now[0] in replaced_by
                 expected.append((then[0], lost[then[0]]))
-                met[then[0]] += 1
+                replaced[then[0]] += 1
             else:
                 assert now == then
         assert [record for record in records if record in expected] == expected
         assert set(records) <= set(lost.items())  # a substitute may be a lost one too, and is recorded as well
-    return met
+    return replaced
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,10 @@ def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batc
     folder, config = own_shards
     wanted, image_id = one_batch_steps
     first, second, *_ = find_shards(str(folder))
-    lost = {f"{first.name}/{with_picture(first)}": "checksum", f"{second.name}/{with_picture(second, 1)}": "checksum"}
+    lost = {
+        f"{first.name}/{key_with_media(first)}": "checksum",
+        f"{second.name}/{key_with_media(second, 1)}": "checksum",
+    }
     for name in lost:
         overwrite(folder / name.partition("/")[0], name.partition("/")[2])
     parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
@@ -113,8 +119,8 @@ def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batc
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_a_shard_replaced_by_a_corrupt_one_between_two_runs(own_shards, one_batch_steps):
-    """The second half of the tar is other bytes, of the same number; the first run has stopped in mid-window."""
+def test_samples_of_a_shard_corrupted_between_two_runs_are_replaced(own_shards, one_batch_steps):
+    """The second half of the tar is overwritten; the first run has stopped in the middle of a window."""
     folder, config = own_shards
     wanted, image_id = one_batch_steps
     packed = loader(config)
@@ -147,7 +153,7 @@ def test_a_shard_replaced_by_a_corrupt_one_between_two_runs(own_shards, one_batc
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_disappears_is_replaced_from_the_others(own_shards, one_batch_steps, workers):
+def test_samples_of_a_deleted_shard_are_replaced_from_the_others(own_shards, one_batch_steps, workers):
     folder, config = own_shards
     wanted, image_id = one_batch_steps
     packed = loader(replace(config, num_workers=workers))
@@ -162,7 +168,7 @@ def test_a_shard_that_disappears_is_replaced_from_the_others(own_shards, one_bat
     assert all("cannot be opened" in record["detail"] for record in records)
 
 
-def test_no_shard_at_all_leaves_padding(own_shards):
+def test_packs_are_padding_if_all_shards_are_deleted(own_shards):
     folder, config = own_shards
     packed = loader(config)
     for shard in find_shards(str(folder)):

@@ -1,4 +1,4 @@
-"""Data workers: none is left behind, and one that dies or finds no room ends the run with a line."""
+"""Data workers: none is left behind, and one that dies or has no shared memory ends the run with one line."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.plan.plan import Position
+from data_pipeline.plan.plan import PlanPosition
 from tests.data_pipeline.loaders import loader, take
 
 
@@ -41,31 +41,31 @@ def worker_pids() -> list[int]:
 
 
 @pytest.mark.timeout(60)
-def test_a_killed_worker_is_an_error_and_not_a_hang(data_config):
+def test_killed_worker_is_an_error_and_not_a_hang(data_config):
     packed = loader(replace(data_config, num_workers=1))
     packed.next_step()
     os.kill(worker_pids()[0], signal.SIGKILL)
-    time.sleep(0.5)  # the death itself must not be thrown into whatever runs now
-    with pytest.raises(DataError, match=r"a data worker died .*\(.*look for a lack of memory.*data.num_workers=0"):
+    time.sleep(0.5)  # the death itself must not raise an error here
+    with pytest.raises(DataError, match=r"a data worker died .*\(.*run out of memory.*data.num_workers=0"):
         take(packed, 20)
 
 
 @pytest.mark.timeout(60)
-def test_a_full_shared_memory_is_an_error_and_not_a_hang(data_config):
-    """A limit of files does what a small /dev/shm does, which containers have by default."""
+def test_full_shared_memory_is_an_error_and_not_a_hang(data_config):
+    """A limit on file sizes acts like a small /dev/shm, which containers have by default."""
     packed = loader(replace(data_config, num_workers=1))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
-        with pytest.raises(DataError, match=r"no room in /dev/shm for a pack of .* MB \(.*--shm-size.*data\.prefetch"):
+        with pytest.raises(DataError, match=r"no space in /dev/shm for a pack of .* MB \(.*--shm-size.*data\.prefetch"):
             take(packed, 2)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(take(packed, 2)) == 8, "it goes on where it was"
+    assert len(take(packed, 2)) == 8, "it continues where it was"
     packed.close()
 
 
-def test_a_step_of_many_packs_does_not_keep_files_open(data_config):
+def test_step_of_many_packs_does_not_keep_files_open(data_config):
     packed = loader(replace(data_config, num_workers=2), batch=64, seq_length=256)
     packed.next_step()
     few = len(os.listdir("/proc/self/fd"))
@@ -76,12 +76,15 @@ def test_a_step_of_many_packs_does_not_keep_files_open(data_config):
 
 
 @pytest.mark.timeout(60)
-def test_a_worker_that_dies_is_found_with_the_sample_it_was_at(own_shards):
-    """At a shard that the first pack does not need. The kernel makes whoever opens it wait, and tells of it."""
+def test_worker_that_dies_is_reported_with_its_sample(own_shards):
+    """The worker is killed while it opens a shard: a lease makes the kernel stop it there and signal this process.
+
+    The first pack, which this process reads itself, does not need that shard.
+    """
     _, config = own_shards
     packed = loader(replace(config, num_workers=1), seq_length=128)
     [source] = packed.sources
-    first, *later = (pack for step, _ in islice(packed.plan.steps(Position.start(1)), 32) for pack in step)
+    first, *later = (pack for step, _ in islice(packed.plan.steps(PlanPosition.start(1)), 32) for pack in step)
     needed, others = (
         {source.sample(piece.row).shard for pack in packs for piece in pack.pieces} for packs in ([first], later)
     )

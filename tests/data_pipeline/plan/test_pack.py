@@ -1,4 +1,4 @@
-"""Packing against its definition, and what every packing must keep."""
+"""Packing against its definition, and the properties of every packing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.fast
 
 
 def best_fit_decreasing(sizes: list[int], capacity: int, packs: int) -> list[int]:
-    """How much is in each pack, by definition; what fits nowhere is left out."""
+    """Return how much is in each pack, by definition; a piece that fits nowhere is skipped."""
     filled = [0] * packs
     for size in sorted(sizes, reverse=True):
         fitting = [number for number in range(packs) if filled[number] + size <= capacity]
@@ -26,7 +26,7 @@ def random_case(rng: np.random.Generator) -> tuple[np.ndarray, int, int]:
 
 
 def lognormal(rng: np.random.Generator, packs: int, fill: float) -> np.ndarray:
-    """Pieces spread like real samples', in units of 8 tokens, that fill so much of `packs` packs of 8,192."""
+    """Return piece sizes distributed like real ones, in units of 8 tokens, which fill `packs` packs of 8,192 tokens."""
     sizes = (np.exp(rng.normal(7.3, 0.9, 8 * packs)).clip(16, 8160) / 8).astype(int)
     return sizes[: np.searchsorted(np.cumsum(sizes), fill * packs * 1024)]
 
@@ -37,7 +37,7 @@ def test_worked_example():
     assert pack(np.array([], dtype=int), capacity=8, packs=2).tolist() == []
 
 
-def test_every_piece_has_one_pack_with_room_or_none():
+def test_every_piece_gets_a_pack_with_space_or_none():
     rng = np.random.default_rng(1)
     for _ in range(1000):
         sizes, capacity, packs = random_case(rng)
@@ -47,11 +47,11 @@ def test_every_piece_has_one_pack_with_room_or_none():
         assert set(chosen.tolist()) <= {-1, *range(packs)}
         filled = np.bincount(chosen[chosen >= 0], sizes[chosen >= 0], packs)
         assert filled.max() <= capacity
-        # A piece without a pack would not fit in any pack as it is now.
+        # A piece without a pack does not fit in any pack.
         assert (sizes[chosen < 0] > capacity - filled.min()).all()
 
 
-def test_best_fit_decreasing_by_its_definition():
+def test_packing_without_heavy_packs_is_best_fit_decreasing():
     rng = np.random.default_rng(2)
     for _ in range(500):
         sizes, capacity, packs = random_case(rng)
@@ -65,15 +65,15 @@ def test_best_fit_decreasing_by_its_definition():
             assert np.count_nonzero(filled) == min(packs, len(sizes))
 
 
-def test_fills_nearly_all():
-    """First-fit needs 97 % here, as many packs as a global batch."""
+def test_packs_of_a_global_batch_are_nearly_full():
+    """First fit fills 97% here."""
     sizes = lognormal(np.random.default_rng(3), 512, 0.998)
     assert (pack(sizes, capacity=1024, packs=512, spread_share=0) >= 0).all()
     sizes = lognormal(np.random.default_rng(3), 512, 0.9885)
     assert (pack(sizes, capacity=1020, packs=512, heavy=32) >= 0).all()
 
 
-def test_long_pieces_are_in_the_heavy_packs_and_the_others_alike():
+def test_long_pieces_are_in_the_heavy_packs_and_the_others_are_balanced():
     sizes = lognormal(np.random.default_rng(4), 512, 0.9885)
     chosen = pack(sizes, capacity=1020, packs=512, heavy=32)
     squares = np.bincount(chosen, sizes.astype(np.int64) ** 2, 512)

@@ -1,4 +1,4 @@
-"""The plan on made-up sources: nothing is read, so that what it promises can be checked over many epochs."""
+"""The plan on synthetic sources: nothing is read, so its promises can be checked over many epochs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks.packing import draw_sources, planned, unevenness, within
+from benchmarks.packing import imbalance, make_sources, planned, reweighted
 from data_pipeline.errors import DataError
-from data_pipeline.plan.blend import Place
+from data_pipeline.plan.blend import StreamPosition
 from data_pipeline.plan.pack_cost import PackCost
-from data_pipeline.plan.plan import MIN_WINDOW_PACKS, Pack, Piece, Plan, Position
+from data_pipeline.plan.plan import MIN_WINDOW_PACKS, Pack, Piece, Plan, PlanPosition
 from tests.data_pipeline.source_files import COST, Table, table
 
 BATCH, SEQ_LENGTH = 32, 256
@@ -37,31 +37,31 @@ def mixture(**options) -> list[Table]:
     ]
 
 
-def take(made: Plan, steps: int | None, position: Position | None = None) -> list[tuple[list[Pack], Position]]:
-    return list(itertools.islice(made.steps(position or Position.start(len(made.sources))), steps))
+def take(made: Plan, steps: int | None, position: PlanPosition | None = None) -> list[tuple[list[Pack], PlanPosition]]:
+    return list(itertools.islice(made.steps(position or PlanPosition.start(len(made.sources))), steps))
 
 
-def pieces_of(steps: list[tuple[list[Pack], Position]]) -> list[Piece]:
+def pieces_of(steps: list[tuple[list[Pack], PlanPosition]]) -> list[Piece]:
     return [piece for step, _ in steps for pack in step for piece in pack.pieces]
 
 
 @pytest.mark.fast
-def test_a_plan_is_a_pure_function_of_its_arguments():
+def test_plan_is_a_pure_function_of_its_arguments():
     steps = take(plan(mixture()), 10)
     assert steps == take(plan(mixture()), 10)
     assert steps != take(plan(mixture(), seed=1), 10)
 
 
 @pytest.mark.fast
-def test_going_on_at_any_step_gives_the_same_packs():
+def test_resuming_at_any_step_gives_the_same_packs():
     steps = take(plan(mixture()), 5 * WINDOW)
     for number in range(len(steps) - 2):
-        position = Position.of(json.loads(json.dumps(steps[number][1].state())))
+        position = PlanPosition.from_state_dict(json.loads(json.dumps(steps[number][1].state_dict())))
         assert take(plan(mixture()), 2, position) == steps[number + 1 : number + 3]
 
 
-def test_every_pack_fits_and_windows_hold_the_stream_piece_by_piece():
-    """Epoch by epoch: every sample comes whole, once, before any comes again."""
+def test_every_pack_fits_and_epochs_follow_each_other():
+    """Every sample comes once, with all of its tokens, before any comes again."""
     made = plan(mixture())
     steps = take(made, 20 * WINDOW)
     for step, _ in steps:
@@ -75,18 +75,18 @@ def test_every_pack_fits_and_windows_hold_the_stream_piece_by_piece():
             if piece.source == number:
                 tokens[piece.row] += piece.length
                 starts.add((piece.row, piece.start, piece.length))
-        # All pieces of a row are cut the same way in every epoch, and are next to each other.
+        # A row is cut into the same pieces in every epoch, and they cover it.
         assert (
             sum(length for *_, length in starts) == source.lengths[[row for row, start, _ in starts if not start]].sum()
         )
         epochs = tokens // source.lengths
         assert epochs.max() - epochs.min() <= 1
-        assert steps[-1][1].places[number].tokens == tokens.sum()
+        assert steps[-1][1].streams[number].tokens == tokens.sum()
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("batch", [4, 32, 200, 1000])
-def test_every_sample_comes_once_in_one_epoch_and_then_the_steps_end(batch):
+def test_one_epoch_has_every_token_once_and_then_the_steps_end(batch):
     sources = mixture(epochs=1)
     steps = take(plan(sources, batch=batch), None)
     assert all(len(step) == batch for step, _ in steps)
@@ -112,7 +112,7 @@ def _tokens(piece: Piece) -> range:
 
 
 def any_source(rng: np.random.Generator, label: str, seq_length: int) -> Table:
-    """Samples of up to ten sequences, with pictures anywhere in those that are not text."""
+    """Samples of up to ten sequences, with images anywhere in those that are not text."""
     lengths = rng.integers(1, int(rng.choice([0.6, 1, 3, 10]) * seq_length) + 2, rng.integers(1, 60))
     domain = str(rng.choice(["text", "interleaved", "chat", "ocr"]))
     images: dict[int, list[tuple[int, int]]] = {}
@@ -129,13 +129,13 @@ def any_source(rng: np.random.Generator, label: str, seq_length: int) -> Table:
     return Table(label, lengths, weight, epochs, domain, images, shard_size=int(rng.integers(1, 20)))
 
 
-def test_whatever_the_mixture_nothing_is_lost_cut_or_overfilled():
+def test_no_mixture_loses_samples_cuts_images_or_overfills_packs():
     planned_cases = 0
     for seed in range(400):
         rng = np.random.default_rng(seed)
         multiple = int(rng.choice([1, 8, 16]))
         seq_length, batch = multiple * int(rng.integers(2, 80)), int(rng.choice([1, 2, 5, 16, 64, 130, 300]))
-        sources = [any_source(rng, f"source {place}", seq_length) for place in range(rng.integers(1, 4))]
+        sources = [any_source(rng, f"source {number}", seq_length) for number in range(rng.integers(1, 4))]
         options = {"segment_multiple": multiple, "too_long": str(rng.choice(["refuse", "truncate", "split"]))}
         try:
             steps = take(plan(sources, seed=seed, batch=batch, seq_length=seq_length, **options), None)
@@ -146,18 +146,18 @@ def test_whatever_the_mixture_nothing_is_lost_cut_or_overfilled():
         assert all(
             sum(-(-piece.length // multiple) * multiple for piece in pack.pieces) <= seq_length for pack in packs
         )
-        aside = Counter((piece.source, piece.row) for pack in packs for piece in pack.too_long)
+        too_long = Counter((piece.source, piece.row) for pack in packs for piece in pack.too_long)
         seen: dict[tuple[int, int], Counter[Piece]] = {}
         for piece in pieces_of(steps):
             seen.setdefault((piece.source, piece.row), Counter())[piece] += 1
             for start, size in sources[piece.source].blocks(piece.row):
                 assert not start < piece.start < start + size
                 assert not start < piece.start + piece.length < start + size
-        for place, source in enumerate(sources):
+        for number, source in enumerate(sources):
             for row, length in enumerate(source.lengths.tolist()):
-                pieces = seen.get((place, row), Counter())
+                pieces = seen.get((number, row), Counter())
                 assert set(pieces.values()) <= {source.epochs}
-                assert aside[place, row] == (0 if pieces else source.epochs)
+                assert too_long[number, row] == (0 if pieces else source.epochs)
                 if source.is_text[row] or length <= seq_length:
                     assert sum(piece.length for piece in pieces) == length
         middle = int(rng.integers(len(steps)))
@@ -168,7 +168,7 @@ def test_whatever_the_mixture_nothing_is_lost_cut_or_overfilled():
 
 @pytest.mark.fast
 def test_ranks_of_any_number_share_one_step():
-    """Rank r of n takes packs r, r + n ...: micro-step by micro-step, all of them together take the step in order."""
+    """Rank r of n takes packs r, r + n ...: micro-step by micro-step, the ranks together take the step in order."""
     (step, _), *_ = take(plan(mixture()), 1)
     for ranks in (1, 2, 4, 8, 32):
         shares = [step[rank::ranks] for rank in range(ranks)]
@@ -177,7 +177,7 @@ def test_ranks_of_any_number_share_one_step():
 
 @pytest.mark.fast
 def test_sources_are_blended_by_tokens():
-    """Shares follow the weights to the last sample, although one source's samples are eight times as long."""
+    """Shares follow the weights to within one sample, although one source's samples are eight times as long."""
     sources = [table("short", 3.0, 400, low=5, high=30), table("long", 1.0, 50, low=100, high=200)]
     tokens: Counter[int] = Counter()
     for step, position in take(plan(sources), 10 * WINDOW):
@@ -189,45 +189,45 @@ def test_sources_are_blended_by_tokens():
 
 
 @pytest.mark.fast
-def test_long_texts_span_windows_and_long_image_samples_are_set_aside():
-    """A book of 300 packs, more than a window holds."""
+def test_long_texts_span_windows_and_long_image_samples_are_too_long():
+    """The book takes 300 packs, more than a window holds."""
     length = 300 * SEQ_LENGTH + 88
     source = Table("one", np.array([length]), domain="text", epochs=1)
-    pictures = Table("two", np.array([700, 40]), weight=0.01, epochs=1)
-    steps = take(plan([source, pictures], batch=MIN_WINDOW_PACKS), None)
+    images = Table("two", np.array([700, 40]), weight=0.01, epochs=1)
+    steps = take(plan([source, images], batch=MIN_WINDOW_PACKS), None)
     assert len(steps) == 3
     book = sorted(piece for piece in pieces_of(steps) if piece.source == 0)
     assert [piece.start for piece in book] == list(range(0, length, SEQ_LENGTH))
     assert sum(piece.length for piece in book) == length
-    assert steps[0][1].places[0].parts > 0
-    aside = [piece for step, _ in steps for pack in step for piece in pack.too_long]
-    assert aside == [Piece(1, 0, 0, 700)]
+    assert steps[0][1].streams[0].pieces > 0
+    too_long = [piece for step, _ in steps for pack in step for piece in pack.too_long]
+    assert too_long == [Piece(1, 0, 0, 700)]
 
 
 @pytest.mark.fast
-def test_samples_that_leave_packs_half_empty():
-    """Three of five eighths cannot fill two packs: a step takes no more samples than it has packs."""
+def test_step_of_samples_of_five_eighths_has_one_sample_per_pack():
+    """Two of them do not fit one pack: a step takes no more samples than it has packs."""
     steps = take(plan([Table("one", np.full(40, 160))]), 3 * WINDOW)
     assert all(len(pack.pieces) == 1 for step, _ in steps for pack in step)
-    assert steps[-1][1].places == (Place(3 * WINDOW * BATCH, 0, 3 * WINDOW * BATCH * 160),)
+    assert steps[-1][1].streams == (StreamPosition(3 * WINDOW * BATCH, 0, 3 * WINDOW * BATCH * 160),)
 
 
 @pytest.mark.fast
-def test_no_two_samples_of_a_little_more_than_half_a_pack_share_one():
+def test_two_samples_of_a_little_more_than_half_a_pack_never_share_one():
     steps = take(plan([Table("one", np.array([4104, 7200] * 20))], seq_length=8192), 2 * WINDOW)
     assert {len(pack.pieces) for step, _ in steps for pack in step} == {1}
 
 
 @pytest.mark.fast
-def test_fewer_samples_than_packs():
-    """Each has a pack of its own, and the other packs of the step are empty."""
+def test_fewer_samples_than_packs_get_a_pack_each():
+    """The other packs of the step are empty."""
     (step, _), *more = take(plan([Table("one", np.full(40, 150), epochs=1)], batch=640), None)
     assert not more
     assert sorted(len(pack.pieces) for pack in step) == [0] * 600 + [1] * 40
 
 
 @pytest.mark.fast
-def test_other_costs_make_another_plan_and_have_another_fingerprint():
+def test_other_costs_make_a_different_plan_and_fingerprint():
     other = PackCost(token=1, token_squared=1000)
     assert take(plan(mixture()), 3) != take(plan(mixture(), cost=other), 3)
     assert COST.fingerprint != other.fingerprint
@@ -236,7 +236,7 @@ def test_other_costs_make_another_plan_and_have_another_fingerprint():
 
 
 @pytest.mark.fast
-def test_seq_length_must_hold_whole_segments():
+def test_seq_length_that_is_no_multiple_of_the_segments_is_refused():
     with pytest.raises(
         DataError, match=r"train\.seq_length 250 is not a multiple of data\.segment_multiple 8: use 256"
     ):
@@ -249,29 +249,29 @@ GLM_45V = PackCost(token=25_604_653_056, token_squared=1_130_496, patch=1_450_77
 @pytest.fixture(scope="module")
 def real_lengths():
     """A tenth of the benchmark's samples."""
-    return draw_sources(6000)
+    return make_sources(6000)
 
 
 @pytest.mark.parametrize(("seq_length", "cost", "patches"), [(8192, 1.025, 1.10), (32768, 1.03, 1.04)])
-def test_full_and_even_on_lengths_as_a_real_mixture_has_them(real_lengths, seq_length, cost, patches):
-    """1,024 packs a step on 64 ranks: micro-steps wait for the costliest pack no longer than this."""
-    of = planned(within(real_lengths, seq_length), seq_length, 1024, 3, GLM_45V)
+def test_packs_of_a_realistic_mixture_are_full_and_balanced(real_lengths, seq_length, cost, patches):
+    """1,024 packs per step on 64 ranks: a micro-step waits for its costliest pack no longer than this."""
+    of = planned(reweighted(real_lengths, seq_length), seq_length, 1024, 3, GLM_45V)
     assert of.length.sum() / (3 * 1024 * seq_length) > 0.985
-    assert unevenness(of.step, of.pack, of.cost, 1024, 64).mean() < cost
-    assert unevenness(of.step, of.pack, of.patches, 1024, 64).mean() < patches
+    assert imbalance(of.step, of.pack, of.cost, 1024, 64).mean() < cost
+    assert imbalance(of.step, of.pack, of.patches, 1024, 64).mean() < patches
     # Every step gets its share of costly packs.
     costs = np.bincount(of.step, of.cost)
     assert costs.max() / costs.min() < 1.02
 
 
 @pytest.mark.parametrize("ranks", [8, 16, 32])
-def test_micro_steps_are_even_on_fewer_ranks(real_lengths, ranks):
-    of = planned(within(real_lengths, 8192), 8192, 1024, 1, GLM_45V)
-    assert unevenness(of.step, of.pack, of.cost, 1024, ranks).mean() < 1.02
-    assert unevenness(of.step, of.pack, of.patches, 1024, ranks).mean() < 1.08
+def test_micro_steps_are_balanced_on_fewer_ranks(real_lengths, ranks):
+    of = planned(reweighted(real_lengths, 8192), 8192, 1024, 1, GLM_45V)
+    assert imbalance(of.step, of.pack, of.cost, 1024, ranks).mean() < 1.02
+    assert imbalance(of.step, of.pack, of.patches, 1024, ranks).mean() < 1.08
 
 
-def test_a_million_samples_cost_no_time_at_the_start():
+def test_million_samples_cost_no_time_at_the_start():
     lengths = np.random.default_rng(0).integers(50, 3000, 1_000_000).astype(np.int32)
     source = Table("one", lengths[:10])
     source.lengths, source.is_text = lengths, np.zeros(len(lengths), bool)
@@ -279,14 +279,14 @@ def test_a_million_samples_cost_no_time_at_the_start():
     source.shard_rows = np.arange(0, 1_000_001, 100)
     begin = time.process_time()
     made = plan([source], seq_length=8192, batch=256)
-    step, _ = next(made.steps(Position((Place(123_456_789, 0, 10**12),))))
+    step, _ = next(made.steps(PlanPosition((StreamPosition(123_456_789, 0, 10**12),))))
     assert len(step) == 256
     assert time.process_time() - begin < 0.5
 
 
 def test_memory_does_not_grow():
     """1,200 steps in 38 windows, over many epochs."""
-    stream = plan(mixture(), batch=4).steps(Position.start(3))
+    stream = plan(mixture(), batch=4).steps(PlanPosition.start(3))
     tracemalloc.start()
     try:
         held = []
@@ -302,7 +302,7 @@ def test_memory_does_not_grow():
 
 @pytest.mark.slow
 def test_memory_does_not_grow_in_100_000_steps():
-    stream = plan(mixture(), batch=4).steps(Position.start(3))
+    stream = plan(mixture(), batch=4).steps(PlanPosition.start(3))
     for _ in itertools.islice(stream, 2000):
         pass
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

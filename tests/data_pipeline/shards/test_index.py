@@ -20,7 +20,7 @@ import pyarrow as pa
 import pytest
 import xxhash
 
-from benchmarks.indexing import in_a_process_of_its_own, write_folder
+from benchmarks.indexing import in_new_process, write_folder
 from data_pipeline.config import SourceConfig
 from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
@@ -385,7 +385,7 @@ def test_many_rows_of_every_kind(tmp_path):
 @pytest.mark.slow
 def test_a_million_samples_open_within_a_second_and_100_megabytes(tmp_path):
     write_folder(tmp_path, samples=1_000_000, shards=10_000)
-    figures = in_a_process_of_its_own(tmp_path)
+    figures = in_new_process(tmp_path)
     assert (figures["samples"], figures["shards"]) == (1_000_000, 10_000)
     assert figures["CPU seconds"] < 1
     assert figures["MB anonymous"] + figures["MB mapped"] < 100

@@ -1,14 +1,15 @@
-"""From shards of pictures to patches, in samples a CPU-second of one core, against what others do with the same shards.
+"""From shards of images to patches, in samples per CPU-second of one core, against other tools on the same shards.
 
-    python -m benchmarks.pictures --folder /tmp/pictures --peers-python .venv-peers/bin/python
+    python -m benchmarks.images --folder /tmp/images --peers-python .venv-peers/bin/python
 
-Ours is the way of a data worker: a row of the index, in random order, its bytes from the tar with their checksum,
-decoded, resized to the model's size, cut into uint8 patches. Others read in order and end with transformers' pixel
-values. They live in an environment of their own (benchmarks/requirements.txt); without it, ours is timed alone.
+This implementation does what a data worker does: look up a row of the index, in random order, read and check its bytes,
+decode, resize to the model's size, cut into uint8 patches. The peers read in order and end with transformers' pixel
+values. They need an environment of their own (benchmarks/requirements.txt); without it, only this implementation is
+timed. The limits are the JPEG decoder alone, and copying the patches once.
 
-The folder is filled at the first run: 4,000 JPEGs cut from photographs that scikit-image and scikit-learn bring along,
-of 0.54 megapixels in the mean, in 8 webdataset shards. CPU time is of the whole process, the best of several rounds:
-other work on the machine disturbs it less than the clock on the wall, but caches and memory are shared.
+The first run fills the folder: 4,000 JPEGs cut from photographs that scikit-image and scikit-learn contain, with a mean
+of 0.54 megapixels, in 8 webdataset shards. Times are CPU time of the whole process, the best of several rounds: other
+programs disturb it less than wall time, but they share caches and memory.
 """
 
 from __future__ import annotations
@@ -43,20 +44,23 @@ PEERS = {
     "webdataset + Pillow + transformers (PIL)": "webdataset+pil+1",
     "Megatron-Energon + Pillow + transformers (PIL)": "energon+pil+1",
     "webdataset + Pillow + transformers (torchvision)": "webdataset+torchvision+1",
-    "the same, 8 pictures a call": "webdataset+torchvision+8",
+    "the same, 8 images per call": "webdataset+torchvision+8",
 }
+OURS = "this implementation"
 console = Console()
 
 
 @dataclass(frozen=True)
 class Timed:
+    """What one contender did."""
+
     samples: int
     patches: int
-    seconds: float  # of CPU
+    seconds: float  # CPU time
 
     @property
     def rate(self) -> float:
-        """Patches a second: not everyone reads the same pictures, unless --samples asks for all."""
+        """Patches per second. The contenders read different images, unless --samples asks for all."""
         return self.patches / self.seconds
 
 
@@ -64,10 +68,11 @@ class Timed:
 
 
 def make_shards(folder: Path) -> None:
+    """Write and index the shards."""
     folder.mkdir(parents=True, exist_ok=True)
     made = jpegs()
     for shard in track(range(SHARDS), "making the shards"):
-        with tarfile.open(folder / f"pictures-{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        with tarfile.open(folder / f"images-{shard:05d}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
             for number in range(shard * SAMPLES // SHARDS, (shard + 1) * SAMPLES // SHARDS):
                 for name, data in ((f"{number:06d}.jpg", next(made)), (f"{number:06d}.txt", b"A photograph.")):
                     member = tarfile.TarInfo(name)
@@ -76,11 +81,11 @@ def make_shards(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "tools.shard", "index", str(folder)], check=True, stdout=subprocess.DEVNULL)
 
 
-# --- ours -------------------------------------------------------------------------------------------------------------
+# --- this implementation ----------------------------------------------------------------------------------------------
 
 
-def raw_pictures(folder: Path, samples: int) -> Iterator[bytes]:
-    """Bytes of the first pictures, those that the others read, in random order."""
+def raw_images(folder: Path, samples: int) -> Iterator[bytes]:
+    """Yield the bytes of the first images, the ones that the peers read, in random order."""
     indexes = [read_index(tar) for tar in sorted(folder.glob("*.tar"))]
     reader = ShardReader()
     for number in np.random.default_rng(1).permutation(samples).tolist():
@@ -88,65 +93,67 @@ def raw_pictures(folder: Path, samples: int) -> Iterator[bytes]:
         yield reader.read(str(index.file), index.sample(number % (SAMPLES // SHARDS))).images[0]
 
 
-def ours(folder: Path, samples: int) -> Timed:
-    made = (len(image_patches(data, MAX_TOKENS)[0]) for data in raw_pictures(folder, samples))
+def time_ours(folder: Path, samples: int) -> Timed:
+    """Time this implementation."""
+    made = (len(image_patches(data, MAX_TOKENS)[0]) for data in raw_images(folder, samples))
     began = time.process_time()
     patches = sum(made)
     return Timed(samples, patches, time.process_time() - began)
 
 
 def stages(folder: Path, samples: int) -> list[tuple[str, float, str]]:
-    """What each step of ours takes, in ms a picture, and its rate."""
+    """Return the name of each stage, its seconds per image, and its rate."""
 
-    def timed(step: Callable, arguments: list) -> tuple[list, float]:
+    def timed(stage: Callable, arguments: list) -> tuple[list, float]:
         best = float("inf")
         for _ in range(3):
             began = time.process_time()
-            results = [step(*argument) for argument in arguments]
+            results = [stage(*argument) for argument in arguments]
             best = min(best, time.process_time() - began)
         return results, best / len(arguments)
 
     began = time.process_time()
-    files = list(raw_pictures(folder, samples))
+    files = list(raw_images(folder, samples))
     read = (time.process_time() - began) / samples
     _, bare = timed(lambda data: simplejpeg.decode_jpeg(data, colorspace="RGB"), [(data,) for data in files])
     decoded, decode = timed(decode_image, [(data,) for data in files])
     frames = [as_frames(rgb) for rgb in decoded]
     sizes = [resized_size(*rgb.shape[:2], max_tokens=MAX_TOKENS) for rgb in decoded]
     resized, resizing = timed(resize, list(zip(frames, sizes, strict=True)))
-    slices, cutting = timed(patchify, [(picture,) for picture in resized])
-    _, copying = timed(torch.clone, [(picture,) for picture in slices])
+    slices, cutting = timed(patchify, [(image,) for image in resized])
+    _, copying = timed(torch.clone, [(image,) for image in slices])
     megabytes = sum(len(data) for data in files) / samples / 1e6
     megapixels = sum(rgb.shape[0] * rgb.shape[1] for rgb in decoded) / samples / 1e6
-    moved = sum(picture.numel() for picture in slices) / samples / 1e9
+    moved = sum(image.numel() for image in slices) / samples / 1e9
     return [
         ("index row, read, checksum", read, f"{megabytes / read:,.0f} MB/s, {megabytes * 1e3:.0f} kB each"),
         ("decode", decode, f"{megapixels / decode:,.0f} megapixels/s, {megapixels:.2f} each"),
         (
             "  the JPEG decoder alone",
             bare,
-            f"{megapixels / bare:,.0f} megapixels/s: the limit, {1 / bare:,.0f} pictures/s",
+            f"{megapixels / bare:,.0f} megapixels/s: the limit, {1 / bare:,.0f} images/s",
         ),
         ("resize", resizing, f"{megapixels / resizing:,.0f} megapixels/s"),
         ("patchify", cutting, f"{moved / cutting:.1f} GB/s of patches"),
-        ("  copying the patches once", copying, f"{moved / copying:.1f} GB/s: memory's limit"),
+        ("  copying the patches once", copying, f"{moved / copying:.1f} GB/s: the limit of the memory"),
     ]
 
 
 # --- the comparison ---------------------------------------------------------------------------------------------------
 
 
-def peer(python: str, contender: str, folder: Path, samples: int) -> Timed | str:
-    """Its figures, or the last line of what it said."""
-    script = Path(__file__).with_name("picture_peers.py")
+def time_peer(python: str, contender: str, folder: Path, samples: int) -> Timed | str:
+    """Time a peer. Returns the last line of its error output if it fails."""
+    script = Path(__file__).with_name("image_peers.py")
     command = [python, str(script), contender, str(folder), str(samples)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        return (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        return (done.stderr.strip().splitlines() or ["no output"])[-1]
     return Timed(**json.loads(done.stdout.strip().splitlines()[-1]))
 
 
 def prepare_energon(python: str, folder: Path) -> None:
+    """Run `energon prepare` on the shards, once."""
     energon = Path(python).with_name("energon")
     if energon.exists() and not (folder / ".nv-meta").exists():
         options = ["--non-interactive", "--split-ratio", "1,0,0", "--sample-type", "CrudeWebdataset"]
@@ -154,11 +161,14 @@ def prepare_energon(python: str, folder: Path) -> None:
 
 
 def main() -> None:
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--folder", type=Path, required=True, help="of the shards (440 MB), filled where it is empty")
-    parser.add_argument("--peers-python", help="python of an environment with benchmarks/requirements.txt")
-    parser.add_argument("--samples", type=int, default=1000, help="pictures in a round")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--folder", type=Path, required=True, help="folder of the shards (440 MB); filled if it is empty"
+    )
+    parser.add_argument("--peers-python", help="Python of an environment with benchmarks/requirements.txt")
+    parser.add_argument("--samples", type=int, default=1000, help="images per round")
+    parser.add_argument("--rounds", type=int, default=2, help="the best one counts")
     options = parser.parse_args()
     torch.set_num_threads(1)
     keep_freed_memory()  # as data workers do
@@ -170,28 +180,28 @@ def main() -> None:
     best: dict[str, Timed] = {}
     failed: dict[str, str] = {}
     for _ in range(options.rounds):
-        rounds: dict[str, Timed | str] = {"ours": ours(options.folder, options.samples)}
+        rounds: dict[str, Timed | str] = {OURS: time_ours(options.folder, options.samples)}
         if options.peers_python:
             for name, contender in PEERS.items():
-                rounds[name] = peer(options.peers_python, contender, options.folder, options.samples)
+                rounds[name] = time_peer(options.peers_python, contender, options.folder, options.samples)
         for name, timed in rounds.items():
             if isinstance(timed, str):
                 failed[name] = timed
             elif name not in best or timed.rate > best[name].rate:
                 best[name] = timed
 
-    table = Table("pictures to patches", "samples/CPU s", "patches/CPU s", "ours is")
+    table = Table("images to patches", "samples per CPU-second", "patches per CPU-second", "this implementation is")
     for name, timed in best.items():
-        ratio = f"{best['ours'].rate / timed.rate:.1f} times as fast" if name != "ours" else ""
+        ratio = f"{best[OURS].rate / timed.rate:.1f} times as fast" if name != OURS else ""
         table.add_row(name, f"{timed.samples / timed.seconds:,.1f}", f"{timed.rate:,.0f}", ratio)
     console.print(table)
-    for name, said in failed.items():
-        console.print(f"{name}: {said}", markup=False)
+    for name, message in failed.items():
+        console.print(f"{name}: {message}", markup=False)
     if not options.peers_python:
         console.print("the peers need --peers-python: see benchmarks/requirements.txt")
-    limits = Table("step of ours", "ms", "rate")
-    for step, seconds, rate in stages(options.folder, min(options.samples, 200)):
-        limits.add_row(step, f"{seconds * 1e3:.2f}", rate)
+    limits = Table("stage of this implementation", "ms per image", "rate")
+    for stage, seconds, rate in stages(options.folder, min(options.samples, 200)):
+        limits.add_row(stage, f"{seconds * 1e3:.2f}", rate)
     console.print(limits)
 
 

@@ -1,8 +1,9 @@
-"""How others come from shards of pictures to patches; `benchmarks.pictures` runs this file with their interpreter.
+"""Other tools, from shards of images to patches. `benchmarks.images` runs this file with the interpreter of the peers.
 
-    .venv-peers/bin/python benchmarks/picture_peers.py CONTENDER FOLDER SAMPLES
+    .venv-peers/bin/python benchmarks/image_peers.py CONTENDER FOLDER SAMPLES
 
-Prints one line of JSON: the samples, the patches made of them, and the CPU seconds taken after a few to warm up.
+CONTENDER is READER+PROCESSOR+IMAGES_PER_CALL: webdataset or energon, pil or torchvision, a number. Prints one line of
+JSON: samples, patches and CPU seconds, measured after a few samples to warm up.
 """
 
 from __future__ import annotations
@@ -22,20 +23,21 @@ WARM_UP = 16
 SIZE = {"shortest_edge": 112 * 112, "longest_edge": 28 * 28 * 2 * 6144}
 
 
-def webdataset_pictures(folder: Path) -> Iterator[Any]:
+def webdataset_images(folder: Path) -> Iterator[Any]:
+    """Yield the images of a folder of shards, decoded by Pillow."""
     import webdataset
 
     shards = sorted(str(path) for path in folder.glob("*.tar"))
     return (sample["jpg"] for sample in webdataset.WebDataset(shards, shardshuffle=False).decode("pilrgb"))
 
 
-def energon_pictures(folder: Path) -> Iterator[Any]:
-    """Needs `energon prepare`, which benchmarks.pictures has run."""
+def energon_images(folder: Path) -> Iterator[Any]:
+    """Yield the same images by Energon. Needs `energon prepare`, which benchmarks.images runs."""
     from megatron.energon import DefaultTaskEncoder, WorkerConfig, get_savable_loader, get_train_dataset, stateless
     from megatron.energon.flavors.crude import CrudeSample
     from megatron.energon.task_encoder.cooking import Cooker, basic_sample_keys
 
-    class Pictures(DefaultTaskEncoder):
+    class Images(DefaultTaskEncoder):
         decoder = None
 
         @staticmethod
@@ -54,36 +56,37 @@ def energon_pictures(folder: Path) -> Iterator[Any]:
         batch_size=1,
         shuffle_buffer_size=None,
         max_samples_per_sequence=None,
-        task_encoder=Pictures(),
+        task_encoder=Images(),
         repeat=False,
     )
     return (sample["image"] for sample in get_savable_loader(dataset))
 
 
-def patches(pictures: Iterator[Any], processor: Any, at_once: int) -> Iterator[tuple[int, int]]:
-    """(pictures, patches) of every call of the processor."""
-    while batch := list(islice(pictures, at_once)):
+def patches(images: Iterator[Any], processor: Any, per_call: int) -> Iterator[tuple[int, int]]:
+    """Yield (images, patches) of every call of the processor."""
+    while batch := list(islice(images, per_call)):
         yield len(batch), len(processor(batch, return_tensors="pt")["pixel_values"])
 
 
 def main(contender: str, folder: str, samples: str) -> None:
+    """Print the figures of one contender."""
     import torch
 
     torch.set_num_threads(1)
-    reader, processor_name, at_once = contender.split("+")
+    reader, processor_name, per_call = contender.split("+")
     if processor_name == "pil":
         from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil as Processor
     else:
         from transformers import Glm4vImageProcessor as Processor
-    pictures = {"webdataset": webdataset_pictures, "energon": energon_pictures}[reader](Path(folder))
-    made = patches(pictures, Processor(size=SIZE), int(at_once))
+    images = {"webdataset": webdataset_images, "energon": energon_images}[reader](Path(folder))
+    made = patches(images, Processor(size=SIZE), int(per_call))
     done = counted = 0
     while done < WARM_UP:
         done += next(made)[0]
     began, done = time.process_time(), 0
     while done < int(samples):
-        pictures_done, patches_done = next(made)
-        done, counted = done + pictures_done, counted + patches_done
+        images_done, patches_done = next(made)
+        done, counted = done + images_done, counted + patches_done
     print(json.dumps({"samples": done, "patches": counted, "seconds": time.process_time() - began}))
 
 
