@@ -19,10 +19,10 @@ TOO_LONG = ("refuse", "truncate", "split")
 class SourceConfig:
     """One source of the mixture."""
 
-    path: str = ""  # a folder of shards, one .tar file, or a pattern such as "shards/caption-*.tar"; or a URL of these
-    weight: float = 1.0  # share of the TOKENS of the mixture, relative to the other sources
-    name: str = ""  # for logs and checkpoints; empty: the last part of the path
-    epochs: float = 0.0  # how often each sample is seen before the source leaves the mixture; 0: endless
+    path: str = ""  # folder of shards, one .tar file, or a pattern such as shards/caption-*.tar; or a URL of these
+    weight: float = 1.0  # share of the mixture's tokens, relative to the other sources
+    name: str = ""  # name in logs and checkpoints; empty: the last part of the path
+    epochs: float = 0.0  # times each sample is seen before the source leaves the mixture; 0: endless
 
     def label(self) -> str:
         """Return the name, or the last part of the path if there is none."""
@@ -33,18 +33,21 @@ class SourceConfig:
 class DataConfig:
     """Where training data comes from and how large its images may become."""
 
-    tokenizer: str = ""  # a Hugging Face tokenizer folder (tokenizer.json)
-    sources: list[SourceConfig] = field(default_factory=list)  # {path, weight, name, epochs} of each source
+    tokenizer: str = ""  # Hugging Face tokenizer folder (tokenizer.json)
+    sources: list[SourceConfig] = field(default_factory=list)  # the mixture: a list of {path, weight, name, epochs}
     seed: int = 0  # of the order of samples
-    num_workers: int = 2  # decoding processes per data-parallel rank; 0: in the training process
-    prefetch: int = 2  # packs that every worker holds ready
-    max_quarantined_fraction: float = 0.01  # of the samples read so far; a run that quarantines more stops
-    image_max_tokens: int = 6144  # tokens per image at most (transformers: longest_edge = 28*28*2 * this)
-    video_max_tokens: int = 30000  # tokens per video at most
-    too_long: str = "refuse"  # samples longer than a sequence: refuse | truncate | split; plain text is always split
-    cache_dir: str = ""  # where copies of shards behind a URL are kept; empty: ~/.cache/glmv-train/shards
-    cache_bytes: int = 0  # bytes of copies kept there at most; 0: no limit
-    segment_multiple: int = 8  # every segment is padded to a multiple of this many tokens, whatever the layout
+    num_workers: int = 2  # processes that decode, per data-parallel rank; 0: the training process decodes
+    prefetch: int = 2  # packs that each worker holds ready
+    # largest share of the samples so far that may be quarantined before the run stops; the first ten never stop it
+    max_quarantined_fraction: float = 0.01
+    image_max_tokens: int = 6144  # largest image, in tokens (transformers: longest_edge = 28*28*2 * this)
+    video_max_tokens: int = 30000  # largest video, in tokens
+    # samples longer than train.seq_length: refuse counts them as too long, truncate keeps the beginning, split makes
+    # several; no image or video is cut, a chat is never split, plain text is always split
+    too_long: str = "refuse"
+    cache_dir: str = ""  # where each machine keeps shards that are URLs; empty: ~/.cache/glmv-train/shards
+    cache_bytes: int = 0  # most bytes of shards to keep there; 0: all
+    segment_multiple: int = 8  # every sample is padded to a multiple of this many tokens, at every layout
 
     def check(self) -> None:
         """Check the values one by one and together.

@@ -30,14 +30,18 @@ SIZES = (
 class ParallelConfig:
     """Sizes of the parallel dimensions. The data-parallel size is the number of processes over TP x CP x PP."""
 
-    tensor_model_parallel_size: int = 1  # TP: ranks that share each layer's matrices
-    pipeline_model_parallel_size: int = 1  # PP: ranks that share the layers
-    virtual_pipeline_model_parallel_size: int = 1  # VPP: pipeline stages per pipeline rank
-    context_parallel_size: int = 1  # CP: ranks that share the tokens of a pack
-    expert_model_parallel_size: int = 1  # EP: ranks that share the routed experts
-    expert_tensor_parallel_size: int = 1  # ETP: ranks that share each routed expert; 1: whole experts, under TP too
-    sequence_parallel: bool = False  # split the activations between the matrices over the TP ranks, by tokens
-    vision: str = "images"  # how TP x CP ranks share the tower. images: whole images each; tensor: TP splits its layers
+    tensor_model_parallel_size: int = 1  # processes that share each layer
+    pipeline_model_parallel_size: int = 1  # stages that the layers are divided into, each on other processes
+    # chunks of layers per stage, which run in turn; above 1, a rank's packs per step must be a multiple of
+    # parallel.pipeline_model_parallel_size
+    virtual_pipeline_model_parallel_size: int = 1
+    context_parallel_size: int = 1  # processes that share each sample's tokens; twice it divides data.segment_multiple
+    expert_model_parallel_size: int = 1  # processes that share the routed experts
+    expert_tensor_parallel_size: int = 1  # processes that share each routed expert; 1: whole experts, also under TP
+    sequence_parallel: bool = False  # split norms and residuals over the tensor ranks; required for MoE under TP
+    # what the tensor and context ranks share of a pack's images. images: each runs the whole tower on some of them;
+    # tensor: tensor ranks share the tower's layers, context ranks the images
+    vision: str = "images"
 
     def __post_init__(self) -> None:
         for name in SIZES:

@@ -33,9 +33,11 @@ RECOMPUTE: dict[str, dict[str, Any]] = {
 
 @dataclass
 class RecomputeConfig:
-    """What the backward pass recomputes."""
+    """Activations that the backward pass computes again, instead of keeping them from the forward pass."""
 
-    decoder: str = "none"  # of the decoder's layers: none, selective or full
+    # of the decoder's layers: none, selective (core attention and norms) or full (everything inside a layer, which adds
+    # a third of computation)
+    decoder: str = "none"
     vision: str = "none"  # of the vision tower's blocks: none, selective or full
 
     def __post_init__(self) -> None:

@@ -1,1 +1,1 @@
-"""Pretraining and long-context continuation: the entry and what differs from other stages."""
+"""Pretraining and long-context continuation: the entry and its differences from other stages."""

@@ -1,4 +1,4 @@
-"""Pretrain, or continue at a longer context (the same code, another YAML):
+"""Pretrain, or continue at a longer context (the same code with another YAML).
 
 torchrun --nproc_per_node 8 -m pretrain.train --config configs/tiny/pretrain.yaml [dotted.key=value ...]
 """

@@ -1,1 +1,1 @@
-"""Supervised fine-tuning: the entry and what differs from pretraining."""
+"""Supervised fine-tuning: the entry and its differences from pretraining."""

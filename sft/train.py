@@ -1,4 +1,4 @@
-"""Fine-tune on chats, from a pretrained model:
+"""Fine-tune on chats, from a pretrained model.
 
 torchrun --nproc_per_node 8 -m sft.train --config configs/tiny/sft.yaml [dotted.key=value ...]
 """
@@ -13,14 +13,17 @@ from training.optimizer import OptimizerConfig
 
 @dataclass
 class SftConfig(RunConfig):
-    """Fine-tuning differs from pretraining in where it starts, and in gentler steps (settings of ours; the report gives
-    32,768 tokens and 32 packs a step, and no learning rate)."""
+    """Fine-tuning differs from pretraining in where it starts and in its smaller steps.
+
+    The report gives 32,768 tokens per pack and 32 packs per step, but no learning rate: these are this project's.
+    """
 
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(lr=5e-6, min_lr=5e-7, weight_decay=0.0, beta2=0.98)
     )
 
     def check(self) -> None:
+        """Check the keys of a run, and that there is a model to start from."""
         super().check()
         if not self.model.init_from:
             raise ConfigError("model.init_from is empty: fine-tuning starts from a pretrained model; name its folder")

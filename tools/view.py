@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import webbrowser
 from collections.abc import Sequence
-from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -27,7 +26,6 @@ from common.files import write_text
 from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.index import ShardIndex, read_index
 from data_pipeline.shards.reader import ShardReader
@@ -38,7 +36,7 @@ from tools.errors import errors_in_one_line
 from tools.shard_paths import shards_of
 from tools.view_content import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 from training.config import RunConfig, load_config
-from training.pack_cost import pack_cost
+from training.setup import build_loader
 from training.start_point import find_start_point, resolve_model
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
@@ -102,14 +100,7 @@ def batch(
         run = load_config(
             RunConfig, config, [*(overrides or []), "data.num_workers=0", "checkpoint.allow_changes=true"]
         )
-        loader = PackedLoader(
-            run.data,
-            seq_length=run.train.seq_length,
-            global_batch_size=run.train.global_batch_size,
-            data_parallel_rank=0,
-            data_parallel_size=1,
-            cost=pack_cost(resolve_model(run.model.preset, find_start_point(run, asdict(run)))),
-        )
+        loader = build_loader(run, resolve_model(run.model, find_start_point(run)))
         loader.skip(step - 1)
         packs: list[PackView] = []
         last = step + steps - 1

@@ -1,1 +1,1 @@
-"""The engine of all stages: configuration, loop, step, optimizer, run folder, metrics, policy of checkpoints."""
+"""The engine of all stages: configuration, loop, step, optimizer, run folder, metrics, checkpoint policy."""

@@ -1,15 +1,15 @@
 """A run's configuration: YAML, dotted overrides, and what must hold between the keys.
 
-Each section is a dataclass beside the code it configures; `RunConfig` only composes them.
+Each section is a dataclass beside the code it configures; `RunConfig` only composes them. The comment on a field's line
+is the key's documentation (training.keys).
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar, get_origin
 
 import torch
 import yaml
@@ -22,40 +22,55 @@ from model.config import ConfigError
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
+from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.keys import Key, keys_of, probable_keys, unknown_key
 from training.optimizer import OptimizerConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
 RESUME = ("auto", "never")
+MAX_SEED = 2**63 - 1  # of torch's generators
 
 
 @dataclass
 class ModelChoice:
     """Which model, where its weights come from, and what computes it."""
 
-    preset: str = ""  # a name in configs/model/; may be left out where init_from says it
-    init_from: str = ""  # a Hugging Face folder, a checkpoint or a run's folder; empty: random weights
-    backend: str = "auto"  # transformer_engine, torch, or auto: the first where there is a GPU and it is installed
+    preset: str = ""  # name of a file in configs/model; optional where model.init_from says which model it is
+    init_from: str = ""  # Hugging Face folder, checkpoint or run folder to take the weights from; empty: random weights
+    # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
+    # change when a run resumes
+    backend: str = "auto"
+    max_position_embeddings: int = 0  # longest sequence that the exported config.json allows; 0: as the model has it
+    rope_theta: float = 0.0  # base of the decoder's rotary positions; 0: as the model has it
+
+    def __post_init__(self) -> None:
+        check_bounds("model", self, {"max_position_embeddings": NOT_NEGATIVE, "rope_theta": NOT_NEGATIVE})
 
 
 @dataclass
 class TrainConfig:
     """The run itself."""
 
-    steps: int = 0
-    global_batch_size: int = 0  # packs of seq_length tokens that one optimizer step sees
-    micro_batch_size: int = 1  # a pack is a micro-batch
-    seq_length: int = 0
-    seed: int = 1234  # of the weights, where they are random
-    output_dir: str = ""
+    steps: int = 0  # optimizer steps
+    global_batch_size: int = 0  # packs per step, over all ranks
+    micro_batch_size: int = 1  # packs per micro-batch: always 1
+    seq_length: int = 0  # tokens per pack
+    seed: int = 1234  # of random weights
+    output_dir: str = ""  # the run folder
     precision: str = "bf16"  # fp32, or bf16 with float32 main weights and gradients
-    deterministic: bool = False  # refuse kernels that could give other bits in another run
-    check_determinism: int = 0  # every so many steps, compute the gradients twice and stop if a bit differs; 0: never
+    deterministic: bool = False  # refuse kernels that may give different bits in another run
+    check_determinism: int = 0  # compute the gradients of every N-th step twice, and stop if a bit differs; 0: never
 
     def check(self) -> None:
-        for key in ("steps", "global_batch_size", "seq_length"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"train.{key}={getattr(self, key)}: give a positive number")
+        """Check the keys that have no usable default.
+
+        Raises:
+            ConfigError: a value is missing or not allowed.
+        """
+        check_bounds("train", self, dict.fromkeys(("steps", "global_batch_size", "seq_length"), POSITIVE))
+        check_bounds("train", self, {"check_determinism": NOT_NEGATIVE})
+        _check_seed("train.seed", self.seed)
         if self.micro_batch_size != 1:
             raise ConfigError(
                 f"train.micro_batch_size={self.micro_batch_size}: samples are packed, and one pack is one micro-batch; "
@@ -63,29 +78,25 @@ class TrainConfig:
             )
         if not self.output_dir:
             raise ConfigError("train.output_dir is empty: give the folder of the run")
-        if self.check_determinism < 0:
-            raise ConfigError(f"train.check_determinism={self.check_determinism} must not be negative; 0 is never")
         _one_of("train.precision", self.precision, PRECISIONS)
 
 
 @dataclass
 class MoeConfig:
-    """Balancing of experts (report, section 3.2). Without effect on the dense model."""
+    """Load balancing of the experts (report, section 3.2). The dense model ignores it."""
 
-    balance_loss_coeff: float = 1e-4  # sequence-level balance loss
-    expert_bias_update_rate: float = 1e-3  # loss-free balancing
+    balance_loss_coeff: float = 1e-4  # weight of the sequence-level balance loss, which is computed per sample
+    expert_bias_update_rate: float = 1e-3  # step of the experts' biases (loss-free balancing)
 
     def __post_init__(self) -> None:
-        for key in ("balance_loss_coeff", "expert_bias_update_rate"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"moe.{key}={getattr(self, key)} must not be negative")
+        check_bounds("moe", self, {"balance_loss_coeff": NOT_NEGATIVE, "expert_bias_update_rate": NOT_NEGATIVE})
 
 
 @dataclass
 class Fp8Config:
     """FP8 training, which needs Transformer Engine."""
 
-    recipe: str = "none"
+    recipe: str = "none"  # none; the others (blockwise, mxfp8, tensorwise, delayed) are not supported yet
 
     def __post_init__(self) -> None:
         _one_of("fp8.recipe", self.recipe, FP8_RECIPES)
@@ -96,16 +107,14 @@ class Fp8Config:
 class CheckpointConfig:
     """When checkpoints are written, and what happens to a run that is found in the output folder."""
 
-    save_interval: int = 1000  # steps; 0: never, not even at the end
-    keep_last: int = 0  # 0: keep all
-    resume: str = "auto"  # auto: continue the run found in train.output_dir; never: refuse to touch it
-    allow_changes: bool = False  # resume although keys that decide the model or the plan of data have changed
+    save_interval: int = 1000  # steps between checkpoints, and one at the end; 0: never
+    keep_last: int = 0  # newest checkpoints to keep; 0: all
+    resume: str = "auto"  # auto: resume the run found in train.output_dir; never: refuse to touch it
+    allow_changes: bool = False  # resume although keys that decide the model or the data plan have changed
 
     def __post_init__(self) -> None:
         _one_of("checkpoint.resume", self.resume, RESUME)
-        for key in ("save_interval", "keep_last"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"checkpoint.{key}={getattr(self, key)} must not be negative")
+        check_bounds("checkpoint", self, {"save_interval": NOT_NEGATIVE, "keep_last": NOT_NEGATIVE})
 
 
 @dataclass
@@ -120,11 +129,16 @@ class RunConfig:
     moe: MoeConfig = field(default_factory=MoeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
-    freeze: list[str] = field(default_factory=list)  # parts that are not trained: vision, adapter, decoder
+    freeze: list[str] = field(default_factory=list)  # parts not to train: vision, adapter, decoder (with its routers)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
-        """What must hold whatever the number of processes. Each section has checked itself."""
+        """Check what must hold whatever the number of processes. Each section has checked itself.
+
+        Raises:
+            ConfigError: a key is missing, or two keys contradict each other.
+            DataError: the same, of a data key.
+        """
         train, optimizer = self.train, self.optimizer
         train.check()
         if not self.model.preset and not self.model.init_from:
@@ -136,21 +150,26 @@ class RunConfig:
             raise ConfigError(
                 f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps={train.steps}"
             )
+        self.data.check()
+        _check_seed("data.seed", self.data.seed)
         if train.seq_length % self.data.segment_multiple:
             raise ConfigError(
                 f"train.seq_length={train.seq_length} must be a multiple of "
                 f"data.segment_multiple={self.data.segment_multiple}, to which every sample is padded"
             )
         check_freeze(self.freeze)
-        self.data.check()
 
     @property
-    def balancing(self) -> MoeConfig:
-        """`moe`, but a frozen decoder's experts are not balanced."""
+    def moe_in_effect(self) -> MoeConfig:
+        """`moe`, or no balancing where the decoder is frozen: its gradient would reach the adapter."""
         return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if "decoder" in self.freeze else self.moe
 
     def check_world(self, world_size: int) -> None:
-        """What depends on the number of processes."""
+        """Check what depends on the number of processes.
+
+        Raises:
+            ConfigError: the global batch does not divide over the data-parallel ranks or the pipeline schedule.
+        """
         ranks = self.parallel.data_parallel_size(world_size)
         if self.train.global_batch_size % ranks:
             raise ConfigError(
@@ -165,6 +184,11 @@ def _one_of(key: str, value: str, choices: Collection[str]) -> None:
         raise ConfigError(f"{key}={value!r}: choose one of {', '.join(choices)}")
 
 
+def _check_seed(key: str, value: int) -> None:
+    if not 0 <= value <= MAX_SEED:
+        raise ConfigError(f"{key}={value}: give a number from 0 to {MAX_SEED}")
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 Schema = TypeVar("Schema", bound=RunConfig)
@@ -174,17 +198,18 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
     """Read a YAML file and `dotted.key=value` overrides into `schema`.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown (the nearest known one is named), a value is of the
-            wrong type, or keys contradict each other.
+        ConfigError: the file cannot be read, a key is unknown (the probable ones are named), a value is of the wrong
+            type, or keys contradict each other.
     """
     if not path.is_file():
         raise ConfigError(f"--config {path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
     if malformed := [o for o in overrides if "=" not in o]:
         raise ConfigError(f"{malformed[0]!r} is not an override; write dotted.key=value")
+    known = {key.name: key for key in keys_of(schema)}
     try:
         layers = [OmegaConf.load(path), *(_read_override(override) for override in overrides)]
         for layer in layers:
-            _refuse_unknown_keys(schema, OmegaConf.to_container(layer))
+            _check_section(OmegaConf.to_container(layer), known, prefix="")
         config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))
     except ConfigError:
         raise
@@ -207,30 +232,29 @@ def _read_override(override: str) -> Any:
         raise ConfigError(f"{override!r} cannot be read: {str(error).splitlines()[0]}") from None
 
 
-def _refuse_unknown_keys(schema: type, content: Any) -> None:
-    known = dict(_dotted_keys(schema))
-    for key in _keys_of(content):
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-            raise ConfigError(f"unknown key {key!r}; the nearest known one is {near[0]!r}")
+def _check_section(content: Any, known: Mapping[str, Key], prefix: str) -> None:
+    """Check names, and the kinds that OmegaConf converts or reports badly."""
+    if not isinstance(content, dict):
+        raise ConfigError(f"{prefix.rstrip('.') or 'the file'} is {content!r}: give its keys, each with a value")
+    for name, value in content.items():
+        key = known.get(f"{prefix}{name}")
+        if key is None:
+            below = value if isinstance(value, dict) else ()
+            names, keys = [f"{prefix}{name}", *(f"{prefix}{name}.{leaf}" for leaf in below)], list(known.values())
+            raise ConfigError(unknown_key(next((n for n in names if probable_keys(n, keys)), names[0]), keys))
+        if isinstance(value, str) and "${" in value:  # OmegaConf resolves and checks it
+            continue
+        if key.is_section:
+            _check_section(value, known, f"{key.name}.")
+        elif get_origin(key.kind) is list:
+            _check_list(value, key, known)
+        elif key.kind is bool and isinstance(value, int) and value not in (0, 1):
+            raise ConfigError(f"{key.name}={value}: give true or false")
 
 
-def _dotted_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, type]]:
-    """Every key of a schema; the items of a list have the list's name."""
-    hints = get_type_hints(schema)
-    for f in fields(schema):
-        kind = hints[f.name]
-        yield prefix + f.name, kind
-        for inner in (kind, *get_args(kind)):
-            if isinstance(inner, type) and is_dataclass(inner):
-                yield from _dotted_keys(inner, f"{prefix}{f.name}.")
-
-
-def _keys_of(content: Any, prefix: str = "") -> Iterator[str]:
-    if isinstance(content, list):
-        for item in content:
-            yield from _keys_of(item, prefix)
-    elif isinstance(content, dict):
-        for key, value in content.items():
-            yield f"{prefix}{key}"
-            yield from _keys_of(value, f"{prefix}{key}.")
+def _check_list(value: Any, key: Key, known: Mapping[str, Key]) -> None:
+    if not isinstance(value, list):
+        raise ConfigError(f"{key.name}={value!r}: give a list, {key.name}=[...]")
+    if any(is_dataclass(item) for item in getattr(key.kind, "__args__", ())):
+        for item in value:
+            _check_section(item, known, f"{key.name}[].")

@@ -1,4 +1,4 @@
-"""What a run says of errors that users can mend: one line, no stack trace, exit code 2."""
+"""Errors that a user can fix: one line, no stack trace, exit code 2."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from model.embedding_exchange import ImageTokenError
 from model.safetensors_folder import WeightsError
 from training.determinism import NonDeterministicStep
 from training.distributed import rank
-from training.step import NonFiniteStep
+from training.metrics import RunFolderError
+from training.step import StepError
 
 EXPECTED_ERRORS = (
     ConfigError,
@@ -21,8 +22,9 @@ EXPECTED_ERRORS = (
     CheckpointError,
     WeightsError,
     ImageTokenError,
-    NonFiniteStep,
+    StepError,
     NonDeterministicStep,
+    RunFolderError,
 )
 
 
@@ -30,8 +32,9 @@ EXPECTED_ERRORS = (
 def expected_errors(*, on_every_process: bool) -> Iterator[None]:
     """Turn an expected error into a line on stderr and SystemExit(2).
 
-    on_every_process: whether a process speaks for itself. Before the processes have joined they all find the same, and
-    only the main one says it.
+    Args:
+        on_every_process: whether each process prints its own error. Before the processes have joined they all find the
+            same error, and only the main process prints it.
     """
     try:
         yield

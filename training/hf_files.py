@@ -1,11 +1,12 @@
-"""The Hugging Face files that go with the weights: configuration, tokenizer, chat template, preprocessors.
+"""The Hugging Face files kept beside weights: configuration, tokenizer, chat template, preprocessors.
 
-They are gathered when a checkpoint is written and copied as they are into an export, so that transformers, vLLM and
-SGLang preprocess as the model was trained.
+They are gathered when a checkpoint is written and copied unchanged into an export, so that transformers, vLLM and
+SGLang preprocess as in training.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,24 @@ from data_pipeline.encoding.tokenizer import GlmTokenizer
 from model.config import ConfigError, GlmvConfig
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.json", "merges.txt", "chat_template.jinja", "chat_template.json")  # fmt: skip
-INHERITED = ("config.json", "generation_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+CONFIG = "config.json"
+INHERITED = (CONFIG, "generation_config.json")
 SHORTEST_EDGE = 112 * 112  # pixels (of two frames) below which an image is enlarged
-PIXELS_PER_TOKEN = 28 * 28 * 2  # of a picture, which counts as two frames
+PIXELS_PER_TOKEN = 28 * 28 * 2  # of an image, which counts as two frames
 
 
 def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
-    """The tokens that the model gives a meaning to must have the ids of its configuration.
+    """Check that the tokens which the model gives a meaning to have the ids of its configuration.
 
     Raises:
         ConfigError: a token has another id, or the vocabulary is larger than the model's.
@@ -42,24 +52,52 @@ def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
         )
 
 
-def read_inherited(folder: Path | None) -> dict[str, str]:
-    """What checkpoints of this run take over from where it started, by file name. Read once: the folder may go."""
+def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
+    """Return the files that the run's checkpoints take over from its start point, by name.
+
+    They are read once, since the folder may be removed during the run. They stay as they are, except for the length and
+    the rope base of a `model` that the run has changed.
+    """
     if folder is None:
         return {}
-    return {name: (folder / name).read_text() for name in INHERITED if (folder / name).is_file()}
+    inherited = {name: (folder / name).read_text() for name in INHERITED if (folder / name).is_file()}
+    if CONFIG in inherited and GlmvConfig.from_hf(folder) != model:
+        content = json.loads(inherited[CONFIG])
+        set_positions(content, model)
+        inherited[CONFIG] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    return inherited
+
+
+def set_positions(content: dict[str, Any], model: GlmvConfig) -> None:
+    """Write the model's length and rope base into the content of a config.json, wherever it already has them.
+
+    transformers 4 keeps rope_theta beside the other keys of text_config, transformers 5 in rope_parameters; a file may
+    have both, and repeat them at the top.
+    """
+    text = content["text_config"]
+    text["max_position_embeddings"] = model.decoder.max_position_embeddings
+    if "max_position_embeddings" in content:
+        content["max_position_embeddings"] = model.decoder.max_position_embeddings
+    places = [
+        part for level in (text, content) for part in (level, level.get("rope_parameters"), level.get("rope_scaling"))
+    ]
+    having = [place for place in places if place and "rope_theta" in place]
+    for place in having or [text]:
+        place["rope_theta"] = model.decoder.rope_theta
 
 
 def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited: dict[str, str]) -> None:
-    """Fill `folder`.
+    """Write all Hugging Face files into `folder`.
 
     Args:
+        folder: an existing folder.
         model: what is trained.
         data: names the tokenizer's folder and the pixel budgets.
-        inherited: files to take as they are; the others are made.
+        inherited: content of files to take over; the others are made.
     """
     text = model.decoder
     made = {
-        "config.json": model.to_hf(),
+        CONFIG: model.to_hf(),
         "generation_config.json": {"eos_token_id": list(text.eos_token_id), "pad_token_id": text.pad_token_id},
         "preprocessor_config.json": preprocessor_config("image", data.image_max_tokens),
         "video_preprocessor_config.json": preprocessor_config("video", data.video_max_tokens),
@@ -74,7 +112,12 @@ def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited:
 
 
 def preprocessor_config(kind: str, max_tokens: int) -> dict[str, Any]:
-    """Content of (video_)preprocessor_config.json: transformers' keys, with a budget of so many tokens."""
+    """Return the content of a preprocessor_config.json or video_preprocessor_config.json, in transformers' keys.
+
+    Args:
+        kind: image or video.
+        max_tokens: the pixel budget, in image tokens.
+    """
     common = {
         "size": {"shortest_edge": SHORTEST_EDGE, "longest_edge": max_tokens * PIXELS_PER_TOKEN},
         "patch_size": 14,
@@ -92,5 +135,10 @@ def preprocessor_config(kind: str, max_tokens: int) -> dict[str, Any]:
     }
     if kind == "image":
         return {**common, "image_processor_type": "Glm4vImageProcessor"}
-    return {**common, "video_processor_type": "Glm4vVideoProcessor", "fps": 2, "do_sample_frames": True,
-            "max_duration": 300}  # fmt: skip
+    return {
+        **common,
+        "video_processor_type": "Glm4vVideoProcessor",
+        "fps": 2,
+        "do_sample_frames": True,
+        "max_duration": 300,
+    }

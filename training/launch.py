@@ -9,6 +9,7 @@ import typer
 
 from training.config import RunConfig, load_config
 from training.errors import expected_errors
+from training.keys import help_command
 from training.loop import run
 
 
@@ -17,14 +18,18 @@ def main(schema: type[RunConfig], description: str | None) -> None:
 
     Args:
         schema: the stage's configuration.
-        description: for --help, the entry's docstring.
+        description: the entry's docstring, for --help.
     """
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
-    @app.command(help=description)
+    unwrapped = (description or "").replace("\n\n", "\n\n\b\n")  # click would join the lines of a paragraph
+
+    @app.command(cls=help_command(schema), help=unwrapped)
     def train(
-        config: Annotated[Path, typer.Option(help="The run's YAML file.")],
-        overrides: Annotated[list[str] | None, typer.Argument(help="dotted.key=value, over the file.")] = None,
+        config: Annotated[Path, typer.Option(help="the run's YAML file")],
+        overrides: Annotated[
+            list[str] | None, typer.Argument(help="keys that replace those of the file", metavar="dotted.key=value")
+        ] = None,
     ) -> None:
         with expected_errors(on_every_process=False):
             run(load_config(schema, config, overrides or ()))

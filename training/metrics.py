@@ -1,24 +1,42 @@
-"""What a run writes down: metrics.jsonl, TensorBoard, quarantine.jsonl, log.txt. On the main process alone."""
+"""The records of a run: metrics.jsonl, TensorBoard, quarantine.jsonl, log.txt. Only the main process writes them."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import logging
-import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from common.files import write_text
 from training.step import StepReport
 
 logger = logging.getLogger("glmv")
 
 
+class RunFolderError(OSError):
+    """A file of the run folder cannot be written. The message names it and the cause."""
+
+
+@contextmanager
+def writes_to(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses (a full disk, a quota) into a RunFolderError."""
+    try:
+        yield
+    except OSError as error:
+        raise RunFolderError(
+            f"{path} cannot be written ({error.strerror or error}): free some space or fix its file system, and start "
+            "the run again; it resumes from its newest checkpoint"
+        ) from error
+
+
 def metrics_line(step: int, report: StepReport, seconds: float) -> dict[str, Any]:
-    """One line of metrics.jsonl."""
+    """Return one line of metrics.jsonl."""
     return {
         "step": step,
         "loss": report.loss,
@@ -38,53 +56,73 @@ def metrics_line(step: int, report: StepReport, seconds: float) -> dict[str, Any
 
 
 class RunLog:
-    """The records of one run folder. On a resume they are cut back to the checkpoint's step."""
+    """The records of one run folder. When a run resumes they are cut back to the checkpoint's step.
+
+    Args:
+        folder: the run folder; made if it does not exist.
+        resumed_at: the checkpoint's step; 0 for a new run.
+        steps: length of the run.
+
+    Raises:
+        RunFolderError: from every method, if a file cannot be written.
+    """
 
     def __init__(self, folder: Path, resumed_at: int, steps: int) -> None:
-        self.steps = steps
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = keep_earlier(folder / "metrics.jsonl") if resumed_at == 0 else None
-        for name in ("metrics.jsonl", "quarantine.jsonl"):
-            cut_back(folder / name, resumed_at)
-        self._metrics = (folder / "metrics.jsonl").open("a")
-        self._quarantine = (folder / "quarantine.jsonl").open("a")
-        self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
-        console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")
+        self.folder, self.steps = folder, steps
+        with writes_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = keep_earlier(folder / "metrics.jsonl") if resumed_at == 0 else None
+            for name in ("metrics.jsonl", "quarantine.jsonl"):
+                cut_back(folder / name, resumed_at)
+            self._metrics = (folder / "metrics.jsonl").open("a")
+            self._quarantine = (folder / "quarantine.jsonl").open("a")
+            self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
+            console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")
         self._handlers: list[logging.Handler] = [console, file]
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
             logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         if kept is not None:
-            logger.warning("no checkpoint here: the run begins again, its earlier metrics are kept in %s", kept.name)
+            logger.warning("there is no checkpoint: the run begins again; its earlier metrics are in %s", kept.name)
 
-    def step(self, step: int, report: StepReport, seconds: float, quarantined: list[dict[str, Any]]) -> None:
+    def step(self, step: int, report: StepReport, seconds: float) -> None:
+        """Write what a step did."""
         line = metrics_line(step, report, seconds)
-        print(json.dumps(line), file=self._metrics, flush=True)
-        for key, value in line.items():
-            if key != "step":
-                self._tensorboard.add_scalar(key, value, step)
-        for record in quarantined:
-            print(json.dumps({"step": step, **record}), file=self._quarantine, flush=True)
-        if quarantined:
-            logger.warning("step %d: %d samples set aside, see quarantine.jsonl", step, len(quarantined))
+        with writes_to(self.folder / "metrics.jsonl"):
+            print(json.dumps(line), file=self._metrics, flush=True)
+            for key, value in line.items():
+                if key != "step":
+                    self._tensorboard.add_scalar(key, value, step)
         logger.info(
             "step %d/%d  loss %.4f  grad_norm %.3f  lr %.2e  %s tokens/s  padding %.1f%%",
-            step, self.steps, report.loss, report.grad_norm, report.lr,
-            f"{report.tokens / seconds:,.0f}", 100 * report.padding_fraction,
-        )  # fmt: skip
+            *(step, self.steps, report.loss, report.grad_norm, report.lr),
+            *(f"{report.tokens / seconds:,.0f}", 100 * report.padding_fraction),
+        )
+
+    def quarantined(self, step: int, records: Sequence[dict[str, Any]]) -> None:
+        """Write down the quarantined samples of a step."""
+        if not records:
+            return
+        with writes_to(self.folder / "quarantine.jsonl"):
+            for record in records:
+                print(json.dumps({"step": step, **record}), file=self._quarantine, flush=True)
+        logger.warning("quarantined %d samples at step %d; see quarantine.jsonl", len(records), step)
 
     def close(self) -> None:
-        self._metrics.close()
-        self._quarantine.close()
-        self._tensorboard.close()
+        """Close the files. After a write that failed nothing more is reported."""
+        for file in (self._metrics, self._quarantine, self._tensorboard):
+            try:
+                file.close()
+            except OSError as error:
+                logger.warning("%s: %s", self.folder, error)
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
 
 
 def keep_earlier(metrics: Path) -> Path | None:
-    """Move the metrics of a run that left no checkpoint out of the way. Returns where they are, if there are any."""
+    """Rename the metrics of a run that left no checkpoint, and return their new path; None where there are none."""
     if not metrics.exists() or not metrics.stat().st_size:
         return None
     number = next(n for n in itertools.count(1) if not metrics.with_name(f"metrics.{n}.jsonl").exists())
@@ -92,7 +130,7 @@ def keep_earlier(metrics: Path) -> Path | None:
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Drop the lines after `step`, and a last line that a crash cut short."""
+    """Remove the lines after `step`, and a last line that a crash cut short."""
     if not path.exists():
         return
     kept = []
@@ -103,6 +141,4 @@ def cut_back(path: Path, step: int) -> None:
             break
         if record["step"] <= step:
             kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+    write_text(path, "".join(kept))

@@ -1,5 +1,5 @@
-"""The optimizer and its schedule: megatron-core's distributed AdamW with warm-up and decay, and a learning rate for
-each part of the model."""
+"""The optimizer and its schedule: megatron-core's distributed AdamW with warm-up and decay, and a learning rate per
+part of the model."""
 
 from __future__ import annotations
 
@@ -17,18 +17,28 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from model.config import ConfigError
 from model.parts import part_of
 from training.adam import prefer_group_step_adamw
+from training.bounds import FRACTION, NOT_NEGATIVE, POSITIVE, check_bounds
 
 DECAY_STYLES = ("cosine", "linear", "constant")
+BOUNDS = {
+    "lr": POSITIVE,
+    "eps": POSITIVE,  # where a gradient has always been 0, the update would be 0 / 0
+    "warmup_steps": NOT_NEGATIVE,
+    "weight_decay": NOT_NEGATIVE,
+    "clip_grad": NOT_NEGATIVE,
+    "beta1": FRACTION,
+    "beta2": FRACTION,
+}
 
 
 @dataclass
 class LrScale:
-    """What a part of the model (model.parts) multiplies lr and min_lr with."""
+    """Learning rates of the model's parts (model.parts), relative to the run's."""
 
-    vision: float = 1.0
-    adapter: float = 1.0
-    decoder: float = 1.0  # without its routers
-    router: float = 1.0
+    vision: float = 1.0  # factor of lr and min_lr for the vision tower
+    adapter: float = 1.0  # factor of lr and min_lr for the adapter
+    decoder: float = 1.0  # factor of lr and min_lr for the decoder without its routers
+    router: float = 1.0  # factor of lr and min_lr for the routers
 
     def __post_init__(self) -> None:
         for part, scale in asdict(self).items():
@@ -41,42 +51,37 @@ class LrScale:
 
 @dataclass
 class OptimizerConfig:
-    """AdamW. The report names no learning rate, schedule or weight decay: these are settings of ours."""
+    """AdamW. The report names no learning rate, schedule or weight decay: these defaults are this project's choice."""
 
-    lr: float = 1e-4
-    min_lr: float = 1e-5
+    lr: float = 1e-4  # highest learning rate
+    min_lr: float = 1e-5  # learning rate of the last step
     lr_scale: LrScale = field(default_factory=LrScale)
-    warmup_steps: int = 0
-    decay_style: str = "cosine"  # from lr after the warm-up to min_lr at the last step
-    weight_decay: float = 0.1  # not on biases and norms
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
+    warmup_steps: int = 0  # steps in which the learning rate rises linearly from 0; below train.steps
+    decay_style: str = "cosine"  # cosine, linear or constant: from lr after the warm-up to min_lr at the last step
+    weight_decay: float = 0.1  # decoupled weight decay; biases and norms have none
+    beta1: float = 0.9  # decay rate of Adam's first moment
+    beta2: float = 0.95  # decay rate of Adam's second moment
+    eps: float = 1e-8  # added to the square root of Adam's second moment
     clip_grad: float = 1.0  # largest norm of the whole gradient; 0: no clipping
-    overlap_grad_reduce: bool = True  # reduce gradients during the last backward of a step
-    overlap_param_gather: bool = True  # gather updated weights during the first forward of the next
+    overlap_grad_reduce: bool = True  # reduce gradients during the last backward pass of a step
+    overlap_param_gather: bool = True  # gather updated weights during the first forward pass of the next step
 
     def __post_init__(self) -> None:
         if self.decay_style not in DECAY_STYLES:
             raise ConfigError(f"optimizer.decay_style={self.decay_style!r}: choose one of {', '.join(DECAY_STYLES)}")
+        check_bounds("optimizer", self, BOUNDS)
         if not 0 <= self.min_lr <= self.lr:
             raise ConfigError(f"optimizer.min_lr={self.min_lr} must be between 0 and optimizer.lr={self.lr}")
         if self.overlap_param_gather and not self.overlap_grad_reduce:
             raise ConfigError(
                 "optimizer.overlap_param_gather=true needs optimizer.overlap_grad_reduce=true; set both, or neither"
             )
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"optimizer.{key}={getattr(self, key)} must be from 0 to below 1")
-        for key in ("warmup_steps", "weight_decay", "clip_grad", "eps"):
-            if getattr(self, key) < 0:
-                raise ConfigError(f"optimizer.{key}={getattr(self, key)} must not be negative")
 
 
 def build_optimizer(
     config: OptimizerConfig, model: Sequence[DistributedDataParallel], dtype: torch.dtype
 ) -> MegatronOptimizer:
-    """The distributed optimizer, with float32 main weights where the model's are bf16."""
+    """Build the distributed optimizer, with float32 main weights if the model's are bf16."""
     prefer_group_step_adamw()
     settings = MegatronOptimizerConfig(
         optimizer="adam",
@@ -96,8 +101,11 @@ def build_optimizer(
 
 
 def learning_rates_of_parts(config: OptimizerConfig) -> dict[ParamKey, dict[str, Any]]:
-    """What sets the parameter groups of a part apart, in megatron-core's form: its learning rates, which the schedule
-    then takes for this group, and its name. Parts that are not scaled share the groups they have always had."""
+    """Return the learning rates of the scaled parts, as overrides of megatron-core's parameter groups.
+
+    The schedule takes max_lr and min_lr from such a group; `part` names it. Parts that are not scaled share the default
+    groups.
+    """
     return {
         ParamKey(with_name_predicate=_is_in(part)): {
             "max_lr": config.lr * scale,
@@ -114,7 +122,7 @@ def _is_in(part: str) -> ParamWithNamePredicate:
 
 
 def build_scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer, steps: int) -> OptimizerParamScheduler:
-    """The learning rate as a function of the step: `set_step` puts it into the optimizer."""
+    """Build the schedule of the learning rate: `set_step` writes a step's rate into the optimizer."""
     return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
@@ -131,13 +139,16 @@ def build_scheduler(config: OptimizerConfig, optimizer: MegatronOptimizer, steps
 
 
 def set_step(scheduler: OptimizerParamScheduler, step: int) -> float:
-    """Set the learning rates of step `step` (from 1) and return that of parts which are not scaled. The first step
-    already has some, the last min_lr."""
+    """Set the learning rates of a step, and return the rate of the parts that are not scaled.
+
+    Args:
+        step: number of the step, from 1. The rate of step 1 is already above 0; that of the last step is min_lr.
+    """
     scheduler.num_steps = step
     scheduler.step(0)
     return scheduler.get_lr({})
 
 
 def scaled_learning_rates(scheduler: OptimizerParamScheduler) -> dict[str, float]:
-    """The present learning rates of the parts that have one of their own."""
+    """Return the current learning rates of the scaled parts, by part."""
     return {group["part"]: group["lr"] for group in scheduler.optimizer.param_groups if "part" in group}

@@ -1,10 +1,10 @@
-"""One run at a time in a run's folder: its main process holds a lock on a file there.
+"""One run at a time in a run folder: its main process holds a lock on a file there.
 
-    RUN/run.lock        {"host": "node-17", "pid": 4711}: whose lock it is, or was
+    RUN/run.lock        {"host": "node-17", "pid": 4711}: the process that holds the lock, or held it last
 
-The lock is the kernel's. It ends with the process, however that ends; the file stays, and alone means nothing. It is a
-POSIX record lock and no flock: that one would be shared with the loader's forked workers, who outlive a killed run by
-seconds. In turn it is lost when the process that holds it opens and closes the file once more, which nobody does.
+The kernel frees the lock when the process ends, however it ends. The file stays, and means nothing without the lock.
+It is a POSIX record lock, not flock(): the loader's forked workers would share a flock and keep it for seconds after a
+run is killed. A record lock is lost if its process opens and closes the file again, which no code does.
 """
 
 from __future__ import annotations
@@ -29,8 +29,12 @@ RUN_LOCK = "run.lock"
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[str]:
-    """Holds the lock of a run's folder, on the main process alone. Gives why it could not be had, for `agree_on_lock`,
-    or nothing. A file system without locks is no reason: a warning says that nothing protects the folder."""
+    """Hold the lock of a run folder, on the main process only.
+
+    Yields:
+        Why the lock could not be taken, for `agree_on_lock`; an empty string if it was. On a file system without locks
+        it is empty too: a warning says that nothing protects the folder.
+    """
     if rank() != 0:
         yield ""
         return
@@ -42,11 +46,15 @@ def run_lock(folder: Path) -> Iterator[str]:
         yield f"train.output_dir={folder} cannot be used: {path} cannot be opened ({error.strerror}); choose another"
         return
     with file:
-        yield _lock(file, folder)
+        try:
+            refusal = _lock(file, folder)
+        except OSError as error:
+            refusal = f"train.output_dir={folder} cannot be used: {path} cannot be written ({error.strerror})"
+        yield refusal
 
 
 def agree_on_lock(refusal: str) -> None:
-    """Raises ConfigError on every process, if the main one was refused the lock. Collective."""
+    """Raise ConfigError on every process if the main process was refused the lock. Collective."""
     said = [refusal]
     dist.broadcast_object_list(said, src=0)
     if said[0]:
@@ -54,33 +62,32 @@ def agree_on_lock(refusal: str) -> None:
 
 
 def _lock(file: TextIO, folder: Path) -> str:
-    """Locks the open file and writes down who holds it; else why not."""
+    """Lock the open file and write down who holds it. Return why that failed, or an empty string."""
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX has both mean that it is held
+    except (BlockingIOError, PermissionError):  # in POSIX both mean that it is held
         return (
             f"train.output_dir={folder} is in use by another run, {_holder(file)}: wait until it has ended, end it, or "
             f"choose another train.output_dir; if that machine is gone for good, remove {file.name}"
         )
     except OSError as error:  # NFS without its lock service, Lustre mounted without `flock`
         logger.warning(
-            "train.output_dir=%s is on a file system without locks (%s): nothing keeps a second run from writing "
+            "train.output_dir=%s is on a file system without locks (%s): nothing prevents a second run from writing "
             "checkpoints and metrics there at the same time",
             folder,
             error.strerror,
         )
         return ""
     file.truncate(0)
-    json.dump({"host": socket.gethostname(), "pid": os.getpid()}, file)
-    file.flush()
-    os.fsync(file.fileno())  # so that other machines read it
+    os.write(file.fileno(), json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+    os.fsync(file.fileno())  # other machines must be able to read it
     return ""
 
 
 def _holder(file: TextIO) -> str:
     file.seek(0)
     try:
-        said = json.load(file)
-        return f"process {said['pid']} on {said['host']}"
-    except (ValueError, KeyError, TypeError):  # it has the lock and has not yet written
+        holder = json.load(file)
+        return f"process {holder['pid']} on {holder['host']}"
+    except (ValueError, KeyError, TypeError):  # it has the lock but has not written yet
         return "a process that is just starting"

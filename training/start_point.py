@@ -1,41 +1,60 @@
-"""Where a run starts: from its own newest checkpoint, from another model's weights, or from random ones."""
+"""Where a run starts: from its own newest checkpoint, from another model's weights, or from random weights."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from common.files import write_text
+from data_pipeline.config import SourceConfig
 from model.checkpoint import (
     HF_FILES,
+    LATEST,
     STATE,
+    STEP_FOLDER,
     CheckpointError,
     find_checkpoint,
     is_checkpoint,
     latest_checkpoint,
+    mark_latest,
     read_train_state,
 )
 from model.config import ConfigError, GlmvConfig
-from training.config import RunConfig
+from training.config import ModelChoice, RunConfig
 
-# What decides the model and the plan of data. Every other key may change when a run continues.
-FIXED = ("model.preset", "model.init_from", "train.global_batch_size", "train.seq_length", "data.sources", "data.seed",
-         "data.tokenizer", "data.image_max_tokens", "data.video_max_tokens", "data.segment_multiple")  # fmt: skip
+# Keys that decide the model or the data plan. Every other key may change when a run resumes.
+FIXED = (
+    "model.preset",
+    "model.init_from",
+    "model.max_position_embeddings",
+    "model.rope_theta",
+    "train.global_batch_size",
+    "train.seq_length",
+    "data.sources",
+    "data.seed",
+    "data.tokenizer",
+    "data.image_max_tokens",
+    "data.video_max_tokens",
+    "data.segment_multiple",
+)
 RUN_CONFIG = "config.yaml"
+CHECKPOINTS = "checkpoints"
+FIRST_SAVE = ".first_save"  # names the step folder of a run's first save while `latest` does not exist yet
 
 
 @dataclass(frozen=True)
 class StartPoint:
-    """`resume`: a checkpoint to continue, with its optimizer and data counters. `weights`: a checkpoint or a Hugging
-    Face folder to take weights from. Neither: random weights."""
+    """The folder that a run starts from. Without one it starts from random weights."""
 
-    resume: Path | None = None
-    weights: Path | None = None
+    resume: Path | None = None  # a checkpoint to resume, with its optimizer state and data counters
+    weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
+    moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
 
     @property
     def folder(self) -> Path | None:
@@ -43,30 +62,29 @@ class StartPoint:
 
     @property
     def hf_files(self) -> Path | None:
-        """Where the folder keeps its config.json and the like."""
+        """The folder of its config.json and other Hugging Face files."""
         if self.folder is None:
             return None
         inside = self.folder / HF_FILES
         return inside if inside.is_dir() else self.folder
 
 
-def find_start_point(config: RunConfig, resolved: dict[str, Any]) -> StartPoint:
-    """Look at the folders that `config` names. `resolved` is the configuration as it is kept with a run.
+def find_start_point(config: RunConfig) -> StartPoint:
+    """Return where `config` starts, from the folders that it names.
 
     Raises:
-        ConfigError: the output folder holds a run that may not be continued or cannot be written, or
-            `model.init_from` is nothing to start from.
+        ConfigError: the output folder holds a run that cannot be resumed or cannot be written, or `model.init_from`
+            is nothing to start from.
+        CheckpointError: the newest checkpoint is missing or damaged.
     """
     folder = Path(config.train.output_dir)
-    _refuse_unusable(folder)
-    if config.checkpoint.resume == "never":
-        if (folder / RUN_CONFIG).exists() or (folder / "checkpoints").exists():
-            raise ConfigError(
-                f"train.output_dir={folder} holds a run and checkpoint.resume=never; choose another folder, or "
-                "checkpoint.resume=auto to continue it"
-            )
-        return StartPoint(weights=_weights(config.model.init_from))
-    checkpoint = latest_checkpoint(folder)
+    _check_output_folder(folder)
+    if config.checkpoint.resume == "never" and ((folder / RUN_CONFIG).exists() or (folder / CHECKPOINTS).exists()):
+        raise ConfigError(
+            f"train.output_dir={folder} holds a run and checkpoint.resume=never; choose another folder, or "
+            "checkpoint.resume=auto to resume it"
+        )
+    checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
         return StartPoint(weights=_weights(config.model.init_from))
     before = read_train_state(checkpoint)
@@ -76,9 +94,59 @@ def find_start_point(config: RunConfig, resolved: dict[str, Any]) -> StartPoint:
             "raise it, or choose another train.output_dir"
         )
     _refuse_another_freeze(before.config, config.freeze, folder)
-    if not config.checkpoint.allow_changes:
-        _refuse_changes(before.config, resolved, folder)
-    return StartPoint(resume=checkpoint)
+    old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
+    if config.checkpoint.allow_changes:
+        return StartPoint(resume=checkpoint)
+    moved = tuple(_accept_moved_paths(old, new))
+    _refuse_changes(old, new, folder)
+    return StartPoint(resume=checkpoint, moved=moved)
+
+
+# --- checkpoints of a run folder --------------------------------------------------------------------------------------
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """Return the checkpoint that the run at `folder` resumes from, or None where it has none.
+
+    Raises:
+        ConfigError: there are step folders but no `latest`, so a new run would overwrite them.
+        CheckpointError: `latest` names a folder that does not exist.
+    """
+    if (checkpoint := latest_checkpoint(folder)) is not None:
+        return checkpoint
+    steps = step_folders(folder)
+    if not steps:
+        return None
+    first_save = folder / CHECKPOINTS / FIRST_SAVE
+    if first_save.is_file() and first_save.read_text() == steps[-1].name:
+        return steps[-1]
+    raise ConfigError(
+        f"train.output_dir={folder} holds {CHECKPOINTS}/{steps[-1].name} but no {CHECKPOINTS}/{LATEST}: write "
+        f"{steps[-1].name} into that file to resume from it, or choose another train.output_dir"
+    )
+
+
+def step_folders(folder: Path) -> list[Path]:
+    """Return the step folders of a run, in order."""
+    checkpoints = folder / CHECKPOINTS
+    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    return sorted(path for path in found if STEP_FOLDER.fullmatch(path.name))
+
+
+def announce_first_save(path: Path) -> None:
+    """Note that `path` is about to be saved, in a run without `latest`.
+
+    A run that is killed after the step folder got its name and before `latest` did resumes from that folder.
+    """
+    if not (path.parent / LATEST).is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path.parent / FIRST_SAVE, path.name)
+
+
+def make_latest(path: Path) -> None:
+    """Make a saved step folder the one that the run resumes from."""
+    mark_latest(path)
+    (path.parent / FIRST_SAVE).unlink(missing_ok=True)
 
 
 def _weights(init_from: str) -> Path | None:
@@ -89,43 +157,83 @@ def _weights(init_from: str) -> Path | None:
         return find_checkpoint(path)
     if (path / "config.json").is_file():
         return path
+    if steps := step_folders(path):
+        raise ConfigError(
+            f"model.init_from={path} has no {CHECKPOINTS}/{LATEST}: give one of its step folders, such as {steps[-1]}"
+        )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
     )
 
 
-def _refuse_unusable(folder: Path) -> None:
+def _check_output_folder(folder: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
-        raise ConfigError(f"train.output_dir={folder} cannot be written: {existing} is not a folder one may write to")
+        raise ConfigError(f"train.output_dir={folder} cannot be written: {existing} is not a writable folder")
     if (folder / "config.json").exists() or (folder / STATE).exists():
         raise ConfigError(f"train.output_dir={folder} is the folder of a model, not of a run; choose another")
 
 
-def _refuse_changes(before: dict[str, Any], now: dict[str, Any], folder: Path) -> None:
-    old, new = dict(_flatten(before)), dict(_flatten(now))
+# --- what may change on resume ----------------------------------------------------------------------------------------
+
+
+def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested sections by dotted key. Lists are leaves."""
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def with_defaults(before: dict[str, Any], config: RunConfig) -> dict[str, Any]:
+    """Return the keys of a checkpoint's configuration; a key that did not exist when it was written has its default."""
+    return {**dict(flatten(asdict(type(config)()))), **dict(flatten(before))}
+
+
+def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+    """Replace the old paths of sources and tokenizer by the new ones, and yield a line about each.
+
+    A path decides nothing: the loader compares the content, by the sources' names and fingerprints and by the
+    tokenizer's hash, when it takes up the checkpoint's counters.
+    """
+    if old["data.tokenizer"] != new["data.tokenizer"]:
+        yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
+        old["data.tokenizer"] = new["data.tokenizer"]
+    if len(old["data.sources"]) != len(new["data.sources"]):
+        return
+    sources = []
+    for before, now in zip(old["data.sources"], new["data.sources"], strict=True):
+        label = SourceConfig(**now).label()
+        if before["path"] != now["path"] and SourceConfig(**before).label() == label:
+            yield f"source {label!r} has moved from {before['path']} to {now['path']}: the same samples"
+            before = {**before, "path": now["path"], "name": now["name"]}
+        sources.append(before)
+    old["data.sources"] = sources
+
+
+def _refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
     for key in sorted(old.keys() | new.keys()):
         if key.startswith(FIXED) and old.get(key) != new.get(key):
-            place, was, is_now = _difference(key, old.get(key), new.get(key))
+            where, was, is_now = _difference(key, old.get(key), new.get(key))
             raise ConfigError(
-                f"{place} was {was!r} in the run at {folder} and is {is_now!r} now; put it back, choose "
+                f"{where} was {was!r} in the run at {folder} and is {is_now!r} now; put it back, choose "
                 "another train.output_dir, or set checkpoint.allow_changes=true"
             )
 
 
 def _refuse_another_freeze(before: dict[str, Any], freeze: list[str], folder: Path) -> None:
-    """The checkpoint holds optimizer state of what was trained, and of nothing else."""
     frozen = before.get("freeze", [])
     if set(frozen) != set(freeze):
         raise ConfigError(
-            f"freeze was {frozen} in the run at {folder} and is {freeze} now, and what is not trained has no state in "
-            "the optimizer; put it back, or begin another run from this one's weights: model.init_from="
-            f"{folder}, and another train.output_dir"
+            f"freeze was {frozen} in the run at {folder} and is {freeze} now, but the checkpoint has no optimizer "
+            "state of frozen parts; put it back, or begin another run from this one's weights: "
+            f"model.init_from={folder}, and another train.output_dir"
         )
 
 
 def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The first place within lists and mappings of one shape where two values differ: data.sources[2].path."""
+    """The first place within lists and mappings of one shape where two values differ: data.sources[2].weight."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(f"{key}[{place}]", *pair) for place, pair in enumerate(zip(old, new, strict=True))]
     elif isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
@@ -135,37 +243,46 @@ def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     return _difference(*next(pair for pair in pairs if pair[1] != pair[2]))
 
 
-def _flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
+# --- the model --------------------------------------------------------------------------------------------------------
 
 
-def resolve_model(preset_name: str, origin: StartPoint) -> GlmvConfig:
-    """The model that the preset, if one is named, and the folder to start from, if there is one, agree on."""
-    preset = GlmvConfig.from_preset(preset_name) if preset_name else None
-    if origin.hf_files is None:
+def resolve_model(choice: ModelChoice, start_point: StartPoint) -> GlmvConfig:
+    """Return the model on which the preset, if there is one, and the folder to start from, if there is one, agree.
+
+    `model.max_position_embeddings` and `model.rope_theta` replace its values.
+
+    Raises:
+        ConfigError: the preset is unknown, the folder holds no GLM-V model, or the two differ.
+    """
+    preset = with_positions(GlmvConfig.from_preset(choice.preset), choice) if choice.preset else None
+    if start_point.hf_files is None:
         assert preset is not None
         return preset
-    found = GlmvConfig.from_hf(origin.hf_files)
+    found = with_positions(GlmvConfig.from_hf(start_point.hf_files), choice)
     if preset is not None and preset != found:
         raise ConfigError(
-            f"model.preset={preset_name} is another model than the one in {origin.folder}; leave model.preset empty to "
-            "take that one"
+            f"model.preset={choice.preset} is another model than the one in {start_point.folder}; leave model.preset "
+            "empty to take that one"
         )
     return found
 
 
-def agree_on_start_point(origin: StartPoint) -> StartPoint:
-    """The main process's choice, on every process. Collective. What a process finds by itself may differ: file systems
-    show new files late, and a run that `model.init_from` names may save meanwhile.
+def with_positions(model: GlmvConfig, choice: ModelChoice) -> GlmvConfig:
+    """Return `model` with the length and rope base that `choice` sets on purpose."""
+    changes = {key: getattr(choice, key) for key in ("max_position_embeddings", "rope_theta") if getattr(choice, key)}
+    return replace(model, decoder=replace(model.decoder, **changes))
+
+
+def agree_on_start_point(start_point: StartPoint) -> StartPoint:
+    """Return the main process's start point, on every process. Collective.
+
+    What a process finds by itself may differ: file systems show new files late, and a run that `model.init_from` names
+    may save meanwhile.
 
     Raises:
         CheckpointError: on all processes, if one of them does not see the chosen folder.
     """
-    choice = [origin]
+    choice = [start_point]
     dist.broadcast_object_list(choice, src=0)
     missing = torch.tensor(float(choice[0].folder is not None and not choice[0].folder.is_dir()))
     missing = missing.to(torch.cuda.current_device())

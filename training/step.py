@@ -1,14 +1,14 @@
-"""One optimizer step: the packs of this rank through megatron-core's schedule, reduce, clip, update.
+"""One optimizer step: this rank's packs through megatron-core's schedule, then reduce, clip and update.
 
-Everything is divided by the number of tokens that carry loss in the GLOBAL batch, known before the backward. The
-schedules divide what a micro-batch returns by their number, and DDP averages over data-parallel ranks, so a micro-batch
-returns
+Losses are divided by the number of tokens that carry loss in the GLOBAL batch, which is known before the backward pass.
+The schedules divide what a micro-batch returns by the number of micro-batches, and DDP averages over data-parallel
+ranks. So a micro-batch returns
 
-    sum of its losses / loss tokens of the global batch * micro-batches of a rank * data-parallel ranks
+    sum of its losses / loss tokens of the global batch * micro-batches per rank * data-parallel ranks
 
-which is the same gradient in every layout, however unevenly the ranks' packs are filled. megatron-core's other two
-conventions (a token count beside the loss, with or without `calculate_per_token_loss`) are not: the first divides by
-each rank's own tokens, the second scales the balance loss by the layout.
+This gives the same gradient in every layout, however unevenly the ranks' packs are filled. megatron-core's other two
+conventions (a token count beside the loss, with or without `calculate_per_token_loss`) do not: the first divides by
+each rank's own tokens, the second scales the balance loss with the layout.
 """
 
 from __future__ import annotations
@@ -31,44 +31,56 @@ from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
+from model.hf_weights import canonical_name
 from model.moe import BALANCE_LOSS
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 
 
-class NonFiniteStep(ArithmeticError):
-    """The loss or the gradient of a step is not a finite number. What this process holds is of no use any more; the
-    newest checkpoint is."""
+class StepError(ArithmeticError):
+    """A step that must not update the model. Raised on all ranks."""
+
+
+class NonFiniteStep(StepError):
+    """The loss or the gradient norm is infinite or not a number. Only the newest checkpoint is usable afterwards."""
+
+
+class NonFiniteWeights(NonFiniteStep):
+    """The loss is not finite because weights are not: the samples are not the cause."""
+
+
+class NothingToLearn(StepError):
+    """No token of the global batch carries loss."""
 
 
 @dataclass
 class StepReport:
     """What a step did, over the global batch."""
 
-    loss: float
-    grad_norm: float
-    lr: float
-    tokens: int  # useful ones
-    padding_fraction: float
+    loss: float  # mean cross-entropy of the tokens that carry loss
+    grad_norm: float  # before clipping
+    lr: float  # of the parts that are not scaled
+    tokens: int  # without padding
+    padding_fraction: float  # padding per token of the packs
     samples: int
-    images: int  # pictures and frame pairs
+    images: int  # images and frame pairs
     patches: int
-    quarantined: int  # samples set aside
+    quarantined: int  # samples
     domain_losses: dict[str, float] = field(default_factory=dict)
-    scaled_lrs: dict[str, float] = field(default_factory=dict)  # of the parts with a learning rate of their own
-    moe: dict[str, float] = field(default_factory=dict)
+    scaled_lrs: dict[str, float] = field(default_factory=dict)  # learning rates of the scaled parts
+    moe: dict[str, float] = field(default_factory=dict)  # expert load and balance loss; empty for the dense model
 
 
 class TrainStep:
-    """The model with all that updates it.
+    """The model with its optimizer and schedule.
 
     Args:
         model_chunks: what this rank holds of the model, filled with weights, in training mode.
         optimizer_config: AdamW and its schedule.
         steps: length of the run, over which the learning rate decays.
-        seq_length: tokens of a pack.
-        check_determinism: every so many steps, compute the gradients twice and compare; 0: never.
+        seq_length: tokens per pack.
+        check_determinism: compute the gradients of every N-th step twice and compare; 0: never.
     """
 
     def __init__(
@@ -89,7 +101,7 @@ class TrainStep:
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,
         )
-        # Later chunks come first in the backward: their reduction hides behind that of earlier ones, in one piece.
+        # The backward pass begins with the last chunk. Its reduction, in one bucket, overlaps with earlier chunks.
         self.ddp = [
             DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
             for number, chunk in enumerate(model_chunks)
@@ -101,29 +113,42 @@ class TrainStep:
             chunk.config.grad_scale_func = self.optimizer.scale_loss
             chunk.config.finalize_model_grads_func = self._finalize_gradients
             if optimizer_config.overlap_grad_reduce:
-                # Reduce after the last micro-batch's backward alone.
+                # Reduce only after the last micro-batch's backward pass.
                 no_sync = [ddp.no_sync for ddp in self.ddp]
                 chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
 
     def run(self, step: int, batches: Sequence[Batch]) -> StepReport:
-        """Train on the packs of step `step` (from 1) that this rank's data-parallel rank has. Collective.
+        """Train on the packs of one step. Collective.
+
+        Args:
+            step: number of the step, from 1.
+            batches: the packs of this rank's data-parallel rank.
 
         Raises:
+            NothingToLearn: no token of the global batch carries loss. Nothing was computed.
             NonFiniteStep: the loss or the gradient norm is infinite or not a number.
             NonDeterministicStep: the step was computed twice, and its gradients differ.
         """
         ranks = parallel_state.get_data_parallel_world_size()
         packs = len(batches) * ranks
         loss_tokens, tokens, samples, images, patches, quarantined = self._totals(batches)
+        if not loss_tokens:
+            raise NothingToLearn(
+                f"step {step}: none of the {tokens} tokens of the global batch carries loss; look at their sources, "
+                "and at data.too_long: truncate may have cut off the answers"
+                if tokens
+                else f"step {step}: no sample of the global batch could be read; see quarantine.jsonl"
+            )
         for chunk in self.model_chunks:
             for router in chunk.routers():
-                router.mean_tokens_per_pack = max(tokens, 1) / packs
+                router.mean_tokens_per_pack = tokens / packs
 
         lr = set_step(self.scheduler, step)
-        compute = partial(self._forward_backward, batches, loss_scale=packs / max(loss_tokens, 1))
+        compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens)
         twice = self.check_determinism and step % self.check_determinism == 0
         loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
         if not math.isfinite(loss):
+            self._check_weights(step, loss)
             raise NonFiniteStep(f"step {step}: the loss is {loss}")
         updated, grad_norm, _ = self.optimizer.step()
         if not updated or not math.isfinite(grad_norm):
@@ -144,7 +169,7 @@ class TrainStep:
         )
 
     def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
-        """The mean loss, in all and of each domain; the gradients are in DDP's buffers, reduced."""
+        """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -162,12 +187,32 @@ class TrainStep:
         return reduce_losses(reports)
 
     def synchronize_weights(self) -> None:
-        """Finish the gathering of updated weights, which otherwise happens in the next forward: until then a module's
-        weights are those of before the step. To be called before they are saved or compared."""
+        """Finish gathering the updated weights. Call it before they are saved or compared.
+
+        With `optimizer.overlap_param_gather` the next forward pass would do it; until then the modules hold the weights
+        from before the step.
+        """
         if self.ddp[0].ddp_config.overlap_param_gather:
             for ddp in self.ddp:
                 ddp.disable_forward_pre_hook(param_sync=True)
                 ddp.enable_forward_pre_hook()
+
+    def _check_weights(self, step: int, loss: float) -> None:
+        """Raise NonFiniteWeights if a weight that computed a non-finite loss is not finite itself. Collective."""
+        own = [
+            canonical_name(chunk, name)
+            for chunk in self.model_chunks
+            for name, weight in chunk.named_parameters()
+            if not weight.isfinite().all()
+        ]
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, own)
+        if names := list(dict.fromkeys(name for names in everyone for name in names)):
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise NonFiniteWeights(
+                f"step {step}: the loss is {loss} because weights are not finite: {names[0]}{more}. Check what the "
+                "run started from: model.init_from, or its newest checkpoint"
+            )
 
     def _totals(self, batches: Sequence[Batch]) -> list[int]:
         """Sums over the global batch, before anything is computed."""
@@ -186,12 +231,12 @@ class TrainStep:
         finalize_model_grads(*args, **kwargs)
 
     def _moe_report(self, micro_batches: int) -> dict[str, float]:
-        """Balance loss (mean over layers), and the load of the busiest and of the idlest expert of any layer, relative
-        to an even share."""
+        """Return the balance loss (mean over layers), and the highest and lowest load of an expert in any layer, as
+        multiples of an even share."""
         same_stage = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
         stages = parallel_state.get_pipeline_model_parallel_group()
         device = torch.cuda.current_device()
-        loads = torch.tensor([-math.inf, -math.inf], device=device)  # of a stage without experts
+        loads = torch.tensor([-math.inf, -math.inf], device=device)  # for a stage without experts
         if self._expert_tokens is not None:
             dist.all_reduce(self._expert_tokens, group=same_stage)
             load = self._expert_tokens / self._expert_tokens.mean(dim=1, keepdim=True).clamp(min=1)
@@ -217,15 +262,17 @@ class TrainStep:
 
 
 def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tuple[Tensor, Any]:
-    """What megatron-core's schedules call for every micro-batch: the per-token losses, and what makes them one."""
+    """Compute one micro-batch for megatron-core's schedules: the losses per token, and the function that sums them."""
     batch = next(batches)
     losses = forward(model, batch)
     return losses, partial(weighted_loss, batch, loss_scale)
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
-    """The loss of every token of a pack that this context rank works on, float32 [tokens / CP]; on a pipeline stage
-    that is not the last, what the next one needs."""
+    """Return the loss of every token of a pack that this context rank has, float32 [tokens / CP].
+
+    On a pipeline stage that is not the last, return the input of the next stage.
+    """
     names = (
         "input_ids",
         "position_ids",
@@ -240,7 +287,7 @@ def forward(model: Any, batch: Batch) -> Tensor:
 
 
 def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """losses [tokens / CP] -> the scaled sum that is differentiated, and sums and counts by domain [domains, 2]."""
+    """Sum losses [tokens / CP]: the scaled sum for the backward pass, and sums and counts by domain [domains, 2]."""
     tokens = my_context_tokens(batch.cu_seqlens)
     mask = batch.loss_mask[tokens].to(losses.device, non_blocking=True)
     of_domain = domain_masks(batch)[:, tokens].to(losses.device, non_blocking=True) * mask
@@ -249,7 +296,7 @@ def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tens
 
 
 def domain_masks(batch: Batch) -> Tensor:
-    """float32 [domains, tokens]: 1 where a token's segment is of the domain."""
+    """Return float32 [domains, tokens]: 1 where a token's segment is of the domain."""
     masks = torch.zeros(len(DOMAINS), batch.input_ids.numel())
     bounds = batch.cu_seqlens.tolist()
     for domain, begin, end in zip(batch.segment_domains, bounds, bounds[1:], strict=False):
@@ -259,8 +306,11 @@ def domain_masks(batch: Batch) -> Tensor:
 
 
 def reduce_losses(reports: Sequence[dict[str, Tensor]]) -> tuple[float, dict[str, float]]:
-    """Mean loss over the tokens that carry loss, of the global batch: in all, and of each domain present. `reports` are
-    of this rank's micro-batches, and empty but on the last pipeline stage. Collective; the same on all ranks."""
+    """Return the mean loss over the loss tokens of the global batch: overall, and of each domain present. Collective.
+
+    Args:
+        reports: those of this rank's micro-batches; empty except on the last pipeline stage.
+    """
     sums = torch.zeros(len(DOMAINS), 2, device=torch.cuda.current_device())
     if reports:
         sums = torch.stack([report["domains"] for report in reports]).sum(0)
@@ -268,5 +318,5 @@ def reduce_losses(reports: Sequence[dict[str, Tensor]]) -> tuple[float, dict[str
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     totals, counts = sums.double().T.tolist()
-    loss = sum(totals) / max(sum(counts), 1)
+    loss = sum(totals) / sum(counts)
     return loss, {d: t / c for d, t, c in zip(DOMAINS, totals, counts, strict=True) if c}

@@ -1,4 +1,4 @@
-"""`pretrain.train` on a machine that computes one gradient a little otherwise every time."""
+"""`pretrain.train` on a machine that computes one gradient slightly differently each time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import training.loop
+import training.setup
 from model.glmv import GlmvModel, build_model_chunks
 from training.config import RunConfig
 from training.launch import main
@@ -24,5 +24,5 @@ def build_noisy_model(*args: Any, **options: Any) -> list[GlmvModel]:
 
 
 if __name__ == "__main__":
-    training.loop.build_model_chunks = build_noisy_model
+    training.setup.build_model_chunks = build_noisy_model
     main(RunConfig, __doc__)

@@ -60,7 +60,7 @@ def test_truncated_pictures_are_set_aside_and_counted_in_every_layout(
         assert record["replaced_by"].partition("/")[2] not in DAMAGED
         assert 1 <= record["step"] <= 6
     assert len(metrics(one)) == 6
-    assert "samples set aside, see quarantine.jsonl" in (one / "log.txt").read_text()
+    assert "; see quarantine.jsonl" in (one / "log.txt").read_text()
 
     for layout, sizes in LAYOUTS.items():
         run = tmp_path / layout

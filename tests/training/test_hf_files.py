@@ -1,0 +1,72 @@
+"""The Hugging Face files of a checkpoint, read by transformers."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig
+
+from data_pipeline.config import DataConfig
+from model.config import GlmvConfig
+from tests.hf_folders import save_weights
+from tests.reference import PRESETS
+from training.hf_files import read_inherited, write_hf_files
+
+pytestmark = pytest.mark.fast
+
+
+def published_spelling(folder: Path) -> None:
+    """Rewrite config.json as the published files of these models are: transformers 4."""
+    (folder / "config.json").write_text(json.dumps(GlmvConfig.from_hf(folder).to_hf()))
+
+
+def both_spellings(folder: Path) -> None:
+    content = json.loads((folder / "config.json").read_text())
+    text = content["text_config"]
+    text["rope_theta"] = content["rope_theta"] = text["rope_parameters"]["rope_theta"]
+    content["max_position_embeddings"] = text["max_position_embeddings"]
+    (folder / "config.json").write_text(json.dumps(content))
+
+
+def transformers_5_spelling(folder: Path) -> None:
+    assert "rope_theta" not in json.loads((folder / "config.json").read_text())["text_config"]
+
+
+SPELLINGS = [published_spelling, transformers_5_spelling, both_spellings]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("variant", list(PRESETS))
+def test_changed_length_and_rope_base_reach_transformers(tmp_path: Path, variant: str, spelling) -> None:
+    start, out = tmp_path / "start", tmp_path / "out"
+    save_weights(variant, start)
+    spelling(start)
+    given = GlmvConfig.from_hf(start)
+    model = replace(given, decoder=replace(given.decoder, max_position_embeddings=4321, rope_theta=5e5))
+    out.mkdir()
+    write_hf_files(out, model, DataConfig(tokenizer=str(tmp_path)), read_inherited(start, model))
+
+    before, after = AutoConfig.from_pretrained(start).to_dict(), AutoConfig.from_pretrained(out).to_dict()
+    text = after["text_config"]
+    assert text["max_position_embeddings"] == 4321
+    assert text["rope_parameters"]["rope_theta"] == 5e5
+    assert GlmvConfig.from_hf(out) == model
+    assert "10000" not in json.dumps(json.loads((out / "config.json").read_text())["text_config"])
+    # Everything else is as it was.
+    text["max_position_embeddings"] = before["text_config"]["max_position_embeddings"]
+    text["rope_parameters"]["rope_theta"] = before["text_config"]["rope_parameters"]["rope_theta"]
+    for content in (before, after):
+        for key in ("rope_theta", "max_position_embeddings", "_name_or_path"):
+            content.pop(key, None)
+        content["text_config"].pop("rope_theta", None)
+    assert after == before
+
+
+def test_unchanged_configuration_is_inherited_byte_for_byte(tmp_path: Path) -> None:
+    save_weights("glm4v_moe", tmp_path)
+    given = (tmp_path / "config.json").read_text()
+    assert read_inherited(tmp_path, GlmvConfig.from_hf(tmp_path))["config.json"] == given
+    assert read_inherited(None, GlmvConfig.from_hf(tmp_path)) == {}

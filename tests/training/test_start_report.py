@@ -1,0 +1,85 @@
+"""What a run warns about when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.training_data import build, sentence
+from training.config import RunConfig, load_config
+from training.setup import prepare
+from training.start_report import warnings_of
+
+pytestmark = pytest.mark.fast
+
+
+def warnings(config_file: Path, *overrides: str) -> list[str]:
+    prepared = prepare(load_config(RunConfig, config_file, ["train.global_batch_size=1", *overrides]))
+    return list(warnings_of(prepared.config, prepared.model, prepared.loader, too_long=0.0))
+
+
+def sources(shards: Path, names: Sequence[str], options: str = "") -> str:
+    return f"data.sources=[{', '.join(f'{{path: {shards}/{name}{options}}}' for name in names)}]"
+
+
+TEXT_ONLY = [
+    # freeze, weight decay, what the warning says
+    ("", 0.1, "so vision and adapter cannot learn: a step only multiplies their matrices by 1 - lr * 0.1. Set freeze="),
+    ("vision", 0.1, "so adapter cannot learn: a step only"),
+    ("", 0.0, "so vision and adapter cannot learn. Set freeze=[vision,adapter]"),
+    ("vision,decoder", 0.1, "so adapter cannot learn, and the decoder is frozen: this run trains nothing. Set freeze="),
+    (
+        "decoder",
+        0.1,
+        "so vision and adapter cannot learn, and the decoder is frozen: this run trains nothing. Set freez",
+    ),
+]
+
+
+@pytest.mark.parametrize(("freeze", "decay", "expected"), TEXT_ONLY)
+def test_parts_that_text_cannot_train_are_named(
+    config_file: Path, shards: Path, freeze: str, decay: float, expected: str
+) -> None:
+    settings = [f"freeze=[{freeze}]", f"optimizer.weight_decay={decay}"]
+    [warning] = warnings(config_file, sources(shards, ["text"]), *settings)
+    assert warning.startswith(f"no source in data.sources has an image or a video, {expected}")
+    assert warning.find("freeze=[vision,adapter]") > 0
+
+
+def test_text_with_frozen_vision_and_mixtures_with_images_are_not_warned_about(config_file: Path, shards: Path) -> None:
+    assert not warnings(config_file, sources(shards, ["text"]), "freeze=[vision,adapter]")
+    assert not warnings(config_file, sources(shards, ["text", "images"]))
+    assert not warnings(config_file, sources(shards, ["text", "images"]), "freeze=[vision,decoder]")
+
+
+def test_sequences_longer_than_the_model_allows_are_warned_about(config_file: Path, shards: Path) -> None:
+    mixture = sources(shards, ["text", "images"])
+    longer = [mixture, "train.seq_length=16384", "data.sources=[{path: " + f"{shards}/images, epochs: 1}}]"]
+    [warning] = warnings(config_file, *longer)
+    assert warning.startswith("train.seq_length=16384 is above the model's max_position_embeddings 8192, and engines")
+    assert "set model.max_position_embeddings=16384, and model.rope_theta if" in warning
+    assert not warnings(config_file, *longer, "model.max_position_embeddings=16384")
+
+
+def test_source_smaller_than_a_step_is_warned_about_with_the_number(
+    config_file: Path, shards: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "records").mkdir()
+    one = build(tmp_path / "records" / "one", [{"domain": "text", "text": sentence(3, 7)}], tokenizer_folder)
+    mixture = f"data.sources=[{{path: {shards}/images}}, {{path: {one}, weight: 3"
+    [warning] = warnings(config_file, mixture + "}]", "train.global_batch_size=8")
+    loader = prepare(
+        load_config(RunConfig, config_file, [mixture + "}]", "train.global_batch_size=8", "data.num_workers=0"])
+    ).loader
+    repeated = [name for batch in loader.next_step() for name in batch.sample_ids if name.startswith("one-")]
+    length = int(loader.sources[1].lengths[0])
+    assert warning.startswith(f"source 'one' has only 1 samples with {length} tokens: a step, which takes about 768 ")
+    said = float(warning.split("repeats each sample about ")[1].split()[0])
+    assert said == pytest.approx(768 / length, abs=0.06)
+    assert said == pytest.approx(len(repeated), rel=0.3)
+
+    [warning] = warnings(config_file, mixture + ", epochs: 3}]", "train.global_batch_size=8")
+    assert "repeats each sample about 3.0 times" in warning
+    assert not warnings(config_file, mixture + ", epochs: 1}]", "train.global_batch_size=8")

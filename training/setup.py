@@ -1,0 +1,171 @@
+"""From a configuration to what a run needs: the model's configuration, the loader, the layout, then the model itself.
+
+`prepare` runs before the processes join, so that a mistake ends the run in seconds and touches nothing; `build_trainer`
+runs after that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core import parallel_state
+
+from data_pipeline.loading.loader import PackedLoader
+from model.backend import select_backend
+from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
+from model.config import ConfigError, GlmvConfig
+from model.glmv import GlmvModel, build_model_chunks
+from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
+from model.parallel import initialize_model_parallel
+from model.parts import freeze
+from model.pipeline_layout import PipelineLayout, layout_for
+from training.config import PRECISIONS, RunConfig
+from training.distributed import rank, world_size
+from training.hf_files import check_tokenizer
+from training.pack_cost import pack_cost
+from training.start_point import StartPoint, find_start_point, resolve_model
+from training.step import TrainStep
+
+CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each model variant writes chats
+
+
+@dataclass
+class Prepared:
+    """What is known of a run before its processes join."""
+
+    config: RunConfig
+    model: GlmvConfig
+    loader: PackedLoader
+    layout: PipelineLayout | None  # the layers of each pipeline stage; None without pipeline parallelism
+
+
+def prepare(config: RunConfig) -> Prepared:
+    """Check all that can be checked in one process, and open the data. Writes nothing.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
+            folders that it names.
+    """
+    model, parallel = resolve_model(config.model, find_start_point(config)), config.parallel
+    parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
+    config.check_world(world_size())
+    data_parallel_rank = parallel.data_parallel_rank(rank(), world_size())
+    loader = build_loader(config, model, data_parallel_rank, parallel.data_parallel_size(world_size()))
+    check_tokenizer(model, loader.tokenizer)
+    check_chat_form(model, loader)
+    return Prepared(config, model, loader, lay_out_pipeline(config, model, loader))
+
+
+def build_loader(
+    config: RunConfig, model: GlmvConfig, data_parallel_rank: int = 0, data_parallel_size: int = 1
+) -> PackedLoader:
+    """Build the loader of a run's packs.
+
+    Args:
+        config: the run.
+        model: what it trains; this decides the cost of a pack, and so which samples share one.
+        data_parallel_rank: which packs of each step to load: packs r, r + n, r + 2n ... for rank r of n.
+        data_parallel_size: number of ranks that share the packs of a step. One rank gets all of them.
+
+    Raises:
+        DataError: a source, an index or the tokenizer cannot be used.
+    """
+    return PackedLoader(
+        config.data,
+        seq_length=config.train.seq_length,
+        global_batch_size=config.train.global_batch_size,
+        cost=pack_cost(model),
+        data_parallel_rank=data_parallel_rank,
+        data_parallel_size=data_parallel_size,
+    )
+
+
+def check_chat_form(model: GlmvConfig, loader: PackedLoader) -> None:
+    """Check that chats are written as the model writes them.
+
+    Raises:
+        ConfigError: a source holds chats in the form of the other model variant.
+    """
+    wanted = CHAT_FORMS[model.variant]
+    for source in loader.sources:
+        if "chat" not in source.domains:
+            continue
+        is_chat = source.domain_codes == source.domains.index("chat")
+        for shard, first, end in zip(source.shards, source.shard_rows[:-1], source.shard_rows[1:], strict=True):
+            if shard.header.chat_form != wanted and is_chat[first:end].any():
+                raise ConfigError(
+                    f"source {source.label!r} holds chats in the form {shard.header.chat_form} ({shard.name}), and "
+                    f"this model ({model.variant}) writes them as {wanted}: build or index the source again with "
+                    f"--chat-form {wanted}"
+                )
+
+
+def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:
+    """Choose the layers of each pipeline stage, so that none waits for another on packs such as this run's."""
+    parallel = config.parallel
+    if parallel.pipeline_model_parallel_size == 1:
+        return None
+    sizes = (parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size)
+    segment_lengths, image_patches = loader.expected_work()
+    return layout_for(model, *sizes, segment_lengths=segment_lengths, image_patches=image_patches)
+
+
+# --- after the processes have joined ----------------------------------------------------------------------------------
+
+
+def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
+    """Build the model and its optimizer, with weights, in the layout of the run. Collective.
+
+    Where `start_point` is a checkpoint to resume, it still has to be loaded: see `resume`.
+    """
+    config, train = prepared.config, prepared.config.train
+    if train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    initialize_model_parallel(config.parallel, train.seed)
+    assert parallel_state.get_data_parallel_rank() == config.parallel.data_parallel_rank(rank(), world_size())
+    model_chunks = build_model_chunks(
+        prepared.model,
+        config.parallel,
+        pipeline_layout=prepared.layout and prepared.layout.stages,
+        dtype=PRECISIONS[train.precision],
+        balance_loss_coeff=config.moe_in_effect.balance_loss_coeff,
+        expert_bias_update_rate=config.moe_in_effect.expert_bias_update_rate,
+        recompute=config.recompute,
+        backend=select_backend(config.model.backend, PRECISIONS[train.precision]),
+    )
+    for chunk in model_chunks:
+        freeze(chunk, config.freeze)
+    if start_point.resume is None:
+        fill_weights(model_chunks, start_point.weights, train.seed)
+    return TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
+
+
+def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int) -> None:
+    """Fill the model from a checkpoint, from a Hugging Face folder, or at random. Collective.
+
+    Random weights are a function of the seed and of the parameters' names alone.
+    """
+    if weights is None:
+        load_weights(model_chunks, RandomWeights(model_chunks[0].glmv_config, seed))
+    elif is_checkpoint(weights):
+        load_checkpoint(weights, model_chunks)
+    else:
+        load_weights(model_chunks, SafetensorsFolder(weights))
+
+
+def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
+    """Load a checkpoint into model, optimizer and loader, and return its step. Collective.
+
+    Raises:
+        CheckpointError: it is damaged or of another model.
+        DataError: the data is not what it was, and `checkpoint.allow_changes` is false.
+    """
+    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer)
+    state = read_train_state(checkpoint)
+    prepared.loader.load_state_dict(state.data, allow_changes=prepared.config.checkpoint.allow_changes)
+    return state.step

@@ -1,0 +1,102 @@
+"""What a run says when it starts: where from, on what data, and which settings look like mistakes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_pipeline.loading.loader import PackedLoader
+from data_pipeline.loading.source import Source
+from data_pipeline.plan.mixture_report import mixture_table, set_aside_share
+from model.config import GlmvConfig
+from training.config import RunConfig
+from training.distributed import world_size
+from training.metrics import logger
+from training.setup import Prepared
+from training.start_point import StartPoint
+
+TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
+
+
+def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: str) -> None:
+    """Log where the run starts and what it will do.
+
+    Args:
+        prepared: the run.
+        start_point: where its weights come from.
+        done: steps that are taken already.
+        backend: description of what computes the model.
+    """
+    config = prepared.config
+    start = start_point.folder or f"random weights, seed {config.train.seed}"
+    logger.info("step %d of %d, from %s, on %d processes", done, config.train.steps, start, world_size())
+    for line in start_point.moved:
+        logger.info(line)
+    if prepared.layout is not None:
+        logger.info("pipeline layout:\n%s", prepared.layout.table())
+    mixture = prepared.loader.planned_mixture()
+    if mixture:
+        logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
+    logger.info("backend: %s", backend)
+    for warning in warnings_of(config, prepared.model, prepared.loader, set_aside_share(mixture)):
+        logger.warning(warning)
+    if done == config.train.steps:
+        logger.info("nothing is left to do; raise train.steps to continue")
+
+
+def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_long: float) -> Iterator[str]:
+    """Yield a line about everything that is allowed but hardly meant.
+
+    Args:
+        config: the run.
+        model: what it trains.
+        loader: its data; only the index is read.
+        too_long: share of the planned samples that are longer than a sequence.
+    """
+    if too_long > TOO_LONG_SHARE:
+        yield (
+            f"{too_long:.0%} of these samples are longer than train.seq_length={config.train.seq_length} and are not "
+            "used: raise it, lower data.image_max_tokens or data.video_max_tokens, or set data.too_long"
+        )
+    if config.train.seq_length > model.decoder.max_position_embeddings:
+        yield (
+            f"train.seq_length={config.train.seq_length} is above the model's max_position_embeddings "
+            f"{model.decoder.max_position_embeddings}, and engines refuse longer prompts: set "
+            f"model.max_position_embeddings={config.train.seq_length}, and model.rope_theta if its base should change"
+        )
+    yield from _unused_parts(config, loader)
+    for source in loader.sources:
+        yield from _repetition(source, config, sum(source.weight for source in loader.sources))
+
+
+def _unused_parts(config: RunConfig, loader: PackedLoader) -> Iterator[str]:
+    """Warn about parts that would be trained although the data has no image for them."""
+    unused = [part for part in ("vision", "adapter") if part not in config.freeze]
+    if not unused or any(source.patches.any() for source in loader.sources):
+        return
+    without = f"no source in data.sources has an image or a video, so {' and '.join(unused)} cannot learn"
+    if "decoder" in config.freeze:
+        yield f"{without}, and the decoder is frozen: this run trains nothing. Set freeze=[vision,adapter]"
+    elif decay := config.optimizer.weight_decay:
+        yield f"{without}: a step only multiplies their matrices by 1 - lr * {decay:g}. Set freeze=[vision,adapter]"
+    else:
+        yield f"{without}. Set freeze=[vision,adapter], which also saves their optimizer state"
+
+
+def _repetition(source: Source, config: RunConfig, total_weight: float) -> Iterator[str]:
+    """Warn about a source that is smaller than what a single step takes from it."""
+    limit = config.train.seq_length
+    lengths = source.lengths.astype(np.int64)
+    if config.data.too_long == "truncate":
+        lengths = np.where(source.is_text, lengths, np.minimum(lengths, limit))
+    elif config.data.too_long == "refuse":
+        lengths = lengths[(lengths <= limit) | source.is_text]
+    tokens = max(int(lengths.sum()), 1)
+    per_step = config.train.global_batch_size * limit * source.weight / total_weight
+    times = min(per_step / tokens, source.epochs or float("inf"))
+    if times > 1:
+        yield (
+            f"source {source.label!r} has only {len(lengths):,} samples with {tokens:,} tokens: a step, which takes "
+            f"about {per_step:,.0f} tokens from it, repeats each sample about {times:,.1f} times"
+        )
