@@ -8,7 +8,7 @@ import numpy as np
 
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.loading.source import Source
-from data_pipeline.plan.mixture_report import mixture_table, set_aside_share
+from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
 from training.config import RunConfig
 from training.distributed import world_size
@@ -39,7 +39,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     if mixture:
         logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
     logger.info("backend: %s", backend)
-    for warning in warnings_of(config, prepared.model, prepared.loader, set_aside_share(mixture)):
+    for warning in warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)):
         logger.warning(warning)
     if done == config.train.steps:
         logger.info("nothing is left to do; raise train.steps to continue")
