@@ -29,6 +29,19 @@ from torch import Tensor
 BALANCE_LOSS = "balance_loss"
 
 
+def normalized_topk_routing(
+    logits: Tensor, topk: int, *, scaling_factor: float, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """Route as megatron-core does, and also normalise the weight of a single expert, which it leaves as it is.
+
+    With top-1, transformers gives the one expert the weight `scaling_factor`.
+    """
+    probs, routing_map = topk_routing_with_score_function(logits, topk, scaling_factor=scaling_factor, **options)
+    if topk == 1:
+        probs = probs / (probs.sum(1, keepdim=True) + 1e-20) * scaling_factor
+    return probs, routing_map
+
+
 class SegmentRouter(TopKRouter):
     """Sigmoid top-k routing with an expert bias that affects the choice of experts but not their weights.
 
@@ -63,7 +76,7 @@ class SegmentRouter(TopKRouter):
         """
         assert padding_mask is not None, "the router needs the table of segment members"
         logits = logits.flatten(0, 1)
-        probs, routing_map = topk_routing_with_score_function(
+        probs, routing_map = normalized_topk_routing(
             logits,
             self.topk,
             scaling_factor=self.config.moe_router_topk_scaling_factor,
