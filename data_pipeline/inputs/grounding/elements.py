@@ -27,7 +27,7 @@ document.fonts.ready.then(() => {
 """
 
 # ([width, height], [measure contents], node, ...) -> for each node the box [x1, y1, x2, y2] of its visible part, or
-# null. A node is visible if a part of it lies in the viewport and in the ancestors that clip their overflow, and if a
+# null. A node is visible if a part of it lies in the viewport and in the ancestors that hide their overflow, and if a
 # hit test at five points of that part finds the node or a descendant (for text: its parent or a descendant).
 _VISIBLE_BOXES = """
 function (viewport, byContents, ...nodes) {
@@ -59,18 +59,18 @@ function (viewport, byContents, ...nodes) {
     }
     const rect = measured.getBoundingClientRect();
     let [x1, y1, x2, y2] = [rect.left, rect.top, rect.right, rect.bottom];
-    let [clipX1, clipY1] = [view.offsetLeft, view.offsetTop];
-    let [clipX2, clipY2] = [clipX1 + viewport[0] / view.scale, clipY1 + viewport[1] / view.scale];
+    let [boundX1, boundY1] = [view.offsetLeft, view.offsetTop];
+    let [boundX2, boundY2] = [boundX1 + viewport[0] / view.scale, boundY1 + viewport[1] / view.scale];
     for (let current = node === element ? up(element) : element; current; current = up(current)) {
       const computed = getComputedStyle(current);
       if (current === document.body || current === document.documentElement) continue;
       if (computed.overflowX === 'visible' && computed.overflowY === 'visible') continue;
       const frame = current.getBoundingClientRect();
-      [clipX1, clipY1] = [Math.max(clipX1, frame.left), Math.max(clipY1, frame.top)];
-      [clipX2, clipY2] = [Math.min(clipX2, frame.right), Math.min(clipY2, frame.bottom)];
+      [boundX1, boundY1] = [Math.max(boundX1, frame.left), Math.max(boundY1, frame.top)];
+      [boundX2, boundY2] = [Math.min(boundX2, frame.right), Math.min(boundY2, frame.bottom)];
     }
-    [x1, y1] = [Math.max(x1, clipX1), Math.max(y1, clipY1)];
-    [x2, y2] = [Math.min(x2, clipX2), Math.min(y2, clipY2)];
+    [x1, y1] = [Math.max(x1, boundX1), Math.max(y1, boundY1)];
+    [x2, y2] = [Math.min(x2, boundX2), Math.min(y2, boundY2)];
     if (x2 - x1 < 3 || y2 - y1 < 3) return null;
     for (const [along, down] of [[0.5, 0.5], [0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]]) {
       const found = hit(x1 + along * (x2 - x1), y1 + down * (y2 - y1));

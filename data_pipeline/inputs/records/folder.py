@@ -148,7 +148,7 @@ def _walk(root: str) -> list[tuple[str, int]]:
 
 
 def _with_text(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record with its text in the field `text`, whichever of CAPTION_FIELDS it is in."""
+    """Return the record with its text moved to the field `text` from any of CAPTION_FIELDS."""
     if "messages" in record:
         return record
     for field in CAPTION_FIELDS:
