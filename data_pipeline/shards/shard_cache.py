@@ -135,7 +135,7 @@ class ShardCache:
         Raises:
             BadSample: `unreadable_shard`, if it cannot be fetched.
         """
-        path = self.copy_path(url, fingerprint)
+        path = self._copy(url, fingerprint)
         while True:
             try:
                 descriptor = os.open(path, os.O_RDONLY)
@@ -148,10 +148,9 @@ class ShardCache:
 
     def discard(self, url: str, fingerprint: str) -> None:
         """Remove a damaged copy, so that it is fetched again."""
-        self.copy_path(url, fingerprint).unlink(missing_ok=True)
+        self._copy(url, fingerprint).unlink(missing_ok=True)
 
-    def copy_path(self, url: str, fingerprint: str) -> Path:
-        """Return where the copy of a shard is kept."""
+    def _copy(self, url: str, fingerprint: str) -> Path:
         return self.folder / f"{_digest(shown(url), fingerprint)}.tar"
 
     def _fetch_or_give_up(self, url: str, path: Path, size: int) -> None:

@@ -78,11 +78,13 @@ class ShardWriter:
         return self
 
     def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:
-            self.close()
-        elif self._file is not None:
-            self._file.close()
-            self._temporary.unlink()
+        try:
+            if error is None:
+                self.close()
+        finally:
+            if self._file is not None:
+                self._file.close()
+                self._temporary.unlink(missing_ok=True)
 
     @property
     def _temporary(self) -> Path:
@@ -96,8 +98,8 @@ class ShardWriter:
         _write_all(self._file, [end_mark(self._size)])
         os.fsync(self._file.fileno())
         self._file.close()
-        self._file = None
         os.replace(self._temporary, self.path)
+        self._file = None
         sync_folder(self.folder)
         self.finished.append(self.path)
 
