@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from demo.tokenizer import train_tokenizer
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel
 from tests.reference import save_transformers_model, small_config
-from tools.demo_tokenizer import train_tokenizer
 
 # What a machine may lack. A skip for any other reason is a test that should have run.
 EXCUSES = ("needs Transformer Engine",)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from demo.tokenizer import train_tokenizer
 from pretrain.companions import preprocessor_config
 from tests.reference import small_config, transformers_model
-from tools.demo_tokenizer import train_tokenizer
 
 VARIANTS = ("glm4v_moe", "glm4v")
 

@@ -15,10 +15,10 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from demo.data import Library
+from demo.data import sources as sources_of_the_demo
 from pretrain.config import RunConfig, load_config
 from sft.train import SftConfig
-from tools.demo_data import Library
-from tools.demo_data import sources as sources_of_the_demo
 
 pytestmark = pytest.mark.fast
 
@@ -32,6 +32,7 @@ FLOORS = {
     "sft": {"sft", "pretrain", "model", "data_pipeline"},
     "tools": {"tools", "sft", "pretrain", "model", "data_pipeline"},
     "benchmarks": {"benchmarks", "sft", "pretrain", "model", "data_pipeline"},
+    "demo": {"demo", "tools", "sft", "pretrain", "model", "data_pipeline"},
 }
 
 # Strings that may stand in few places or in none, and why.
@@ -146,7 +147,7 @@ def test_a_megatron_lm_checkout_on_the_path_is_named(tmp_path: Path) -> None:
 def test_the_documentation_names_only_files_that_exist() -> None:
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"(?<![\w/])(?:configs|docs|tools|benchmarks|tests|model|data_pipeline|pretrain|sft)/[\w./-]*\w",
+            r"(?<![\w/])(?:configs|docs|tools|benchmarks|demo|tests|model|data_pipeline|pretrain|sft)/[\w./-]*\w",
             page.read_text(),
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"

