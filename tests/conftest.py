@@ -15,6 +15,7 @@ from demo.tokenizer import train_tokenizer
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel
+from tests import prose
 from tests.reference import save_transformers_model, small_config
 
 # What a machine may lack. A skip for any other reason is a test that should have run.
@@ -54,10 +55,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer folder with GLM's special tokens, trained on a little real text."""
-    import pydoc_data.topics
-
-    return train_tokenizer(pydoc_data.topics.topics.values(), tmp_path_factory.mktemp("tokenizer"))
+    """A tokenizer folder with GLM's special tokens, trained on the tests' own text."""
+    return train_tokenizer(prose.paragraphs(), tmp_path_factory.mktemp("tokenizer"))
 
 
 # --- models -----------------------------------------------------------------------------------------------------------
