@@ -1,7 +1,8 @@
-"""What the demo asks about the model it trained: its loss on held-out samples, and whether it looks at the pictures.
+"""What the demo measures on held-out samples: losses, and answers to questions about images.
 
-Both sides read the samples through the production path (`encode_record`). Ours packs them and runs the production
-model; on the other side positions, vision tower, decoder and loss are transformers' own, one sample at a time.
+The production side packs the samples and runs the model of the last checkpoint. The exported side loads the Hugging
+Face folder: there transformers computes positions, vision tower, decoder and loss, one sample at a time. Both read the
+samples as training does (`encode_record`).
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 
@@ -20,74 +20,93 @@ from data_pipeline.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.catalogue import find_shards
 from data_pipeline.encode import PixelBudget, encode_record
 from data_pipeline.index import read_index
-from data_pipeline.shards import ShardReader
+from data_pipeline.shards import RawSample, ShardReader
 from data_pipeline.tokens import GlmTokenizer
+from demo.media import subjects
+from demo.records import DESCRIBE, NAME, view_path
 from model.checkpoint import COMPANIONS, find_checkpoint
 from pretrain.companions import PIXELS_PER_TOKEN
 from pretrain.evaluate import evaluate
 from tools.generate import Exported, transformers_inputs
 
-SEQ_LENGTH = 512  # of the packs that our side sees
+SEQ_LENGTH = 512  # of the production side's packs
+SHOWN = ("coffee", "tabby_cat", "rocket")  # subjects whose held-out images the demo shows, with answers
+ANSWER_TOKENS, THINKING_TOKENS = 32, 64  # the longest answers
 
 
-def read_samples(shards: Path, hf: Path) -> list[EncodedSample]:
-    """Every sample of a folder of shards, in order. hf: a Hugging Face folder, for its tokenizer and pixel budgets."""
-    tokenizer, reader, samples = GlmTokenizer(hf), ShardReader(), []
-    budget = PixelBudget(
-        *(
-            json.loads((hf / name).read_text())["size"]["longest_edge"] // PIXELS_PER_TOKEN
-            for name in ("preprocessor_config.json", "video_preprocessor_config.json")
-        )
-    )
+def read_samples(shards: Path) -> list[RawSample]:
+    """Return every sample of a folder of shards, in order."""
+    reader, samples = ShardReader(), []
     for shard in map(read_index, find_shards(str(shards))):
-        for row in range(shard.table.num_rows):
-            raw = reader.read(str(shard.file), shard.sample(row))
-            samples.append(encode_record(raw.record, raw.images, raw.videos, tokenizer=tokenizer, budget=budget))
+        samples += [reader.read(str(shard.file), shard.sample(row)) for row in range(shard.table.num_rows)]
     reader.close()
     return samples
 
 
+def encode(samples: Sequence[RawSample], tokenizer: GlmTokenizer, budget: PixelBudget) -> list[EncodedSample]:
+    return [encode_record(raw.record, raw.images, raw.videos, tokenizer=tokenizer, budget=budget) for raw in samples]
+
+
+def with_next_images(samples: Sequence[RawSample]) -> list[RawSample]:
+    """Return each sample with the images of the next one, the last with those of the first."""
+    following = [*samples[1:], *samples[:1]]
+    return [replace(sample, images=other.images) for sample, other in zip(samples, following, strict=True)]
+
+
+# transformers, on the exported folder
+
+
 @torch.no_grad()
 def transformers_loss(exported: Exported, samples: Sequence[EncodedSample]) -> float:
-    """Mean over the tokens that carry loss, by transformers' forward, each sample alone."""
+    """Return the mean cross-entropy of the tokens that carry loss, each sample computed alone."""
     total, tokens = 0.0, 0
     for sample in samples:
         inputs = transformers_inputs(sample, exported.model.config.image_token_id, exported.preprocessor)
         labels = inputs["input_ids"].masked_fill(~torch.from_numpy(sample.loss)[None], -100)
-        learned = int(sample.loss[1:].sum())
-        total += float(exported.model(**inputs, labels=labels).loss) * learned
-        tokens += learned
+        count = int(sample.loss[1:].sum())
+        total += float(exported.model(**inputs, labels=labels).loss) * count
+        tokens += count
     return total / tokens
 
 
-def with_other_pictures(samples: Sequence[EncodedSample], image_token_id: int) -> list[EncodedSample]:
-    """Each sample with the next one's picture in place of its own. Every sample has exactly one picture."""
-    return [
-        _with_picture(sample, other, image_token_id)
-        for sample, other in zip(samples, [*samples[1:], samples[0]], strict=True)
-    ]
+def ask(exported: Exported, question: str, image: bytes, *, thinking: bool) -> str:
+    """Return the model's greedy answer to a question about one image."""
+    prompt = exported.chat_prompt(question, images=1, videos=0, thinking=thinking)
+    sample = exported.encode(prompt, [image], [])
+    return exported.generate(sample, max_new_tokens=THINKING_TOKENS if thinking else ANSWER_TOKENS).strip()
 
 
-def _with_picture(sample: EncodedSample, other: EncodedSample, image_token_id: int) -> EncodedSample:
-    is_image = sample.input_ids == image_token_id
-    start, end = int(is_image.argmax()), int(is_image.argmax() + is_image.sum())
-    count = int((other.input_ids == image_token_id).sum())
-    return replace(
-        sample,
-        input_ids=np.concatenate([sample.input_ids[:start], np.full(count, image_token_id), sample.input_ids[end:]]),
-        loss=np.concatenate([sample.loss[:start], np.zeros(count, dtype=bool), sample.loss[end:]]),
-        position_ids=np.empty((3, 0), dtype=np.int64),  # transformers makes its own
-        pixels=other.pixels,
-        grids=other.grids,
-        frames=other.frames,
-    )
+def share_answered(exported: Exported, samples: Sequence[RawSample]) -> float:
+    """Return the share of samples that are answered with exactly the recorded words.
+
+    samples: non-thinking chats of one turn about one image.
+    """
+    right = 0
+    for sample in samples:
+        question, answer = (message["content"] for message in sample.record["messages"])
+        right += ask(exported, question, sample.images[0], thinking=False) == answer
+    return right / len(samples)
 
 
-# The same samples through the production model
+def show_answers(exported: Exported, records: Path) -> list[dict[str, str]]:
+    """Ask about the held-out images of SHOWN: its name, a description, and a question with thinking.
+
+    Returns: image (path), question and answer of each.
+    """
+    shown = []
+    for subject in (subject for subject in subjects() if subject.name in SHOWN):
+        image = records / view_path(subject, 0, "held_out")
+        for question, thinking in ((NAME, False), (DESCRIBE[0], False), (next(iter(subject.ask)), True)):
+            answer = ask(exported, question, image.read_bytes(), thinking=thinking)
+            shown.append({"image": str(image), "question": question, "answer": answer})
+    return shown
+
+
+# The production model, on the last checkpoint
 
 
 def packs(samples: Sequence[EncodedSample], seq_length: int, segment_multiple: int = 8) -> Iterator[Batch]:
-    """Samples in order, as many to a pack as fit."""
+    """Yield packs of samples in order, as many per pack as fit."""
     pack: list[EncodedSample] = []
     used = 0
     for sample in samples:
@@ -100,33 +119,56 @@ def packs(samples: Sequence[EncodedSample], seq_length: int, segment_multiple: i
     yield collate(pack, seq_length=seq_length, segment_multiple=segment_multiple, pad_id=0)
 
 
-# Command lines: each side in a process of its own, so that neither sees what the other sets up.
+def pixel_budget(hf: Path) -> PixelBudget:
+    """Return the pixel budgets of a Hugging Face folder's preprocessors."""
+    longest = [
+        json.loads((hf / name).read_text())["size"]["longest_edge"] // PIXELS_PER_TOKEN
+        for name in ("preprocessor_config.json", "video_preprocessor_config.json")
+    ]
+    return PixelBudget(*longest)
+
+
+# Command lines: each side runs in a process of its own, so that neither sees what the other sets up.
 
 app = typer.Typer(add_completion=False)
 Shards = Annotated[list[Path], typer.Argument(help="folders of held-out shards")]
 
 
 @app.command()
-def ours(run: Annotated[Path, typer.Argument(help="a run's folder")], shards: Shards) -> None:
+def production(run: Annotated[Path, typer.Argument(help="run folder")], shards: Shards) -> None:
     """Print the production model's loss as JSON."""
     checkpoint = find_checkpoint(run)
-    samples = [sample for folder in shards for sample in read_samples(folder, checkpoint / COMPANIONS)]
-    print(json.dumps(evaluate(checkpoint, packs(samples, SEQ_LENGTH))))
+    hf = checkpoint / COMPANIONS
+    samples = [sample for folder in shards for sample in read_samples(folder)]
+    encoded = encode(samples, GlmTokenizer(hf), pixel_budget(hf))
+    print(json.dumps(evaluate(checkpoint, packs(encoded, SEQ_LENGTH))))
 
 
 @app.command()
 def exported(
-    folder: Annotated[Path, typer.Argument(help="an exported Hugging Face folder")],
+    folder: Annotated[Path, typer.Argument(help="exported Hugging Face folder")],
     shards: Shards,
-    captions: Annotated[Path, typer.Option(help="shards whose samples have one picture each, for the swap")],
+    descriptions: Annotated[Path, typer.Option(help="shards of descriptions of one image each")],
+    questions: Annotated[Path, typer.Option(help="shards of questions about one image each")],
+    records: Annotated[Path, typer.Option(help="folder that holds media/held_out")],
 ) -> None:
-    """Print transformers' loss as JSON: of all samples, and of captions with their own and with another picture."""
+    """Print what transformers computes as JSON: losses, shares of right answers, and answers to show."""
     model = Exported.load(folder, dtype=torch.float32)
-    samples = [sample for shard in shards for sample in read_samples(shard, folder)]
-    described = read_samples(captions, folder)
-    swapped = with_other_pictures(described, model.model.config.image_token_id)
-    losses = {"loss": samples, "captions": described, "swapped": swapped}
-    print(json.dumps({name: transformers_loss(model, those) for name, those in losses.items()}))
+
+    def loss(samples: Sequence[RawSample]) -> float:
+        return transformers_loss(model, encode(samples, model.glm_tokenizer, model.budget))
+
+    described, asked = read_samples(descriptions), read_samples(questions)
+    result = {
+        "loss": loss([sample for shard in shards for sample in read_samples(shard)]),
+        "own_image": loss(described),
+        "other_image": loss(with_next_images(described)),
+        "questions": len(asked),
+        "right": share_answered(model, asked),
+        "right_other_image": share_answered(model, with_next_images(asked)),
+        "shown": show_answers(model, records),
+    }
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -1,28 +1,39 @@
-"""The demo's figures, read from the runs' metrics, and its picture of the losses."""
+"""The demo's report: its table, the loss curves and the images with the model's answers."""
 
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from PIL import Image
+from rich.table import Table
 
 from data_pipeline.domains import DOMAINS
 
-FIRST_STEPS = 3  # the loss at a stage's start is the mean of so many steps
-LAST_SHARE = 0.1  # and at its end that of the last tenth
+FIRST_STEPS = 3  # the loss at the start of a stage is the mean of these steps
+LAST_SHARE = 0.1  # and at its end the mean of this share of its steps
+ANSWER_WIDTH = 46  # characters per line under an image
+
+LOSS_FALL = 0.30  # least fall of the loss in every stage
+PARITY = 1e-4  # largest relative difference between the production loss and transformers'
+IMAGE_RATIO = 1.5  # least loss of descriptions with another image, over that with their own
+RIGHT = 0.80  # least share of right answers
+RIGHT_OTHER_IMAGE = 0.20  # largest share of right answers when another image is shown
 
 
 @dataclass(frozen=True)
 class Figures:
-    """What one stage did. Losses are cross-entropies a token; tokens_per_second counts useful tokens."""
+    """What one stage measured."""
 
     steps: int
-    first: float
-    last: float
-    tokens_per_second: float
+    first: float  # cross-entropy per token
+    last: float  # cross-entropy per token
+    tokens_per_second: float  # useful tokens, not padding
 
     @property
     def fall(self) -> float:
@@ -46,8 +57,78 @@ def stage_figures(metrics: Path) -> Figures:
     )
 
 
+# The table
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measured figure and what is required of it."""
+
+    what: str
+    measured: str
+    required: str
+    met: bool
+    steps: str = ""
+    tokens_per_second: str = ""
+
+
+def stage_row(name: str, figures: Figures) -> Row:
+    return Row(
+        what=f"{name} loss",
+        measured=f"{figures.first:.3f} -> {figures.last:.3f} ({-figures.fall:.0%})",
+        required=f"falls by {LOSS_FALL:.0%}",
+        met=figures.fall >= LOSS_FALL,
+        steps=str(figures.steps),
+        tokens_per_second=f"{figures.tokens_per_second:,.0f}",
+    )
+
+
+def held_out_rows(production: dict[str, Any], exported: dict[str, Any]) -> list[Row]:
+    """Return the rows of `demo.evaluate`'s two results."""
+    difference = abs(production["loss"] - exported["loss"]) / exported["loss"]
+    ratio = exported["other_image"] / exported["own_image"]
+    questions = exported["questions"]
+    return [
+        Row(
+            what="held-out loss: production, transformers",
+            measured=f"{production['loss']:.6f}, {exported['loss']:.6f} ({difference:.0e})",
+            required=f"within {PARITY:.0e}",
+            met=difference <= PARITY,
+        ),
+        Row(
+            what="description loss: own image, another's",
+            measured=f"{exported['own_image']:.3f}, {exported['other_image']:.3f} (x{ratio:.1f})",
+            required=f"rises to x{IMAGE_RATIO}",
+            met=ratio >= IMAGE_RATIO,
+        ),
+        Row(
+            what="right answers: own image",
+            measured=f"{exported['right']:.0%} of {questions} questions",
+            required=f"at least {RIGHT:.0%}",
+            met=exported["right"] >= RIGHT,
+        ),
+        Row(
+            what="right answers: another's image",
+            measured=f"{exported['right_other_image']:.0%} of {questions} questions",
+            required=f"at most {RIGHT_OTHER_IMAGE:.0%}",
+            met=exported["right_other_image"] <= RIGHT_OTHER_IMAGE,
+        ),
+    ]
+
+
+def table(name: str, rows: Sequence[Row]) -> Table:
+    made = Table("", "steps", "measured", "tokens/s", "required", "", title=f"tiny {name}")
+    for row in rows:
+        verdict = "[green]met[/green]" if row.met else "[red]MISSED[/red]"
+        made.add_row(row.what, row.steps, row.measured, row.tokens_per_second, row.required, verdict)
+    return made
+
+
+# The drawings
+
+
 def draw_losses(metrics: dict[str, Path], out: Path) -> Path:
-    """One panel a stage: the loss of every step, and of each domain (thin), over the useful tokens seen."""
+    """Draw the loss of every step, and of each domain (thin), over the useful tokens seen: one panel per stage."""
     figure = Figure(figsize=(5 * len(metrics), 4), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for panel, (stage, path) in zip(panels, metrics.items(), strict=True):
@@ -61,6 +142,33 @@ def draw_losses(metrics: dict[str, Path], out: Path) -> Path:
         panel.plot(seen, [line["loss"] for line in lines], color="black", linewidth=1.5, label="all")
         panel.set(title=stage, xlabel="thousand tokens", ylim=(0, None))
         panel.legend(fontsize="small")
-    panels[0].set_ylabel("cross-entropy a token")
+    panels[0].set_ylabel("cross-entropy per token")
     figure.savefig(out, dpi=120)
     return out
+
+
+def draw_answers(shown: Sequence[dict[str, str]], out: Path) -> Path:
+    """Draw each image with its questions and the model's answers below it.
+
+    shown: dicts of image (path), question and answer; those of one image are neighbours.
+    """
+    images = list(dict.fromkeys(entry["image"] for entry in shown))
+    figure = Figure(figsize=(4.6 * len(images), 6.4), layout="constrained")
+    for column, image in enumerate(images):
+        upper, lower = (figure.add_subplot(2, len(images), row * len(images) + column + 1) for row in (0, 1))
+        upper.imshow(Image.open(image))
+        upper.set_title(Path(image).name, fontsize="small", color="grey")
+        lines = [line for entry in shown if entry["image"] == image for line in _written(entry)]
+        for number, (line, style) in enumerate(lines):
+            lower.text(0, 1 - number / 13, line, va="top", fontsize=9.5, parse_math=False, **style)
+        upper.axis("off")
+        lower.axis("off")
+    figure.savefig(out, dpi=120)
+    return out
+
+
+def _written(entry: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the lines of a question and its answer, with their text properties."""
+    grey, black = {"color": "grey"}, {"color": "black", "family": "monospace"}
+    question, answer = (textwrap.wrap(entry[key], ANSWER_WIDTH) for key in ("question", "answer"))
+    return [*((line, grey) for line in question), *((line, black) for line in answer), ("", grey)]
