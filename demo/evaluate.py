@@ -94,7 +94,8 @@ def show_answers(exported: Exported, records: Path) -> list[dict[str, str]]:
     Returns: image (path), question and answer of each.
     """
     shown = []
-    for subject in (subject for subject in subjects() if subject.name in SHOWN):
+    named = {subject.name: subject for subject in subjects()}
+    for subject in map(named.__getitem__, SHOWN):
         image = records / view_path(subject, 0, "held_out")
         for question, thinking in ((NAME, False), (DESCRIBE[0], False), (next(iter(subject.ask)), True)):
             answer = ask(exported, question, image.read_bytes(), thinking=thinking)

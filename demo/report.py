@@ -90,13 +90,13 @@ def held_out_rows(production: dict[str, Any], exported: dict[str, Any]) -> list[
     questions = exported["questions"]
     return [
         Row(
-            what="held-out loss: production, transformers",
+            what="held out: production, transformers",
             measured=f"{production['loss']:.6f}, {exported['loss']:.6f} ({difference:.0e})",
             required=f"within {PARITY:.0e}",
             met=difference <= PARITY,
         ),
         Row(
-            what="description loss: own image, another's",
+            what="descriptions: own, another's image",
             measured=f"{exported['own_image']:.3f}, {exported['other_image']:.3f} (x{ratio:.1f})",
             required=f"rises to x{IMAGE_RATIO}",
             met=ratio >= IMAGE_RATIO,

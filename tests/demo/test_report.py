@@ -44,8 +44,8 @@ def test_good_figures_meet_every_requirement() -> None:
 @pytest.mark.parametrize(
     ("worse", "missed"),
     [
-        ({"loss": 2.0003}, "held-out loss"),
-        ({"other_image": 0.6}, "description loss"),
+        ({"loss": 2.0003}, "held out"),
+        ({"other_image": 0.6}, "descriptions"),
         ({"right": 0.79}, "right answers: own image"),
         ({"right_other_image": 0.21}, "right answers: another's image"),
     ],
