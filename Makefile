@@ -23,10 +23,10 @@ export OMP_NUM_THREADS ?= 1
 .PHONY: demo demo-data test test-te test-gpu test-fast test-full te-tables check format clean
 
 demo: $(VENV)/installed
-	$(BIN)/python -m tools.demo --variant $(VARIANT)
+	$(BIN)/python -m demo --variant $(VARIANT)
 
 demo-data: $(VENV)/installed
-	$(BIN)/python -m tools.demo_data --out demo_out
+	$(BIN)/python -m demo.data --out demo_out
 
 test: $(VENV)/installed $(TE)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "not slow"

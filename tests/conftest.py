@@ -11,12 +11,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from demo.tokenizer import train_tokenizer
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.whole_model import build_whole_model
+from tests import prose
 from tests.reference import save_transformers_model, small_config
-from tools.demo_tokenizer import train_tokenizer
 
 # What a machine may lack. A skip for any other reason is a test that should have run.
 EXCUSES = ("needs Transformer Engine",)
@@ -55,10 +56,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="session")
 def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer folder with GLM's special tokens, trained on a little real text."""
-    import pydoc_data.topics
-
-    return train_tokenizer(pydoc_data.topics.topics.values(), tmp_path_factory.mktemp("tokenizer"))
+    """A tokenizer folder with GLM's special tokens, trained on the tests' own text."""
+    return train_tokenizer(prose.paragraphs(), tmp_path_factory.mktemp("tokenizer"))
 
 
 # --- models -----------------------------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from demo.tokenizer import train_tokenizer
 from tests.reference import small_config, transformers_model
-from tools.demo_tokenizer import train_tokenizer
 from training.hf_files import preprocessor_config
 
 VARIANTS = ("glm4v_moe", "glm4v")

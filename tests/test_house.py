@@ -16,9 +16,9 @@ from typing import Any, get_type_hints
 
 import pytest
 
+from demo.data import Library
+from demo.data import sources as sources_of_the_demo
 from sft.train import SftConfig
-from tools.demo_data import Library
-from tools.demo_data import sources as sources_of_the_demo
 from training.config import RunConfig, load_config
 
 pytestmark = pytest.mark.fast
@@ -35,6 +35,7 @@ FLOORS = {
     "pretrain": {"common", "pretrain", "training", "model", "data_pipeline"},
     "sft": {"common", "sft", "training", "model", "data_pipeline"},
     "tools": {"common", "tools", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "demo": {"common", "demo", "tools", "sft", "pretrain", "training", "model", "data_pipeline"},
     "benchmarks": {"common", "benchmarks", "sft", "pretrain", "training", "model", "data_pipeline"},
 }
 
@@ -212,7 +213,7 @@ def test_megatron_lm_checkout_on_the_path_is_reported(tmp_path: Path) -> None:
 def test_pages_name_only_files_that_exist() -> None:
     for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"(?<![\w/])(?:configs|docs|tools|benchmarks|tests|common|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
+            r"(?<![\w/])(?:configs|docs|tools|benchmarks|demo|tests|common|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
             page.read_text(),
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"

@@ -13,7 +13,14 @@ from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
 from tests import reference
-from tests.reference import forward_inputs, make_sample, pack, save_transformers_model, small_config, transformers_logits
+from tests.reference import (
+    forward_inputs,
+    make_sample,
+    pack,
+    save_transformers_model,
+    small_config,
+    transformers_logits,
+)
 
 LOGITS = 5e-6  # largest absolute difference, at logits of scale 1
 
@@ -28,7 +35,7 @@ def test_logits_equal_transformers_with_one_expert_per_token(
     published = save_transformers_model(replace(config, decoder=decoder), tmp_path)
     model = GlmvModel(GlmvConfig.from_hf(tmp_path), ParallelConfig()).eval()
     load_weights([model], SafetensorsFolder(tmp_path))
-    sample = make_sample(config, [reference.Words(40)], seed=4)
+    sample = make_sample(config, [reference.Text(40)], seed=4)
     with torch.no_grad():
         expected = transformers_logits(published, sample)
         found = model(**forward_inputs(pack([sample], seq_length=len(sample.encoded), segment_multiple=1)))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.indexing import in_a_process_of_its_own, write_folder
+from benchmarks.indexing import in_new_process, write_folder
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.loading.source import Source
 from data_pipeline.sharding.foreign import index_shards
@@ -130,7 +130,7 @@ def test_source_is_pickled_as_its_configuration(opened):
 @pytest.mark.slow
 def test_million_samples_open_within_a_second_and_100_megabytes(tmp_path):
     write_folder(tmp_path, samples=1_000_000, shards=10_000)
-    figures = in_a_process_of_its_own(tmp_path)
+    figures = in_new_process(tmp_path)
     assert (figures["samples"], figures["shards"]) == (1_000_000, 10_000)
     assert figures["CPU seconds"] < 1
     assert figures["MB anonymous"] + figures["MB mapped"] < 100

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from data_pipeline.domains import build_sample
 from data_pipeline.sample import Image, Token, Video
-from tools.demo_tokenizer import SPECIAL_TOKENS, train_tokenizer
+from demo.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 pytestmark = pytest.mark.fast
 
