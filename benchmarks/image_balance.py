@@ -98,7 +98,7 @@ def replicate(costs: Sequence[int], ranks: int) -> Shares:
 
 
 RULES: dict[str, Callable[[Sequence[int], int], Shares]] = {
-    "this implementation": split_images,
+    "glmv-train": split_images,
     "round robin": round_robin,
     "equal numbers, consecutive": contiguous,
     "all images on every rank, as ms-swift": replicate,
