@@ -2,7 +2,7 @@
 
     .venv-peers/bin/python benchmarks/image_peers.py CONTENDER FOLDER SAMPLES
 
-CONTENDER is READER+PROCESSOR+IMAGES_PER_CALL: webdataset or energon, pil or torchvision, a number. Prints one line of
+CONTENDER is READER+PROCESSOR+IMAGES_PER_CALL, for example energon+pil+1 or webdataset+torchvision+8. Prints one line of
 JSON: samples, patches and CPU seconds, measured after a few samples to warm up.
 """
 
@@ -91,4 +91,6 @@ def main(contender: str, folder: str, samples: str) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 4:
+        raise SystemExit(__doc__)
     main(*sys.argv[1:])

@@ -2,10 +2,10 @@
 
     python -m benchmarks.images --folder /tmp/images --peers-python .venv-peers/bin/python
 
-This implementation does what a data worker does: look up a row of the index, in random order, read and check its bytes,
-decode, resize to the model's size, cut into uint8 patches. The peers read in order and end with transformers' pixel
-values. They need an environment of their own (benchmarks/requirements.txt); without it, only this implementation is
-timed. The limits are the JPEG decoder alone, and copying the patches once.
+glmv-train does what a data worker does: look up a row of the index, in random order, read and check its bytes, decode,
+resize to the model's size, cut into uint8 patches. The peers read in order and end with transformers' pixel values.
+They need an environment of their own (benchmarks/requirements.txt); without it, only glmv-train is timed. The limits
+are the JPEG decoder alone, and copying the patches once.
 
 The first run fills the folder: 4,000 JPEGs cut from photographs that scikit-image and scikit-learn contain, with a mean
 of 0.54 megapixels, in 8 webdataset shards. Times are CPU time of the whole process, the best of several rounds: other
@@ -46,7 +46,7 @@ PEERS = {
     "webdataset + Pillow + transformers (torchvision)": "webdataset+torchvision+1",
     "the same, 8 images per call": "webdataset+torchvision+8",
 }
-OURS = "this implementation"
+OWN = "glmv-train"
 console = Console()
 
 
@@ -81,7 +81,7 @@ def make_shards(folder: Path) -> None:
     subprocess.run([sys.executable, "-m", "tools.shard", "index", str(folder)], check=True, stdout=subprocess.DEVNULL)
 
 
-# --- this implementation ----------------------------------------------------------------------------------------------
+# --- glmv-train -------------------------------------------------------------------------------------------------------
 
 
 def raw_images(folder: Path, samples: int) -> Iterator[bytes]:
@@ -93,8 +93,8 @@ def raw_images(folder: Path, samples: int) -> Iterator[bytes]:
         yield reader.read(str(index.file), index.sample(number % (SAMPLES // SHARDS))).images[0]
 
 
-def time_ours(folder: Path, samples: int) -> Timed:
-    """Time this implementation."""
+def time_own(folder: Path, samples: int) -> Timed:
+    """Time glmv-train."""
     made = (len(image_patches(data, MAX_TOKENS)[0]) for data in raw_images(folder, samples))
     began = time.process_time()
     patches = sum(made)
@@ -180,7 +180,7 @@ def main() -> None:
     best: dict[str, Timed] = {}
     failed: dict[str, str] = {}
     for _ in range(options.rounds):
-        rounds: dict[str, Timed | str] = {OURS: time_ours(options.folder, options.samples)}
+        rounds: dict[str, Timed | str] = {OWN: time_own(options.folder, options.samples)}
         if options.peers_python:
             for name, contender in PEERS.items():
                 rounds[name] = time_peer(options.peers_python, contender, options.folder, options.samples)
@@ -190,16 +190,16 @@ def main() -> None:
             elif name not in best or timed.rate > best[name].rate:
                 best[name] = timed
 
-    table = Table("images to patches", "samples per CPU-second", "patches per CPU-second", "this implementation is")
+    table = Table("images to patches", "samples per CPU-second", "patches per CPU-second", "glmv-train is")
     for name, timed in best.items():
-        ratio = f"{best[OURS].rate / timed.rate:.1f} times as fast" if name != OURS else ""
+        ratio = f"{best[OWN].rate / timed.rate:.1f} times as fast" if name != OWN else ""
         table.add_row(name, f"{timed.samples / timed.seconds:,.1f}", f"{timed.rate:,.0f}", ratio)
     console.print(table)
     for name, message in failed.items():
         console.print(f"{name}: {message}", markup=False)
     if not options.peers_python:
         console.print("the peers need --peers-python: see benchmarks/requirements.txt")
-    limits = Table("stage of this implementation", "ms per image", "rate")
+    limits = Table("stage of glmv-train", "ms per image", "rate")
     for stage, seconds, rate in stages(options.folder, min(options.samples, 200)):
         limits.add_row(stage, f"{seconds * 1e3:.2f}", rate)
     console.print(limits)

@@ -1,11 +1,11 @@
-"""Reading samples without decoding them: this implementation, shuffled over all shards, against webdataset, in order.
+"""Reading samples without decoding them: glmv-train, shuffled over all shards, against webdataset, in order.
 
     python -m benchmarks.reading [--samples 4000] [--folder DIR]
 
 Both return the bytes of every member of the same samples (benchmarks/jpegs.py), from the page cache: webdataset from
-the shards of its ShardWriter and from the shards of this implementation. This implementation also checks the bytes. The
-limits are copying the same bytes out of the page cache in the same order, and copying and checking them. The last line
-is the time to the first sample.
+the shards of its own ShardWriter and from those of glmv-train. glmv-train also checks the bytes. The limits are copying
+the same bytes out of the page cache in the same order, and copying and checking them. The last line is the time to the
+first sample.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def contenders(folder: Path, source: Source) -> tuple[dict[str, Callable[[], Non
 
     return {
         "webdataset, its own shards": lambda: read_webdataset("webdataset-*.tar"),
-        "webdataset, these shards": lambda: read_webdataset("shard-*.tar"),
-        "this implementation, shuffled": read_members,
+        "webdataset, shards of glmv-train": lambda: read_webdataset("shard-*.tar"),
+        "glmv-train, shuffled": read_members,
         "the same, with lookup and record": look_up_and_read,
         "limit: copy": copy,
         "limit: copy and check": copy_and_check,

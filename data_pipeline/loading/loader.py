@@ -44,7 +44,7 @@ from data_pipeline.shards.shard_cache import ShardCache
 
 STATE_FORMAT = 3
 # Keys of the plan that a state holds as a checksum, so that their old value cannot be shown.
-_CHECKSUMS = ("data.tokenizer", "data.sources[].weight or epochs", "the cost model of the model's parts")
+_CHECKSUMS = ("data.tokenizer", "data.sources[].weight or epochs", "the cost of the model's parts")
 
 
 class PackedLoader:
@@ -298,7 +298,7 @@ class PackedLoader:
             "data.too_long": self.plan.too_long,
             "data.tokenizer": self.tokenizer.hash,
             "data.sources[].weight or epochs": f"{zlib.crc32(repr(mixture).encode()):08x}",
-            "the cost model of the model's parts": self.plan.cost.fingerprint,
+            "the cost of the model's parts": self.plan.cost.fingerprint,
         }
 
     def _change(self, state: dict[str, Any]) -> str | None:
