@@ -90,14 +90,14 @@ def test_packs_without_samples_change_nothing(hf_folder, tmp_path: Path) -> None
 def test_group_step_adamw_equals_torch() -> None:
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(7, 5, generator=generator)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    parameter, expected = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     settings: dict[str, Any] = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
-    optimizers = [GroupStepAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
+    optimizers = [GroupStepAdamW([parameter], **settings), torch.optim.AdamW([expected], **settings)]
     for _ in range(5):
-        ours.grad = theirs.grad = torch.randn(7, 5, generator=generator)
+        parameter.grad = expected.grad = torch.randn(7, 5, generator=generator)
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(parameter, expected, rtol=1e-6, atol=1e-7)
 
 
 # --- the balance loss -------------------------------------------------------------------------------------------------
