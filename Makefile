@@ -3,6 +3,7 @@
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
 # make test-gpu    what only a GPU can tell, on a machine that has one
 # make check       format, lint, types; make format mends what can be mended
+# make docs        the table of keys in docs/training.md, from the comments in the code
 #
 # Every target makes .venv with the versions of constraints.txt first, where they are missing.
 
@@ -20,7 +21,7 @@ PYTEST_TE := $(WITH_TE) $(PYTEST) -p tests.te.stand_in tests/te
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-te test-gpu test-fast test-full te-tables check format clean
+.PHONY: demo demo-data test test-te test-gpu test-fast test-full te-tables check format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo --variant $(VARIANT)
@@ -52,6 +53,9 @@ check: $(VENV)/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+docs: $(VENV)/installed
+	$(BIN)/python -m tools.config_keys
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

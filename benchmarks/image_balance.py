@@ -19,7 +19,7 @@ from benchmarks.synthetic_sources import Grid, SyntheticSource, frame_pairs, pag
 from data_pipeline.plan.plan import Pack, Plan, PlanPosition
 from model.config import GlmvConfig, VisionConfig
 from model.flops import image_cost
-from model.image_split import Shares, split_images
+from model.image_assignment import Assignment, assign_images
 from training.pack_cost import pack_cost
 
 RANKS = 4
@@ -82,30 +82,30 @@ def steps(seq_length: int, packs_per_step: int, seed: int = 0) -> Iterator[list[
 # --- rules ------------------------------------------------------------------------------------------------------------
 
 
-def round_robin(costs: Sequence[int], ranks: int) -> Shares:
+def round_robin(costs: Sequence[int], ranks: int) -> Assignment:
     """Give image i to rank i modulo the number of ranks."""
     return [list(range(rank, len(costs), ranks)) for rank in range(ranks)]
 
 
-def contiguous(costs: Sequence[int], ranks: int) -> Shares:
+def contiguous(costs: Sequence[int], ranks: int) -> Assignment:
     """Give each rank the same number of consecutive images."""
     return [share.tolist() for share in np.array_split(np.arange(len(costs)), ranks)]
 
 
-def replicate(costs: Sequence[int], ranks: int) -> Shares:
+def replicate(costs: Sequence[int], ranks: int) -> Assignment:
     """Give every rank all images."""
     return [list(range(len(costs)))] * ranks
 
 
-RULES: dict[str, Callable[[Sequence[int], int], Shares]] = {
-    "glmv-train": split_images,
+RULES: dict[str, Callable[[Sequence[int], int], Assignment]] = {
+    "glmv-train": assign_images,
     "round robin": round_robin,
     "equal numbers, consecutive": contiguous,
     "all images on every rank, as ms-swift": replicate,
 }
 
 
-def slowest(costs: Sequence[int], shares: Shares) -> int:
+def slowest(costs: Sequence[int], shares: Assignment) -> int:
     """Return the cost of the rank with the most work."""
     return max(sum(costs[image] for image in share) for share in shares)
 
@@ -144,7 +144,7 @@ def main() -> None:
         begin = time.process_time()
         for step in per_step:
             for costs in step:
-                split_images(costs, RANKS)
+                assign_images(costs, RANKS)
         print(f"this split takes {1e3 * (time.process_time() - begin) / (STEPS * PACKS_PER_STEP):.2f} ms per pack")
 
 

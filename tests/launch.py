@@ -1,9 +1,10 @@
-"""Starting training as a user does: torchrun in a process of its own."""
+"""Start training as a user does: torchrun in a new process."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -19,9 +20,9 @@ ROOT = Path(__file__).parent.parent
 def start(
     config: Path, overrides: Sequence[str] = (), *, processes: int = 2, entry: str = "pretrain.train"
 ) -> subprocess.Popen[str]:
-    """torchrun on this machine, from the repository's root."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}",
-               "-m", entry, "--config", str(config), *overrides]  # fmt: skip
+    """Start torchrun on this machine, from the repository's root."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    command = [*launcher, "-m", entry, "--config", str(config), *overrides]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -29,7 +30,7 @@ def start(
 
 
 def finish(launcher: subprocess.Popen[str], timeout: float = 240) -> str:
-    """Wait for the end and return the output; kill what is left if it does not come."""
+    """Wait for the end and return the output; kill all processes if it does not come in time."""
     try:
         return launcher.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
@@ -39,14 +40,26 @@ def finish(launcher: subprocess.Popen[str], timeout: float = 240) -> str:
 
 
 def train(config: Path, overrides: Sequence[str] = (), **options: Any) -> str:
+    """Run to the end and return the output."""
     launcher = start(config, overrides, **options)
     output = finish(launcher)
     assert launcher.returncode == 0, output
     return output
 
 
+def fail(config: Path, overrides: Sequence[str] = (), **options: Any) -> list[str]:
+    """Run to an error of the user's and return its lines, one per process that reports it."""
+    launcher = start(config, overrides, **options)
+    output = finish(launcher)
+    assert launcher.returncode != 0, output
+    errors = re.findall(r"^error(?: on rank \d+)?: (.*)$", output, re.MULTILINE)
+    assert errors, output
+    assert "training/loop.py" not in output  # no stack trace but the launcher's own
+    return errors
+
+
 def metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl that are complete."""
+    """Return the complete lines of metrics.jsonl."""
     file = run / "metrics.jsonl"
     if not file.exists():
         return []
@@ -54,12 +67,12 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 
 
 def has_reached(run: Path, step: int) -> bool:
-    """Whether the run has written down `step`."""
+    """Whether the run has recorded `step`."""
     return any(line["step"] >= step for line in metrics(run))
 
 
 def is_saving(run: Path, step: int) -> bool:
-    """Whether the run is in the middle of writing the checkpoint of `step`."""
+    """Whether the run is writing the checkpoint of `step`."""
     return (run / "checkpoints" / f".unfinished_step_{step:07d}").exists()
 
 

@@ -55,7 +55,7 @@ def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
 def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
     """Return the files that the run's checkpoints take over from its start point, by name.
 
-    They are read once, since the folder may be removed during the run. They stay as they are, except for the length and
+    They are read once, since the folder may be removed during the run. They are not changed, except for the length and
     the rope base of a `model` that the run has changed.
     """
     if folder is None:
@@ -78,12 +78,9 @@ def set_positions(content: dict[str, Any], model: GlmvConfig) -> None:
     text["max_position_embeddings"] = model.decoder.max_position_embeddings
     if "max_position_embeddings" in content:
         content["max_position_embeddings"] = model.decoder.max_position_embeddings
-    places = [
-        part for level in (text, content) for part in (level, level.get("rope_parameters"), level.get("rope_scaling"))
-    ]
-    having = [place for place in places if place and "rope_theta" in place]
-    for place in having or [text]:
-        place["rope_theta"] = model.decoder.rope_theta
+    levels = [text, content, *(top.get(key) for top in (text, content) for key in ("rope_parameters", "rope_scaling"))]
+    for level in [level for level in levels if level and "rope_theta" in level] or [text]:
+        level["rope_theta"] = model.decoder.rope_theta
 
 
 def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited: dict[str, str]) -> None:

@@ -47,7 +47,7 @@ def run(config: RunConfig) -> None:
     """
     prepared = prepare(config)
     with run_lock(Path(config.train.output_dir)) as refusal:
-        # Look again: before the lock was ours, another run may have been saving its last checkpoint.
+        # Look again: until this run had the lock, another one may have been saving its last checkpoint.
         start_point = find_start_point(config)
         with process_group():
             agree_on_lock(refusal)

@@ -91,17 +91,12 @@ def check_chat_form(model: GlmvConfig, loader: PackedLoader) -> None:
         ConfigError: a source holds chats in the form of the other model variant.
     """
     wanted = CHAT_FORMS[model.variant]
-    for source in loader.sources:
-        if "chat" not in source.domains:
-            continue
-        is_chat = source.domain_codes == source.domains.index("chat")
-        for shard, first, end in zip(source.shards, source.shard_rows[:-1], source.shard_rows[1:], strict=True):
-            if shard.header.chat_form != wanted and is_chat[first:end].any():
-                raise ConfigError(
-                    f"source {source.label!r} holds chats in the form {shard.header.chat_form} ({shard.name}), and "
-                    f"this model ({model.variant}) writes them as {wanted}: build or index the source again with "
-                    f"--chat-form {wanted}"
-                )
+    for label, forms in loader.chat_forms.items():
+        if others := [form for form in forms if form != wanted]:
+            raise ConfigError(
+                f"source {label!r} holds chats in the form {others[0]}, but this model ({model.variant}) needs "
+                f"{wanted}: build or index the source again with --chat-form {wanted}"
+            )
 
 
 def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:

@@ -233,9 +233,9 @@ def _refuse_another_freeze(before: dict[str, Any], freeze: list[str], folder: Pa
 
 
 def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The first place within lists and mappings of one shape where two values differ: data.sources[2].weight."""
+    """Return where two lists or mappings of the same shape first differ, such as data.sources[2].weight."""
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{key}[{place}]", *pair) for place, pair in enumerate(zip(old, new, strict=True))]
+        pairs = [(f"{key}[{index}]", *pair) for index, pair in enumerate(zip(old, new, strict=True))]
     elif isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
         pairs = [(f"{key}.{name}", old[name], new[name]) for name in old]
     else:

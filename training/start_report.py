@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
-
 from data_pipeline.loading.loader import PackedLoader
-from data_pipeline.loading.source import Source
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
 from training.config import RunConfig
@@ -66,14 +63,18 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"model.max_position_embeddings={config.train.seq_length}, and model.rope_theta if its base should change"
         )
     yield from _unused_parts(config, loader)
-    for source in loader.sources:
-        yield from _repetition(source, config, sum(source.weight for source in loader.sources))
+    for use in loader.source_use():
+        if use.is_repeated:
+            yield (
+                f"source {use.label!r} has only {use.samples:,} samples: a step takes {use.samples_per_step:,.0f} from "
+                f"it, each about {use.repeats_per_step:,.1f} times. More data, or a smaller weight, avoids that"
+            )
 
 
 def _unused_parts(config: RunConfig, loader: PackedLoader) -> Iterator[str]:
     """Warn about parts that would be trained although the data has no image for them."""
     unused = [part for part in ("vision", "adapter") if part not in config.freeze]
-    if not unused or any(source.patches.any() for source in loader.sources):
+    if not unused or loader.has_media:
         return
     without = f"no source in data.sources has an image or a video, so {' and '.join(unused)} cannot learn"
     if "decoder" in config.freeze:
@@ -82,21 +83,3 @@ def _unused_parts(config: RunConfig, loader: PackedLoader) -> Iterator[str]:
         yield f"{without}: a step only multiplies their matrices by 1 - lr * {decay:g}. Set freeze=[vision,adapter]"
     else:
         yield f"{without}. Set freeze=[vision,adapter], which also saves their optimizer state"
-
-
-def _repetition(source: Source, config: RunConfig, total_weight: float) -> Iterator[str]:
-    """Warn about a source that is smaller than what a single step takes from it."""
-    limit = config.train.seq_length
-    lengths = source.lengths.astype(np.int64)
-    if config.data.too_long == "truncate":
-        lengths = np.where(source.is_text, lengths, np.minimum(lengths, limit))
-    elif config.data.too_long == "refuse":
-        lengths = lengths[(lengths <= limit) | source.is_text]
-    tokens = max(int(lengths.sum()), 1)
-    per_step = config.train.global_batch_size * limit * source.weight / total_weight
-    times = min(per_step / tokens, source.epochs or float("inf"))
-    if times > 1:
-        yield (
-            f"source {source.label!r} has only {len(lengths):,} samples with {tokens:,} tokens: a step, which takes "
-            f"about {per_step:,.0f} tokens from it, repeats each sample about {times:,.1f} times"
-        )

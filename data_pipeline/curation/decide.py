@@ -29,7 +29,7 @@ from data_pipeline.shards.index import read_index
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 
-DROPPED, REPORTED = "dropped.jsonl", "reported.jsonl"
+DROPPED, REPORTED = "filtered.jsonl", "reported.jsonl"
 
 
 @dataclass
@@ -124,7 +124,7 @@ class _Survivors:
 
 
 def decide(examined: Examined, recipe: Recipe, out: Path) -> tuple[np.ndarray, Funnel]:
-    """Settles what stays, and writes dropped.jsonl and reported.jsonl: a line a sample, filter by filter, each in the
+    """Settles what stays, and writes filtered.jsonl and reported.jsonl: a line a sample, filter by filter, each in the
     order of samples. Returns whether each sample stays, bool [samples], and the counts."""
     alive = np.ones(len(examined), bool)
     names = [("(reading)", False), *((name, step.report_only) for name, step in recipe.filters)]

@@ -1,7 +1,7 @@
 """Curating: shards and a recipe -> the shards that stay, and an account of all that went.
 
     out/curated-00000-00.tar ...    what stays, with indexes, catalogue and manifest, as every build writes them
-    out/dropped.jsonl               {"shard", "key", "filter", "reason", "detail"} of every sample that went
+    out/filtered.jsonl               {"shard", "key", "filter", "reason", "detail"} of every sample that went
     out/reported.jsonl              the same of what filters found that only report
     out/recaption_failed.jsonl      {"sample", "reason"} of those that keep their caption although they were chosen
     out/funnel.json, funnel.png     how many samples every filter took, as numbers and as a picture
@@ -122,7 +122,7 @@ def _write(
     recaption = out / WORK / "recaption"
     stays, funnel = decide(examined, recipe, out)
     if not stays.any():
-        raise DataError(f"not one sample stays: {out / 'dropped.jsonl'} says why each went")
+        raise DataError(f"not one sample stays: {out / 'filtered.jsonl'} says why each went")
     paths = tuple(task.shard for task in examined.tasks)
     asked = asdict(recipe.recaption) if recipe.recaption else {}
     kept = KeptSamples(paths, asked, units_of(examined, stays), recaption)

@@ -1,4 +1,4 @@
-"""What the processes of the tests of steps do: train with what a configuration can say of a step, save, load, go on."""
+"""The cases that the processes of the step tests run: train with the settings of a step, save, load, resume."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.model.layout_cases import (
 from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_model_difference
 from tests.reference import pack, small_config
 from training.optimizer import LrScale
-from training.step import TrainStep
+from training.step import StepError, TrainStep
 
 
 def make_trainer(
@@ -43,7 +43,7 @@ def make_trainer(
     optimizer: dict[str, Any] | None = None,
     check_determinism: int = 0,
 ) -> TrainStep:
-    """A model with the weights in `folder`, and all that updates it, laid out over the processes that call."""
+    """Build a model with the weights in `folder`, its optimizer and schedule, over the processes that call."""
     parallel, stages = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
     is_balanced = "decoder" not in frozen
@@ -75,11 +75,17 @@ def train(
     with_empty: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
-    """Train the steps from the weights in `folder`, or from the checkpoint `load_from`; `options` are those of
-    `make_trainer`. with_empty: after every pack comes one without samples.
+    """Train the steps from the weights in `folder`, or from the checkpoint `load_from`.
 
-    Returns the steps' reports, which tensors stayed as they were, the optimizer's groups of this rank and how many
-    parameters each has, and, with the file `compare_with` that another call has kept in `keep_in`, the differences.
+    Args:
+        keep_in: a file for the parameters after the last step.
+        compare_with: such a file of another call.
+        with_empty: put an empty pack after every pack.
+        options: those of `make_trainer`.
+
+    Returns:
+        The steps' reports, the tensors that stayed the same, the optimizer's groups on this rank and the number of
+        parameters in each, and the differences from `compare_with`.
     """
     trainer = make_trainer(variant, folder, layout, **options)
     if load_from:
@@ -91,9 +97,12 @@ def train(
         torch.save(after, keep_in)
     if save_to:
         save_checkpoint(
-            Path(save_to), trainer.model_chunks, hf_files=lambda _: None, optimizer=trainer.optimizer,
+            Path(save_to),
+            trainer.model_chunks,
+            hf_files=lambda _: None,
+            optimizer=trainer.optimizer,
             train_state=TrainState(step=max(steps)),
-        )  # fmt: skip
+        )
     differences = {}
     if compare_with:
         differences = differences_of(after, small_config(variant), torch.load(compare_with, weights_only=True))
@@ -111,7 +120,7 @@ def train(
 def take_steps(
     trainer: TrainStep, variant: str, steps: Sequence[int], with_empty: bool = False
 ) -> list[dict[str, Any]]:
-    """The reports; afterwards the weights are those of the last step."""
+    """Return the steps' reports. Afterwards the modules hold the weights of the last step."""
     reports = []
     for step in steps:
         packs = packs_of_step(variant, step)
@@ -122,8 +131,22 @@ def take_steps(
     return reports
 
 
+def train_with_nan(variant: str, folder: str, layout: str) -> str:
+    """Return the error of a step with a weight that is not a number, on the last pipeline stage."""
+    trainer = make_trainer(variant, folder, layout)
+    for chunk in trainer.model_chunks:
+        for name, parameter in chunk.named_parameters():
+            if "final_layernorm" in name:
+                parameter.data[0] = float("nan")
+    try:
+        take_steps(trainer, variant, [1])
+    except StepError as error:
+        return str(error)
+    return "no error"
+
+
 def copies(trainer: TrainStep) -> dict[str, Tensor]:
-    """Parameters and expert biases that this rank holds."""
+    """Copy the parameters and expert biases that this rank holds."""
     return {name: tensor.clone() for name, tensor in tensors_of(trainer.model_chunks).items()}
 
 
@@ -131,7 +154,7 @@ def is_in(name: str, parts: Sequence[str]) -> bool:
     return name.startswith(tuple(f"{MODULES[part]}." for part in parts))
 
 
-# --- what the tests say of the answers --------------------------------------------------------------------------------
+# --- checks of the answers --------------------------------------------------------------------------------------------
 
 
 def case_of(hf_folder: tuple[Path, nn.Module]) -> dict[str, Any]:
@@ -139,7 +162,7 @@ def case_of(hf_folder: tuple[Path, nn.Module]) -> dict[str, Any]:
 
 
 def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
-    """The last steps of one process: all that is reported, the parameters, and the experts' biases to the bit."""
+    """Check that the last steps equal those of one process: reports, parameters, and expert biases to the bit."""
     for answer in answers:
         for got, want in zip(reversed(answer["reports"]), reversed(one["reports"]), strict=False):
             for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe"):

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.fast
 
 
 def names_of(schema: Any, prefix: str = "") -> list[str]:
-    """The keys of a schema, found by recursion over types; sections left out."""
+    """Return the keys of a schema without its sections, by recursion over types."""
     names = []
     for item in fields(schema):
         kind = get_type_hints(schema)[item.name]

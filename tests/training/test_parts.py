@@ -1,5 +1,5 @@
-"""Parts of the model with learning rates of their own, and frozen ones: against transformers and torch.optim.AdamW, and
-in several processes against one."""
+"""Parts of the model with scaled learning rates, and frozen parts: against transformers and torch.optim.AdamW, and in
+several processes against one."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from training.step import StepReport, TrainStep, forward
 
 
 def part_of_transformers(name: str) -> str:
-    """The part of a parameter, by its name in transformers' model."""
+    """Return the part of a parameter, by its name in transformers' model."""
     if name.startswith("model.visual.merger."):
         return "adapter"
     if name.startswith("model.visual."):
@@ -51,7 +51,7 @@ RATES = (2e-3, 1.4e-3, 8e-4)  # of the first three of four steps
 
 
 class AdamWOfParts:
-    """transformers' model under torch.optim.AdamW: a group for each part, with and without weight decay."""
+    """transformers' model under torch.optim.AdamW: a group per part, with and without weight decay."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -61,15 +61,18 @@ class AdamWOfParts:
                 groups.setdefault((part_of_transformers(name), parameter.dim() > 1), []).append(parameter)
         self.parts = [part for part, _ in groups]
         self.optimizer = torch.optim.AdamW(
-            [{"params": group, "weight_decay": SCHEDULE.weight_decay if decayed else 0.0}
-             for (_, decayed), group in groups.items()],
-            betas=(SCHEDULE.beta1, SCHEDULE.beta2), eps=SCHEDULE.eps,
-        )  # fmt: skip
+            [
+                {"params": group, "weight_decay": SCHEDULE.weight_decay if decayed else 0.0}
+                for (_, decayed), group in groups.items()
+            ],
+            betas=(SCHEDULE.beta1, SCHEDULE.beta2),
+            eps=SCHEDULE.eps,
+        )
 
     def step(self, samples: Iterable[TestSample], rate: float, scales: LrScale) -> None:
         for part, group in zip(self.parts, self.optimizer.param_groups, strict=True):
             group["lr"] = rate * asdict(scales)[part]
-        self.optimizer.zero_grad(set_to_none=False)  # a step without images goes on with the momentum of the tower
+        self.optimizer.zero_grad(set_to_none=False)  # in a step without images the vision tower moves by its momentum
         transformers_loss(self.model, samples).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), SCHEDULE.clip_grad)
         self.optimizer.step()
@@ -85,32 +88,37 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("hf_folder", "first", "then"), CHANGES, indirect=["hf_folder"])
-def test_three_steps_equal_adamw_with_a_group_for_each_part(
+def test_three_steps_equal_adamw_with_a_group_per_part(
     build: Callable[..., GlmvModel], reference: nn.Module, tmp_path: Path, first: LrScale, then: LrScale
 ) -> None:
-    """The run is stopped after two steps, and continued with what the configuration says then."""
+    """The run stops after two steps, and resumes with other learning rates."""
     model = build().train()
     variant = model.glmv_config.variant
-    theirs = AdamWOfParts(copy.deepcopy(reference))
+    expected = AdamWOfParts(copy.deepcopy(reference))
     trainer = TrainStep([model], replace(SCHEDULE, lr_scale=first), steps=4, seq_length=SEQ_LENGTH)
     for step, rate in enumerate(RATES, start=1):
         if step == 3:
             path = tmp_path / "step_0000002"
             trainer.synchronize_weights()
-            save_checkpoint(path, [model], hf_files=lambda _: None, optimizer=trainer.optimizer,
-                            train_state=TrainState(step=2))  # fmt: skip
+            save_checkpoint(
+                path,
+                [model],
+                hf_files=lambda _: None,
+                optimizer=trainer.optimizer,
+                train_state=TrainState(step=2),
+            )
             model = build().train()
             trainer = TrainStep([model], replace(SCHEDULE, lr_scale=then), steps=4, seq_length=SEQ_LENGTH)
             load_checkpoint(path, [model], trainer.optimizer)
         scales = then if step == 3 else first
         report = trainer.run(step, packs_of_step(variant, step))
-        theirs.step(chain(*samples_of_step(variant, step)), rate, scales)
+        expected.step(chain(*samples_of_step(variant, step)), rate, scales)
         assert report.lr == pytest.approx(rate)
         in_model = {part_of_transformers(name) for name, _ in reference.named_parameters()}
         own = {part: rate * scale for part, scale in asdict(scales).items() if scale != 1 and part in in_model}
         assert report.scaled_lrs == pytest.approx(own)
     trainer.synchronize_weights()
-    assert parameter_distance(model, theirs.model) <= EXACT
+    assert parameter_distance(model, expected.model) <= EXACT
 
 
 # --- freezing ---------------------------------------------------------------------------------------------------------
@@ -129,7 +137,7 @@ FREEZES = [
 
 
 @pytest.mark.parametrize(("hf_folder", "frozen", "recompute"), FREEZES, indirect=["hf_folder"])
-def test_a_frozen_part_stays_as_it_is_and_the_others_train_as_in_transformers(
+def test_frozen_part_stays_the_same_and_others_train_as_in_transformers(
     build: Callable[..., GlmvModel], reference: nn.Module, frozen: list[str], recompute: str
 ) -> None:
     update_rate = 0.0 if "decoder" in frozen else 1e-3
@@ -140,17 +148,17 @@ def test_a_frozen_part_stays_as_it_is_and_the_others_train_as_in_transformers(
     trainer = TrainStep([model], OPTIMIZER, steps=3, seq_length=SEQ_LENGTH)
     report, gradients = first_step(trainer, variant)
 
-    theirs = copy.deepcopy(reference)
-    for name, parameter in theirs.named_parameters():
+    expected_model = copy.deepcopy(reference)
+    for name, parameter in expected_model.named_parameters():
         part = part_of_transformers(name).replace("router", "decoder")
         parameter.requires_grad_(part not in frozen)
-    transformers_loss(theirs, chain(*samples_of_step(variant, 1))).backward()
-    norm = torch.nn.utils.get_total_norm([p.grad for p in theirs.parameters() if p.grad is not None])
+    transformers_loss(expected_model, chain(*samples_of_step(variant, 1))).backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in expected_model.parameters() if p.grad is not None])
     assert report.grad_norm == pytest.approx(norm.item(), rel=1e-5)
-    for parameter in theirs.parameters():
+    for parameter in expected_model.parameters():
         if not parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    expected = reference_gradients(theirs)
+    expected = reference_gradients(expected_model)
     assert gradients.keys() == {name for name in expected if not is_in(name, frozen)}
     for name, gradient in gradients.items():
         assert (gradient - expected[name]).norm() <= GRADIENTS * expected[name].norm(), name
@@ -163,12 +171,12 @@ def test_a_frozen_part_stays_as_it_is_and_the_others_train_as_in_transformers(
 
 
 def values(model: GlmvModel) -> dict[str, Tensor]:
-    """Copies of parameters and expert biases."""
+    """Copy the parameters and expert biases."""
     return {name: tensor.clone() for name, tensor in tensors_of([model]).items()}
 
 
 def first_step(trainer: TrainStep, variant: str) -> tuple[StepReport, dict[str, Tensor]]:
-    """Its report, and the gradients as they were reduced, before they are clipped."""
+    """Return the report of the first step, and its reduced gradients before clipping."""
     (model,) = trainer.model_chunks
     finalize = model.config.finalize_model_grads_func
     gradients: dict[str, Tensor] = {}
@@ -185,7 +193,9 @@ def first_step(trainer: TrainStep, variant: str) -> tuple[StepReport, dict[str, 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])
-def test_nothing_is_kept_for_the_backward_of_a_frozen_tower(build: Callable[..., GlmvModel], recompute: str) -> None:
+def test_frozen_vision_tower_keeps_nothing_for_the_backward_pass(
+    build: Callable[..., GlmvModel], recompute: str
+) -> None:
     model = build(recompute=RecomputeConfig(vision=recompute)).train()
     joined: list[bool] = []
     for module in (model.vision_model, model.adapter):
@@ -223,7 +233,7 @@ def processes() -> Iterator[dict[int, Processes]]:
 def alone(
     processes: dict[int, Processes], hf_folder: tuple[Path, nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., tuple[dict[str, Any], str]]:
-    """What one process answers of three steps with these options, and the file of its parameters after them."""
+    """Train three steps in one process: its answer, and the file of its parameters after them. Each case runs once."""
 
     @cache
     def train(frozen: tuple[str, ...], scaled: bool = False) -> tuple[dict[str, Any], str]:
@@ -237,7 +247,7 @@ def alone(
 
 @pytest.fixture(scope="module")
 def saved(processes: dict[int, Processes], hf_folder: tuple[Path, nn.Module], tmp_path_factory: pytest.TempPathFactory):
-    """A checkpoint of two steps in a layout, and what its ranks answered. Each is made once."""
+    """Save a checkpoint after two steps in a layout: the answers of its ranks, and its path. Each case runs once."""
 
     @cache
     def save(layout: str, frozen: tuple[str, ...]) -> tuple[list[dict[str, Any]], str]:
@@ -271,16 +281,20 @@ def test_two_ranks_with_frozen_parts_train_as_one_process(
 ) -> None:
     one, kept = alone(tuple(frozen))
     two = processes[2].run(
-        step_cases.train, layout=layout, frozen=frozen, recompute={"decoder": recompute, "vision": recompute},
-        compare_with=kept, **case_of(hf_folder),
-    )  # fmt: skip
+        step_cases.train,
+        layout=layout,
+        frozen=frozen,
+        recompute={"decoder": recompute, "vision": recompute},
+        compare_with=kept,
+        **case_of(hf_folder),
+    )
     for answer in (one, *two):
         assert answer["unmoved"] == {name for name in answer["tensors"] if is_in(name, frozen)}
     train_alike(two, one)
 
 
-# In this layout no rank has parameters of every group: the first one, which writes what is common in a checkpoint, has
-# neither experts nor routers.
+# In this layout no rank has parameters of every group: rank 0, which writes the common part of a checkpoint, has no
+# experts and no routers.
 APART = "PP2 stages=Et|tttL"
 MOVES = [
     # variant, layout of the first two steps, of the third, frozen
@@ -304,9 +318,15 @@ def test_parts_keep_their_learning_rates_and_state_at_another_layout(
     one, kept = alone(tuple(frozen), scaled=True)
     first, checkpoint = saved(before, tuple(frozen))
     then = processes[2 if after else 1].run(
-        step_cases.train, layout=after, steps=[3], load_from=checkpoint, compare_with=kept, frozen=frozen,
-        lr_scale=asdict(SCALES), **case_of(hf_folder),
-    )  # fmt: skip
+        step_cases.train,
+        layout=after,
+        steps=[3],
+        load_from=checkpoint,
+        compare_with=kept,
+        frozen=frozen,
+        lr_scale=asdict(SCALES),
+        **case_of(hf_folder),
+    )
     for answer in then:
         assert answer["groups"] == one["groups"]
     for layout, answers in ((before, first), (after, then)):
@@ -317,12 +337,12 @@ def test_parts_keep_their_learning_rates_and_state_at_another_layout(
     train_alike(then, one)
 
 
-# --- a whole run ------------------------------------------------------------------------------------------------------
+# --- end to end -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_freezes_scales_and_recomputes(config_file: Path, tmp_path: Path, single_process: None) -> None:
-    """As the configuration says, in the loop: a frozen decoder is the same in every checkpoint, its experts' biases
-    too, and on the second of two pipeline stages; the adapter's learning rate changes when the configuration does."""
+def test_run_freezes_scales_and_recomputes(config_file: Path, tmp_path: Path, single_process: None) -> None:
+    """A frozen decoder is the same in every checkpoint, with its expert biases, also on the second of two pipeline
+    stages. The adapter's learning rate changes with the configuration."""
     common = ["freeze=[decoder]", "recompute.decoder=full", "recompute.vision=selective"]
     experts, stages = "parallel.expert_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
     launch(config_file, [*common, experts, "optimizer.lr_scale.adapter=4", "train.steps=3"])

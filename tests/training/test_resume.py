@@ -1,4 +1,4 @@
-"""A run that is killed and started again goes on bit for bit."""
+"""A run that is killed and started again resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.loading.loader import PackedLoader
 from model.config import GlmvConfig
-from tests.launch import finish, has_reached, is_saving, kill_rank_when, metrics, start, train
+from tests.launch import fail, finish, has_reached, is_saving, kill_rank_when, metrics, start, train
 from training.config import RunConfig, load_config
-from training.pack_cost import pack_cost
+from training.setup import build_loader
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
 FOUR_STAGES = ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]
@@ -23,7 +22,7 @@ SAME = ("step", "loss", "grad_norm", "lr", "tokens", "samples", "images", "patch
 
 
 def trace(run: Path) -> list[list[object]]:
-    """What must not differ; times do."""
+    """Return the metrics that must not differ; times may."""
     return [[line.get(key) for key in SAME] for line in metrics(run)]
 
 
@@ -36,7 +35,7 @@ KILLS = [
 
 
 @pytest.mark.parametrize(("layout", "precision", "rank", "condition", "step"), KILLS)
-def test_killed_and_restarted_equals_uninterrupted(
+def test_killed_and_restarted_run_equals_an_uninterrupted_one(
     config_file: Path,
     tmp_path: Path,
     layout: list[str],
@@ -62,8 +61,8 @@ def test_killed_and_restarted_equals_uninterrupted(
     assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_run_continues_at_another_layout(config_file: Path, tmp_path: Path) -> None:
-    """Expert parallel, then tensor parallel, then one process: the losses of one process throughout, to rounding."""
+def test_run_resumes_at_another_layout(config_file: Path, tmp_path: Path) -> None:
+    """Expert parallel, then tensor parallel, then one process: always the losses of one process, to rounding."""
     train(config_file, [f"train.output_dir={tmp_path}/one", "checkpoint.save_interval=0"], processes=1)
     moved = [f"train.output_dir={tmp_path}/moved", "checkpoint.save_interval=2"]
     train(config_file, [*moved, "train.steps=6", *EXPERTS_OVER_TWO])
@@ -77,27 +76,22 @@ def test_a_run_continues_at_another_layout(config_file: Path, tmp_path: Path) ->
         assert moved_line["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-4)
 
 
-def test_over_a_shard_that_has_gone_bad_to_the_end_of_the_data(config_file: Path, shards: Path, tmp_path: Path) -> None:
-    """Two epochs, begun on four pipeline stages. Then half of a shard is other bytes, and two data-parallel ranks with
-    two workers each go on to the end: as the loader alone, in one process, says that it must be."""
-    pictures, run = tmp_path / "pictures", tmp_path / "run"
-    shutil.copytree(shards / "pictures", pictures)
-    sources = [SourceConfig(str(pictures), epochs=2), SourceConfig(str(shards / "text"), epochs=2)]
+def test_run_resumes_over_a_damaged_shard_to_the_end_of_the_data(
+    config_file: Path, shards: Path, tmp_path: Path
+) -> None:
+    """Two epochs, begun on four pipeline stages. Then half of a shard is overwritten, and two data-parallel ranks with
+    two workers each continue to the end, with the samples that the loader gives in one process."""
+    images, run = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(shards / "images", images)
+    sources = [SourceConfig(str(images), epochs=2), SourceConfig(str(shards / "text"), epochs=2)]
     listed = ", ".join(f"{{path: {source.path}, epochs: 2}}" for source in sources)
     common = [f"data.sources=[{listed}]", "data.max_quarantined_fraction=0.5"]
     config = load_config(RunConfig, config_file, [*common, "data.num_workers=0"])
-    loader = PackedLoader(
-        config.data,
-        seq_length=config.train.seq_length,
-        global_batch_size=config.train.global_batch_size,
-        cost=pack_cost(GlmvConfig.from_preset(config.model.preset)),
-        data_parallel_rank=0,
-        data_parallel_size=1,
-    )
+    loader = build_loader(config, GlmvConfig.from_preset(config.model.preset))
 
     train(config_file, [*common, *FOUR_STAGES, "train.steps=3"])
     expected = [loader.next_step() for _ in range(3)]
-    [shard] = pictures.glob("*.tar")
+    [shard] = images.glob("*.tar")
     with open(shard, "r+b") as file:
         file.seek(shard.stat().st_size // 4)
         file.write(random.Random(0).randbytes(shard.stat().st_size // 2))
@@ -119,6 +113,38 @@ def test_over_a_shard_that_has_gone_bad_to_the_end_of_the_data(config_file: Path
     assert min(record["step"] for record in lost) > 3
 
 
+def test_run_resumes_from_shards_and_a_tokenizer_that_were_moved(
+    config_file: Path, shards: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Without checkpoint.allow_changes, and as if nothing had moved. Other samples at the new path are refused."""
+    names = ("images", "text")
+    for name in names:
+        shutil.copytree(shards / name, tmp_path / "before" / name)
+    before, after = (
+        f"data.sources=[{{path: {tmp_path}/{folder}/images}}, {{path: {tmp_path}/{folder}/text}}]"
+        for folder in ("before", "after")
+    )
+    common = ["train.deterministic=true", "checkpoint.save_interval=2"]
+    train(config_file, [*common, before, "train.steps=4", f"train.output_dir={tmp_path}/whole"], processes=1)
+
+    moved = [*common, "train.steps=4", f"train.output_dir={tmp_path}/run"]
+    train(config_file, [*moved, before], processes=1)
+    set_back_to(tmp_path / "run", step=2)
+    (tmp_path / "before").rename(tmp_path / "after")
+    shutil.copytree(tokenizer_folder, tmp_path / "tokenizer")
+    output = train(config_file, [*moved, after, f"data.tokenizer={tmp_path}/tokenizer"], processes=1)
+    for name in names:
+        assert f"source '{name}' has moved from {tmp_path}/before/{name} to {tmp_path}/after/{name}" in output
+    assert f"data.tokenizer has moved from {tokenizer_folder} to {tmp_path}/tokenizer" in output
+    assert trace(tmp_path / "run") == trace(tmp_path / "whole")
+
+    set_back_to(tmp_path / "run", step=2)
+    shutil.rmtree(tmp_path / "after" / "text")
+    shutil.copytree(shards / "videos", tmp_path / "after" / "text")
+    [error] = fail(config_file, [*moved, after], processes=1)
+    assert error.startswith("the samples of source 'text', or the pixel budgets, have changed since the checkpoint")
+
+
 def set_back_to(run: Path, step: int) -> None:
-    """As if the run had been stopped there."""
+    """Make an earlier checkpoint the latest, as if the run had been stopped there."""
     (run / "checkpoints" / "latest").write_text(f"step_{step:07d}\n")

@@ -1,4 +1,4 @@
-"""Two runs never write into one folder, and whoever was killed is not in the way."""
+"""Two runs never write into one folder, and a killed run does not block the next one."""
 
 from __future__ import annotations
 
@@ -23,22 +23,21 @@ from tests.launch import ROOT, has_reached, wait_until
 from training.run_lock import RUN_LOCK, run_lock
 
 
-def test_a_second_run_is_refused_and_a_killed_one_is_forgotten(config_file: Path, tmp_path: Path) -> None:
-    """A run with a data worker in one process; another in two, which no launcher ends; then kill -9."""
+def test_second_run_is_refused_until_the_first_is_killed(config_file: Path, tmp_path: Path) -> None:
+    """The first run has a data worker; the second has two processes, which no launcher ends. Then kill -9."""
     run = tmp_path / "run"
     first = start_alone(config_file, "train.steps=100000", "checkpoint.save_interval=0")
     try:
         wait_until(has_reached, first, run, step=1)
         holder = json.loads((run / RUN_LOCK).read_text())
-        holder = json.loads((run / RUN_LOCK).read_text())
         assert holder == {"host": socket.gethostname(), "pid": first.pid}
 
-        first.send_signal(signal.SIGSTOP)  # it leaves the cores to the other
+        first.send_signal(signal.SIGSTOP)  # leaves the cores to the second run
         joined = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
         ranks = [start_alone(config_file, "train.steps=7", RANK=rank, LOCAL_RANK=rank, **joined) for rank in ("0", "1")]
-        said = [process.communicate(timeout=120)[0] for process in ranks]
-        assert [process.returncode for process in ranks] == [2, 2], said
-        [error] = [line for output in said for line in output.splitlines() if line.startswith("error")]
+        outputs = [process.communicate(timeout=120)[0] for process in ranks]
+        assert [process.returncode for process in ranks] == [2, 2], outputs
+        [error] = [line for output in outputs for line in output.splitlines() if line.startswith("error")]
         assert error == (
             f"error: train.output_dir={run} is in use by another run, process {first.pid} on {holder['host']}: "
             "wait until it has ended, end it, or choose another train.output_dir; if that machine is gone for good, "
@@ -53,7 +52,7 @@ def test_a_second_run_is_refused_and_a_killed_one_is_forgotten(config_file: Path
 
 
 def start_alone(config: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
-    """A process of a run, without torchrun."""
+    """Start one process of a run, without torchrun."""
     command = [sys.executable, "-m", "pretrain.train", "--config", str(config), *overrides]
     variables = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     return subprocess.Popen(
@@ -67,22 +66,22 @@ def free_port() -> int:
         return int(listening.getsockname()[1])
 
 
-def hold(folder: Path, told: Connection) -> None:
-    """Takes the lock, has a forked child as the loader has, and stays."""
+def hold(folder: Path, answers: Connection) -> None:
+    """Take the lock, fork a child as the loader does, and sleep."""
     with run_lock(folder) as refusal:
         child = os.fork()
         if child:
-            told.send((refusal, child))
+            answers.send((refusal, child))
         time.sleep(60)
 
 
 @pytest.mark.fast
-def test_forked_workers_do_not_hold_what_their_run_held(tmp_path: Path) -> None:
+def test_forked_workers_do_not_keep_the_lock(tmp_path: Path) -> None:
     fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
-    holder = fork.Process(target=hold, args=(tmp_path / "run", theirs))
+    here, there = fork.Pipe()
+    holder = fork.Process(target=hold, args=(tmp_path / "run", there))
     holder.start()
-    refusal, worker = ours.recv()
+    refusal, worker = here.recv()
     try:
         assert refusal == ""
         with run_lock(tmp_path / "run") as refusal:
@@ -102,11 +101,11 @@ def test_forked_workers_do_not_hold_what_their_run_held(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
-def test_without_locks_there_is_a_warning(
+def test_file_system_without_locks_gives_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def no_locks(*_: object) -> None:
-        raise OSError(errno.ENOSYS, "Function not implemented")  # what Lustre says
+        raise OSError(errno.ENOSYS, "Function not implemented")  # as Lustre answers
 
     monkeypatch.setattr(fcntl, "lockf", no_locks)
     with caplog.at_level(logging.WARNING), run_lock(tmp_path) as refusal:
@@ -115,7 +114,7 @@ def test_without_locks_there_is_a_warning(
 
 
 @pytest.mark.fast
-def test_only_the_main_process_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_main_process_takes_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / RUN_LOCK).mkdir()
     with run_lock(tmp_path) as refusal:
         assert f"{tmp_path}/run.lock cannot be opened (Is a directory); choose another" in refusal

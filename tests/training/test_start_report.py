@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -68,18 +69,15 @@ def test_source_smaller_than_a_step_is_warned_about_with_the_number(
 ) -> None:
     (tmp_path / "records").mkdir()
     one = build(tmp_path / "records" / "one", [{"domain": "text", "text": sentence(3, 7)}], tokenizer_folder)
-    mixture = f"data.sources=[{{path: {shards}/images}}, {{path: {one}, weight: 3"
-    [warning] = warnings(config_file, mixture + "}]", "train.global_batch_size=8")
-    loader = prepare(
-        load_config(RunConfig, config_file, [mixture + "}]", "train.global_batch_size=8", "data.num_workers=0"])
-    ).loader
-    repeated = [name for batch in loader.next_step() for name in batch.sample_ids if name.startswith("one-")]
-    length = int(loader.sources[1].lengths[0])
-    assert warning.startswith(f"source 'one' has only 1 samples with {length} tokens: a step, which takes about 768 ")
-    said = float(warning.split("repeats each sample about ")[1].split()[0])
-    assert said == pytest.approx(768 / length, abs=0.06)
-    assert said == pytest.approx(len(repeated), rel=0.3)
-
-    [warning] = warnings(config_file, mixture + ", epochs: 3}]", "train.global_batch_size=8")
-    assert "repeats each sample about 3.0 times" in warning
-    assert not warnings(config_file, mixture + ", epochs: 1}]", "train.global_batch_size=8")
+    mixture = [f"data.sources=[{{path: {shards}/images}}, {{path: {one}, weight: 3}}]", "train.global_batch_size=8"]
+    [warning] = warnings(config_file, *mixture)
+    found = re.fullmatch(
+        r"source 'one' has only 1 samples: a step takes (\d+) from it, each about ([\d.]+) times. More data, or .*",
+        warning,
+    )
+    assert found, warning
+    loader = prepare(load_config(RunConfig, config_file, [*mixture, "data.num_workers=0"])).loader
+    steps = [[name for batch in loader.next_step() for name in batch.sample_ids] for _ in range(4)]
+    repeated = [sum(name.startswith("one-") for name in step) for step in steps]
+    assert float(found[2]) == pytest.approx(sum(repeated) / 4, rel=0.2)
+    assert int(found[1]) == round(float(found[2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from model.glmv import GlmvModel
 from model.moe import SegmentRouter
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step
 from tests.processes import Processes
-from tests.reference import forward_inputs, parameter_distance, transformers_loss
+from tests.reference import forward_inputs, pack, parameter_distance, transformers_loss
 from tests.training import step_cases
 from tests.training.step_cases import case_of, train_alike
 from training.adam import GroupStepAdamW
 from training.optimizer import OptimizerConfig, set_step
-from training.step import NonFiniteStep, TrainStep
+from training.step import NonFiniteStep, NonFiniteWeights, NothingToLearn, TrainStep
 
 
 def test_three_steps_equal_transformers_and_adamw(
@@ -34,12 +35,14 @@ def test_three_steps_equal_transformers_and_adamw(
     undecayed = [p for p in reference.parameters() if p.dim() == 1]
     optimizer = torch.optim.AdamW(
         [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": undecayed, "weight_decay": 0.0}],
-        lr=OPTIMIZER.lr, betas=(OPTIMIZER.beta1, OPTIMIZER.beta2), eps=OPTIMIZER.eps,
-    )  # fmt: skip
+        lr=OPTIMIZER.lr,
+        betas=(OPTIMIZER.beta1, OPTIMIZER.beta2),
+        eps=OPTIMIZER.eps,
+    )
     try:
         for step in (1, 2, 3):
             report = trainer.run(step, packs_of_step(variant, step))
-            optimizer.zero_grad(set_to_none=False)  # a step without images goes on with the momentum of the tower
+            optimizer.zero_grad(set_to_none=False)  # in a step without images the vision tower moves by its momentum
             loss = transformers_loss(reference, chain(*samples_of_step(variant, step)))
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), OPTIMIZER.clip_grad)
@@ -53,8 +56,8 @@ def test_three_steps_equal_transformers_and_adamw(
 
 
 @pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
-def test_communication_after_computation_does_the_same(hf_folder, tmp_path: Path) -> None:
-    """As all other tests do, two data-parallel ranks overlap the two by default."""
+def test_overlapped_communication_changes_nothing(hf_folder, tmp_path: Path) -> None:
+    """Two data-parallel ranks overlap communication and computation by default; here they do not."""
     kept = str(tmp_path / "parameters.pt")
     apart = {"overlap_grad_reduce": False, "overlap_param_gather": False}
     with Processes(1) as process:
@@ -68,8 +71,8 @@ def test_communication_after_computation_does_the_same(hf_folder, tmp_path: Path
 
 @pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
 def test_packs_without_samples_change_nothing(hf_folder, tmp_path: Path) -> None:
-    """The last step of the data may have some. One process works on them between others; one of two data-parallel
-    ranks, which is one of two expert-parallel ranks as well, has nothing else."""
+    """The last step of the data may have empty packs. One process gets them between others; of two data-parallel or
+    expert-parallel ranks, one gets nothing else."""
     kept = str(tmp_path / "parameters.pt")
     with Processes(1) as process:
         one = process.run(step_cases.train, keep_in=kept, **case_of(hf_folder))[0]
@@ -87,14 +90,14 @@ def test_packs_without_samples_change_nothing(hf_folder, tmp_path: Path) -> None
 def test_group_step_adamw_equals_torch() -> None:
     generator = torch.Generator().manual_seed(3)
     start = torch.randn(7, 5, generator=generator)
-    ours, theirs = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    parameter, expected = nn.Parameter(start.clone()), nn.Parameter(start.clone())
     settings: dict[str, Any] = {"lr": 3e-3, "betas": (0.8, 0.95), "eps": 1e-7, "weight_decay": 0.2}
-    optimizers = [GroupStepAdamW([ours], **settings), torch.optim.AdamW([theirs], **settings)]
+    optimizers = [GroupStepAdamW([parameter], **settings), torch.optim.AdamW([expected], **settings)]
     for _ in range(5):
-        ours.grad = theirs.grad = torch.randn(7, 5, generator=generator)
+        parameter.grad = expected.grad = torch.randn(7, 5, generator=generator)
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(parameter, expected, rtol=1e-6, atol=1e-7)
 
 
 # --- the balance loss -------------------------------------------------------------------------------------------------
@@ -102,7 +105,7 @@ def test_group_step_adamw_equals_torch() -> None:
 
 @pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
 def test_balance_loss_is_per_sample_and_per_token_of_the_global_batch(build: Callable[..., GlmvModel]) -> None:
-    """Brute force, one sample at a time, in the last layer, whose router alone sees its own balance loss."""
+    """Brute force, one sample at a time, in the last layer: the only router that no later balance loss reaches."""
     coefficient = 0.5
     model = build().train()
     batches = packs_of_step("glm4v_moe", 1)
@@ -145,20 +148,68 @@ def last_router_gradient(build: Callable[..., GlmvModel], coefficient: float) ->
     return kept[0]
 
 
-def test_a_step_that_is_not_finite_changes_nothing(build: Callable[..., GlmvModel]) -> None:
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        (
+            float("inf"),
+            NonFiniteWeights,
+            r"because weights are not finite: language_model.decoder.final_layernorm.weight\.",
+        ),
+        (
+            float("nan"),
+            NonFiniteWeights,
+            r"because weights are not finite: language_model.decoder.final_layernorm.weight\.",
+        ),
+        (3e38, NonFiniteStep, r"step 1: the loss is (nan|inf)$"),
+    ],
+)
+def test_step_that_is_not_finite_changes_nothing_and_names_weights_that_are_not(
+    build: Callable[..., GlmvModel], value: float, error: type[Exception], message: str
+) -> None:
     model = build().train()
     trainer = TrainStep([model], OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
     with torch.no_grad():
-        model.language_model.decoder.final_layernorm.weight[0] = float("inf")
-    before = {name: value.clone() for name, value in model.named_parameters()}
-    with pytest.raises(NonFiniteStep, match=r"step 1: the loss is (nan|inf)"):
+        model.language_model.decoder.final_layernorm.weight[0] = value
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    with pytest.raises(error, match=message) as caught:
         trainer.run(1, packs_of_step(model.glmv_config.variant, 1))
-    assert all(torch.equal(value, before[name]) for name, value in model.named_parameters())
+    assert type(caught.value) is error
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_weights_that_are_not_finite_are_named_on_every_rank(hf_folder) -> None:
+    """Also by ranks that do not hold them: the second of two pipeline stages has the last norm."""
+    with Processes(2) as processes:
+        messages = processes.run(step_cases.train_with_nan, layout="PP2", **case_of(hf_folder))
+    assert len(set(messages)) == 1
+    assert "because weights are not finite: language_model.decoder.final_layernorm.weight." in messages[0]
+
+
+@pytest.mark.fast
+def test_step_without_a_loss_token_is_an_error(build: Callable[..., GlmvModel]) -> None:
+    """A single pack without loss tokens is none: the others of its step have some."""
+    model = build().train()
+    trainer = TrainStep([model], OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    first, *others = packs_of_step(model.glmv_config.variant, 1)
+    without = replace(first, loss_mask=torch.zeros_like(first.loss_mask))
+    with pytest.raises(
+        NothingToLearn, match=rf"step 1: none of the {first.num_tokens} tokens of the global batch carr"
+    ):
+        trainer.run(1, [without])
+    with pytest.raises(
+        NothingToLearn, match=r"step 1: no sample of the global batch could be read; see quarantine.jsonl"
+    ):
+        trainer.run(1, [pack([], SEQ_LENGTH)])
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert trainer.run(1, [without, *others]).loss > 0
 
 
 @pytest.mark.fast
 @pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
-def test_the_learning_rate_warms_up_and_decays(hf_folder: object, build: Callable[..., GlmvModel]) -> None:
+def test_learning_rate_warms_up_and_decays(hf_folder: object, build: Callable[..., GlmvModel]) -> None:
     config = OptimizerConfig(lr=1.0, min_lr=0.1, warmup_steps=2, decay_style="linear")
     scheduler = TrainStep([build()], config, steps=5, seq_length=SEQ_LENGTH)
     rates = [set_step(scheduler.scheduler, step) for step in (1, 2, 3, 4, 5)]

@@ -184,7 +184,7 @@ def test_what_stays_is_what_filter_after_filter_lets_through(folder: Path, curat
     steps = recipe_of((out / "recipe.yaml").read_text()).filters
     kept, gone, reported = one_after_the_other(samples, steps)
     assert len({name for _, name, _ in gone}) >= 7  # nearly every filter has something to do
-    assert listed(out / "dropped.jsonl") == gone
+    assert listed(out / "filtered.jsonl") == gone
     assert listed(out / "reported.jsonl") == reported
     assert reported
 
@@ -340,7 +340,7 @@ def test_a_damaged_sample_is_counted(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "curated"
     shown = run(damaged, "--out", out, "--recipe", recipe(folder, out, "filters: [aspect]"), "--workers", 1)
     assert "(reading) │ 1 │" in shown
-    assert listed(out / "dropped.jsonl") == [(f"{source.name}/{index.sample(row).key}", "(reading)", "checksum")]
+    assert listed(out / "filtered.jsonl") == [(f"{source.name}/{index.sample(row).key}", "(reading)", "checksum")]
 
 
 def test_what_no_build_takes_is_counted_where_no_filter_sees_it(tmp_path: Path) -> None:
