@@ -1,8 +1,8 @@
-# make demo        train a tiny GLM-4.5V from real pictures to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
+# make demo        train a tiny GLM-4.5V from real images to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
 # make test-gpu    what only a GPU can tell, on a machine that has one
-# make check       format, lint, types; make format mends what can be mended
+# make check       format, lint, types; make format fixes what can be fixed
 # make docs        the table of keys in docs/training.md, from the comments in the code
 #
 # Every target makes .venv with the versions of constraints.txt first, where they are missing.
@@ -46,7 +46,7 @@ test-full: $(VENV)/installed $(TE)/installed
 	$(HIDE_GPUS) $(PYTEST)
 	$(PYTEST_TE)
 
-te-tables: $(TE)/installed  # write tests/te/golden anew
+te-tables: $(TE)/installed  # write tests/te/golden again
 	$(WITH_TE) $(BIN)/python -m tests.te.write_tables
 
 check: $(VENV)/installed

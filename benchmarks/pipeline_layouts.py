@@ -29,7 +29,7 @@ SIZES = [(pipeline, virtual) for pipeline in (4, 8, 16) for virtual in (1, 2, 4)
 
 
 def expected_costs(config: GlmvConfig, images: int) -> UnitCosts:
-    """Return the costs of a pack with so many images."""
+    """Return the costs of a pack with `images` images."""
     return unit_costs(config, SEGMENTS, [IMAGE_PATCHES] * images)
 
 

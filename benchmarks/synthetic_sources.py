@@ -42,12 +42,12 @@ def screenshot(rng: np.random.Generator) -> Grid:
 
 
 def image(height: int, width: int) -> Grid:
-    """Return the grid of an image of so many pixels."""
+    """Return the grid of an image of height x width pixels."""
     return grid_of(resized_size(height, width, max_tokens=IMAGE_MAX_TOKENS))
 
 
 def frame_pairs(height: int, width: int, pairs: int) -> list[Grid]:
-    """Return the grids of a video of so many frame pairs."""
+    """Return the grids of a video of `pairs` frame pairs."""
     return [grid_of(resized_size(height, width, max_tokens=VIDEO_MAX_TOKENS, frames=2 * pairs))] * pairs
 
 

@@ -47,9 +47,9 @@ def _longest_first(costs: Sequence[int], ranks: int) -> Assignment:
     assignment: Assignment = [[] for _ in range(ranks)]
     loads = [0] * ranks
     for image in sorted(range(len(costs)), key=lambda image: (-costs[image], image)):
-        idlest = loads.index(min(loads))
-        assignment[idlest].append(image)
-        loads[idlest] += costs[image]
+        least_loaded = loads.index(min(loads))
+        assignment[least_loaded].append(image)
+        loads[least_loaded] += costs[image]
     return assignment
 
 

@@ -1,7 +1,7 @@
 """What is installed beside megatron-core, looked at before megatron-core is imported: it takes whatever it finds.
 
 transformer_engine   NVIDIA's fused kernels. Half of an installation takes megatron-core down with it, or, where
-                     only a dependency is missing, is passed over in silence.
+                     only a dependency is missing, is ignored in silence.
 apex                 NVIDIA's older kernels. PyPI has an unrelated package of that name, which megatron-core takes
                      for it.
 """

@@ -43,7 +43,7 @@ def _mark_vision(parameter: Any, vision_sharding: str) -> None:
 
 def _mark_expert(parameter: Any) -> None:
     # megatron-core itself sets this only if EP > 1. With TP alone the gradients would be wrong without an error. And
-    # the optimizer state on disk has the same format in all layouts only if experts always have their own optimizer.
+    # the optimizer state on disk has the same format at every layout only if experts always have their own optimizer.
     parameter.allreduce = False
     # The distributed optimizer splits an expert's gradient over all ranks that hold the expert, tensor ranks among
     # them; with expert tensor parallelism tensor ranks hold different parts of it. Either way each tensor rank counts

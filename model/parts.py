@@ -7,7 +7,7 @@
 
 A frozen part keeps its bits: its parameters get no gradient and no weight decay, do not count in the gradient norm, and
 cost nothing in the backward pass. Expert biases are buffers, not parameters, so a caller that freezes the decoder must
-also build the model without bias updates. It must leave out the balance loss too, whose gradient would flow through the
+also build the model without bias updates. It must also drop the balance loss, whose gradient would flow through the
 frozen layers into the adapter.
 """
 

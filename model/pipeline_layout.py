@@ -145,7 +145,7 @@ def layout_for(
         image_patches: As for `unit_costs`.
 
     Raises:
-        ConfigError: There are more ranks than units, or so many virtual stages that ranks have several empty ones.
+        ConfigError: There are more ranks than units, or too many virtual stages: ranks would have several empty ones.
     """
     layers = config.decoder.num_hidden_layers
     if pipeline_size * (virtual_size - 1) > layers + 2:

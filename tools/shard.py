@@ -307,9 +307,9 @@ def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
     if counts.unused_fields:
-        commonest = counts.unused_fields.most_common(SHOWN_FIELDS)
-        named = ", ".join(f"{field!r} ({count:,})" for field, count in sorted(commonest))
-        more = len(counts.unused_fields) - len(commonest)
+        most_common = counts.unused_fields.most_common(SHOWN_FIELDS)
+        named = ", ".join(f"{field!r} ({count:,})" for field, count in sorted(most_common))
+        more = len(counts.unused_fields) - len(most_common)
         console.print(
             f"fields that are stored but not used: {named}{f' and {more:,} more' if more else ''}",
             markup=False,

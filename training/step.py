@@ -243,8 +243,8 @@ class TrainStep:
             loads = torch.stack([load.max(), -load.min()]).to(loads.dtype)
             self._expert_tokens = None
         dist.all_reduce(loads, op=dist.ReduceOp.MAX, group=stages)
-        busiest, idlest = loads.tolist()
-        report = {"expert_load/max": busiest, "expert_load/min": -idlest}
+        highest, lowest = loads.tolist()
+        report = {"expert_load/max": highest, "expert_load/min": -lowest}
         if self.config.moe_aux_loss_coeff:
             values = torch.zeros((), device=device)
             if tracked := get_moe_layer_wise_logging_tracker().get(BALANCE_LOSS):

@@ -106,9 +106,9 @@ class Tally:
         quarantined = self.reasons.total()
         if quarantined <= max_fraction * max(self.samples, GRACE_SAMPLES):
             return
-        commonest = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common(3))
+        most_common = ", ".join(f"{count} {reason}" for reason, count in self.reasons.most_common(3))
         raise DataError(
-            f"{quarantined} of the first {self.samples} samples could not be used ({commonest}), more than "
+            f"{quarantined} of the first {self.samples} samples could not be used ({most_common}), more than "
             f"data.max_quarantined_fraction {max_fraction:g} allows: fix the samples listed in {quarantine}, or raise "
             "data.max_quarantined_fraction"
         )

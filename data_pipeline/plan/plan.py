@@ -60,7 +60,7 @@ class PlanPosition:
 
     @classmethod
     def start(cls, sources: int) -> PlanPosition:
-        """Return the position before the first step of a plan with so many sources."""
+        """Return the position before the first step of a plan with `sources` sources."""
         return cls((StreamPosition(),) * sources)
 
     def state_dict(self) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def test_a_vocabulary_too_small_is_refused(tmp_path: Path) -> None:
         train_tokenizer(["text"], tmp_path, vocab_size=100)
 
 
-PICTURE = [{"type": "image"}, {"type": "text", "text": "Describe."}]
+PROMPT = [{"type": "image"}, {"type": "text", "text": "Describe."}]
 SEVERAL_TURNS: list[dict[str, Any]] = [
     {"role": "system", "content": "SYS"},
     {"role": "user", "content": "Q1"},
@@ -53,12 +53,12 @@ SEVERAL_TURNS: list[dict[str, Any]] = [
 ]
 RENDERED = [  # as the published template of GLM-4.5V renders them
     (
-        [{"role": "user", "content": PICTURE}],
+        [{"role": "user", "content": PROMPT}],
         {"add_generation_prompt": True},
         "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>Describe.<|assistant|>\n",
     ),
     (
-        [{"role": "user", "content": PICTURE}],
+        [{"role": "user", "content": PROMPT}],
         {"add_generation_prompt": True, "enable_thinking": False},
         "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>Describe./nothink<|assistant|>\n"
         "<think></think>\n",

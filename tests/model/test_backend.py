@@ -54,7 +54,7 @@ def test_the_apex_of_nvidia_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_transformer_engine_that_lacks_a_dependency_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own import passes over that in silence, and so does megatron-core's."""
+    """Its own import ignores that in silence, and so does megatron-core's."""
     monkeypatch.delitem(sys.modules, "transformer_engine")  # where a machine without a GPU says that there is none
     package = install(tmp_path, "transformer_engine", monkeypatch)
     (package / "pytorch.py").write_text("import onnxscript_that_is_not_there")

@@ -1,4 +1,4 @@
-"""A checkpoint of any layout goes on in any other as if the layout had not changed, optimizer state included."""
+"""A checkpoint of any layout resumes in any other as if the layout had not changed, optimizer state included."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ PAIRS = [("glm4v_moe", *pair) for pair in MOE] + [("glm4v", *pair) for pair in D
 
 
 @pytest.mark.parametrize(("hf_folder", "before", "after"), PAIRS, indirect=["hf_folder"])
-def test_training_goes_on_in_another_layout(
+def test_training_resumes_in_another_layout(
     processes: dict[int, Processes], hf_folder, six_steps, saved, before: tuple[int, str], after: tuple[int, str]
 ) -> None:
     reports, parameters = six_steps

@@ -184,7 +184,7 @@ def test_values_land_where_megatron_reads_them(single_process: None, tmp_path: P
     assert torch.equal(vision_qkv[(2 * 3 + 1) * dim :][:dim], k_of_head_2)
 
 
-BROKEN_TWINS = {
+BROKEN_VARIANTS = {
     "gate and up swapped": ("GATE_UP", lambda parts, size: torch.cat([parts[1], parts[0]])),
     "queries, keys and values not interleaved": ("QKV", lambda parts, size: torch.cat(list(parts))),
     "vision heads not first": ("VISION_QKV", lambda parts, size: parts[0]),
@@ -192,10 +192,10 @@ BROKEN_TWINS = {
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("mistake", BROKEN_TWINS)
+@pytest.mark.parametrize("mistake", BROKEN_VARIANTS)
 def test_a_wrong_transposition_is_seen(mistake: str, single_process: None, tmp_path: Path) -> None:
     """The round trip above has teeth: one direction wrong, and tensors come back different."""
-    name, to_megatron = BROKEN_TWINS[mistake]
+    name, to_megatron = BROKEN_VARIANTS[mistake]
     right = {"GATE_UP": GATE_UP, "QKV": QKV, "VISION_QKV": VISION_QKV}[name]
     wrong = dataclasses.replace(right, to_megatron=to_megatron)
     source = SafetensorsFolder(save_weights("glm4v_moe", tmp_path))

@@ -122,7 +122,7 @@ def test_a_wrong_mask_misses_the_tolerance(
     assert (logits - expected[0]).abs().max() > 100 * TOLERANCE
 
 
-class NormLeftOut(Provider):
+class NormMissing(Provider):
     """Norms are neither modules of their own nor part of a linear layer."""
 
     def column_parallel_layer_norm_linear(self) -> type:
@@ -137,7 +137,7 @@ class NormTwice(Provider):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [(NormLeftOut, "no place for"), (NormTwice, "holds .*layernorm.* twice")]
+    ("wrong", "message"), [(NormMissing, "no place for"), (NormTwice, "holds .*layernorm.* twice")]
 )
 def test_a_norm_too_few_or_too_many_is_refused(
     hf_folder: tuple[Path, nn.Module], wrong: type[Provider], message: str

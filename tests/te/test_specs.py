@@ -112,7 +112,7 @@ class Unfused(TransformerEngineSpecProvider):
         return None
 
 
-class NormLeftOut(TransformerEngineSpecProvider):
+class NormMissing(TransformerEngineSpecProvider):
     """Norms are neither modules of their own nor part of a linear layer."""
 
     def column_parallel_layer_norm_linear(self) -> type:
@@ -141,7 +141,7 @@ class ExpertsOneByOne(TransformerEngineSpecProvider):
         return super().grouped_mlp_modules(False, False)
 
 
-@pytest.mark.parametrize("wrong", [Unfused, NormLeftOut, NormTwice, ExpertsSwapped, ExpertsOneByOne])
+@pytest.mark.parametrize("wrong", [Unfused, NormMissing, NormTwice, ExpertsSwapped, ExpertsOneByOne])
 def test_a_wrong_spec_is_not_the_golden_table(wrong: type[TransformerEngineSpecProvider]) -> None:
     with built("tiny_moe", RANKS["tp2"], wrong()) as model:
         assert difference(describe(model), "tiny_moe_tp2")

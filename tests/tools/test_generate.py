@@ -137,9 +137,9 @@ def test_greedy_answer_takes_the_most_likely_token_each_time(
     inputs = transformers_inputs(sample, exported.model.config.image_token_id, exported.preprocessor)
     written: list[int] = []
     for _ in range(6):
-        likeliest = exported.model(**inputs).logits[0, -1].argmax().view(1, 1)
-        written.append(int(likeliest))
-        for name, more in (("input_ids", likeliest), ("attention_mask", 1), ("mm_token_type_ids", 0)):
+        most_likely = exported.model(**inputs).logits[0, -1].argmax().view(1, 1)
+        written.append(int(most_likely))
+        for name, more in (("input_ids", most_likely), ("attention_mask", 1), ("mm_token_type_ids", 0)):
             inputs[name] = torch.cat([inputs[name], torch.as_tensor(more).view(1, 1)], dim=1)
     assert answer == exported.tokenizer.decode(written)
 

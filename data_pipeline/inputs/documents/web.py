@@ -54,9 +54,7 @@ class _Pages:
     paths: tuple[str, ...]
     alt: bool = False  # write an image's alternative text before it
     min_side: int = 32  # pixels; images with a shorter side (icons, trackers) are skipped
-    bad_pictures: Literal["drop", "reject"] = (
-        "drop"  # drop: skip and count them in "dropped_images"; or reject the page
-    )
+    bad_images: Literal["drop", "reject"] = "drop"  # drop: skip and count them in "dropped_images"; or reject the page
     allow_outside: bool = False  # read images outside the folder of their document, too
 
     def units(self) -> Sequence[Unit]:
@@ -65,7 +63,7 @@ class _Pages:
     def _read(self, unit: Unit, parse: Callable[[str], BeautifulSoup]) -> Iterator[Draft | Rejected]:
         origin = shown_names(self.paths)[unit.path]
         images = ImageRules(Path(unit.path).parent, self.min_side, self.allow_outside)
-        reader = BlockReader(images, self.alt, self.bad_pictures == "reject")
+        reader = BlockReader(images, self.alt, self.bad_images == "reject")
         try:
             soup = parse(unit.path)
             try:

@@ -107,7 +107,7 @@ class RenderedText:
         number = 0
         while paragraphs:
             rng = random.Random(f"{self.seed}:{name}:{unit.start}:{number}")
-            origin = f"{name}@{unit.start} picture {number}"  # stored in the shard: another word changes its bytes
+            origin = f"{name}@{unit.start} image {number}"
             number += 1
             try:
                 face = _face_of(paragraphs[0], faces, rng)

@@ -196,7 +196,7 @@ def test_unusable_images_are_skipped_and_counted(tmp_path, reference, reason):
     assert isinstance(draft, Draft)
     assert (draft.record["text"], draft.images) == ("Words", [])
     assert draft.record["dropped_images"] == {reason: 1}
-    strict = read(folder / "a.html", html, bad_pictures="reject")
+    strict = read(folder / "a.html", html, bad_images="reject")
     assert isinstance(strict, Draft) if reason == "small_image" else strict.reason == reason
     if reason == "outside_folder":
         assert len(read(folder / "a.html", html, allow_outside=True).images) == 1
