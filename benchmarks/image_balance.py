@@ -43,11 +43,11 @@ SAMPLES: dict[str, tuple[Callable[[np.random.Generator], list[Grid]], int, int]]
     "pages": (lambda rng: [page(rng)], 200, 1200),
     "screenshots": (lambda rng: [screenshot(rng)], 50, 400),
     "text": (lambda rng: [], 200, 4000),
-    "short_videos": (video, 100, 600),
+    "clips": (video, 100, 600),  # short videos; the label is part of the seed
 }
 MIXTURES = {  # weights; the GLM-4.5V report uses videos only in the long-context stage
     8192: {"captions": 3.0, "interleaved": 2.0, "pages": 2.0, "screenshots": 1.0, "text": 1.0},
-    32768: {"captions": 2.0, "interleaved": 2.0, "pages": 2.0, "screenshots": 1.0, "text": 1.0, "short_videos": 2.0},
+    32768: {"captions": 2.0, "interleaved": 2.0, "pages": 2.0, "screenshots": 1.0, "text": 1.0, "clips": 2.0},
 }
 
 

@@ -44,17 +44,18 @@ BANNED = {
 
 # "clip" has two senses: an excerpt that the input kind `clips` cuts out of a video, and to clip a value to a range.
 CLIPS_MAY_STAND_IN = re.compile(
-    r"data_pipeline/inputs/(video/|kinds\.py|__init__\.py)|tests/data_pipeline/inputs/|docs/(inputs|glossary|data|performance)\.md"
+    r"benchmarks/image_balance|data_pipeline/inputs/(video/|kinds\.py|__init__\.py)|tests/data_pipeline/inputs/|docs/(inputs|glossary|data|performance)\.md"
 )
 A_CLIP = re.compile(r"\bclips?\b", re.IGNORECASE)
 CLIP_IN_ANOTHER_SENSE = re.compile(
-    r"\bCLIP\b|clip_grad|grad_clip|\.clip\(|np\.clip|clip\(|and clips\(|clip-|--kind clips|kind `?clips|gradient", re.IGNORECASE
+    r"\bCLIP\b|clip_grad|grad_clip|\.clip\(|np\.clip|clip\(|and clips\(|clip-|--kind clips|kind `?clips|gradient",
+    re.IGNORECASE,
 )
 
 # Names of other projects: PyAV, python-pptx, HTML, columns of public data sets, keys of a binary file of the tests.
 FOREIGN_NAMES = re.compile(
     r"PictureType|PlaceholderPicture|pptx\.shapes\.picture|import Picture\b|Picture \||isinstance\(shape, Picture|"
-    r"add_picture|MSO_SHAPE_TYPE\.PICTURE|find_parent\(\"picture\"\)|</?picture\b|\"picture\"[,)]|f?\"picture/|av-picture"
+    r"add_picture|MSO_SHAPE_TYPE\.PICTURE|find_parent\(\"picture\"\)|</?picture\b|\"picture\"[,)]|f?\"picture/|demo/pictures/"
 )
 
 

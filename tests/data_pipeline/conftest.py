@@ -18,7 +18,7 @@ from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 TEXTS = [
     "A red square stands left of a blue circle.",
     "The quick brown fox jumps over the lazy dog; 12 boxes, 345 images.",
-    "Reasoning first: the picture shows two cats. So the answer is 2.",
+    "Reasoning first: the image shows two cats. So the answer is 2.",
     "图中有一只猫，坐在窗边。",
     "Describe the video. What happens at second 14?",
 ]
