@@ -78,8 +78,8 @@ def set_positions(content: dict[str, Any], model: GlmvConfig) -> None:
     text["max_position_embeddings"] = model.decoder.max_position_embeddings
     if "max_position_embeddings" in content:
         content["max_position_embeddings"] = model.decoder.max_position_embeddings
-    levels = [text, content, *(top.get(key) for top in (text, content) for key in ("rope_parameters", "rope_scaling"))]
-    for level in [level for level in levels if level and "rope_theta" in level] or [text]:
+    nested = [level[key] for level in (text, content) for key in ("rope_parameters", "rope_scaling") if level.get(key)]
+    for level in [level for level in (text, content, *nested) if "rope_theta" in level] or [text]:
         level["rope_theta"] = model.decoder.rope_theta
 
 

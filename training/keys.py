@@ -32,18 +32,26 @@ class Key(NamedTuple):
     name: str  # dotted; the keys of a list's items have the list's name and []: data.sources[].weight
     kind: Any  # type of its value; a dataclass for a section
     default: Any
-    meaning: str
+    owner: type  # the dataclass whose field it is
+
+    @property
+    def meaning(self) -> str:
+        """The comment of its field; empty if it has none."""
+        return field_comments(self.owner).get(self.leaf, "")
 
     @property
     def is_section(self) -> bool:
+        """Whether it stands for keys, and has no value of its own."""
         return is_dataclass(self.kind)
 
     @property
     def section(self) -> str:
+        """The name without its last part; empty at the top."""
         return self.name.rpartition(".")[0]
 
     @property
     def leaf(self) -> str:
+        """The last part of the name."""
         return self.name.rpartition(".")[2]
 
 
@@ -53,10 +61,10 @@ def keys_of(schema: type) -> list[Key]:
 
 
 def _walk(values: Any, prefix: str) -> Iterator[Key]:
-    hints, comments = get_type_hints(type(values)), field_comments(type(values))
+    hints = get_type_hints(type(values))
     for field in fields(values):
         name, kind, default = prefix + field.name, hints[field.name], getattr(values, field.name)
-        yield Key(name, kind, default, comments.get(field.name, ""))
+        yield Key(name, kind, default, type(values))
         if is_dataclass(kind):
             yield from _walk(default, f"{name}.")
         for item in get_args(kind):
@@ -142,10 +150,11 @@ def shown_value(value: Any) -> str:
 
 def help_command(schema: type) -> type[TyperCommand]:
     """Return a command class whose --help ends with the table of all keys of `schema`."""
-    rows = [(f"{key.name}={shown_value(key.default)}", key.meaning) for key in keys_of(schema) if not key.is_section]
 
     class CommandWithKeys(TyperCommand):
         def format_epilog(self, ctx: Any, formatter: Any) -> None:
+            keys = [key for key in keys_of(schema) if not key.is_section]
+            rows = [(f"{key.name}={shown_value(key.default)}", key.meaning) for key in keys]
             with formatter.section("Keys, their defaults and meanings"):
                 formatter.write_dl(rows, col_max=24)
 

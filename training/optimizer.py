@@ -1,5 +1,4 @@
-"""The optimizer and its schedule: megatron-core's distributed AdamW with warm-up and decay, and a learning rate per
-part of the model."""
+"""The optimizer and its schedule: distributed AdamW, warm-up and decay, and a learning rate per part of the model."""
 
 from __future__ import annotations
 
@@ -142,6 +141,7 @@ def set_step(scheduler: OptimizerParamScheduler, step: int) -> float:
     """Set the learning rates of a step, and return the rate of the parts that are not scaled.
 
     Args:
+        scheduler: of `build_scheduler`.
         step: number of the step, from 1. The rate of step 1 is already above 0; that of the last step is min_lr.
     """
     scheduler.num_steps = step

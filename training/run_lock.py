@@ -46,11 +46,7 @@ def run_lock(folder: Path) -> Iterator[str]:
         yield f"train.output_dir={folder} cannot be used: {path} cannot be opened ({error.strerror}); choose another"
         return
     with file:
-        try:
-            refusal = _lock(file, folder)
-        except OSError as error:
-            refusal = f"train.output_dir={folder} cannot be used: {path} cannot be written ({error.strerror})"
-        yield refusal
+        yield _lock(file, folder)
 
 
 def agree_on_lock(refusal: str) -> None:
@@ -78,9 +74,12 @@ def _lock(file: TextIO, folder: Path) -> str:
             error.strerror,
         )
         return ""
-    file.truncate(0)
-    os.write(file.fileno(), json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
-    os.fsync(file.fileno())  # other machines must be able to read it
+    try:
+        file.truncate(0)
+        os.write(file.fileno(), json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
+        os.fsync(file.fileno())  # other machines must be able to read it
+    except OSError as error:  # the disk is full: the lock holds all the same
+        logger.warning("%s cannot be written (%s)", file.name, error.strerror)
     return ""
 
 

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 from common.files import write_text
 from data_pipeline.config import SourceConfig
+from data_pipeline.shards.shard_cache import shown
 from model.checkpoint import (
     HF_FILES,
     LATEST,
@@ -58,6 +59,7 @@ class StartPoint:
 
     @property
     def folder(self) -> Path | None:
+        """The checkpoint or Hugging Face folder; None for random weights."""
         return self.resume or self.weights
 
     @property
@@ -206,7 +208,7 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
     for before, now in zip(old["data.sources"], new["data.sources"], strict=True):
         label = SourceConfig(**now).label()
         if before["path"] != now["path"] and SourceConfig(**before).label() == label:
-            yield f"source {label!r} has moved from {before['path']} to {now['path']}: the same samples"
+            yield f"source {label!r} has moved from {shown(before['path'])} to {shown(now['path'])}: the same samples"
             before = {**before, "path": now["path"], "name": now["name"]}
         sources.append(before)
     old["data.sources"] = sources

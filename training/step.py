@@ -231,8 +231,10 @@ class TrainStep:
         finalize_model_grads(*args, **kwargs)
 
     def _moe_report(self, micro_batches: int) -> dict[str, float]:
-        """Return the balance loss (mean over layers), and the highest and lowest load of an expert in any layer, as
-        multiples of an even share."""
+        """Return the balance loss and the highest and lowest load of an expert.
+
+        The loss is the mean over layers; loads are of any layer, as multiples of an even share.
+        """
         same_stage = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
         stages = parallel_state.get_pipeline_model_parallel_group()
         device = torch.cuda.current_device()

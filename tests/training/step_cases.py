@@ -77,11 +77,8 @@ def train(
 ) -> dict[str, Any]:
     """Train the steps from the weights in `folder`, or from the checkpoint `load_from`.
 
-    Args:
-        keep_in: a file for the parameters after the last step.
-        compare_with: such a file of another call.
-        with_empty: put an empty pack after every pack.
-        options: those of `make_trainer`.
+    `keep_in` is a file for the parameters after the last step, `compare_with` such a file of another call; with_empty
+    puts an empty pack after every pack; `options` are those of `make_trainer`.
 
     Returns:
         The steps' reports, the tensors that stayed the same, the optimizer's groups on this rank and the number of

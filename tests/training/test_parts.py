@@ -1,5 +1,7 @@
-"""Parts of the model with scaled learning rates, and frozen parts: against transformers and torch.optim.AdamW, and in
-several processes against one."""
+"""Parts of the model with scaled learning rates, and frozen parts.
+
+Compared with transformers and torch.optim.AdamW, and in several processes with one.
+"""
 
 from __future__ import annotations
 
@@ -341,8 +343,10 @@ def test_parts_keep_their_learning_rates_and_state_at_another_layout(
 
 
 def test_run_freezes_scales_and_recomputes(config_file: Path, tmp_path: Path, single_process: None) -> None:
-    """A frozen decoder is the same in every checkpoint, with its expert biases, also on the second of two pipeline
-    stages. The adapter's learning rate changes with the configuration."""
+    """The adapter's learning rate changes with the configuration.
+
+    A frozen decoder is the same in every checkpoint, with its expert biases, also on the second pipeline stage.
+    """
     common = ["freeze=[decoder]", "recompute.decoder=full", "recompute.vision=selective"]
     experts, stages = "parallel.expert_model_parallel_size=2", "parallel.pipeline_model_parallel_size=2"
     launch(config_file, [*common, experts, "optimizer.lr_scale.adapter=4", "train.steps=3"])

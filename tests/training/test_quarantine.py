@@ -1,5 +1,7 @@
-"""Samples that cannot be read are replaced and written down, and the run continues, the same in every layout. A run
-ends when too many samples cannot be used."""
+"""Samples that cannot be read are replaced and written down, and the run continues, the same in every layout.
+
+A run ends when too many samples cannot be used.
+"""
 
 from __future__ import annotations
 

@@ -79,8 +79,11 @@ def test_run_resumes_at_another_layout(config_file: Path, tmp_path: Path) -> Non
 def test_run_resumes_over_a_damaged_shard_to_the_end_of_the_data(
     config_file: Path, shards: Path, tmp_path: Path
 ) -> None:
-    """Two epochs, begun on four pipeline stages. Then half of a shard is overwritten, and two data-parallel ranks with
-    two workers each continue to the end, with the samples that the loader gives in one process."""
+    """Two epochs, begun on four pipeline stages; then half of a shard is overwritten.
+
+    Two data-parallel ranks with two workers each resume to the end, with the samples that the loader gives in one
+    process.
+    """
     images, run = tmp_path / "images", tmp_path / "run"
     shutil.copytree(shards / "images", images)
     sources = [SourceConfig(str(images), epochs=2), SourceConfig(str(shards / "text"), epochs=2)]

@@ -71,8 +71,10 @@ def test_overlapped_communication_changes_nothing(hf_folder, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
 def test_packs_without_samples_change_nothing(hf_folder, tmp_path: Path) -> None:
-    """The last step of the data may have empty packs. One process gets them between others; of two data-parallel or
-    expert-parallel ranks, one gets nothing else."""
+    """The last step of the data may have empty packs.
+
+    One process gets them between others. Of two data-parallel or expert-parallel ranks, one gets only empty packs.
+    """
     kept = str(tmp_path / "parameters.pt")
     with Processes(1) as process:
         one = process.run(step_cases.train, keep_in=kept, **case_of(hf_folder))[0]
