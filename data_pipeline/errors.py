@@ -45,5 +45,5 @@ class UnusedSample:
     replaced_by: str | None = None  # the sample that took its place, "shard.tar/KEY"; "" if padding did
 
     def as_json(self) -> dict[str, Any]:
-        """Return the line as a JSON object. Fields that are None are left out."""
+        """Return the line as a JSON object. Fields that are None are omitted."""
         return {name: value for name, value in asdict(self).items() if value is not None}

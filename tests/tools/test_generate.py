@@ -34,7 +34,7 @@ def picture(width: int = 140, height: int = 112, seed: int = 0) -> bytes:
 
 @pytest.fixture(scope="module")
 def clip() -> bytes:
-    return media_files.clip(40, height=84, width=112, fps=10)
+    return media_files.encoded_video(40, height=84, width=112, fps=10)
 
 
 def mixed_sample(exported: Exported, clip: bytes) -> EncodedSample:

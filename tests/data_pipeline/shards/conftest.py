@@ -18,10 +18,10 @@ from tests.data_pipeline.shards.shard_files import FILES
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    with ShardWriter(tmp_path, "ours", max_bytes=1 << 20) as writer:
+    with ShardWriter(tmp_path, "written", max_bytes=1 << 20) as writer:
         for number in range(5):
             writer.write(f"{number:09d}", FILES)
-    assert [path.name for path in writer.finished] == ["ours-00000.tar"]
+    assert [path.name for path in writer.finished] == ["written-00000.tar"]
     return writer.finished[0]
 
 
