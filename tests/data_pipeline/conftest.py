@@ -17,8 +17,8 @@ from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 TEXTS = [
     "A red square stands left of a blue circle.",
-    "The quick brown fox jumps over the lazy dog; 12 boxes, 345 pictures.",
-    "Reasoning first: the picture shows two cats. So the answer is 2.",
+    "The quick brown fox jumps over the lazy dog; 12 boxes, 345 images.",
+    "Reasoning first: the image shows two cats. So the answer is 2.",
     "图中有一只猫，坐在窗边。",
     "Describe the video. What happens at second 14?",
 ]
@@ -99,6 +99,6 @@ def data_config(shard_folders: tuple[Path, Path], tokenizer_folder: Path) -> Dat
 
 @pytest.fixture
 def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
-    """A copy of the small source, which a test may damage."""
+    """Copy the small source, so that a test may damage it."""
     folder = Path(shutil.copytree(shard_folders[1], tmp_path / "shards"))
     return folder, replace(data_config, sources=[SourceConfig(str(folder))])

@@ -16,7 +16,7 @@ def test_bad_sample_survives_pickling() -> None:
     assert (error.reason, error.detail, str(error)) == ("checksum", "its image differs", "checksum: its image differs")
 
 
-def test_unused_sample_leaves_out_fields_that_do_not_apply() -> None:
+def test_unused_sample_omits_fields_that_do_not_apply() -> None:
     assert UnusedSample("no_caption", "1.jpg has no text", origin="pets/1.jpg").as_json() == {
         "reason": "no_caption",
         "detail": "1.jpg has no text",

@@ -45,7 +45,7 @@ def test_domains_are_all_listed():
         ({"domain": "image_text", "text": "x"}, 0, 0, "media_mismatch", "1 images but 0 are given"),
         ({"domain": "text"}, 0, 0, "bad_record", '"text"'),
         ({"domain": "text", "text": ["x"]}, 0, 0, "bad_record", '"text"'),
-        ({"domain": "pictures", "text": "x"}, 0, 0, "unknown_domain", "'pictures': use one of image_text"),
+        ({"domain": "images", "text": "x"}, 0, 0, "unknown_domain", "'images': use one of image_text"),
         ({"text": "x"}, 0, 0, "unknown_domain", "there is no domain: use one of"),
         (["x"], 0, 0, "unknown_domain", "there is no domain: use one of"),
     ],

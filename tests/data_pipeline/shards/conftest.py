@@ -32,7 +32,7 @@ def shards(shard_folders: tuple[Path, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(shards: Path, tokenizer: GlmTokenizer) -> Callable[..., Source]:
-    """Opens the folder, or those of its files that match a pattern, as a source."""
+    """Return a function that opens the folder, or files in it, as a source."""
 
     def open_source(pattern: str = "") -> Source:
         budget = PixelBudget(30, 60)
