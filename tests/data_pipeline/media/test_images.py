@@ -1,5 +1,8 @@
-"""Images against transformers: sizes and patch order against its Pillow processor (live), pixel values against its
-default torchvision processor (goldens.npz, see make_goldens.py)."""
+"""Images against transformers.
+
+Sizes and patch order are compared with its Pillow processor (live), pixel values with its default torchvision processor
+(goldens.npz, see make_goldens.py).
+"""
 
 from __future__ import annotations
 

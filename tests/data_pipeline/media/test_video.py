@@ -107,7 +107,7 @@ def test_frame_choice_without_a_duration_equals_transformers():
 
 @pytest.mark.fast
 def test_text_form_equals_transformers(tokenizer: GlmTokenizer):
-    """transformers' processor expands <|video|>, and its text is encoded as one string."""
+    """Encode the text to which transformers' processor expands <|video|>, as one string."""
     rng = np.random.default_rng(5)
     writer = SimpleNamespace(
         image_token="<|image|>",

@@ -18,10 +18,10 @@ from tests.data_pipeline.shards.shard_files import FILES
 
 @pytest.fixture
 def shard(tmp_path: Path) -> Path:
-    with ShardWriter(tmp_path, "ours", max_bytes=1 << 20) as writer:
+    with ShardWriter(tmp_path, "written", max_bytes=1 << 20) as writer:
         for number in range(5):
             writer.write(f"{number:09d}", FILES)
-    assert [path.name for path in writer.finished] == ["ours-00000.tar"]
+    assert [path.name for path in writer.finished] == ["written-00000.tar"]
     return writer.finished[0]
 
 
@@ -32,7 +32,7 @@ def shards(shard_folders: tuple[Path, Path], tmp_path: Path) -> Path:
 
 @pytest.fixture
 def opened(shards: Path, tokenizer: GlmTokenizer) -> Callable[..., Source]:
-    """Opens the folder, or those of its files that match a pattern, as a source."""
+    """Return a function that opens the folder, or files in it, as a source."""
 
     def open_source(pattern: str = "") -> Source:
         budget = PixelBudget(30, 60)

@@ -32,17 +32,17 @@ def test_missing_shortened_and_replaced_shards_are_unreadable(shard, tmp_path):
     indexed = fingerprint(shard)
     with pytest.raises(BadSample, match=r"unreadable_shard: .*nowhere\.tar cannot be opened .*: restore it"):
         ShardReader().read(str(tmp_path / "nowhere.tar"), samples[0])
-    whole = shard.read_bytes()
+    intact = shard.read_bytes()
     with open(shard, "r+b") as file:
         file.truncate(samples[4].members[1].offset + 10)
     reader = ShardReader()
     assert reader.read(str(shard), samples[3], indexed).images, "intact samples of a cut tar are still read"
     with pytest.raises(BadSample, match=r"unreadable_shard: .* is not what was indexed: .* tools.shard index"):
         reader.read(str(shard), samples[4], indexed)
-    shard.write_bytes(bytes(512) + whole)
+    shard.write_bytes(bytes(512) + intact)
     with pytest.raises(BadSample, match=r"unreadable_shard: .* is not what was indexed"):
         reader.read(str(shard), samples[2], indexed)
-    shard.write_bytes(whole)
+    shard.write_bytes(intact)
     assert reader.read(str(shard), samples[4], indexed).images, "a shard that was restored is read again"
 
 

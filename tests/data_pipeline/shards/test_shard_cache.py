@@ -39,6 +39,8 @@ class Server(ThreadingHTTPServer):
 
 
 class Handler(SimpleHTTPRequestHandler):
+    """Answers a request, or fails as the server is told."""
+
     def do_GET(self) -> None:
         assert isinstance(self.server, Server)
         path, _, query = self.path.partition("?")

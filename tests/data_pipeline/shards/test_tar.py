@@ -54,7 +54,7 @@ GOOD: list[tuple[tarfile.TarInfo | str, bytes]] = [("good.json", RECORD), ("good
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 513, 9 * 512, 10240 - 1536])
 def test_written_tars_equal_tarfile_byte_for_byte(tmp_path, size):
     files = [("json", RECORD), ("0.jpg", bytes(size))]
-    with ShardWriter(tmp_path, "ours", 1 << 20) as writer:
+    with ShardWriter(tmp_path, "written", 1 << 20) as writer:
         for key in ("000", LONG, "ключ/图"):
             writer.write(key, files)
     expected = tar_of(tmp_path / "t", [(f"{k}.{e}", data) for k in ("000", LONG, "ключ/图") for e, data in files])
@@ -63,7 +63,7 @@ def test_written_tars_equal_tarfile_byte_for_byte(tmp_path, size):
 
 @pytest.mark.fast
 def test_written_tars_are_readable_by_gnu_tar_and_webdataset(tmp_path):
-    with ShardWriter(tmp_path, "ours", 1 << 20) as writer:
+    with ShardWriter(tmp_path, "written", 1 << 20) as writer:
         for key in ("000", LONG):
             writer.write(key, [("json", RECORD), ("0.jpg", IMAGE)])
     listed = subprocess.run(["tar", "-tf", writer.path], capture_output=True, text=True, check=True).stdout.split()
@@ -74,7 +74,7 @@ def test_written_tars_are_readable_by_gnu_tar_and_webdataset(tmp_path):
 
 @pytest.mark.fast
 def test_samples_returned_by_the_writer_equal_those_of_a_scan(tmp_path):
-    with ShardWriter(tmp_path, "ours", 1 << 20) as writer:
+    with ShardWriter(tmp_path, "written", 1 << 20) as writer:
         written = [writer.write(key, [("json", RECORD), ("0.jpg", IMAGE)]) for key in ("000", LONG)]
     assert scan_shard(writer.path).samples == written
 
@@ -83,7 +83,7 @@ def test_samples_returned_by_the_writer_equal_those_of_a_scan(tmp_path):
 @pytest.mark.parametrize("key", ["", "a.b", "/a", "a/../b", "../a", "a/", "a\0b"])
 def test_key_that_would_be_read_as_another_is_an_error(tmp_path, key):
     with pytest.raises(DataError, match="cannot be a key"):
-        ShardWriter(tmp_path, "ours", 1).write(key, [("json", RECORD)])
+        ShardWriter(tmp_path, "written", 1).write(key, [("json", RECORD)])
     assert not list(tmp_path.iterdir())
 
 
@@ -99,7 +99,7 @@ def test_header_of_what_a_tar_cannot_hold_is_an_error():
 @pytest.mark.fast
 def test_error_leaves_no_unfinished_shard(tmp_path):
     def fail() -> None:
-        with ShardWriter(tmp_path, "ours", 1 << 20) as writer:
+        with ShardWriter(tmp_path, "written", 1 << 20) as writer:
             writer.write("0", [("json", RECORD)])
             assert list(tmp_path.iterdir())
             writer.write("a.b", [("json", RECORD)])
@@ -214,7 +214,7 @@ def test_large_extension_takes_little_memory(tmp_path):
 
 @pytest.mark.fast
 def test_samples_after_a_damaged_header_are_read(tmp_path):
-    with ShardWriter(tmp_path, "ours", 1 << 20) as writer:
+    with ShardWriter(tmp_path, "written", 1 << 20) as writer:
         written = [writer.write(str(n), [("json", RECORD), ("0.jpg", IMAGE)]) for n in range(5)]
     for damage in (b"\xff" * 512, bytes(512), b"x"):
         path = Path(shutil.copy(writer.path, tmp_path / "bad.tar"))
