@@ -209,7 +209,7 @@ def curate(
         _print_unfinished(found)
         return
     _print_whole(funnel_table(found))
-    console.print(f"{out}: dropped.jsonl says why each sample went, funnel.png shows how many", soft_wrap=True)
+    console.print(f"{out}: filtered.jsonl says why each sample went, funnel.png shows how many", soft_wrap=True)
 
 
 def _print_whole(table: Table) -> None:
