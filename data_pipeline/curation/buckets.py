@@ -1,18 +1,17 @@
-"""Finding what repeats among many without comparing all pairs: only what shares a bucket is compared.
+"""Repeated items among many, without comparing all pairs: only items that share a bucket are compared.
 
-Items are put into buckets by several tables, such that two alike items share a bucket in at least one table. Then they
-are gone through in order: an item repeats an earlier KEPT one of its bucket that is alike, or is kept itself. So what
-goes is always like something that stays: chains of small differences do not carry anything away, and a thousand copies
-cost as much as two.
+Several tables put items into buckets, so that two similar items share a bucket in at least one table. Items are then
+processed in order: an item repeats the first similar KEPT item of its buckets, or is kept itself. So each removed item
+is similar to one that is kept: a chain of small differences removes nothing, and a thousand copies cost as much as two.
 
-With tables of (first two letters) and (last two letters), and "alike" meaning one letter differs:
+With tables of the first two and the last two letters, where "similar" means that one letter differs:
 
     0 wood  kept        wo-  -od
     1 word  repeats 0   wo-  -rd        shares wo- with 0
     2 ford  kept        fo-  -rd        shares -rd with 1, which was not kept
 
-An owner has one item or more (the pictures of a sample) and goes when each of its items repeats one of an earlier kept
-owner. Memory is 4 bytes an item and table, and little more for items alone in their bucket.
+An owner has one or more items (the images of a sample). It is removed if each of its items repeats one of an earlier
+kept owner. Memory is 4 bytes per item and table, and little more for items that are alone in their bucket.
 """
 
 from __future__ import annotations
@@ -23,20 +22,30 @@ from itertools import combinations, pairwise
 
 import numpy as np
 
-# (item, one or more earlier items of its buckets, ascending) -> the first of them that is like it, or None.
-FirstAlike = Callable[[int, list[int]], int | None]
+# (item, earlier items of its buckets, at least one, ascending) -> the first of them that is similar, or None.
+FirstSimilar = Callable[[int, list[int]], int | None]
 
 
 def bucket_numbers(keys: np.ndarray) -> np.ndarray:
-    """Keys [items] of any dtype -> int32 [items]: equal keys have equal numbers, keys that occur once have -1."""
+    """Return a number per key: equal keys have equal numbers, and a key that occurs once has -1.
+
+    Args:
+        keys: [items] of any dtype.
+
+    Returns:
+        int32 [items].
+    """
     _, numbers, counts = np.unique(keys, return_inverse=True, return_counts=True)
     return np.where(counts[numbers] > 1, numbers, -1).astype(np.int32)
 
 
-def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], first_alike: FirstAlike) -> dict[int, int]:
-    """Owners that go -> the earlier owner that their first item repeats.
+def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], first_similar: FirstSimilar) -> dict[int, int]:
+    """Return the owners to remove, each with the earlier owner that its first item repeats.
 
-    owners: int64 [items], ascending: whose item it is. tables: the bucket_numbers of every table.
+    Args:
+        owners: int64 [items], ascending: the owner of each item.
+        tables: The bucket_numbers of every table.
+        first_similar: Compares an item with earlier ones.
     """
     found: dict[int, int] = {}
     if not len(owners):
@@ -44,15 +53,15 @@ def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], first_alike: Fi
     kept: list[defaultdict[int, list[int]]] = [defaultdict(list) for _ in tables]
     starts = np.flatnonzero(np.r_[True, owners[1:] != owners[:-1]])
     stops = np.r_[starts[1:], len(owners)]
-    # An owner whose items are all alone in their buckets is like nothing: it need not be looked at.
-    met = np.logical_or.reduceat(np.logical_or.reduce([table >= 0 for table in tables]), starts)
-    for start, stop in zip(starts[met].tolist(), stops[met].tolist(), strict=True):
+    # An owner whose items are all alone in their buckets is similar to nothing: skip it.
+    shared = np.logical_or.reduceat(np.logical_or.reduce([table >= 0 for table in tables]), starts)
+    for start, stop in zip(starts[shared].tolist(), stops[shared].tolist(), strict=True):
         numbers = {item: [table.item(item) for table in tables] for item in range(start, stop)}
         buckets = {
             item: [kept[table][bucket] for table, bucket in enumerate(own) if bucket >= 0]
             for item, own in numbers.items()
         }
-        originals = [_first_alike(item, own, first_alike) for item, own in buckets.items()]
+        originals = [_first_similar(item, own, first_similar) for item, own in buckets.items()]
         if originals[0] is not None and None not in originals:
             found[int(owners[start])] = int(owners[originals[0]])
         else:
@@ -62,25 +71,37 @@ def repeats_of(owners: np.ndarray, tables: Sequence[np.ndarray], first_alike: Fi
     return found
 
 
-def sharing_is_enough(item: int, others: list[int]) -> int | None:
-    """The FirstAlike of buckets that hold equal items only."""
+def first_of_bucket(item: int, others: list[int]) -> int | None:
+    """Return the first item: the FirstSimilar of tables whose buckets contain equal items only."""
     return others[0]
 
 
-def _first_alike(item: int, buckets: list[list[int]], first_alike: FirstAlike) -> int | None:
+def _first_similar(item: int, buckets: list[list[int]], first_similar: FirstSimilar) -> int | None:
     others = sorted(set().union(*buckets))
-    return first_alike(item, others) if others else None
+    return first_similar(item, others) if others else None
 
 
 def hamming_tables(hashes: np.ndarray, distance: int) -> list[np.ndarray]:
-    """Tables in which any two 64-bit hashes that differ in at most `distance` bits share a bucket: exact, by the
-    pigeonhole principle. Cut into distance + extra blocks of bits, two such hashes agree on at least `extra` of them;
-    one table for every choice of `extra` blocks (Manku, Jain, Das Sarma 2007). More of them make smaller buckets.
+    """Return tables in which two 64-bit hashes that differ in at most `distance` bits share a bucket.
 
-    hashes: uint64 [items].
+    Args:
+        hashes: uint64 [items].
+        distance: Bits.
+
+    Returns:
+        The bucket numbers of each table, int32 [items].
     """
-    masks = min((_masks(distance, extra) for extra in (1, 2, 3)), key=lambda masks: _expected_work(masks, len(hashes)))
-    return [bucket_numbers(hashes & np.uint64(mask)) for mask in masks]
+    return [bucket_numbers(hashes & np.uint64(mask)) for mask in hamming_masks(distance, len(hashes))]
+
+
+def hamming_masks(distance: int, items: int) -> list[int]:
+    """Return 64-bit masks: two hashes that differ in at most `distance` bits are equal under at least one of them.
+
+    Divided into distance + extra blocks of bits, two such hashes agree on at least `extra` blocks, by the pigeonhole
+    principle. There is one mask per choice of `extra` blocks (Manku, Jain, Das Sarma 2007). A larger `extra` gives more
+    masks and smaller buckets; the one with the least work for this number of items is used.
+    """
+    return min((_masks(distance, extra) for extra in (1, 2, 3)), key=lambda masks: _expected_work(masks, items))
 
 
 def _masks(distance: int, extra: int) -> list[int]:
@@ -91,5 +112,5 @@ def _masks(distance: int, extra: int) -> list[int]:
 
 
 def _expected_work(masks: Sequence[int], items: int) -> float:
-    """Steps an item: one a table, and one for everything that shares its bucket there, were the bits random."""
+    """Return steps per item for random hashes: one per table, and one per item that shares a bucket."""
     return sum(1 + items / 2 ** mask.bit_count() for mask in masks)

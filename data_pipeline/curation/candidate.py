@@ -1,4 +1,4 @@
-"""A sample as filters see it: its record, and whatever of its pictures and clips they ask for, decoded once."""
+"""A sample as filters see it: its record, and its images and videos, decoded on demand and once."""
 
 from __future__ import annotations
 
@@ -18,53 +18,59 @@ _PLACEHOLDERS = ("<image>", "<video>")
 
 
 class Candidate:
-    """One sample of a shard. Properties that decode raise BadSample.
+    """One sample of a shard. Properties that decode media raise BadSample.
 
-    name: SHARD/KEY. record, images and videos: as they lie in the shard.
+    Attributes:
+        name: SHARD/KEY.
+        record: The JSON record.
+        images: Image files.
+        videos: Video files.
     """
 
-    def __init__(self, name: str, raw: RawSample):
+    def __init__(self, name: str, raw: RawSample) -> None:
+        """Take a sample as it was read from its shard."""
         self.name = name
         self.record: dict[str, Any] = raw.record
         self.images, self.videos = raw.images, raw.videos
 
     @property
     def domain(self) -> str:
+        """The sample's domain."""
         return str(self.record.get("domain", ""))
 
     @cached_property
     def text(self) -> str:
-        """All words of the sample, without the places of its pictures and clips. The turns of a chat are lines."""
+        """The whole text without placeholders of images and videos. The turns of a chat are lines."""
         return text_of(self.record)
 
     @cached_property
     def sizes(self) -> list[tuple[int, int]]:
-        """(height, width) of every picture, from its header."""
+        """(height, width) of every image, from its header."""
         return [probe_image(data) for data in self.images]
 
     @cached_property
-    def clips(self) -> list[VideoInfo]:
-        """What the container of every clip says."""
+    def video_infos(self) -> list[VideoInfo]:
+        """Size, duration and frame rate of every video, from its container."""
         return [probe_video(data) for data in self.videos]
 
     @cached_property
-    def pictures(self) -> list[np.ndarray]:
-        """uint8 [height, width, 3] of every picture."""
+    def pixels(self) -> list[np.ndarray]:
+        """Every image decoded: uint8 [height, width, 3]."""
         return [decode_image(data) for data in self.images]
 
     @cached_property
-    def picture_hashes(self) -> list[int]:
-        """The 64-bit perceptual hash of every picture."""
-        return [perceptual_hash(picture) for picture in self.pictures]
+    def image_hashes(self) -> list[int]:
+        """The 64-bit perceptual hash of every image."""
+        return [perceptual_hash(pixels) for pixels in self.pixels]
 
     @cached_property
     def thumbnails(self) -> list[Thumbnails]:
-        """Small grey frames of every clip, which is decoded to its end."""
+        """Small grey frames of every video. All of its frames are decoded."""
         return [read_thumbnails(data) for data in self.videos]
 
 
 def text_of(record: dict[str, Any]) -> str:
-    """See Candidate.text."""
+    """Return the text of a record, as `Candidate.text`."""
     if isinstance(record.get("messages"), list):
         turns = [turn for turn in record["messages"] if isinstance(turn, dict)]
         parts = [turn.get(part) for turn in turns for part in ("reasoning_content", "content")]
@@ -73,13 +79,15 @@ def text_of(record: dict[str, Any]) -> str:
     text = "\n".join(part for part in parts if isinstance(part, str) and part)
     for placeholder in _PLACEHOLDERS:
         text = text.replace(placeholder, " ")
-    # JSON may hold half of a surrogate pair, which is no character and cannot be hashed or written.
+    # JSON may contain half of a surrogate pair, which cannot be hashed or written.
     return text.strip().encode("utf-8", "replace").decode()
 
 
-def perceptual_hash(picture: np.ndarray) -> int:
-    """imagehash's phash (8x8 low frequencies of a 32x32 picture, against their median) as an integer of 64 bits.
+def perceptual_hash(pixels: np.ndarray) -> int:
+    """Return imagehash's phash as an integer of 64 bits: 8x8 low frequencies of a 32x32 image against their median.
 
-    picture: uint8 [height, width, 3] or [height, width]."""
-    bits = imagehash.phash(Image.fromarray(picture)).hash
+    Args:
+        pixels: uint8 [height, width, 3] or [height, width].
+    """
+    bits = imagehash.phash(Image.fromarray(pixels)).hash
     return int.from_bytes(np.packbits(bits).tobytes(), "big")

@@ -1,7 +1,7 @@
-"""The first pass: every shard alone, in any process. Filters of single samples judge, and comparing ones take features.
+"""The first pass: each shard alone, in any process. Filters judge single samples, and set filters take features.
 
-What is found goes into one small Arrow file a shard: EXAMINED_SCHEMA, and a column for the feature of every SetFilter;
-one row a sample, in the order of the shard's index. A shard whose file is there is not read again.
+The results of a shard go into one small Arrow file: EXAMINED_SCHEMA and one column per SetFilter for its feature, with
+one row per sample in the order of the shard's index. A shard whose file exists is not read again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from common.files import replacing
 from data_pipeline.curation.candidate import Candidate
-from data_pipeline.curation.filters import Drop, Filter, SetFilter
+from data_pipeline.curation.filters import Filter, Filtered, SetFilter
 from data_pipeline.curation.recipe import Recipe, recipe_of
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.shards.arrow_file import new_arrow_file
@@ -25,8 +25,8 @@ from data_pipeline.shards.reader import ShardReader
 
 CHUNK_SAMPLES = 256
 CHUNK_BYTES = 1 << 28
-CHUNK_PIXELS = 1 << 26  # of pictures, which take 200 MB when they are decoded
-READING = -1  # the number of the filter where a sample cannot be read at all
+CHUNK_PIXELS = 1 << 26  # of images, which take 200 MB when decoded
+READING = -1  # stands for a filter if a sample cannot be read at all
 
 _FINDING = pa.struct([("filter", pa.int32()), ("reason", pa.string()), ("detail", pa.string())])
 EXAMINED_SCHEMA = pa.schema(
@@ -34,41 +34,43 @@ EXAMINED_SCHEMA = pa.schema(
         ("key", pa.string()),
         ("domain", pa.string()),
         ("bytes", pa.int64()),  # of its files
-        ("stopped", _FINDING),  # the first filter of single samples that drops it; null if none does
-        ("reported", pa.list_(_FINDING)),  # what filters say that only report
+        ("stopped", _FINDING),  # of the first Filter that removes it; null if none does
+        ("reported", pa.list_(_FINDING)),  # of filters with report_only
     ]
 )
 
 
 @dataclass(frozen=True)
 class ShardTask:
-    """One shard to examine. shown: its name in reports; recipe: its text; out: the file to write."""
+    """One shard to examine."""
 
-    shard: str
-    shown: str
-    recipe: str
-    out: str
+    shard: str  # path of the tar
+    shown: str  # its name in reports
+    recipe: str  # the text of the recipe
+    out: str  # the file to write
 
     def __str__(self) -> str:
+        """Return its name in messages."""
         return str(self.shard)
 
     @property
     def done(self) -> bool:
+        """Whether the shard has been examined."""
         return Path(self.out).is_file()
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A sample of a shard, or why it cannot be read."""
+    """A sample of a shard."""
 
     key: str
     domain: str
-    bytes: int
-    sample: Candidate | Drop
+    bytes: int  # of its members
+    sample: Candidate | Filtered  # or why it cannot be read
 
 
 def examine_shard(task: ShardTask) -> None:
-    """Writes the task's file, unless it is there."""
+    """Write the task's file, unless it exists."""
     if task.done:
         return
     recipe = _recipe(task.recipe)
@@ -79,6 +81,7 @@ def examine_shard(task: ShardTask) -> None:
 
 
 def examined_schema(recipe: Recipe) -> pa.Schema:
+    """Return EXAMINED_SCHEMA with the features of a recipe's set filters."""
     features = [
         pa.field(feature_column(position), step.feature_type)
         for position, (_, step) in enumerate(recipe.filters)
@@ -88,13 +91,14 @@ def examined_schema(recipe: Recipe) -> pa.Schema:
 
 
 def feature_column(position: int) -> str:
+    """Return the name of the column for the feature of a set filter, by its position in the recipe."""
     return f"feature_{position}"
 
 
 def examine(entries: Sequence[Entry], recipe: Recipe) -> list[dict[str, Any]]:
-    """A row of examined_schema for every sample. Filters see what all single-sample filters before them let through."""
+    """Return one row of examined_schema per sample. A filter sees the samples that every Filter before it kept."""
     rows: list[dict[str, Any]] = []
-    alive: list[tuple[dict[str, Any], Candidate]] = []
+    remaining: list[tuple[dict[str, Any], Candidate]] = []
     for entry in entries:
         row: dict[str, Any] = {
             "key": entry.key,
@@ -104,52 +108,54 @@ def examine(entries: Sequence[Entry], recipe: Recipe) -> list[dict[str, Any]]:
             "reported": [],
         }
         rows.append(row)
-        if isinstance(entry.sample, Drop):
+        if isinstance(entry.sample, Filtered):
             row["stopped"] = _finding(READING, entry.sample)
         else:
-            alive.append((row, entry.sample))
+            remaining.append((row, entry.sample))
     for position, (name, step) in enumerate(recipe.filters):
         try:
-            verdicts = _judge(step, position, alive)
+            verdicts = _judge(step, position, remaining)
         except DataError:
             raise
         except Exception as error:  # of a library, or of a user's own filter
-            place = f"{alive[0][1].name} to {alive[-1][1].name}"
-            raise DataError(f"filter {name}, {place}: {type(error).__name__}: {error}") from error
-        for (row, _), verdict in zip(alive, verdicts, strict=True):
+            where = f"{remaining[0][1].name} to {remaining[-1][1].name}"
+            raise DataError(f"filter {name}, {where}: {type(error).__name__}: {error}") from error
+        for (row, _), verdict in zip(remaining, verdicts, strict=True):
             if verdict is not None and step.report_only:
                 row["reported"].append(_finding(position, verdict))
             elif verdict is not None:
                 row["stopped"] = _finding(position, verdict)
-        alive = [(row, sample) for row, sample in alive if row["stopped"] is None]
+        remaining = [(row, sample) for row, sample in remaining if row["stopped"] is None]
     return rows
 
 
-def _judge(step: Filter | SetFilter, position: int, alive: list[tuple[dict[str, Any], Candidate]]) -> list[Drop | None]:
+def _judge(
+    step: Filter | SetFilter, position: int, samples: list[tuple[dict[str, Any], Candidate]]
+) -> list[Filtered | None]:
     if isinstance(step, Filter):
-        return step.judge([sample for _, sample in alive])
-    verdicts: list[Drop | None] = []
-    for row, sample in alive:
+        return step.judge([sample for _, sample in samples])
+    verdicts: list[Filtered | None] = []
+    for row, sample in samples:
         try:
             row[feature_column(position)] = step.feature(sample) if step.judges(sample) else None
             verdicts.append(None)
         except BadSample as error:
-            verdicts.append(Drop(error.reason, error.detail))
+            verdicts.append(Filtered(error.reason, error.detail))
     return verdicts
 
 
-def _finding(position: int, drop: Drop) -> dict[str, Any]:
-    return {"filter": position, "reason": drop.reason, "detail": drop.detail}
+def _finding(position: int, filtered: Filtered) -> dict[str, Any]:
+    return {"filter": position, "reason": filtered.reason, "detail": filtered.detail}
 
 
 @lru_cache(maxsize=1)
 def _recipe(text: str) -> Recipe:
-    """Once a process: some filters read large files."""
+    """Return the recipe, parsed once per process: some filters read large files."""
     return recipe_of(text)
 
 
 def _chunks(shard: Path, shown: str) -> Iterator[list[Entry]]:
-    """The samples of a shard, so many at a time as may be decoded at once."""
+    """Yield the samples of a shard, as many at a time as may be decoded at once."""
     chunk: list[Entry] = []
     size = pixels = 0
     for entry in read_entries(shard, shown):
@@ -164,7 +170,13 @@ def _chunks(shard: Path, shown: str) -> Iterator[list[Entry]]:
 
 
 def read_entries(shard: Path, shown: str, rows: Iterable[int] | None = None) -> Iterator[Entry]:
-    """These samples of a shard, or all, in the order of its index."""
+    """Yield samples of a shard in the order of its index.
+
+    Args:
+        shard: Path of the tar.
+        shown: Its name in reports.
+        rows: The samples to read; None for all.
+    """
     index = read_index(shard)
     columns = index.table.select(["key", "domain"])
     reader = ShardReader()
@@ -172,20 +184,20 @@ def read_entries(shard: Path, shown: str, rows: Iterable[int] | None = None) -> 
         for row in range(index.table.num_rows) if rows is None else rows:
             stored = index.sample(row)
             key, domain = (columns.column(name)[row].as_py() for name in ("key", "domain"))
-            sample: Candidate | Drop
+            sample: Candidate | Filtered
             try:
                 sample = Candidate(f"{shown}/{key}", reader.read(str(shard), stored))
             except BadSample as error:
-                sample = Drop(error.reason, error.detail)
+                sample = Filtered(error.reason, error.detail)
             yield Entry(key, domain, sum(member.size for member in stored.members), sample)
     finally:
         reader.close()
 
 
-def _pixels(sample: Candidate | Drop) -> int:
-    if isinstance(sample, Drop):
+def _pixels(sample: Candidate | Filtered) -> int:
+    if isinstance(sample, Filtered):
         return 0
     try:
         return sum(height * width for height, width in sample.sizes)
-    except BadSample:  # the first filter that looks at its pictures says so
+    except BadSample:  # the first filter that decodes its images reports this
         return 0

@@ -1,15 +1,15 @@
-"""What a filter is: a dataclass whose fields are its options, which answers keep (None) or a counted reason (a Drop).
+"""The two types of filters. A filter is a dataclass whose fields are its options. It keeps a sample or gives a reason.
 
-A `Filter` judges one sample by itself. A `SetFilter` compares samples: it takes a small feature of each, and decides
-when all features are there. One's own filter is a few lines, named in a recipe as `my_filters:Loud`:
+A `Filter` judges one sample alone. A `SetFilter` compares samples: it takes a small feature of each, and decides when
+all features are known. A user's own filter is a few lines, named in a recipe as `my_filters:Loud`:
 
     @dataclass
     class Loud(Filter):
         max_marks: int = 3
 
-        def __call__(self, sample: Candidate) -> Drop | None:
+        def __call__(self, sample: Candidate) -> Filtered | None:
             marks = sample.text.count("!")
-            return Drop("loud", f"{marks} exclamation marks") if marks > self.max_marks else None
+            return Filtered("loud", f"{marks} exclamation marks") if marks > self.max_marks else None
 """
 
 from __future__ import annotations
@@ -27,78 +27,84 @@ from data_pipeline.errors import BadSample
 
 
 @dataclass(frozen=True)
-class Drop:
-    """Why a sample goes. reason: a short fixed word to count by; detail: what exactly is wrong with this sample."""
+class Filtered:
+    """Why a sample is filtered."""
 
-    reason: str
-    detail: str
+    reason: str  # a short fixed word to count by
+    detail: str  # what exactly is wrong with this sample
 
 
 @dataclass
-class _Options(ABC):  # noqa: B024 - its two kinds have the abstract methods
-    """What every filter can be told."""
+class _Options(ABC):  # noqa: B024 - Filter and SetFilter have the abstract methods
+    """The options of every filter."""
 
     domains: list[str] = field(default_factory=list)  # the domains that are judged; empty: all
-    report_only: bool = False  # what it would drop is listed and counted, but kept
+    report_only: bool = False  # list and count samples, but keep them
 
-    def check(self) -> None:  # noqa: B027 - most need none
-        """Raises DataError for options that cannot work, before the first sample is read."""
+    def check(self) -> None:  # noqa: B027 - most filters have nothing to check
+        """Raise DataError for options that cannot work, before the first sample is read."""
 
     def judges(self, sample: Candidate) -> bool:
+        """Return whether the filter judges samples of this domain."""
         return not self.domains or sample.domain in self.domains
 
 
 @dataclass
 class Filter(_Options):
-    """Judges one sample by itself. What it learns of `check` or keeps between samples is its own affair: every process
-    has its own copy, made from the options alone."""
+    """Judges one sample alone.
+
+    A filter may keep values between samples; each process has its own copy, made from the options alone.
+    """
 
     @abstractmethod
-    def __call__(self, sample: Candidate) -> Drop | None:
-        """None to keep the sample. A BadSample raised here drops it under its own reason."""
+    def __call__(self, sample: Candidate) -> Filtered | None:
+        """Return why the sample is filtered, or None to keep it. A BadSample filters it under its own reason."""
 
-    def judge(self, samples: Sequence[Candidate]) -> list[Drop | None]:
-        """The same for several samples at once; overridden where that is faster."""
-        return [answer(self, sample) for sample in samples]
+    def judge(self, samples: Sequence[Candidate]) -> list[Filtered | None]:
+        """Judge several samples. Override this where it is faster for many at once."""
+        return [judge_sample(self, sample) for sample in samples]
 
 
-def answer(judge: Filter, sample: Candidate) -> Drop | None:
-    """What a filter says of a sample, one that cannot be read counted like any other."""
+def judge_sample(judge: Filter, sample: Candidate) -> Filtered | None:
+    """Return a filter's answer about a sample. A BadSample becomes a Filtered."""
     try:
         return judge(sample) if judge.judges(sample) else None
     except BadSample as error:
-        return Drop(error.reason, error.detail)
+        return Filtered(error.reason, error.detail)
 
 
-class Survivors(Protocol):
-    """The samples that reached a SetFilter, in order: shard by shard as they were given, as they lie in each."""
+class RemainingSamples(Protocol):
+    """The samples that reached a SetFilter, in order: shard by shard as given, and as stored in each shard."""
 
     def chunks(self) -> Iterator[tuple[np.ndarray, pa.Array]]:
-        """(rows int64 [m] in ascending order, their features [m]), a shard at a time. Samples without a feature, which
-        the filter does not judge, are left out."""
+        """Yield (rows int64 [m], ascending; features [m]) of one shard at a time.
+
+        Samples without a feature, which the filter does not judge, are not included.
+        """
         ...
 
     def name(self, row: int) -> str:
-        """SHARD/KEY of a sample."""
+        """Return SHARD/KEY of a sample."""
         ...
 
     def text(self, row: int) -> str:
-        """Candidate.text of a sample, read again from its shard."""
+        """Return the text of a sample (Candidate.text), read again from its shard."""
         ...
 
 
 @dataclass
 class SetFilter(_Options):
-    """Judges samples by comparing them, in one process, with the features of all. Where samples repeat each other, the
-    first of them is kept, so that the outcome depends on the order of samples alone."""
+    """Judges samples by comparing them, in one process, by the features of all samples.
 
-    # What Arrow stores of a sample.
-    feature_type: ClassVar[pa.DataType]
+    Of samples that repeat each other the first one is kept, so the result depends on the order of samples alone.
+    """
+
+    feature_type: ClassVar[pa.DataType]  # Arrow's type of a feature
 
     @abstractmethod
     def feature(self, sample: Candidate) -> Any:
-        """What must be known of a sample; None if there is nothing to compare. A BadSample drops the sample."""
+        """Return the feature of a sample, or None if there is nothing to compare. A BadSample filters the sample."""
 
     @abstractmethod
-    def decide(self, survivors: Survivors) -> Iterator[tuple[int, Drop]]:
-        """The rows that go."""
+    def decide(self, samples: RemainingSamples) -> Iterator[tuple[int, Filtered]]:
+        """Yield the rows to filter, with reasons."""

@@ -1,11 +1,11 @@
-"""Captions written anew by a program or a model server, for a share of the samples that stay.
+"""New captions from a program or a model server, for a share of the kept samples.
 
-A command reads a JSON line {"key", "image", "text"} for every sample, where `image` is the path of a picture that lives
-until it has answered, and answers with a line {"text": "..."}. It is started once and kept. An endpoint is any server
-with OpenAI's /chat/completions, such as vLLM's or SGLang's.
+A command reads one JSON line {"key", "image", "text"} per sample and answers with a line {"text": "..."}. `image` is
+the path of an image file that exists until the answer. The command is started once per thread. An endpoint is any
+server with OpenAI's /chat/completions, such as vLLM or SGLang.
 
-Both captions stay in the record: `text` is the new one, `original_text` the old. A sample whose recaption fails keeps
-what it had, and is counted. Answers are kept on disk as they come, so that nothing is asked twice.
+The record keeps both captions: `text` is the new one, `original_text` the old one. A sample whose recaption fails keeps
+its caption and is counted. Answers are stored on disk as they arrive, so that nothing is asked twice.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ from data_pipeline.curation.hashing import digest, uniform
 from data_pipeline.errors import DataError
 
 MAX_ANSWER_BYTES = 1 << 20
-HOPELESS = 32  # failures without one success: the program or server is at fault, not the samples
-_RETRIED = (408, 409, 425, 429)  # and all above 499
+MAX_FAILURES = 32  # without one success: the program or server is at fault, not the samples
+_RETRIED_STATUSES = (408, 409, 425, 429)  # and all from 500
 
 
 class RecaptionError(Exception):
@@ -46,22 +46,23 @@ class RecaptionError(Exception):
 
 @dataclass
 class Recaption:
-    """Who writes, whose captions, and how often. Give `command` or `endpoint`."""
+    """Who writes the captions of which samples. Give `command` or `endpoint`."""
 
-    command: str = ""  # a program and its arguments, started without a shell
-    endpoint: str = ""  # such as http://localhost:8000/v1
-    model: str = ""  # as the server calls it
-    api_key_variable: str = ""  # the environment variable that holds the server's key, where it wants one
-    prompt: str = "Describe this picture in one paragraph."  # {text} stands for the caption it has
+    command: str = ""  # a program and its arguments, run without a shell
+    endpoint: str = ""  # of a server, such as http://localhost:8000/v1
+    model: str = ""  # its name on the server
+    api_key_variable: str = ""  # environment variable with the server's key, if it needs one
+    prompt: str = "Describe this image in one paragraph."  # {text} stands for the present caption
     max_tokens: int = 512
-    ratio: float = 1.0  # share of samples that are recaptioned; the others keep their caption
+    ratio: float = 1.0  # share of samples that are recaptioned
     domains: list[str] = field(default_factory=lambda: ["image_text"])
-    concurrency: int = 4  # requests, or programs, at once in every process
-    timeout: float = 120.0  # seconds for an answer
+    concurrency: int = 4  # requests, or programs, at the same time per process
+    timeout: float = 120.0  # seconds per answer
     retries: int = 4  # of a request, after 1, 2, 4 ... seconds
     seed: int = 0
 
     def check(self) -> None:
+        """Raise DataError for options that cannot work."""
         if bool(self.command) == bool(self.endpoint):
             raise DataError("recaption: give either `command` or `endpoint`")
         try:
@@ -69,18 +70,18 @@ class Recaption:
         except ValueError as error:
             raise DataError(f"recaption.command cannot be split into words: {error}") from error
         if program and not shutil.which(program[0]):
-            raise DataError(f"recaption.command: there is no program {program[0]!r}")
+            raise DataError(f"recaption.command: there is no program {program[0]!r} on the PATH")
         if self.endpoint and not self.model:
-            raise DataError("recaption.model is empty: give the model's name as the server calls it")
+            raise DataError("recaption.model is empty: give the model's name on the server")
         if self.api_key_variable and self.api_key_variable not in os.environ:
-            raise DataError(f"recaption.api_key_variable: {self.api_key_variable} is not set")
+            raise DataError(f"recaption.api_key_variable: the environment variable {self.api_key_variable} is not set")
         if not 0 <= self.ratio <= 1:
             raise DataError(f"recaption.ratio is {self.ratio}: give a share from 0 to 1")
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
-            raise DataError("recaption: concurrency and timeout must be positive, retries 0 or more")
+            raise DataError("recaption: concurrency and timeout must be positive, and retries 0 or more")
 
     def chosen(self, sample: Candidate) -> bool:
-        """Whether this sample's caption is written anew: by a hash of its name, so independent of all others."""
+        """Return whether a sample is recaptioned. A hash of its name decides, so other samples have no influence."""
         return (
             sample.domain in self.domains
             and len(sample.images) == 1
@@ -89,13 +90,16 @@ class Recaption:
 
 
 class Recaptioner:
-    """Recaptions samples, several at once, remembering every answer in `cache`, a file that no other process writes.
+    """Recaptions samples, several at once."""
 
-    on_failure: called with (name, reason) for every sample that keeps its caption although it was chosen. Raises
-    DataError if the first HOPELESS of them all fail.
-    """
+    def __init__(self, options: Recaption, cache: Path, on_failure: Callable[[str, str], None]) -> None:
+        """Start no program or connection yet.
 
-    def __init__(self, options: Recaption, cache: Path, on_failure: Callable[[str, str], None]):
+        Args:
+            options: The options.
+            cache: File of all answers. No other process may write it.
+            on_failure: Called with (name, reason) for every chosen sample that keeps its caption.
+        """
         self.options, self._on_failure = options, on_failure
         self._closing = ExitStack()
         self._cache = self._closing.enter_context(_Answers(cache))
@@ -104,13 +108,19 @@ class Recaptioner:
         self._failures, self._answered = 0, False
 
     def __enter__(self) -> Recaptioner:
+        """Return the recaptioner."""
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop programs and close connections and the cache."""
         self._closing.close()
 
     def records(self, samples: list[Candidate]) -> list[dict[str, Any]]:
-        """The records of samples, with their new captions where they were chosen and got one."""
+        """Return the records of samples, with new captions for chosen samples that did not fail.
+
+        Raises:
+            DataError: The first MAX_FAILURES samples have all failed.
+        """
         return list(self._threads.map(self._record, samples))
 
     def _record(self, sample: Candidate) -> dict[str, Any]:
@@ -123,8 +133,10 @@ class Recaptioner:
                 answer = self._ask(sample)
             except RecaptionError as error:
                 self._failures += 1
-                if not self._answered and self._failures >= HOPELESS:
-                    raise DataError(f"recaption: nothing but failures, such as {error}: see that it answers") from error
+                if not self._answered and self._failures >= MAX_FAILURES:
+                    raise DataError(
+                        f"recaption: all requests fail, such as {error}: check that the command or server answers"
+                    ) from error
                 self._on_failure(sample.name, str(error))
                 return sample.record
             self._cache.add(question, answer)
@@ -132,7 +144,7 @@ class Recaptioner:
         return {**sample.record, "text": answer, "original_text": sample.record.get("text")}
 
     def _asking(self) -> str:
-        """What an answer depends on, besides picture and text."""
+        """Return what an answer depends on besides the image and the text."""
         options = self.options
         return json.dumps([options.command, options.endpoint, options.model, options.prompt, options.max_tokens])
 
@@ -148,31 +160,31 @@ class Recaptioner:
 
 
 class _Program:
-    """A command that is kept running; it is started again if it ends or does not answer in time."""
+    """A command that keeps running. It is started again after it ends or does not answer in time."""
 
-    def __init__(self, options: Recaption):
+    def __init__(self, options: Recaption) -> None:
         self.options = options
         self._process: subprocess.Popen[bytes] | None = None
         self._folder = tempfile.TemporaryDirectory(prefix="recaption-")
 
     def ask(self, sample: Candidate) -> str:
-        picture = Path(self._folder.name) / f"picture.{_image_format(sample.images[0]).lower()}"
-        picture.write_bytes(sample.images[0])
-        question = {"key": sample.name, "image": str(picture), "text": sample.text}
+        image = Path(self._folder.name) / f"image.{_image_format(sample.images[0]).lower()}"
+        image.write_bytes(sample.images[0])
+        question = {"key": sample.name, "image": str(image), "text": sample.text}
         try:
             line = self._exchange(json.dumps(question).encode() + b"\n")
             answer = json.loads(line)
             if not isinstance(answer, dict) or not isinstance(answer.get("text"), str):
-                raise RecaptionError(f"no line with a text came back: {line[:200]!r}")
+                raise RecaptionError(f"the answer is not a JSON object with a text: {line[:200]!r}")
             return answer["text"]
         except (OSError, ValueError) as error:
             self._end()
             raise RecaptionError(f"the command failed: {error}") from error
         except RecaptionError:
-            self._end()  # what it says next would answer another question
+            self._end()  # a late answer would be taken for that of the next question
             raise
         finally:
-            picture.unlink()
+            image.unlink()
 
     def _exchange(self, question: bytes) -> bytes:
         if self._process is None or self._process.poll() is not None:
@@ -183,10 +195,10 @@ class _Program:
         assert self._process.stdout is not None
         self._process.stdin.write(question)
         self._process.stdin.flush()
-        until = time.monotonic() + self.options.timeout
+        deadline = time.monotonic() + self.options.timeout
         answer = b""
         while not answer.endswith(b"\n"):
-            ready, _, _ = select.select([self._process.stdout], [], [], max(until - time.monotonic(), 0))
+            ready, _, _ = select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))
             if not ready:
                 raise RecaptionError(f"no answer in {self.options.timeout:g} seconds")
             part = os.read(self._process.stdout.fileno(), 1 << 16)
@@ -211,7 +223,7 @@ class _Program:
 class _Server:
     """A server with OpenAI's /chat/completions. Requests that may succeed later are repeated."""
 
-    def __init__(self, options: Recaption):
+    def __init__(self, options: Recaption) -> None:
         self.options = options
         self._session = requests.Session()
         if options.api_key_variable:
@@ -235,7 +247,7 @@ class _Server:
                 time.sleep(2 ** (attempt - 1))
             try:
                 return self._post(body)
-            except _TryAgain as error:
+            except _TemporaryFailure as error:
                 failure = str(error)
         raise RecaptionError(f"{failure} (requests: {self.options.retries + 1})")
 
@@ -244,37 +256,36 @@ class _Server:
             address = f"{self.options.endpoint.rstrip('/')}/chat/completions"
             response = self._session.post(address, json=body, timeout=self.options.timeout)
         except requests.RequestException as error:
-            raise _TryAgain(type(error).__name__) from error
-        if response.status_code in _RETRIED or response.status_code >= 500:
-            raise _TryAgain(f"status {response.status_code}")
+            raise _TemporaryFailure(type(error).__name__) from error
+        if response.status_code in _RETRIED_STATUSES or response.status_code >= 500:
+            raise _TemporaryFailure(f"status {response.status_code}")
         if response.status_code != 200:
             raise RecaptionError(f"status {response.status_code}: {response.text[:200]}")
         try:
             answer = response.json()["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError) as error:
-            raise RecaptionError(f"not an answer of a chat: {response.text[:200]!r}") from error
+            raise RecaptionError(f"not a chat completion: {response.text[:200]!r}") from error
         if not isinstance(answer, str):
-            raise RecaptionError(f"the answer is no text: {answer!r}")
+            raise RecaptionError(f"the answer is not a text: {answer!r}")
         return answer
 
     def close(self) -> None:
         self._session.close()
 
 
-class _TryAgain(Exception):
-    """What went wrong with a request that may go well later."""
+class _TemporaryFailure(Exception):
+    """A request failed and may succeed later."""
 
 
 class _Answers:
-    """Answers by question, in a file of JSON lines: every answer is written as it comes, and a last line that a crash
-    cut off is forgotten."""
+    """Answers by question, in a file of JSON lines. A last line that a crash cut off is removed."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path) -> None:
         self._known: dict[str, str] = {}
         if path.is_file():
-            whole = path.read_bytes().rpartition(b"\n")
-            self._known = dict(json.loads(line) for line in whole[0].splitlines())
-            os.truncate(path, len(whole[0]) + len(whole[1]))
+            complete, newline, _ = path.read_bytes().rpartition(b"\n")
+            self._known = dict(json.loads(line) for line in complete.splitlines())
+            os.truncate(path, len(complete) + len(newline))
         self._file = open(path, "ab")  # noqa: SIM115 - closed in __exit__
         self._lock = threading.Lock()
 
@@ -295,6 +306,6 @@ class _Answers:
 
 
 def _image_format(data: bytes) -> str:
-    """JPEG, PNG ...; a sample that got this far can be opened."""
+    """Return JPEG, PNG ... The images of kept samples can be opened."""
     with Image.open(io.BytesIO(data)) as image:
         return image.format or "JPEG"

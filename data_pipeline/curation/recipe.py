@@ -1,4 +1,4 @@
-"""Recipes: a YAML file that lists filters, read top to bottom, each with its options.
+"""Recipes: YAML files with a list of filters, which are applied from top to bottom, each with its options.
 
     filters:
       - resolution: {min_side: 64}
@@ -8,12 +8,11 @@
     recaption: {command: python caption.py, ratio: 0.5}
     shard_bytes: 1000000000
 
-A name stands in FILTERS, or is the module and class of one's own filter. Paths are relative to the working folder.
+A name is in FILTERS, or is the module and class of a user's own filter. Paths are relative to the working folder.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
@@ -24,9 +23,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from data_pipeline.curation.clips import VideoIntegrity
+from common.nearest import suggestion
 from data_pipeline.curation.concepts import ConceptBalance
-from data_pipeline.curation.contamination import ContaminatedPictures, ContaminatedTexts
+from data_pipeline.curation.contamination import ContaminatedImages, ContaminatedTexts
 from data_pipeline.curation.duplicates import (
     DuplicateVideoPairs,
     ExactDuplicateImages,
@@ -36,11 +35,12 @@ from data_pipeline.curation.duplicates import (
 )
 from data_pipeline.curation.filters import Filter, SetFilter
 from data_pipeline.curation.hashing import digest
-from data_pipeline.curation.pictures import Aspect, Resolution, SolidColour
+from data_pipeline.curation.images import Aspect, Resolution, SolidColour
 from data_pipeline.curation.recaption import Recaption
 from data_pipeline.curation.relevance import Relevance, load_function
 from data_pipeline.curation.structure import Albums, Boxes
 from data_pipeline.curation.texts import CaptionLength, LanguageMixing, RepeatedText
+from data_pipeline.curation.videos import VideoIntegrity
 from data_pipeline.domains import DOMAINS
 from data_pipeline.errors import DataError
 
@@ -55,7 +55,7 @@ FILTERS: dict[str, type[Filter | SetFilter]] = {
     "boxes": Boxes,
     "video_integrity": VideoIntegrity,
     "contaminated_texts": ContaminatedTexts,
-    "contaminated_pictures": ContaminatedPictures,
+    "contaminated_images": ContaminatedImages,
     "relevance": Relevance,
     "exact_duplicate_images": ExactDuplicateImages,
     "near_duplicate_images": NearDuplicateImages,
@@ -71,25 +71,25 @@ SHARD_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Recipe:
-    """filters: (name, filter) in order. recaption: None where captions stay as they are."""
+    """Filters with their options, and what else a curation is told."""
 
-    filters: list[tuple[str, Filter | SetFilter]]
-    recaption: Recaption | None
-    shard_bytes: int = SHARD_BYTES
+    filters: list[tuple[str, Filter | SetFilter]]  # (name, filter) in order
+    recaption: Recaption | None  # None: keep the captions
+    shard_bytes: int = SHARD_BYTES  # size of a shard
 
     def resolved(self) -> dict[str, Any]:
-        """All options, defaults included, in the form of the file."""
+        """Return all options, with defaults, in the form of the file."""
         shown: dict[str, Any] = {"filters": [{name: asdict(step)} for name, step in self.filters]}
         if self.recaption is not None:
             shown["recaption"] = asdict(self.recaption)
         return {**shown, "shard_bytes": self.shard_bytes}
 
     def text(self) -> str:
-        """The same as YAML."""
+        """Return all options, with defaults, as YAML."""
         return OmegaConf.to_yaml(OmegaConf.create(self.resolved()))
 
     def fingerprint(self) -> str:
-        """Changes with any option, and with size or time of a file or folder that an option names."""
+        """Return a hash that changes with any option, and with the size or time of a file or folder in an option."""
         named = sorted({value for value in _strings(self.resolved()) if 0 < len(value) < 4096 and Path(value).exists()})
         files = [file for name in named for file in sorted([Path(name), *Path(name).glob("*")])]
         stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
@@ -97,7 +97,11 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Raises DataError that names the filter or option that is wrong, and the nearest right one."""
+    """Read a recipe.
+
+    Raises:
+        DataError: The file cannot be read, or a filter or option is wrong. The message has the nearest known name.
+    """
     try:
         return recipe_of(path.read_text("utf-8"))
     except OSError as error:
@@ -107,31 +111,21 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def recipe_of(text: str) -> Recipe:
-    """The same for the text of a recipe."""
+    """Parse the text of a recipe. Raises DataError as `read_recipe`."""
     given = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     if not isinstance(given, dict):
-        raise DataError("a recipe is a mapping that begins with `filters:`")
+        raise DataError("a recipe must be a mapping with the key `filters`")
     return parse_recipe({str(key): value for key, value in given.items()})
 
 
 def parse_recipe(given: dict[str, Any]) -> Recipe:
-    """The same for what YAML made of it."""
+    """Check the content of a recipe. Raises DataError as `read_recipe`."""
     for key in given:
         if key not in _KEYS:
-            raise DataError(f"{key!r} is no part of a recipe: {_nearest(key, _KEYS)}")
+            raise DataError(f"a recipe has no key {key!r}{_hint(key, _KEYS)}")
     if not isinstance(given.get("filters"), list):
         raise DataError("filters: give a list, such as `- resolution: {min_side: 64}`")
-    filters = []
-    for entry in given["filters"]:
-        [(name, options)] = entry.items() if isinstance(entry, dict) and len(entry) == 1 else [(entry, None)]
-        if not isinstance(name, str):
-            raise DataError(f"filters: {entry!r} is not the name of one filter, with its options after a colon")
-        step = with_options(_filter_class(name), name, options)
-        for domain in step.domains:
-            if domain not in DOMAINS:
-                raise DataError(f"{name}.domains: there is no domain {domain!r}: {_nearest(domain, DOMAINS)}")
-        step.check()
-        filters.append((name, step))
+    filters = [_parse_filter(entry) for entry in given["filters"]]
     recaption = None
     if given.get("recaption") is not None:
         recaption = with_options(Recaption, "recaption", given["recaption"])
@@ -142,16 +136,38 @@ def parse_recipe(given: dict[str, Any]) -> Recipe:
     return Recipe(filters, recaption, shard_bytes)
 
 
+def _parse_filter(entry: Any) -> tuple[str, Filter | SetFilter]:
+    """Return the (name, filter) of an entry of the list."""
+    [(name, options)] = entry.items() if isinstance(entry, dict) and len(entry) == 1 else [(entry, None)]
+    if not isinstance(name, str):
+        raise DataError(f"filters: {entry!r} is not the name of one filter, with its options after a colon")
+    step = with_options(_filter_class(name), name, options)
+    for domain in step.domains:
+        if domain not in DOMAINS:
+            raise DataError(f"{name}.domains: there is no domain {domain!r}{_hint(domain, DOMAINS)}")
+    step.check()
+    return name, step
+
+
 def with_options(schema: type[T], name: str, options: Any) -> T:
-    """An instance of a dataclass with these options. Raises DataError."""
+    """Return an instance of a dataclass with these options.
+
+    Args:
+        schema: The dataclass.
+        name: Its name in messages.
+        options: A mapping; None for defaults.
+
+    Raises:
+        DataError: An option is unknown or its value has the wrong type.
+    """
     if options is None:
         options = {}
     if not isinstance(options, dict):
-        raise DataError(f"{name}: {options!r} is no mapping of options, such as {{min: 3}}")
+        raise DataError(f"{name}: {options!r} is not a mapping of options, such as {{min: 3}}")
     known = [option.name for option in fields(schema)]  # type: ignore[arg-type]
     for option in options:
         if option not in known:
-            raise DataError(f"{name} has no option {option!r}: {_nearest(str(option), known)}")
+            raise DataError(f"{name} has no option {option!r}{_hint(str(option), known)}")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(options))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
@@ -163,16 +179,16 @@ def _filter_class(name: str) -> type[Filter | SetFilter]:
     if name in FILTERS:
         return FILTERS[name]
     if ":" not in name:
-        raise DataError(f"there is no filter {name!r}: {_nearest(name, FILTERS)}")
+        raise DataError(f"there is no filter {name!r}{_hint(name, FILTERS)}")
     found = load_function(name, "filters")
     if not (isinstance(found, type) and issubclass(found, Filter | SetFilter)):
-        raise DataError(f"filters: {name} is no subclass of data_pipeline.curation.filters.Filter")
+        raise DataError(f"filters: {name} is not a subclass of data_pipeline.curation.filters.Filter")
     return found
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), 1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"use one of {', '.join(known)}"
+def _hint(name: str, known: Iterable[str]) -> str:
+    """Return the end of a message: the nearest known name, or all of them if none is near."""
+    return suggestion(name, known) or f": use one of {', '.join(known)}"
 
 
 def _strings(value: Any) -> Iterable[str]:

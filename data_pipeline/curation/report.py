@@ -1,4 +1,4 @@
-"""The account of a curation: a table, numbers, and a picture of how many samples every filter let through."""
+"""The report of a curation: how many samples remain after every filter, as a table, as JSON and as a chart."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from rich.table import Table
 from common.files import replacing
 from data_pipeline.curation.decide import Funnel, Step
 
-_BAR, _GONE = "#3b6ea5", "#d9d9d9"
+_KEPT_COLOUR, _FILTERED_COLOUR = "#3b6ea5", "#d9d9d9"
 
 
 def funnel_table(funnel: Funnel) -> Table:
-    """A line a filter, top to bottom: samples that it took, their reasons, and by domain."""
+    """Return a table with one row per filter: the samples that it filtered, by domain and by reason."""
     domains = sorted(funnel.read)
     table = Table("filter", "samples", *domains, "reasons")
 
-    def line(name: str, counts: Counter[str], reasons: str = "") -> None:
+    def add(name: str, counts: Counter[str], reasons: str = "") -> None:
         table.add_row(name, f"{counts.total():,}", *(f"{counts[domain]:,}" for domain in domains), reasons)
 
-    line("read", funnel.read)
+    add("read", funnel.read)
     for step in _shown(funnel):
         name = f"{step.name} (only reports)" if step.report_only else step.name
-        line(name, _by(step, 0), _reasons(_by(step, 1)))
+        add(name, _by_domain(step), _reasons(_by_reason(step)))
     if funnel.unwritten:
         table.add_row("(writing)", f"{funnel.unwritten.total():,}", *("" for _ in domains), _reasons(funnel.unwritten))
-    line("kept", funnel.kept)
+    add("kept", funnel.kept)
     if funnel.recaptioned:
         failed = Counter(reason for _, reason in funnel.recaption_failures)
         shown = ", ".join(f"{count:,} failed: {reason}" for reason, count in failed.most_common(5))
@@ -40,7 +40,7 @@ def funnel_table(funnel: Funnel) -> Table:
 
 
 def funnel_json(funnel: Funnel) -> dict[str, Any]:
-    """The same for programs."""
+    """Return the report for funnel.json."""
     return {
         "read": dict(sorted(funnel.read.items())),
         "steps": [
@@ -48,8 +48,8 @@ def funnel_json(funnel: Funnel) -> dict[str, Any]:
                 "filter": step.name,
                 "report_only": step.report_only,
                 "samples": step.samples.total(),
-                "domains": dict(sorted(_by(step, 0).items())),
-                "reasons": dict(sorted(_by(step, 1).items())),
+                "domains": dict(sorted(_by_domain(step).items())),
+                "reasons": dict(sorted(_by_reason(step).items())),
             }
             for step in funnel.steps
         ],
@@ -61,30 +61,30 @@ def funnel_json(funnel: Funnel) -> dict[str, Any]:
 
 
 def draw_funnel(funnel: Funnel, path: Path) -> None:
-    """A PNG: a bar for what is left after every filter, grey where samples went."""
-    taken = [(step.name, step.samples.total()) for step in _shown(funnel) if not step.report_only]
+    """Write a PNG with one bar per filter: the samples that remain, and in grey those that it filtered."""
+    filtered = [(step.name, step.samples.total()) for step in _shown(funnel) if not step.report_only]
     if funnel.unwritten:
-        taken.append(("(writing)", funnel.unwritten.total()))
-    gone = [samples for _, samples in taken]
-    left = list(accumulate(gone, lambda rest, less: rest - less, initial=funnel.read.total()))
-    figure = Figure(figsize=(8, 0.9 + 0.34 * len(left)), dpi=120, layout="constrained")
+        filtered.append(("(writing)", funnel.unwritten.total()))
+    counts = [samples for _, samples in filtered]
+    remaining = list(accumulate(counts, lambda rest, removed: rest - removed, initial=funnel.read.total()))
+    figure = Figure(figsize=(8, 0.9 + 0.34 * len(remaining)), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    places = range(len(left))
-    axes.barh(places, left, color=_BAR)
-    axes.barh(places[1:], gone, left=left[1:], color=_GONE)
-    axes.set_yticks(places, ["read", *(name for name, _ in taken)])
+    bars = range(len(remaining))
+    axes.barh(bars, remaining, color=_KEPT_COLOUR)
+    axes.barh(bars[1:], counts, left=remaining[1:], color=_FILTERED_COLOUR)
+    axes.set_yticks(bars, ["read", *(name for name, _ in filtered)])
     axes.invert_yaxis()
-    for place, (rest, less) in enumerate(zip(left, [0, *gone], strict=True)):
-        axes.annotate(f" {rest:,}" + (f"  (−{less:,})" if less else ""), (rest + less, place), va="center")
-    axes.set_xlim(0, max(left) * 1.25)
-    axes.set_xlabel("samples left")
+    for bar, (rest, removed) in enumerate(zip(remaining, [0, *counts], strict=True)):
+        axes.annotate(f" {rest:,}" + (f"  (−{removed:,})" if removed else ""), (rest + removed, bar), va="center")
+    axes.set_xlim(0, max(remaining) * 1.25)
+    axes.set_xlabel("remaining samples")
     axes.spines[["top", "right"]].set_visible(False)
     with replacing(path) as temporary:
         FigureCanvasAgg(figure).print_png(str(temporary))
 
 
 def _shown(funnel: Funnel) -> list[Step]:
-    """Reading itself is shown only where it failed."""
+    """Return the steps to show. Reading itself is shown only if it failed for a sample."""
     reading, *steps = funnel.steps
     return [reading, *steps] if reading.samples else steps
 
@@ -93,9 +93,15 @@ def _reasons(counts: Counter[str]) -> str:
     return ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common())
 
 
-def _by(step: Step, part: int) -> Counter[str]:
-    """Samples by domain (part 0) or by reason (1)."""
+def _by_domain(step: Step) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for names, count in step.samples.items():
-        counts[names[part]] += count
+    for (domain, _), count in step.samples.items():
+        counts[domain] += count
+    return counts
+
+
+def _by_reason(step: Step) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for (_, reason), count in step.samples.items():
+        counts[reason] += count
     return counts

@@ -1,20 +1,20 @@
-"""Curating: shards and a recipe -> the shards that stay, and an account of all that went.
+"""Curation: shards and a recipe -> shards of the kept samples, and a report of all others.
 
-    out/curated-00000-00.tar ...    what stays, with indexes, catalogue and manifest, as every build writes them
-    out/filtered.jsonl               {"shard", "key", "filter", "reason", "detail"} of every sample that went
-    out/reported.jsonl              the same of what filters found that only report
-    out/recaption_failed.jsonl      {"sample", "reason"} of those that keep their caption although they were chosen
-    out/funnel.json, funnel.png     how many samples every filter took, as numbers and as a picture
-    out/recipe.yaml                 the recipe, all defaults written out
-    out/.curation/                  may be deleted when all is done:
+    out/curated-00000-00.tar ...    the kept samples, with indexes, catalogue and manifest, as every build writes them
+    out/filtered.jsonl              one line per filtered sample: errors.UnusedSample
+    out/reported.jsonl              the same for filters with report_only
+    out/recaption_failed.jsonl      {"sample", "reason"} of chosen samples that keep their caption
+    out/funnel.json, funnel.png     how many samples remain after every filter, as numbers and as a chart
+    out/recipe.yaml                 the recipe with all defaults
+    out/.curation/                  may be deleted after the end:
         begun.json                      what is being curated
-        examined-00000.arrow            what the first pass found in a shard
-        writer                          the part that decides and writes, as 3/8, where several share the work
+        examined-00000.arrow            results of the first pass for one shard
+        writer                          the part that decides and writes, such as 3/8, if several share the work
         recaption/                      answers
 
-Three passes: `examine` (every shard alone, by any number of processes and machines), `decide` (one process, over small
-features), and a build of what is kept. Each goes on where it was when it was killed, and none of the files depends on
-the number of processes, or of parts.
+There are three passes: `examine` (each shard alone, by any number of processes and machines), `decide` (one process,
+over small features), and a build of the kept samples. Each resumes after a crash, and none of the files depends on the
+number of processes or of parts.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.files import write_first, write_text
-from data_pipeline.curation.decide import Examined, Funnel, decide
+from common.files import write_first, write_json, write_text
+from data_pipeline.curation.decide import FILTERED, Examined, Funnel, decide
 from data_pipeline.curation.examine import ShardTask, examine_shard
 from data_pipeline.curation.hashing import digest
 from data_pipeline.curation.kept import KeptSamples, recaption_notes, units_of
@@ -41,7 +41,8 @@ from data_pipeline.sharding.writing import load_tokenizer
 from data_pipeline.shards.index import IndexHeader, read_index
 
 WORK = ".curation"
-_CALLED = {
+# Key of begun.json -> how a message calls it.
+_DESCRIPTIONS = {
     "recipe": "recipe, or a file that it names has changed",
     "shards": "set of shards",
     "tokenizer": "tokenizer",
@@ -52,12 +53,11 @@ ProgressOfBytes = Callable[[int, Callable[[], int]], AbstractContextManager[None
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A part is examined, and the rest is up to others. examined: how many of `shards` are; writer: the part that
-    decides and writes, which is empty until all are."""
+    """The part of this process is examined, and other parts are to do the rest."""
 
-    examined: int
-    shards: int
-    writer: str = ""
+    examined: int  # shards examined by any part
+    shards: int  # all shards
+    writer: str = ""  # the part that decides and writes; empty until all shards are examined
 
 
 def curate(
@@ -72,13 +72,24 @@ def curate(
     progress: Progress,
     progress_of_bytes: ProgressOfBytes,
 ) -> Funnel | Unfinished:
-    """Runs a recipe over indexed shards; the order in which they are given decides which of two alike samples is the
-    first, and stays.
+    """Apply a recipe to indexed shards, and write the kept samples.
 
-    tokenizer: a folder, for the indexes of what is written. part: the shards that are examined here; whoever finds all
-    of them examined first also decides and writes. progress(what, total) gives a context whose value is called for
-    every one done; progress_of_bytes(total, written) one that asks `written` now and then. Raises DataError if a shard
-    has no index, or `out` holds something else.
+    Args:
+        shards: Tars with indexes. Of two similar samples the first in this order is kept.
+        out: Output folder.
+        recipe: The filters.
+        tokenizer: A tokenizer folder, for the indexes of the new shards; empty: without token counts.
+        executor: A name of EXECUTORS.
+        workers: Number of processes.
+        job_slice: The share of shards to examine here. The first part that finds all shards examined decides and writes.
+        progress: Called with (label, total); returns a context whose value is called once per finished shard.
+        progress_of_bytes: Called with (total, written); returns a context that calls `written` from time to time.
+
+    Returns:
+        The counts, or how far the parts are.
+
+    Raises:
+        DataError: A shard has no index, `out` contains another curation, or no sample is kept.
     """
     paths = tuple(dict.fromkeys(str(shard) for shard in shards))
     headers = {path: read_index(Path(path)).header for path in paths}
@@ -98,13 +109,11 @@ def curate(
     done = sum(task.done for task in tasks)
     if done < len(tasks):
         return Unfinished(done, len(tasks))
-    # Several jobs may find this at the same time, but only one command writes the shards.
-    if (
-        job_slice
-        and not (out / MANIFEST).is_file()
-        and (writer := write_first(work / "writer", str(job_slice))) != str(job_slice)
-    ):
-        return Unfinished(done, len(tasks), writer)
+    # Several parts may find this at the same time; only one of them writes the shards. Afterwards any part may finish.
+    if job_slice and not (out / MANIFEST).is_file():
+        name = str(job_slice)
+        if (writer := write_first(work / "writer", name)) != name:
+            return Unfinished(done, len(tasks), writer)
     options = BuildOptions(str(out), tokenizer, name="curated", shard_bytes=recipe.shard_bytes, chat_form=chat_form)
     return _write(Examined(tasks), recipe, options, executor, workers, progress_of_bytes)
 
@@ -117,16 +126,16 @@ def _write(
     workers: int,
     progress_of_bytes: ProgressOfBytes,
 ) -> Funnel:
-    """The second and third pass, and the account of all."""
+    """Run the second and the third pass, and write the report."""
     out = Path(options.out)
     recaption = out / WORK / "recaption"
-    stays, funnel = decide(examined, recipe, out)
-    if not stays.any():
-        raise DataError(f"not one sample stays: {out / 'filtered.jsonl'} says why each went")
+    kept, funnel = decide(examined, recipe, out)
+    if not kept.any():
+        raise DataError(f"no sample is kept: {out / FILTERED} says why each was filtered")
     paths = tuple(task.shard for task in examined.tasks)
-    asked = asdict(recipe.recaption) if recipe.recaption else {}
-    kept = KeptSamples(paths, asked, units_of(examined, stays), recaption)
-    build = plan([("curated", kept)], options)
+    recaption_options = asdict(recipe.recaption) if recipe.recaption else {}
+    samples = KeptSamples(paths, recaption_options, units_of(examined, kept), recaption)
+    build = plan([("curated", samples)], options)
     with progress_of_bytes(build.bytes, lambda: written_bytes(out)):
         counts = run_build(build, executor=executor, workers=workers).counts
     funnel.kept, funnel.unwritten = counts.domains, counts.rejected
@@ -137,23 +146,25 @@ def _write(
             out / "recaption_failed.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
         )
     write_text(out / "recipe.yaml", recipe.text())
-    write_text(out / "funnel.json", json.dumps(funnel_json(funnel), indent=1, ensure_ascii=False) + "\n")
+    write_json(out / "funnel.json", funnel_json(funnel))
     draw_funnel(funnel, out / "funnel.png")
     return funnel
 
 
 def _chat_form(headers: dict[str, IndexHeader]) -> str:
-    """In which form all of the shards write chats. Raises DataError if they differ."""
+    """Return the chat form of the shards. Raises DataError if they differ."""
     forms = {header.chat_form: path for path, header in headers.items()}
     if len(forms) > 1:
-        raise DataError(f"chats are written in different forms: {', '.join(forms.values())}; curate them apart")
+        raise DataError(
+            f"these shards write chats in different forms: {', '.join(forms.values())}; curate them separately"
+        )
     return next(iter(forms))
 
 
 def _begin(path: Path, recipe: Recipe, shards: dict[str, IndexHeader], tokenizer: str) -> None:
-    """Remembers what is being curated, `shards` by name. Raises DataError if it was something else."""
+    """Write down what is being curated, with `shards` by name. Raises DataError if the folder contains another one."""
     tars = {name: header.tar_fingerprint for name, header in shards.items()}
-    encoder = load_tokenizer(tokenizer)  # a mistake in its path is found here and not when all is examined
+    encoder = load_tokenizer(tokenizer)  # reports a wrong path now, not after all shards are examined
     now = {
         "recipe": recipe.fingerprint(),
         "shards": digest(json.dumps(tars).encode()).hex(),
@@ -166,4 +177,6 @@ def _begin(path: Path, recipe: Recipe, shards: dict[str, IndexHeader], tokenizer
         raise DataError(f"{path} is damaged: remove {out} and curate again") from error
     for what in now:
         if begun.get(what) != now[what]:
-            raise DataError(f"{out} was begun with another {_CALLED[what]}: choose another --out, or remove it")
+            raise DataError(
+                f"{out} was begun with another {_DESCRIPTIONS[what]}: choose another --out, or remove {out}"
+            )

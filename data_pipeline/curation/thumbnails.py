@@ -1,4 +1,4 @@
-"""Clips as filters see them: whether they decode to their end, and small grey frames of them."""
+"""Small grey frames of a video, and a check that it decodes completely."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from av.video.reformatter import VideoReformatter
 from data_pipeline.errors import BadSample
 from data_pipeline.media.video import probe_video
 
-THUMBNAIL_SIZE = 64  # pixels each way: twice what a perceptual hash looks at
+THUMBNAIL_SIZE = 64  # pixels per side: twice the input of a perceptual hash
 THUMBNAILS_PER_SECOND = 2
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """frames: uint8 [n, 64, 64], grey, two a second, the first frame of the clip first. seconds: its duration."""
+    """Frames of one video at regular times."""
 
-    frames: np.ndarray
-    seconds: float
+    frames: np.ndarray  # uint8 [n, 64, 64], grey, THUMBNAILS_PER_SECOND, from the first frame on
+    seconds: float  # duration of the video
 
 
 def read_thumbnails(data: bytes) -> Thumbnails:
-    """Decodes every frame of a clip. Raises BadSample if it breaks off, or has fewer frames than it says."""
+    """Decode every frame of a video and return some of them.
+
+    Raises:
+        BadSample: unreadable_video, if a frame cannot be decoded or there are fewer than the container says.
+    """
     info = probe_video(data)
     step = max(info.fps / THUMBNAILS_PER_SECOND, 1.0)
     thumbnails: list[np.ndarray] = []
@@ -43,14 +47,12 @@ def read_thumbnails(data: bytes) -> Thumbnails:
     except (av.error.FFmpegError, ValueError) as error:
         raise BadSample("unreadable_video", f"after {decoded} of {info.frames} frames: {error}") from error
     if decoded < info.frames:
-        raise BadSample(
-            "unreadable_video", f"{decoded} of {info.frames} frames could be decoded: the clip is cut short"
-        )
+        raise BadSample("unreadable_video", f"only {decoded} of {info.frames} frames decode: the file is cut off")
     return Thumbnails(np.stack(thumbnails), info.duration)
 
 
 def frozen_share(frames: np.ndarray, tolerance: float) -> float:
-    """Of the steps from one thumbnail to the next, the share whose mean change is at most `tolerance` grey levels."""
+    """Return the share of steps between thumbnails whose mean change is at most `tolerance` grey levels."""
     if len(frames) < 2:
         return 0.0
     change = np.abs(frames[1:].astype(np.int16) - frames[:-1]).mean(axis=(1, 2))
@@ -58,5 +60,5 @@ def frozen_share(frames: np.ndarray, tolerance: float) -> float:
 
 
 def black_share(frames: np.ndarray, level: float) -> float:
-    """Share of thumbnails whose mean grey level is at most `level` of 255."""
+    """Return the share of thumbnails whose mean grey level is at most `level` of 255."""
     return float((frames.mean(axis=(1, 2)) <= level).mean())

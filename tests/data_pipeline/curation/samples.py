@@ -1,4 +1,4 @@
-"""Samples for the tests of curation: real pictures of scikit-image, and candidates without a shard around them."""
+"""Samples for the tests of curation: photographs of scikit-image, and candidates without a shard."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow as pa
 from PIL import Image
 
 from data_pipeline.curation.candidate import Candidate
-from data_pipeline.curation.filters import Drop, SetFilter
+from data_pipeline.curation.filters import Filtered, SetFilter
 from data_pipeline.shards.reader import RawSample
 from tests.data_pipeline.media_files import make_reproducible
 
@@ -32,7 +32,7 @@ PHOTOS = (
 
 @lru_cache(maxsize=16)
 def photo(name: str, size: int = 240) -> Image.Image:
-    """A real photograph, its shorter side so long."""
+    """Return a photograph whose shorter side has `size` pixels."""
     spec = find_spec("skimage")
     assert spec is not None
     assert spec.origin is not None
@@ -47,8 +47,8 @@ def file_of(image: Image.Image, format: str = "PNG", **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def clip_of(frames: Sequence[np.ndarray], fps: int = 8, **options: Any) -> bytes:
-    """A video file of these pictures, uint8 [height, width, 3] each. options: of the encoder."""
+def video_of(frames: Sequence[np.ndarray], fps: int = 8, **options: Any) -> bytes:
+    """Return a video file of these frames, uint8 [height, width, 3] each. options: of the encoder."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
@@ -73,17 +73,17 @@ def candidate(
 
 
 class InMemory:
-    """Survivors of a few candidates, as one shard for every `shard_size` of them."""
+    """RemainingSamples of a few candidates, as shards of `shard_size` samples."""
 
-    def __init__(self, step: SetFilter, samples: Sequence[Candidate], shard_size: int = 3):
+    def __init__(self, step: SetFilter, samples: Sequence[Candidate], shard_size: int = 3) -> None:
         self.samples, self.shard_size = samples, shard_size
         self.features = [step.feature(sample) for sample in samples]
         self.type = step.feature_type
 
     def chunks(self) -> Iterator[tuple[np.ndarray, pa.Array]]:
         for start in range(0, len(self.samples), self.shard_size):
-            several = range(start, min(start + self.shard_size, len(self.samples)))
-            rows = [row for row in several if self.features[row] is not None]
+            shard = range(start, min(start + self.shard_size, len(self.samples)))
+            rows = [row for row in shard if self.features[row] is not None]
             if rows:
                 yield np.array(rows), pa.array([self.features[row] for row in rows], self.type)
 
@@ -94,6 +94,6 @@ class InMemory:
         return self.samples[row].text
 
 
-def dropped(step: SetFilter, samples: Sequence[Candidate]) -> dict[int, Drop]:
-    """What a filter drops of these samples."""
+def filtered(step: SetFilter, samples: Sequence[Candidate]) -> dict[int, Filtered]:
+    """Return what a filter says of these samples, by row."""
     return dict(step.decide(InMemory(step, samples)))

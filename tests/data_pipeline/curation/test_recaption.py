@@ -1,4 +1,4 @@
-"""Recaptioning, by a real program and by a real server on this machine."""
+"""Recaptioning with a real program and with a real server on this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def samples(count: int = 6) -> list[Candidate]:
 
 
 def recaptioned(options: Recaption, given: list[Candidate], cache: Path) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """(records, failures)."""
+    """Return records and failures."""
     options.check()
     failed: list[tuple[str, str]] = []
     with Recaptioner(options, cache, lambda *said: failed.append(said)) as captioner:
@@ -56,7 +56,7 @@ for line in sys.stdin:
 
 
 def program(folder: Path, **misbehaving: Any) -> tuple[str, Path]:
-    """(command, the file where it notes what it was asked)."""
+    """Return a command, and the file in which it logs its questions."""
     log = folder / "log.txt"
     log.touch()
     behaviour = {"ends": "", "hangs": "", "babbles": "", "silent": "", **misbehaving}
@@ -64,7 +64,7 @@ def program(folder: Path, **misbehaving: Any) -> tuple[str, Path]:
     return f"{sys.executable} '{folder / 'caption.py'}'", log
 
 
-def test_a_program_is_started_once_and_asked_once(tmp_path: Path) -> None:
+def test_a_program_is_started_once_and_asked_once_per_sample(tmp_path: Path) -> None:
     command, log = program(tmp_path)
     options = Recaption(command=command, concurrency=1)
     records, failed = recaptioned(options, samples(), tmp_path / "answers.jsonl")
@@ -74,34 +74,34 @@ def test_a_program_is_started_once_and_asked_once(tmp_path: Path) -> None:
     assert not failed
     assert log.read_text().split() == ["started", *(f"shard.tar/{number}" for number in range(6))]
 
-    # A crash cut the last answer off: that one is asked again, the others are not.
+    # A crash cut off the last answer: only this sample is asked again.
     cache = tmp_path / "answers.jsonl"
     cache.write_bytes(cache.read_bytes()[:-5])
     assert recaptioned(options, samples(), cache) == (records, {})
     assert recaptioned(options, samples(), cache) == (records, {})
     assert log.read_text().split()[7:] == ["started", "shard.tar/5"]
 
-    # Another program, another question.
+    # Another program is asked again.
     recaptioned(Recaption(command=f"{command} x", concurrency=1), samples(1), cache)
     assert log.read_text().split()[9:] == ["started", "shard.tar/0"]
 
 
-def test_a_sample_whose_recaption_fails_keeps_its_own(tmp_path: Path) -> None:
+def test_a_sample_whose_recaption_fails_keeps_its_caption(tmp_path: Path) -> None:
     command, log = program(tmp_path, ends="0", hangs="1", babbles="2", silent="3")
-    options = Recaption(command=command, concurrency=1, timeout=4)
+    options = Recaption(command=command, concurrency=1, timeout=10)
     records, failed = recaptioned(options, samples(), tmp_path / "answers.jsonl")
     assert [("original_text" in record) for record in records] == [False] * 4 + [True] * 2
     assert records[:4] == [sample.record for sample in samples()[:4]]
     assert {name[-1]: reason.split(":")[0] for name, reason in failed.items()} == {
         "0": "the command ended with status 7",
-        "1": "no answer in 4 seconds",
+        "1": "no answer in 10 seconds",
         "2": "the command failed",
         "3": "the command failed",
     }
     assert log.read_text().split().count("started") == 5
 
 
-def test_the_ratio_is_drawn_by_the_name_alone(tmp_path: Path) -> None:
+def test_the_choice_by_ratio_depends_on_the_name_alone(tmp_path: Path) -> None:
     options = Recaption(command="cat", ratio=0.3)
     many = [candidate("A cat.", [b""], name=f"shard.tar/{number}") for number in range(2000)]
     chosen = [options.chosen(sample) for sample in many]
@@ -118,14 +118,14 @@ def test_the_ratio_is_drawn_by_the_name_alone(tmp_path: Path) -> None:
 
 
 class Server(ThreadingHTTPServer):
-    """Answers as OpenAI's API does. plan: caption -> statuses to answer with before it answers well."""
+    """Answers as OpenAI's API. responses: caption -> statuses to answer with before a good answer."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.plan: dict[str, list[int]] = {}
+        self.responses: dict[str, list[int]] = {}
         self.asked: list[dict[str, Any]] = []
         self.headers_seen: set[str | None] = set()
-        self.at_once = self.most_at_once = 0
+        self.concurrent = self.max_concurrent = 0
         self.lock = threading.Lock()
 
     @property
@@ -143,18 +143,18 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.lock:
             self.server.asked.append(body)
             self.server.headers_seen.add(self.headers["Authorization"])
-            self.server.at_once += 1
-            self.server.most_at_once = max(self.server.at_once, self.server.most_at_once)
-            statuses = self.server.plan.get(caption)
+            self.server.concurrent += 1
+            self.server.max_concurrent = max(self.server.concurrent, self.server.max_concurrent)
+            statuses = self.server.responses.get(caption)
             status = statuses.pop(0) if statuses else 200
         threading.Event().wait(0.05)
         kind, _, data = image["image_url"]["url"].partition(";base64,")
-        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-            assert kind == f"data:image/{(picture.format or '').lower()}"
-            content = f"{picture.size} {caption}"
+        with Image.open(io.BytesIO(base64.b64decode(data))) as decoded:
+            assert kind == f"data:image/{(decoded.format or '').lower()}"
+            content = f"{decoded.size} {caption}"
         answer = json.dumps({"choices": [{"message": {"content": content}}]} if status == 200 else {"error": status})
         with self.server.lock:
-            self.server.at_once -= 1
+            self.server.concurrent -= 1
         self.send_response(200 if self.path == "/v1/chat/completions" and status == 200 else status)
         self.end_headers()
         self.wfile.write(answer.encode() if status != 299 else b"<html>")
@@ -175,13 +175,13 @@ def serving() -> Iterator[Server]:
             thread.join()
 
 
-def test_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_server_is_asked_again_after_temporary_failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CAPTION_KEY", "secret")
     with serving() as server:
         options = Recaption(
             endpoint=server.url, model="tiny", prompt="Better than: {text}", api_key_variable="CAPTION_KEY", retries=1
         )
-        server.plan = {"Caption 1.": [503], "Caption 2.": [400], "Caption 3.": [500, 429]}
+        server.responses = {"Caption 1.": [503], "Caption 2.": [400], "Caption 3.": [500, 429]}
         records, failed = recaptioned(options, samples(12), tmp_path / "answers.jsonl")
         good = [number for number in range(12) if number not in (2, 3)]
         for number, sample in enumerate(samples(12)):
@@ -198,22 +198,22 @@ def test_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert len(server.asked) == 12 + 2
         assert {(body["model"], body["temperature"]) for body in server.asked} == {("tiny", 0)}
         assert server.headers_seen == {"Bearer secret"}
-        assert 1 < server.most_at_once <= 4
+        assert 1 < server.max_concurrent <= 4
 
         again, failed = recaptioned(options, samples(12), tmp_path / "answers.jsonl")
-        assert not failed  # those two are asked again, and nobody else
+        assert not failed  # only those two are asked again
         assert len(server.asked) == 14 + 2
         assert [record["text"] for record in again if "original_text" in record][:2] == [
             record["text"] for record in records[:2]
         ]
 
 
-def test_no_server(tmp_path: Path) -> None:
+def test_an_unreachable_server_ends_the_curation(tmp_path: Path) -> None:
     with serving() as server:
         url = server.url
     options = Recaption(endpoint=url, model="tiny", retries=0)
     records, failed = recaptioned(options, samples(1), tmp_path / "answers.jsonl")
     assert records == [samples(1)[0].record]
     assert failed == {"shard.tar/0": "ConnectionError (requests: 1)"}
-    with pytest.raises(DataError, match="nothing but failures, such as ConnectionError"):
+    with pytest.raises(DataError, match="all requests fail, such as ConnectionError"):
         recaptioned(options, samples(40), tmp_path / "answers.jsonl")

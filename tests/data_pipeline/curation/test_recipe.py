@@ -1,4 +1,4 @@
-"""Recipes: what is read, and what is refused with the nearest right name."""
+"""Recipes: what is read, and errors with the nearest known name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.curation.candidate import Candidate
-from data_pipeline.curation.filters import Drop, Filter, SetFilter
+from data_pipeline.curation.filters import Filter, Filtered, SetFilter
 from data_pipeline.curation.recipe import FILTERS, parse_recipe, read_recipe, recipe_of
 from data_pipeline.errors import DataError
 from tests.data_pipeline.curation.samples import candidate
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.fast
 
 @dataclass
 class Loud(Filter):
-    """A filter of a user's own."""
+    """A user's own filter."""
 
     max_marks: int = 3
 
-    def __call__(self, sample: Candidate) -> Drop | None:
+    def __call__(self, sample: Candidate) -> Filtered | None:
         marks = sample.text.count("!")
-        return Drop("loud", f"{marks} exclamation marks") if marks > self.max_marks else None
+        return Filtered("loud", f"{marks} exclamation marks") if marks > self.max_marks else None
 
 
 RECIPE = f"""
@@ -47,7 +47,7 @@ def test_a_recipe_is_read_and_written_back(tmp_path: Path) -> None:
     assert repeated.max_top_words == {2: 0.5, 3: 0.18, 4: 0.16}  # type: ignore[union-attr]
     assert repeated.report_only
     assert isinstance(loud, Filter)
-    assert loud(candidate("No!!")) == Drop("loud", "2 exclamation marks")
+    assert loud(candidate("No!!")) == Filtered("loud", "2 exclamation marks")
     assert recipe.recaption is not None
     assert recipe.recaption.ratio == 0.25
     assert recipe_of(recipe.text()) == recipe
@@ -56,26 +56,29 @@ def test_a_recipe_is_read_and_written_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "message"),
     [
-        ({"filter": []}, "did you mean 'filters'"),
+        ({"filter": []}, "did you mean filters"),
         ({"filters": {"aspect": {}}}, "give a list"),
-        ({"filters": ["near_duplicate_image"]}, "did you mean 'near_duplicate_images'"),
-        ({"filters": ["zzz"]}, "use one of resolution, aspect"),
+        ({"filters": ["near_duplicate_image"]}, "did you mean near_duplicate_images"),
+        ({"filters": ["contaminated_pictures"]}, "did you mean contaminated_images"),
+        ({"filters": [{"albums": {"min_pictures": 3}}]}, "did you mean min_images"),
+        ({"filters": [{"albums": {"min_words_per_picture": 3}}]}, "did you mean min_words_per_image"),
+        ({"filters": ["zzz"]}, "there is no filter 'zzz': use one of resolution, aspect"),
         ({"filters": [{"aspect": {}, "albums": {}}]}, "not the name of one filter"),
         (
             {"filters": [{"resolution": {"min_sides": 3}}]},
-            "resolution has no option 'min_sides': did you mean 'min_side'",
+            "resolution has no option 'min_sides': did you mean min_side",
         ),
         ({"filters": [{"resolution": {"min_side": "wide"}}]}, "resolution: .*wide"),
-        ({"filters": [{"resolution": 64}]}, "no mapping of options"),
-        ({"filters": [{"aspect": {"domains": ["image"]}}]}, "did you mean 'image_text'"),
-        ({"filters": [{"language_mixing": {"expected": ["lattin"]}}]}, "did you mean 'latin'"),
+        ({"filters": [{"resolution": 64}]}, "not a mapping of options"),
+        ({"filters": [{"aspect": {"domains": ["image"]}}]}, "did you mean image_text"),
+        ({"filters": [{"language_mixing": {"expected": ["lattin"]}}]}, "did you mean latin"),
         ({"filters": [{"near_duplicate_images": {"distance": 30}}]}, "give 0 to 16 bits"),
         ({"filters": [{"near_duplicate_texts": {"similarity": 0}}]}, "more than 0"),
         ({"filters": [{"exact_duplicate_images": {"of": "pixel"}}]}, "give pixels or bytes"),
         ({"filters": ["nowhere:Filter"]}, "cannot be imported"),
-        ({"filters": ["pathlib:Path"]}, "no subclass"),
+        ({"filters": ["pathlib:Path"]}, "not a subclass"),
         ({"filters": [], "recaption": {}}, "either `command` or `endpoint`"),
         ({"filters": [], "recaption": {"command": "no-such-program -x"}}, "no program 'no-such-program'"),
         ({"filters": [], "recaption": {"endpoint": "http://localhost"}}, "model is empty"),
@@ -83,23 +86,23 @@ def test_a_recipe_is_read_and_written_back(tmp_path: Path) -> None:
         ({"filters": [], "shard_bytes": 0}, "positive"),
     ],
 )
-def test_what_is_wrong_is_named_with_the_mend(given: dict, said: str) -> None:
-    with pytest.raises(DataError, match=said):
+def test_mistakes_are_errors_that_say_how_to_fix_them(given: dict, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         parse_recipe(given)
 
 
-def test_files_that_are_no_recipes(tmp_path: Path) -> None:
+def test_files_that_are_not_recipes_are_errors(tmp_path: Path) -> None:
     path = tmp_path / "recipe.yaml"
     for content in ("- aspect", "filters: [", "!!python/object/apply:os.getcwd []"):
         path.write_text(content)
         with pytest.raises(DataError):
             read_recipe(path)
     with pytest.raises(DataError, match="cannot be read"):
-        read_recipe(tmp_path / "none.yaml")
+        read_recipe(tmp_path / "missing.yaml")
 
 
-def test_every_filter_says_what_it_counts_and_has_the_common_options() -> None:
+def test_every_filter_documents_its_reasons_and_has_the_common_options() -> None:
     for name, kind in FILTERS.items():
         assert issubclass(kind, Filter | SetFilter)
-        assert (kind.__doc__ or "").startswith("`"), f"{name} names its reasons first"
+        assert (kind.__doc__ or "").startswith("`"), f"the docstring of {name} must begin with its reasons"
         assert {"domains", "report_only"} <= {option.name for option in fields(kind)}

@@ -1,4 +1,4 @@
-"""Pictures and captions that belong together, by a tiny random CLIP of transformers and by a function of one's own."""
+"""Relevance of captions to images, by a tiny random CLIP of transformers and by a user's own function."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(3)
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    # The last token of the text is the one that CLIP looks at: its number says which.
+    # CLIP embeds a text by its end token, which it finds by eos_token_id.
     text = {**small, "vocab_size": 400, "max_position_embeddings": 20, "eos_token_id": 1, "bos_token_id": 0}
     vision = {**small, "image_size": 56, "patch_size": 14}
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)
@@ -45,7 +45,7 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_scores_are_clip_s_own_logits(clip_folder: Path) -> None:
+def test_scores_equal_the_logits_of_clip(clip_folder: Path) -> None:
     model = CLIPModel.from_pretrained(clip_folder)
     tokenizer, images = CLIPTokenizer.from_pretrained(clip_folder), CLIPImageProcessorPil.from_pretrained(clip_folder)
     scores = ClipScorer(clip_folder, "cpu")([photo(name) for name in PHOTOS], TEXTS)
@@ -57,7 +57,7 @@ def test_scores_are_clip_s_own_logits(clip_folder: Path) -> None:
     assert max(scores) - min(scores) > 0.01
 
 
-def test_what_scores_less_goes(clip_folder: Path) -> None:
+def test_samples_with_a_lower_score_are_filtered(clip_folder: Path) -> None:
     samples = [candidate(text, [file_of(photo(name))]) for name, text in zip(PHOTOS, TEXTS, strict=True)]
     samples.append(candidate("A sentence.", domain="text"))
     scores = ClipScorer(clip_folder, "cpu")([photo(name) for name in PHOTOS], TEXTS)
@@ -70,11 +70,11 @@ def test_what_scores_less_goes(clip_folder: Path) -> None:
         assert {verdict.reason for verdict in verdicts if verdict} == {"irrelevant_text"}
 
 
-def brightness(pictures: list[Image.Image], texts: list[str]) -> list[float]:
-    return [picture.convert("L").resize((1, 1)).getpixel((0, 0)) / 255 for picture in pictures]  # type: ignore[operator]
+def brightness(images: list[Image.Image], texts: list[str]) -> list[float]:
+    return [image.convert("L").resize((1, 1)).getpixel((0, 0)) / 255 for image in images]  # type: ignore[operator]
 
 
-def test_a_scorer_of_one_s_own() -> None:
+def test_a_user_can_give_a_scorer() -> None:
     black, white = (file_of(Image.new("RGB", (40, 40), colour)) for colour in ("black", "white"))
     step = Relevance(scorer=f"{__name__}:brightness", min=0.5, domains=["image_text", "interleaved"])
     step.check()
@@ -82,18 +82,18 @@ def test_a_scorer_of_one_s_own() -> None:
     verdict = step(candidate(images=[black]))
     assert verdict is not None
     assert verdict.reason == "irrelevant_text"
-    assert step(candidate(images=[black, white, black], domain="interleaved")) is None  # the best of its pictures
+    assert step(candidate(images=[black, white, black], domain="interleaved")) is None  # the best of its images counts
     broken = step.judge([candidate(images=[b"broken"]), candidate(images=[white])])
     assert broken[0] is not None
     assert broken[0].reason == "unreadable_image"
     assert broken[1] is None
 
 
-def test_what_cannot_score() -> None:
-    for step, said in (
-        (Relevance(), "no folder of a Hugging Face CLIP model"),
+def test_unusable_scorers_are_errors() -> None:
+    for step, message in (
+        (Relevance(), "not a folder of a Hugging Face CLIP model"),
         (Relevance(scorer="nowhere:nothing"), "cannot be imported"),
         (Relevance(scorer="siglip"), "cannot be imported"),
     ):
-        with pytest.raises(DataError, match=said):
+        with pytest.raises(DataError, match=message):
             step.check()

@@ -1,4 +1,4 @@
-"""Curation as a user runs it: shards and a recipe in, shards and an account out."""
+"""Curation as a user runs it: shards and a recipe in, shards and a report out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from typer.testing import CliRunner
 
 from data_pipeline.curation.candidate import Candidate
-from data_pipeline.curation.filters import Drop, Filter, SetFilter, answer
+from data_pipeline.curation.filters import Filter, Filtered, SetFilter, judge_sample
 from data_pipeline.curation.recipe import recipe_of
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.sharding.foreign import index_shards
@@ -30,24 +30,24 @@ from data_pipeline.shards.reader import ShardReader
 from tests.data_pipeline.curation.samples import PHOTOS, InMemory, file_of, photo
 from tools.shard import app
 
-KILL_ONCE = "CURATION_TEST_KILLED"  # the file that says that it has happened
+KILL_ONCE = "CURATION_TEST_KILLED"  # environment variable with a file that exists after the kill
 
 
 @dataclass
 class Faulty(Filter):
-    """A filter of a user's own, with a mistake."""
+    """A user's own filter with a mistake."""
 
-    def __call__(self, sample: Candidate) -> Drop | None:
+    def __call__(self, sample: Candidate) -> Filtered | None:
         return sample.record["nothing"]
 
 
 @dataclass
-class Deadly(Filter):
-    """Ends its process, as kill -9 does, the first time that it meets a certain sample."""
+class KillOnce(Filter):
+    """Kills its process the first time that it sees a certain sample."""
 
     at: str = ""
 
-    def __call__(self, sample: Candidate) -> Drop | None:
+    def __call__(self, sample: Candidate) -> Filtered | None:
         marker = os.environ.get(KILL_ONCE)
         if marker and sample.name == self.at and not Path(marker).exists():
             Path(marker).touch()
@@ -73,8 +73,7 @@ filters:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two folders of shards of the same names, several each: photographs in guises, texts that resemble each other, and
-    what filters are made for."""
+    """Two folders of several shards with the same names: changed photographs, similar texts, and bad samples."""
     root = tmp_path_factory.mktemp("curation")
     (root / "concepts.txt").write_text("lamp\nsea\nharbour\n")
     rng = np.random.default_rng(1)
@@ -83,25 +82,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         given = root / f"{source}_in"
         given.mkdir()
         records: list[dict[str, Any]] = []
-        for place, name in enumerate(PHOTOS):
+        for photo_number, name in enumerate(PHOTOS):
             image = photo(name, 96)
-            guises = (image, image.resize((130, 110)), ImageOps.mirror(image)) if number else (image, image)
-            for guise, picture in enumerate(guises):
-                file = f"{place}-{guise}.png"
-                (given / file).write_bytes(file_of(picture))
-                text = f"{name} in guise {guise} of {source}" if guise or not number else "Short"
+            versions = (image, image.resize((130, 110)), ImageOps.mirror(image)) if number else (image, image)
+            for version, changed in enumerate(versions):
+                file = f"{photo_number}-{version}.png"
+                (given / file).write_bytes(file_of(changed))
+                text = f"{name} in version {version} of {source}" if version or not number else "Short"
                 records.append({"domain": "image_text", "text": text, "images": [file]})
-        for file, picture in (("red.png", Image.new("RGB", (64, 64), "red")), ("tiny.png", photo(PHOTOS[0], 30))):
-            (given / file).write_bytes(file_of(picture))
-            records.append({"domain": "image_text", "text": f"A picture, {file}, {source}", "images": [file]})
+        for file, image in (("red.png", Image.new("RGB", (64, 64), "red")), ("tiny.png", photo(PHOTOS[0], 30))):
+            (given / file).write_bytes(file_of(image))
+            records.append({"domain": "image_text", "text": f"An image, {file}, {source}", "images": [file]})
         for _ in range(40):
             text = " ".join(rng.permutation(words)[:12] if rng.random() < 0.5 else words[: rng.integers(8, 18)])
             records.append({"domain": "text", "text": text})
         for boxes in range(4):
             text = f"<image> {boxes} boxes" + " [[10,20,300,400]]" * boxes
             records.append({"domain": "grounding", "text": text, "images": [f"{boxes}-0.png"]})
-        for some in (2, 60):
-            text = "<image>" * 4 + " ".join(f"word{n}" for n in range(some))
+        for words_in_text in (2, 60):
+            text = "<image>" * 4 + " ".join(f"word{n}" for n in range(words_in_text))
             records.append({"domain": "interleaved", "text": text, "images": [f"{n}-0.png" for n in range(2, 6)]})
         order = rng.permutation(len(records))
         (given / "records.jsonl").write_text("".join(json.dumps(records[i]) + "\n" for i in order))
@@ -122,7 +121,7 @@ def recipe(folder: Path, out: Path, text: str = RECIPE) -> Path:
     return path
 
 
-def everything(shards: list[Path], names: dict[Path, str]) -> list[Candidate]:
+def all_samples(shards: list[Path], names: dict[Path, str]) -> list[Candidate]:
     reader, found = ShardReader(), []
     for shard in shards:
         index = read_index(shard)
@@ -132,27 +131,31 @@ def everything(shards: list[Path], names: dict[Path, str]) -> list[Candidate]:
     return found
 
 
-def one_after_the_other(
+def apply_in_order(
     samples: list[Candidate], steps: list[tuple[str, Filter | SetFilter]]
 ) -> tuple[list[Candidate], list[tuple[str, str, str]], list[tuple[str, str, str]]]:
-    """The meaning of a recipe: every filter gets the whole set that the one above it let through.
-    (kept, dropped, reported); the last two as (sample, filter, reason)."""
-    gone: list[tuple[str, str, str]] = []
+    """Apply each filter to the whole set that the one above it kept: the definition of a recipe.
+
+    Returns:
+        The kept samples, and (sample, filter, reason) of filtered and of reported ones.
+    """
+    removed: list[tuple[str, str, str]] = []
     reported: list[tuple[str, str, str]] = []
     for name, step in steps:
         if isinstance(step, Filter):
-            verdicts = {row: drop for row, sample in enumerate(samples) if (drop := answer(step, sample))}
+            answers = ((row, judge_sample(step, sample)) for row, sample in enumerate(samples))
+            verdicts = {row: verdict for row, verdict in answers if verdict}
         else:
             judged = [row for row, sample in enumerate(samples) if step.judges(sample)]
             found = dict(step.decide(InMemory(step, [samples[row] for row in judged])))
-            verdicts = {judged[place]: drop for place, drop in sorted(found.items())}
-        found_here = [(samples[row].name, name, drop.reason) for row, drop in verdicts.items()]
+            verdicts = {judged[index]: verdict for index, verdict in sorted(found.items())}
+        lines = [(samples[row].name, name, verdict.reason) for row, verdict in verdicts.items()]
         if step.report_only:
-            reported += found_here
+            reported += lines
         else:
-            gone += found_here
+            removed += lines
             samples = [sample for row, sample in enumerate(samples) if row not in verdicts]
-    return samples, gone, reported
+    return samples, removed, reported
 
 
 def listed(path: Path) -> list[tuple[str, str, str]]:
@@ -177,44 +180,44 @@ def curated(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return out, shown
 
 
-def test_what_stays_is_what_filter_after_filter_lets_through(folder: Path, curated: tuple[Path, str]) -> None:
+def test_the_kept_samples_are_those_of_applying_filters_in_order(folder: Path, curated: tuple[Path, str]) -> None:
     out, shown = curated
     shards = [*find_shards(str(folder / "first")), *find_shards(str(folder / "second"))]
-    samples = everything(shards, {shard: f"{shard.parent.name}/{shard.name}" for shard in shards})
+    samples = all_samples(shards, {shard: f"{shard.parent.name}/{shard.name}" for shard in shards})
     steps = recipe_of((out / "recipe.yaml").read_text()).filters
-    kept, gone, reported = one_after_the_other(samples, steps)
-    assert len({name for _, name, _ in gone}) >= 7  # nearly every filter has something to do
-    assert listed(out / "filtered.jsonl") == gone
+    kept, removed, reported = apply_in_order(samples, steps)
+    assert len({name for _, name, _ in removed}) >= 7  # nearly every filter removes a sample
+    assert listed(out / "filtered.jsonl") == removed
     assert listed(out / "reported.jsonl") == reported
     assert reported
 
     stored = stored_in(out)
     assert len(stored) == len(kept)
-    for sample, ours in zip(kept, stored, strict=True):
-        assert json.loads(ours["json"]) == sample.record
-        assert [data for name, data in ours.items() if name.endswith(".png")] == sample.images
+    for sample, read_back in zip(kept, stored, strict=True):
+        assert json.loads(read_back["json"]) == sample.record
+        assert [data for name, data in read_back.items() if name.endswith(".png")] == sample.images
 
     funnel = json.loads((out / "funnel.json").read_text())
     assert sum(funnel["read"].values()) == len(samples)
     assert sum(funnel["kept"].values()) == len(kept)
     counts = [step["samples"] for step in funnel["steps"] if not step["report_only"]]
-    assert sum(counts) == len(gone)
+    assert sum(counts) == len(removed)
     for step in funnel["steps"][1:]:
         assert f"{step['filter']}{' (only reports)' if step['report_only'] else ''} │ {step['samples']} │" in shown
-    with Image.open(out / "funnel.png") as picture:
-        assert picture.width > 500
+    with Image.open(out / "funnel.png") as chart:
+        assert chart.width > 500
 
 
-def test_two_processes_do_what_one_does(folder: Path, curated: tuple[Path, str], tmp_path: Path) -> None:
+def test_two_processes_give_the_files_of_one(folder: Path, curated: tuple[Path, str], tmp_path: Path) -> None:
     out = tmp_path / "curated"
     run(folder / "first", folder / "second", "--out", out, "--recipe", recipe(folder, out), "--workers", 2)
     assert result_files(out) == result_files(curated[0])
 
 
-def test_members_of_an_array_do_what_one_process_does(
+def test_members_of_an_array_give_the_files_of_one_process(
     folder: Path, curated: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In any order; the last one decides and writes."""
+    """They run in any order. The last one decides and writes."""
     out = tmp_path / "curated"
     arguments = [folder / "first", folder / "second", "--out", out, "--recipe", recipe(folder, out), "--array"]
     shards = len(find_shards(str(folder / "first"))) + len(find_shards(str(folder / "second")))
@@ -225,37 +228,37 @@ def test_members_of_an_array_do_what_one_process_does(
         monkeypatch.setenv("SLURM_ARRAY_TASK_ID", str(member))
         shown.append(run(*arguments, "--executor", "here"))
     examined = [len(range(2, shards, 3)), len(range(2, shards, 3)) + len(range(0, shards, 3))]
-    assert shown[:2] == [
-        f"{count} of {shards} shards are examined: what stays is decided and written when all are" for count in examined
+    assert [line.split(":")[0] for line in shown[:2]] == [
+        f"{count} of {shards} shards are examined" for count in examined
     ]
     assert shown[2:] == [curated[1].replace(str(curated[0]), str(out))] * 2
     assert result_files(out) == result_files(curated[0])
 
 
-def test_of_members_that_end_at_once_one_decides_and_writes(
+def test_of_parts_that_end_at_the_same_time_one_decides_and_writes(
     folder: Path, curated: tuple[Path, str], tmp_path: Path
 ) -> None:
-    """Four that find everything examined at the same moment. One that is late may find everything written, too."""
+    """Four parts find all shards examined at the same time. A late one may find everything written."""
     out, count = tmp_path / "curated", 4
     shutil.copytree(curated[0] / ".curation", out / ".curation", ignore=shutil.ignore_patterns("writer"))
     arguments = [folder / "first", folder / "second", "--out", out, "--recipe", recipe(folder, out)]
     fork = multiprocessing.get_context("fork")
-    together, told = fork.Barrier(count), fork.Queue()
+    barrier, outputs = fork.Barrier(count), fork.Queue()
 
     def member(number: int) -> None:
-        together.wait()
-        told.put(run(*arguments, "--executor", "here", "--part", f"{number}/{count}"))
+        barrier.wait()
+        outputs.put(run(*arguments, "--executor", "here", "--part", f"{number}/{count}"))
 
     members = [fork.Process(target=member, args=(number,)) for number in range(count)]
     for process in members:
         process.start()
-    shown = [told.get(timeout=60) for _ in members]
+    shown = [outputs.get(timeout=60) for _ in members]
     for process in members:
         process.join()
     writer = (out / ".curation" / "writer").read_text()
     waiting = [line for line in shown if "shards are examined" in line]
     assert len(waiting) < count
-    assert all(f"part {writer} decides and writes what stays" in line for line in waiting)
+    assert all(f"part {writer} " in line for line in waiting)
     assert result_files(out) == result_files(curated[0])
 
 
@@ -273,57 +276,61 @@ for line in sys.stdin:
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_killed_in_either_pass_it_goes_on_where_it_was(folder: Path, tmp_path: Path, parts: int) -> None:
-    """Alone, or as a part beside another one, which neither decides nor writes in its place."""
+def test_a_curation_resumes_after_a_kill_in_either_pass(folder: Path, tmp_path: Path, parts: int) -> None:
+    """Alone, or as one of two parts. The other part neither decides nor writes for it."""
     shards = find_shards(str(folder / "second"))
-    samples = everything(shards, {shard: shard.name for shard in shards})
-    pictures = [sample.name for sample in samples if sample.domain == "image_text"]
-    deadly = samples[len(samples) * 2 // 3].name
+    samples = all_samples(shards, {shard: shard.name for shard in shards})
+    image_samples = [sample.name for sample in samples if sample.domain == "image_text"]
+    killing_sample = samples[len(samples) * 2 // 3].name
     log, marks = tmp_path / "log.txt", (tmp_path / "pass-1", tmp_path / "pass-3")
     captioner = tmp_path / "captioner.py"
-    captioner.write_text(CAPTIONER.format(log=str(log), at=pictures[len(pictures) // 2], marker=str(marks[1])))
+    captioner.write_text(
+        CAPTIONER.format(log=str(log), at=image_samples[len(image_samples) // 2], marker=str(marks[1]))
+    )
     given = f"""
 filters:
-  - {Deadly.__module__}:Deadly: {{at: {deadly}}}
+  - {KillOnce.__module__}:KillOnce: {{at: {killing_sample}}}
 recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
 """
     out = tmp_path / "curated"
     whole = [folder / "second", "--out", out, "--recipe", recipe(folder, out, given), "--executor", "here"]
-    killed_part = [shard.name for shard in shards].index(deadly.split("/")[0]) % parts
+    killed_part = [shard.name for shard in shards].index(killing_sample.split("/")[0]) % parts
     arguments, *others = [[*whole, "--part", f"{(killed_part + n) % parts}/{parts}"] for n in range(parts)]
     command = [sys.executable, "-m", "tools.shard", "curate", *map(str, arguments)]
-    said = ("what stays is decided and written when all are", f"part {killed_part}/2 decides and writes what stays")
-    for marker, says in zip(marks, said, strict=True):
+    messages = ("shards are examined", f"part {killed_part}/2 ")  # pass 1 is not finished; only this part may write
+    for marker, message in zip(marks, messages, strict=True):
         killed = subprocess.run(command, env={**os.environ, KILL_ONCE: str(marks[0])}, capture_output=True)
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         assert marker.exists()
         for other in others:
-            assert says in run(*other)
+            assert message in run(*other)
         assert not (out / "manifest.json").exists()
     first_pass = {path: path.stat().st_mtime_ns for path in (out / ".curation").glob("*.arrow")}
     assert len(first_pass) == len(shards)
     shown = run(*arguments)
-    assert f"recaptioned │ {len(pictures)}" in shown
+    assert f"recaptioned │ {len(image_samples)}" in shown
     assert {path: path.stat().st_mtime_ns for path in first_pass} == first_pass
 
     asked = log.read_text().split()
-    assert sorted(asked) == sorted([*pictures, pictures[len(pictures) // 2]])  # only that one was asked twice
+    assert sorted(asked) == sorted(
+        [*image_samples, image_samples[len(image_samples) // 2]]
+    )  # only this sample was asked twice
     stored = {
         json.loads(sample["json"])["text"]
         for sample in wds.WebDataset(str(find_shards(str(out))[0]), shardshuffle=False)
     }
-    assert {f"About {name}" for name in pictures} <= stored
+    assert {f"About {name}" for name in image_samples} <= stored
 
     assert (out / "recaption_failed.jsonl").read_text() == ""
 
     undisturbed = tmp_path / "undisturbed"
     run(folder / "second", "--out", undisturbed, "--recipe", recipe(folder, undisturbed, given), "--workers", 1)
     assert result_files(undisturbed) == result_files(out)
-    assert "recaptioned" in run(*arguments)  # once more changes nothing
+    assert "recaptioned" in run(*arguments)  # running it again changes nothing
     assert result_files(undisturbed) == result_files(out)
 
 
-def test_a_damaged_sample_is_counted(folder: Path, tmp_path: Path) -> None:
+def test_a_damaged_sample_is_filtered_and_counted(folder: Path, tmp_path: Path) -> None:
     source = find_shards(str(folder / "first"))[0]
     index = read_index(source)
     [row] = [
@@ -343,27 +350,27 @@ def test_a_damaged_sample_is_counted(folder: Path, tmp_path: Path) -> None:
     assert listed(out / "filtered.jsonl") == [(f"{source.name}/{index.sample(row).key}", "(reading)", "checksum")]
 
 
-def test_what_no_build_takes_is_counted_where_no_filter_sees_it(tmp_path: Path) -> None:
-    """A picture that breaks off: its header is right, and this recipe decodes nothing."""
+def test_samples_that_the_build_rejects_are_counted(tmp_path: Path) -> None:
+    """A truncated image with a valid header: this recipe decodes nothing, but the build does."""
     (tmp_path / "in").mkdir()
-    with wds.TarWriter(str(tmp_path / "in" / "theirs.tar")) as writer:
+    with wds.TarWriter(str(tmp_path / "in" / "foreign.tar")) as writer:
         files = [file_of(photo(name, 60), "JPEG") for name in PHOTOS[:2]]
         for key, data in (("0", files[0]), ("1", files[1][:-500])):
             writer.write({"__key__": key, "json": {"domain": "ocr", "text": "Words."}, "0.jpg": data})
-    index_shards([tmp_path / "in" / "theirs.tar"])
+    index_shards([tmp_path / "in" / "foreign.tar"])
     out = tmp_path / "curated"
     (tmp_path / "recipe.yaml").write_text("filters: [aspect]")
     shown = run(tmp_path / "in", "--out", out, "--recipe", tmp_path / "recipe.yaml", "--workers", 1)
     assert "(writing) │ 1 │ │ 1 unreadable_image │ │ kept │ 1 │ 1 │" in shown
-    assert json.loads((out / "rejected.jsonl").read_text())["origin"] == "theirs.tar/1"
+    assert json.loads((out / "rejected.jsonl").read_text())["origin"] == "foreign.tar/1"
 
 
 def _is_inside(members: list[Any], tar: Path) -> bool:
-    """Whether a sample lies where the checksum of a tar's two ends does not see it."""
+    """Return whether a sample is outside both ends of the tar, which have a checksum of their own."""
     return members[-1].offset > 1 << 16 and members[-1].offset + 10 < tar.stat().st_size - (1 << 16)
 
 
-def test_what_cannot_be_curated_is_one_line(
+def test_errors_of_a_curation_are_one_line(
     folder: Path, curated: tuple[Path, str], tmp_path: Path, tokenizer_folder: Path
 ) -> None:
     out = curated[0]
@@ -378,9 +385,9 @@ def test_what_cannot_be_curated_is_one_line(
     assert "begun with another recipe" in run(*part, "1/2", "--recipe", changed, expect=2)
     other = ["--recipe", same, "--tokenizer", tokenizer_folder]
     assert "begun with another tokenizer" in run(*part, "1/2", *other, expect=2)
-    none = tmp_path / "none"
-    nothing = recipe(folder, none, "filters: [{caption_length: {min_characters: 9999, domains: []}}]")
-    assert "not one sample stays" in run(first, "--out", none, "--recipe", nothing, "--workers", 1, expect=2)
+    empty = tmp_path / "empty"
+    nothing = recipe(folder, empty, "filters: [{caption_length: {min_characters: 9999, domains: []}}]")
+    assert "no sample is kept" in run(first, "--out", empty, "--recipe", nothing, "--workers", 1, expect=2)
     faulty = recipe(folder, tmp_path / "faulty", f"filters: ['{Faulty.__module__}:Faulty']")
     shown = run(first, "--out", tmp_path / "faulty", "--recipe", faulty, "--workers", 1, expect=2)
     assert f"error: filter {Faulty.__module__}:Faulty, shard-00000-00000.tar/00000-000000 to " in shown
