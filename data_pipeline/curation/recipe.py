@@ -65,6 +65,7 @@ FILTERS: dict[str, type[Filter | SetFilter]] = {
     "concept_balance": ConceptBalance,
 }
 T = TypeVar("T")
+_SYNONYMS = {"picture": "image", "clip": "video"}  # words that users may expect in names -> words in names
 _KEYS = ("filters", "recaption", "shard_bytes")
 SHARD_BYTES = 1 << 30
 
@@ -188,6 +189,8 @@ def _filter_class(name: str) -> type[Filter | SetFilter]:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     """Return the end of a message: the nearest known name, or all of them if none is near."""
+    for synonym, word in _SYNONYMS.items():
+        name = name.replace(synonym, word)
     return suggestion(name, known) or f": use one of {', '.join(known)}"
 
 
