@@ -95,7 +95,7 @@ def wait_until(
 def kill_rank_when(
     condition: Callable[[Path, int], bool], launcher: subprocess.Popen[str], run: Path, *, step: int, rank: int
 ) -> None:
-    """kill -9 one rank as soon as `condition(run, step)` holds."""
+    """Kill -9 one rank as soon as `condition(run, step)` holds."""
     wait_until(condition, launcher, run, step=step)
     for process in psutil.Process(launcher.pid).children():
         if process.environ().get("RANK") == str(rank):

@@ -1,4 +1,4 @@
-"""Build shards from data, and see what is in them.
+r"""Build shards from data, and see what is in them.
 
 \b
     python -m tools.shard build  --input PATH... --out DIR --tokenizer DIR

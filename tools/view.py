@@ -1,4 +1,4 @@
-"""Write a page that shows what is in a shard or a batch.
+r"""Write a page that shows what is in a shard or a batch.
 
 \b
     python -m tools.view shards SHARDS... --tokenizer DIR --out page.html

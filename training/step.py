@@ -215,7 +215,7 @@ class TrainStep:
             )
 
     def _totals(self, batches: Sequence[Batch]) -> list[int]:
-        """Sums over the global batch, before anything is computed."""
+        """Sum counts over the global batch, before anything is computed."""
         counts = [
             [b.num_loss_tokens, b.num_tokens, b.num_samples, b.num_images, b.num_patches, len(b.quarantined)]
             for b in batches

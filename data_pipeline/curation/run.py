@@ -81,7 +81,7 @@ def curate(
         tokenizer: A tokenizer folder, for the indexes of the new shards; empty: without token counts.
         executor: A name of EXECUTORS.
         workers: Number of processes.
-        job_slice: The share of shards to examine here. The first part that finds all shards examined decides and writes.
+        job_slice: The shards to examine here. The first job that finds all examined decides and writes.
         progress: Called with (label, total); returns a context whose value is called once per finished shard.
         progress_of_bytes: Called with (total, written); returns a context that calls `written` from time to time.
 

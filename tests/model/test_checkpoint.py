@@ -97,7 +97,7 @@ def test_metadata_of_another_kind_is_damaged(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
 def test_an_object_in_place_of_a_tensor_is_refused_unread(hf_folder: object, saved: tuple[GlmvModel, Path]) -> None:
-    """torch reads what the metadata calls bytes with a full unpickler."""
+    """Torch reads what the metadata calls bytes with a full unpickler."""
     model, path = saved
     file = path / "state" / ".metadata"
     metadata = pickle.loads(file.read_bytes())

@@ -58,7 +58,7 @@ def still_video(level: int) -> Candidate:
 
 PROSE = (
     "The cat lay in the window all morning and watched the street below. A boy went by with a loaf under his arm, and "
-    "two carts stopped at the corner, where an old man sold oranges, nuts and paper flowers to whoever had time. When "
+    "two carts stopped at the corner, where an old man sold oranges and paper flowers to people who had time. When "
     "the bells rang at noon nobody looked up, because rain had begun to fall on roofs, chimneys and the empty square."
 )
 CASES: list[tuple[Filter, Candidate, str | None]] = [
