@@ -238,7 +238,7 @@ def listening():
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
 
-        def __enter__(self):
+        def __enter__(self) -> Any:
             threading.Thread(target=self.serve_forever, args=(0.05,), daemon=True).start()
             return self.server_address[1], connections
 
