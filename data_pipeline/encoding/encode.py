@@ -131,12 +131,17 @@ class LongSample:
     def __len__(self) -> int:
         return len(self._tokens.input_ids)
 
-    def piece(self, start: int, length: int) -> EncodedSample:
+    def piece(self, start: int, length: int, *, truncated: bool = False) -> EncodedSample:
         """Return tokens start..start+length as a sample of its own, with positions from 0.
 
+        Args:
+            start: The first token.
+            length: The number of tokens.
+            truncated: Whether the rest of the sample is never used (`data.too_long=truncate`).
+
         Raises:
-            BadSample: `nothing_to_learn`, if the piece is the sample's beginning and carries no loss: a chat truncated
-                before its answer, or an image truncated before its text; `media_cut`, if an image or video lies only
+            BadSample: `nothing_to_learn`, if the sample was truncated before its first token with loss: a chat before
+                its answer, an image before its text; `media_cut`, if an image or video lies only
                 partly within the piece; another reason, if one cannot be decoded.
         """
         end = start + length
@@ -145,7 +150,7 @@ class LongSample:
         if ((begins < start) & (start < ends) | (begins < end) & (end < ends)).any():
             raise BadSample("media_cut", f"an image or video lies only partly within tokens {start} to {end}")
         loss = self._tokens.loss[start:end]
-        if start == 0 and not loss.any():
+        if truncated and not loss.any():
             raise BadSample("nothing_to_learn", f"none of its first {length} tokens (of {len(self)}) carries loss")
         inside = np.flatnonzero((begins >= start) & (ends <= end))
         media = [self._media[number] for number in inside]

@@ -41,6 +41,7 @@ class PackFetcher(Dataset):
         *,
         seq_length: int,
         segment_multiple: int,
+        truncate: bool = False,
         cache: ShardCache | None = None,
         notes: WorkerNotes | None = None,
     ) -> None:
@@ -52,11 +53,12 @@ class PackFetcher(Dataset):
             budget: Limits the size of images and videos.
             seq_length: Tokens per pack.
             segment_multiple: Segments are padded to a multiple of this many tokens.
+            truncate: Whether of a sample longer than a pack only the beginning is used.
             cache: Where copies of remote shards are kept.
             notes: Where this process notes which sample it is reading.
         """
         self.sources, self.tokenizer, self.budget = sources, tokenizer, budget
-        self.seq_length, self.segment_multiple = seq_length, segment_multiple
+        self.seq_length, self.segment_multiple, self.truncate = seq_length, segment_multiple, truncate
         self._reader = ShardReader(cache=cache)
         self._notes = notes or WorkerNotes(workers=0)
         self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
@@ -109,7 +111,7 @@ class PackFetcher(Dataset):
         self._notes.write(_sample_id(stored))
         try:
             if piece.length < self.sources[piece.source].lengths[piece.row]:
-                return self._long_sample(piece, stored).piece(piece.start, piece.length)
+                return self._long_sample(piece, stored).piece(piece.start, piece.length, truncated=self.truncate)
             raw = self._reader.read(stored.shard, stored.sample, stored.tar_fingerprint)
             encoded = encode_record(
                 raw.record,

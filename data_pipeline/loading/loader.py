@@ -110,6 +110,7 @@ class PackedLoader:
             budget,
             seq_length=seq_length,
             segment_multiple=config.segment_multiple,
+            truncate=config.too_long == "truncate",
             cache=cache,
             notes=self._notes,
         )

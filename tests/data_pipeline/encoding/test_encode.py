@@ -116,5 +116,6 @@ def test_piece_without_loss_at_the_beginning_is_rejected(tokenizer, record, imag
     first = int(np.flatnonzero(loss)[0])
     long = LongSample(sample, images, [], tokenizer=tokenizer, budget=BUDGET)
     with pytest.raises(BadSample, match=rf"nothing_to_learn: none of its first {first} tokens \(of {len(loss)}\)"):
-        long.piece(0, first)
-    assert long.piece(0, first + 1).loss.tolist() == [False] * first + [True]
+        long.piece(0, first, truncated=True)
+    assert not long.piece(0, first).loss.any()  # with split, the next piece has the loss
+    assert long.piece(0, first + 1, truncated=True).loss.tolist() == [False] * first + [True]
