@@ -156,7 +156,7 @@ def test_cuts_of_the_worked_example():
     assert cut_between_blocks(10, [(0, 7)], 6) == []
 
 
-def test_cuts_spare_every_block_and_pieces_are_as_long_as_possible():
+def test_cuts_avoid_blocks_and_pieces_are_as_long_as_possible():
     rng = np.random.default_rng(0)
     for _ in range(2000):
         seq_length, position, blocks = int(rng.integers(4, 20)), 0, []
