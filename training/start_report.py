@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
-from training.config import RunConfig
+from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
 from training.metrics import logger
 from training.setup import Prepared
@@ -62,6 +63,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"{model.decoder.max_position_embeddings}, and engines refuse longer prompts: set "
             f"model.max_position_embeddings={config.train.seq_length}, and model.rope_theta if its base should change"
         )
+    yield from _keys_without_effect(config, model)
     yield from _unused_parts(config, loader)
     for use in loader.source_use():
         if use.is_repeated:
@@ -69,6 +71,24 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
                 f"source {use.label!r} has only {use.samples:,} samples: a step takes {use.samples_per_step:,.0f} from "
                 f"it, each about {use.repeats_per_step:,.1f} times. More data, or a smaller weight, avoids that"
             )
+
+
+def _keys_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
+    """Warn about keys that were set for a part of the model that is frozen or missing."""
+    reasons = {part: f"freeze names {part}" for part in config.freeze}
+    if not model.decoder.is_moe:
+        reasons["router"] = "the model is dense"
+    elif "decoder" in config.freeze:
+        reasons["router"] = reasons["decoder"]
+    set_keys = [
+        (f"optimizer.lr_scale.{part}", part) for part, scale in asdict(config.optimizer.lr_scale).items() if scale != 1
+    ]
+    set_keys += [
+        (f"moe.{key}", "router") for key, value in asdict(config.moe).items() if value != getattr(MoeConfig, key)
+    ]
+    for key, part in set_keys:
+        if part in reasons:
+            yield f"{key} has no effect, because {reasons[part]}"
 
 
 def _unused_parts(config: RunConfig, loader: PackedLoader) -> Iterator[str]:

@@ -133,7 +133,7 @@ def train_with_nan(variant: str, folder: str, layout: str) -> str:
     trainer = make_trainer(variant, folder, layout)
     for chunk in trainer.model_chunks:
         for name, parameter in chunk.named_parameters():
-            if "final_layernorm" in name:
+            if "decoder.final_layernorm" in name:
                 parameter.data[0] = float("nan")
     try:
         take_steps(trainer, variant, [1])

@@ -55,6 +55,20 @@ def test_text_with_frozen_vision_and_mixtures_with_images_are_not_warned_about(c
     assert not warnings(config_file, sources(shards, ["text", "images"]), "freeze=[vision,decoder]")
 
 
+def test_keys_of_frozen_or_missing_parts_are_named(config_file: Path, shards: Path) -> None:
+    settings = ["optimizer.lr_scale.vision=0.1", "optimizer.lr_scale.router=2", "moe.balance_loss_coeff=0.5"]
+    assert warnings(config_file, *settings, "freeze=[vision,decoder]") == [
+        "optimizer.lr_scale.vision has no effect, because freeze names vision",
+        "optimizer.lr_scale.router has no effect, because freeze names decoder",
+        "moe.balance_loss_coeff has no effect, because freeze names decoder",
+    ]
+    assert warnings(config_file, *settings, "model.preset=tiny_dense") == [
+        "optimizer.lr_scale.router has no effect, because the model is dense",
+        "moe.balance_loss_coeff has no effect, because the model is dense",
+    ]
+    assert warnings(config_file, *settings) == []
+
+
 def test_sequences_longer_than_the_model_allows_are_warned_about(config_file: Path, shards: Path) -> None:
     mixture = sources(shards, ["text", "images"])
     longer = [mixture, "train.seq_length=16384", "data.sources=[{path: " + f"{shards}/images, epochs: 1}}]"]
