@@ -13,7 +13,14 @@ from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
 from tests import reference
-from tests.reference import forward_inputs, make_sample, pack, save_transformers_model, small_config, transformers_logits
+from tests.reference import (
+    forward_inputs,
+    make_sample,
+    pack,
+    save_transformers_model,
+    small_config,
+    transformers_logits,
+)
 
 LOGITS = 5e-6  # largest absolute difference, at logits of scale 1
 
