@@ -1,10 +1,10 @@
-"""Which leaf modules the specs are built from. Nothing else in the model knows the difference between backends.
+"""Choose the leaf modules that the layer specs are built from. Nothing else in the model knows the difference.
 
-megatron-core's seam for this is `BackendSpecProvider`: the layer specs of `model.decoder` and `model.vision` ask a
+megatron-core's interface for this is `BackendSpecProvider`: the layer specs of `model.decoder` and `model.vision` ask a
 provider for their linear layers, norms, core attention and experts.
 
     torch                 megatron-core's linear layers, attention and norm in plain torch; CPU and CUDA
-    transformer_engine    fused kernels; CUDA. In a module of its own, which only machines that have it import
+    transformer_engine    fused kernels; CUDA. In its own module, which only machines that have it import
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 
 from model.attention import SegmentAttention
 from model.config import ConfigError
-from model.installed import has_transformer_engine
+from model.installed import (
+    check_transformer_engine_version,
+    has_transformer_engine,
+    transformer_engine_version,
+)
 from model.norm import RMSNorm
 
 BACKENDS = ("auto", "transformer_engine", "torch")
@@ -36,10 +40,10 @@ NO_FUSED_KERNELS: dict[str, Any] = {
 
 
 class Backend(BackendSpecProvider, Protocol):
-    """A provider of modules, what to call it in a log, and the TransformerConfig fields that go with its modules."""
+    """A provider of modules."""
 
-    description: str
-    config_fields: dict[str, Any]
+    description: str  # for the log
+    config_fields: dict[str, Any]  # TransformerConfig fields that go with its modules
 
 
 class TorchSpecProvider(BackendSpecProvider):
@@ -75,14 +79,20 @@ class TorchSpecProvider(BackendSpecProvider):
         return None
 
 
-def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16) -> Backend:
-    """The backend that `model.backend` names, for parameters of `dtype`.
+def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, allow_untested: bool = False) -> Backend:
+    """Return the backend that `model.backend` names.
 
-    auto takes Transformer Engine where it is installed, there is a GPU and parameters are bfloat16. From float32 its
-    matrix products make TF32, and its fused attention takes none.
+    auto takes Transformer Engine where it is installed, there is a GPU and parameters are bfloat16. With float32 its
+    matrix products use TF32, and its fused attention is not available.
+
+    Args:
+        choice: One of BACKENDS.
+        dtype: dtype of the parameters.
+        allow_untested: Accept a version of Transformer Engine that the tests have not run with.
 
     Raises:
-        ConfigError: no such backend, or Transformer Engine is asked for where it cannot be taken.
+        ConfigError: there is no such backend, Transformer Engine is asked for where it cannot be used, or its version
+            is not tested.
     """
     if choice not in BACKENDS:
         raise ConfigError(f"model.backend={choice!r}: choose one of {', '.join(BACKENDS)}")
@@ -91,29 +101,31 @@ def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16) ->
         "an installed Transformer Engine (README.md says how)": has_transformer_engine(),
         "train.precision=bf16": dtype == torch.bfloat16,
     }
-    lacking = [what for what, there in needed.items() if not there]
+    lacking = [what for what, present in needed.items() if not present]
     if choice == "torch" or (choice == "auto" and lacking):
         return TorchSpecProvider()
     if lacking:
         raise ConfigError(f"model.backend=transformer_engine needs {' and '.join(lacking)}; or set model.backend=auto")
+    check_transformer_engine_version(transformer_engine_version(), allow_untested)
     from model.transformer_engine import TransformerEngineSpecProvider
 
     return TransformerEngineSpecProvider()
 
 
 def process_group_arguments(local_rank: int) -> dict[str, Any]:
-    """How torch.distributed.init_process_group joins processes here: NCCL between GPUs, one a process, or gloo."""
+    """Return arguments of torch.distributed.init_process_group: NCCL with one GPU per process, or else gloo."""
     if torch.cuda.is_available():
         return {"backend": "nccl", "device_id": torch.device("cuda", local_rank)}
     return {"backend": "gloo"}
 
 
 def require_fp8(recipe: str) -> None:
-    """Refuse FP8 where it would silently train unquantised. megatron-core 0.16.1 does so for dense models, and dies
-    with a TypeError for mixtures of experts.
+    """Refuse FP8, which would silently train unquantised.
+
+    megatron-core 0.16.1 does so for dense models, and fails with a TypeError for mixtures of experts.
 
     Raises:
-        ConfigError: FP8 is asked for; it needs Transformer Engine's linear layers, which this backend has not.
+        ConfigError: `recipe` is not "none".
     """
     if recipe == "none":
         return

@@ -1,19 +1,18 @@
-"""Checkpoints: a folder that loads at any layout, committed atomically.
+"""Save and load checkpoints: folders that load at any layout and are committed atomically.
 
     step_0000100/
         state/              weights, and in a training run the optimizer's state: megatron-core's torch_dist format
         train_state.json    step, data counters, the run's configuration (absent where weights were imported)
         hf/                 config.json, tokenizer, chat template, preprocessor: what an export needs beside the weights
+        manifest.json       size and checksums of all these files
 
-torch_dist reads its `.metadata` with pickle, and whatever that file calls an object too. A folder that a user brings is
-therefore looked through first, with an unpickler that knows the classes of torch.distributed.checkpoint and no others;
-and only tensors are written and read.
+Only tensors are written and read; `model.checkpoint_metadata` says what is checked before anything is unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import pickle
+import logging
 import queue
 import re
 import shutil
@@ -29,44 +28,74 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from common.disk import free_space, why_not_writable
 from common.files import sync_folder, write_json, write_text
+from model.agreement import on_first_process, raise_everywhere
+from model.checkpoint_manifest import check_manifest, write_manifest
+from model.checkpoint_metadata import check_metadata
+from model.errors import CheckpointError
+from model.finite import nonfinite
+from model.hf_config import CONFIG_FILE, add_old_rope_spelling
+from model.hf_weights import local_tensors
+
+__all__ = [
+    "HF_FILES",
+    "STATE",
+    "CheckpointError",
+    "TrainState",
+    "find_checkpoint",
+    "is_checkpoint",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "mark_latest",
+    "read_train_state",
+    "remove_old",
+    "remove_unfinished",
+    "save_checkpoint",
+]
 
 STEP_FOLDER = re.compile(r"step_\d+")
 STATE, TRAIN_STATE, HF_FILES, LATEST = "state", "train_state.json", "hf", "latest"
+UNFINISHED = ".unfinished_"  # in front of a step folder's name until it is complete
 
-# The optimizer's state on disk: tensors of the parameters' own shapes, the same keys whatever the layout. They are put
-# together in main memory, on one data-parallel rank: on every rank's device they would take as much again as the state.
+# The optimizer's state on disk: tensors of the parameters' own shapes, with the same keys at every layout. They are
+# assembled in main memory, on one data-parallel rank: on every rank's device they would take the state's size again.
 OPTIMIZER_FORMAT = {
     "distrib_optim_sharding_type": "fully_reshardable",
     "distrib_optim_fully_reshardable_mem_efficient": True,
     "chained_optim_avoid_prefix": True,
 }
 
+# What torch.save says where it cannot write its file, in place of the cause.
+FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
 
-class CheckpointError(ValueError):
-    """A folder that is no checkpoint of ours, is incomplete, or holds what is not safe to read."""
+# The errors that it logs are also raised.
+logging.getLogger(filesystem_async.__name__).addFilter(lambda record: "encountered an error" not in record.getMessage())
 
 
 @dataclass
 class TrainState:
     """Everything that must survive a crash besides tensors.
 
-    There is no random state: the model has no dropout, and what is random in the data is a function of the seed and of
+    There is no random state: the model has no dropout, and randomness in the data is a function of the seed and of
     these counters. The learning rate is a function of the step.
     """
 
-    step: int
-    data: dict[str, Any] = field(default_factory=dict)
-    config: dict[str, Any] = field(default_factory=dict)
+    step: int  # optimizer steps done
+    data: dict[str, Any] = field(default_factory=dict)  # counters of the loader
+    config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
 
 
 def latest_checkpoint(run_folder: str | Path) -> Path | None:
-    """The newest committed checkpoint of a run, or None."""
+    """Return the newest committed checkpoint of a run, or None.
+
+    Raises:
+        CheckpointError: the `latest` file names a step folder that does not exist.
+    """
     checkpoints = Path(run_folder) / "checkpoints"
     marker = checkpoints / LATEST
     if not marker.is_file():
@@ -74,13 +103,17 @@ def latest_checkpoint(run_folder: str | Path) -> Path | None:
     name = marker.read_text().strip()
     if not STEP_FOLDER.fullmatch(name) or not (checkpoints / name).is_dir():
         raise CheckpointError(
-            f"{marker} names {name!r}, which is not there; write the name of an existing step folder into it"
+            f"{marker} names {name!r}, which does not exist; write the name of an existing step folder into it"
         )
     return checkpoints / name
 
 
 def find_checkpoint(path: str | Path) -> Path:
-    """The checkpoint meant by `path`: a step folder itself, or a run's folder, whose newest one is taken."""
+    """Return the checkpoint meant by `path`: the step folder itself, or the newest one of a run's folder.
+
+    Raises:
+        CheckpointError: `path` is neither.
+    """
     path = Path(path)
     if (path / STATE).is_dir():
         return path
@@ -92,6 +125,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def is_checkpoint(path: str | Path) -> bool:
+    """Return whether `path` is a step folder, or a run's folder with a checkpoint."""
     return (Path(path) / STATE).is_dir() or (Path(path) / "checkpoints" / LATEST).is_file()
 
 
@@ -109,30 +143,63 @@ def save_checkpoint(
     """Write a checkpoint under a temporary name and rename it. Collective.
 
     Args:
-        path: the step folder to make; its parent is made too. Replaced if it exists.
-        model_chunks: what this rank holds of the model, a chunk for each of its pipeline stages.
-        hf_files: fills the folder it is given with the Hugging Face files; called on rank 0.
-        optimizer, train_state: absent where only weights are kept.
+        path: Step folder to make; its parent is made too. Replaced if it exists.
+        model_chunks: What this rank holds of the model, one chunk per virtual pipeline stage.
+        hf_files: Fills the folder it is given with the Hugging Face files; called on rank 0.
+        optimizer: Its state is saved too, unless None.
+        train_state: State of the run; None where only weights are kept. A run owns the folder of its checkpoints, so
+            that other unfinished checkpoints in it are removed first.
+
+    Raises:
+        CheckpointError: the file system is full or does not allow it. Nothing is left of the unfinished checkpoint.
     """
-    unfinished = path.with_name(f".unfinished_{path.name}")
-    if dist.get_rank() == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        (unfinished / STATE).mkdir(parents=True)
-        (unfinished / HF_FILES).mkdir()
-        hf_files(unfinished / HF_FILES)
-        if train_state is not None:
-            write_json(unfinished / TRAIN_STATE, vars(train_state))
-    dist.barrier()
-    # megatron-core would start a manager process to collect what asynchronous writes report. These are synchronous, and
-    # a manager takes seconds to start and outlives a rank that is killed.
-    filesystem_async._results_queue = queue.Queue()
-    dist_checkpointing.save(_sharded_state(model_chunks, optimizer, is_loading=False), str(unfinished / STATE))
-    dist.barrier()
-    if dist.get_rank() == 0:
-        shutil.rmtree(path, ignore_errors=True)
-        unfinished.rename(path)
-        sync_folder(path.parent)
-    dist.barrier()
+    unfinished = path.with_name(UNFINISHED + path.name)
+    try:
+        on_first_process(lambda: _begin(unfinished, hf_files, train_state))
+        # megatron-core would start a manager process to collect the results of asynchronous writes. These writes are
+        # synchronous, and a manager takes seconds to start and outlives a rank that is killed.
+        filesystem_async._results_queue = queue.Queue()
+        dist_checkpointing.save(_sharded_state(model_chunks, optimizer, is_loading=False), str(unfinished / STATE))
+        write_manifest(unfinished)
+        on_first_process(lambda: _commit(unfinished, path))
+    except (OSError, CheckpointError, CheckpointException, RuntimeError) as error:
+        reason = _reason(error)
+        if any(text in reason for text in FAILED_WRITES):
+            reason = why_not_writable(unfinished)
+        elif isinstance(error, RuntimeError):
+            raise
+        if dist.get_rank() == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)
+        raise CheckpointError(
+            f"cannot write the checkpoint {path}: {reason} ({free_space(path)}); what was written of it is removed"
+        ) from error
+
+
+def _begin(unfinished: Path, hf_files: Callable[[Path], None], train_state: TrainState | None) -> None:
+    shutil.rmtree(unfinished, ignore_errors=True)
+    if train_state is not None:
+        remove_unfinished(unfinished.parent)
+    (unfinished / STATE).mkdir(parents=True)
+    (unfinished / HF_FILES).mkdir()
+    hf_files(unfinished / HF_FILES)
+    _complete_config(unfinished / HF_FILES / CONFIG_FILE)
+    if train_state is not None:
+        write_json(unfinished / TRAIN_STATE, vars(train_state))
+
+
+def _complete_config(file: Path) -> None:
+    """Add the older spelling of rotary embedding to a config.json that transformers 5 wrote."""
+    if file.is_file():
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if add_old_rope_spelling(content):
+            write_json(file, content)
+
+
+def _commit(unfinished: Path, path: Path) -> None:
+    if path.exists():
+        shutil.rmtree(path)
+    unfinished.rename(path)
+    sync_folder(path.parent)
 
 
 def mark_latest(path: Path) -> None:
@@ -140,11 +207,17 @@ def mark_latest(path: Path) -> None:
     write_text(path.parent / LATEST, path.name + "\n")
 
 
-def remove_old(newest: Path, keep_last: int) -> None:
-    """Remove what an interrupted save left, and the step folders before the last `keep_last` up to `newest`, which has
-    just been saved. Zero keeps all. Later steps, which a run that was set back has not reached again, stay."""
-    for unfinished in newest.parent.glob(".unfinished_*"):
+def remove_unfinished(checkpoints: Path) -> None:
+    """Remove what interrupted saves left in a run's folder of checkpoints, which no other process may be using."""
+    for unfinished in checkpoints.glob(f"{UNFINISHED}*"):
         shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove_old(newest: Path, keep_last: int) -> None:
+    """Remove the step folders before the last `keep_last` up to `newest`, which has just been saved.
+
+    Zero keeps all. Later steps, which a run that was set back has not reached again, stay.
+    """
     steps = sorted(path for path in newest.parent.glob("step_*") if path.name <= newest.name)
     for old in steps[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
@@ -153,35 +226,60 @@ def remove_old(newest: Path, keep_last: int) -> None:
 # --- loading ----------------------------------------------------------------------------------------------------------
 
 
-def load_checkpoint(path: Path, model_chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None) -> None:
-    """Read weights, and with an optimizer its state, into what this rank holds. Collective; any layout.
+def load_checkpoint(
+    path: Path, model_chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None = None, verify: str = "full"
+) -> None:
+    """Read weights into what this rank holds, and with an optimizer its state. Collective; any layout.
+
+    Args:
+        path: Step folder.
+        model_chunks: What this rank holds of the model, one chunk per virtual pipeline stage.
+        optimizer: Its state is loaded too, unless None.
+        verify: How files are compared with the manifest: "full" (sizes and checksums) or "sizes".
 
     Raises:
-        CheckpointError: the folder is incomplete, of another model, or not safe to read.
+        CheckpointError: the checkpoint is incomplete, damaged, of another model, has weights that are not finite, or
+            is not safe to read.
+        ConfigError: `verify` has another value.
     """
-    refuse_foreign_classes(path / STATE)
+    check_metadata(path / STATE)
+    check_manifest(path, verify)
     groups_as_configured = _hyperparameters(optimizer)
     wanted = _sharded_state(model_chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
         raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
-    for number, chunk in enumerate(model_chunks):
-        keys = chunk.load_state_dict(loaded[f"model{number}"], strict=False)
-        if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
-            raise CheckpointError(f"{path} does not fit this model: {', '.join(wrong[:5])}")
+    problems = [_fill(chunk, loaded.get(f"model{number}", {})) for number, chunk in enumerate(model_chunks)]
+    problem = next(filter(None, problems), None)
+    raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).step)
 
 
+def _fill(chunk: nn.Module, state: dict[str, Any]) -> str | None:
+    """Load a chunk's state, which megatron-core leaves out for a stage without layers; return what is wrong with it."""
+    keys = chunk.load_state_dict(state, strict=False)
+    if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
+        return f"does not fit this model: {', '.join(wrong[:5])}"
+    if bad := nonfinite(dict(local_tensors(chunk))):
+        return f"has values that are not finite (NaN or infinity) in {', '.join(bad[:3])}; use another step"
+    return None
+
+
 def read_train_state(path: Path) -> TrainState:
+    """Return the state of the run that saved a step folder.
+
+    Raises:
+        CheckpointError: the folder holds only weights, or the file is damaged.
+    """
     file = path / TRAIN_STATE
     if not file.is_file():
-        raise CheckpointError(f"{path} holds weights alone (no {TRAIN_STATE}); start from it with model.init_from")
+        raise CheckpointError(f"{path} holds only weights (no {TRAIN_STATE}); start from it with model.init_from")
     try:
-        return TrainState(**json.loads(file.read_text()))
-    except (json.JSONDecodeError, TypeError) as error:
+        return TrainState(**json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
 
 
@@ -191,7 +289,7 @@ def _sharded_state(
     state: dict[str, Any] = {}
     for number, chunk in enumerate(model_chunks):
         sharded: Any = chunk
-        # Objects (megatron-core's `_extra_state`, empty in this backend) would be written, and read back, with pickle.
+        # Objects (megatron-core's `_extra_state`, empty in this model) would be written, and read back, with pickle.
         state[f"model{number}"] = {
             key: value for key, value in sharded.sharded_state_dict().items() if not isinstance(value, ShardedObject)
         }
@@ -209,9 +307,12 @@ def _hyperparameters(optimizer: MegatronOptimizer | None) -> list[dict[str, Any]
 
 
 def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict[str, Any]], step: int) -> None:
-    """Loading put the checkpoint's learning rates in place of the configuration's: of some group with the same weight
-    decay, which is all that megatron-core tells groups apart by. And it left `step` out of the groups of an optimizer
-    that rank 0 has no part in. Every rank has the same groups in the same order, if need be empty ones."""
+    """Put the configured hyperparameters and the step back into the optimizer's groups.
+
+    Loading replaced them by those of some group with the same weight decay, which is all that megatron-core tells
+    groups apart by, and left `step` out of the groups of an optimizer that rank 0 has no part in. Every rank has the
+    same groups in the same order, some of them perhaps empty.
+    """
     for group, hyperparameters in zip(optimizer.param_groups, configured, strict=True):
         params = group["params"]
         group.clear()
@@ -219,57 +320,10 @@ def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of what went wrong, cut to a length one can read; on the first rank, if torch tells of several."""
+    """Return the first line of an error, cut to a readable length; of the first process that torch tells of."""
     if isinstance(error, CheckpointException):
-        error = next(iter(error.failures.values()))[0]
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
-
-
-# --- what may be unpickled --------------------------------------------------------------------------------------------
-
-SAFE_GLOBALS = {
-    "torch.distributed.checkpoint.metadata": {
-        "Metadata", "MetadataIndex", "TensorStorageMetadata", "BytesStorageMetadata", "ChunkStorageMetadata",
-        "TensorProperties", "StorageMeta", "_MEM_FORMAT_ENCODING"},
-    "torch.distributed.checkpoint.planner": {"SavePlan", "WriteItem", "WriteItemType", "TensorWriteData",
-                                             "BytesIOWriteData"},
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
-    "torch": {"Size", "device", "float32", "float64", "float16", "bfloat16", "int64", "int32", "int8", "uint8", "bool"},
-    "torch.serialization": {"_get_layout"},
-    "collections": {"OrderedDict"},
-}  # fmt: skip
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        # The names are compared as they are written: a dotted one could lead out of its module.
-        if name in SAFE_GLOBALS.get(module, ()):
-            return super().find_class(module, name)
-        raise CheckpointError(
-            f"names {module}.{name}, which a checkpoint has no use for; it was not read. "
-            "Do not use this checkpoint unless you know who wrote it"
-        )
-
-
-def refuse_foreign_classes(state: Path) -> None:
-    """Look through `.metadata` before megatron-core unpickles it.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or names a class that is not torch.distributed.checkpoint's own.
-    """
-    file = state / ".metadata"
-    if not file.is_file():
-        raise CheckpointError(f"{state.parent} is incomplete: {file} is missing; use another step")
-    try:
-        with file.open("rb") as stream:
-            metadata = _MetadataUnpickler(stream).load()
-        kinds = metadata.state_dict_metadata.items()
-    except CheckpointError as error:
-        raise CheckpointError(f"{file} {error}") from None
-    except Exception as error:
-        raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from error
-    if objects := [key for key, kind in kinds if not isinstance(kind, TensorStorageMetadata)]:
-        raise CheckpointError(
-            f"{state.parent} holds pickled objects ({', '.join(objects[:3])}); they were not read. A checkpoint "
-            "of this program holds tensors alone"
-        )
+        failures = list(error.failures.values())
+        error = failures[0][0] if failures else CheckpointError("another process could not do its part")
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return (str(error).strip() or type(error).__name__).splitlines()[0].removeprefix("Worker failure: ")[:300]

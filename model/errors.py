@@ -1,5 +1,9 @@
-"""The error for a configuration that cannot work."""
+"""Errors that a user can fix. Each message names the option or file and says what to do."""
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot work. The message names the option or file and says how to fix it."""
+    """A configuration that cannot work."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or written, or is not safe to read."""

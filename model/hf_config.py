@@ -255,16 +255,21 @@ def rope_of(section: Mapping[str, Any], where: str, default_factor: float = 1.0)
     return values
 
 
-def add_old_rope_spelling(content: dict[str, Any]) -> None:
+def add_old_rope_spelling(content: dict[str, Any]) -> bool:
     """Write the spelling of transformers 4 beside `rope_parameters` in the content of a config.json.
 
     Older engines read no other one, and lose the 3-D rope without a message. transformers 5 reads the same values.
+
+    Returns:
+        Whether anything was missing.
     """
     text = content["text_config"]
-    if text.get("rope_parameters") and not text.get("rope_scaling"):
+    missing = bool(text.get("rope_parameters")) and not text.get("rope_scaling")
+    if missing:
         rope = rope_of(text, "text_config", DEFAULTS_TEXT[content["model_type"]]["partial_rotary_factor"])
         text["rope_theta"], text["partial_rotary_factor"] = rope["rope_theta"], rope["partial_rotary_factor"]
         text["rope_scaling"] = {"rope_type": rope["rope_type"], "mrope_section": rope["mrope_section"]}
+    return missing
 
 
 def with_one_rope_spelling(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,11 @@
-"""Filling a model from Hugging Face tensors, and giving them back.
+"""Fill a model from Hugging Face tensors, and export them again.
 
     source                    what it is
     SafetensorsFolder(path)   a Hugging Face folder
-    RandomWeights(config, s)  fresh weights from a seed
+    RandomWeights(config, s)  new weights from a seed
 
-`load_weights` fills whatever part of the model this rank holds: its pipeline stage, its experts, its tensor slices.
-Every tensor is built whole, one at a time, and cut. Which tensors make which parameter is said in `weight_table`.
+`load_weights` fills what this rank holds of the model: its pipeline stages, its experts, its tensor slices. Every
+tensor is read whole, one at a time, and sliced. `model.weight_table` says which tensors make which parameter.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
 
 
 class WeightSource(Protocol):
-    """Anything that hands out tensors by their Hugging Face names."""
+    """A source of tensors by their Hugging Face names."""
 
     def names(self) -> list[str]: ...
 
@@ -52,10 +52,15 @@ class WeightSource(Protocol):
 
 @torch.no_grad()
 def load_weights(model_chunks: Sequence[GlmvModel], source: WeightSource) -> None:
-    """Fill every parameter and expert bias that this rank holds of a model, in one chunk or several, from `source`.
+    """Fill every parameter and expert bias that this rank holds of a model.
 
-    Values are cast to the dtype of the parameter they go to; the experts' biases stay float32. Raises WeightsError
-    unless the source holds exactly the model's tensors with the right shapes, and everything on this rank is filled.
+    Args:
+        model_chunks: What this rank holds, one chunk per virtual pipeline stage.
+        source: The weights. Values are cast to the dtype of their parameter; expert biases stay float32.
+
+    Raises:
+        WeightsError: the source does not hold exactly the model's tensors with the right shapes, a value is not
+            finite, or the model and the table of weights differ.
     """
     config = model_chunks[0].glmv_config
     check_names_and_shapes(source, hf_shapes(config))
@@ -71,12 +76,16 @@ def load_weights(model_chunks: Sequence[GlmvModel], source: WeightSource) -> Non
         whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
         local.copy_(this_ranks_slice(whole, local, name, weight.transform.stacked))
         filled.add(name)
-    if _holds_whole_model() and (homeless := [weight.name for weight in table.values() if weight.name not in filled]):
-        raise WeightsError(f"the model has no place for {some(homeless)}")
+    if _holds_whole_model() and (absent := [weight.name for weight in table.values() if weight.name not in filled]):
+        raise WeightsError(f"the model lacks {some(absent)}, which the weights hold")
 
 
 def check_names_and_shapes(source: WeightSource, expected: dict[str, tuple[int, ...]]) -> None:
-    """Raise WeightsError unless `source` holds exactly the tensors of `expected`. Reads no values."""
+    """Check that `source` holds exactly the tensors of `expected`, without reading their values.
+
+    Raises:
+        WeightsError: names are missing or unknown, or shapes differ.
+    """
     names = set(source.names())
     problems = []
     if missing := [name for name in expected if name not in names]:
@@ -94,7 +103,7 @@ def check_names_and_shapes(source: WeightSource, expected: dict[str, tuple[int, 
 
 
 def local_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """What this rank holds of the model: canonical names, and the parameters and expert biases themselves."""
+    """Yield the parameters and expert biases that this rank holds, with their canonical names."""
     for name, parameter in model.named_parameters():
         yield canonical_name(model, name), parameter.data
     for name, buffer in model.named_buffers():
@@ -108,8 +117,10 @@ GROUPED_EXPERT = re.compile(r"(\.mlp\.experts)\.(linear_fc[12])\.weight(\d+)$")
 
 
 def canonical_name(model: nn.Module, name: str) -> str:
-    """The name of a local parameter in the whole model: layers and experts counted over all ranks, and spelled as in
-    the torch backend whichever the backend is."""
+    """Return the name of a local parameter in the whole model.
+
+    Layers and experts are counted over all ranks, and names are those of the torch backend, whatever the backend.
+    """
     canonical = GROUPED_EXPERT.sub(r"\1.local_experts.\3.\2.weight", name)
     for fused, alone in FUSED_NORMS.items():
         canonical = canonical.replace(fused, alone)
@@ -124,10 +135,19 @@ def canonical_name(model: nn.Module, name: str) -> str:
 
 
 def this_ranks_slice(whole: Tensor, local: Tensor, name: str, stacked: int) -> Tensor:
-    """Cut what tensor parallelism keeps on this rank. What is replicated (norms, the vision tower) comes whole.
+    """Return the part of a tensor that tensor parallelism keeps on this rank.
 
-    Matrices that are stacked in one tensor are cut one by one: rank 1 of 2 keeps the second half of the gate and the
-    second half of the up projection.
+    Replicated tensors (norms, perhaps the vision tower) are returned whole. Matrices that are stacked in one tensor are
+    sliced one by one: rank 1 of 2 keeps the second half of the gate and the second half of the up projection.
+
+    Args:
+        whole: The whole tensor.
+        local: The parameter of this rank, whose shape tells which dimension is split.
+        name: The canonical name.
+        stacked: Number of stacked matrices.
+
+    Raises:
+        WeightsError: the shapes do not fit each other.
     """
     if whole.shape == local.shape:
         return whole
@@ -137,18 +157,18 @@ def this_ranks_slice(whole: Tensor, local: Tensor, name: str, stacked: int) -> T
     else:
         ranks = parallel_state.get_tensor_model_parallel_world_size()
         rank = parallel_state.get_tensor_model_parallel_rank()
-    cut = [dim for dim, (all_, own) in enumerate(zip(whole.shape, local.shape, strict=True)) if all_ != own]
-    if len(cut) != 1 or whole.shape[cut[0]] != ranks * local.shape[cut[0]]:
+    split = [dim for dim, (all_, own) in enumerate(zip(whole.shape, local.shape, strict=True)) if all_ != own]
+    if len(split) != 1 or whole.shape[split[0]] != ranks * local.shape[split[0]]:
         raise WeightsError(
             f"{name} is {list(whole.shape)} in the weights, and {list(local.shape)} on one of {ranks} tensor ranks"
         )
-    (dim,) = cut
+    (dim,) = split
     matrices = whole.chunk(stacked, dim) if dim == 0 else [whole]
     return torch.cat([matrix.chunk(ranks, dim)[rank] for matrix in matrices], dim)
 
 
 def _holds_whole_model() -> bool:
-    """Whether this rank has every layer and every expert (perhaps sliced)."""
+    """Return whether this rank has every layer and every expert, perhaps sliced."""
     return (
         parallel_state.get_pipeline_model_parallel_world_size() == 1
         and parallel_state.get_expert_model_parallel_world_size() == 1
@@ -160,20 +180,21 @@ def _holds_whole_model() -> bool:
 
 @torch.no_grad()
 def export_tensors(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor of the Hugging Face folder, with its name on disk, from a model that one process holds whole.
+    """Yield every tensor of the Hugging Face folder with its name, from a model that one process holds whole.
 
-    Tensors keep the dtype of their parameters; experts' biases are float32. Raises WeightsError if a part is missing.
+    Tensors keep the dtype of their parameters; expert biases are float32.
+
+    Raises:
+        WeightsError: a part of the model is missing or sliced.
     """
     config = model.glmv_config
     held = dict(local_tensors(model))
     size = sizes(config)
     for weight in weights(config):
         if weight.name not in held:
-            raise WeightsError(f"this process does not hold {weight.name}: export from a model held whole")
+            raise WeightsError(f"this process does not hold {weight.name}: export from a whole model")
         parts = weight.transform.to_hf(held[weight.name], size)
         for (name, shape), part in zip(weight.hf.items(), parts, strict=True):
             if tuple(part.shape) != shape:
-                raise WeightsError(
-                    f"{name} came out as {list(part.shape)}, not {list(shape)}: export from whole tensors"
-                )
+                raise WeightsError(f"{name} would be {list(part.shape)}, not {list(shape)}: export from a whole model")
             yield name, part

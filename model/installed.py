@@ -1,8 +1,8 @@
-"""What is installed beside megatron-core, looked at before megatron-core is imported: it takes whatever it finds.
+"""Check what is installed beside megatron-core, before megatron-core imports whatever it finds.
 
-transformer_engine   NVIDIA's fused kernels. Half of an installation takes megatron-core down with it, or, where
-                     only a dependency is missing, is ignored in silence.
-apex                 NVIDIA's older kernels. PyPI has an unrelated package of that name, which megatron-core takes
+transformer_engine   NVIDIA's fused kernels. A partial installation breaks megatron-core, or is silently ignored where
+                     only a dependency is missing. A version outside the tested range may compute something else.
+apex                 NVIDIA's older kernels. PyPI has an unrelated package of that name, which megatron-core would take
                      for it.
 """
 
@@ -10,22 +10,59 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import re
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 
-from model.config import ConfigError
+from model.errors import ConfigError
+
+# Versions of Transformer Engine that the tests have run with: from the first, below the second.
+TESTED_TRANSFORMER_ENGINE = ((2, 9), (2, 12))
 
 
 def has_transformer_engine() -> bool:
+    """Return whether a package of this name can be found, complete or not."""
     return importlib.util.find_spec("transformer_engine") is not None
 
 
+@cache
+def transformer_engine_version() -> str:
+    """Return the installed version, such as "2.11.0", or "unknown" if nothing says it."""
+    try:
+        return metadata.version("transformer_engine")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def check_transformer_engine_version(version: str, allow_untested: bool) -> None:
+    """Check that a version of Transformer Engine is one that the tests have run with.
+
+    Others may be wrong without a message. From 2.13 on, for example, Transformer Engine does not mark the weights of
+    experts as split over tensor ranks, which megatron-core's gradient norm relies on.
+
+    Raises:
+        ConfigError: it is not, and `allow_untested` is false.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    first, end = TESTED_TRANSFORMER_ENGINE
+    if allow_untested or (found and first <= (int(found[1]), int(found[2])) < end):
+        return
+    wanted = f">={first[0]}.{first[1]},<{end[0]}.{end[1]}"
+    raise ConfigError(
+        f"Transformer Engine {version} is not tested with this program (tested: {wanted}); install a tested one, set "
+        "model.backend=torch, or set model.allow_untested_transformer_engine=true and compare the first losses and "
+        "gradient norms of a run with those of model.backend=torch"
+    )
+
+
 def has_fused_weight_gradients() -> bool:
-    """Whether NVIDIA apex was built with the kernel that adds weight gradients into the gradient buffer."""
+    """Return whether NVIDIA apex was built with the kernel that adds weight gradients into the gradient buffer."""
     return importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None
 
 
 def refuse_broken_installations() -> None:
-    """Say what is wrong where megatron-core would fail with another message, or with none.
+    """Check for installations with which megatron-core would fail with a misleading message, or with none.
 
     Raises:
         ConfigError: Transformer Engine is installed and cannot be imported, or the `apex` found is not NVIDIA's.
@@ -46,5 +83,5 @@ def refuse_broken_installations() -> None:
     ):
         raise ConfigError(
             f"the package apex at {apex.origin} is not NVIDIA's (PyPI's package of that name is an unrelated one), and "
-            "megatron-core would take it for that; pip uninstall apex"
+            "megatron-core would take it for NVIDIA's; pip uninstall apex"
         )

@@ -1,7 +1,7 @@
-"""Random initialisation as a source of weights: the same numbers at every layout.
+"""Random initialisation as a source of weights, with the same values at every layout.
 
-A tensor is a function of the seed and its Hugging Face name, so a model started on one process and one started on a
-thousand ranks are the same model.
+A tensor is a function of the seed and its Hugging Face name, so that one process and a thousand ranks start from the
+same model.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from model.weight_table import hf_shapes
 
 
 class RandomWeights:
-    """Fresh weights under Hugging Face names, in float32.
+    """New weights by Hugging Face names, in float32.
 
-    Matrices, convolutions and tables are normal(0, initializer_range); the weights of norms are 1; biases, the
-    routers' among them, are 0 (as transformers' `_init_weights`).
+    As in transformers' `_init_weights`, matrices, convolutions and tables are normal(0, initializer_range), weights of
+    norms are 1, and biases are 0, those of the routers included.
     """
 
     def __init__(self, config: GlmvConfig, seed: int) -> None:
@@ -28,14 +28,15 @@ class RandomWeights:
         self._shapes = hf_shapes(config)
 
     def names(self) -> list[str]:
-        """Names of all tensors."""
+        """Return the names of all tensors."""
         return list(self._shapes)
 
     def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor."""
         return self._shapes[name]
 
     def tensor(self, name: str) -> Tensor:
-        """Draw one tensor; asking again gives the same one."""
+        """Return one tensor, the same at every call."""
         shape = self._shapes[name]
         if name.endswith("bias"):
             return torch.zeros(shape)

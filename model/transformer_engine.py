@@ -1,8 +1,8 @@
 """The Transformer Engine backend: NVIDIA's fused kernels in the leaf modules. Imported only where they are installed.
 
-megatron-core's own provider hands out its modules: norm and linear layer in one before attention and gated MLPs, norms
-elsewhere, one matrix product for all experts of a rank. Ours adds a core attention that takes segments as this model
-describes them.
+megatron-core's own provider supplies its modules: norm and linear layer fused before attention and gated MLPs, single
+norms elsewhere, one matrix product for all experts of a rank. This backend adds a core attention that takes segments as
+this model describes them.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from megatron.core.extensions.transformer_engine_spec_provider import TESpecProv
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
-from model.installed import has_fused_weight_gradients
+from model.installed import has_fused_weight_gradients, transformer_engine_version
 
-# TransformerConfig fields that turn fused kernels on. Not among them: rotary embedding, whose kernel for packed
-# segments knows positions along one axis only.
+# TransformerConfig fields that turn fused kernels on. The kernel for rotary embedding of packed segments is not used,
+# because its positions have one axis only.
 FUSED_KERNELS: dict[str, Any] = {
-    "bias_activation_fusion": True,  # SwiGLU, and in experts its product with the router's probability
+    "bias_activation_fusion": True,  # SwiGLU, and in experts its multiplication by the router's probability
     "bias_dropout_fusion": True,
     "gradient_accumulation_fusion": has_fused_weight_gradients(),  # the output layer's needs apex; there is no fallback
     "moe_grouped_gemm": True,
@@ -30,7 +30,7 @@ FUSED_KERNELS: dict[str, Any] = {
 class TransformerEngineSpecProvider(TESpecProvider):
     """megatron-core's provider with the core attention below."""
 
-    description = "transformer_engine (fused norms, linear layers, attention and experts)"
+    description = f"transformer_engine {transformer_engine_version()} (fused norms, linear layers, attention, experts)"
     config_fields = FUSED_KERNELS
 
     def core_attention(self) -> type:
@@ -38,12 +38,11 @@ class TransformerEngineSpecProvider(TESpecProvider):
 
 
 class SegmentDotProductAttention(TEDotProductAttention):
-    """megatron-core's module for Transformer Engine's attention, given the segments as its kernels want them: their
-    boundaries on the device, and whole, the padding at their end included, which no useful token of a causal segment
-    sees. The torch backend does the same.
+    """megatron-core's module for Transformer Engine's attention, with segments in the form that its kernels need.
 
-    Told of padding between segments, Transformer Engine would rule FlashAttention out, and wait for the device in every
-    layer to compare one list of boundaries with the other.
+    Their boundaries are on the device and include the padding at the end of each segment, which no useful token of a
+    causal segment attends to. The torch backend does the same. If padding between segments were passed on, Transformer
+    Engine would exclude FlashAttention, and wait for the device in every layer to compare two lists of boundaries.
     """
 
     def forward(
@@ -57,15 +56,17 @@ class SegmentDotProductAttention(TEDotProductAttention):
         packed_seq_params: PackedSeqParams | None = None,
         num_splits: int | None = None,
     ) -> Tensor:
-        """As `model.attention.SegmentAttention.forward`; [tokens, heads * head_dim]."""
+        """Attend within segments, as `model.attention.SegmentAttention.forward`; return [tokens, heads * head_dim]."""
         assert packed_seq_params is not None, "the model always packs"
         segments = on_device(packed_seq_params, query.device)
         return super().forward(query, key, value, attention_mask, attn_mask_type, attention_bias, segments, num_splits)
 
 
 def on_device(segments: PackedSeqParams, device: Any) -> PackedSeqParams:
-    """Segments whose boundaries, padding included, are on the device. The model keeps them in main memory, where rotary
-    embedding reads them; the copy is made by the first layer of a micro-batch and kept with the original.
+    """Return the segments with their boundaries, padding included, on the device.
+
+    The model keeps them in main memory, where rotary embedding reads them. The first layer of a micro-batch makes the
+    copy, which is kept with the original.
     """
     if not hasattr(segments, "_on_device"):
         boundaries = segments.cu_seqlens_q if segments.cu_seqlens_q_padded is None else segments.cu_seqlens_q_padded

@@ -1,52 +1,48 @@
-"""Weight names as a TABLE: what each parameter is called here and on disk in a Hugging Face folder.
+"""The table of weight names: what each parameter is called in this model and in a Hugging Face folder.
 
-A row says: our name | how the tensors on disk become ours | (name on disk, its shape), ... . Import, export, the
+A row has the parameter's name here, the transform, and pairs of a name in the folder and its shape. Import, export, the
 check of names and shapes, and random initialisation all read these rows; nothing else knows a Hugging Face name.
 
 `{L}` is a layer and `{E}` an expert, both counted over the whole model. A shape is written in the named sizes of
-`sizes(config)`. Rows carry tensors over as they are (COPY) but for these transpositions:
+`sizes(config)`. Most rows copy (COPY); the other transforms are:
 
-QKV         query, key and value of one layer become one matrix whose rows are stored per key-value group, as
-            megatron-core splits it over tensor ranks: with 4 queries on 2 groups q0 q1 k0 v0 | q2 q3 k1 v1, where each
-            symbol stands for head_dim rows. Biases likewise.
+QKV         query, key and value of a layer become one matrix. Its rows are stored per key-value group, as megatron-core
+            splits it over tensor ranks: 4 queries on 2 groups give q0 q1 k0 v0 | q2 q3 k1 v1, where each symbol stands
+            for head_dim rows. Biases likewise.
 GATE_UP     the gate and the up projection are stacked, gate first. A tensor rank takes its share of EACH half.
-FUSED_UP    the same matrix, already stacked on disk (GLM-4.1V's decoder).
-VISION_QKV  the vision tower's fused matrix is [q, k, v][head][head_dim] on disk and [head][q, k, v][head_dim] here:
-            QKV with one query a group.
+FUSED_UP    the same matrix, which is already stacked in the folder (GLM-4.1V's decoder).
+VISION_QKV  the vision tower's fused matrix is [q, k, v][head][head_dim] in the folder and [head][q, k, v][head_dim]
+            here: QKV with one query per group.
 
-Shapes and names are those of the published checkpoints, which are also what `save_pretrained` of transformers'
-`Glm4vMoeForConditionalGeneration` and `Glm4vForConditionalGeneration` writes: one tensor per expert, although
-transformers keeps them fused in memory.
+Shapes and names are those of the published checkpoints, and of `save_pretrained` of transformers'
+`Glm4vMoeForConditionalGeneration` and `Glm4vForConditionalGeneration`: one tensor per expert, although transformers
+keeps them fused in memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 import torch
 from torch import Tensor
 
 from model.config import GlmvConfig
 
-# --- how tensors on disk become ours, and back ------------------------------------------------------------------------
+# --- transforms -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Both directions between the tensors on disk and our one. Both see whole tensors, never a rank's slice.
+    """Both directions between the tensors of a folder and one parameter, on whole tensors, never a rank's slice."""
 
-    `stacked` says how many matrices lie above each other in our tensor that tensor parallelism splits one by one.
-    """
-
-    to_megatron: Callable[[Sequence[Tensor], Mapping[str, int]], Tensor]
-    to_hf: Callable[[Tensor, Mapping[str, int]], Sequence[Tensor]]
-    stacked: int = 1
+    to_megatron: Callable[[Sequence[Tensor], Mapping[str, int]], Tensor]  # (tensors of the folder, sizes) -> parameter
+    to_hf: Callable[[Tensor, Mapping[str, int]], Sequence[Tensor]]  # (parameter, sizes) -> tensors of the folder
+    stacked: int = 1  # matrices above each other in the parameter, which tensor parallelism splits one by one
 
 
 def _join_qkv(parts: Sequence[Tensor], size: Mapping[str, int]) -> Tensor:
-    """q [heads*dim, ...], k and v [groups*dim, ...] -> [groups * (q...q k v), ...]"""
+    """Join q [heads*dim, ...], k and v [groups*dim, ...] to [groups * (q...q k v), ...]."""
     return torch.cat([part.unflatten(0, (size["groups"], -1)) for part in parts], dim=1).flatten(0, 1)
 
 
@@ -56,7 +52,7 @@ def _split_qkv(joined: Tensor, size: Mapping[str, int]) -> Sequence[Tensor]:
 
 
 def _heads_first(parts: Sequence[Tensor], size: Mapping[str, int]) -> Tensor:
-    """[3 * heads * dim, width] -> [heads * 3 * dim, width]"""
+    """Reorder [3 * heads * dim, width] to [heads * 3 * dim, width]."""
     return parts[0].unflatten(0, (3, size["vision_heads"], -1)).transpose(0, 1).flatten(0, 2)
 
 
@@ -64,10 +60,10 @@ def _heads_last(joined: Tensor, size: Mapping[str, int]) -> Sequence[Tensor]:
     return [joined.unflatten(0, (size["vision_heads"], 3, -1)).transpose(0, 1).flatten(0, 2)]
 
 
-COPY = Transform(lambda parts, size: parts[0], lambda ours, size: [ours])
+COPY = Transform(lambda parts, size: parts[0], lambda joined, size: [joined])
 QKV = Transform(_join_qkv, _split_qkv)
-GATE_UP = Transform(lambda parts, size: torch.cat(list(parts)), lambda ours, size: ours.chunk(2), stacked=2)
-FUSED_UP = Transform(lambda parts, size: parts[0], lambda ours, size: [ours], stacked=2)
+GATE_UP = Transform(lambda parts, size: torch.cat(list(parts)), lambda joined, size: joined.chunk(2), stacked=2)
+FUSED_UP = Transform(lambda parts, size: parts[0], lambda joined, size: [joined], stacked=2)
 VISION_QKV = Transform(_heads_first, _heads_last)
 
 
@@ -76,19 +72,20 @@ VISION_QKV = Transform(_heads_first, _heads_last)
 
 @dataclass(frozen=True)
 class Row:
-    """One pattern of the table; `hf` holds pairs of a name on disk and its shape in named sizes."""
+    """One row of the table, with placeholders for layer and expert."""
 
-    name: str
+    name: str  # of the parameter in this model
     transform: Transform
-    hf: tuple[tuple[str, str], ...]
+    hf: tuple[tuple[str, str], ...]  # names in the folder, and their shapes in named sizes
 
 
 def row(name: str, transform: Transform, *hf: tuple[str, str]) -> Row:
+    """Return a row, with its tensors of the folder as arguments."""
     return Row(name, transform, hf)
 
 
 def sizes(config: GlmvConfig) -> dict[str, int]:
-    """The named sizes that the table's shapes and transforms use."""
+    """Return the named sizes that shapes and transforms of the table use."""
     text, vision = config.decoder, config.vision
     return {
         "vocab": text.vocab_size,
@@ -118,23 +115,32 @@ def sizes(config: GlmvConfig) -> dict[str, int]:
 L, T = "language_model.decoder.layers.{L}.", "model.language_model.layers.{L}."
 
 EMBEDDING = (
-    row("language_model.embedding.word_embeddings.weight", COPY,
-        ("model.language_model.embed_tokens.weight", "vocab hidden")),
-)  # fmt: skip
+    row(
+        "language_model.embedding.word_embeddings.weight",
+        COPY,
+        ("model.language_model.embed_tokens.weight", "vocab hidden"),
+    ),
+)
 
 ATTENTION = (
     row(L + "input_layernorm.weight", COPY, (T + "input_layernorm.weight", "hidden")),
-    row(L + "self_attention.linear_qkv.weight", QKV,
+    row(
+        L + "self_attention.linear_qkv.weight",
+        QKV,
         (T + "self_attn.q_proj.weight", "q hidden"),
         (T + "self_attn.k_proj.weight", "kv hidden"),
-        (T + "self_attn.v_proj.weight", "kv hidden")),
-    row(L + "self_attention.linear_qkv.bias", QKV,
+        (T + "self_attn.v_proj.weight", "kv hidden"),
+    ),
+    row(
+        L + "self_attention.linear_qkv.bias",
+        QKV,
         (T + "self_attn.q_proj.bias", "q"),
         (T + "self_attn.k_proj.bias", "kv"),
-        (T + "self_attn.v_proj.bias", "kv")),
+        (T + "self_attn.v_proj.bias", "kv"),
+    ),
     row(L + "self_attention.linear_proj.weight", COPY, (T + "self_attn.o_proj.weight", "hidden q")),
     row(L + "pre_mlp_layernorm.weight", COPY, (T + "post_attention_layernorm.weight", "hidden")),
-)  # fmt: skip
+)
 
 # GLM-4.1V norms after each sub-layer too. "post_attention_layernorm" above is, in both models, the norm BEFORE the MLP.
 SANDWICH_NORMS = (
@@ -148,29 +154,40 @@ FUSED_MLP = (
 )
 
 DENSE_MLP = (
-    row(L + "mlp.linear_fc1.weight", GATE_UP,
+    row(
+        L + "mlp.linear_fc1.weight",
+        GATE_UP,
         (T + "mlp.gate_proj.weight", "ffn hidden"),
-        (T + "mlp.up_proj.weight", "ffn hidden")),
+        (T + "mlp.up_proj.weight", "ffn hidden"),
+    ),
     row(L + "mlp.linear_fc2.weight", COPY, (T + "mlp.down_proj.weight", "hidden ffn")),
-)  # fmt: skip
+)
 
 MOE_MLP = (
     row(L + "mlp.router.weight", COPY, (T + "mlp.gate.weight", "experts hidden")),
     row(L + "mlp.router.expert_bias", COPY, (T + "mlp.gate.e_score_correction_bias", "experts")),
-    row(L + "mlp.shared_experts.linear_fc1.weight", GATE_UP,
+    row(
+        L + "mlp.shared_experts.linear_fc1.weight",
+        GATE_UP,
         (T + "mlp.shared_experts.gate_proj.weight", "shared hidden"),
-        (T + "mlp.shared_experts.up_proj.weight", "shared hidden")),
-    row(L + "mlp.shared_experts.linear_fc2.weight", COPY,
-        (T + "mlp.shared_experts.down_proj.weight", "hidden shared")),
-)  # fmt: skip
+        (T + "mlp.shared_experts.up_proj.weight", "shared hidden"),
+    ),
+    row(L + "mlp.shared_experts.linear_fc2.weight", COPY, (T + "mlp.shared_experts.down_proj.weight", "hidden shared")),
+)
 
 EXPERT = (
-    row(L + "mlp.experts.local_experts.{E}.linear_fc1.weight", GATE_UP,
+    row(
+        L + "mlp.experts.local_experts.{E}.linear_fc1.weight",
+        GATE_UP,
         (T + "mlp.experts.{E}.gate_proj.weight", "expert hidden"),
-        (T + "mlp.experts.{E}.up_proj.weight", "expert hidden")),
-    row(L + "mlp.experts.local_experts.{E}.linear_fc2.weight", COPY,
-        (T + "mlp.experts.{E}.down_proj.weight", "hidden expert")),
-)  # fmt: skip
+        (T + "mlp.experts.{E}.up_proj.weight", "expert hidden"),
+    ),
+    row(
+        L + "mlp.experts.local_experts.{E}.linear_fc2.weight",
+        COPY,
+        (T + "mlp.experts.{E}.down_proj.weight", "hidden expert"),
+    ),
+)
 
 HEAD = (
     row("language_model.decoder.final_layernorm.weight", COPY, ("model.language_model.norm.weight", "hidden")),
@@ -178,13 +195,19 @@ HEAD = (
 )
 
 TOWER_START = (
-    row("vision_model.patch_embed.weight", COPY,
-        ("model.visual.patch_embed.proj.weight", "width rgb frames patch patch")),
+    row(
+        "vision_model.patch_embed.weight",
+        COPY,
+        ("model.visual.patch_embed.proj.weight", "width rgb frames patch patch"),
+    ),
     row("vision_model.patch_embed.bias", COPY, ("model.visual.patch_embed.proj.bias", "width")),
     row("vision_model.post_conv_layernorm.weight", COPY, ("model.visual.post_conv_layernorm.weight", "width")),
-    row("vision_model.position_embedding.weight", COPY,
-        ("model.visual.embeddings.position_embedding.weight", "positions width")),
-)  # fmt: skip
+    row(
+        "vision_model.position_embedding.weight",
+        COPY,
+        ("model.visual.embeddings.position_embedding.weight", "positions width"),
+    ),
+)
 
 B, V = "vision_model.blocks.layers.{L}.", "model.visual.blocks.{L}."
 
@@ -193,11 +216,14 @@ VISION_BLOCK = (
     row(B + "self_attention.linear_qkv.weight", VISION_QKV, (V + "attn.qkv.weight", "3width width")),
     row(B + "self_attention.linear_proj.weight", COPY, (V + "attn.proj.weight", "width width")),
     row(B + "pre_mlp_layernorm.weight", COPY, (V + "norm2.weight", "width")),
-    row(B + "mlp.linear_fc1.weight", GATE_UP,
+    row(
+        B + "mlp.linear_fc1.weight",
+        GATE_UP,
         (V + "mlp.gate_proj.weight", "block width"),
-        (V + "mlp.up_proj.weight", "block width")),
+        (V + "mlp.up_proj.weight", "block width"),
+    ),
     row(B + "mlp.linear_fc2.weight", COPY, (V + "mlp.down_proj.weight", "width block")),
-)  # fmt: skip
+)
 
 TOWER_END = (
     row("vision_model.blocks.final_layernorm.weight", COPY, ("model.visual.post_layernorm.weight", "width")),
@@ -209,59 +235,55 @@ ADAPTER = (
     row("adapter.proj.weight", COPY, ("model.visual.merger.proj.weight", "out out")),
     row("adapter.norm.weight", COPY, ("model.visual.merger.post_projection_norm.weight", "out")),
     row("adapter.norm.bias", COPY, ("model.visual.merger.post_projection_norm.bias", "out")),
-    row("adapter.mlp.linear_fc1.weight", GATE_UP,
+    row(
+        "adapter.mlp.linear_fc1.weight",
+        GATE_UP,
         ("model.visual.merger.gate_proj.weight", "merger out"),
-        ("model.visual.merger.up_proj.weight", "merger out")),
+        ("model.visual.merger.up_proj.weight", "merger out"),
+    ),
     row("adapter.mlp.linear_fc2.weight", COPY, ("model.visual.merger.down_proj.weight", "out merger")),
-)  # fmt: skip
+)
 
 
-# --- the table, spelled out for one model -----------------------------------------------------------------------------
+# --- the table for one model ------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Weight:
-    """A row spelled out: one parameter of the whole model and the tensors on disk that make it."""
+    """One parameter of the whole model and the tensors of the folder that make it: a row without placeholders."""
 
     name: str
     transform: Transform
-    hf: dict[str, tuple[int, ...]]
+    hf: dict[str, tuple[int, ...]]  # names in the folder, and their shapes
 
 
 def weights(config: GlmvConfig) -> Iterator[Weight]:
-    """Every parameter of the whole model, in the order in which an export writes them."""
+    """Yield every parameter of the whole model, in the order in which an export writes them."""
     size = sizes(config)
 
-    def spell(rows: Sequence[Row], **numbers: int) -> Iterator[Weight]:
-        for pattern in rows:
-            on_disk = {
-                name.format(**numbers): tuple(size[word] for word in shape.split()) for name, shape in pattern.hf
-            }
-            yield Weight(pattern.name.format(**numbers), pattern.transform, on_disk)
+    def fill(rows: Sequence[Row], **numbers: int) -> Iterator[Weight]:
+        for each in rows:
+            hf = {name.format(**numbers): tuple(size[word] for word in shape.split()) for name, shape in each.hf}
+            yield Weight(each.name.format(**numbers), each.transform, hf)
 
-    yield from spell(EMBEDDING)
+    yield from fill(EMBEDDING)
     for layer in range(config.decoder.num_hidden_layers):
-        yield from spell(ATTENTION, L=layer)
+        yield from fill(ATTENTION, L=layer)
         if not config.decoder.is_moe:
-            yield from spell(SANDWICH_NORMS + FUSED_MLP, L=layer)
+            yield from fill(SANDWICH_NORMS + FUSED_MLP, L=layer)
         elif not config.decoder.is_moe_layer(layer):
-            yield from spell(DENSE_MLP, L=layer)
+            yield from fill(DENSE_MLP, L=layer)
         else:
-            yield from spell(MOE_MLP, L=layer)
+            yield from fill(MOE_MLP, L=layer)
             for expert in range(config.decoder.n_routed_experts):
-                yield from spell(EXPERT, L=layer, E=expert)
-    yield from spell(HEAD)
-    yield from spell(TOWER_START)
+                yield from fill(EXPERT, L=layer, E=expert)
+    yield from fill(HEAD)
+    yield from fill(TOWER_START)
     for layer in range(config.vision.depth):
-        yield from spell(VISION_BLOCK, L=layer)
-    yield from spell(TOWER_END + ADAPTER)
+        yield from fill(VISION_BLOCK, L=layer)
+    yield from fill(TOWER_END + ADAPTER)
 
 
 def hf_shapes(config: GlmvConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that the model's Hugging Face folder holds."""
+    """Return name and shape of every tensor in the model's Hugging Face folder."""
     return {name: shape for weight in weights(config) for name, shape in weight.hf.items()}
-
-
-def hf_num_values(config: GlmvConfig) -> int:
-    """How many numbers the model's Hugging Face folder holds: its parameters and the routers' expert biases."""
-    return sum(prod(shape) for shape in hf_shapes(config).values())

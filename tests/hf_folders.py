@@ -1,4 +1,4 @@
-"""Complete Hugging Face folders of tiny models, written by transformers: the independent truth of conversion tests."""
+"""Complete Hugging Face folders of tiny models, written by transformers: the reference of conversion tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIANTS = ("glm4v_moe", "glm4v")
 
 
 def save_weights(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """Weights and config.json as `save_pretrained` writes them."""
+    """Write weights and config.json with transformers' `save_pretrained`."""
     model: Any = transformers_model(small_config(variant), seed).to(dtype)
     for name, buffer in model.named_buffers():
         if name.endswith("e_score_correction_bias"):
@@ -26,7 +26,7 @@ def save_weights(variant: str, folder: Path, *, dtype: torch.dtype = torch.float
 
 
 def save_whole_folder(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
-    """The same with a tokenizer, its chat template and the preprocessors' configurations."""
+    """Write weights, config.json, a tokenizer with its chat template, and the processor files."""
     save_weights(variant, folder, dtype=dtype, seed=seed)
     train_tokenizer(["What is in this image? A cat on a mat.", "0123456789"] * 8, folder)
     for name, kind, tokens in (

@@ -1,4 +1,4 @@
-"""The loss of a checkpoint on given packs, through the production model, without training."""
+"""Compute the loss of a checkpoint on given packs with the training model, without training."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from training.step import domain_masks, forward
 
 
 def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:
-    """Mean cross-entropy over the tokens that carry loss, in float32 and one process.
+    """Return the mean cross-entropy over the tokens that carry loss, in float32 and one process.
 
     Args:
-        checkpoint: a step folder, or a run's folder, whose newest checkpoint is taken.
-        packs: what to evaluate on; of any length each.
+        checkpoint: Step folder, or a run's folder for its newest step.
+        packs: Packs to evaluate on, each of any length.
 
     Returns:
         `loss`, and `loss/DOMAIN` for every domain present.
 
     Raises:
-        CheckpointError: the folder is no checkpoint, or does not load.
+        CheckpointError: the folder is no checkpoint, is damaged, or does not load.
     """
     checkpoint = find_checkpoint(checkpoint)
     sums = torch.zeros(len(DOMAINS), 2, dtype=torch.float64)
@@ -35,9 +35,9 @@ def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:
         model = build_whole_model(GlmvConfig.from_hf(checkpoint / HF_FILES)).eval()
         load_checkpoint(checkpoint, [model])
         for pack in packs:
-            of_domain = (domain_masks(pack) * pack.loss_mask).double()
+            masks = (domain_masks(pack) * pack.loss_mask).double()
             losses = forward(model, pack).cpu().double()
-            sums += torch.stack([of_domain @ losses, of_domain.sum(1)], dim=1)
+            sums += torch.stack([masks @ losses, masks.sum(1)], dim=1)
     losses_and_counts = dict(zip(DOMAINS, sums.tolist(), strict=True))
     total, count = sums.sum(0).tolist()
     return {"loss": total / count, **{f"loss/{d}": s / n for d, (s, n) in losses_and_counts.items() if n}}

@@ -1,5 +1,4 @@
-"""The choice of a backend without Transformer Engine (tests/te has the rest), and packages that megatron-core takes for
-others."""
+"""Backends without Transformer Engine (tests/te has the rest), and packages that megatron-core mistakes for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a checkpoint that a user brings may do: be read, or be refused with a reason. Nothing else."""
+"""Checkpoints that a user brings are loaded, or refused with a reason; folders of checkpoints are kept in order."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from model.checkpoint import (
     load_checkpoint,
     mark_latest,
     read_train_state,
-    refuse_foreign_classes,
     remove_old,
     save_checkpoint,
 )
+from model.checkpoint_metadata import check_metadata
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 
+ONE_VARIANT = pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
+
 
 @pytest.fixture
 def saved(build: Callable[..., GlmvModel], tmp_path: Path) -> tuple[GlmvModel, Path]:
+    """A model, and a checkpoint of it without a manifest, so that tests can change its files."""
     model = build()
     path = tmp_path / "step_0000001"
     save_checkpoint(path, [model], hf_files=lambda folder: None)
+    (path / "manifest.json").unlink()
     return model, path
 
 
-def test_weights_come_back_bit_for_bit(saved: tuple[GlmvModel, Path], build: Callable[..., GlmvModel]) -> None:
+def test_weights_are_loaded_bit_for_bit(saved: tuple[GlmvModel, Path], build: Callable[..., GlmvModel]) -> None:
     model, path = saved
     other = build()
     with torch.no_grad():
@@ -48,6 +52,24 @@ def test_weights_come_back_bit_for_bit(saved: tuple[GlmvModel, Path], build: Cal
             assert torch.equal(value, expected[name]), name
 
 
+@ONE_VARIANT
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_weights_that_are_not_finite_are_named(
+    hf_folder: object, build: Callable[..., GlmvModel], tmp_path: Path, value: float
+) -> None:
+    model = build()
+    with torch.no_grad():
+        model.adapter.proj.weight[3, 4] = value
+    save_checkpoint(tmp_path / "step_0000001", [model], hf_files=lambda folder: None)
+    with pytest.raises(
+        CheckpointError, match=r"step_0000001 has values that are not finite .* in adapter\.proj\.weight;"
+    ):
+        load_checkpoint(tmp_path / "step_0000001", [build()])
+
+
+# --- unsafe and damaged metadata --------------------------------------------------------------------------------------
+
+
 class Foreign:
     """What an attacker would put into the file that megatron-core unpickles."""
 
@@ -58,8 +80,8 @@ class Foreign:
         return os.system, (f"touch {self.marker}",)
 
 
-@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
-def test_a_foreign_class_in_the_metadata_is_refused_unread(
+@ONE_VARIANT
+def test_foreign_class_in_metadata_is_refused_before_it_runs(
     hf_folder: object, saved: tuple[GlmvModel, Path], tmp_path: Path
 ) -> None:
     model, path = saved
@@ -74,30 +96,32 @@ def test_a_foreign_class_in_the_metadata_is_refused_unread(
 HOSTILE_NAMES = [
     ("torch.distributed.checkpoint.metadata", "os.system"),  # a dotted name leads out of its module
     ("torch.distributed.checkpoint.planner", "operator.attrgetter"),
-    ("torch.distributed.checkpoint.planner", "io"),  # what a module has imported
+    ("torch.distributed.checkpoint.planner", "io"),  # something that the module has imported
     ("torch", "hub.load"),
     ("builtins", "eval"),
 ]
 
 
 @pytest.mark.parametrize(("module", "name"), HOSTILE_NAMES)
-def test_names_that_lead_elsewhere_are_refused(tmp_path: Path, module: str, name: str) -> None:
-    """Written by hand: PROTO 4, two strings, STACK_GLOBAL, STOP."""
+def test_names_outside_the_allowed_classes_are_refused(tmp_path: Path, module: str, name: str) -> None:
+    """The pickle is written by hand: PROTO 4, two strings, STACK_GLOBAL, STOP."""
     strings = b"".join(b"\x8c" + bytes([len(text)]) + text.encode() for text in (module, name))
     (tmp_path / ".metadata").write_bytes(b"\x80\x04" + strings + b"\x93.")
-    with pytest.raises(CheckpointError, match=rf"names {module}.{name}, which a checkpoint has no use for"):
-        refuse_foreign_classes(tmp_path)
+    with pytest.raises(CheckpointError, match=rf"names {module}.{name}, which no checkpoint needs"):
+        check_metadata(tmp_path)
 
 
-def test_metadata_of_another_kind_is_damaged(tmp_path: Path) -> None:
+def test_metadata_of_another_type_is_damaged(tmp_path: Path) -> None:
     (tmp_path / ".metadata").write_bytes(pickle.dumps({}))
     with pytest.raises(CheckpointError, match=r"\.metadata is damaged"):
-        refuse_foreign_classes(tmp_path)
+        check_metadata(tmp_path)
 
 
-@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
-def test_an_object_in_place_of_a_tensor_is_refused_unread(hf_folder: object, saved: tuple[GlmvModel, Path]) -> None:
-    """Torch reads what the metadata calls bytes with a full unpickler."""
+@ONE_VARIANT
+def test_object_in_place_of_a_tensor_is_refused_before_it_is_read(
+    hf_folder: object, saved: tuple[GlmvModel, Path]
+) -> None:
+    """Torch would read what the metadata calls bytes with a full unpickler."""
     model, path = saved
     file = path / "state" / ".metadata"
     metadata = pickle.loads(file.read_bytes())
@@ -107,25 +131,27 @@ def test_an_object_in_place_of_a_tensor_is_refused_unread(hf_folder: object, sav
         load_checkpoint(path, [model])
 
 
-@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
-def test_what_is_missing_or_damaged_is_named(hf_folder: object, saved: tuple[GlmvModel, Path], tmp_path: Path) -> None:
+@ONE_VARIANT
+def test_missing_or_damaged_metadata_is_named(hf_folder: object, saved: tuple[GlmvModel, Path], tmp_path: Path) -> None:
     model, path = saved
     metadata = path / "state" / ".metadata"
-    whole = metadata.read_bytes()
-    metadata.write_bytes(whole[: len(whole) // 2])
+    complete = metadata.read_bytes()
+    metadata.write_bytes(complete[: len(complete) // 2])
     with pytest.raises(CheckpointError, match=r"\.metadata is damaged.*use another step"):
         load_checkpoint(path, [model])
     metadata.unlink()
     with pytest.raises(CheckpointError, match=r"is incomplete: .*\.metadata is missing"):
         load_checkpoint(path, [model])
-    with pytest.raises(CheckpointError, match=r"holds weights alone.*model.init_from"):
+    with pytest.raises(CheckpointError, match=r"holds only weights.*model.init_from"):
         read_train_state(path)
     with pytest.raises(CheckpointError, match=r"is no checkpoint"):
         find_checkpoint(tmp_path / "elsewhere")
 
 
-@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
-def test_another_model_is_refused(hf_folder: object, saved: tuple[GlmvModel, Path], single_process: None) -> None:
+@ONE_VARIANT
+def test_checkpoint_of_another_model_is_refused(
+    hf_folder: object, saved: tuple[GlmvModel, Path], single_process: None
+) -> None:
     other = GlmvModel(GlmvConfig.from_preset("tiny_moe"), ParallelConfig())
     with pytest.raises(CheckpointError, match=r"does not load into this model"):
         load_checkpoint(saved[1], [other])
@@ -134,7 +160,7 @@ def test_another_model_is_refused(hf_folder: object, saved: tuple[GlmvModel, Pat
 # --- the folder of checkpoints ----------------------------------------------------------------------------------------
 
 
-def steps(run: Path, *numbers: int) -> list[Path]:
+def make_steps(run: Path, *numbers: int) -> list[Path]:
     folders = [run / "checkpoints" / f"step_{number:07d}" for number in numbers]
     for folder in folders:
         folder.mkdir(parents=True)
@@ -142,17 +168,16 @@ def steps(run: Path, *numbers: int) -> list[Path]:
 
 
 @pytest.mark.fast
-def test_old_steps_go_and_what_an_interrupted_save_left(tmp_path: Path) -> None:
-    folders = steps(tmp_path, 100, 200, 300, 400)
-    (tmp_path / "checkpoints" / ".unfinished_step_0000350").mkdir()
+def test_old_steps_are_removed(tmp_path: Path) -> None:
+    folders = make_steps(tmp_path, 100, 200, 300, 400)
     remove_old(folders[3], keep_last=2)
-    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"step_0000300", "step_0000400"}
+    assert [folder.exists() for folder in folders] == [False, False, True, True]
 
 
 @pytest.mark.fast
-def test_a_run_that_was_set_back_keeps_what_it_has_just_saved(tmp_path: Path) -> None:
-    """The user wrote 500 into `latest`; 600 is saved while 900 and 1000 are still there."""
-    folders = steps(tmp_path, 500, 600, 900, 1000)
+def test_run_that_was_set_back_keeps_the_step_that_it_just_saved(tmp_path: Path) -> None:
+    """The user wrote 500 into `latest`; 600 is saved while 900 and 1000 still exist."""
+    folders = make_steps(tmp_path, 500, 600, 900, 1000)
     mark_latest(folders[1])
     remove_old(folders[1], keep_last=1)
     assert latest_checkpoint(tmp_path) == folders[1]
@@ -161,16 +186,16 @@ def test_a_run_that_was_set_back_keeps_what_it_has_just_saved(tmp_path: Path) ->
 
 @pytest.mark.fast
 @pytest.mark.parametrize("content", ["", "step_", "../elsewhere", "step_0000300"])
-def test_a_torn_or_wrong_marker_is_named(tmp_path: Path, content: str) -> None:
-    steps(tmp_path, 100)
+def test_latest_file_with_a_wrong_name_is_refused(tmp_path: Path, content: str) -> None:
+    make_steps(tmp_path, 100)
     (tmp_path / "checkpoints" / "latest").write_text(content)
-    with pytest.raises(CheckpointError, match=r"latest names .*, which is not there; write the name of an existing"):
+    with pytest.raises(CheckpointError, match=r"latest names .*, which does not exist; write the name of an existing"):
         latest_checkpoint(tmp_path)
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("content", ['{"step": 3', '{"step": 3, "moons": 2}'])
-def test_a_damaged_train_state_is_named(tmp_path: Path, content: str) -> None:
-    (tmp_path / "train_state.json").write_text(content)
+@pytest.mark.parametrize("content", ['{"step": 3', '{"step": 3, "moons": 2}', "[]", "3", "\xff"])
+def test_damaged_train_state_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "train_state.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"train_state.json is damaged .*; use another step"):
         read_train_state(tmp_path)

@@ -1,4 +1,4 @@
-"""Weight names, transpositions and slices, against transformers' own models and folders."""
+"""Weight names, transforms and slices, compared with transformers' models and folders."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.core_model_loading import revert_weight_conversion
 
 from model.config import GlmvConfig
+from model.finite import nonfinite
 from model.glmv import GlmvModel
 from model.hf_weights import (
     RandomWeights,
@@ -32,8 +34,8 @@ from model.hf_weights import (
     local_tensors,
 )
 from model.parallel import ParallelConfig, initialize_model_parallel
-from model.safetensors_folder import SafetensorsWriter, parse_size
-from model.weight_table import GATE_UP, QKV, VISION_QKV, hf_num_values, sizes, weights
+from model.safetensors_folder import SafetensorsWriter
+from model.weight_table import GATE_UP, QKV, VISION_QKV, sizes, weights
 from tests.hf_folders import VARIANTS, save_weights
 from tests.processes import Processes
 from tests.reference import PRESETS, small_config
@@ -43,7 +45,7 @@ EXPERT_BIASES = {"glm45v": 45 * 128, "glm41v_9b": 0}
 
 
 class FakeWeights:
-    """Full-size weights without memory (under FakeTensorMode); remembers what was read."""
+    """Weights of full size without memory, under FakeTensorMode, which record what was read."""
 
     def __init__(self, config: GlmvConfig) -> None:
         self.shapes = hf_shapes(config)
@@ -61,7 +63,7 @@ class FakeWeights:
 
 
 class AlteredWeights:
-    """Another source, but for some tensors (None: taken away)."""
+    """The tensors of a folder with some replaced, or removed (None)."""
 
     def __init__(self, source: SafetensorsFolder, changes: dict[str, Tensor | None]) -> None:
         self.tensors = {name: source.tensor(name) for name in source.names()}
@@ -86,7 +88,7 @@ class AlteredWeights:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("preset", FULL_SIZE)
-def test_names_and_shapes_are_transformers_own_at_full_size(preset: str) -> None:
+def test_names_and_shapes_equal_transformers_at_full_size(preset: str) -> None:
     config = GlmvConfig.from_preset(preset)
     content = config.to_hf()
     with torch.device("meta"):
@@ -95,14 +97,18 @@ def test_names_and_shapes_are_transformers_own_at_full_size(preset: str) -> None
     assert hf_shapes(config) == {name: tuple(tensor.shape) for name, tensor in on_disk.items()}
     tensors, parameters = FULL_SIZE[preset]
     assert len(on_disk) == tensors
-    assert hf_num_values(config) == parameters + EXPERT_BIASES[preset]
+    assert number_of_values(config) == parameters + EXPERT_BIASES[preset]
+
+
+def number_of_values(config: GlmvConfig) -> int:
+    return sum(prod(shape) for shape in hf_shapes(config).values())
 
 
 @pytest.mark.parametrize("preset", FULL_SIZE)
-def test_the_full_size_model_takes_every_tensor_once(
+def test_full_size_model_reads_every_tensor_once(
     preset: str, single_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The tracker of random states compares states, which fake tensors cannot.
+    # The tracker of random states compares states, which is not possible with fake tensors.
     monkeypatch.setattr(CudaRNGStatesTracker, "fork", lambda self, *_: contextlib.nullcontext())
     config = GlmvConfig.from_preset(preset)
     with FakeTensorMode():
@@ -116,7 +122,7 @@ def test_the_full_size_model_takes_every_tensor_once(
 
 @pytest.mark.fast
 @pytest.mark.parametrize("preset", FULL_SIZE)
-def test_no_tensor_stands_in_two_rows(preset: str) -> None:
+def test_no_tensor_is_in_two_rows(preset: str) -> None:
     table = list(weights(GlmvConfig.from_preset(preset)))
     assert len({weight.name for weight in table}) == len(table)
     on_disk = [name for weight in table for name in weight.hf]
@@ -124,8 +130,8 @@ def test_no_tensor_stands_in_two_rows(preset: str) -> None:
 
 
 @pytest.mark.fast
-def test_query_key_value_rows_are_stored_per_group() -> None:
-    """The example of the table's docstring: 4 queries on 2 groups, head_dim 1."""
+def test_qkv_rows_are_stored_per_group() -> None:
+    """The example in the docstring of the table: 4 queries on 2 groups, head_dim 1."""
     size = {"groups": 2, "q": 4, "kv": 2}
     q, k, v = torch.tensor([0, 1, 2, 3]), torch.tensor([10, 11]), torch.tensor([20, 21])
     joined = QKV.to_megatron([q, k, v], size)
@@ -135,12 +141,12 @@ def test_query_key_value_rows_are_stored_per_group() -> None:
 
 @pytest.mark.fast
 def test_vision_rows_are_stored_per_head() -> None:
-    """2 heads of size 1: q0 q1 k0 k1 v0 v1 on disk."""
+    """Two heads of size 1: q0 q1 k0 k1 v0 v1 in the folder."""
     size = {"vision_heads": 2}
     on_disk = torch.tensor([[0.0], [1.0], [10.0], [11.0], [20.0], [21.0]])
-    ours = VISION_QKV.to_megatron([on_disk], size)
-    assert ours.flatten().tolist() == [0, 10, 20, 1, 11, 21]
-    assert torch.equal(VISION_QKV.to_hf(ours, size)[0], on_disk)
+    joined = VISION_QKV.to_megatron([on_disk], size)
+    assert joined.flatten().tolist() == [0, 10, 20, 1, 11, 21]
+    assert torch.equal(VISION_QKV.to_hf(joined, size)[0], on_disk)
 
 
 # --- import and export ------------------------------------------------------------------------------------------------
@@ -148,7 +154,7 @@ def test_vision_rows_are_stored_per_head() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_import_then_export_gives_transformers_tensors_back(
+def test_import_then_export_returns_the_same_tensors(
     variant: str, dtype: torch.dtype, single_process: None, tmp_path: Path
 ) -> None:
     source = SafetensorsFolder(save_weights(variant, tmp_path, dtype=dtype))
@@ -162,8 +168,8 @@ def test_import_then_export_gives_transformers_tensors_back(
 
 
 @pytest.mark.fast
-def test_values_land_where_megatron_reads_them(single_process: None, tmp_path: Path) -> None:
-    """The second query head of group 3, the up projection of an expert, and a vision key, found by hand."""
+def test_values_are_where_megatron_reads_them(single_process: None, tmp_path: Path) -> None:
+    """Positions computed by hand: the second query head of group 3, an expert's up projection, and a vision key."""
     source = SafetensorsFolder(save_weights("glm4v_moe", tmp_path))
     config = GlmvConfig.from_hf(tmp_path)
     model = GlmvModel(config, ParallelConfig())
@@ -184,18 +190,18 @@ def test_values_land_where_megatron_reads_them(single_process: None, tmp_path: P
     assert torch.equal(vision_qkv[(2 * 3 + 1) * dim :][:dim], k_of_head_2)
 
 
-BROKEN_VARIANTS = {
+WRONG_TRANSFORMS = {
     "gate and up swapped": ("GATE_UP", lambda parts, size: torch.cat([parts[1], parts[0]])),
-    "queries, keys and values not interleaved": ("QKV", lambda parts, size: torch.cat(list(parts))),
+    "QKV not grouped": ("QKV", lambda parts, size: torch.cat(list(parts))),
     "vision heads not first": ("VISION_QKV", lambda parts, size: parts[0]),
 }
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("mistake", BROKEN_VARIANTS)
-def test_a_wrong_transposition_is_seen(mistake: str, single_process: None, tmp_path: Path) -> None:
-    """The round trip above has teeth: one direction wrong, and tensors come back different."""
-    name, to_megatron = BROKEN_VARIANTS[mistake]
+@pytest.mark.parametrize("mistake", WRONG_TRANSFORMS)
+def test_wrong_transform_changes_the_tensors(mistake: str, single_process: None, tmp_path: Path) -> None:
+    """The round trip above would notice a mistake in one direction."""
+    name, to_megatron = WRONG_TRANSFORMS[mistake]
     right = {"GATE_UP": GATE_UP, "QKV": QKV, "VISION_QKV": VISION_QKV}[name]
     wrong = dataclasses.replace(right, to_megatron=to_megatron)
     source = SafetensorsFolder(save_weights("glm4v_moe", tmp_path))
@@ -207,7 +213,7 @@ def test_a_wrong_transposition_is_seen(mistake: str, single_process: None, tmp_p
     assert touched
     for weight in touched:
         broken = wrong.to_megatron([source.tensor(part) for part in weight.hf], size)
-        assert broken.shape == held[weight.name].shape  # shapes cannot tell
+        assert broken.shape == held[weight.name].shape  # the check of shapes would not notice
         assert not torch.equal(broken, held[weight.name]), weight.name
 
 
@@ -215,7 +221,7 @@ def test_a_wrong_transposition_is_seen(mistake: str, single_process: None, tmp_p
 
 
 @pytest.mark.fast
-def test_random_weights_depend_on_seed_and_name_alone() -> None:
+def test_random_weights_depend_only_on_seed_and_name() -> None:
     config = GlmvConfig.from_preset("tiny_moe")
     forwards, backwards = RandomWeights(config, seed=3), RandomWeights(config, seed=3)
     first = {name: forwards.tensor(name) for name in forwards.names()}
@@ -228,21 +234,21 @@ def test_random_weights_depend_on_seed_and_name_alone() -> None:
 
 @pytest.mark.fast
 @pytest.mark.parametrize("preset", PRESETS.values())
-def test_random_weights_are_distributed_as_transformers_draws_them(preset: str) -> None:
+def test_random_weights_have_the_distribution_of_transformers(preset: str) -> None:
     config = GlmvConfig.from_preset(preset)
     content = config.to_hf()
     torch.manual_seed(0)
     reference = getattr(transformers, content["architectures"][0])(transformers.AutoConfig.for_model(**content))
-    drawn = revert_weight_conversion(reference, reference.state_dict())
+    expected_tensors = revert_weight_conversion(reference, reference.state_dict())
     source = RandomWeights(config, seed=0)
     for name in source.names():
-        ours, theirs = source.tensor(name), drawn[name]
-        if theirs.dim() == 1:
-            assert torch.equal(ours, theirs), name
+        found, expected = source.tensor(name), expected_tensors[name]
+        if expected.dim() == 1:
+            assert torch.equal(found, expected), name
         else:
-            assert ours.mean().item() == pytest.approx(0.0, abs=4 * 0.02 / ours.numel() ** 0.5)
-            assert ours.std().item() == pytest.approx(0.02, rel=4 / ours.numel() ** 0.5), name
-            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=8 / ours.numel() ** 0.5), name
+            assert found.mean().item() == pytest.approx(0.0, abs=4 * 0.02 / found.numel() ** 0.5)
+            assert found.std().item() == pytest.approx(0.02, rel=4 / found.numel() ** 0.5), name
+            assert found.std().item() == pytest.approx(expected.std().item(), rel=8 / found.numel() ** 0.5), name
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
@@ -260,16 +266,16 @@ def pair() -> Iterator[Processes]:
         yield processes
 
 
-def fill_a_rank(config: GlmvConfig, parallel: ParallelConfig, folder: Path | None) -> dict[str, np.ndarray]:
-    """What a process of that layout holds after loading from a folder, or from a seed."""
+def tensors_of_rank(config: GlmvConfig, parallel: ParallelConfig, folder: Path | None) -> dict[str, np.ndarray]:
+    """Return what one process of a layout holds after loading from a folder, or from a seed."""
     initialize_model_parallel(parallel, seed=0)
     model = GlmvModel(config, parallel)
     load_weights([model], SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
     return {name: tensor.numpy() for name, tensor in local_tensors(model)}
 
 
-def put_together(name: str, whole: Tensor, parts: list[Tensor]) -> Tensor:
-    """Two ranks' slices -> the whole tensor, as megatron-core's linear layers multiply with them."""
+def join_slices(name: str, whole: Tensor, parts: list[Tensor]) -> Tensor:
+    """Join the slices of two ranks as megatron-core's linear layers multiply with them."""
     if parts[0].shape == whole.shape:
         assert torch.equal(parts[0], parts[1])
         return parts[0]
@@ -282,7 +288,7 @@ def put_together(name: str, whole: Tensor, parts: list[Tensor]) -> Tensor:
 
 @pytest.mark.parametrize("source", ["folder", "seed"])
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ranks_together_hold_what_one_process_holds(
+def test_ranks_together_hold_the_tensors_of_one_process(
     layout: str, source: str, pair: Processes, single_process: None, tmp_path: Path
 ) -> None:
     variant, parallel = LAYOUTS[layout]
@@ -291,7 +297,7 @@ def test_ranks_together_hold_what_one_process_holds(
     model = GlmvModel(config, ParallelConfig())
     load_weights([model], SafetensorsFolder(folder) if folder else RandomWeights(config, seed=5))
     whole = dict(local_tensors(model))
-    ranks = pair.run(fill_a_rank, config=config, parallel=parallel, folder=folder)
+    ranks = pair.run(tensors_of_rank, config=config, parallel=parallel, folder=folder)
     split = 0
     for name, tensor in whole.items():
         parts = [torch.from_numpy(held[name]) for held in ranks if name in held]
@@ -299,7 +305,7 @@ def test_ranks_together_hold_what_one_process_holds(
             expert = int(name.split(".local_experts.")[1].split(".")[0])
             assert [name in held for held in ranks] == [expert < 4, expert >= 4]
             parts *= 2
-        assert torch.equal(put_together(name, tensor, parts), tensor), name
+        assert torch.equal(join_slices(name, tensor, parts), tensor), name
         split += parts[0].shape != tensor.shape
     assert set().union(*ranks) == set(whole)
     assert (split > 0) == (parallel.tensor_model_parallel_size == 2)
@@ -328,7 +334,7 @@ MISFITS: dict[str, tuple[dict[str, Tensor | None], str]] = {
 
 @pytest.mark.fast
 @pytest.mark.parametrize("case", MISFITS)
-def test_weights_that_do_not_fit_are_named(case: str, single_process: None, moe_folder: Path) -> None:
+def test_tensors_that_do_not_fit_are_named(case: str, single_process: None, moe_folder: Path) -> None:
     changes, message = MISFITS[case]
     model = GlmvModel(GlmvConfig.from_hf(moe_folder), ParallelConfig())
     with pytest.raises(WeightsError, match=message):
@@ -336,18 +342,18 @@ def test_weights_that_do_not_fit_are_named(case: str, single_process: None, moe_
 
 
 @pytest.mark.fast
-def test_a_model_without_a_part_is_refused(single_process: None) -> None:
+def test_model_without_a_part_is_refused(single_process: None) -> None:
     config = GlmvConfig.from_preset("tiny_moe")
     model = GlmvModel(config, ParallelConfig())
     del model.adapter
-    with pytest.raises(WeightsError, match=r"has no place for adapter.proj.weight"):
+    with pytest.raises(WeightsError, match=r"the model lacks adapter.proj.weight"):
         load_weights([model], RandomWeights(config, 0))
     with pytest.raises(WeightsError, match=r"does not hold adapter.proj.weight"):
         list(export_tensors(model))
 
 
 @pytest.mark.fast
-def test_a_parameter_without_a_row_is_refused(single_process: None) -> None:
+def test_parameter_without_a_row_is_refused(single_process: None) -> None:
     config = GlmvConfig.from_preset("tiny_dense")
     model = GlmvModel(config, ParallelConfig())
     model.adapter.extra = torch.nn.Parameter(torch.zeros(1))
@@ -368,21 +374,21 @@ def sharded_copy(source: Path, folder: Path, max_shard_bytes: int = 1_000_000) -
 
 
 @pytest.mark.fast
-def test_shards_and_their_index_are_as_transformers_writes_them(moe_folder: Path, tmp_path: Path) -> None:
-    ours = sharded_copy(moe_folder, tmp_path / "ours")
-    shutil.copy(moe_folder / "config.json", ours)
-    shards = sorted(path.name for path in ours.glob("*.safetensors"))
+def test_shards_and_index_equal_those_of_transformers(moe_folder: Path, tmp_path: Path) -> None:
+    folder = sharded_copy(moe_folder, tmp_path / "sharded")
+    shutil.copy(moe_folder / "config.json", folder)
+    shards = sorted(path.name for path in folder.glob("*.safetensors"))
     assert len(shards) > 5
     assert shards[0] == f"model-00001-of-{len(shards):05d}.safetensors"
-    assert all((ours / shard).stat().st_size < 1_100_000 for shard in shards)
-    assert not list(ours.glob("*.tmp")) + list(ours.glob(".*"))
-    index = json.loads((ours / "model.safetensors.index.json").read_text())
-    assert index["metadata"]["total_size"] == 4 * hf_num_values(GlmvConfig.from_hf(moe_folder))
-    with safe_open(ours / shards[0], framework="pt") as shard:
+    assert all((folder / shard).stat().st_size < 1_100_000 for shard in shards)
+    assert not list(folder.glob("*.tmp")) + list(folder.glob(".*"))
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == 4 * number_of_values(GlmvConfig.from_hf(moe_folder))
+    with safe_open(folder / shards[0], framework="pt") as shard:
         assert shard.metadata() == {"format": "pt"}
-    whole, reread = SafetensorsFolder(moe_folder), SafetensorsFolder(ours)
+    whole, reread = SafetensorsFolder(moe_folder), SafetensorsFolder(folder)
     assert sorted(whole.names()) == sorted(reread.names())
-    loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(ours, output_loading_info=True)
+    loaded, report = transformers.AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
     assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert torch.equal(loaded.lm_head.weight, whole.tensor("lm_head.weight"))
 
@@ -391,7 +397,7 @@ def remove_shard(folder: Path) -> None:
     sorted(folder.glob("*.safetensors"))[2].unlink()
 
 
-def cut_shard(folder: Path) -> None:
+def truncate_shard(folder: Path) -> None:
     path = sorted(folder.glob("*.safetensors"))[1]
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -416,21 +422,24 @@ def store_float8(folder: Path) -> None:
 
 BAD_FOLDERS = {
     "a missing shard": (remove_shard, r"lacks model-00003-of-000\d\d.safetensors, which .* names"),
-    "a shard cut short": (cut_shard, r"model-00002-of-.* cannot be read as safetensors .*copy or download it again"),
+    "a truncated shard": (
+        truncate_shard,
+        r"model-00002-of-.* cannot be read as safetensors .*copy or download it again",
+    ),
     "float8 weights": (store_float8, "tensor lm_head.weight is stored as F8_E4M3; quantised and integer weights"),
-    "an index that promises too much": (
+    "an index with a tensor too many": (
         lambda folder: alter_index(folder, "lm_head.bias", "model-00001-of-00011.safetensors"),
-        "promises tensors that its shards do not hold: lm_head.bias",
+        "lists tensors that its shards do not hold: lm_head.bias",
     ),
-    "an index that forgets": (
+    "an index with a tensor missing": (
         lambda folder: alter_index(folder, "model.visual.downsample.bias", None),
-        "does not mention tensors that its shards hold: model.visual.downsample.bias",
+        "does not list tensors that its shards hold: model.visual.downsample.bias",
     ),
-    "an index that points elsewhere": (
+    "an index that names another folder": (
         lambda folder: alter_index(folder, "lm_head.weight", "../model.safetensors"),
         "'../model.safetensors', which is not a file of its own folder",
     ),
-    "an index that is none": (
+    "a file that is not an index": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
         "is not an index of safetensors shards",
     ),
@@ -443,7 +452,7 @@ BAD_FOLDERS = {
 
 @pytest.mark.fast
 @pytest.mark.parametrize("case", BAD_FOLDERS)
-def test_a_bad_folder_is_refused_by_name(case: str, moe_folder: Path, tmp_path: Path) -> None:
+def test_bad_folder_is_refused_by_name(case: str, moe_folder: Path, tmp_path: Path) -> None:
     damage, message = BAD_FOLDERS[case]
     folder = sharded_copy(moe_folder, tmp_path / "folder")
     damage(folder)
@@ -452,10 +461,21 @@ def test_a_bad_folder_is_refused_by_name(case: str, moe_folder: Path, tmp_path: 
 
 
 @pytest.mark.fast
-def test_shard_sizes() -> None:
-    assert parse_size("5GB") == 5_000_000_000
-    assert parse_size("300 mb") == 300_000_000
-    assert parse_size("1000") == 1000
-    for text in ("", "5 gigs", "-1GB", "0", "1.5GB"):
-        with pytest.raises(WeightsError, match="is not a size"):
-            parse_size(text)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_value_that_is_not_finite_is_named(
+    dtype: torch.dtype, value: float, moe_folder: Path, single_process: None, tmp_path: Path
+) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in load_file(moe_folder / "model.safetensors").items()}
+    tensors["model.visual.downsample.bias"][5] = value
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    model = GlmvModel(GlmvConfig.from_hf(moe_folder), ParallelConfig())
+    with pytest.raises(WeightsError, match=r"tensor model\.visual\.downsample\.bias has values that are not finite"):
+        load_weights([model], SafetensorsFolder(tmp_path))
+
+
+@pytest.mark.fast
+def test_sum_that_overflows_is_not_taken_for_a_value_that_does() -> None:
+    largest = torch.full((1000,), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)
+    assert not largest.sum().isfinite()
+    assert nonfinite({"largest": largest, "infinite": largest * 2}) == ["infinite"]

@@ -45,8 +45,10 @@ class Row:
 
 
 def shards(model: GlmvModel) -> dict[str, list[ShardedTensor]]:
-    """What a rank says about a checkpoint: for each parameter and expert bias a tensor, or the two that the first
-    matrix of a gated MLP consists of. Without megatron-core's `_extra_state`, which is not written."""
+    """Return what a rank stores in a checkpoint, without megatron-core's `_extra_state`, which is not written.
+
+    Each parameter and expert bias has one tensor; the first matrix of a gated MLP has two.
+    """
     state = model.sharded_state_dict()
     return {
         name: sharded.build() if isinstance(sharded, ShardedTensorFactory) else [sharded]
@@ -95,8 +97,10 @@ NUMBER = re.compile(r"(?<=layers\.)\d+|(?<=local_experts\.)\d+|(?<=\.weight)\d+"
 
 
 def folded(table: Iterable[Row]) -> list[Row]:
-    """One row for all that differ in numbers alone, in the order of the first of each. In keys and offsets `#` stands
-    for the number of the parameter's own layer or expert."""
+    """Return one row for all rows that differ only in numbers, in the order of the first of each.
+
+    In keys and offsets `#` stands for the number of the parameter's own layer or expert.
+    """
     groups: dict[Row, list[list[int]]] = {}
     for row in table:
         numbers = [int(number) for number in NUMBER.findall(row.parameter)]

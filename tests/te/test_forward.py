@@ -137,7 +137,7 @@ class NormTwice(Provider):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"), [(NormMissing, "no place for"), (NormTwice, "holds .*layernorm.* twice")]
+    ("wrong", "message"), [(NormMissing, "the model lacks"), (NormTwice, "holds .*layernorm.* twice")]
 )
 def test_a_norm_too_few_or_too_many_is_refused(
     hf_folder: tuple[Path, nn.Module], wrong: type[Provider], message: str

@@ -35,9 +35,8 @@ def test_transformer_engine_is_taken_where_there_is_a_gpu() -> None:
         ({"NVTE_PROJECT_BUILDING": "1"}, r"\(FileNotFoundError: Could not find shared object file"),
     ],
 )
-def test_half_an_installation_is_named(environment: dict[str, str], message: str) -> None:
-    """Which is what a new process finds here, without the stand-in for the compiled part, if it takes this machine for
-    one with a GPU."""
+def test_partial_installation_is_reported(environment: dict[str, str], message: str) -> None:
+    """A new process finds half an installation here: the compiled part is missing, and it believes it has a GPU."""
     done = run_python("import torch; torch.cuda.is_available = lambda: True; import model", environment)
     assert done.returncode != 0
     last_line = done.stderr.splitlines()[-1]

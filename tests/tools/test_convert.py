@@ -1,9 +1,12 @@
-"""Folders written by transformers, imported, exported and compared; and what is refused."""
+"""Folders written by transformers are imported, exported and compared; bad input is refused."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
+import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -28,8 +31,13 @@ CASES = {
     "dense_fp32": ("glm4v", torch.float32),
 }
 HALF = "moe_fp32_exported_as_bf16"
+ROPE_OF_TRANSFORMERS_4 = {
+    "rope_theta": 10000.0,
+    "partial_rotary_factor": 0.5,
+    "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
+}
 
-# Conversions start and end a process group, which a test session has one of: they run in a process of their own.
+# A conversion starts and ends a process group, of which a test session has only one: it runs in its own process.
 CONVERT = """
 from pathlib import Path
 from tools.convert import export_checkpoint, import_folder
@@ -66,11 +74,11 @@ def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.Completed
     )
 
 
-# --- there and back ---------------------------------------------------------------------------------------------------
+# --- import and export ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_bit_comes_back(case: str, folders: Path) -> None:
+def test_import_then_export_returns_every_bit(case: str, folders: Path) -> None:
     given, exported = (
         load_file(folders / case / "model.safetensors"),
         load_file(folders / "exports" / case / "model.safetensors"),
@@ -83,12 +91,16 @@ def test_every_bit_comes_back(case: str, folders: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_config_and_companions_come_back(case: str, folders: Path) -> None:
+def test_import_then_export_returns_the_other_files(case: str, folders: Path) -> None:
+    """Byte for byte, except that config.json has the older spelling of rope beside the one that it had."""
     given, exported = folders / case, folders / "exports" / case
     assert sorted(path.name for path in exported.iterdir()) == sorted(path.name for path in given.iterdir())
     for path in given.iterdir():
         if path.name == "config.json":
-            assert json.loads((exported / path.name).read_text()) == json.loads(path.read_text())
+            content, expected = (json.loads((folder / path.name).read_text()) for folder in (exported, given))
+            old = {key: content["text_config"].pop(key) for key in ROPE_OF_TRANSFORMERS_4}
+            assert content == expected
+            assert old == ROPE_OF_TRANSFORMERS_4
         elif path.suffix != ".safetensors":
             assert (exported / path.name).read_bytes() == path.read_bytes()
     config_class = transformers.AutoConfig.from_pretrained(given).__class__
@@ -96,7 +108,7 @@ def test_config_and_companions_come_back(case: str, folders: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_transformers_loads_an_export_whole(case: str, folders: Path) -> None:
+def test_transformers_loads_every_tensor_of_an_export(case: str, folders: Path) -> None:
     model, report = load(folders / "exports" / case)
     assert type(model).__name__ == GlmvConfig.from_hf(folders / case).to_hf()["architectures"][0]
     assert model.dtype == CASES[case][1]
@@ -111,7 +123,7 @@ def load(folder: Path) -> tuple[Any, dict[str, Any]]:
     return transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", output_loading_info=True)
 
 
-def test_an_export_in_bfloat16_keeps_the_expert_bias_in_float32(folders: Path) -> None:
+def test_export_in_bfloat16_keeps_the_expert_bias_in_float32(folders: Path) -> None:
     given, exported = SafetensorsFolder(folders / "moe_fp32"), SafetensorsFolder(folders / "exports" / HALF)
     assert len(list((folders / "exports" / HALF).glob("model-*-of-*.safetensors"))) > 3
     for name in given.names():
@@ -121,14 +133,13 @@ def test_an_export_in_bfloat16_keeps_the_expert_bias_in_float32(folders: Path) -
     assert json.loads((folders / "exports" / HALF / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_the_command_line(folders: Path, tmp_path: Path) -> None:
-    """The commands as a user types them."""
+def test_commands_as_a_user_types_them(folders: Path, tmp_path: Path) -> None:
     convert = ("-m", "tools.convert")
     run_python(*convert, "import", "--hf", str(folders / "dense_fp32"), "--out", str(tmp_path / "checkpoint"))
     run_python(*convert, "export", "--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "export"))
     verified = CliRunner().invoke(app, ["verify", str(folders / "dense_fp32"), str(tmp_path / "export")])
     assert verified.exit_code == 0
-    assert verified.stdout == "equal: 82 tensors bit for bit, configuration and companions\n"
+    assert verified.stdout == "equal: 82 tensors bit for bit, and all other files\n"
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
@@ -140,19 +151,19 @@ def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], obj
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def nudge(tensors: dict[str, torch.Tensor]) -> None:
+def change_value(tensors: dict[str, torch.Tensor]) -> None:
     tensors["model.visual.downsample.bias"][5] += 0.25
 
 
-def lose(tensors: dict[str, torch.Tensor]) -> None:
+def remove_tensor(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["lm_head.weight"]
 
 
-def halve(tensors: dict[str, torch.Tensor]) -> None:
+def change_dtype(tensors: dict[str, torch.Tensor]) -> None:
     tensors["lm_head.weight"] = tensors["lm_head.weight"].half()
 
 
-def other_theta(folder: Path) -> None:
+def change_theta(folder: Path) -> None:
     content = json.loads((folder / "config.json").read_text())
     content["text_config"]["rope_parameters"]["rope_theta"] = 1e6
     (folder / "config.json").write_text(json.dumps(content))
@@ -160,16 +171,19 @@ def other_theta(folder: Path) -> None:
 
 DIFFERENCES: dict[str, tuple[Callable[[Path], object], tuple[str, str, str]]] = {
     "a value": (
-        lambda folder: change_tensors(folder, nudge),
+        lambda folder: change_tensors(folder, change_value),
         ("model.visual.downsample.bias", "1 of 128 values differ", "by 0.25 at most"),
     ),
-    "a missing tensor": (lambda folder: change_tensors(folder, lose), ("lm_head.weight", "present", "missing")),
+    "a missing tensor": (
+        lambda folder: change_tensors(folder, remove_tensor),
+        ("lm_head.weight", "present", "missing"),
+    ),
     "a dtype": (
-        lambda folder: change_tensors(folder, halve),
+        lambda folder: change_tensors(folder, change_dtype),
         ("lm_head.weight", "[2048, 128] float32", "[2048, 128] float16"),
     ),
-    "a setting": (other_theta, ("config.json: text_config.rope_parameters.rope_theta", "10000.0", "1000000.0")),
-    "a missing companion": (
+    "a setting": (change_theta, ("config.json: text_config.rope_theta", "10000.0", "1000000.0")),
+    "a missing file": (
         lambda folder: (folder / "tokenizer.json").unlink(),
         ("tokenizer.json", "present", "missing"),
     ),
@@ -181,17 +195,17 @@ DIFFERENCES: dict[str, tuple[Callable[[Path], object], tuple[str, str, str]]] = 
 
 
 @pytest.mark.parametrize("case", DIFFERENCES)
-def test_verify_names_the_difference(case: str, folders: Path, tmp_path: Path) -> None:
+def test_verify_reports_the_difference(case: str, folders: Path, tmp_path: Path) -> None:
     change, difference = DIFFERENCES[case]
     changed = shutil.copytree(folders / "moe_fp32", tmp_path / "changed")
     change(changed)
     assert list(compare_folders(folders / "moe_fp32", changed)) == [difference]
     result = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(changed)])
     assert result.exit_code == 1
-    assert "differences: 1, of which shown: 1" in result.stdout
+    assert "1 differences, 1 of them shown" in result.stdout
 
 
-def test_verify_tells_minus_zero_from_zero(folders: Path, tmp_path: Path) -> None:
+def test_verify_distinguishes_minus_zero_from_zero(folders: Path, tmp_path: Path) -> None:
     zero, minus_zero = (shutil.copytree(folders / "moe_fp32", tmp_path / name) for name in ("zero", "minus_zero"))
     change_tensors(zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_())
     change_tensors(minus_zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_().neg_())
@@ -199,11 +213,11 @@ def test_verify_tells_minus_zero_from_zero(folders: Path, tmp_path: Path) -> Non
     assert difference == ("model.visual.downsample.bias", "128 of 128 values differ", "by 0 at most")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- bad input --------------------------------------------------------------------------------------------------------
 
 
 class Foreign:
-    """Unpickling this would call exec."""
+    """Unpickling this would run code."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return exec, ("raise SystemExit('a foreign class was called')",)
@@ -239,8 +253,31 @@ def full_output(root: Path) -> list[str]:
     return ["import", "--hf", str(root / "hf")]
 
 
-def lost_hf_files(root: Path) -> list[str]:
+def no_hf_files(root: Path) -> list[str]:
     shutil.rmtree(root / "checkpoint/hf")
+    return ["export", "--checkpoint", str(root / "checkpoint")]
+
+
+def glm46v(root: Path) -> list[str]:
+    (root / "hf/processor_config.json").write_text(json.dumps({"processor_class": "Glm46VProcessor"}))
+    return ["import", "--hf", str(root / "hf")]
+
+
+def glm46v_checkpoint(root: Path) -> list[str]:
+    (root / "checkpoint/hf/processor_config.json").write_text(json.dumps({"processor_class": "Glm46VProcessor"}))
+    return ["export", "--checkpoint", str(root / "checkpoint")]
+
+
+def not_finite(root: Path) -> list[str]:
+    change_tensors(root / "hf", lambda tensors: tensors["model.visual.downsample.bias"][7].fill_(torch.nan))
+    return ["import", "--hf", str(root / "hf")]
+
+
+def damaged_checkpoint(root: Path) -> list[str]:
+    file = root / "checkpoint/state/__0_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[-10_000:-9_936] = os.urandom(64)
+    file.write_bytes(content)
     return ["export", "--checkpoint", str(root / "checkpoint")]
 
 
@@ -256,24 +293,42 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no folder": (lambda root: ["import", "--hf", str(root / "nowhere")], "nowhere has no config.json"),
     "a foreign class": (plant_foreign_class, "names builtins.exec"),
     "no checkpoint": (lambda root: ["export", "--checkpoint", str(root / "hf")], "hf is no checkpoint"),
-    "no companions": (lost_hf_files, "hf has no config.json"),
+    "no hf files": (no_hf_files, "hf has no config.json"),
     "an unknown dtype": (
         lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--dtype", "fp8"],
         "--dtype fp8 is unknown: use bf16, fp32 or keep",
     ),
-    "a shard size that is none": (
+    "an unknown verification": (
+        lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--verify", "none"],
+        "--verify none is unknown: use full or sizes",
+    ),
+    "GLM-4.6V": (glm46v, "processor_config.json is of GLM-4.6V, which is not supported yet"),
+    "a checkpoint of GLM-4.6V": (
+        glm46v_checkpoint,
+        "processor_config.json is of GLM-4.6V, which is not supported yet",
+    ),
+    "weights that are not finite": (
+        not_finite,
+        "tensor model.visual.downsample.bias has values that are not finite (NaN or infinity)",
+    ),
+    "a damaged checkpoint": (damaged_checkpoint, "__0_0.distcp is damaged: its content is not what was saved"),
+    "a file that is not a folder": (
+        lambda root: ["import", "--hf", str(root / "hf" / "config.json")],
+        "config.json has no config.json",
+    ),
+    "a wrong shard size": (
         lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--max-shard-size", "big"],
-        "'big' is not a size: write it as 5GB",
+        "--max-shard-size: 'big' is not a size: write it as 5GB",
     ),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_bad_input_gets_one_clear_line(case: str, folders: Path, tmp_path: Path) -> None:
-    spoil, message = REFUSED[case]
+def test_bad_input_is_refused_in_one_line(case: str, folders: Path, tmp_path: Path) -> None:
+    make_bad, message = REFUSED[case]
     shutil.copytree(folders / "moe_fp32", tmp_path / "hf")
     shutil.copytree(folders / "checkpoints/moe_fp32", tmp_path / "checkpoint")
-    arguments = spoil(tmp_path)
+    arguments = make_bad(tmp_path)
     before = sorted((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else None
     result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert result.exit_code == 2
@@ -285,7 +340,52 @@ def test_bad_input_gets_one_clear_line(case: str, folders: Path, tmp_path: Path)
     assert after == before
 
 
-def test_verify_wants_folders_not_checkpoints(folders: Path) -> None:
+def test_verify_refuses_checkpoints(folders: Path) -> None:
     result = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(folders / "checkpoints/moe_fp32")])
     assert result.exit_code == 2
-    assert "is a checkpoint; export it first" in result.stderr
+    assert "is a checkpoint: export it first" in result.stderr
+
+
+# --- a disk that is full ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["import", "export"])
+def test_full_disk_is_one_line_and_leaves_nothing(command: str, folders: Path, tmp_path: Path) -> None:
+    """No file may be larger than 500 kB: the weights do not fit."""
+    source = {
+        "import": ("--hf", str(folders / "dense_fp32")),
+        "export": ("--checkpoint", str(folders / "checkpoints/dense_fp32")),
+    }[command]
+    (tmp_path / ".unfinished_out").mkdir()  # of an earlier call that was killed
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.convert", command, *source, "--out", str(tmp_path / "out")],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000)),
+    )
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: cannot write ")
+    assert f"{tmp_path}/out: " in line
+    assert "File too large" in line
+    assert f"GB free at {tmp_path}" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def test_help_keeps_the_lines_of_examples() -> None:
+    shown = CliRunner().invoke(app, ["--help"], terminal_width=80).stdout.splitlines()
+    assert "      python -m tools.convert import --hf DIR --out CKPT" in shown
+    assert "      python -m tools.convert verify DIR_A DIR_B" in shown
+
+
+@pytest.mark.parametrize("command", ["import", "export", "verify"])
+def test_help_explains_every_option_with_its_default(command: str) -> None:
+    shown = CliRunner().invoke(app, [command, "--help"], terminal_width=200).stdout
+    options = [line for line in shown.split("Options:")[1].splitlines() if line.strip() and "--help" not in line]
+    for line in options:
+        assert re.fullmatch(r"  (--)?\S+ (<\w+>)? +\S.{15,}  \[(required|default: \w+)\]", line), line

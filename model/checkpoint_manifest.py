@@ -1,0 +1,164 @@
+"""Sizes and checksums of the files of a checkpoint, so that a damaged file is named when the checkpoint is loaded.
+
+`manifest.json` lists every file of a step folder except itself:
+
+    {"block_bytes": 1073741824,
+     "files": {"state/__0_0.distcp": {"bytes": 1500000000, "xxh3_64": ["91fd3a...", "07c2e9..."]}, ...}}
+
+A file has one checksum per block, so that several processes can share the work on a large file.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import xxhash
+
+from common.files import write_json
+from model.agreement import on_first_process, raise_everywhere
+from model.errors import CheckpointError, ConfigError
+
+MANIFEST = "manifest.json"
+VERIFY = ("full", "sizes")
+BLOCK_BYTES = 2**30
+READ_BYTES = 2**23
+
+logger = logging.getLogger(__name__)
+
+
+def write_manifest(folder: Path) -> None:
+    """Write the manifest of a step folder that is otherwise complete. Collective.
+
+    Every process reads back what it wrote itself: the checksums are of what the file system gives.
+
+    Raises:
+        CheckpointError: a file cannot be read, or the manifest cannot be written.
+    """
+    sizes: dict[str, int] = {}
+    on_first_process(lambda: sizes.update(_sizes(folder)))
+    sizes = _from_first_process(sizes)
+    own, problem = {}, None
+    try:
+        own = {block: _checksum(folder / block[0], block[1]) for block in _own_blocks(sizes)}
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}"
+    raise_everywhere(problem)
+    everyone: list[dict[tuple[str, int], str]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(everyone, own)
+    checksums = {block: checksum for part in everyone for block, checksum in part.items()}
+    files = {
+        name: {"bytes": size, "xxh3_64": [checksums[name, number] for number in range(_block_count(size))]}
+        for name, size in sizes.items()
+    }
+    on_first_process(lambda: write_json(folder / MANIFEST, {"block_bytes": BLOCK_BYTES, "files": files}))
+
+
+def check_manifest(folder: Path, verify: str = "full") -> None:
+    """Compare the files of a step folder with its manifest. Collective.
+
+    A checkpoint without a manifest, which earlier versions wrote, is accepted with a warning.
+
+    Args:
+        folder: The step folder.
+        verify: "full" compares sizes and checksums, "sizes" only sizes.
+
+    Raises:
+        CheckpointError: a file is missing or has another content than the one that was saved.
+        ConfigError: `verify` has another value.
+    """
+    if verify not in VERIFY:
+        raise ConfigError(f"checkpoint.verify={verify!r}: choose {' or '.join(VERIFY)}")
+    files: dict[str, Any] = {}
+    on_first_process(lambda: files.update(_read_manifest(folder)))
+    files = _from_first_process(files)
+    if files and verify == "full":
+        raise_everywhere(_damage(folder, files))
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the files of the manifest, after comparing their sizes; nothing if there is no manifest."""
+    file = folder / MANIFEST
+    if not file.is_file():
+        logger.warning(
+            "%s has no %s, so damaged files would not be noticed: it is of an earlier version", folder, MANIFEST
+        )
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        files: dict[str, Any] = content["files"]
+        wanted = {name: int(entry["bytes"]) for name, entry in files.items()}
+        complete = content["block_bytes"] == BLOCK_BYTES and all(
+            len(entry["xxh3_64"]) == _block_count(wanted[name]) for name, entry in files.items()
+        )
+    except (ValueError, KeyError, TypeError, AttributeError):
+        complete = False
+    if not complete:
+        raise CheckpointError(f"{file} is damaged; use another step")
+    found = _sizes(folder)
+    for name, size in wanted.items():
+        if name not in found:
+            raise CheckpointError(f"{folder / name} is missing; use another step, or copy the checkpoint again")
+        if found[name] != size:
+            raise CheckpointError(
+                f"{folder / name} is damaged: it has {found[name]:,} bytes and was saved with {size:,}; use another "
+                "step, or copy the checkpoint again"
+            )
+    return files
+
+
+def _damage(folder: Path, files: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the blocks that this process compares."""
+    for name, number in _own_blocks({name: entry["bytes"] for name, entry in files.items()}):
+        try:
+            if _checksum(folder / name, number) != files[name]["xxh3_64"][number]:
+                return (
+                    f"{folder / name} is damaged: its content is not what was saved (checksum of block {number}); use "
+                    "another step, or copy the checkpoint again"
+                )
+        except OSError as error:
+            return f"{folder / name} cannot be read: {error.strerror}; use another step"
+    return None
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def _block_count(size: int) -> int:
+    return max(1, -(-size // BLOCK_BYTES))
+
+
+def _own_blocks(sizes: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """Yield this process's share of all blocks: of a file that rank R wrote (`__R_0.distcp`) the first is R's."""
+    for name, size in sizes.items():
+        writer = re.fullmatch(r"state/__(\d+)_\d+\.distcp", name)
+        for number in range(_block_count(size)):
+            if ((int(writer[1]) if writer else 0) + number) % dist.get_world_size() == dist.get_rank():
+                yield name, number
+
+
+def _checksum(path: Path, number: int) -> str:
+    digest = xxhash.xxh3_64()
+    with path.open("rb", buffering=0) as file:
+        file.seek(number * BLOCK_BYTES)
+        left = BLOCK_BYTES
+        while left and (piece := file.read(min(left, READ_BYTES))):
+            digest.update(piece)
+            left -= len(piece)
+    return digest.hexdigest()
+
+
+def _from_first_process(value: dict[str, Any]) -> dict[str, Any]:
+    shared = [value]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
