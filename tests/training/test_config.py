@@ -87,7 +87,7 @@ LAYOUTS = [
      r"expert_model_parallel_size=16 does not divide the model's number of experts 8"),
     (4, ["parallel.expert_tensor_parallel_size=64"], r"expert_tensor_parallel_size=64 does not divide the 4 processes"),
     (8, ["parallel.context_parallel_size=8"],
-     r"context_parallel_size=8 cuts every sample into 16 .*data.segment_multiple=8 .*set it to a multiple of 16"),
+     r"context_parallel_size=8 cuts every segment into 16 .*data.segment_multiple=8 .*set it to a multiple of 16"),
     (2, ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2",
          "train.global_batch_size=3"], r"groups of .*pipeline_model_parallel_size=2, and a data-parallel rank has 3"),
     (7, ["parallel.pipeline_model_parallel_size=7", "train.global_batch_size=7"],
