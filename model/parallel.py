@@ -130,7 +130,7 @@ class ParallelConfig:
         if cp > 1 and segment_multiple % (2 * cp):
             raise ConfigError(
                 f"parallel.context_parallel_size={cp} cuts every segment into {2 * cp} equal chunks, but segments are "
-                f"padded to data.segment_multiple={segment_multiple}; set it to a multiple of {2 * cp}"
+                f"multiples of data.segment_multiple={segment_multiple} only; set it to a multiple of {2 * cp}"
             )
         if seq_length % (tp * cp):
             raise ConfigError(
