@@ -44,7 +44,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
 
 
 def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_long: float) -> Iterator[str]:
-    """Yield a line about everything that is allowed but hardly meant.
+    """Yield a line about everything that is allowed but rarely intended.
 
     Args:
         config: the run.
