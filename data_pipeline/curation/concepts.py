@@ -37,8 +37,8 @@ class ConceptBalance(SetFilter):
     cap: int = 20_000  # CLIP's; MetaCLIP used 170,000 for 2.5 billion pairs
     whole_words: bool = True  # "cat" is not in "catalogue"; has no effect in scripts without spaces
     ignore_case: bool = True
-    keep_unmatched: bool = False
-    seed: int = 0
+    keep_unmatched: bool = False  # keep samples without any concept
+    seed: int = 0  # of the random choice
     feature_type: ClassVar = pa.list_(pa.int32())
 
     def check(self) -> None:

@@ -33,8 +33,8 @@ class ContaminatedTexts(Filter):
     fewer words must occur completely.
     """
 
-    files: list[str] = field(default_factory=list)
-    words: int = 13
+    files: list[str] = field(default_factory=list)  # of benchmarks
+    words: int = 13  # per sequence
     min_words: int = 8  # texts of a benchmark with fewer words are too common to compare
 
     def check(self) -> None:
@@ -76,7 +76,7 @@ class ContaminatedTexts(Filter):
 class ContaminatedImages(Filter):
     """`contaminated_image`: the perceptual hash of an image is near that of a benchmark's image."""
 
-    files: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)  # of benchmarks
     distance: int = 4  # bits, of 64, in which the hashes may differ
 
     def check(self) -> None:

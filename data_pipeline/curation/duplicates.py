@@ -162,7 +162,7 @@ class DuplicateVideoPairs(SetFilter):
     """
 
     distance: int = 6  # bits, of 64, in which the hashes of two frames may differ
-    frames: int = 8
+    frames: int = 8  # that are compared
     feature_type: ClassVar = pa.struct([("words", pa.binary(16)), ("hashes", pa.list_(pa.uint64()))])
 
     def check(self) -> None:

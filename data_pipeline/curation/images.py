@@ -17,7 +17,7 @@ SOLID_SAMPLES = 128  # the colours of an image are sampled on a grid of about th
 class Resolution(Filter):
     """`too_small`, `too_large`: the size of images and of the frames of videos."""
 
-    min_side: int = 64
+    min_side: int = 64  # pixels
     max_pixels: int = 50_000_000
 
     def __call__(self, sample: Candidate) -> Filtered | None:
@@ -34,7 +34,7 @@ class Resolution(Filter):
 class Aspect(Filter):
     """`extreme_aspect`: the ratio of the longer to the shorter side of an image or video."""
 
-    max: float = 8.0
+    max: float = 8.0  # longer side divided by shorter side
 
     def __call__(self, sample: Candidate) -> Filtered | None:
         """Return why the sample is filtered, or None."""

@@ -53,13 +53,13 @@ class Recaption:
     model: str = ""  # its name on the server
     api_key_variable: str = ""  # environment variable with the server's key, if it needs one
     prompt: str = "Describe this image in one paragraph."  # {text} stands for the present caption
-    max_tokens: int = 512
+    max_tokens: int = 512  # of an answer
     ratio: float = 1.0  # share of samples that are recaptioned
     domains: list[str] = field(default_factory=lambda: ["image_text"])
     concurrency: int = 4  # requests, or programs, at the same time per process
     timeout: float = 120.0  # seconds per answer
     retries: int = 4  # of a request, after 1, 2, 4 ... seconds
-    seed: int = 0
+    seed: int = 0  # of the choice of samples
 
     def check(self) -> None:
         """Raise DataError for options that cannot work."""

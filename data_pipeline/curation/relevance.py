@@ -28,8 +28,8 @@ class Relevance(Filter):
     scorer: str = "clip"  # clip: the cosine of the two embeddings; or module:function, see Scorer
     weights: str = ""  # folder of a Hugging Face CLIP model, for scorer clip
     min: float = 0.2  # least score
-    device: str = "cpu"
-    batch_size: int = 32
+    device: str = "cpu"  # that runs CLIP
+    batch_size: int = 32  # images per call of the scorer
 
     def check(self) -> None:
         """Raise DataError for options that cannot work."""

@@ -16,7 +16,7 @@ class Albums(Filter):
 
     domains: list[str] = field(default_factory=lambda: ["interleaved"])
     min_images: int = 4  # samples with fewer images are not albums
-    min_words_per_image: float = 5.0
+    min_words_per_image: float = 5.0  # samples with more words are not albums
 
     def __call__(self, sample: Candidate) -> Filtered | None:
         """Return why the sample is filtered, or None."""
@@ -31,7 +31,7 @@ class Boxes(Filter):
     """`too_few_boxes`: fewer than `min_boxes` boxes [x1,y1,x2,y2] are inside 0..999 with x1 < x2 and y1 < y2."""
 
     domains: list[str] = field(default_factory=lambda: ["grounding"])
-    min_boxes: int = 2
+    min_boxes: int = 2  # valid boxes
 
     def __call__(self, sample: Candidate) -> Filtered | None:
         """Return why the sample is filtered, or None."""

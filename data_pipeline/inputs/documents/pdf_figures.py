@@ -117,7 +117,7 @@ def _is_curved(path: pdfium.PdfObject) -> bool:
 def _clusters(graphics: Sequence[_Graphic], page: Rect) -> list[_Cluster]:
     """Group graphics that touch or nearly touch.
 
-    A thin line joins no two graphics: the line below a page's header is not part of a figure. A line that lies in a
+    A thin line joins no two graphics: the line below a page's header is not part of a figure. A line inside a
     cluster belongs to it.
     """
     clusters: list[_Cluster] = []

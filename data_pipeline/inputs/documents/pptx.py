@@ -25,7 +25,7 @@ from data_pipeline.inputs.names import shown_names
 from data_pipeline.media.images import probe_image
 
 MAX_UNPACKED_BYTES = 4 << 30  # total size of a file's parts: more is a decompression bomb
-_PAGE_FURNITURE = {PP_PLACEHOLDER.DATE, PP_PLACEHOLDER.FOOTER, PP_PLACEHOLDER.HEADER, PP_PLACEHOLDER.SLIDE_NUMBER}
+_NOT_CONTENT = {PP_PLACEHOLDER.DATE, PP_PLACEHOLDER.FOOTER, PP_PLACEHOLDER.HEADER, PP_PLACEHOLDER.SLIDE_NUMBER}
 _TITLES = {PP_PLACEHOLDER.TITLE, PP_PLACEHOLDER.CENTER_TITLE, PP_PLACEHOLDER.VERTICAL_TITLE}
 
 
@@ -91,7 +91,7 @@ class Slides:
         """Return the text and images of shapes, and count skipped images by reason in `skipped`."""
         blocks: list[Block] = []
         for shape in sorted(shapes, key=_reading_position):
-            if shape.is_placeholder and shape.placeholder_format.type in _PAGE_FURNITURE:
+            if shape.is_placeholder and shape.placeholder_format.type in _NOT_CONTENT:
                 continue
             if isinstance(shape, GroupShape):
                 blocks += self._blocks(shape.shapes, skipped)
