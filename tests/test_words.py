@@ -54,8 +54,9 @@ CLIP_IN_ANOTHER_SENSE = re.compile(
 
 # Names of other projects: PyAV, python-pptx, HTML, columns of public data sets, keys of a binary file of the tests.
 FOREIGN_NAMES = re.compile(
-    r"PictureType|PlaceholderPicture|pptx\.shapes\.picture|import Picture\b|Picture \||isinstance\(shape, Picture|"
-    r"add_picture|MSO_SHAPE_TYPE\.PICTURE|find_parent\(\"picture\"\)|</?picture\b|\"picture\"[,)]|f?\"picture/|demo/pictures/|\"picture\": \"image\"|contaminated_pictures|min_pictures|min_words_per_picture"
+    r"PictureType|PlaceholderPicture|pptx\.shapes\.picture|import Picture\b|Picture \||isinstance\(shape, Picture"
+    r"|add_picture|MSO_SHAPE_TYPE\.PICTURE|find_parent\(\"picture\"\)|</?picture\b|\"picture\"[,)]|f?\"picture/"
+    r"|demo/pictures/|\"picture\": \"image\"|contaminated_pictures|min_pictures|min_words_per_picture"
 )
 
 
