@@ -1,1 +1,1 @@
-"""What both model/ and data_pipeline/ need and neither owns: files written whole, sizes in bytes, nearest names."""
+"""What both model/ and data_pipeline/ need: files written completely, disk space, sizes, nearest names, GLM-4.6V."""

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from common.glm46v import why_glm46v
 from model.errors import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -86,13 +87,6 @@ DEFAULT_MROPE_SECTION = [8, 12, 12]
 
 # --- the folder -------------------------------------------------------------------------------------------------------
 
-PROCESSOR_FILES = (
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer_config.json",
-)
-
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of a Hugging Face folder's config.json.
@@ -109,24 +103,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a JSON object")
-    refuse_glm46v(folder)
+    if problem := why_glm46v(folder):
+        raise ConfigError(problem)
     return content
-
-
-def refuse_glm46v(folder: Path) -> None:
-    """Check that a Hugging Face folder is not GLM-4.6V, whose config.json may be that of GLM-4.5V or GLM-4.1V.
-
-    Raises:
-        ConfigError: a processor of the folder, or its config.json, is GLM-4.6V's.
-    """
-    for name in (*PROCESSOR_FILES, CONFIG_FILE):
-        path = folder / name
-        if path.is_file() and b'"glm46v' in path.read_bytes().lower():
-            raise ConfigError(
-                f"{path} is of GLM-4.6V, which is not supported yet: it samples video frames and writes their "
-                "timestamps in another way than GLM-4.5V, so that a model trained here would be served with other "
-                "input; start from GLM-4.5V or GLM-4.1V"
-            )
 
 
 # --- the content ------------------------------------------------------------------------------------------------------

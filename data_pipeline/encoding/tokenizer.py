@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from common.glm46v import why_glm46v
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.images import tokens_of
 from data_pipeline.media.video import VideoGeometry
@@ -36,15 +37,6 @@ REQUIRED_TOKENS = (
     VIDEO,
     VIDEO_START,
     VIDEO_END,
-)
-
-# The files in which transformers names the classes of a model and its processors.
-_CLASS_FILES = (
-    "config.json",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "tokenizer_config.json",
 )
 
 
@@ -73,7 +65,8 @@ class GlmTokenizer:
             raise DataError(
                 f"{problem}: --tokenizer or data.tokenizer must be a Hugging Face folder with tokenizer.json"
             )
-        refuse_glm46v(path.parent)
+        if refusal := why_glm46v(path.parent):
+            raise DataError(refusal)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.special: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -129,25 +122,6 @@ class GlmTokenizer:
         if name not in self.special:
             raise BadSample("missing_token", f"the tokenizer {self.folder} has no {name}")
         return self.special[name]
-
-
-def refuse_glm46v(folder: Path) -> None:
-    """Check that a folder is not of GLM-4.6V, whose model type may be that of GLM-4.5V (`glm4v_moe`).
-
-    Its processors sample videos at other frames and write timestamps as "0.5 seconds", so neither tokens nor pixels of
-    a video would be those of GLM-4.5V.
-
-    Raises:
-        DataError: One of the folder's JSON files names a class or model type of GLM-4.6V.
-    """
-    for name in _CLASS_FILES:
-        path = folder / name
-        found = path.is_file() and re.search(r'"glm46v', path.read_text(encoding="utf-8", errors="replace"), re.I)
-        if found:
-            raise DataError(
-                f"{folder} is a GLM-4.6V folder (see {name}), which samples and timestamps videos differently and is "
-                "not supported yet: use a folder of GLM-4.5V or GLM-4.1V"
-            )
 
 
 @dataclass(frozen=True)

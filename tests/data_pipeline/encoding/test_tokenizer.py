@@ -149,14 +149,14 @@ def test_glm46v_folder_is_refused(tokenizer_folder, tmp_path, name, write):
     GlmTokenizer(tmp_path)
     write(tmp_path)
     with pytest.raises(
-        DataError, match=rf"is a GLM-4\.6V folder \(see {name}\), .* is not supported yet: use a folder"
+        DataError, match=rf"{name} is of GLM-4\.6V, which is not supported yet: .*use a folder of GLM-4\.5V"
     ):
         GlmTokenizer(tmp_path)
 
 
 def test_glm46v_tokenizer_is_refused(tokenizer_folder, tmp_path):
     tokenizer_with("Glm46VProcessor", tmp_path, tokenizer_folder)
-    with pytest.raises(DataError, match=r"is a GLM-4\.6V folder \(see tokenizer_config\.json\)"):
+    with pytest.raises(DataError, match=r"tokenizer_config\.json is of GLM-4\.6V"):
         GlmTokenizer(tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_glm46v_folder_is_refused_by_build_index_and_training(own_shards, tokeni
         lambda: index_shards(sorted(shards.glob("*.tar")), tokenizer=folder),
         lambda: loader(replace(config, tokenizer=str(folder))),
     ):
-        with pytest.raises(DataError, match=r"glm46v is a GLM-4\.6V folder"):
+        with pytest.raises(DataError, match=r"is of GLM-4\.6V"):
             command()
 
 
