@@ -120,7 +120,7 @@ LAYOUTS = [
     (
         8,
         ["parallel.context_parallel_size=8"],
-        r"context_parallel_size=8 cuts every sample into 16 .*data.segment_multiple=8 .*set it to a multiple of 16",
+        r"context_parallel_size=8 cuts every segment into 16 .*data.segment_multiple=8; set it to a multiple of 16",
     ),
     (
         2,
