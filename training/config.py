@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.config import DataConfig
-from model.backend import require_fp8, select_backend
+from model.backend import Backend, require_fp8, select_backend
+from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
@@ -41,6 +42,7 @@ class ModelChoice:
     # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
     # change when a run resumes
     backend: str = "auto"
+    allow_untested_transformer_engine: bool = False  # accept a version of Transformer Engine that no test has run with
     max_position_embeddings: int = 0  # longest sequence that the exported config.json allows; 0: as the model has it
     rope_theta: float = 0.0  # base of the decoder's rotary positions; 0: as the model has it
 
@@ -110,10 +112,12 @@ class CheckpointConfig:
     save_interval: int = 1000  # steps between checkpoints, and one at the end; 0: never
     keep_last: int = 0  # newest checkpoints to keep; 0: all
     resume: str = "auto"  # auto: resume the run found in train.output_dir; never: refuse to touch it
+    verify: str = "full"  # check of a checkpoint that is loaded: full (sizes and checksums of its files) or sizes
     allow_changes: bool = False  # resume although keys that decide the model or the data plan have changed
 
     def __post_init__(self) -> None:
         _one_of("checkpoint.resume", self.resume, RESUME)
+        _one_of("checkpoint.verify", self.verify, VERIFY)
         check_bounds("checkpoint", self, {"save_interval": NOT_NEGATIVE, "keep_last": NOT_NEGATIVE})
 
 
@@ -145,7 +149,7 @@ class RunConfig:
             raise ConfigError(
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
-        select_backend(self.model.backend, PRECISIONS[train.precision])
+        self.select_backend()
         if optimizer.warmup_steps >= train.steps:
             raise ConfigError(
                 f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps={train.steps}"
@@ -163,6 +167,15 @@ class RunConfig:
     def moe_in_effect(self) -> MoeConfig:
         """`moe`, or no balancing where the decoder is frozen: its gradient would reach the adapter."""
         return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if "decoder" in self.freeze else self.moe
+
+    def select_backend(self) -> Backend:
+        """Return the modules that compute the model.
+
+        Raises:
+            ConfigError: this machine does not have what `model.backend` asks for.
+        """
+        dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_transformer_engine
+        return select_backend(self.model.backend, dtype, allow_untested)
 
     def check_world(self, world_size: int) -> None:
         """Check what depends on the number of processes.

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from common.files import write_json, write_text
 from data_pipeline.encoding.batch import Batch
-from model.checkpoint import TrainState, remove_old, save_checkpoint
+from model.checkpoint import TrainState, remove_old, remove_unfinished, save_checkpoint
 from training.batch_broadcast import broadcast_batches, is_lead
 from training.config import RunConfig
 from training.distributed import process_group
@@ -51,6 +51,8 @@ def run(config: RunConfig) -> None:
         start_point = find_start_point(config)
         with process_group():
             agree_on_lock(refusal)
+            if dist.get_rank() == 0:
+                remove_unfinished(Path(config.train.output_dir) / CHECKPOINTS)
             with expected_errors(on_every_process=True):
                 Run(prepared, agree_on_start_point(start_point)).train()
 

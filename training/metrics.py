@@ -6,6 +6,7 @@ import itertools
 import json
 import logging
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from common.files import write_text
 from training.step import StepReport
 
 logger = logging.getLogger("glmv")
+TENSORBOARD_THREAD = "_AsyncWriterThread"  # the class of the thread that writes TensorBoard's file
 
 
 class RunFolderError(OSError):
@@ -33,6 +35,17 @@ def writes_to(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}): free some space or fix its file system, and start "
             "the run again; it resumes from its newest checkpoint"
         ) from error
+
+
+def hide_tensorboard_traceback() -> None:
+    """Print no stack trace for a file that TensorBoard's thread cannot write: the next call to it raises the error."""
+    print_traceback = threading.excepthook
+
+    def excepthook(failure: threading.ExceptHookArgs) -> None:
+        if type(failure.thread).__name__ != TENSORBOARD_THREAD or not isinstance(failure.exc_value, OSError):
+            print_traceback(failure)
+
+    threading.excepthook = excepthook
 
 
 def metrics_line(step: int, report: StepReport, seconds: float) -> dict[str, Any]:
@@ -69,6 +82,7 @@ class RunLog:
 
     def __init__(self, folder: Path, resumed_at: int, steps: int) -> None:
         self.folder, self.steps = folder, steps
+        hide_tensorboard_traceback()
         with writes_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             kept = keep_earlier(folder / "metrics.jsonl") if resumed_at == 0 else None

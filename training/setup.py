@@ -15,7 +15,6 @@ import torch
 from megatron.core import parallel_state
 
 from data_pipeline.loading.loader import PackedLoader
-from model.backend import select_backend
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import ConfigError, GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
@@ -131,24 +130,28 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         balance_loss_coeff=config.moe_in_effect.balance_loss_coeff,
         expert_bias_update_rate=config.moe_in_effect.expert_bias_update_rate,
         recompute=config.recompute,
-        backend=select_backend(config.model.backend, PRECISIONS[train.precision]),
+        backend=config.select_backend(),
     )
     for chunk in model_chunks:
         freeze(chunk, config.freeze)
     if start_point.resume is None:
-        fill_weights(model_chunks, start_point.weights, train.seed)
+        fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
     return TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
 
 
-def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int) -> None:
+def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int, verify: str) -> None:
     """Fill the model from a checkpoint, from a Hugging Face folder, or at random. Collective.
 
-    Random weights are a function of the seed and of the parameters' names alone.
+    Args:
+        model_chunks: what this rank holds of the model.
+        weights: the checkpoint or folder; None for random weights.
+        seed: of random weights, which are a function of it and of the parameters' names alone.
+        verify: how a checkpoint is compared with its manifest.
     """
     if weights is None:
         load_weights(model_chunks, RandomWeights(model_chunks[0].glmv_config, seed))
     elif is_checkpoint(weights):
-        load_checkpoint(weights, model_chunks)
+        load_checkpoint(weights, model_chunks, verify=verify)
     else:
         load_weights(model_chunks, SafetensorsFolder(weights))
 
@@ -160,7 +163,8 @@ def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
         CheckpointError: it is damaged or of another model.
         DataError: the data is not what it was, and `checkpoint.allow_changes` is false.
     """
-    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer)
+    policy = prepared.config.checkpoint
+    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, policy.verify)
     state = read_train_state(checkpoint)
-    prepared.loader.load_state_dict(state.data, allow_changes=prepared.config.checkpoint.allow_changes)
+    prepared.loader.load_state_dict(state.data, allow_changes=policy.allow_changes)
     return state.step

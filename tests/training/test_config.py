@@ -67,6 +67,7 @@ MESSAGES = [
     ("train.seq_length=100", r"train.seq_length=100 must be a multiple of data.segment_multiple=8"),
     ("train.output_dir=", r"train.output_dir is empty"),
     ("checkpoint.resume=always", r"checkpoint.resume='always': choose one of auto, never"),
+    ("checkpoint.verify=none", r"checkpoint.verify='none': choose one of full, sizes"),
     ("fp8.recipe=blockwise", r"fp8.recipe=blockwise needs .*Transformer Engine.*set fp8.recipe=none"),
     ("fp8.recipe=e4m3", r"fp8.recipe='e4m3': choose one of"),
     ("model.preset=", r"model.preset and model.init_from are both empty"),

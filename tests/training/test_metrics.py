@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import resource
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -23,6 +24,7 @@ REPORT = StepReport(
 
 def write_until_full(folder: Path, answers: Connection) -> None:
     """Write steps in a process whose files may have 2 kB, then take the lock of the folder when they may have none."""
+    os.dup2(os.open(folder.parent / "stderr", os.O_CREAT | os.O_WRONLY), 2)
     log = RunLog(folder, resumed_at=0, steps=1000)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
     try:
@@ -34,6 +36,10 @@ def write_until_full(folder: Path, answers: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 2048))
     with run_lock(folder) as refusal:
         answers.send(refusal)
+    try:
+        RunLog(folder, resumed_at=0, steps=1000)
+    except RunFolderError as error:
+        answers.send(str(error))
 
 
 def test_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
@@ -42,13 +48,15 @@ def test_full_disk_is_reported_in_one_line(tmp_path: Path) -> None:
     process = fork.Process(target=write_until_full, args=(tmp_path / "run", process_end))
     process.start()
     process_end.close()
-    message, refusal = answers.recv(), answers.recv()
+    message, refusal, message_at_start = answers.recv(), answers.recv(), answers.recv()
     process.join()
     assert message == (
         f"{tmp_path}/run/metrics.jsonl cannot be written (File too large): free some space or fix its file system, and "
         "start the run again; it resumes from its newest checkpoint"
     )
     assert refusal == ""  # so that the next start can free space
+    assert message_at_start.startswith(f"{tmp_path}/run cannot be written (File too large): free some space")
+    assert "Traceback" not in (tmp_path / "stderr").read_text()
 
 
 def test_records_are_cut_back_to_the_checkpoint(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_resume_never_refuses_an_existing_run(run: Path, config_file: Path) -> N
 
 def test_latest_that_names_a_missing_folder_is_refused(run: Path, config_file: Path) -> None:
     shutil.rmtree(run / "checkpoints" / "step_0000003")
-    with pytest.raises(CheckpointError, match=r"latest names 'step_0000003', which is not there"):
+    with pytest.raises(CheckpointError, match=r"latest names 'step_0000003', which does not exist"):
         start_point(config_file)
 
 
