@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from torch import nn
 
-from tests.model import layout_cases
+from tests.model import checkpoint_cases, layout_cases
 from tests.model.test_layouts import EXACT, reports_agree, variant_of, whole_model_difference
 from tests.processes import Processes
 
-# processes and layout that save after three steps; processes and layout that train three more
+EMPTY_STAGE = "PP2 VPP2 stages=Et|tt||tL"  # the second virtual stage of the first rank is empty
+
+# Processes and layout that save after three steps; processes and layout that train three more.
 MOE = [
     ((2, "TP2 SP"), (2, "EP2")),
     ((2, "EP2"), (2, "PP2 stages=Et|tttL")),  # one stage has no experts
@@ -22,6 +24,8 @@ MOE = [
     ((4, "EP2 ETP2"), (2, "PP2 VPP2")),
     ((2, "CP2"), (4, "EP2 CP2")),
     ((1, ""), (4, "TP2 SP PP2")),
+    ((1, ""), (2, EMPTY_STAGE)),
+    ((2, EMPTY_STAGE), (1, "")),
     ((4, "TP2 SP CP2 vision=tensor"), (2, "TP2 SP")),
 ]
 DENSE = [
@@ -30,6 +34,7 @@ DENSE = [
     ((4, "TP2 CP2"), (2, "DP2")),
     ((2, "DP2"), (4, "PP4")),
     ((4, "PP4"), (2, "TP2 vision=tensor")),
+    ((1, ""), (2, EMPTY_STAGE)),
 ]
 
 
@@ -43,27 +48,34 @@ def processes() -> Iterator[dict[int, Processes]]:
 def six_steps(
     processes: dict[int, Processes], hf_folder: tuple[Path, nn.Module], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[list[dict[str, Any]], str]:
-    """What one process reports of six steps, and the file of its parameters after them."""
+    """The reports of six steps of one process, and the file of its parameters after them."""
     saved = str(tmp_path_factory.mktemp("six_steps") / "parameters.pt")
     answer = processes[1].run(
-        layout_cases.train, variant=variant_of(hf_folder), folder=str(hf_folder[0]), layout="", steps=range(1, 7),
+        layout_cases.train,
+        variant=variant_of(hf_folder),
+        folder=str(hf_folder[0]),
+        layout="",
+        steps=range(1, 7),
         save_to=saved,
-    )[0]  # fmt: skip
+    )[0]
     return answer["reports"], f"{saved}.0"
 
 
 @pytest.fixture(scope="module")
 def saved(processes: dict[int, Processes], hf_folder: tuple[Path, nn.Module], tmp_path_factory: pytest.TempPathFactory):
-    """Checkpoints after three steps, each layout's made once."""
+    """Checkpoints after three steps, made once for each layout."""
     made: dict[tuple[int, str], Path] = {}
 
     def checkpoint(size: int, layout: str) -> Path:
         if (size, layout) not in made:
             path = made[size, layout] = tmp_path_factory.mktemp("checkpoint") / "step_0000003"
             processes[size].run(
-                layout_cases.train, variant=variant_of(hf_folder), folder=str(hf_folder[0]), layout=layout,
+                layout_cases.train,
+                variant=variant_of(hf_folder),
+                folder=str(hf_folder[0]),
+                layout=layout,
                 checkpoint=str(path),
-            )  # fmt: skip
+            )
         return made[size, layout]
 
     return checkpoint
@@ -79,9 +91,53 @@ def test_training_resumes_in_another_layout(
     reports, parameters = six_steps
     size, layout = after
     answers = processes[size].run(
-        layout_cases.train, variant=variant_of(hf_folder), folder=str(hf_folder[0]), layout=layout,
-        steps=range(4, 7), load_from=str(saved(*before)), compare_with=parameters,
-    )  # fmt: skip
+        layout_cases.train,
+        variant=variant_of(hf_folder),
+        folder=str(hf_folder[0]),
+        layout=layout,
+        steps=range(4, 7),
+        load_from=str(saved(*before)),
+        compare_with=parameters,
+    )
     for answer in answers:
         reports_agree(answer["reports"], reports[3:])
     assert whole_model_difference(answers) <= EXACT
+
+
+# --- problems that one process finds ----------------------------------------------------------------------------------
+
+
+def test_damage_is_reported_by_every_process(processes: dict[int, Processes], tmp_path: Path) -> None:
+    checkpoint = tmp_path / "step_0000001"
+    arguments: dict[str, Any] = {"variant": "glm4v", "checkpoint": str(checkpoint)}
+    processes[2].run(checkpoint_cases.save, layout="TP2", **arguments)
+    assert processes[4].run(checkpoint_cases.load_error, layout="TP2", **arguments) == [""] * 4
+    file = next((checkpoint / "state").glob("__1_*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[1000] ^= 1
+    file.write_bytes(content)
+    errors = processes[4].run(checkpoint_cases.load_error, layout="TP2", **arguments)
+    assert [f"{file} is damaged: its content is not what was saved" in error for error in errors] == [True] * 4
+
+
+def test_weights_that_are_not_finite_are_reported_by_every_process(
+    processes: dict[int, Processes], tmp_path: Path
+) -> None:
+    """Only the first stage has them."""
+    arguments: dict[str, Any] = {"variant": "glm4v", "checkpoint": str(tmp_path / "step_0000001")}
+    processes[1].run(checkpoint_cases.fill_adapter_with_nan_and_save, layout="", **arguments)
+    errors = processes[2].run(checkpoint_cases.load_error, layout="PP2", **arguments)
+    assert ["not finite (NaN or infinity) in adapter.proj.weight" in error for error in errors] == [True] * 2
+
+
+def test_failed_save_ends_on_every_process(processes: dict[int, Processes], tmp_path: Path) -> None:
+    errors = processes[2].run(
+        checkpoint_cases.save_error,
+        variant="glm4v",
+        layout="TP2",
+        checkpoint=str(tmp_path / "step_0000001"),
+        max_file_bytes=500_000,
+    )
+    assert [error.startswith("cannot write the checkpoint") for error in errors] == [True] * 2
+    assert "File too large" in errors[0]
+    assert list(tmp_path.iterdir()) == []
