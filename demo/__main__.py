@@ -40,8 +40,8 @@ class Variant:
 
 
 VARIANTS = {
-    "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(160, 50, 100)),
-    "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(160, 50, 100)),
+    "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(320, 50, 200)),
+    "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(320, 50, 200)),
 }
 
 
@@ -59,7 +59,7 @@ class Stage:
 
 
 STAGES = (
-    Stage("pretrain", "pretrain.train", global_batch_size=4),
+    Stage("pretrain", "pretrain.train", global_batch_size=2),
     Stage("long_context", "pretrain.train", global_batch_size=2),
     Stage("sft", "sft.train", global_batch_size=2),
 )

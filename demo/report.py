@@ -157,12 +157,12 @@ def draw_answers(shown: Sequence[dict[str, str]], out: Path) -> Path:
     for column, image in enumerate(images):
         upper, lower = (figure.add_subplot(2, len(images), row * len(images) + column + 1) for row in (0, 1))
         upper.imshow(Image.open(image))
-        upper.set_title(Path(image).name, fontsize="small", color="grey")
+        upper.set_anchor("SW")
         lines = [line for entry in shown if entry["image"] == image for line in _written(entry)]
         for number, (line, style) in enumerate(lines):
             lower.text(0, 1 - number / 13, line, va="top", fontsize=9.5, parse_math=False, **style)
-        upper.axis("off")
-        lower.axis("off")
+        for axes in (upper, lower):
+            axes.axis("off")
     figure.savefig(out, dpi=120)
     return out
 

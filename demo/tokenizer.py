@@ -1,7 +1,7 @@
-"""A small byte-level BPE with GLM's special tokens and chat template, trained on the spot.
+"""A small byte-level BPE tokenizer with GLM's special tokens and chat template, trained on given texts.
 
-No package ships GLM's own tokenizer, so the demo and the tests train one: same special tokens (here they are ids
-0..35; on the hub they start at 151329), same rendering of chats, a vocabulary the tiny presets can hold.
+No package ships GLM's own tokenizer, so the demo and the tests train one: the same special tokens (ids 0..35 here, from
+151329 in the published one), the same rendering of chats, and a vocabulary that fits the tiny presets.
 """
 
 from __future__ import annotations
@@ -14,17 +14,45 @@ from transformers import PreTrainedTokenizerFast
 
 from data_pipeline.domains.chat_template import CHAT_TEMPLATES
 
-# The order is the hub's: the id of a token is its place in this list.
+# In the published order: a token's id is its index.
 SPECIAL_TOKENS = (
-    "<|endoftext|>", "[MASK]", "[gMASK]", "[sMASK]", "<sop>", "<eop>",
-    "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>",
-    "<|begin_of_image|>", "<|end_of_image|>", "<|begin_of_video|>", "<|end_of_video|>",
-    "<|begin_of_audio|>", "<|end_of_audio|>", "<|begin_of_transcription|>", "<|end_of_transcription|>",
-    "<|code_prefix|>", "<|code_middle|>", "<|code_suffix|>",
-    "<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
-    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
-    "/nothink", "<|begin_of_box|>", "<|end_of_box|>", "<|image|>", "<|video|>",
-)  # fmt: skip
+    "<|endoftext|>",
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+    "<|begin_of_audio|>",
+    "<|end_of_audio|>",
+    "<|begin_of_transcription|>",
+    "<|end_of_transcription|>",
+    "<|code_prefix|>",
+    "<|code_middle|>",
+    "<|code_suffix|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<tool_response>",
+    "</tool_response>",
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+    "/nothink",
+    "<|begin_of_box|>",
+    "<|end_of_box|>",
+    "<|image|>",
+    "<|video|>",
+)
 
 # Contractions, words with their leading space, up to three digits, punctuation, newlines, other white space.
 WORDS = "|".join(
@@ -41,12 +69,18 @@ WORDS = "|".join(
 
 
 def train_tokenizer(texts: Iterable[str], out_dir: str | Path, vocab_size: int = 2048) -> Path:
-    """Train on `texts` and save a Hugging Face tokenizer folder.
+    """Train on `texts` and save a Hugging Face tokenizer folder. The same texts give the same files.
 
-    texts: any documents; every byte is in the vocabulary, so any text can be encoded afterwards.
-    vocab_size: upper bound of all entries, the 36 special tokens and the 256 bytes included.
-    Returns out_dir, which AutoTokenizer.from_pretrained loads. The same texts give the same tokenizer.
-    Raises ValueError if vocab_size cannot hold the special tokens and the bytes.
+    Args:
+        texts: any documents. Every byte is in the vocabulary, so any other text can be encoded too.
+        out_dir: folder to write; AutoTokenizer.from_pretrained loads it.
+        vocab_size: upper bound of all entries, including the 36 special tokens and the 256 bytes.
+
+    Returns:
+        out_dir.
+
+    Raises:
+        ValueError: vocab_size cannot hold the special tokens and the bytes.
     """
     smallest = len(SPECIAL_TOKENS) + 256
     if vocab_size < smallest:

@@ -1,4 +1,4 @@
-"""The demo's tokenizer: special tokens in their places, any text back again, and chats as GLM-4.5V renders them."""
+"""The demo's tokenizer: ids of special tokens, lossless text, and chats as GLM-4.5V renders them."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def tokenizer(tokenizer_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(tokenizer_folder)
 
 
-def test_special_tokens_are_the_first_ids(tokenizer: Any) -> None:
+def test_special_tokens_have_the_first_ids(tokenizer: Any) -> None:
     assert [tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS] == list(range(36))
     assert SPECIAL_TOKENS.index("<|image|>") == 34
     assert len(tokenizer) <= 2048
 
 
-def test_any_text_comes_back(tokenizer: Any) -> None:
+def test_decoding_returns_any_text(tokenizer: Any) -> None:
     text = "Grüße, 世界!\n\n  x = 12345\t# 😀 \x00\x7f"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
 
@@ -38,7 +38,7 @@ def test_the_same_texts_give_the_same_files(tmp_path: Path) -> None:
         assert path.read_bytes() == (second / path.name).read_bytes()
 
 
-def test_a_vocabulary_too_small_is_refused(tmp_path: Path) -> None:
+def test_too_small_a_vocabulary_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vocab_size 100 cannot hold 292"):
         train_tokenizer(["text"], tmp_path, vocab_size=100)
 
@@ -73,12 +73,12 @@ RENDERED = [  # as the published template of GLM-4.5V renders them
 
 
 @pytest.mark.parametrize(("messages", "options", "expected"), RENDERED)
-def test_chats_render_as_published(tokenizer: Any, messages: Any, options: dict[str, Any], expected: str) -> None:
+def test_chat_renders_as_published(tokenizer: Any, messages: Any, options: dict[str, Any], expected: str) -> None:
     assert tokenizer.apply_chat_template(messages, tokenize=False, **options) == expected
 
 
 @pytest.mark.parametrize("thinking", [True, False])
-def test_the_template_renders_what_training_sees(tokenizer: Any, thinking: bool) -> None:
+def test_template_renders_what_training_sees(tokenizer: Any, thinking: bool) -> None:
     as_trained = [
         {**message, "content": "<video>Q2" if isinstance(message["content"], list) else message["content"]}
         for message in SEVERAL_TURNS
