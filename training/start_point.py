@@ -123,8 +123,8 @@ def newest_checkpoint(folder: Path) -> Path | None:
     if first_save.is_file() and first_save.read_text() == steps[-1].name:
         return steps[-1]
     raise ConfigError(
-        f"train.output_dir={folder} holds {CHECKPOINTS}/{steps[-1].name} but no {CHECKPOINTS}/{LATEST}: write "
-        f"{steps[-1].name} into that file to resume from it, or choose another train.output_dir"
+        f"train.output_dir={folder}: {CHECKPOINTS}/ holds {steps[-1].name} but no {LATEST}: write its name there to "
+        "resume from it, or choose another folder"
     )
 
 

@@ -149,8 +149,8 @@ def test_step_folders_without_latest_are_refused(run: Path, config_file: Path, t
     (run / "checkpoints" / "latest").unlink()
     (run / "checkpoints" / "step_0000001").mkdir()
     message = (
-        rf"train.output_dir={run} holds checkpoints/step_0000003 but no checkpoints/latest: write step_0000003 into "
-        "that file to resume from it, or choose another train.output_dir"
+        rf"train.output_dir={run}: checkpoints/ holds step_0000003 but no latest: write its name there to "
+        "resume from it, or choose another folder"
     )
     with pytest.raises(ConfigError, match=message):
         start_point(config_file)
