@@ -33,7 +33,7 @@ from training.start_point import (
     make_latest,
 )
 from training.start_report import log_start
-from training.step import NonFiniteStep, NonFiniteWeights, NothingToLearn
+from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
 
 
 def run(config: RunConfig) -> None:
@@ -109,14 +109,15 @@ class Run:
             return False
         try:
             report = self.trainer.run(step, batches)
-        except NothingToLearn as error:
-            # Where no sample could be read, there may be too many of these.
-            self._count_samples(step, 0, gather_quarantined(batches))
-            raise NothingToLearn(f"{error}; {self._name_samples('nothing_to_learn', step, batches)}") from None
         except NonFiniteWeights:
             raise
         except NonFiniteStep as error:
-            raise NonFiniteStep(f"{error}; {self._name_samples('nonfinite', step, batches)}") from None
+            raise NonFiniteStep(f"{error}; {self._list_samples('nonfinite', step, batches)}") from None
+        except (NoSamples, NothingToLearn) as error:
+            self._count_samples(step, 0, gather_quarantined(batches))
+            if isinstance(error, NoSamples):
+                raise
+            raise NothingToLearn(f"{error}; {self._list_samples('nothing_to_learn', step, batches)}") from None
         self.done = step
         if self.log is not None:
             self.log.step(step, report, time.perf_counter() - started)
@@ -130,8 +131,8 @@ class Run:
         self.loader.tally.add(samples, quarantined)
         self.loader.tally.check(self.config.data.max_quarantined_fraction, str(self.folder / "quarantine.jsonl"))
 
-    def _name_samples(self, kind: str, step: int, batches: list[Batch]) -> str:
-        """Write the names of a failed step's samples into files, and return where they are."""
+    def _list_samples(self, kind: str, step: int, batches: list[Batch]) -> str:
+        """Write the names of a failed step's samples into files, one per data-parallel rank, and return where."""
         if is_lead():
             samples = [[sample for sample in batch.sample_ids if sample] for batch in batches]
             file = self.folder / f"{kind}_step_{step}_rank_{dist.get_rank()}.json"

@@ -31,12 +31,12 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     logger.info("step %d of %d, from %s, on %d processes", done, config.train.steps, start, world_size())
     for line in start_point.moved:
         logger.info(line)
+    logger.info("backend: %s", backend)
     if prepared.layout is not None:
         logger.info("pipeline layout:\n%s", prepared.layout.table())
     mixture = prepared.loader.planned_mixture()
     if mixture:
         logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
-    logger.info("backend: %s", backend)
     for warning in warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)):
         logger.warning(warning)
     if done == config.train.steps:

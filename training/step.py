@@ -50,8 +50,12 @@ class NonFiniteWeights(NonFiniteStep):
     """The loss is not finite because weights are not: the samples are not the cause."""
 
 
+class NoSamples(StepError):
+    """No sample of the global batch could be read."""
+
+
 class NothingToLearn(StepError):
-    """No token of the global batch carries loss."""
+    """The global batch has samples, but none of their tokens carries loss."""
 
 
 @dataclass
@@ -125,19 +129,19 @@ class TrainStep:
             batches: the packs of this rank's data-parallel rank.
 
         Raises:
-            NothingToLearn: no token of the global batch carries loss. Nothing was computed.
+            NoSamples, NothingToLearn: no token of the global batch carries loss. Nothing was computed.
             NonFiniteStep: the loss or the gradient norm is infinite or not a number.
             NonDeterministicStep: the step was computed twice, and its gradients differ.
         """
         ranks = parallel_state.get_data_parallel_world_size()
         packs = len(batches) * ranks
         loss_tokens, tokens, samples, images, patches, quarantined = self._totals(batches)
+        if not tokens:
+            raise NoSamples(f"step {step}: no sample of the global batch could be read; see quarantine.jsonl")
         if not loss_tokens:
             raise NothingToLearn(
                 f"step {step}: none of the {tokens} tokens of the global batch carries loss; look at their sources, "
                 "and at data.too_long: truncate may have cut off the answers"
-                if tokens
-                else f"step {step}: no sample of the global batch could be read; see quarantine.jsonl"
             )
         for chunk in self.model_chunks:
             for router in chunk.routers():

@@ -21,7 +21,7 @@ from tests.training import step_cases
 from tests.training.step_cases import case_of, train_alike
 from training.adam import GroupStepAdamW
 from training.optimizer import OptimizerConfig, set_step
-from training.step import NonFiniteStep, NonFiniteWeights, NothingToLearn, TrainStep
+from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, TrainStep
 
 
 def test_three_steps_equal_transformers_and_adamw(
@@ -201,9 +201,7 @@ def test_step_without_a_loss_token_is_an_error(build: Callable[..., GlmvModel]) 
         NothingToLearn, match=rf"step 1: none of the {first.num_tokens} tokens of the global batch carr"
     ):
         trainer.run(1, [without])
-    with pytest.raises(
-        NothingToLearn, match=r"step 1: no sample of the global batch could be read; see quarantine.jsonl"
-    ):
+    with pytest.raises(NoSamples, match=r"step 1: no sample of the global batch could be read; see quarantine.jsonl"):
         trainer.run(1, [pack([], SEQ_LENGTH)])
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert trainer.run(1, [without, *others]).loss > 0
