@@ -379,7 +379,7 @@ def test_errors_of_a_curation_are_one_line(
     assert "begun with another recipe" in run(first, second, "--out", out, "--recipe", changed, expect=2)
     same = out.with_suffix(".yaml")
     assert "begun with another set of shards" in run(first, "--out", out, "--recipe", same, expect=2)
-    assert "parts of 2 are 0 to 1" in run(first, "--out", out, "--recipe", same, "--part", "2/2", expect=2)
+    assert "the first number is 0 to 1" in run(first, "--out", out, "--recipe", same, "--part", "2/2", expect=2)
     part = [first, "--out", tmp_path / "parts", "--executor", "here", "--part"]
     assert "shards are examined" in run(*part, "0/2", "--recipe", same)
     assert "begun with another recipe" in run(*part, "1/2", "--recipe", changed, expect=2)
