@@ -19,6 +19,7 @@ import typer
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
+from data_pipeline.media.pixel_budget import PIXELS_PER_TOKEN
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import RawSample, ShardReader
@@ -27,7 +28,6 @@ from demo.records import DESCRIBE, NAME, view_path
 from model.checkpoint import HF_FILES, find_checkpoint
 from tools.generate import Exported, transformers_inputs
 from training.evaluate import evaluate
-from training.hf_files import PIXELS_PER_TOKEN
 
 SEQ_LENGTH = 512  # of the production side's packs
 SHOWN = ("coffee", "tabby_cat", "rocket")  # subjects whose held-out images the demo shows, with answers

@@ -28,8 +28,7 @@ from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.encode import encode_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
-from data_pipeline.media.images import PATCH_SIZE, PIXELS_PER_TOKEN, TEMPORAL_PATCH_SIZE
-from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.pixel_budget import PATCH_SIZE, PIXELS_PER_TOKEN, TEMPORAL_PATCH_SIZE, PixelBudget
 from data_pipeline.sample import Element, Image, Sample, Text, Token, Video
 from tools.errors import errors_in_one_line
 

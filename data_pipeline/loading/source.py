@@ -14,14 +14,11 @@ import pyarrow as pa
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import DataError
 from data_pipeline.media.image_sizes import patches_of
-from data_pipeline.media.images import MERGE_SIZE, TEMPORAL_PATCH_SIZE
-from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.pixel_budget import PATCHES_PER_TOKEN, TEMPORAL_PATCH_SIZE, PixelBudget
 from data_pipeline.shards.catalogue import ShardEntry, open_shards
 from data_pipeline.shards.index import sample_at, structs_at
 from data_pipeline.shards.members import ShardSample, index_command
 from data_pipeline.shards.shard_cache import ShardCache, shown, url_in
-
-PATCHES_PER_TOKEN = MERGE_SIZE**2
 
 
 @dataclass(frozen=True)
