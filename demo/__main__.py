@@ -41,7 +41,7 @@ class Variant:
 
 VARIANTS = {
     "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(320, 50, 200)),
-    "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(320, 50, 200)),
+    "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(420, 60, 260)),
 }
 
 
