@@ -20,7 +20,7 @@ from demo.report import draw_losses
 
 SHARDS = ("grounding", "chat_think")
 PAGE_SIZE = (900, 1180)  # pixels
-COLUMN_WIDTH = 640  # of the loss curves
+COLUMN_WIDTH = 500  # of the loss curves
 
 
 def main(

@@ -141,7 +141,7 @@ def draw_losses(metrics: dict[str, Path], out: Path) -> Path:
             panel.plot(*zip(*points, strict=True), linewidth=0.7, alpha=0.7, color=color, label=name)
         panel.plot(seen, [line["loss"] for line in lines], color="black", linewidth=1.5, label="all")
         panel.set(title=stage, xlabel="thousand tokens", ylim=(0, None))
-        panel.legend(fontsize="small")
+        panel.legend(fontsize="small", loc="upper right")
     panels[0].set_ylabel("cross-entropy per token")
     figure.savefig(out, dpi=120)
     return out
