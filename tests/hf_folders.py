@@ -28,7 +28,7 @@ def save_weights(variant: str, folder: Path, *, dtype: torch.dtype = torch.float
 def save_whole_folder(variant: str, folder: Path, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
     """Write weights, config.json, a tokenizer with its chat template, and the processor files."""
     save_weights(variant, folder, dtype=dtype, seed=seed)
-    train_tokenizer(["What is in this picture? A cat on a mat.", "0123456789"] * 8, folder)
+    train_tokenizer(["What is in this image? A cat on a mat.", "0123456789"] * 8, folder)
     for name, kind, tokens in (
         ("preprocessor_config.json", "image", 6144),
         ("video_preprocessor_config.json", "video", 30000),
