@@ -259,7 +259,7 @@ def load_checkpoint(
 
 
 def _fill(chunk: nn.Module, state: dict[str, Any]) -> str | None:
-    """Load a chunk's state, which megatron-core omits for a stage without layers; return what is wrong with it."""
+    """Load a chunk's state, which is empty for a stage without layers, and return what is wrong with it."""
     keys = chunk.load_state_dict(state, strict=False)
     if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"

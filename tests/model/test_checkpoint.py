@@ -121,7 +121,7 @@ def test_metadata_of_another_type_is_damaged(tmp_path: Path) -> None:
 def test_object_in_place_of_a_tensor_is_refused_before_it_is_read(
     hf_folder: object, saved: tuple[GlmvModel, Path]
 ) -> None:
-    """Torch would read what the metadata calls bytes with a full unpickler."""
+    """A full unpickler of torch would read what the metadata calls bytes."""
     model, path = saved
     file = path / "state" / ".metadata"
     metadata = pickle.loads(file.read_bytes())

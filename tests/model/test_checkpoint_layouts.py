@@ -81,7 +81,11 @@ def saved(processes: dict[int, Processes], hf_folder: tuple[Path, nn.Module], tm
     return checkpoint
 
 
-PAIRS = [("glm4v_moe", *pair) for pair in MOE] + [("glm4v", *pair) for pair in DENSE]
+PAIRS = [
+    pytest.param(variant, before, after, id=f"{variant}, {before[1] or 'one process'} to {after[1] or 'one process'}")
+    for variant, pairs in (("glm4v_moe", MOE), ("glm4v", DENSE))
+    for before, after in pairs
+]
 
 
 @pytest.mark.parametrize(("hf_folder", "before", "after"), PAIRS, indirect=["hf_folder"])

@@ -1,8 +1,8 @@
-"""What Transformer Engine's kernels compute, by definition and in plain torch, for float32 on one rank.
+"""The definitions of what Transformer Engine's kernels compute, in plain torch, for float32 on one rank.
 
-With these in place of the kernels the model of this backend runs, and shows whether its modules are put together right:
-which norm stands before which matrix, what is told to attention, in what order experts get their tokens. The signatures
-are those of the real modules. What the real kernels compute only a GPU can tell.
+With these in place of the kernels the model of this backend runs on a CPU. That shows whether its modules are assembled
+correctly: which norm precedes which matrix, what attention is given, in which order experts get their tokens. The
+signatures are those of the real modules. The kernels themselves are tested on a GPU (tests/gpu).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def norm(module: Any, x: Tensor) -> Tensor:
 
 
 def grouped_linear(module: Any, x: Tensor, rows: list[int], **_: Any) -> Tensor:
-    """One matrix for each group of consecutive rows."""
+    """Multiply each group of consecutive rows by its own matrix."""
     weights = [getattr(module, f"weight{group}") for group in range(module.num_gemms)]
     return torch.cat([part @ weight.T for part, weight in zip(x.split(rows), weights, strict=True)])
 
@@ -55,23 +55,23 @@ def attention(
     max_seqlen_kv: int,
     **nothing: None,
 ) -> Tensor:
-    """Softmax over the keys of the query's own segment; query [tokens, heads, dim] -> [tokens, heads * dim]."""
+    """Attend to the keys of the query's own segment; query [tokens, heads, dim] -> [tokens, heads * dim]."""
     assert qkv_format == "thd"
     assert not any(value is not None for value in nothing.values())
     assert cu_seqlens_q.dtype == cu_seqlens_kv.dtype == torch.int32
     assert cu_seqlens_q.device == cu_seqlens_kv.device == query.device
     assert torch.equal(cu_seqlens_q, cu_seqlens_kv)
     assert min(max_seqlen_q, max_seqlen_kv) >= cu_seqlens_q.diff().max()
-    place = torch.arange(len(query))
-    segment = torch.bucketize(place, cu_seqlens_q, right=True)
-    seen = segment[:, None] == segment
+    position = torch.arange(len(query))
+    segment = torch.bucketize(position, cu_seqlens_q, right=True)
+    visible = segment[:, None] == segment
     if attn_mask_type == "padding_causal":
-        seen &= place[:, None] >= place
+        visible &= position[:, None] >= position
     else:
         assert attn_mask_type == "padding"
     key, value = (x.repeat_interleave(query.size(1) // key.size(1), dim=1) for x in (key, value))
     scores = torch.einsum("qhd,khd->hqk", query, key) * query.size(-1) ** -0.5
-    weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
     return torch.einsum("hqk,khd->qhd", weights, value).flatten(1)
 
 

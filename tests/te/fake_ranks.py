@@ -1,7 +1,7 @@
-"""Models as one rank of a layout holds them, without other ranks, a GPU or memory.
+"""Build the part of a model that one rank of a layout holds, without other ranks, a GPU or memory.
 
-The process group is torch's fake one, which answers every collective at once, and tensors are fake: they have shapes,
-dtypes and attributes, and no values.
+The process group is torch's fake one, which completes every collective at once. Tensors are fake too: they have shapes,
+dtypes and attributes, but no values.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from model.parallel import ParallelConfig, initialize_model_parallel
 
 @dataclass(frozen=True)
 class Rank:
-    """A rank, and the layout it is in."""
+    """A rank and its layout."""
 
     number: int = 0
     world_size: int = 1
-    layout: dict[str, Any] = field(default_factory=dict)
+    layout: dict[str, Any] = field(default_factory=dict)  # fields of ParallelConfig
 
 
-# The last rank has the larger offsets, and of a pipeline's stages the one without the vision tower.
+# The last rank is used: its offsets are not zero, and in a pipeline it is the stage without the vision tower.
 RANKS = {
     "one": Rank(),
     "tp2": Rank(1, 2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
@@ -57,7 +57,7 @@ CASES = [(preset, rank) for preset, ranks in LAYOUTS_OF.items() for rank in rank
 
 @contextmanager
 def built(preset: str, rank: Rank, backend: Backend, dtype: torch.dtype = torch.bfloat16) -> Iterator[GlmvModel]:
-    """The part of a preset's model that `rank` holds. Inside the block tensors are fake."""
+    """Yield the part of a preset's model that `rank` holds. Tensors are fake inside the block."""
     parallel = ParallelConfig(**rank.layout)
     without_gloo = partial(parallel_state.initialize_model_parallel, create_gloo_process_groups=False)
     dist.init_process_group("fake", store=FakeStore(), rank=rank.number, world_size=rank.world_size)
@@ -76,5 +76,5 @@ def built(preset: str, rank: Rank, backend: Backend, dtype: torch.dtype = torch.
 
 
 def pretended_gpu() -> Any:
-    """Transformer Engine's modules ask for a GPU when they are built, and then take the device they are given."""
+    """Pretend that there is a GPU: Transformer Engine's modules need one to be built, and then use the given device."""
     return mock.patch.object(torch.cuda, "is_available", return_value=True)

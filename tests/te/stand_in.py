@@ -1,8 +1,8 @@
-"""Lets Transformer Engine's Python be imported without its compiled part: a pytest plugin, `-p tests.te.stand_in`.
+"""Import Transformer Engine's Python without its compiled part: a pytest plugin, `-p tests.te.stand_in`.
 
-The modules are the real ones, with their real parameters, names and attributes; they can be built, saved and loaded,
-and compute nothing: every call into the compiled part raises. This has to be imported before megatron-core, which looks
-for Transformer Engine but once.
+The modules are the real ones, with their real parameters, names and attributes. They can be built, saved and loaded,
+but compute nothing: every call into the compiled part raises. This must be imported before megatron-core, which looks
+for Transformer Engine only once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 
 class Kernel:
-    """Any name of the compiled part: a function that does not run, or an enumeration of which only names are used."""
+    """Any name of the compiled part: a function that does not run, or an enumeration whose names alone are used."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -36,13 +36,13 @@ class Kernel:
 
 
 class CompiledPart(ModuleType):
-    """Stands for the extension module `transformer_engine_torch`."""
+    """A stand-in for the extension module `transformer_engine_torch`."""
 
-    __all__ = ("get_cudnn_version",)  # what `import *` brings
+    __all__ = ("get_cudnn_version",)  # what `import *` imports
 
     @staticmethod
     def get_cudnn_version() -> int:
-        """Asked for when attention is built."""
+        """Return a version, which is needed to build attention."""
         return 91400
 
     def __getattr__(self, name: str) -> Kernel:
@@ -52,7 +52,7 @@ class CompiledPart(ModuleType):
 
 
 def install() -> None:
-    os.environ["NVTE_PROJECT_BUILDING"] = "1"  # do not look for CUDA's libraries
+    os.environ["NVTE_PROJECT_BUILDING"] = "1"  # do not look for the libraries of CUDA
     sys.modules["transformer_engine_torch"] = CompiledPart("transformer_engine_torch")
     with warnings.catch_warnings():
         warnings.filterwarnings(

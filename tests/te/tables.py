@@ -1,8 +1,8 @@
-"""What a rank holds of a model, as a table: parameters, how they are split and marked, and what they are on disk.
+"""Describe what a rank holds of a model as a table: parameters, how they are split and marked, and how they are saved.
 
-The golden tables in golden/ are written by `make te-tables`, and to be read before they are committed.
+`make te-tables` writes the golden tables in golden/, which must be read before they are committed.
 
-Rows that differ in numbers of layers or experts alone are folded into one, with the numbers as a range:
+Rows that differ only in the numbers of layers or experts are folded into one, with the numbers as a range:
 
     language_model.decoder.layers.{1-45}.mlp.experts.linear_fc1.weight{0-127}
 """
@@ -26,28 +26,23 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @dataclass(frozen=True)
 class Row:
-    """One parameter (or expert bias) of a rank.
+    """One parameter (or expert bias) of a rank."""
 
-    shape, dtype: of what this rank holds.
-    split: the dimension that tensor parallelism splits, and `x2` where two matrices in it are split one by one.
-    marks: what megatron-core's gradient reduction is told.
-    key, global_shape, offsets: what it is on disk, and where this rank's part begins; gate and up are two parts.
-    """
-
-    parameter: str
-    shape: str
+    parameter: str  # its name
+    shape: str  # of what this rank holds
     dtype: str
-    split: str
-    marks: str
-    key: str
-    global_shape: str
-    offsets: str
+    split: str  # dimension that tensor parallelism splits, and `x2` where two matrices in it are split one by one
+    marks: str  # attributes that megatron-core's gradient reduction reads
+    key: str  # in a checkpoint
+    global_shape: str  # in a checkpoint
+    offsets: str  # where this rank's part begins in a checkpoint; gate and up projection are two parts
 
 
 def shards(model: GlmvModel) -> dict[str, list[ShardedTensor]]:
-    """Return what a rank stores in a checkpoint, without megatron-core's `_extra_state`, which is not written.
+    """Return what a rank declares for a checkpoint, by parameter and expert bias.
 
-    Each parameter and expert bias has one tensor; the first matrix of a gated MLP has two.
+    It is one tensor, or two for the first matrix of a gated MLP. megatron-core's `_extra_state` is not saved
+    and not returned.
     """
     state = model.sharded_state_dict()
     return {
@@ -97,7 +92,7 @@ NUMBER = re.compile(r"(?<=layers\.)\d+|(?<=local_experts\.)\d+|(?<=\.weight)\d+"
 
 
 def folded(table: Iterable[Row]) -> list[Row]:
-    """Return one row for all rows that differ only in numbers, in the order of the first of each.
+    """Fold the rows that differ only in numbers into one each, in the order of their first rows.
 
     In keys and offsets `#` stands for the number of the parameter's own layer or expert.
     """
@@ -115,7 +110,7 @@ def folded(table: Iterable[Row]) -> list[Row]:
 
 
 def _relative_offsets(row: Row, numbers: list[int]) -> str:
-    """Where layers or experts are stacked on disk, the first offset says which one: `#+64` in the last half of 128."""
+    """Return the offsets, relative to the layer or expert where these are stacked: `#+64` in the second half of 128."""
     if row.global_shape.count("x") == row.shape.count("x"):
         return row.offsets
     parts = [part.split("x", 1) for part in row.offsets.split()]

@@ -1,4 +1,4 @@
-"""The Transformer Engine backend, its kernels replaced by their definitions, computes what the torch backend does."""
+"""The Transformer Engine backend, with definitions in place of its kernels, computes the same as the torch backend."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def one_process() -> Iterator[None]:
 
 
 class Provider(TransformerEngineSpecProvider):
-    """As on a GPU, but that tokens are sorted by expert in torch: that kernel belongs to no module."""
+    """The provider of a GPU, except that torch sorts tokens by expert: that kernel belongs to no module."""
 
     config_fields = FUSED_KERNELS | {"moe_permute_fusion": False}
 
@@ -51,12 +51,12 @@ def build(folder: Path, backend: Backend) -> GlmvModel:
 
 
 def run(model: GlmvModel) -> tuple[Tensor, dict[str, Tensor]]:
-    """Logits of the useful tokens of a pack, and the gradient of every parameter by its name in the whole model."""
+    """Return the logits of a pack's useful tokens, and the gradient of every parameter by its canonical name."""
     samples: list[list[Element]] = [[Text(3), Image(4, 6), Text(11)], [Text(25)], [Text(4), Video(2, 4, 4), Text(9)]]
     made = [make_sample(model.glmv_config, parts, seed=n) for n, parts in enumerate(samples)]
     batch = pack(made, seq_length=128)
     segments = zip(batch.cu_seqlens.tolist(), batch.segment_lengths.tolist(), strict=False)
-    useful = [place for begin, length in segments for place in range(begin, begin + length)]
+    useful = [token for begin, length in segments for token in range(begin, begin + length)]
     logits = model(**forward_inputs(batch))[useful]
     direction = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
     (logits * direction).sum().backward()
@@ -72,9 +72,7 @@ def expected(hf_folder: tuple[Path, nn.Module]) -> tuple[Tensor, dict[str, Tenso
 Result = tuple[Tensor, dict[str, Tensor]]
 
 
-def test_logits_and_gradients_are_those_of_the_torch_backend(
-    hf_folder: tuple[Path, nn.Module], expected: Result
-) -> None:
+def test_logits_and_gradients_equal_the_torch_backend(hf_folder: tuple[Path, nn.Module], expected: Result) -> None:
     with kernels_by_definition():
         logits, gradients = run(build(hf_folder[0], Provider()))
     assert (logits - expected[0]).abs().max() <= TOLERANCE
@@ -83,23 +81,23 @@ def test_logits_and_gradients_are_those_of_the_torch_backend(
         assert (gradient - expected[1][name]).norm() <= 2e-5 * expected[1][name].norm(), name
 
 
-# --- what is wrong is seen --------------------------------------------------------------------------------------------
+# --- mistakes that the comparison must notice -------------------------------------------------------------------------
 
 
-def useful_alone(segments: PackedSeqParams, device: torch.device) -> PackedSeqParams:
-    """Boundaries that leave the padding out, in tokens that have it."""
+def without_padding(segments: PackedSeqParams, device: torch.device) -> PackedSeqParams:
+    """Return boundaries without the padding, for tokens with padding."""
     longest = segments.max_seqlen_q
     return on_device(PackedSeqParams("thd", segments.cu_seqlens_q, max_seqlen_q=longest, max_seqlen_kv=longest), device)
 
 
 def one_segment(segments: PackedSeqParams, device: torch.device) -> PackedSeqParams:
-    """The whole pack as one sample."""
+    """Return the whole pack as one segment."""
     boundaries = on_device(segments, device).cu_seqlens_q[[0, -1]]
     longest = int(boundaries[-1])
     return PackedSeqParams("thd", boundaries, boundaries, max_seqlen_q=longest, max_seqlen_kv=longest)
 
 
-@pytest.mark.parametrize("wrong", [useful_alone, one_segment])
+@pytest.mark.parametrize("wrong", [without_padding, one_segment])
 def test_wrong_segments_miss_the_tolerance(
     hf_folder: tuple[Path, nn.Module], expected: Result, monkeypatch: pytest.MonkeyPatch, wrong: Any
 ) -> None:
@@ -110,7 +108,7 @@ def test_wrong_segments_miss_the_tolerance(
 
 
 @pytest.mark.parametrize(("mask", "other"), [("causal", "no_mask"), ("no_mask", "causal")])
-def test_a_wrong_mask_misses_the_tolerance(
+def test_wrong_mask_misses_the_tolerance(
     hf_folder: tuple[Path, nn.Module], expected: Result, mask: str, other: str
 ) -> None:
     model = build(hf_folder[0], Provider())
@@ -122,8 +120,8 @@ def test_a_wrong_mask_misses_the_tolerance(
     assert (logits - expected[0]).abs().max() > 100 * TOLERANCE
 
 
-class NormMissing(Provider):
-    """Norms are neither modules of their own nor part of a linear layer."""
+class NoNorm(Provider):
+    """Norms are neither separate modules nor part of a linear layer."""
 
     def column_parallel_layer_norm_linear(self) -> type:
         return self.column_parallel_linear()
@@ -136,10 +134,8 @@ class NormTwice(Provider):
         return False
 
 
-@pytest.mark.parametrize(
-    ("wrong", "message"), [(NormMissing, "the model lacks"), (NormTwice, "holds .*layernorm.* twice")]
-)
-def test_a_norm_too_few_or_too_many_is_refused(
+@pytest.mark.parametrize(("wrong", "message"), [(NoNorm, "the model lacks"), (NormTwice, "holds .*layernorm.* twice")])
+def test_missing_or_double_norm_is_refused(
     hf_folder: tuple[Path, nn.Module], wrong: type[Provider], message: str
 ) -> None:
     with pytest.raises(WeightsError, match=message):
@@ -150,9 +146,9 @@ def test_a_norm_too_few_or_too_many_is_refused(
 
 
 def test_boundaries_are_copied_to_the_device_once_for_all_layers() -> None:
-    """Padding included: 5 of 8, 16 of 16 and 3 of 8 tokens are useful."""
+    """They include padding: 5 of 8, 16 of 16 and 3 of 8 tokens are useful."""
     segments = packed_segments(torch.tensor([0, 8, 24, 32], dtype=torch.int32), torch.tensor([5, 16, 3]))
-    device = torch.device("meta")  # the device that a machine without a GPU has beside main memory
+    device = torch.device("meta")  # a machine without a GPU has no other second device
     first_layer, second_layer = on_device(segments, device), on_device(segments, device)
     assert first_layer is second_layer
     assert first_layer.cu_seqlens_q is first_layer.cu_seqlens_kv

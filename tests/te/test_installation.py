@@ -1,4 +1,4 @@
-"""Which backend is taken, and what is said where Transformer Engine is installed and not whole."""
+"""Which backend is selected, and the errors of a partial or untested installation of Transformer Engine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.transformer_engine import TransformerEngineSpecProvider
 from tests.te.fake_ranks import pretended_gpu
 
 
-def test_transformer_engine_is_taken_where_there_is_a_gpu() -> None:
+def test_transformer_engine_is_selected_if_there_is_a_gpu() -> None:
     with pretended_gpu():
         assert isinstance(select_backend(), TransformerEngineSpecProvider)
         assert isinstance(select_backend("transformer_engine"), TransformerEngineSpecProvider)
@@ -35,18 +35,18 @@ def test_transformer_engine_is_taken_where_there_is_a_gpu() -> None:
         ({"NVTE_PROJECT_BUILDING": "1"}, r"\(FileNotFoundError: Could not find shared object file"),
     ],
 )
-def test_partial_installation_is_reported(environment: dict[str, str], message: str) -> None:
-    """A new process finds half an installation here: the compiled part is missing, and it believes it has a GPU."""
+def test_partial_installation_is_named(environment: dict[str, str], message: str) -> None:
+    """A new process finds one here: it has no stand-in for the compiled part, and pretends that there is a GPU."""
     done = run_python("import torch; torch.cuda.is_available = lambda: True; import model", environment)
     assert done.returncode != 0
     last_line = done.stderr.splitlines()[-1]
     assert re.match(
-        f"model.config.ConfigError: Transformer Engine is installed but cannot be imported {message}", last_line
+        f"model.errors.ConfigError: Transformer Engine is installed but cannot be imported {message}", last_line
     )
 
 
 def test_without_a_gpu_megatron_core_does_not_find_it() -> None:
-    """Whole or not: its Adam and its gradient norm would be taken, and do not run."""
+    """It would use Transformer Engine's Adam and gradient norm, which do not run without a GPU."""
     done = run_python(
         "import model, megatron.core.optimizer as optimizer, megatron.core.models.gpt.gpt_layer_specs as specs; "
         "from model.installed import has_transformer_engine; "
@@ -55,8 +55,40 @@ def test_without_a_gpu_megatron_core_does_not_find_it() -> None:
     assert done.stdout.split() == ["True", "False", "False"], done.stderr
 
 
+SELECT = """
+import tests.te.stand_in, torch
+torch.cuda.is_available = lambda: True
+from model.backend import select_backend
+print(select_backend("auto", torch.bfloat16, {allow_untested}).description)
+"""
+
+
+def install_other_version(folder: Path, version: str) -> dict[str, str]:
+    """Make the environment of a process that finds this version of Transformer Engine, with the present modules."""
+    metadata = folder / f"transformer_engine-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: transformer_engine\nVersion: {version}\n")
+    (metadata.parent / "RECORD").write_text(f"{metadata.parent.name}/METADATA,,\n")
+    return {"PYTHONPATH": f"{folder}{os.pathsep}{os.environ['PYTHONPATH']}"}
+
+
+def test_tested_version_is_in_the_description() -> None:
+    done = run_python(SELECT.format(allow_untested=False))
+    assert done.stdout.startswith("transformer_engine 2.11.0 ("), done.stderr
+
+
+def test_untested_version_is_refused_unless_allowed(tmp_path: Path) -> None:
+    version = "2.13.0.dev1+abc"
+    environment = install_other_version(tmp_path, version)
+    refused = run_python(SELECT.format(allow_untested=False), environment)
+    assert refused.returncode != 0
+    assert f"Transformer Engine {version} is not tested with this program" in refused.stderr.splitlines()[-1]
+    allowed = run_python(SELECT.format(allow_untested=True), environment)
+    assert allowed.stdout.startswith(f"transformer_engine {version} ("), allowed.stderr
+
+
 def run_python(code: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """A new process from the repository's root, which finds what is installed."""
+    """Run a new process in the root of the repository, which finds what is installed."""
     inherited = {name: value for name, value in os.environ.items() if name != "NVTE_PROJECT_BUILDING"}
     return subprocess.run(
         [sys.executable, "-c", code],

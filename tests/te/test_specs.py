@@ -1,6 +1,7 @@
-"""The Transformer Engine backend's modules as they are built: names, shapes, how they are split, and keys on disk.
+"""The Transformer Engine backend's modules as built: names, shapes, how they are split, and keys in checkpoints.
 
-The golden tables hold what was read and found right; the other tests ask the torch backend and the table of weights.
+The golden tables have been read and found correct; the other tests compare with the torch backend and the table of
+weights.
 """
 
 from __future__ import annotations
@@ -30,17 +31,12 @@ WHOLE = [preset for preset, rank in CASES if rank == "one"]
 
 @dataclass(frozen=True)
 class Held:
-    """What a rank holds of a model.
-
-    written: everything that it says about a checkpoint: key, whole shape, which part, and whether it writes that part.
-    marks: shape of every parameter, whether it is split, and marks for gradient reduction, by name in the whole model.
-    names: of the parameters and expert biases in the whole model.
-    """
+    """What a rank holds of a model."""
 
     table: list[tables.Row]
-    written: Counter[tuple[object, ...]]
-    marks: dict[str, tuple[str, bool, str]]
-    names: Counter[str]
+    written: Counter[tuple[object, ...]]  # what it declares for a checkpoint: key, whole shape, which part, replica
+    marks: dict[str, tuple[str, bool, str]]  # shape, whether split, and marks for gradient reduction, by canonical name
+    names: Counter[str]  # canonical names of parameters and expert biases
 
 
 @cache
@@ -68,21 +64,21 @@ HEADINGS = ("--", "++", "@@")
 
 
 def difference(found: Held, golden: str) -> list[str]:
-    """Rows in which a model differs from a golden table, in the manner of diff."""
+    """Return the rows in which a model differs from a golden table, as diff shows them."""
     expected, rows = ([",".join(astuple(row)) for row in table] for table in (tables.read(golden), found.table))
     return [line for line in difflib.unified_diff(expected, rows, n=0, lineterm="") if line[:2] not in HEADINGS]
 
 
 @pytest.mark.parametrize(("preset", "rank"), CASES)
-def test_names_shapes_and_keys_are_those_of_the_golden_table(preset: str, rank: str) -> None:
+def test_names_shapes_and_keys_equal_the_golden_table(preset: str, rank: str) -> None:
     assert not difference(held(preset, rank, TransformerEngineSpecProvider), f"{preset}_{rank}")
 
 
 @pytest.mark.parametrize(("preset", "rank"), CASES)
-def test_both_backends_are_the_same_on_disk_and_to_the_optimizer(preset: str, rank: str) -> None:
-    ours, torchs = (held(preset, rank, backend) for backend in (TransformerEngineSpecProvider, TorchSpecProvider))
-    assert ours.written == torchs.written
-    assert ours.marks == torchs.marks
+def test_both_backends_are_the_same_to_checkpoints_and_optimizer(preset: str, rank: str) -> None:
+    fused, plain = (held(preset, rank, backend) for backend in (TransformerEngineSpecProvider, TorchSpecProvider))
+    assert fused.written == plain.written
+    assert fused.marks == plain.marks
 
 
 @pytest.mark.parametrize("preset", [preset for preset, rank in CASES if rank == "one"])
@@ -92,18 +88,18 @@ def test_every_parameter_has_one_row_in_the_table_of_weights(preset: str) -> Non
 
 
 @pytest.mark.parametrize("rank", ["tp2", "ep2"])
-def test_a_rank_of_two_holds_names_of_the_table_of_weights(rank: str) -> None:
-    """Its experts are the second half."""
+def test_one_rank_of_two_holds_names_of_the_table_of_weights(rank: str) -> None:
+    """With EP2, its experts are the second half."""
     names = held("tiny_moe", rank, TransformerEngineSpecProvider).names
     table = [weight.name for weight in weights(GlmvConfig.from_preset("tiny_moe"))]
     assert names == Counter(name for name in table if rank == "tp2" or not re.search(r"\.local_experts\.[0-3]\.", name))
 
 
-# --- specs that are wrong ---------------------------------------------------------------------------------------------
+# --- wrong specs ------------------------------------------------------------------------------------------------------
 
 
 class Unfused(TransformerEngineSpecProvider):
-    """Norms are modules of their own."""
+    """Norms are separate modules."""
 
     def fuse_layernorm_and_linear(self) -> bool:
         return False
@@ -112,8 +108,8 @@ class Unfused(TransformerEngineSpecProvider):
         return None
 
 
-class NormMissing(TransformerEngineSpecProvider):
-    """Norms are neither modules of their own nor part of a linear layer."""
+class NoNorm(TransformerEngineSpecProvider):
+    """Norms are neither separate modules nor part of a linear layer."""
 
     def column_parallel_layer_norm_linear(self) -> type:
         return self.column_parallel_linear()
@@ -127,7 +123,7 @@ class NormTwice(TransformerEngineSpecProvider):
 
 
 class ExpertsSwapped(TransformerEngineSpecProvider):
-    """The experts' first matrix is split as the second should be, and the other way round."""
+    """The splits of the experts' first and second matrix are exchanged."""
 
     def grouped_mlp_modules(self, *arguments: bool) -> tuple[type, MLPSubmodules]:
         experts, submodules = super().grouped_mlp_modules(*arguments)
@@ -135,30 +131,30 @@ class ExpertsSwapped(TransformerEngineSpecProvider):
 
 
 class ExpertsOneByOne(TransformerEngineSpecProvider):
-    """Experts are not grouped into one matrix product."""
+    """Experts are not grouped in one matrix product."""
 
     def grouped_mlp_modules(self, *_: bool) -> tuple[type, MLPSubmodules]:
         return super().grouped_mlp_modules(False, False)
 
 
-@pytest.mark.parametrize("wrong", [Unfused, NormMissing, NormTwice, ExpertsSwapped, ExpertsOneByOne])
-def test_a_wrong_spec_is_not_the_golden_table(wrong: type[TransformerEngineSpecProvider]) -> None:
+@pytest.mark.parametrize("wrong", [Unfused, NoNorm, NormTwice, ExpertsSwapped, ExpertsOneByOne])
+def test_wrong_spec_differs_from_the_golden_table(wrong: type[TransformerEngineSpecProvider]) -> None:
     with built("tiny_moe", RANKS["tp2"], wrong()) as model:
         assert difference(describe(model), "tiny_moe_tp2")
 
 
 def test_without_the_map_of_keys_no_norm_would_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first decoder layer, which is dense, and the vision blocks have two fused norms, layers with experts one."""
+    """The dense first decoder layer and the vision blocks have two fused norms each, layers with experts one."""
     written = {key for key, *_ in held("tiny_moe", "one", TorchSpecProvider).written}
     monkeypatch.setattr(model_decoder, "FUSED_NORMS", {})
     with built("tiny_moe", RANKS["one"], TransformerEngineSpecProvider()) as model:
         without_map = describe(model)
     assert difference(without_map, "tiny_moe_one")
-    assert len({key for key, *_ in without_map.written} - written) == 2 + 3 + 2  # the blocks share keys
+    assert len({key for key, *_ in without_map.written} - written) == 2 + 3 + 2  # vision blocks share keys
 
 
-def test_the_norm_before_experts_is_a_module_of_its_own() -> None:
-    """Router, routed experts and shared experts read what it gives."""
+def test_norm_before_experts_is_a_separate_module() -> None:
+    """Router, routed experts and shared experts all read its output."""
     with built("tiny_moe", RANKS["one"], TransformerEngineSpecProvider()) as model:
         dense, *moe = model.language_model.decoder.layers
     assert isinstance(dense.pre_mlp_layernorm, IdentityOp)

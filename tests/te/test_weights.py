@@ -1,4 +1,4 @@
-"""Weights in and out of the Transformer Engine backend: Hugging Face folders, and checkpoints of the torch backend."""
+"""The Transformer Engine backend loads and saves Hugging Face folders, and checkpoints of the torch backend."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def one_process() -> Iterator[None]:
 
 
 def build(folder: Path, backend: Backend) -> GlmvModel:
-    """A model full of NaN."""
+    """Build a model with NaN in all parameters."""
     with pretended_gpu():
         model = GlmvModel(GlmvConfig.from_hf(folder), ParallelConfig(), backend=backend)
     with torch.no_grad():
@@ -44,7 +44,7 @@ def build(folder: Path, backend: Backend) -> GlmvModel:
 
 
 def assert_holds(model: GlmvModel, folder: Path) -> None:
-    """The model is, bit for bit, what transformers wrote."""
+    """Check that the model equals what transformers wrote, bit for bit."""
     source = SafetensorsFolder(folder)
     exported = dict(export_tensors(model))
     assert set(exported) == set(source.names())
@@ -52,15 +52,15 @@ def assert_holds(model: GlmvModel, folder: Path) -> None:
         assert torch.equal(tensor, source.tensor(name)), name
 
 
-def test_a_hugging_face_folder_goes_in_and_comes_out(hf_folder: tuple[Path, nn.Module]) -> None:
+def test_hugging_face_folder_is_loaded_and_exported(hf_folder: tuple[Path, nn.Module]) -> None:
     folder, _ = hf_folder
     model = build(folder, TransformerEngineSpecProvider())
     load_weights([model], SafetensorsFolder(folder))
     assert_holds(model, folder)
 
 
-def test_a_checkpoint_of_the_torch_backend_loads(hf_folder: tuple[Path, nn.Module], tmp_path: Path) -> None:
-    """Written by a process that has never heard of Transformer Engine."""
+def test_checkpoint_of_the_torch_backend_loads(hf_folder: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """A process without Transformer Engine writes it."""
     folder, _ = hf_folder
     without_te = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "-m", "tests.te.torch_checkpoint", str(folder), str(tmp_path / "step_0000001")]
@@ -70,7 +70,7 @@ def test_a_checkpoint_of_the_torch_backend_loads(hf_folder: tuple[Path, nn.Modul
     assert_holds(model, folder)
 
 
-def test_a_checkpoint_of_this_backend_loads_into_the_torch_backend(
+def test_checkpoint_of_this_backend_loads_into_the_torch_backend(
     hf_folder: tuple[Path, nn.Module], tmp_path: Path
 ) -> None:
     folder, _ = hf_folder
@@ -82,12 +82,12 @@ def test_a_checkpoint_of_this_backend_loads_into_the_torch_backend(
     assert_holds(model, folder)
 
 
-def test_without_the_map_of_keys_it_would_not(
+def test_without_the_map_of_keys_it_would_not_load(
     hf_folder: tuple[Path, nn.Module], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = hf_folder
-    torchs = build(folder, TorchSpecProvider())
-    save_checkpoint(tmp_path / "step_0000001", [torchs], hf_files=lambda folder: None)
+    plain = build(folder, TorchSpecProvider())
+    save_checkpoint(tmp_path / "step_0000001", [plain], hf_files=lambda folder: None)
     monkeypatch.setattr("model.decoder.FUSED_NORMS", {})
     model = build(folder, TransformerEngineSpecProvider())
     with pytest.raises(CheckpointError, match="layer_norm_weight"):

@@ -1,4 +1,4 @@
-"""Write a checkpoint with the torch backend, where there is no Transformer Engine.
+"""Write a checkpoint with the torch backend, in a process without Transformer Engine.
 
 python -m tests.te.torch_checkpoint HF_FOLDER STEP_FOLDER
 """

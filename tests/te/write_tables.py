@@ -1,4 +1,4 @@
-"""Write the golden tables again: `make te-tables`."""
+"""Write the golden tables again, for `make te-tables`."""
 
 import tests.te.stand_in  # noqa: F401  before megatron-core
 
