@@ -79,7 +79,8 @@ def ask(exported: Exported, question: str, image: bytes, *, thinking: bool) -> s
 def share_answered(exported: Exported, samples: Sequence[RawSample]) -> float:
     """Return the share of samples that are answered with exactly the recorded words.
 
-    samples: non-thinking chats of one turn about one image.
+    Args:
+        samples: non-thinking chats of one turn about one image.
     """
     right = 0
     for sample in samples:
@@ -91,7 +92,11 @@ def share_answered(exported: Exported, samples: Sequence[RawSample]) -> float:
 def show_answers(exported: Exported, records: Path) -> list[dict[str, str]]:
     """Ask about the held-out images of SHOWN: its name, a description, and a question with thinking.
 
-    Returns: image (path), question and answer of each.
+    Args:
+        records: folder that holds media/held_out.
+
+    Returns:
+        Dicts of image (path), question and answer.
     """
     shown = []
     named = {subject.name: subject for subject in subjects()}

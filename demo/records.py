@@ -78,10 +78,10 @@ def captions(library: Library, part: str, views: int) -> Iterator[Record]:
 
 def interleaved(library: Library, count: int, length: tuple[int, int]) -> Iterator[Record]:
     """Yield documents of several images, each followed by its caption; `length`: fewest and most images in one."""
-    for number in range(count):
-        rng = Random(f"interleaved {length} {number}")
+    for document in range(count):
+        rng = Random(f"interleaved {length} {document}")
         chosen = rng.sample(subjects(), rng.randint(*length))
-        body = "\n".join(f"{place}. <image> {subject.caption}" for place, subject in enumerate(chosen, 1))
+        body = "\n".join(f"{number}. <image> {subject.caption}" for number, subject in enumerate(chosen, 1))
         yield {
             "domain": "interleaved",
             "text": f"An album of {len(chosen)} images.\n{body}",

@@ -150,7 +150,12 @@ def draw_losses(metrics: dict[str, Path], out: Path) -> Path:
 def draw_answers(shown: Sequence[dict[str, str]], out: Path) -> Path:
     """Draw each image with its questions and the model's answers below it.
 
-    shown: dicts of image (path), question and answer; those of one image are neighbours.
+    Args:
+        shown: dicts of image (path), question and answer.
+        out: PNG file to write.
+
+    Returns:
+        out.
     """
     images = list(dict.fromkeys(entry["image"] for entry in shown))
     figure = Figure(figsize=(4.6 * len(images), 6.4), layout="constrained")

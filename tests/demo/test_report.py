@@ -79,5 +79,5 @@ def test_answers_are_drawn_beside_their_images(tmp_path: Path) -> None:
         shown += [{"image": str(tmp_path / f"{name}.png"), "question": "Costs $1 or $2?", "answer": a} for a in "ab"]
     drawn = np.asarray(Image.open(draw_answers(shown, tmp_path / "answers.png")).convert("RGB"))
     found = {name: np.argwhere((drawn == colour).all(-1)) for name, colour in colours.items()}
-    assert all(len(places) > 10_000 for places in found.values())
+    assert all(len(pixels) > 10_000 for pixels in found.values())
     assert found["red"][:, 1].max() < found["blue"][:, 1].min()
