@@ -244,7 +244,7 @@ def verify_command(
     for row in differences[:SHOWN_DIFFERENCES]:
         table.add_row(*map(escape, row))
     console.print(table)
-    console.print(f"{len(differences):,} differences, {min(len(differences), SHOWN_DIFFERENCES)} of them shown")
+    console.print(f"differences: {len(differences):,} ({min(len(differences), SHOWN_DIFFERENCES)} shown)")
     raise typer.Exit(1)
 
 

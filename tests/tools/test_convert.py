@@ -202,7 +202,7 @@ def test_verify_reports_the_difference(case: str, folders: Path, tmp_path: Path)
     assert list(compare_folders(folders / "moe_fp32", changed)) == [difference]
     result = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(changed)])
     assert result.exit_code == 1
-    assert "1 differences, 1 of them shown" in result.stdout
+    assert "differences: 1 (1 shown)" in result.stdout
 
 
 def test_verify_distinguishes_minus_zero_from_zero(folders: Path, tmp_path: Path) -> None:
