@@ -80,6 +80,7 @@ def share_answered(exported: Exported, samples: Sequence[RawSample]) -> float:
     """Return the share of samples that are answered with exactly the recorded words.
 
     Args:
+        exported: the trained model.
         samples: non-thinking chats of one turn about one image.
     """
     right = 0
@@ -93,6 +94,7 @@ def show_answers(exported: Exported, records: Path) -> list[dict[str, str]]:
     """Ask about the held-out images of SHOWN: its name, a description, and a question with thinking.
 
     Args:
+        exported: the trained model.
         records: folder that holds media/held_out.
 
     Returns:
