@@ -31,6 +31,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import PATCH_SIZE, PIXELS_PER_TOKEN, TEMPORAL_PATCH_SIZE, PixelBudget
 from data_pipeline.sample import Element, Image, Sample, Text, Token, Video
 from tools.errors import errors_in_one_line
+from tools.help_text import keep_lines
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -41,7 +42,7 @@ class GenerateError(ValueError):
     """The folder or the call cannot be used. The message says how to fix it."""
 
 
-@app.command(help=__doc__)
+@app.command(help=keep_lines(__doc__))
 def main(
     hf: Annotated[Path, typer.Option(help="Hugging Face folder, for example from tools.convert export")],
     prompt: Annotated[str, typer.Option(help="the question; with --raw, the beginning of the document")],

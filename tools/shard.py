@@ -1,6 +1,5 @@
-r"""Build shards from data, and see what is in them.
+"""Build shards from data, and see what is in them.
 
-\b
     python -m tools.shard build  --input PATH... --out DIR --tokenizer DIR
     python -m tools.shard index  SHARDS... --tokenizer DIR
     python -m tools.shard verify SHARDS...
@@ -49,10 +48,11 @@ from data_pipeline.sharding.writing import Counts
 from data_pipeline.shards.catalogue import REJECTED
 from data_pipeline.shards.index import read_index
 from tools.errors import errors_in_one_line
+from tools.help_text import keep_lines
 from tools.shard_paths import shards_of
 from tools.shard_stats import collect, draw, table_of
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 WIDEST = 120  # columns of tables: no number is cut off in a narrower terminal, or without one
 SHOWN_FIELDS = 30  # unused fields to print; the manifest lists all

@@ -1,6 +1,5 @@
-r"""Write a page that shows what is in a shard or a batch.
+"""Write a page that shows what is in a shard or a batch.
 
-\b
     python -m tools.view shards SHARDS... --tokenizer DIR --out page.html
     python -m tools.view batch --config RUN.yaml --out packs.html [KEY=VALUE]...
 
@@ -33,13 +32,14 @@ from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from model.safetensors_folder import WeightsError
 from tools.errors import errors_in_one_line
+from tools.help_text import keep_lines
 from tools.shard_paths import shards_of
 from tools.view_content import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
 from training.config import RunConfig, load_config
 from training.setup import build_loader
 from training.start_point import find_start_point, resolve_model
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, rich_markup_mode=None)
+app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 _T = TypeVar("_T")
 # Characters of a sample that a page cannot hold or would hide: control characters, characters that change the direction
