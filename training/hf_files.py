@@ -14,6 +14,7 @@ from typing import Any
 from common.files import write_json, write_text
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.tokenizer import GlmTokenizer
+from data_pipeline.media.pixel_budget import MIN_PIXELS, PIXELS_PER_TOKEN
 from model.config import ConfigError, GlmvConfig
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 
@@ -28,9 +29,12 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 CONFIG = "config.json"
-INHERITED = (CONFIG, "generation_config.json")
-SHORTEST_EDGE = 112 * 112  # pixels (of two frames) below which an image is enlarged
-PIXELS_PER_TOKEN = 28 * 28 * 2  # of an image, which counts as two frames
+PREPROCESSORS = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
+INHERITED = (CONFIG, "generation_config.json", *PREPROCESSORS.values())
+
+
+# What training does in one way only: a start point that asks for another would be served with other images.
+FIXED_PREPROCESSING = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
 
 
 def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
@@ -55,8 +59,11 @@ def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
 def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
     """Return the files that the run's checkpoints take over from its start point, by name.
 
-    They are read once, since the folder may be removed during the run. They are not changed, except for the length and
-    the rope base of a `model` that the run has changed.
+    They are read once, since the folder may be removed during the run. They are not changed here, except for the
+    length and the rope base of a `model` that the run has changed.
+
+    Raises:
+        ConfigError: a preprocessor of the folder is damaged, or describes other preprocessing than training does.
     """
     if folder is None:
         return {}
@@ -65,7 +72,25 @@ def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
         content = json.loads(inherited[CONFIG])
         set_positions(content, model)
         inherited[CONFIG] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    for kind, name in PREPROCESSORS.items():
+        if name in inherited:
+            _check_preprocessor(folder / name, kind, inherited[name])
     return inherited
+
+
+def _check_preprocessor(file: Path, kind: str, text: str) -> None:
+    """Check that a preprocessor describes what training does. Raises ConfigError."""
+    try:
+        given = {key: value for key, value in json.loads(text).items() if key in FIXED_PREPROCESSING}
+    except (ValueError, AttributeError):
+        raise ConfigError(f"{file} is not a JSON object: restore it, or remove it to have one written") from None
+    expected = preprocessor_config(kind, max_tokens=1)
+    for key, value in given.items():
+        if value != expected[key]:
+            raise ConfigError(
+                f"{file}: {key} is {value}, but training uses {expected[key]}; start from a folder of a GLM-4.5V or "
+                "GLM-4.1V model, or remove the file to have one written"
+            )
 
 
 def set_positions(content: dict[str, Any], model: GlmvConfig) -> None:
@@ -90,19 +115,23 @@ def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited:
         folder: an existing folder.
         model: what is trained.
         data: names the tokenizer's folder and the pixel budgets.
-        inherited: content of files to take over; the others are made.
+        inherited: content of files to take over; the others are made. Preprocessors get the run's pixel budgets, so
+            that images are preprocessed as in training.
     """
     text = model.decoder
+    budgets = {"image": data.image_max_tokens, "video": data.video_max_tokens}
     made = {
         CONFIG: model.to_hf(),
         "generation_config.json": {"eos_token_id": list(text.eos_token_id), "pad_token_id": text.pad_token_id},
-        "preprocessor_config.json": preprocessor_config("image", data.image_max_tokens),
-        "video_preprocessor_config.json": preprocessor_config("video", data.video_max_tokens),
+        **{PREPROCESSORS[kind]: preprocessor_config(kind, budget) for kind, budget in budgets.items()},
     }
     for name, content in made.items():
-        write_json(folder / name, content)
-    for name, file_text in inherited.items():
-        write_text(folder / name, file_text)
+        if name not in inherited:
+            write_json(folder / name, content)
+        elif name in PREPROCESSORS.values():
+            write_json(folder / name, {**json.loads(inherited[name]), "size": content["size"]})
+        else:
+            write_text(folder / name, inherited[name])
     for name in TOKENIZER_FILES:
         if (file := Path(data.tokenizer) / name).is_file():
             shutil.copyfile(file, folder / name)
@@ -116,7 +145,7 @@ def preprocessor_config(kind: str, max_tokens: int) -> dict[str, Any]:
         max_tokens: the pixel budget, in image tokens.
     """
     common = {
-        "size": {"shortest_edge": SHORTEST_EDGE, "longest_edge": max_tokens * PIXELS_PER_TOKEN},
+        "size": {"shortest_edge": MIN_PIXELS, "longest_edge": max_tokens * PIXELS_PER_TOKEN},
         "patch_size": 14,
         "temporal_patch_size": 2,
         "merge_size": 2,

@@ -24,7 +24,7 @@ from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank, world_size
-from training.hf_files import check_tokenizer
+from training.hf_files import check_tokenizer, read_inherited
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
@@ -49,7 +49,9 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
             folders that it names.
     """
-    model, parallel = resolve_model(config.model, find_start_point(config)), config.parallel
+    start_point, parallel = find_start_point(config), config.parallel
+    model = resolve_model(config.model, start_point)
+    read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
     parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
     config.check_world(world_size())
     data_parallel_rank = parallel.data_parallel_rank(rank(), world_size())

@@ -10,8 +10,8 @@ import pytest
 from transformers import AutoConfig
 
 from data_pipeline.config import DataConfig
-from model.config import GlmvConfig
-from tests.hf_folders import save_weights
+from model.config import ConfigError, GlmvConfig
+from tests.hf_folders import save_weights, save_whole_folder
 from tests.reference import PRESETS
 from training.hf_files import read_inherited, write_hf_files
 
@@ -70,3 +70,34 @@ def test_unchanged_configuration_is_inherited_byte_for_byte(tmp_path: Path) -> N
     given = (tmp_path / "config.json").read_text()
     assert read_inherited(tmp_path, GlmvConfig.from_hf(tmp_path))["config.json"] == given
     assert read_inherited(None, GlmvConfig.from_hf(tmp_path)) == {}
+
+
+def test_preprocessors_of_the_start_point_are_kept_with_the_budget_of_the_run(tmp_path: Path) -> None:
+    start, out = save_whole_folder("glm4v_moe", tmp_path / "start"), tmp_path / "out"
+    file = start / "preprocessor_config.json"
+    own = {**json.loads(file.read_text()), "image_processor_type": "OwnImageProcessor", "own_key": 7}
+    file.write_text(json.dumps(own))
+    model = GlmvConfig.from_hf(start)
+    out.mkdir()
+    data = DataConfig(tokenizer=str(start), image_max_tokens=123)
+    write_hf_files(out, model, data, read_inherited(start, model))
+    written = json.loads((out / file.name).read_text())
+    assert written.pop("size")["longest_edge"] == 123 * 28 * 28 * 2
+    assert written == {key: value for key, value in own.items() if key != "size"}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is .*but training uses"),
+        ({"patch_size": 16}, "patch_size is 16, but training uses 14"),
+        ("damaged", "is not a JSON object"),
+    ],
+)
+def test_preprocessors_that_training_does_not_follow_are_refused(tmp_path: Path, content, message: str) -> None:
+    start = save_whole_folder("glm4v_moe", tmp_path / "start")
+    file = start / "preprocessor_config.json"
+    own = {**json.loads(file.read_text()), **content} if isinstance(content, dict) else content
+    file.write_text(json.dumps(own) if isinstance(own, dict) else own)
+    with pytest.raises(ConfigError, match=f"preprocessor_config.json.*{message}"):
+        read_inherited(start, GlmvConfig.from_hf(start))
