@@ -40,7 +40,7 @@ class Variant:
 
 
 VARIANTS = {
-    "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(320, 50, 200)),
+    "moe": Variant("GLM-4.5V", "tiny_moe", ("parallel.expert_model_parallel_size=2",), steps=(420, 50, 260)),
     "dense": Variant("GLM-4.1V", "tiny_dense", (), steps=(420, 60, 260)),
 }
 
