@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
-from model.config import ConfigError, GlmvConfig
+from model.config import GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
@@ -28,8 +28,6 @@ from training.hf_files import check_tokenizer, read_inherited
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
-
-CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each model variant writes chats
 
 
 @dataclass
@@ -57,7 +55,6 @@ def prepare(config: RunConfig) -> Prepared:
     data_parallel_rank = parallel.data_parallel_rank(rank(), world_size())
     loader = build_loader(config, model, data_parallel_rank, parallel.data_parallel_size(world_size()))
     check_tokenizer(model, loader.tokenizer)
-    check_chat_form(model, loader)
     return Prepared(config, model, loader, lay_out_pipeline(config, model, loader))
 
 
@@ -83,21 +80,6 @@ def build_loader(
         data_parallel_rank=data_parallel_rank,
         data_parallel_size=data_parallel_size,
     )
-
-
-def check_chat_form(model: GlmvConfig, loader: PackedLoader) -> None:
-    """Check that chats are written as the model writes them.
-
-    Raises:
-        ConfigError: a source holds chats in the form of the other model variant.
-    """
-    wanted = CHAT_FORMS[model.variant]
-    for label, forms in loader.chat_forms.items():
-        if others := [form for form in forms if form != wanted]:
-            raise ConfigError(
-                f"source {label!r} holds chats in the form {others[0]}, but this model ({model.variant}) needs "
-                f"{wanted}: build or index the source again with --chat-form {wanted}"
-            )
 
 
 def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:

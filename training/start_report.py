@@ -14,6 +14,7 @@ from training.metrics import logger
 from training.setup import Prepared
 from training.start_point import StartPoint
 
+CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each published model variant writes chats
 TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
 
 
@@ -63,6 +64,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"{model.decoder.max_position_embeddings}, and engines refuse longer prompts: set "
             f"model.max_position_embeddings={config.train.seq_length}, and model.rope_theta if its base should change"
         )
+    yield from _other_chat_forms(model, loader)
     yield from _keys_without_effect(config, model)
     yield from _unused_parts(config, loader)
     for use in loader.source_use():
@@ -70,6 +72,18 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             yield (
                 f"source {use.label!r} has only {use.samples:,} samples: a step takes {use.samples_per_step:,.0f} from "
                 f"it, each about {use.repeats_per_step:,.1f} times. More data, or a smaller weight, avoids that"
+            )
+
+
+def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
+    """Warn about chats that are written as the other model variant writes them."""
+    wanted = CHAT_FORMS[model.variant]
+    for label, forms in loader.chat_forms.items():
+        if others := [form for form in forms if form != wanted]:
+            yield (
+                f"source {label!r} holds chats in the form {others[0]}, but published models of this kind "
+                f"({model.variant}) write them as {wanted}: build or index the source again with --chat-form {wanted}, "
+                f"unless the tokenizer's chat template is that of {others[0]}"
             )
 
 

@@ -13,7 +13,6 @@ from model.config import ConfigError
 from sft.train import SftConfig
 from training.config import MoeConfig, RunConfig, load_config
 from training.loop import run
-from training.setup import prepare
 
 pytestmark = pytest.mark.fast
 
@@ -208,19 +207,6 @@ def test_unreadable_override_is_reported_in_one_line(config_file: Path, override
     with pytest.raises(ConfigError) as caught:
         attempt(config_file, override)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("form", ["glm45v", "glm41v"])
-def test_chats_in_the_form_of_the_other_model_are_refused(config_file: Path, shards: Path, form: str) -> None:
-    """Other sources of that model's builds have no chats, so their form does not matter."""
-    chats, wanted = ("chats", "glm41v") if form == "glm45v" else ("chats_glm41v", "glm45v")
-    preset = "model.preset=tiny_dense" if wanted == "glm41v" else "model.preset=tiny_moe"
-    message = rf"source '{chats}' holds chats in the form {form}.*index the source again with --chat-form {wanted}"
-    with pytest.raises(ConfigError, match=message):
-        attempt(config_file, preset, f"data.sources=[{{path: {shards}/text}}, {{path: {shards}/{chats}}}]")
-    right = "chats_glm41v" if wanted == "glm41v" else "chats"
-    sources = f"data.sources=[{{path: {shards}/text}}, {{path: {shards}/images}}, {{path: {shards}/{right}}}]"
-    prepare(load_config(RunConfig, config_file, [preset, sources]))
 
 
 def test_binary_file_as_configuration_is_refused(tmp_path: Path) -> None:

@@ -55,6 +55,18 @@ def test_text_with_frozen_vision_and_mixtures_with_images_are_not_warned_about(c
     assert not warnings(config_file, sources(shards, ["text", "images"]), "freeze=[vision,decoder]")
 
 
+@pytest.mark.parametrize("form", ["glm45v", "glm41v"])
+def test_chats_in_the_form_of_the_other_model_are_named(config_file: Path, shards: Path, form: str) -> None:
+    """Sources without chats have the form of their build too, but it does not matter there."""
+    chats, wanted = ("chats", "glm41v") if form == "glm45v" else ("chats_glm41v", "glm45v")
+    preset = "model.preset=tiny_dense" if wanted == "glm41v" else "model.preset=tiny_moe"
+    [warning] = warnings(config_file, preset, sources(shards, ["images", "text", chats]))
+    assert warning.startswith(f"source {chats!r} holds chats in the form {form}")
+    assert f"index the source again with --chat-form {wanted}" in warning
+    right = "chats_glm41v" if wanted == "glm41v" else "chats"
+    assert not warnings(config_file, preset, sources(shards, ["images", "text", right]))
+
+
 def test_keys_of_frozen_or_missing_parts_are_named(config_file: Path, shards: Path) -> None:
     settings = ["optimizer.lr_scale.vision=0.1", "optimizer.lr_scale.router=2", "moe.balance_loss_coeff=0.5"]
     assert warnings(config_file, *settings, "freeze=[vision,decoder]") == [
