@@ -105,8 +105,8 @@ def test_cost_is_two_flops_per_token_and_active_published_parameter() -> None:
 
 def test_moe_layer_with_all_experts_chosen_costs_as_much_as_a_dense_layer() -> None:
     decoder = GLM_45V.decoder
-    every = replace(decoder, num_experts_per_tok=128, n_shared_experts=0)
-    wide = replace(decoder, intermediate_size=128 * decoder.moe_intermediate_size)
+    every = replace(decoder, num_experts_per_tok=128, n_shared_experts=1)
+    wide = replace(decoder, intermediate_size=(128 + 1) * decoder.moe_intermediate_size)
     router = SegmentCost(2 * decoder.hidden_size * 128)
     assert layer_cost(every, 1) == layer_cost(wide, 0) + router
 
