@@ -323,7 +323,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 }
 
 
-# Found while the weights are read, in a process group. These calls need a new process: this one may have a group already.
+# Found while weights are read, in a process group. These calls need a new process: this one may have a group already.
 FOUND_WHILE_READING = ("weights that are not finite", "a damaged checkpoint")
 
 
