@@ -28,11 +28,14 @@ def main(
     variant: Annotated[str, typer.Option(help="moe or dense, as it was trained by the demo")] = "moe",
 ) -> None:
     """Draw the image of the README."""
+    metrics = {stage.name: OUT / "runs" / variant / stage.name / "metrics.jsonl" for stage in STAGES}
+    if missing := [path for path in metrics.values() if not path.is_file()]:
+        typer.echo(f"error: {missing[0]} does not exist: run `make demo VARIANT={variant}` first", err=True)
+        raise typer.Exit(2)
     with tempfile.TemporaryDirectory() as folder:
         panels = []
-        for stage in STAGES:
-            metrics = {stage.name: OUT / "runs" / variant / stage.name / "metrics.jsonl"}
-            panels.append(Image.open(draw_losses(metrics, Path(folder) / f"{stage.name}.png")).convert("RGB"))
+        for stage, path in metrics.items():
+            panels.append(Image.open(draw_losses({stage: path}, Path(folder) / f"{stage}.png")).convert("RGB"))
         page = screenshot(Path(folder))
     column = stacked(panels, PAGE_SIZE[1])
     image = Image.new("RGB", (column.width + page.width, PAGE_SIZE[1]), "white")
