@@ -18,6 +18,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -37,8 +38,9 @@ from data_pipeline.curation.run import Unfinished
 from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import DataError
-from data_pipeline.inputs.kinds import describe_kinds
+from data_pipeline.inputs.kinds import describe_kinds, skipped_files
 from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.sharding.accounting import FATES
 from data_pipeline.sharding.build import MANIFEST, JobSlice, Outcome, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.foreign import index_shards
@@ -55,7 +57,7 @@ from tools.shard_stats import collect, draw, table_of
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 WIDEST = 120  # columns of tables: no number is cut off in a narrower terminal, or without one
-SHOWN_FIELDS = 30  # unused fields to print; the manifest lists all
+SHOWN_NAMES = 30  # of unused fields, or of what is not read; the manifest lists all
 
 Shards = Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")]
 TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")]
@@ -106,7 +108,8 @@ def build(
             raise DataError("nothing to build from: give files or folders with --input")
         options = BuildOptions(out, tokenizer, name or _name_of(out), _bytes(shard_bytes), chat_form)
         job_slice = _job_slice(part, array)
-        planned = plan(open_apart(inputs, out, kind, settings or []), options)
+        opened = open_apart(inputs, out, kind, settings or [])
+        planned = plan(opened, options, skipped_files(inputs, opened))
         with _progress_of_bytes(planned.bytes, lambda: written_bytes(Path(out))):
             outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), job_slice=job_slice)
         _print_outcome(outcome, Path(out))
@@ -306,17 +309,26 @@ def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
         for reason, count in counts.rejected.most_common():
             table.add_row(escape(reason), f"{count:,}")
         console.print(table)
+    if counts.accounts.levels:
+        table = Table("given", "items", *(fate.replace("_", " ") for fate in FATES))
+        for level, numbers in counts.accounts.as_json().items():
+            table.add_row(escape(level), *(f"{number:,}" for number in numbers.values()))
+        console.print(table)
+    if counts.not_read:
+        console.print(f"not read: {_named(counts.not_read)}", markup=False, soft_wrap=True)
     if counts.unused_fields:
-        most_common = counts.unused_fields.most_common(SHOWN_FIELDS)
-        named = ", ".join(f"{field!r} ({count:,})" for field, count in sorted(most_common))
-        more = len(counts.unused_fields) - len(most_common)
-        console.print(
-            f"fields that are stored but not used: {named}{f' and {more:,} more' if more else ''}",
-            markup=False,
-            soft_wrap=True,
-        )
+        named = _named(counts.unused_fields)
+        console.print(f"fields that are stored but not used: {named}", markup=False, soft_wrap=True)
     rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
     console.print(f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", soft_wrap=True)
+
+
+def _named(counts: Counter[str]) -> str:
+    """Return names with their counts; the manifest lists those that are too many to show."""
+    most_common = counts.most_common(SHOWN_NAMES)
+    named = ", ".join(f"{name!r} ({count:,})" for name, count in sorted(most_common))
+    more = len(counts) - len(most_common)
+    return f"{named}{f' and {more:,} more' if more else ''}"
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from data_pipeline.inputs.media import as_media
 from data_pipeline.inputs.names import shown_names
 
 UNIT_BYTES = 16 << 20
+ONE_SAMPLE = {"samples": 1}  # items of a draft that is one sample of a shard
 _BATCH = 64  # samples that are recaptioned together
 
 
@@ -42,6 +43,10 @@ class KeptSamples:
     def units(self) -> Sequence[Unit]:
         """Return the units."""
         return self._chosen
+
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the kept samples."""
+        return {"samples": int.from_bytes(bytes.fromhex(unit.extra["kept"])).bit_count()}
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the kept samples of a unit."""
@@ -68,7 +73,7 @@ class KeptSamples:
         shown = shown_names(self.paths)[unit.path]
         for entry in read_entries(Path(unit.path), shown, rows.tolist()):
             if isinstance(entry.sample, Filtered):  # the shard has changed since it was examined
-                yield Rejected(f"{shown}/{entry.key}", entry.sample.reason, entry.sample.detail)
+                yield Rejected(f"{shown}/{entry.key}", entry.sample.reason, entry.sample.detail, ONE_SAMPLE)
             else:
                 yield entry.sample
 
@@ -98,7 +103,7 @@ def draft_of(sample: Candidate, record: dict[str, Any]) -> Draft:
     record = dict(record)
     origin = record.pop("source", sample.name)
     images, videos = ([_media(data) for data in files] for files in (sample.images, sample.videos))
-    return Draft(record, images, videos, origin if isinstance(origin, str) else sample.name)
+    return Draft(record, images, videos, origin if isinstance(origin, str) else sample.name, ONE_SAMPLE)
 
 
 def recaption_notes(notes: Path) -> tuple[int, list[tuple[str, str]]]:

@@ -119,6 +119,31 @@ def open_inputs(paths: Sequence[str], kind: str = "", settings: Sequence[str] = 
     return [(name, classes[name](paths=tuple(files), **options[name])) for name, files in given.items()]
 
 
+def skipped_files(paths: Sequence[str], inputs: Sequence[tuple[str, Input]]) -> Counter[str]:
+    """Count the files in folders that no input reads, by name: {"file .log": 3, "hidden file": 1}.
+
+    A kind that gets whole folders accounts for their files itself.
+
+    Args:
+        paths: Files and folders, as given to open_inputs.
+        inputs: What open_inputs returned for them.
+    """
+    read = {os.path.abspath(path) for _, given in inputs for path in given.paths}
+    skipped: Counter[str] = Counter()
+    for path in filter(os.path.isdir, paths):
+        if os.path.abspath(path) in read:
+            continue
+        for folder, folders, files in os.walk(path):
+            skipped["hidden folder"] += sum(name.startswith(".") for name in folders)
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            for name in files:
+                if name.startswith("."):
+                    skipped["hidden file"] += 1
+                elif os.path.abspath(os.path.join(folder, name)) not in read:
+                    skipped[f"file {Path(name).suffix.lower() or name}"] += 1
+    return +skipped
+
+
 def describe_kinds() -> str:
     """Return one line per kind. A star marks kinds that must be named with --kind."""
     return "\n".join(f"  {name + '*' * (not kind.suffixes):14} {kind.help}" for name, kind in INPUTS.items())

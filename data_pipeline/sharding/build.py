@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from common.files import replacing, write_first, write_json
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
-from data_pipeline.inputs.kinds import open_inputs
+from data_pipeline.inputs.kinds import open_inputs, skipped_files
 from data_pipeline.sharding.crashes import Deaths
 from data_pipeline.sharding.executors import ADVICE, EXECUTORS, Executor
 from data_pipeline.sharding.tasks import BuildOptions, BuildPlan, check_same, plan_build
@@ -91,10 +93,10 @@ def build_shards(
     **options: Any,
 ) -> Outcome:
     """Build shards in one call. See open_inputs, BuildOptions and EXECUTORS for the arguments."""
-    inputs = open_apart([str(path) for path in paths], str(out), kind, settings)
-    return run_build(
-        plan(inputs, BuildOptions(str(out), str(tokenizer), **options)), executor=executor, workers=workers
-    )
+    given = [str(path) for path in paths]
+    inputs = open_apart(given, str(out), kind, settings)
+    planned = plan(inputs, BuildOptions(str(out), str(tokenizer), **options), skipped_files(given, inputs))
+    return run_build(planned, executor=executor, workers=workers)
 
 
 def open_apart(paths: Sequence[str], out: str, kind: str = "", settings: Sequence[str] = ()) -> list[tuple[str, Input]]:
@@ -109,10 +111,16 @@ def open_apart(paths: Sequence[str], out: str, kind: str = "", settings: Sequenc
     return open_inputs(paths, kind, settings)
 
 
-def plan(inputs: Sequence[tuple[str, Input]], options: BuildOptions) -> BuildPlan:
-    """Plan a build. Raises DataError if the tokenizer or an input cannot be read."""
+def plan(
+    inputs: Sequence[tuple[str, Input]], options: BuildOptions, skipped: Mapping[str, int] = MappingProxyType({})
+) -> BuildPlan:
+    """Plan a build. `skipped` counts files that no input reads.
+
+    Raises:
+        DataError: The tokenizer or an input cannot be read.
+    """
     tokenizer = load_tokenizer(options.tokenizer)
-    return plan_build(inputs, options, tokenizer.hash if tokenizer else "")
+    return plan_build(inputs, options, tokenizer.hash if tokenizer else "", skipped)
 
 
 def run_build(
@@ -158,7 +166,7 @@ def _run(plan: BuildPlan, run: Executor, workers: int, job_slice: JobSlice) -> O
     if deaths.given_up:
         raise DataError(f"{'; '.join(deaths.given_up.values())}. {ADVICE}")
     done = [task.number for task in plan.tasks if done_record(out, task.number).is_file()]
-    total = Counts()
+    total = Counts(not_read=Counter(plan.skipped))
     for number in done:
         total.add(Counts.from_json(json.loads(done_record(out, number).read_text(encoding="utf-8"))))
     if len(done) == len(plan.tasks):

@@ -27,6 +27,7 @@ KNOWN_FIELDS = frozenset(
         *("font", "font_size", "line_boxes"),
     )
 )
+MESSAGE_FIELDS = frozenset(("role", "content", "reasoning_content", "loss"))  # of a chat's messages
 
 
 @dataclass(frozen=True)

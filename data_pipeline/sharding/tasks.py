@@ -11,7 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -78,6 +79,7 @@ class BuildPlan:
     options: BuildOptions
     inputs: list[tuple[str, Input]] = field(repr=False)  # (kind, input)
     tasks: list[Task] = field(repr=False)
+    skipped: Counter[str] = field(repr=False)  # files that are not read, by name
     description: dict[str, Any] = field(repr=False)  # JSON: all that decides the shards; the manifest begins with it
 
     @property
@@ -86,7 +88,9 @@ class BuildPlan:
         return sum(task.bytes for task in self.tasks)
 
 
-def plan_build(inputs: Sequence[tuple[str, Input]], options: BuildOptions, tokenizer_hash: str) -> BuildPlan:
+def plan_build(
+    inputs: Sequence[tuple[str, Input]], options: BuildOptions, tokenizer_hash: str, skipped: Mapping[str, int]
+) -> BuildPlan:
     """List the units, cut them into tasks, and hash the input files.
 
     Raises:
@@ -109,7 +113,7 @@ def plan_build(inputs: Sequence[tuple[str, Input]], options: BuildOptions, token
         "tasks": len(tasks),
         "inputs": json.loads(json.dumps(described, default=str)),
     }
-    return BuildPlan(options, list(inputs), tasks, description)
+    return BuildPlan(options, list(inputs), tasks, Counter(skipped), description)
 
 
 def _describe(kind: str, given: Input, units: Sequence[Unit], sizes: dict[str, int]) -> dict[str, Any]:

@@ -25,10 +25,11 @@ from typing import Any, TextIO
 from common.files import replacing, sync_folder, write_json
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError, UnusedSample
-from data_pipeline.inputs.draft import Draft, Input, Rejected
+from data_pipeline.inputs.draft import Draft, Input, NotRead, Rejected
 from data_pipeline.inputs.names import printable
+from data_pipeline.sharding.accounting import Accounts
 from data_pipeline.sharding.crashes import READING, Crash, Deaths, ReadingNote, ReadingPosition, take_position
-from data_pipeline.sharding.measure import KNOWN_FIELDS, Measured, measure
+from data_pipeline.sharding.measure import KNOWN_FIELDS, MESSAGE_FIELDS, Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.shards.index import index_path, write_index
 from data_pipeline.shards.members import MAX_BYTES
@@ -50,12 +51,14 @@ class TaskJob:
 
 @dataclass
 class Counts:
-    """What became of the samples."""
+    """What became of an input."""
 
     samples: int = 0
     domains: Counter[str] = field(default_factory=Counter)
     rejected: Counter[str] = field(default_factory=Counter)  # by reason
     unused_fields: Counter[str] = field(default_factory=Counter)  # fields of records that nothing reads; they are kept
+    not_read: Counter[str] = field(default_factory=Counter)  # what of the input is in no sample, by name
+    accounts: Accounts = field(default_factory=Accounts)  # of the items of the input
     shards: list[dict[str, Any]] = field(default_factory=list)  # {"file", "samples", "bytes", "sha256"} of each
 
     def add(self, other: Counts) -> None:
@@ -64,7 +67,30 @@ class Counts:
         self.domains += other.domains
         self.rejected += other.rejected
         self.unused_fields += other.unused_fields
+        self.not_read += other.not_read
+        self.accounts.add(other.accounts)
         self.shards += other.shards
+
+    def take(self, draft: Draft, record: dict[str, Any], domain: str) -> None:
+        """Count a draft that became a sample, with the fields of its record."""
+        self.samples += 1
+        self.domains[domain] += 1
+        self.unused_fields.update(record.keys() - KNOWN_FIELDS)
+        self.not_read.update(draft.not_read)
+        self.not_read.update(unread_of_messages(record))
+        self.accounts.give(draft.given)
+        self.accounts.use(draft.items, "in_samples")
+
+    def reject(self, found: Draft | Rejected, reason: str) -> None:
+        """Count a draft that cannot become a sample."""
+        self.rejected[reason] += 1
+        self.accounts.give(found.given)
+        self.accounts.use(found.items, "rejected")
+
+    def skip(self, found: NotRead) -> None:
+        """Count what a kind does not read."""
+        self.not_read[found.name] += found.count
+        self.accounts.use(found.items, "not_read")
 
     def as_json(self) -> dict[str, Any]:
         """Return the counts as the manifest holds them."""
@@ -74,14 +100,17 @@ class Counts:
             "domains": dict(sorted(self.domains.items())),
             "rejected": dict(sorted(self.rejected.items())),
             "unused_fields": dict(sorted(self.unused_fields.items())),
+            "not_read": dict(sorted(self.not_read.items())),
+            "items": self.accounts.as_json(),
             "shards": self.shards,
         }
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Counts:
         """Read the counts of a manifest. Raises KeyError or TypeError if it is not one."""
-        counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields")}
-        return cls(samples=content["samples"], shards=content["shards"], **counters)
+        counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields", "not_read")}
+        accounts = Accounts.from_json(content["items"])
+        return cls(samples=content["samples"], shards=content["shards"], accounts=accounts, **counters)
 
 
 def done_record(out: Path, task: int) -> Path:
@@ -123,20 +152,18 @@ def write_task(job: TaskJob) -> Counts:
     shards = _Shards(folder, job.options, number)
     note = ReadingNote(reading_note(out, number))
     with replacing(rejected_part(out, number)) as rejected, open(rejected, "w", encoding="utf-8") as rejections:
-        for draft in _drafts(job, note):
+        for found in _read(job, note, counts):
             try:
-                if isinstance(draft, Rejected):
-                    raise BadSample(draft.reason, draft.detail)
-                record, measured = _checked(draft, job.options)
+                if isinstance(found, Rejected):
+                    raise BadSample(found.reason, found.detail)
+                record, measured = _checked(found, job.options)
                 stored = _stored(record)
             except BadSample as error:
-                counts.rejected[error.reason] += 1
-                write_rejected(rejections, error.reason, draft.origin, error.detail)
+                counts.reject(found, error.reason)
+                write_rejected(rejections, error.reason, found.origin, error.detail)
             else:
-                counts.samples += 1
-                counts.domains[measured.domain] += 1
-                counts.unused_fields.update(record.keys() - KNOWN_FIELDS)
-                shards.add(stored, draft, measured)
+                counts.take(found, record, measured.domain)
+                shards.add(stored, found, measured)
         note.remove()  # a death from here on has no unit as its cause
         counts.shards = shards.close()
         for shard in counts.shards:
@@ -154,6 +181,12 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def unread_of_messages(record: dict[str, Any]) -> Counter[str]:
+    """Count the keys of a chat's messages that nothing reads. They stay in the record."""
+    messages = record.get("messages") or []
+    return Counter(f"message key {key}" for message in messages for key in message.keys() - MESSAGE_FIELDS)
+
+
 def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
     """Write one line of rejected.jsonl."""
     unused = UnusedSample(reason, printable(detail), origin=printable(origin))
@@ -166,7 +199,8 @@ def load_tokenizer(folder: str) -> GlmTokenizer | None:
     return GlmTokenizer(folder) if folder else None
 
 
-def _drafts(job: TaskJob, note: ReadingNote) -> Iterator[Draft | Rejected]:
+def _read(job: TaskJob, note: ReadingNote, counts: Counts) -> Iterator[Draft | Rejected]:
+    """Yield what becomes a sample or a line of rejected.jsonl. Counts what is given, and what is not read."""
     crashes = {crash.position: crash.how for crash in job.crashes}
     for number, (given, unit) in enumerate(job.task.units):
         here = ReadingPosition(number, READING)
@@ -175,20 +209,29 @@ def _drafts(job: TaskJob, note: ReadingNote) -> Iterator[Draft | Rejected]:
             yield Rejected(unit.path, "crashed_reader", f"its reader died twice ({crashes[here]}): {span} is rejected")
             continue
         note.at(here)
+        before = counts.accounts
+        counts.accounts = Accounts()
         try:
-            for count, draft in enumerate(job.inputs[given].read(unit)):
+            counts.accounts.give(job.inputs[given].given(unit))
+            for count, found in enumerate(job.inputs[given].read(unit)):
                 position = ReadingPosition(number, count)
-                if position in crashes:
-                    yield Rejected(draft.origin, "crashed_reader", f"its decoder died twice ({crashes[position]})")
+                if isinstance(found, NotRead):
+                    counts.skip(found)
+                elif position in crashes:
+                    detail = f"its decoder died twice ({crashes[position]})"
+                    yield Rejected(found.origin, "crashed_reader", detail, found.items, found.given)
                 else:
                     note.at(position)
-                    yield draft
+                    yield found
                     note.at(here)
         except (DataError, OSError, MemoryError):
             raise
         except Exception as error:  # a library's bug on one file must not end a build of days
             detail = f"{type(error).__name__}: {error}; the rest of it is not read"
-            yield Rejected(unit.path, "unreadable_input", detail)
+            yield Rejected(unit.path, "unreadable_input", detail, counts.accounts.missing())
+        counts.accounts.check(unit.path)
+        before.add(counts.accounts)
+        counts.accounts = before
 
 
 def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measured]:

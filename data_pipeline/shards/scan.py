@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -32,6 +33,8 @@ class Scan:
 
     samples: list[ShardSample] = field(default_factory=list)  # in the order in which their keys first appear
     rejected: list[tuple[str, BadSample]] = field(default_factory=list)  # (key, why); key "" where it is not known
+    rejected_members: Counter[str] = field(default_factory=Counter)  # members of rejected samples, by key as above
+    not_read: Counter[str] = field(default_factory=Counter)  # members of other kinds, by what they are called
     skipped_media: dict[str, str] = field(default_factory=dict)  # by key: an image or video not numbered, KEY.left.jpg
 
 
@@ -60,6 +63,12 @@ def scan_shard(path: Path) -> Scan:
     return result
 
 
+def count_members(path: Path) -> int:
+    """Count the files, links and other members of a tar, folders excepted; 0 if it is not a tar."""
+    with open(path, "rb", buffering=0) as file:
+        return sum(isinstance(member, TarMember) and member.type != DIRECTORY for member in walk(file))
+
+
 class _Scanner:
     """Sorts the members of one tar."""
 
@@ -72,7 +81,7 @@ class _Scanner:
         key, kind, number = _parse_name(member.name)
         known_key = key if kind else ""
         if isinstance(member, Damage):
-            self._reject(known_key, member.reason, member.detail)
+            self._reject(known_key, member.reason, member.detail, members=0)
         elif member.type == DIRECTORY:
             pass
         elif not _is_safe(member.name):
@@ -81,6 +90,7 @@ class _Scanner:
             what = f"{member.name} is a link, a device or a sparse file (type {member.type.decode('latin-1')})"
             self._reject(known_key, "not_a_file", what)
         elif kind is None:
+            self._scan.not_read[f"member {PurePosixPath(member.name).suffix.lower()}".rstrip()] += 1
             if member.name.lower().endswith(_MEDIA_ENDINGS) and not PurePosixPath(member.name).name.startswith("."):
                 self._scan.skipped_media[key] = member.name
         elif member.size > MAX_BYTES[kind]:
@@ -96,16 +106,18 @@ class _Scanner:
         """Make samples of the members of all keys that are not broken."""
         for key, members in self._members.items():
             if key in self._broken:
-                continue
-            if gap := _gap(members):
+                self._scan.rejected_members[key] += len(members)
+            elif gap := _gap(members):
                 self._scan.rejected.append((key, BadSample("missing_member", gap)))
+                self._scan.rejected_members[key] += len(members)
             else:
                 ordered = sorted(members.items(), key=lambda item: item[0][1])
                 self._scan.samples.append(ShardSample(key, [member for _, member in ordered]))
         return self._scan
 
-    def _reject(self, key: str, reason: str, detail: str) -> None:
+    def _reject(self, key: str, reason: str, detail: str, members: int = 1) -> None:
         self._broken.add(key)
+        self._scan.rejected_members[key] += members
         self._scan.rejected.append((key, BadSample(reason, detail)))
 
 

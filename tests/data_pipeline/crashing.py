@@ -6,7 +6,7 @@ import ctypes
 import faulthandler
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -42,11 +42,13 @@ class Crashing:
     def units(self) -> Sequence[Unit]:
         return [Unit(f"unit-{number}", number, bytes=1000) for number in range(UNITS)]
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        return {"texts": DRAFTS}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         for number in range(DRAFTS):
-            draft = Draft(
-                {"domain": "text", "text": f"Text {number} of {unit.start}. " * 9}, (), (), f"{unit.path}:{number}"
-            )
+            record = {"domain": "text", "text": f"Text {number} of {unit.start}. " * 9}
+            draft = Draft(record, origin=f"{unit.path}:{number}", items={"texts": 1})
             yield replace(draft, images=DeadlyImages()) if (unit.start, number) in self.deadly else draft
             if unit.start in self.crashes:
                 segfault()
@@ -64,6 +66,9 @@ class Crashing:
 @dataclass(frozen=True)
 class Spared(Crashing):
     """The same input without the drafts that a build rejects."""
+
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        return {"texts": sum(1 for _ in self.read(unit))}
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         if unit.start not in (*self.crashes, *self.killed):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pypdfium2 as pdfium
@@ -16,7 +16,7 @@ import pypdfium2.raw as pdfium_c
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.documents.pdf_page import PageContent, read_page
 from data_pipeline.inputs.documents.reading_order import PageItem, lines_in_order, paragraphs
-from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_FILE, Draft, Media, Rejected, Unit, credited
 from data_pipeline.inputs.flow import Block, file_units, flow_draft, read_document
 from data_pipeline.inputs.names import shown_names
 
@@ -46,8 +46,15 @@ class PdfDocuments:
         """Return one unit per file."""
         return file_units(self.paths)
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Return one file."""
+        return ONE_FILE
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the samples of a document."""
+        return credited(self._read(unit), ONE_FILE)
+
+    def _read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         origin = shown_names(self.paths)[unit.path]
         try:
             with open_pdf(unit.path) as document:

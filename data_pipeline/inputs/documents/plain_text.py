@@ -5,11 +5,11 @@ python -m tools.shard build --input books/ --kind text --out shards/books --toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, read_text
 from data_pipeline.inputs.names import shown_names
 
@@ -24,6 +24,10 @@ class TextFiles:
         """Return one unit per file."""
         return file_units(self.paths)
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Return one file."""
+        return ONE_FILE
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the sample of a file."""
         origin = shown_names(self.paths)[unit.path]
@@ -31,6 +35,6 @@ class TextFiles:
             text = read_text(unit.path).strip()
             if not text:
                 raise BadSample("empty_document", "it contains no text")
-            yield Draft({"domain": "text", "text": text}, origin=origin)
+            yield Draft({"domain": "text", "text": text}, origin=origin, items=ONE_FILE)
         except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail)
+            yield Rejected(origin, error.reason, error.detail, ONE_FILE)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from pptx.shapes.picture import Picture
 from pptx.shapes.placeholder import PlaceholderPicture
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit, credited
 from data_pipeline.inputs.flow import Block, file_units, flow_draft, image_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.media.images import probe_image
@@ -49,8 +49,15 @@ class Slides:
         """Return one unit per file."""
         return file_units(self.paths)
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Return one file."""
+        return ONE_FILE
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the samples of a presentation."""
+        return credited(self._read(unit), ONE_FILE)
+
+    def _read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         origin = shown_names(self.paths)[unit.path]
         try:
             slides = self._slides(unit.path)

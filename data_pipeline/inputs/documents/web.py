@@ -11,8 +11,8 @@ from __future__ import annotations
 import codecs
 import re
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -24,7 +24,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.inputs.documents.html_blocks import BlockReader
 from data_pipeline.inputs.documents.html_content import collapse_spaces, main_content
 from data_pipeline.inputs.documents.html_images import ImageRules
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, flow_draft, read_document, read_text
 from data_pipeline.inputs.names import shown_names
 
@@ -60,6 +60,10 @@ class _Pages:
     def units(self) -> Sequence[Unit]:
         return file_units(self.paths)
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Return one file."""
+        return ONE_FILE
+
     def _read(self, unit: Unit, parse: Callable[[str], BeautifulSoup]) -> Iterator[Draft | Rejected]:
         origin = shown_names(self.paths)[unit.path]
         images = ImageRules(Path(unit.path).parent, self.min_side, self.allow_outside)
@@ -73,9 +77,9 @@ class _Pages:
             fields: dict[str, object] = {"title": title} if (title := _title(soup)) else {}
             if reader.skipped:
                 fields["dropped_images"] = dict(sorted(reader.skipped.items()))
-            yield flow_draft(blocks, origin, **fields)
+            yield replace(flow_draft(blocks, origin, **fields), items=ONE_FILE)
         except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail)
+            yield Rejected(origin, error.reason, error.detail, ONE_FILE)
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,14 @@ COCO instances (annotations with `bbox` and `category_id`) become one line per c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_RECORD, Draft, Rejected, Unit, credited
 from data_pipeline.inputs.flow import escape_placeholders
 from data_pipeline.inputs.records.annotations import (
     IMAGE_BYTES,
@@ -35,6 +35,7 @@ from data_pipeline.inputs.records.annotations import (
     read_image,
     read_objects,
 )
+from data_pipeline.inputs.records.jsonl import count_records
 from data_pipeline.media.boxes import BoxFormat, Thousandths, read_box, to_thousandths, write_boxes
 
 
@@ -54,6 +55,10 @@ class Grounding:
             units += _coco_units(path) if path.endswith(".json") else line_units(path, bytes_per_line=IMAGE_BYTES)
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the lines, or the images of COCO."""
+        return {"images": unit.stop - unit.start} if unit.path.endswith(".json") else {"records": count_records(unit)}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield one sample per image. Phrases and boxes that cannot be used are yielded as Rejected, one by one."""
         folder = Path(self.images) if self.images else Path(unit.path).parent
@@ -64,9 +69,9 @@ class Grounding:
             try:
                 if isinstance(found, BadSample):
                     raise found
-                yield from self._caption(origin, found, folder)
+                yield from credited(self._caption(origin, found, folder), ONE_RECORD)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
 
     def _caption(self, origin: str, record: dict[str, Any], folder: Path) -> Iterator[Draft | Rejected]:
         caption, phrases = record.get("caption"), record.get("phrases")
@@ -197,6 +202,7 @@ def _read_coco(unit: Unit, folder: Path) -> Iterator[Draft | Rejected]:
             lines = [f"{escape_placeholders(name)} {write_boxes(boxes)}" for name, boxes in objects.items() if boxes]
             if not lines:
                 raise BadSample("no_boxes", "no annotation of the image has a valid box")
-            yield Draft({"domain": "grounding", "text": "<image>" + "\n".join(lines)}, [image.media], origin=origin)
+            record = {"domain": "grounding", "text": "<image>" + "\n".join(lines)}
+            yield Draft(record, [image.media], origin=origin, items={"images": 1})
         except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail)
+            yield Rejected(origin, error.reason, error.detail, {"images": 1})

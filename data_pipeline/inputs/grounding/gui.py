@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from multiprocessing.util import Finalize
@@ -24,7 +24,7 @@ from typing import Any, Literal
 from urllib.parse import unquote, urlsplit
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit, credited
 from data_pipeline.inputs.grounding.browser import Chromium
 from data_pipeline.inputs.grounding.screen import Element, Screen, Viewport
 from data_pipeline.inputs.names import files_below
@@ -78,6 +78,10 @@ class Gui:
             raise DataError(f"no pages ({', '.join(SUFFIXES)}) in {', '.join(self.paths)}")
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the screenshots."""
+        return {"screenshots": len(self.viewports)}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the samples of a page, viewport by viewport."""
         page, given = Path(unit.path), Path(self.paths[unit.extra["input"]])
@@ -88,9 +92,10 @@ class Gui:
             try:
                 if not page.is_file():
                     raise BadSample("missing_file", f"{page} does not exist")
-                yield from self._samples(origin, browser.screenshot(page, root, VIEWPORTS[name]), VIEWPORTS[name])
+                screen = browser.screenshot(page, root, VIEWPORTS[name])
+                yield from credited(self._samples(origin, screen, VIEWPORTS[name]), {"screenshots": 1})
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, {"screenshots": 1})
 
     def _samples(self, origin: str, screen: Screen, viewport: Viewport) -> Iterator[Draft]:
         described = list(_described(screen.elements, viewport))

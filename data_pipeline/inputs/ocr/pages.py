@@ -10,7 +10,7 @@ markup in a file beside them: page-1.png with page-1.md.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from data_pipeline.inputs.documents.pdf import check_dpi, open_pdf, read_pages
 from data_pipeline.inputs.documents.pdf_figures import encode_image
 from data_pipeline.inputs.documents.pdf_page import PageContent, render_page
 from data_pipeline.inputs.documents.reading_order import lines_in_order, paragraphs
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit, credited
 from data_pipeline.inputs.flow import file_units, image_media, read_document, read_text
 from data_pipeline.inputs.names import beside, files_below, shown_names
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
@@ -45,8 +45,15 @@ class PdfPages:
         """Return one unit per file."""
         return file_units(self.paths)
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Return one file."""
+        return ONE_FILE
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield one sample per page."""
+        return credited(self._read(unit), ONE_FILE)
+
+    def _read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         origin = shown_names(self.paths)[unit.path]
         try:
             with open_pdf(unit.path) as document:
@@ -88,6 +95,10 @@ class PagePairs:
             raise DataError(f"{', '.join(self.paths)}: contains no images")
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Return one file."""
+        return ONE_FILE
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the sample of an image."""
         origin = next(
@@ -104,9 +115,9 @@ class PagePairs:
             if not text:
                 raise BadSample("empty_document", f"{markup.name} is empty")
             record = {"domain": "ocr", "text": text, "markup": markup.suffix[1:].lower()}
-            yield Draft(record, [image_media(read_document(unit.path))], origin=origin)
+            yield Draft(record, [image_media(read_document(unit.path))], origin=origin, items=ONE_FILE)
         except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail)
+            yield Rejected(origin, error.reason, error.detail, ONE_FILE)
 
 
 def _images(folder: str) -> list[str]:

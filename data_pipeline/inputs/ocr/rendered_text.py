@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -94,6 +94,10 @@ class RenderedText:
             for stop in [min(start + TEXT_BYTES_PER_UNIT, size)]
         ]
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the paragraphs that are not blank."""
+        return {"paragraphs": sum(1 for _ in paragraphs_of(unit))}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the samples of a unit: one per image."""
         name = Path(unit.path).name
@@ -101,7 +105,7 @@ class RenderedText:
         paragraphs: deque[str] = deque()
         for origin, paragraph in paragraphs_of(unit):
             if isinstance(paragraph, BadSample):
-                yield Rejected(origin, paragraph.reason, paragraph.detail)
+                yield Rejected(origin, paragraph.reason, paragraph.detail, {"paragraphs": 1})
             else:
                 paragraphs.append(paragraph)
         number = 0
@@ -112,12 +116,15 @@ class RenderedText:
             try:
                 face = _face_of(paragraphs[0], faces, rng)
             except BadSample as error:
-                yield Rejected(origin, error.reason, f"{error.detail}: {paragraphs.popleft()[:60]!r}")
+                detail = f"{error.detail}: {paragraphs.popleft()[:60]!r}"
+                yield Rejected(origin, error.reason, detail, {"paragraphs": 1})
                 continue
+            before = len(paragraphs)
             try:
-                yield self._draw(paragraphs, face, rng, origin)
+                draft = self._draw(paragraphs, face, rng, origin)
+                yield replace(draft, items={"paragraphs": before - len(paragraphs)})
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, {"paragraphs": before - len(paragraphs)})
 
     def _draw(self, paragraphs: deque[str], face: Face, rng: random.Random, origin: str) -> Draft:
         """Remove from the paragraphs what fits on one image, and draw it. The order of random draws is fixed."""

@@ -17,16 +17,17 @@ scripts that run this way). The sample's text is these lines, or with `form=boxe
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_RECORD, Draft, Rejected, Unit, credited
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
 from data_pipeline.inputs.records.annotations import IMAGE_BYTES, AnnotatedImage, line_units, read_image, read_objects
+from data_pipeline.inputs.records.jsonl import count_records
 from data_pipeline.media.boxes import Box, bounding_box, checked_box, read_box, to_thousandths, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
@@ -56,6 +57,10 @@ class SceneText:
             units += _icdar_units(path) if Path(path).is_dir() else line_units(path, bytes_per_line=IMAGE_BYTES)
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the lines, or one file of ICDAR's."""
+        return ONE_RECORD if "image" in unit.extra else {"records": count_records(unit)}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield one sample per image. Words that cannot be used are yielded as Rejected, one by one."""
         for origin, found in _images(unit, self.images):
@@ -63,9 +68,9 @@ class SceneText:
                 if isinstance(found, BadSample):
                     raise found
                 image = read_image(found.get("image"), Path(found["folder"]))
-                yield from self._sample(origin, image, found.get("words"))
+                yield from credited(self._sample(origin, image, found.get("words")), ONE_RECORD)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
 
     def _sample(self, origin: str, image: AnnotatedImage, given: Any) -> Iterator[Draft | Rejected]:
         if not isinstance(given, list):

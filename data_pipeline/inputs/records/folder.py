@@ -14,14 +14,14 @@ import io
 import os
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, guess_domain, read_media, read_whole
 from data_pipeline.inputs.names import as_stored, beside, files_below, shown_names
 from data_pipeline.inputs.records.jsonl import parse_json
@@ -53,6 +53,10 @@ class Folder:
             raise DataError(f"{', '.join(self.paths)}: it holds no image and no video")
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the images and videos, and the captions without them."""
+        return {"files": len(unit.extra["files"]) + len(unit.extra.get("alone", ()))}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield one sample per file."""
         shown = shown_names(self.paths)[unit.path]
@@ -61,11 +65,12 @@ class Folder:
         for name in unit.extra["files"]:
             origin = shown if is_file else f"{shown}/{name}"
             try:
-                yield self._draft(root, name, origin)
+                yield replace(self._draft(root, name, origin), items=ONE_FILE)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, ONE_FILE)
         for name in unit.extra.get("alone", ()):
-            yield Rejected(f"{shown}/{name}", "missing_file", "a caption without an image or video of its name")
+            detail = "a caption without an image or video of its name"
+            yield Rejected(f"{shown}/{name}", "missing_file", detail, ONE_FILE)
         for name in unit.extra.get("metadata", ()):
             metadata = _metadata(unit.path, name, self.allow_outside)
             yield from (Rejected(f"{shown}/{name}", "bad_record", detail) for detail in metadata.damaged)
@@ -83,7 +88,8 @@ class Folder:
             domain = self.domain or guess_domain(int(field == "images"), int(field == "videos"))
             record = {"domain": domain, **record}
         media = read_media(name, root, field, allow_outside=self.allow_outside)
-        return Draft(record, **{field: [media]}, origin=origin)
+        images, videos = ([media] if field == name else [] for name in EXTENSIONS)
+        return Draft(record, images, videos, origin)
 
     def _caption(self, root: Path, name: str) -> dict[str, Any]:
         """Return the record of a file from NAME.txt, NAME.json or the nearest metadata file at or above it."""

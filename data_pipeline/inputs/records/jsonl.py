@@ -11,14 +11,14 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_RECORD, Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import EXTENSIONS, as_media, read_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records import chat_formats, interleaved_formats
@@ -46,15 +46,19 @@ class JsonLines:
             raise DataError(f"{', '.join(self.paths)}: no record in it")
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the records."""
+        return {"records": unit.stop - unit.start if _is_list(unit.path) else count_records(unit)}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield one sample per record."""
         shown = shown_names(self.paths)[unit.path]
         for number, record in (_list_records if _is_list(unit.path) else line_records)(unit):
             origin = f"{shown}:{number}"
             try:
-                yield self._draft(record, Path(unit.path).parent, origin)
+                yield replace(self._draft(record, Path(unit.path).parent, origin), items=ONE_RECORD)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
 
     def _draft(self, record: Any, folder: Path, origin: str) -> Draft:
         if record is None:
@@ -211,6 +215,11 @@ def line_records(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
             elif line.strip(b"\xef\xbb\xbf \t\r\n"):
                 yield number, line.removeprefix(b"\xef\xbb\xbf")
             number += 1
+
+
+def count_records(unit: Unit) -> int:
+    """Count the lines of a unit that are not blank."""
+    return sum(1 for _ in line_records(unit))
 
 
 def _list_units(path: str) -> list[Unit]:

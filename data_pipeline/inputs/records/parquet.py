@@ -8,8 +8,8 @@ columns are kept in the record. Columns of URLs are refused: img2dataset downloa
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,11 @@ class Parquet:
             raise DataError(f"{', '.join(self.paths)}: no row in it")
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the rows."""
+        with _open(unit.path) as file:
+            return {"rows": file.metadata.row_group(unit.start).num_rows}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield one sample per row. A damaged row group gives one Rejected for its remaining rows."""
         shown = shown_names(self.paths)[unit.path]
@@ -70,11 +75,15 @@ class Parquet:
                         try:
                             if isinstance(values, BadSample):
                                 raise values
-                            yield self._draft(values, columns, Path(unit.path).parent, f"{shown}:{row}")
+                            draft = self._draft(values, columns, Path(unit.path).parent, f"{shown}:{row}")
+                            yield replace(draft, items={"rows": 1})
                         except BadSample as error:
-                            yield Rejected(f"{shown}:{row}", error.reason, error.detail)
+                            yield Rejected(f"{shown}:{row}", error.reason, error.detail, {"rows": 1})
             except (pa.ArrowException, OSError) as error:  # a damaged data page: the rows after it cannot be found
-                yield Rejected(f"{shown}:{row + 1}", "damaged_file", f"the rest of row group {unit.start}: {error}")
+                rest = {"rows": unit.extra["rows"] + file.metadata.row_group(unit.start).num_rows - row}
+                yield Rejected(
+                    f"{shown}:{row + 1}", "damaged_file", f"the rest of row group {unit.start}: {error}", rest
+                )
 
     def _draft(self, values: dict[str, Any], columns: _Columns, folder: Path, origin: str) -> Draft:
         media = {

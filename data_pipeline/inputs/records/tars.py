@@ -8,20 +8,20 @@ what follows it is read: see shards.scan.scan_shard.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media, guess_domain
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.records.jsonl import parse_json
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
-from data_pipeline.shards.scan import scan_shard
+from data_pipeline.shards.scan import count_members, scan_shard
 
 
 @dataclass(frozen=True)
@@ -36,27 +36,36 @@ class Tars:
         """Return one unit per tar."""
         return [Unit(path, bytes=os.path.getsize(path)) for path in self.paths]
 
-    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the members."""
+        return {"members": count_members(Path(unit.path))}
+
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield one sample per key, after the Rejected of what could not be read of the tar."""
         shown = shown_names(self.paths)[unit.path]
         try:
             scan = scan_shard(Path(unit.path))
         except DataError as error:
-            yield Rejected(shown, "not_a_tar", str(error))
+            yield Rejected(shown, "not_a_tar", str(error), self.given(unit))
             return
         for key, bad in scan.rejected:
-            yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail)
+            members = {"members": scan.rejected_members.pop(key, 0)}
+            yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail, members)
+        for name, count in sorted(scan.not_read.items()):
+            yield NotRead(name, count, {"members": count})
         has_media = bool(scan.skipped_media) or any(
             member.kind in ("image", "video") for sample in scan.samples for member in sample.members
         )
         reader = ShardReader()
         for sample in scan.samples:
             origin = f"{shown}/{sample.key}"
+            members = {"members": len(sample.members)}
             if_text_only = _text_only(scan.skipped_media.get(sample.key, "")) if has_media else ""
             try:
-                yield self._draft(sample, reader.read_members(unit.path, sample), origin, if_text_only)
+                draft = self._draft(sample, reader.read_members(unit.path, sample), origin, if_text_only)
+                yield replace(draft, items=members)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, members)
         reader.close()
 
     def _draft(self, sample: ShardSample, contents: list[bytes], origin: str, if_text_only: str) -> Draft:

@@ -16,17 +16,18 @@ alone. Clips are encoded again (H.264 without sound, see cutting.py), so that th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
+from data_pipeline.inputs.draft import ONE_RECORD, Draft, Media, Rejected, Unit, credited
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import beside, files_below
 from data_pipeline.inputs.records.annotations import line_units, read_named, read_objects
+from data_pipeline.inputs.records.jsonl import count_records
 from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import FORMATS, read_subtitles
 from data_pipeline.media.video import probe_video
@@ -66,6 +67,10 @@ class Clips:
                 units += line_units(str(path), bytes_per_line=VIDEO_BYTES)
         return units
 
+    def given(self, unit: Unit) -> Mapping[str, int]:
+        """Count the videos: one, or one per line."""
+        return ONE_RECORD if "name" in unit.extra else {"records": count_records(unit)}
+
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the samples of a unit. Captions that cannot be used are yielded as Rejected, one by one."""
         for origin, found in _videos(unit, self.videos):
@@ -73,9 +78,9 @@ class Clips:
                 if isinstance(found, BadSample):
                     raise found
                 video, captions = found
-                yield from self._samples(origin, video, captions)
+                yield from credited(self._samples(origin, video, captions), ONE_RECORD)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail)
+                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
 
     def _samples(self, origin: str, video: Media, given: Any) -> Iterator[Draft | Rejected]:
         if isinstance(given, str):  # one caption for the whole video
