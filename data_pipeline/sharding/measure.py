@@ -18,17 +18,6 @@ from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import RawSample
 
-# Fields of a record that training reads, and fields that inputs write for people to read. Other fields are kept as
-# well, but counted: an unknown field may be a misspelled one.
-KNOWN_FIELDS = frozenset(
-    (
-        *("domain", "text", "messages", "thinking", "source", "original_text"),
-        *("title", "pages", "page", "slides", "markup", "dropped_images", "start", "end"),
-        *("font", "font_size", "line_boxes"),
-    )
-)
-MESSAGE_FIELDS = frozenset(("role", "content", "reasoning_content", "loss"))  # of a chat's messages
-
 
 @dataclass(frozen=True)
 class Measured:

@@ -29,7 +29,8 @@ from data_pipeline.inputs.draft import Draft, Input, NotRead, Rejected
 from data_pipeline.inputs.names import printable
 from data_pipeline.sharding.accounting import Accounts
 from data_pipeline.sharding.crashes import READING, Crash, Deaths, ReadingNote, ReadingPosition, take_position
-from data_pipeline.sharding.measure import KNOWN_FIELDS, MESSAGE_FIELDS, Measured, measure
+from data_pipeline.sharding.fields import unused_fields, unused_message_keys
+from data_pipeline.sharding.measure import Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.shards.index import index_path, write_index
 from data_pipeline.shards.members import MAX_BYTES
@@ -75,9 +76,9 @@ class Counts:
         """Count a draft that became a sample, with the fields of its record."""
         self.samples += 1
         self.domains[domain] += 1
-        self.unused_fields.update(record.keys() - KNOWN_FIELDS)
+        self.unused_fields.update(unused_fields(record))
         self.not_read.update(draft.not_read)
-        self.not_read.update(unread_of_messages(record))
+        self.not_read.update(unused_message_keys(record))
         self.accounts.give(draft.given)
         self.accounts.use(draft.items, "in_samples")
 
@@ -179,12 +180,6 @@ def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def unread_of_messages(record: dict[str, Any]) -> Counter[str]:
-    """Count the keys of a chat's messages that nothing reads. They stay in the record."""
-    messages = record.get("messages") or []
-    return Counter(f"message key {key}" for message in messages for key in message.keys() - MESSAGE_FIELDS)
 
 
 def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
