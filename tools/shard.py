@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -32,27 +32,26 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from common.sizes import parse_size
-from data_pipeline.curation.recipe import read_recipe
-from data_pipeline.curation.report import funnel_table
-from data_pipeline.curation.run import Unfinished
-from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import DataError
-from data_pipeline.inputs.kinds import describe_kinds, skipped_files
+from data_pipeline.inputs.kinds import describe_kinds, open_inputs, skipped_files
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding.accounting import FATES
-from data_pipeline.sharding.build import MANIFEST, JobSlice, Outcome, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
-from data_pipeline.sharding.foreign import index_shards
-from data_pipeline.sharding.tasks import BuildOptions
-from data_pipeline.sharding.verify import jobs_of, verify_shards
-from data_pipeline.sharding.writing import Counts
+from data_pipeline.sharding.job_slice import JobSlice
+from data_pipeline.sharding.tasks import MANIFEST, BuildOptions, open_apart
 from data_pipeline.shards.catalogue import REJECTED
 from data_pipeline.shards.index import read_index
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
 from tools.shard_paths import shards_of
-from tools.shard_stats import collect, draw, table_of
+from tools.shard_preview import print_preview
+
+# Commands import what needs torch or draws plots themselves: `build --dry-run` answers in a second.
+if TYPE_CHECKING:
+    from data_pipeline.curation.run import Unfinished
+    from data_pipeline.sharding.build import Outcome
+    from data_pipeline.sharding.writing import Counts
 
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
@@ -83,7 +82,7 @@ Input kinds. They are recognised by file names; those with a star need --kind:
 
 @app.command(help=BUILD_HELP)
 def build(
-    out: Annotated[str, typer.Option(help="folder for the shards")],
+    out: Annotated[str, typer.Option(help="folder for the shards")] = "",
     input: Annotated[list[str] | None, typer.Option(help="a file or folder; more may follow")] = None,
     more: Annotated[list[str] | None, typer.Argument(metavar="PATH...", help="inputs, the same as --input")] = None,
     tokenizer: TokenizerFolder = "",
@@ -101,11 +100,21 @@ def build(
     executor: ExecutorName = "processes",
     part: PartOfWhole = "",
     array: PartOfArray = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="show what the inputs are taken for, with a sample; write nothing")
+    ] = False,
 ) -> None:
     with errors_in_one_line(DataError):
         inputs = [*(input or []), *(more or [])]
         if not inputs:
             raise DataError("nothing to build from: give files or folders with --input")
+        if dry_run:
+            _dry_run(inputs, kind, settings or [], chat_form)
+            return
+        if not out:
+            raise DataError("--out is missing: name the folder for the shards, or use --dry-run to write none")
+        from data_pipeline.sharding.build import plan, run_build, written_bytes
+
         options = BuildOptions(out, tokenizer, name or _name_of(out), _bytes(shard_bytes), chat_form)
         job_slice = _job_slice(part, array)
         opened = open_apart(inputs, out, kind, settings or [])
@@ -123,6 +132,14 @@ def build(
             raise DataError(f"no sample could be used: see {Path(out) / REJECTED}")
 
 
+def _dry_run(inputs: list[str], kind: str, settings: list[str], chat_form: str) -> None:
+    if chat_form not in CHAT_FORMS:
+        raise DataError(f"--chat-form {chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
+    opened = open_inputs(inputs, kind, settings)
+    if not print_preview(console, opened, skipped_files(inputs, opened), chat_form):
+        raise DataError("no sample could be made of the first items: see the reasons above")
+
+
 @app.command()
 def index(
     shards: Shards,
@@ -132,6 +149,8 @@ def index(
     executor: ExecutorName = "processes",
 ) -> None:
     """Write the index beside each shard, and the catalogue of each folder."""
+    from data_pipeline.sharding.foreign import index_shards
+
     with errors_in_one_line(DataError):
         paths = _shards(shards)
         with _progress("shards", len(paths)) as tick:
@@ -151,6 +170,9 @@ def verify(
     shards: Shards, tokenizer: TokenizerFolder = "", workers: Workers = 0, executor: ExecutorName = "processes"
 ) -> None:
     """Read everything back and compare it with manifest and indexes. Exit status 1: something is wrong."""
+    from data_pipeline.sharding.verify import jobs_of, verify_shards
+    from data_pipeline.sharding.writing import Counts
+
     total = Counts()
     with errors_in_one_line(DataError):
         jobs, wrong = jobs_of(shards, tokenizer)
@@ -173,6 +195,8 @@ def stats(
     plot: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
 ) -> None:
     """Count samples, images, videos and tokens by domain, from the indexes alone, and draw distributions."""
+    from tools.shard_stats import collect, draw, table_of
+
     with errors_in_one_line(DataError):
         indexes = [read_index(path) for path in _shards(shards)]
         found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
@@ -197,6 +221,11 @@ def curate(
     array: PartOfArray = False,
 ) -> None:
     """Keep the samples that pass a list of filters, and recaption them if the recipe says so."""
+    from data_pipeline.curation.recipe import read_recipe
+    from data_pipeline.curation.report import funnel_table
+    from data_pipeline.curation.run import Unfinished
+    from data_pipeline.curation.run import curate as run_curation
+
     with errors_in_one_line(DataError):
         found = run_curation(
             _shards(shards),

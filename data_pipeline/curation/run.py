@@ -34,9 +34,10 @@ from data_pipeline.curation.recipe import Recipe
 from data_pipeline.curation.report import draw_funnel, funnel_json
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.sharding.build import MANIFEST, JobSlice, plan, run_build, written_bytes
+from data_pipeline.sharding.build import plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS
-from data_pipeline.sharding.tasks import BuildOptions
+from data_pipeline.sharding.job_slice import JobSlice
+from data_pipeline.sharding.tasks import MANIFEST, BuildOptions
 from data_pipeline.sharding.writing import load_tokenizer
 from data_pipeline.shards.index import IndexHeader, read_index
 

@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any
 
 from common.files import replacing, write_first, write_json
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
-from data_pipeline.inputs.kinds import open_inputs, skipped_files
+from data_pipeline.inputs.kinds import skipped_files
 from data_pipeline.sharding.crashes import Deaths
 from data_pipeline.sharding.executors import ADVICE, EXECUTORS, Executor
-from data_pipeline.sharding.tasks import BuildOptions, BuildPlan, check_same, plan_build
+from data_pipeline.sharding.job_slice import JobSlice
+from data_pipeline.sharding.tasks import MANIFEST, BuildOptions, BuildPlan, check_same, open_apart, plan_build
 from data_pipeline.sharding.writing import (
     WORK,
     Counts,
@@ -40,30 +41,6 @@ from data_pipeline.sharding.writing import (
     write_task,
 )
 from data_pipeline.shards.catalogue import REJECTED, write_catalogue
-
-MANIFEST = "manifest.json"
-Work = TypeVar("Work")
-
-
-@dataclass(frozen=True)
-class JobSlice:
-    """The tasks that one of several jobs does: those whose number is `index` modulo `count`. As text "3/8"."""
-
-    index: int = 0
-    count: int = 1
-
-    def __post_init__(self) -> None:
-        if self.count < 1:
-            raise DataError(f"--part {self.index}/{self.count}: give 1 or more after the slash, as 0/1")
-        if not 0 <= self.index < self.count:
-            raise DataError(f"--part {self}: the first number is 0 to {self.count - 1}")
-
-    def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
-
-    def of(self, tasks: Sequence[Work]) -> Sequence[Work]:
-        """Return this slice of `tasks`."""
-        return tasks[self.index :: self.count]
 
 
 @dataclass(frozen=True)
@@ -97,18 +74,6 @@ def build_shards(
     inputs = open_apart(given, str(out), kind, settings)
     planned = plan(inputs, BuildOptions(str(out), str(tokenizer), **options), skipped_files(given, inputs))
     return run_build(planned, executor=executor, workers=workers)
-
-
-def open_apart(paths: Sequence[str], out: str, kind: str = "", settings: Sequence[str] = ()) -> list[tuple[str, Input]]:
-    """Open inputs for a build into `out`.
-
-    Raises:
-        DataError: `out` lies in an input, where it would be read as input; or an input cannot be opened.
-    """
-    for path in paths:
-        if Path(out).resolve().is_relative_to(Path(path).resolve()):
-            raise DataError(f"--out {out} lies in the input {path}: choose a folder beside it")
-    return open_inputs(paths, kind, settings)
 
 
 def plan(

@@ -22,7 +22,6 @@ from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar, cast
 
 import pyarrow as pa
-import torch
 
 from data_pipeline.errors import DataError
 
@@ -280,5 +279,7 @@ def _end_with(parent: Any) -> None:
 
 
 def _take_one_core() -> None:
+    import torch  # importing it takes a second, which commands without workers need not wait for
+
     torch.set_num_threads(1)
     pa.set_cpu_count(1)

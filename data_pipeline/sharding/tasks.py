@@ -21,9 +21,11 @@ from typing import Any
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import MATERIAL, Input, Unit
+from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.inputs.names import files_below, shown_names
 
 FORMAT = "glmv-shards-1"
+MANIFEST = "manifest.json"
 MIN_TASK_BYTES = 16 << 20
 SMALL_BUILD_TASKS = 16  # a build too small for this many shards of the requested size gets smaller shards
 _HASHED_WHOLE = 1 << 30  # input bytes that are hashed completely; of larger inputs, samples of each file are hashed
@@ -86,6 +88,18 @@ class BuildPlan:
     def bytes(self) -> int:
         """Return the estimated bytes of all shards."""
         return sum(task.bytes for task in self.tasks)
+
+
+def open_apart(paths: Sequence[str], out: str, kind: str = "", settings: Sequence[str] = ()) -> list[tuple[str, Input]]:
+    """Open inputs for a build into `out`.
+
+    Raises:
+        DataError: `out` lies in an input, where it would be read as input; or an input cannot be opened.
+    """
+    for path in paths:
+        if Path(out).resolve().is_relative_to(Path(path).resolve()):
+            raise DataError(f"--out {out} lies in the input {path}: choose a folder beside it")
+    return open_inputs(paths, kind, settings)
 
 
 def plan_build(

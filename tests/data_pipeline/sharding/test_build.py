@@ -20,8 +20,9 @@ from data_pipeline.encoding.encode import encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.media.pixel_budget import PixelBudget
-from data_pipeline.sharding.build import JobSlice, build_shards, plan, run_build
+from data_pipeline.sharding.build import build_shards, plan, run_build
 from data_pipeline.sharding.foreign import index_shards
+from data_pipeline.sharding.job_slice import JobSlice
 from data_pipeline.sharding.tasks import BuildOptions
 from data_pipeline.sharding.writing import WORK
 from data_pipeline.shards.catalogue import read_catalogue
