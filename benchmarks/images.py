@@ -34,7 +34,9 @@ from rich.table import Table
 
 from benchmarks.jpegs import jpegs
 from data_pipeline.loading.malloc import keep_freed_memory
-from data_pipeline.media.images import as_frames, decode_image, image_patches, patchify, resize, resized_size
+from data_pipeline.media.image_files import decode_image
+from data_pipeline.media.image_sizes import resized_size
+from data_pipeline.media.images import as_frames, image_patches, patchify, resize
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import ShardReader
 

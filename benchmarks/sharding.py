@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.jpegs import kept_folder, load
 from benchmarks.timing import cheapest
-from data_pipeline.media.images import decode_image
+from data_pipeline.media.image_files import decode_image
 from data_pipeline.sharding.build import build_shards
 
 REPETITIONS = 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from data_pipeline.media.images import grid_of, resized_size, tokens_of
+from data_pipeline.media.image_sizes import grid_of, resized_size, tokens_of
 
 IMAGE_MAX_TOKENS, VIDEO_MAX_TOKENS = 6144, 30000
 SHARD_SAMPLES = 500

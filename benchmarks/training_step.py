@@ -31,7 +31,8 @@ from benchmarks.image_balance import MIXTURES, synthetic_source
 from benchmarks.synthetic_sources import Grid
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate
 from data_pipeline.encoding.rope_positions import rope_positions
-from data_pipeline.media.images import SLICE_BYTES, tokens_of
+from data_pipeline.media.image_sizes import tokens_of
+from data_pipeline.media.pixel_budget import SLICE_BYTES
 from data_pipeline.plan.plan import Plan, PlanPosition
 from model.backend import select_backend
 from model.config import GlmvConfig

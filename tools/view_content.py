@@ -23,7 +23,8 @@ from data_pipeline.encoding.batch import Batch, EncodedSample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample
 from data_pipeline.media.boxes import written_boxes
-from data_pipeline.media.images import MERGE_SIZE, PATCH_SIZE, tokens_of
+from data_pipeline.media.image_sizes import tokens_of
+from data_pipeline.media.pixel_budget import MERGE_SIZE, PATCH_SIZE
 
 MAX_IMAGES = 48  # per sample; a long video has hundreds of frame pairs
 MAX_TOKENS = 4000  # per sample, not counting image tokens

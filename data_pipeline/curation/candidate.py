@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data_pipeline.curation.thumbnails import Thumbnails, read_thumbnails
-from data_pipeline.media.images import decode_image, probe_image
+from data_pipeline.media.image_files import decode_image, probe_image
 from data_pipeline.media.video import VideoInfo, probe_video
 from data_pipeline.shards.reader import RawSample
 

@@ -21,7 +21,7 @@ from data_pipeline.curation.filters import Filter, Filtered
 from data_pipeline.curation.hashing import hash64, mixed
 from data_pipeline.curation.texts import words_of
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.media.images import decode_image
+from data_pipeline.media.image_files import decode_image
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 

@@ -18,7 +18,9 @@ from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import grid_of, image_patches, probe_image, resized_size
+from data_pipeline.media.image_files import probe_image
+from data_pipeline.media.image_sizes import grid_of, resized_size
+from data_pipeline.media.images import image_patches
 from data_pipeline.media.pixel_budget import SLICE_BYTES, PixelBudget
 from data_pipeline.media.video import probe_video, video_geometry, video_patches
 from data_pipeline.sample import Image, Sample, Video

@@ -15,7 +15,7 @@ from PIL import Image
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.media.images import probe_image
+from data_pipeline.media.image_files import probe_image
 
 Block = str | Media  # a paragraph or an image
 IMAGE_PLACEHOLDER = "<image>"

@@ -1,4 +1,4 @@
-"""`images.resized_size` for whole columns at once, in NumPy.
+"""The size at which the model sees an image: for one image, and for whole columns at once, in NumPy.
 
     >>> resized_sizes(np.array([480, 60]), np.array([640, 4000]), max_tokens=6144)
     (array([476,  56]), array([ 644, 4004]))         # pixels: 17 x 23 and 2 x 143 tokens
@@ -9,17 +9,74 @@ stay below 2**53, and NumPy rounds halves to even as Python does.
 
 from __future__ import annotations
 
+import math
+from functools import lru_cache
+
 import numpy as np
 
-from data_pipeline.errors import DataError
+from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.pixel_budget import (
     MAX_ASPECT,
     MIN_PIXELS,
     PATCH_SIZE,
+    PATCHES_PER_TOKEN,
     PIXELS_PER_TOKEN,
     TEMPORAL_PATCH_SIZE,
     TOKEN_SIZE,
 )
+
+
+@lru_cache(maxsize=65536)
+def resized_size(height: int, width: int, *, max_tokens: int, frames: int = TEMPORAL_PATCH_SIZE) -> tuple[int, int]:
+    """Return the size at which the model sees an image, or each frame of a video.
+
+    Sides become multiples of 28; frames*H*W lies between MIN_PIXELS and max_tokens * PIXELS_PER_TOKEN, unless a side of
+    one token is already too much. Same arithmetic, roundings included, as transformers' `smart_resize`.
+
+    Args:
+        height: Pixels.
+        width: Pixels.
+        max_tokens: The largest number of tokens of the image or video.
+        frames: Frames of the video; 2 for an image.
+
+    Returns:
+        (H, W) in pixels.
+
+    Raises:
+        BadSample: `extreme_aspect`, if one side is more than 200 times the other or the image has no area.
+    """
+    if min(height, width) < 1:
+        raise BadSample("extreme_aspect", f"an image of {width}x{height} pixels has no area")
+    original = f"{width}x{height}"
+    if height < TOKEN_SIZE or width < TOKEN_SIZE:
+        scale = max(TOKEN_SIZE / height, TOKEN_SIZE / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) / min(height, width) > MAX_ASPECT:
+        raise BadSample("extreme_aspect", f"{original}: one side is more than {MAX_ASPECT} times the other")
+
+    volume = frames * height * width
+    rounded = (round(height / TOKEN_SIZE) * TOKEN_SIZE, round(width / TOKEN_SIZE) * TOKEN_SIZE)
+    rounded_volume = round(frames / TEMPORAL_PATCH_SIZE) * TEMPORAL_PATCH_SIZE * rounded[0] * rounded[1]
+    if rounded_volume > max_tokens * PIXELS_PER_TOKEN:
+        shrink = math.sqrt(volume / (max_tokens * PIXELS_PER_TOKEN))
+        return (
+            max(TOKEN_SIZE, math.floor(height / shrink / TOKEN_SIZE) * TOKEN_SIZE),
+            max(TOKEN_SIZE, math.floor(width / shrink / TOKEN_SIZE) * TOKEN_SIZE),
+        )
+    if rounded_volume < MIN_PIXELS:
+        grow = math.sqrt(MIN_PIXELS / volume)
+        return math.ceil(height * grow / TOKEN_SIZE) * TOKEN_SIZE, math.ceil(width * grow / TOKEN_SIZE) * TOKEN_SIZE
+    return rounded
+
+
+def grid_of(size: tuple[int, int]) -> tuple[int, int]:
+    """Return the (h, w) patches of an image of (H, W) pixels."""
+    return size[0] // PATCH_SIZE, size[1] // PATCH_SIZE
+
+
+def tokens_of(grid: tuple[int, int]) -> int:
+    """Return the tokens of one image or frame pair of (h, w) patches."""
+    return grid[0] * grid[1] // PATCHES_PER_TOKEN
 
 
 def resized_sizes(

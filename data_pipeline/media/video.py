@@ -21,7 +21,8 @@ from av.container import InputContainer
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import as_frames, grid_of, patchify, resize, resized_size
+from data_pipeline.media.image_sizes import grid_of, resized_size
+from data_pipeline.media.images import as_frames, patchify, resize
 from data_pipeline.media.pixel_budget import MAX_DECODED_PIXELS, SLICE_BYTES, TEMPORAL_PATCH_SIZE
 from data_pipeline.media.video_frames import decode_frames
 

@@ -10,7 +10,8 @@ import numpy as np
 from data_pipeline.domains import build_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.media.images import decode_image, grid_of, probe_image, resized_size
+from data_pipeline.media.image_files import decode_image, probe_image
+from data_pipeline.media.image_sizes import grid_of, resized_size
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.media.video import VideoInfo, probe_video, video_geometry, video_patches
 from data_pipeline.sample import Image, Video

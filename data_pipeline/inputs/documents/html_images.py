@@ -12,7 +12,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.flow import image_media
 from data_pipeline.inputs.references import read_reference
-from data_pipeline.media.images import probe_image
+from data_pipeline.media.image_files import probe_image
 
 SMALL_IMAGE = "small_image"
 _SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "data-lazy")

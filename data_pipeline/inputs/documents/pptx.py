@@ -22,7 +22,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit, credited
 from data_pipeline.inputs.flow import Block, file_units, flow_draft, image_media
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.media.images import probe_image
+from data_pipeline.media.image_files import probe_image
 
 MAX_UNPACKED_BYTES = 4 << 30  # total size of a file's parts: more is a decompression bomb
 _NOT_CONTENT = {PP_PLACEHOLDER.DATE, PP_PLACEHOLDER.FOOTER, PP_PLACEHOLDER.HEADER, PP_PLACEHOLDER.SLIDE_NUMBER}

@@ -16,7 +16,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.ocr.typesetting import TextMask
 from data_pipeline.media.boxes import Box, bounding_box
-from data_pipeline.media.images import decode_image
+from data_pipeline.media.image_files import decode_image
 
 Colour = tuple[int, int, int]
 PixelBox = tuple[int, int, int, int]

@@ -13,7 +13,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Media, Unit
 from data_pipeline.inputs.media import read_media
 from data_pipeline.inputs.records.jsonl import line_records, parse_json
-from data_pipeline.media.images import probe_image
+from data_pipeline.media.image_files import probe_image
 
 LINES_PER_UNIT = 256
 IMAGE_BYTES = 200_000  # typical size of an image, to cut tasks by

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -137,3 +139,10 @@ def test_tasks_have_equal_sizes_for_any_units():
     assert {task.bytes for task in cut_tasks(units[:40], 1 << 30)} <= {13 << 20, 14 << 20}
     assert len(cut_tasks([(0, Unit("a", bytes=MIN_TASK_BYTES - 1))], 1 << 30)) == 1
     assert len(cut_tasks([(0, Unit("a")), (0, Unit("b"))], 1 << 30)) == 1
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "tars", "folder"])
+def test_a_kind_of_records_is_loaded_without_torch(kind: str) -> None:
+    program = f"import sys; from data_pipeline.inputs.kinds import INPUTS; INPUTS[{kind!r}].load(); print(sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert "data_pipeline.inputs.records." in loaded and "'torch'" not in loaded

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import decode_image, image_patches, probe_image
+from data_pipeline.media.image_files import decode_image, probe_image
+from data_pipeline.media.images import image_patches
 from data_pipeline.media.video import video_patches
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.media.image_sizes import patches_of, resized_sizes
-from data_pipeline.media.images import grid_of, resized_size
+from data_pipeline.media.image_sizes import grid_of, patches_of, resized_size, resized_sizes
 
 
 def compare(cases: int, seed: int) -> None:

@@ -20,16 +20,9 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize as reference_size
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.images import (
-    decode_image,
-    grid_of,
-    image_patches,
-    patchify,
-    probe_image,
-    resize,
-    resized_size,
-    tokens_of,
-)
+from data_pipeline.media.image_files import decode_image, probe_image
+from data_pipeline.media.image_sizes import grid_of, resized_size, tokens_of
+from data_pipeline.media.images import image_patches, patchify, resize
 from tests.data_pipeline.make_goldens import GOLDENS, kept_positions
 from tests.data_pipeline.media_files import encoded, pattern, real_images
 

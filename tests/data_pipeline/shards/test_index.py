@@ -14,7 +14,7 @@ from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import IMAGE_END, IMAGE_START, VIDEO_END, VIDEO_START, GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.source import Source
-from data_pipeline.media.images import grid_of, resized_size, tokens_of
+from data_pipeline.media.image_sizes import grid_of, resized_size, tokens_of
 from data_pipeline.media.pixel_budget import MAX_ASPECT, PixelBudget
 from data_pipeline.media.video import VideoInfo, video_geometry
 from data_pipeline.sharding.foreign import index_shards
