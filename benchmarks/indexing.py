@@ -25,7 +25,7 @@ import psutil
 from data_pipeline.config import SourceConfig
 from data_pipeline.loading.source import Source
 from data_pipeline.media.pixel_budget import PixelBudget
-from data_pipeline.media.video import VideoInfo
+from data_pipeline.media.video_files import VideoInfo
 from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import index_row, write_index
 from data_pipeline.shards.members import Member, ShardSample

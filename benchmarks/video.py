@@ -26,7 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from data_pipeline.media.images import as_frames, patchify, resize
-from data_pipeline.media.video import VideoGeometry, probe_video, video_geometry, video_patches
+from data_pipeline.media.video import video_patches
+from data_pipeline.media.video_files import VideoGeometry, probe_video, video_geometry
 from data_pipeline.media.video_frames import choose_packet_ranges
 
 MAX_TOKENS = 30000

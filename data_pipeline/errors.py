@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+REJECTED = "rejected.jsonl"  # written beside shards by `build` and `index`
+
 
 class DataError(ValueError):
     """The data as a whole cannot be used. The message names the file or key and says how to fix it."""

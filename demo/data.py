@@ -21,9 +21,8 @@ import typer
 from rich.console import Console
 
 import data_pipeline
-from data_pipeline.errors import DataError
+from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.sharding.build import build_shards
-from data_pipeline.shards.catalogue import REJECTED
 from demo.media import DemoError, scenes, subjects
 from demo.records import DESCRIBE, NAME, WATCH, Library, sources
 from demo.texts import documents

@@ -33,14 +33,13 @@ from rich.table import Table
 
 from common.sizes import parse_size
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
-from data_pipeline.errors import DataError
+from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.inputs.kinds import describe_kinds, open_inputs, skipped_files
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding.accounting import FATES
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.job_slice import JobSlice
 from data_pipeline.sharding.tasks import MANIFEST, BuildOptions, open_apart
-from data_pipeline.shards.catalogue import REJECTED
 from data_pipeline.shards.index import read_index
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines

@@ -11,7 +11,7 @@ from PIL import Image
 
 from data_pipeline.curation.thumbnails import Thumbnails, read_thumbnails
 from data_pipeline.media.image_files import decode_image, probe_image
-from data_pipeline.media.video import VideoInfo, probe_video
+from data_pipeline.media.video_files import VideoInfo, probe_video
 from data_pipeline.shards.reader import RawSample
 
 _PLACEHOLDERS = ("<image>", "<video>")

@@ -10,7 +10,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.video import probe_video
+from data_pipeline.media.video_files import probe_video
 
 THUMBNAIL_SIZE = 64  # pixels per side: twice the input of a perceptual hash
 THUMBNAILS_PER_SECOND = 2

@@ -22,7 +22,8 @@ from data_pipeline.media.image_files import probe_image
 from data_pipeline.media.image_sizes import grid_of, resized_size
 from data_pipeline.media.images import image_patches
 from data_pipeline.media.pixel_budget import SLICE_BYTES, PixelBudget
-from data_pipeline.media.video import probe_video, video_geometry, video_patches
+from data_pipeline.media.video import video_patches
+from data_pipeline.media.video_files import probe_video, video_geometry
 from data_pipeline.sample import Image, Sample, Video
 
 

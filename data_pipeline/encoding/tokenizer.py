@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from common.glm46v import why_glm46v
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.image_sizes import tokens_of
-from data_pipeline.media.video import VideoGeometry
+from data_pipeline.media.video_files import VideoGeometry
 from data_pipeline.sample import ASSISTANT_TAGS, ROLE_TOKENS, Element, Image, Sample, Text, Token, Video
 
 PAD = "<|endoftext|>"

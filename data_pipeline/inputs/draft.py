@@ -43,7 +43,7 @@ class Draft:
     items: Mapping[str, int] = field(default_factory=dict, compare=False)
     # Items at levels that `Input.given` does not count, such as the messages of the record as it was given
     given: Mapping[str, int] = field(default_factory=dict, compare=False)
-    # What of its items is left out, by name: {"part key detail": 1}
+    # What of its items is in no sample, by name: {"part key detail": 1}
     not_read: Mapping[str, int] = field(default_factory=dict, compare=False)
     # What became of a name of the input that the record does not have: {"column img": "images"}
     read_as: Mapping[str, str] = field(default_factory=dict, compare=False)

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from common.files import replacing, write_first, write_json
-from data_pipeline.errors import DataError
+from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.inputs.draft import Input
 from data_pipeline.inputs.kinds import skipped_files
 from data_pipeline.sharding.crashes import Deaths
@@ -40,7 +40,7 @@ from data_pipeline.sharding.writing import (
     try_again,
     write_task,
 )
-from data_pipeline.shards.catalogue import REJECTED, write_catalogue
+from data_pipeline.shards.catalogue import write_catalogue
 
 
 @dataclass(frozen=True)

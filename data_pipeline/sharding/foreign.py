@@ -18,11 +18,11 @@ from pathlib import Path
 
 from common.files import replacing, write_text
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
-from data_pipeline.errors import BadSample, DataError
+from data_pipeline.errors import REJECTED, BadSample, DataError
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.measure import measure
 from data_pipeline.sharding.writing import WORK, Counts, load_tokenizer, write_rejected
-from data_pipeline.shards.catalogue import REJECTED, write_catalogue
+from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import IndexHeader, read_index, write_index
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import Scan, scan_shard

@@ -13,7 +13,8 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.image_files import decode_image, probe_image
 from data_pipeline.media.image_sizes import grid_of, resized_size
 from data_pipeline.media.pixel_budget import PixelBudget
-from data_pipeline.media.video import VideoInfo, probe_video, video_geometry, video_patches
+from data_pipeline.media.video import video_patches
+from data_pipeline.media.video_files import VideoInfo, probe_video, video_geometry
 from data_pipeline.sample import Image, Video
 from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.files import replacing
-from data_pipeline.errors import DataError
+from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.shards.arrow_file import new_arrow_file
 from data_pipeline.shards.index import (
     BATCH_ROWS,
@@ -39,8 +39,6 @@ from data_pipeline.shards.index import (
 )
 from data_pipeline.shards.members import index_command
 from data_pipeline.shards.shard_cache import ShardCache, is_url, shown, split_url, url_in
-
-REJECTED = "rejected.jsonl"  # written beside the shards by `build` and `index`
 
 
 class NoShards(DataError):

@@ -23,7 +23,7 @@ import pyarrow as pa
 from common.files import replacing
 from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import TEMPORAL_PATCH_SIZE
-from data_pipeline.media.video import VideoInfo, frame_indices
+from data_pipeline.media.video_files import VideoInfo, frame_indices
 from data_pipeline.shards.arrow_file import new_arrow_file, open_arrow_file
 from data_pipeline.shards.members import Member, ShardSample, index_command
 from data_pipeline.shards.tar import fingerprint, size_in

@@ -30,7 +30,7 @@ from data_pipeline.inputs.records.annotations import line_units, read_named, rea
 from data_pipeline.inputs.records.jsonl import count_records
 from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import FORMATS, read_subtitles
-from data_pipeline.media.video import probe_video
+from data_pipeline.media.video_files import probe_video
 from data_pipeline.shards.members import VIDEO_EXTENSIONS
 
 CAPTION_SUFFIXES = (".srt", ".vtt", ".txt")  # the first file that exists is used

@@ -13,7 +13,7 @@ from transformers import Glm4vMoeConfig, Glm4vMoeModel
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import DataError
-from data_pipeline.media.video import VideoGeometry
+from data_pipeline.media.video_files import VideoGeometry
 from data_pipeline.sample import Image, Sample, Text, Token, Video
 
 Glm4vProcessor = import_module("transformers.models.glm4v.processing_glm4v").Glm4vProcessor

@@ -16,7 +16,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.source import Source
 from data_pipeline.media.image_sizes import grid_of, resized_size, tokens_of
 from data_pipeline.media.pixel_budget import MAX_ASPECT, PixelBudget
-from data_pipeline.media.video import VideoInfo, video_geometry
+from data_pipeline.media.video_files import VideoInfo, video_geometry
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.catalogue import find_shards, write_catalogue
 from data_pipeline.shards.index import index_path, index_row, read_index, write_index

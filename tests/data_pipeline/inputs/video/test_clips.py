@@ -19,7 +19,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.video.clips import Clips
 from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import read_subtitles
-from data_pipeline.media.video import probe_video
+from data_pipeline.media.video_files import probe_video
 from tests.data_pipeline.inputs.reading import read
 from tests.data_pipeline.media_files import encoded_video
 
