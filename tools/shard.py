@@ -38,7 +38,7 @@ from data_pipeline.curation.run import curate as run_curation
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.kinds import describe_kinds
-from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
 from data_pipeline.sharding.build import MANIFEST, JobSlice, Outcome, open_apart, plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.foreign import index_shards
@@ -165,8 +165,12 @@ def verify(
 @app.command()
 def stats(
     shards: Shards,
-    image_max_tokens: Annotated[int, typer.Option(help="pixel budget of an image, in tokens")] = 6144,
-    video_max_tokens: Annotated[int, typer.Option(help="pixel budget of a video, in tokens")] = 30000,
+    image_max_tokens: Annotated[
+        int, typer.Option(min=MIN_IMAGE_TOKENS, help="pixel budget of an image, in tokens")
+    ] = PixelBudget.image_max_tokens,
+    video_max_tokens: Annotated[
+        int, typer.Option(min=MIN_IMAGE_TOKENS, help="pixel budget of a video, in tokens")
+    ] = PixelBudget.video_max_tokens,
     plot: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
 ) -> None:
     """Count samples, images, videos and tokens by domain, from the indexes alone, and draw distributions."""
@@ -211,7 +215,9 @@ def curate(
         return
     _print_whole(funnel_table(found))
     console.print(
-        f"{out}: filtered.jsonl lists each filtered sample with its reason, funnel.png shows how many", soft_wrap=True
+        f"{out}: filtered.jsonl lists each filtered sample with its reason, funnel.png shows how many",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -316,7 +322,9 @@ def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
             soft_wrap=True,
         )
     rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
-    console.print(f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", soft_wrap=True)
+    console.print(
+        f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", markup=False, soft_wrap=True
+    )
 
 
 @contextmanager
