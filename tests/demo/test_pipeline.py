@@ -110,4 +110,4 @@ def test_whole_demo(variant: str) -> None:
 def test_unknown_variant_is_refused() -> None:
     done = subprocess.run([sys.executable, "-m", "demo", "--variant", "huge"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stdout.splitlines() == ["error: --variant huge: choose one of moe, dense"]
+    assert done.stderr.splitlines() == ["error: --variant huge: choose one of moe, dense"]
