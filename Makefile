@@ -1,9 +1,11 @@
 # make demo        train a tiny GLM-4.5V from real images to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
+# make demo-data   the shards that configs/tiny trains on
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
 # make test-gpu    what only a GPU can tell, on a machine that has one
 # make check       format, lint, types; make format fixes what can be fixed
 # make docs        the table of keys in docs/training.md, from the comments in the code
+# make clean       remove .venv, caches and demo_out
 #
 # Every target makes .venv with the versions of constraints.txt first, where they are missing.
 

@@ -69,8 +69,8 @@ setup(
     ],
     extras_require={
         # Transformer Engine, for machines with an NVIDIA GPU; the README says how to install it.
-        "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12", "psutil"],
-        # `tools.shard --executor ray`, and screenshots of web pages for grounding (which also need a Chromium).
+        "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
+        # `--executor ray` of tools.shard; screenshots of web pages for grounding, which also need a Chromium.
         "ray": ["ray"],
         "gui": ["playwright"],
         "test": [

@@ -172,6 +172,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000, help="images per round")
     parser.add_argument("--rounds", type=int, default=2, help="the best one counts")
     options = parser.parse_args()
+    if not 1 <= options.samples <= SAMPLES:
+        parser.error(f"--samples {options.samples}: give 1 to {SAMPLES}")
     torch.set_num_threads(1)
     keep_freed_memory()  # as data workers do
     if not list(options.folder.glob("*.tar")):

@@ -1,4 +1,4 @@
-"""What a user probably meant by a name that does not exist."""
+"""Find what a user probably meant by a name that does not exist."""
 
 from __future__ import annotations
 

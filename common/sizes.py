@@ -1,4 +1,4 @@
-"""Sizes in bytes as users write them: 5GB, 512MiB, 1G, 1000000."""
+"""Parse sizes in bytes as users write them: 5GB, 512MiB, 1G, 1000000."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class DataConfig:
     seed: int = 0  # of the order of samples
     num_workers: int = 2  # processes that decode, per data-parallel rank; 0: the training process decodes
     prefetch: int = 2  # packs that each worker holds ready
-    # largest share of the samples so far that may be quarantined before the run stops; the first ten never stop it
+    # largest share of the samples so far (at least 1,000) that may be quarantined before the run stops
     max_quarantined_fraction: float = 0.01
     image_max_tokens: int = 6144  # largest image, in tokens (transformers: longest_edge = 28*28*2 * this)
     video_max_tokens: int = 30000  # largest video, in tokens

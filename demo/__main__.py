@@ -2,13 +2,15 @@
 
 Real images, videos and texts are sharded. A tiny GLM-4.5V (or GLM-4.1V) is pretrained on two processes, continued at a
 longer context with video, fine-tuned on chats and exported. transformers loads the export, must compute the same loss
-as training, and must answer questions about held-out images. Exits with 1 if a required figure is missed.
+as training, and must answer questions about held-out images. Exits with 1 if a required figure is missed, with 2 after
+an error.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -21,12 +23,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from data_pipeline.errors import DataError
 from demo.data import build_once
 from demo.media import DemoError
 from demo.report import draw_answers, draw_losses, held_out_rows, stage_figures, stage_row, table
+from tools.errors import errors_in_one_line
 
 OUT = Path("demo_out")
 PROCESSES = 2
+GLOBAL_BATCH_SIZE = 2  # packs per step: one per process
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,6 @@ class Stage:
 
     name: str  # of the configuration in configs/tiny
     entry: str  # module
-    global_batch_size: int  # packs per step
 
     @property
     def config(self) -> str:
@@ -59,9 +63,9 @@ class Stage:
 
 
 STAGES = (
-    Stage("pretrain", "pretrain.train", global_batch_size=2),
-    Stage("long_context", "pretrain.train", global_batch_size=2),
-    Stage("sft", "sft.train", global_batch_size=2),
+    Stage("pretrain", "pretrain.train"),
+    Stage("long_context", "pretrain.train"),
+    Stage("sft", "sft.train"),
 )
 
 HELD_OUT = [OUT / "shards" / f"held_out_{name}" for name in ("captions", "ocr", "video", "describe", "think")]
@@ -85,14 +89,10 @@ def main(
     variant: Annotated[str, typer.Option(help="moe: GLM-4.5V; dense: GLM-4.1V")] = "moe",
 ) -> None:
     """Train a tiny GLM-V from real images to a Hugging Face folder."""
-    if variant not in VARIANTS:
-        console.print(f"error: --variant {variant}: choose one of {', '.join(VARIANTS)}", style="red", markup=False)
-        raise typer.Exit(2)
-    try:
+    with errors_in_one_line(DemoError, DataError):
+        if variant not in VARIANTS:
+            raise DemoError(f"--variant {variant}: choose one of {', '.join(VARIANTS)}")
         passed = run(variant, VARIANTS[variant])
-    except DemoError as error:
-        console.print(f"error: {error}", style="red", markup=False)
-        raise typer.Exit(1) from error
     raise typer.Exit(0 if passed else 1)
 
 
@@ -149,7 +149,7 @@ def train(stage: Stage, steps: int, folder: Path, overrides: list[str]) -> None:
     """
     folder.mkdir(parents=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES)]
-    keys = [f"train.output_dir={folder}", f"train.steps={steps}", f"train.global_batch_size={stage.global_batch_size}"]
+    keys = [f"train.output_dir={folder}", f"train.steps={steps}", f"train.global_batch_size={GLOBAL_BATCH_SIZE}"]
     command = [*torchrun, "-m", stage.entry, "--config", stage.config, *keys, *overrides]
     output, metrics = folder / "output.txt", folder / "metrics.jsonl"
     columns = (
@@ -167,9 +167,13 @@ def train(stage: Stage, steps: int, folder: Path, overrides: list[str]) -> None:
                 progress.update(task, completed=len(lines), loss=f"{json.loads(lines[-1])['loss']:.3f}")
         progress.update(task, completed=steps if process.returncode == 0 else None)
     if process.returncode != 0:
-        lines = output.read_text().splitlines()
-        errors = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")] or lines[-25:]
-        raise DemoError(f"the stage {stage.name} failed, see {output}:\n" + "\n".join(errors))
+        raise DemoError(f"the stage {stage.name} failed, see {output}:\n" + "\n".join(error_lines(output.read_text())))
+
+
+def error_lines(output: str) -> list[str]:
+    """Return the errors that the processes of a run have reported, or else the last lines of its output."""
+    errors = re.findall(r"^error(?: on rank \d+)?: (.*)", output, re.MULTILINE)
+    return list(dict.fromkeys(errors)) or output.splitlines()[-25:]
 
 
 def whole_lines(path: Path) -> list[str]:

@@ -21,12 +21,14 @@ import typer
 from rich.console import Console
 
 import data_pipeline
+from common.files import write_json
 from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.sharding.build import build_shards
 from demo.media import DemoError, scenes, subjects
 from demo.records import DESCRIBE, NAME, WATCH, Library, sources
 from demo.texts import documents
 from demo.tokenizer import train_tokenizer
+from tools.errors import errors_in_one_line
 
 CODE = ("data.py", "media.py", "media.yaml", "records.py", "texts.py", "tokenizer.py")
 MARKER = "built.json"  # written last: what was built, and by which code
@@ -73,7 +75,7 @@ def build(out: Path) -> dict[str, int]:
         if counts.rejected:
             raise DataError(f"records of {jsonl} were rejected: see {out / 'shards' / name / REJECTED}")
         samples[name] = len(lines)
-    (out / MARKER).write_text(json.dumps({"made_by": _code_hash(), "samples": samples}, indent=1))
+    write_json(out / MARKER, {"made_by": _code_hash(), "samples": samples})
     return samples
 
 
@@ -87,11 +89,8 @@ def main(out: Annotated[Path, typer.Option(help="folder to write")] = Path("demo
     """Build the demo's tokenizer and shards."""
     console = Console()
     started = time.monotonic()
-    try:
+    with errors_in_one_line(DemoError, DataError):
         samples = build(out)
-    except (DemoError, DataError) as error:
-        console.print(f"error: {error}", style="red", highlight=False)
-        raise typer.Exit(2) from error
     console.print(
         f"{sum(samples.values()):,} samples in {len(samples)} sources under {out}/shards: {len(subjects())} subjects, "
         f"{len(scenes())} videos, rendered pages and the documentation of scikit-image "

@@ -19,14 +19,16 @@ import typer
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.encoding.encode import PixelBudget, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
+from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import PIXELS_PER_TOKEN
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.reader import RawSample, ShardReader
 from demo.media import subjects
 from demo.records import DESCRIBE, NAME, view_path
-from model.checkpoint import HF_FILES, find_checkpoint
-from tools.generate import Exported, transformers_inputs
+from model.checkpoint import HF_FILES, CheckpointError, find_checkpoint
+from tools.errors import errors_in_one_line
+from tools.generate import Exported, GenerateError, transformers_inputs
 from training.evaluate import evaluate
 
 SEQ_LENGTH = 512  # of the production side's packs
@@ -145,11 +147,12 @@ Shards = Annotated[list[Path], typer.Argument(help="folders of held-out shards")
 @app.command()
 def production(run: Annotated[Path, typer.Argument(help="run folder")], shards: Shards) -> None:
     """Print the production model's loss as JSON."""
-    checkpoint = find_checkpoint(run)
-    hf = checkpoint / HF_FILES
-    samples = [sample for folder in shards for sample in read_samples(folder)]
-    encoded = encode(samples, GlmTokenizer(hf), pixel_budget(hf))
-    print(json.dumps(evaluate(checkpoint, packs(encoded, SEQ_LENGTH))))
+    with errors_in_one_line(CheckpointError, DataError):
+        checkpoint = find_checkpoint(run)
+        hf = checkpoint / HF_FILES
+        samples = [sample for folder in shards for sample in read_samples(folder)]
+        encoded = encode(samples, GlmTokenizer(hf), pixel_budget(hf))
+        print(json.dumps(evaluate(checkpoint, packs(encoded, SEQ_LENGTH))))
 
 
 @app.command()
@@ -161,14 +164,16 @@ def exported(
     records: Annotated[Path, typer.Option(help="folder that holds media/held_out")],
 ) -> None:
     """Print what transformers computes as JSON: losses, shares of right answers, and answers to show."""
-    model = Exported.load(folder, dtype=torch.float32)
+    with errors_in_one_line(DataError, GenerateError):
+        model = Exported.load(folder, dtype=torch.float32)
+        held_out = [sample for shard in shards for sample in read_samples(shard)]
+        described, asked = read_samples(descriptions), read_samples(questions)
 
     def loss(samples: Sequence[RawSample]) -> float:
         return transformers_loss(model, encode(samples, model.glm_tokenizer, model.budget))
 
-    described, asked = read_samples(descriptions), read_samples(questions)
     result = {
-        "loss": loss([sample for shard in shards for sample in read_samples(shard)]),
+        "loss": loss(held_out),
         "own_image": loss(described),
         "other_image": loss(with_next_images(described)),
         "questions": len(asked),

@@ -14,9 +14,12 @@ from typing import Annotated
 import typer
 from PIL import Image
 
+from data_pipeline.errors import DataError
 from data_pipeline.inputs.grounding.browser import find_chromium
-from demo.__main__ import OUT, STAGES
+from demo.__main__ import OUT, STAGES, VARIANTS
+from demo.media import DemoError
 from demo.report import draw_losses
+from tools.errors import errors_in_one_line
 
 SHARDS = ("grounding", "chat_think")
 PAGE_SIZE = (900, 1180)  # pixels
@@ -28,10 +31,18 @@ def main(
     variant: Annotated[str, typer.Option(help="moe or dense, as it was trained by the demo")] = "moe",
 ) -> None:
     """Draw the image of the README."""
+    with errors_in_one_line(DemoError, DataError):
+        draw(out, variant)
+    print(f"{out}: {out.stat().st_size / 1000:.0f} kB")
+
+
+def draw(out: Path, variant: str) -> None:
+    """Draw the image of the README into `out`. Raises DemoError, or DataError if there is no Chromium."""
+    if variant not in VARIANTS:
+        raise DemoError(f"--variant {variant}: choose one of {', '.join(VARIANTS)}")
     metrics = {stage.name: OUT / "runs" / variant / stage.name / "metrics.jsonl" for stage in STAGES}
     if missing := [path for path in metrics.values() if not path.is_file()]:
-        typer.echo(f"error: {missing[0]} does not exist: run `make demo VARIANT={variant}` first", err=True)
-        raise typer.Exit(2)
+        raise DemoError(f"{missing[0]} does not exist: run `make demo VARIANT={variant}` first")
     with tempfile.TemporaryDirectory() as folder:
         panels = []
         for stage, path in metrics.items():
@@ -43,7 +54,6 @@ def main(
     image.paste(page, (column.width, 0))
     out.parent.mkdir(parents=True, exist_ok=True)
     image.quantize(128, dither=Image.Dither.NONE).save(out, optimize=True)
-    print(f"{out}: {image.width} x {image.height}, {out.stat().st_size / 1000:.0f} kB")
 
 
 def screenshot(folder: Path) -> Image.Image:

@@ -31,8 +31,8 @@ class ParallelConfig:
     """Sizes of the parallel dimensions. The data-parallel size is the number of processes over TP x CP x PP."""
 
     tensor_model_parallel_size: int = 1  # processes that share each layer
-    pipeline_model_parallel_size: int = 1  # stages that the layers are divided into, each on other processes
-    # chunks of layers per stage, which run in turn; above 1, a rank's packs per step must be a multiple of
+    pipeline_model_parallel_size: int = 1  # pipeline stages that the layers are divided into, each on other processes
+    # virtual stages per pipeline rank, which run in turn; above 1, a rank's packs per step must be a multiple of
     # parallel.pipeline_model_parallel_size
     virtual_pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1  # processes that share each sample's tokens; twice it divides data.segment_multiple

@@ -210,6 +210,19 @@ def test_megatron_lm_checkout_on_the_path_is_reported(tmp_path: Path) -> None:
     assert done.stderr.startswith(f"error: {tmp_path} on PYTHONPATH")
 
 
+def test_python_that_does_not_work_is_refused_by_name(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "tools/venv.sh", str(tmp_path / "venv")],
+        cwd=ROOT,
+        env={**os.environ, "PYTHON": "/nowhere/python"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: PYTHON=/nowhere/python is not a working Python 3.11, 3.12 or 3.13\n"
+    assert not (tmp_path / "venv").exists()
+
+
 def test_pages_name_only_files_that_exist() -> None:
     for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(

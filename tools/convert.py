@@ -1,7 +1,8 @@
 """Convert between Hugging Face folders and checkpoints that load at any layout.
 
     python -m tools.convert import --hf DIR --out CKPT
-    python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep] [--max-shard-size 5GB]
+    python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep]
+                                    [--max-shard-size 5GB] [--verify full|sizes]
     python -m tools.convert verify DIR_A DIR_B
 
 One process on the CPU holds the whole model, and needs memory for its weights once. CKPT is a step folder, or a run's

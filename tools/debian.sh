@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install the Debian packages that some tests need: a browser, and fonts of Chinese, Japanese
-# and Korean. Called by make. Elsewhere than on Debian as root they are named and left to the user.
+# and Korean. Called by make. Without apt-get or root, it only prints the names of the missing ones.
 set -euo pipefail
 packages=(chromium fonts-noto-cjk)
 missing=()

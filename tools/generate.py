@@ -59,6 +59,10 @@ def main(
     seed: Annotated[int, typer.Option(help="random seed of --no-greedy")] = 0,
 ) -> None:
     with errors_in_one_line(DataError, GenerateError):
+        if raw and not thinking:
+            raise GenerateError("--raw continues a document, which holds no thinking: remove --raw or --no-thinking")
+        if seed and greedy:
+            raise GenerateError("--seed has no effect on greedy answers: add --no-greedy, or remove --seed")
         exported = Exported.load(hf)
         if raw:
             elements = document_prompt(prompt, images=len(image or ()), videos=len(video or ()))
@@ -110,7 +114,7 @@ class Exported:
     def load(cls, folder: Path, dtype: torch.dtype | str = "auto") -> Exported:
         """Load a folder, and move the model to the accelerator if there is one. Raises GenerateError, DataError."""
         _check_architecture(folder)
-        image, video = (_read_json(folder / f"{kind}preprocessor_config.json") for kind in ("", "video_"))
+        image, video = (_read_preprocessor(folder / f"{kind}preprocessor_config.json") for kind in ("", "video_"))
         glm_tokenizer = GlmTokenizer(folder)
         model = _load_model(folder, dtype)
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -242,15 +246,31 @@ def _max_tokens(preprocessor: dict[str, Any]) -> int:
     return int(preprocessor["size"]["longest_edge"]) // PIXELS_PER_TOKEN
 
 
+def _read_preprocessor(path: Path) -> dict[str, Any]:
+    content = _read_json(path)
+    try:
+        _max_tokens(content)
+        torch.tensor([content["image_mean"], content["image_std"]]).view(2, 3)
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise GenerateError(
+            f"{path}: size.longest_edge, image_mean or image_std is missing or wrong ({error}); take the file from the "
+            "published model"
+        ) from None
+    return content
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except OSError:
         raise GenerateError(
             f"{path} is missing; --hf must be a complete folder, as tools.convert export writes it"
         ) from None
     except ValueError as error:
         raise GenerateError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise GenerateError(f"{path} is not a JSON object")
+    return content
 
 
 def _read(path: Path) -> bytes:

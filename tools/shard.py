@@ -35,7 +35,7 @@ from common.sizes import parse_size
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.inputs.kinds import describe_kinds, open_inputs, skipped_files
-from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
 from data_pipeline.sharding.accounting import FATES
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.job_slice import JobSlice
@@ -189,8 +189,12 @@ def verify(
 @app.command()
 def stats(
     shards: Shards,
-    image_max_tokens: Annotated[int, typer.Option(help="pixel budget of an image, in tokens")] = 6144,
-    video_max_tokens: Annotated[int, typer.Option(help="pixel budget of a video, in tokens")] = 30000,
+    image_max_tokens: Annotated[
+        int, typer.Option(min=MIN_IMAGE_TOKENS, help="pixel budget of an image, in tokens")
+    ] = PixelBudget.image_max_tokens,
+    video_max_tokens: Annotated[
+        int, typer.Option(min=MIN_IMAGE_TOKENS, help="pixel budget of a video, in tokens")
+    ] = PixelBudget.video_max_tokens,
     plot: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
 ) -> None:
     """Count samples, images, videos and tokens by domain, from the indexes alone, and draw distributions."""
@@ -242,7 +246,9 @@ def curate(
         return
     _print_whole(funnel_table(found))
     console.print(
-        f"{out}: filtered.jsonl lists each filtered sample with its reason, funnel.png shows how many", soft_wrap=True
+        f"{out}: filtered.jsonl lists each filtered sample with its reason, funnel.png shows how many",
+        markup=False,
+        soft_wrap=True,
     )
 
 
@@ -348,7 +354,9 @@ def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
         named = _named(counts.unused_fields)
         console.print(f"fields that are stored but not used: {named}", markup=False, soft_wrap=True)
     rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
-    console.print(f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", soft_wrap=True)
+    console.print(
+        f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", markup=False, soft_wrap=True
+    )
 
 
 def _named(counts: Counter[str]) -> str:

@@ -10,7 +10,7 @@ from data_pipeline.shards.catalogue import NoShards, find_shards
 
 
 def shards_of(given: Sequence[str], say: Callable[[str], None]) -> list[Path]:
-    """Return the tars of folders, files and patterns.
+    """Return the tars of folders, files and patterns, each once.
 
     Args:
         given: Folders, .tar files and patterns.
@@ -32,4 +32,7 @@ def shards_of(given: Sequence[str], say: Callable[[str], None]) -> list[Path]:
         raise DataError("; ".join(empty))
     for line in empty:
         say(line)
-    return found
+    first: dict[Path, Path] = {}  # patterns and folders may overlap
+    for tar in found:
+        first.setdefault(tar.absolute(), tar)
+    return list(first.values())

@@ -11,7 +11,12 @@ usable() { # a Python of the right version
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:-} python3.11 python3.12 python3.13 python3; do
+    if [ -n "${PYTHON:-}" ]; then
+        if usable "$PYTHON"; then echo "$PYTHON"; return; fi
+        echo "error: PYTHON=$PYTHON is not a working Python 3.11, 3.12 or 3.13" >&2
+        exit 2
+    fi
+    for candidate in python3.11 python3.12 python3.13 python3; do
         if usable "$candidate"; then echo "$candidate"; return; fi
     done
     for candidate in "$HOME"/.pyenv/versions/3.1[1-3]*/bin/python3; do

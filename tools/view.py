@@ -25,7 +25,7 @@ from common.files import write_text
 from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.media.pixel_budget import PixelBudget
+from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
 from data_pipeline.shards.index import ShardIndex, read_index
 from data_pipeline.shards.reader import ShardReader
 from model.checkpoint import CheckpointError
@@ -58,10 +58,10 @@ def shards(
     samples: Annotated[int, typer.Option(min=1, help="number of samples, spread evenly over the shards")] = 24,
     key: Annotated[list[str] | None, typer.Option(help="show this sample; may be repeated")] = None,
     image_max_tokens: Annotated[
-        int, typer.Option(help="pixel budget of an image, in tokens")
+        int, typer.Option(min=MIN_IMAGE_TOKENS, help="pixel budget of an image, in tokens")
     ] = PixelBudget.image_max_tokens,
     video_max_tokens: Annotated[
-        int, typer.Option(help="pixel budget of a video, in tokens")
+        int, typer.Option(min=MIN_IMAGE_TOKENS, help="pixel budget of a video, in tokens")
     ] = PixelBudget.video_max_tokens,
     open_page: Open = False,
 ) -> None:
@@ -103,11 +103,14 @@ def batch(
         loader = build_loader(run, resolve_model(run.model, find_start_point(run)))
         loader.skip(step - 1)
         packs: list[PackView] = []
-        last = step + steps - 1
-        for number in track(range(step, last + 1), "steps", console=Console(stderr=True), transient=True):
+        last = step - 1
+        for number in track(range(step, step + steps), "steps", console=Console(stderr=True), transient=True):
+            if not (batches := loader.next_step()):  # the data has ended
+                break
+            last = number
             packs += [
                 view_of_pack(batch, loader.tokenizer, f"step {number}, pack {index}")
-                for index, batch in enumerate(loader.next_step())
+                for index, batch in enumerate(batches)
             ]
         loader.close()
         if not packs:
@@ -137,15 +140,18 @@ def _evenly(rows: Sequence[_T], count: int) -> list[_T]:
 
 
 def _with_keys(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[ShardIndex, int]]:
-    found = [
-        (shard, row)
-        for shard in indexes
-        for row, key in enumerate(shard.table.column("key").to_pylist())
-        if key in keys or f"{shard.file.name}/{key}" in keys
-    ]
-    if not found:
-        raise DataError(f"no sample is called {' or '.join(keys)}: give KEY or SHARD.tar/KEY as a run's logs do")
-    return found
+    chosen: list[tuple[ShardIndex, int]] = []
+    missing = set(keys)
+    for shard in indexes:
+        for row, key in enumerate(shard.table.column("key").to_pylist()):
+            if found := {key, f"{shard.file.name}/{key}"}.intersection(keys):
+                chosen.append((shard, row))
+                missing -= found
+    if missing:
+        raise DataError(
+            f"--key: no sample is called {' or '.join(sorted(missing))}: give KEY or SHARD.tar/KEY as a run's logs do"
+        )
+    return chosen
 
 
 def _view(

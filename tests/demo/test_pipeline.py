@@ -110,4 +110,18 @@ def test_whole_demo(variant: str) -> None:
 def test_unknown_variant_is_refused() -> None:
     done = subprocess.run([sys.executable, "-m", "demo", "--variant", "huge"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stdout.splitlines() == ["error: --variant huge: choose one of moe, dense"]
+    assert done.stderr.splitlines() == ["error: --variant huge: choose one of moe, dense"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["demo.evaluate", "production", "/nowhere", "/nowhere"], "error: /nowhere is no checkpoint"),
+        (["demo.readme_image", "--variant", "huge"], "error: --variant huge: choose one of moe, dense"),
+    ],
+)
+def test_mistake_in_the_call_is_one_line(arguments: list[str], says: str) -> None:
+    done = subprocess.run([sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(says)

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from demo.__main__ import error_lines
 from demo.report import Figures, draw_answers, held_out_rows, stage_figures, stage_row, table
 
 pytestmark = pytest.mark.fast
@@ -81,3 +82,10 @@ def test_answers_are_drawn_beside_their_images(tmp_path: Path) -> None:
     found = {name: np.argwhere((drawn == colour).all(-1)) for name, colour in colours.items()}
     assert all(len(pixels) > 10_000 for pixels in found.values())
     assert found["red"][:, 1].max() < found["blue"][:, 1].min()
+
+
+def test_errors_of_every_process_are_found_in_the_output() -> None:
+    torchrun = "W1127 torch/distributed/run.py\n"
+    output = f"{torchrun}error on rank 1: no memory\nerror on rank 1: no memory\nerror: bad key\n{torchrun}"
+    assert error_lines(output) == ["no memory", "bad key"]
+    assert error_lines(torchrun * 30) == [torchrun.strip()] * 25

@@ -193,6 +193,18 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
         [],
         "preprocessor_config.json is missing",
     ),
+    "a preprocessor without sizes": (
+        lambda folder: (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}'),
+        [],
+        "preprocessor_config.json: size.longest_edge, image_mean or image_std is missing or wrong",
+    ),
+    "a list in place of a config": (
+        lambda folder: (folder / "config.json").write_text("[]"),
+        [],
+        "config.json is not a JSON object",
+    ),
+    "thinking of a document": (lambda folder: None, ["--raw", "--no-thinking"], "remove --raw or --no-thinking"),
+    "a seed without sampling": (lambda folder: None, ["--seed", "3"], "add --no-greedy, or remove --seed"),
     "no tokenizer": (lambda folder: (folder / "tokenizer.json").unlink(), [], "tokenizer.json"),
     "no weights": (
         lambda folder: (folder / "model.safetensors").unlink(),

@@ -240,6 +240,10 @@ def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder)
         (["index", "OUT"], "holds no shards"),
         (["verify", "nowhere"], "error: nowhere does not exist"),
         (["stats", "RECORDS"], "records.tar has no index"),
+        (
+            ["stats", "BUILT", "--image-max-tokens", "0"],
+            "'--image-max-tokens': Input should be greater than or equal to 8",
+        ),
     ],
 )
 def test_mistake_in_the_call_is_one_line(records, tmp_path, arguments, says):
@@ -367,6 +371,20 @@ def test_workers_end_with_a_build_that_is_killed(records, tmp_path):
     _, alive = psutil.wait_procs(workers, timeout=60)
     assert not alive
     assert "samples: 144" in run(*build, "--workers", "1")
+
+
+def test_shards_given_twice_count_once(records, tmp_path):
+    write(records, GOOD)
+    run("build", "--input", records, "--out", tmp_path / "out")
+    once = run("stats", tmp_path / "out")
+    assert run("stats", tmp_path / "out", f"{tmp_path}/out/*.tar") == once
+
+
+def test_brackets_in_a_path_are_printed(records, tmp_path):
+    """The library that prints tables would take them for markup."""
+    write(records, [GOOD[0], "not JSON"])
+    out = tmp_path / "a[b]" / "c[" / "d]"
+    assert f"see {out}/rejected.jsonl" in run("build", "--input", records, "--out", out)
 
 
 def test_tables_and_help_fit_any_terminal():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 from functools import partial
@@ -148,6 +149,25 @@ def test_key_selects_a_sample(shards: Path, tokenizer_folder: Path, tmp_path: Pa
         assert one(page_of(tmp_path / "page.html"), ".sample h3").text.split()[-1] == name
     error = run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--key", "nobody", expect=2)
     assert "no sample is called nobody" in error
+    both = run(app, "shards", shards, "--tokenizer", tokenizer_folder, "--key", name, "--key", "nobody", expect=2)
+    assert "no sample is called nobody" in both
+    assert name not in both
+
+
+def test_pixel_budget_below_the_smallest_image_is_refused(shards: Path, tokenizer_folder: Path, tmp_path: Path):
+    error = run(
+        app,
+        "shards",
+        shards,
+        "--tokenizer",
+        tokenizer_folder,
+        "--image-max-tokens",
+        0,
+        "--out",
+        tmp_path / "x",
+        expect=2,
+    )
+    assert "--image-max-tokens" in error
 
 
 def test_damaged_sample_shows_its_reason(tokenizer_folder: Path, tmp_path: Path):
@@ -183,6 +203,9 @@ def test_page_shows_the_packs_of_a_run(shards: Path, tokenizer_folder: Path, tmp
     assert sum(bars) == len(page.select(".sample")) > 2
     assert len(page.select("polyline")) == 6
     once = f"data.sources=[{{path: {shards}, epochs: 1}}]"
+    shown = run(app, "batch", "--config", config, "--steps", 1000, "--out", out, once)
+    last = re.findall(r"step (\d+), pack", page_of(out).text)[-1]
+    assert f"steps 1 to {last} of" in shown
     assert "the data ends before step 1000000" in run(
         app, "batch", "--config", config, "--step", 1000000, "--out", out, once, expect=2
     )
