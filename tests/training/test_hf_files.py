@@ -91,6 +91,9 @@ def test_preprocessors_of_the_start_point_are_kept_with_the_budget_of_the_run(tm
     [
         ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is .*but training uses"),
         ({"patch_size": 16}, "patch_size is 16, but training uses 14"),
+        ({"do_normalize": False}, "do_normalize is False, but training uses True"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0, but training uses 0.0039"),
+        ({"resample": 2}, "resample is 2, but training uses 3"),
         ("damaged", "is not a JSON object"),
     ],
 )
