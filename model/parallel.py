@@ -32,7 +32,7 @@ class ParallelConfig:
 
     tensor_model_parallel_size: int = 1  # processes that share each layer
     pipeline_model_parallel_size: int = 1  # stages that the layers are divided into, each on other processes
-    # chunks of layers per stage, which run in turn; above 1, a rank's packs per step must be a multiple of
+    # virtual stages per pipeline rank, which run in turn; above 1, a rank's packs per step must be a multiple of
     # parallel.pipeline_model_parallel_size
     virtual_pipeline_model_parallel_size: int = 1
     context_parallel_size: int = 1  # processes that share each sample's tokens; twice it divides data.segment_multiple
