@@ -73,11 +73,11 @@ def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
     length and the rope base of a `model` that the run has changed.
 
     Raises:
-        ConfigError: a preprocessor of the folder is damaged, or describes other preprocessing than training does.
+        ConfigError: a file is damaged, or a preprocessor describes other preprocessing than training does.
     """
     if folder is None:
         return {}
-    inherited = {name: (folder / name).read_text() for name in INHERITED if (folder / name).is_file()}
+    inherited = {name: _read_object(folder / name) for name in INHERITED if (folder / name).is_file()}
     if CONFIG_FILE in inherited and GlmvConfig.from_hf(folder) != model:
         content = json.loads(inherited[CONFIG_FILE])
         set_positions(content, model)
@@ -88,12 +88,21 @@ def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
     return inherited
 
 
+def _read_object(file: Path) -> str:
+    """Return the text of a file that holds a JSON object. Raises ConfigError."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        is_object = isinstance(json.loads(text), dict)
+    except ValueError:  # not UTF-8, or not JSON
+        is_object = False
+    if not is_object:
+        raise ConfigError(f"{file} is not a JSON object: restore it, or remove it to have one written")
+    return text
+
+
 def _check_preprocessor(file: Path, kind: str, text: str) -> None:
     """Check that a preprocessor describes what training does. Raises ConfigError."""
-    try:
-        given = {key: value for key, value in json.loads(text).items() if key in FIXED_PREPROCESSING}
-    except (ValueError, AttributeError):
-        raise ConfigError(f"{file} is not a JSON object: restore it, or remove it to have one written") from None
+    given = {key: value for key, value in json.loads(text).items() if key in FIXED_PREPROCESSING}
     expected = preprocessor_config(kind, max_tokens=1)
     for key, value in given.items():
         if value != expected[key]:
