@@ -276,9 +276,12 @@ def read_train_state(path: Path) -> TrainState:
     if not file.is_file():
         raise CheckpointError(f"{path} holds only weights (no {TRAIN_STATE}); start from it with model.init_from")
     try:
-        return TrainState(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys
+        state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
+        if type(state.step) is not int or not (isinstance(state.data, dict) and isinstance(state.config, dict)):
+            raise TypeError("step must be an integer, data and config JSON objects")
+    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
+    return state
 
 
 def _sharded_state(

@@ -206,7 +206,10 @@ def test_latest_file_with_a_wrong_name_is_refused(tmp_path: Path, content: str) 
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("content", ['{"step": 3', '{"step": 3, "moons": 2}', "[]", "3", "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ['{"step": 3', '{"step": 3, "moons": 2}', "[]", "3", "\xff", '{"step": "5"}', '{"step": 5, "config": []}'],
+)
 def test_damaged_train_state_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "train_state.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"train_state.json is damaged .*; use another step"):
