@@ -14,7 +14,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from model.config import VisionConfig
-from model.decoder import glm_transformer_fields, mlp_spec
+from model.decoder import glm_transformer_fields, mlp_submodules
 
 
 def adapter_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fields: Any) -> TransformerConfig:
@@ -58,7 +58,7 @@ class PatchMerger(MegatronModule):
         self.norm = nn.LayerNorm(width, dtype=dtype, device=device)
         self.mlp = MLP(
             config,
-            mlp_spec(backend).submodules,
+            mlp_submodules(backend, backend.column_parallel_linear()),
             ffn_hidden_size=config.ffn_hidden_size,
             tp_group=pg_collection.tp,
         )

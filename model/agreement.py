@@ -21,8 +21,8 @@ def raise_everywhere(problem: str | None) -> None:
         raise CheckpointError(found)
 
 
-def on_first_process(action: Callable[[], object]) -> None:
-    """Run `action` on rank 0 and wait for it. Collective.
+def on_main_process(action: Callable[[], object]) -> None:
+    """Run `action` on the main process, rank 0, and wait for it. Collective.
 
     Raises:
         CheckpointError: on every process, if `action` failed with an OSError or a CheckpointError.

@@ -117,20 +117,3 @@ def process_group_arguments(local_rank: int) -> dict[str, Any]:
     if torch.cuda.is_available():
         return {"backend": "nccl", "device_id": torch.device("cuda", local_rank)}
     return {"backend": "gloo"}
-
-
-def require_fp8(recipe: str) -> None:
-    """Refuse FP8, which would silently train unquantised.
-
-    megatron-core 0.16.1 does so for dense models, and fails with a TypeError for mixtures of experts.
-
-    Raises:
-        ConfigError: `recipe` is not "none".
-    """
-    if recipe == "none":
-        return
-    state = "is installed but not used in FP8 yet" if has_transformer_engine() else "is not installed"
-    raise ConfigError(
-        f"fp8.recipe={recipe} needs the linear layers of Transformer Engine, which {state}; set fp8.recipe=none "
-        "and train.precision=bf16"
-    )

@@ -12,7 +12,6 @@ Only tensors are written and read; `model.checkpoint_metadata` says what is chec
 from __future__ import annotations
 
 import json
-import logging
 import queue
 import re
 import shutil
@@ -31,7 +30,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from common.disk import free_space, why_not_writable
 from common.files import sync_folder, write_json, write_text
-from model.agreement import on_first_process, raise_everywhere
+from model.agreement import on_main_process, raise_everywhere
 from model.checkpoint_manifest import check_manifest, write_manifest
 from model.checkpoint_metadata import check_metadata
 from model.errors import CheckpointError
@@ -69,9 +68,6 @@ OPTIMIZER_FORMAT = {
 
 # What torch.save says where it cannot write its file, in place of the cause.
 FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
-
-# The errors that it logs are also raised.
-logging.getLogger(filesystem_async.__name__).addFilter(lambda record: "encountered an error" not in record.getMessage())
 
 
 @dataclass
@@ -155,13 +151,13 @@ def save_checkpoint(
     """
     unfinished = path.with_name(UNFINISHED + path.name)
     try:
-        on_first_process(lambda: _begin(unfinished, hf_files, train_state))
+        on_main_process(lambda: _begin(unfinished, hf_files, train_state))
         # megatron-core would start a manager process to collect the results of asynchronous writes. These writes are
         # synchronous, and a manager takes seconds to start and outlives a rank that is killed.
         filesystem_async._results_queue = queue.Queue()
         dist_checkpointing.save(_sharded_state(model_chunks, optimizer, is_loading=False), str(unfinished / STATE))
         write_manifest(unfinished)
-        on_first_process(lambda: _commit(unfinished, path))
+        on_main_process(lambda: _commit(unfinished, path))
     except (OSError, CheckpointError, CheckpointException, RuntimeError) as error:
         reason = _reason(error)
         if any(text in reason for text in FAILED_WRITES):
@@ -216,9 +212,11 @@ def remove_unfinished(checkpoints: Path) -> None:
 def remove_old(newest: Path, keep_last: int) -> None:
     """Remove the step folders before the last `keep_last` up to `newest`, which has just been saved.
 
-    Zero keeps all. Later steps, which a run that was set back has not reached again, stay.
+    Zero keeps all. Folders with other names, such as a user's copies, stay, and so do later steps, which a run that
+    was set back has not reached again.
     """
-    steps = sorted(path for path in newest.parent.glob("step_*") if path.name <= newest.name)
+    steps = sorted(path for path in newest.parent.iterdir() if STEP_FOLDER.fullmatch(path.name))
+    steps = [path for path in steps if path.name <= newest.name]
     for old in steps[:-keep_last] if keep_last else []:
         shutil.rmtree(old)
 
@@ -278,9 +276,12 @@ def read_train_state(path: Path) -> TrainState:
     if not file.is_file():
         raise CheckpointError(f"{path} holds only weights (no {TRAIN_STATE}); start from it with model.init_from")
     try:
-        return TrainState(**json.loads(file.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys
+        state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
+        if type(state.step) is not int or not (isinstance(state.data, dict) and isinstance(state.config, dict)):
+            raise TypeError("step must be an integer, data and config JSON objects")
+    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
+    return state
 
 
 def _sharded_state(
@@ -320,7 +321,7 @@ def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first line of an error, cut to a readable length; of the first process that torch tells of."""
+    """Return the first line of an error, at most 300 characters; of the first process that has one."""
     if isinstance(error, CheckpointException):
         failures = list(error.failures.values())
         error = failures[0][0] if failures else CheckpointError("another process could not do its part")

@@ -21,7 +21,7 @@ import torch.distributed as dist
 import xxhash
 
 from common.files import write_json
-from model.agreement import on_first_process, raise_everywhere
+from model.agreement import on_main_process, raise_everywhere
 from model.errors import CheckpointError, ConfigError
 
 MANIFEST = "manifest.json"
@@ -41,8 +41,8 @@ def write_manifest(folder: Path) -> None:
         CheckpointError: a file cannot be read, or the manifest cannot be written.
     """
     sizes: dict[str, int] = {}
-    on_first_process(lambda: sizes.update(_sizes(folder)))
-    sizes = _from_first_process(sizes)
+    on_main_process(lambda: sizes.update(_sizes(folder)))
+    sizes = _from_main_process(sizes)
     own, problem = {}, None
     try:
         own = {block: _checksum(folder / block[0], block[1]) for block in _own_blocks(sizes)}
@@ -56,7 +56,7 @@ def write_manifest(folder: Path) -> None:
         name: {"bytes": size, "xxh3_64": [checksums[name, number] for number in range(_block_count(size))]}
         for name, size in sizes.items()
     }
-    on_first_process(lambda: write_json(folder / MANIFEST, {"block_bytes": BLOCK_BYTES, "files": files}))
+    on_main_process(lambda: write_json(folder / MANIFEST, {"block_bytes": BLOCK_BYTES, "files": files}))
 
 
 def check_manifest(folder: Path, verify: str = "full") -> None:
@@ -75,8 +75,8 @@ def check_manifest(folder: Path, verify: str = "full") -> None:
     if verify not in VERIFY:
         raise ConfigError(f"checkpoint.verify={verify!r}: choose {' or '.join(VERIFY)}")
     files: dict[str, Any] = {}
-    on_first_process(lambda: files.update(_read_manifest(folder)))
-    files = _from_first_process(files)
+    on_main_process(lambda: files.update(_read_manifest(folder)))
+    files = _from_main_process(files)
     if files and verify == "full":
         raise_everywhere(_damage(folder, files))
 
@@ -152,13 +152,13 @@ def _checksum(path: Path, number: int) -> str:
     with path.open("rb", buffering=0) as file:
         file.seek(number * BLOCK_BYTES)
         left = BLOCK_BYTES
-        while left and (piece := file.read(min(left, READ_BYTES))):
-            digest.update(piece)
-            left -= len(piece)
+        while left and (data := file.read(min(left, READ_BYTES))):
+            digest.update(data)
+            left -= len(data)
     return digest.hexdigest()
 
 
-def _from_first_process(value: dict[str, Any]) -> dict[str, Any]:
+def _from_main_process(value: dict[str, Any]) -> dict[str, Any]:
     shared = [value]
     dist.broadcast_object_list(shared, src=0)
     return shared[0]

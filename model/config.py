@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from math import inf
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -18,7 +19,7 @@ from omegaconf import OmegaConf
 
 from model import hf_config
 from model.errors import ConfigError
-from model.hf_config import ARCHITECTURES, FIXED_TEXT, FIXED_VISION, MOE_KEYS, VISION_ROPE_THETA
+from model.hf_config import ARCHITECTURES, FIXED_TEXT, FIXED_VISION, MOE_KEYS, REQUIRED_TEXT, VISION_ROPE_THETA
 
 __all__ = ["ARCHITECTURES", "VISION_ROPE_THETA", "ConfigError", "DecoderConfig", "GlmvConfig", "VisionConfig"]
 
@@ -94,6 +95,11 @@ class DecoderConfig:
                 f"text_config.num_attention_heads={self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads={self.num_key_value_heads}"
             )
+        if self.partial_rotary_factor > 1:
+            raise ConfigError(
+                f"text_config.partial_rotary_factor={self.partial_rotary_factor} must be at most 1: it is the share of "
+                "head_dim that is rotated"
+            )
         if len(self.mrope_section) != 3 or 2 * sum(self.mrope_section) != self.rotary_dim:
             raise ConfigError(
                 f"text_config.mrope_section={list(self.mrope_section)} must be three numbers that add up to half of "
@@ -137,15 +143,11 @@ class DecoderConfig:
 
 # Fields of DecoderConfig that must be above zero in both variants.
 POSITIVE = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
+    *REQUIRED_TEXT,
     "head_dim",
     "max_position_embeddings",
     "rms_norm_eps",
+    "initializer_range",
     "rope_theta",
     "partial_rotary_factor",
     "routed_scaling_factor",
@@ -265,8 +267,8 @@ class GlmvConfig:
 
 def _check_positive(where: str, config: Any, names: Iterable[str]) -> None:
     for name in names:
-        if getattr(config, name) <= 0:
-            raise ConfigError(f"{where}.{name}={getattr(config, name)} must be above zero")
+        if not 0 < getattr(config, name) < inf:
+            raise ConfigError(f"{where}.{name}={getattr(config, name)} must be above zero and finite")
 
 
 def _typed(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -283,7 +285,8 @@ def _typed(cls: type, values: dict[str, Any], where: str) -> dict[str, Any]:
         elif wanted == tuple[int, ...] and type(value) is int:
             typed[key] = (value,)
         elif value is not None:
-            raise ConfigError(f"{where}.{key}={value!r} is not of the type that it must have")
+            kind = {int: "an integer", float: "a number"}.get(wanted, "a list of integers")
+            raise ConfigError(f"{where}.{key}={value!r} must be {kind}")
     return typed
 
 

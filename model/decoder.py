@@ -160,7 +160,7 @@ def layer_spec(
             self_attention=_self_attention_spec(backend, attn_mask_type),
             self_attn_bda=add,
             pre_mlp_layernorm=IdentityOp if fused and moe is None else norm,
-            mlp=moe or ModuleSpec(module=MLP, submodules=_mlp_submodules(backend, _linear_after_norm(backend))),
+            mlp=moe or ModuleSpec(module=MLP, submodules=mlp_submodules(backend, _linear_after_norm(backend))),
             mlp_bda=add,
             sharded_state_dict_keys_map=FUSED_NORMS if fused else {},
         ),
@@ -183,12 +183,8 @@ def _self_attention_spec(backend: BackendSpecProvider, attn_mask_type: AttnMaskT
     )
 
 
-def mlp_spec(backend: BackendSpecProvider) -> ModuleSpec:
-    """Return the spec of a gated MLP without a norm directly before it."""
-    return ModuleSpec(module=MLP, submodules=_mlp_submodules(backend, backend.column_parallel_linear()))
-
-
-def _mlp_submodules(backend: BackendSpecProvider, linear_fc1: type) -> MLPSubmodules:
+def mlp_submodules(backend: BackendSpecProvider, linear_fc1: type) -> MLPSubmodules:
+    """Return the linear layers of a gated MLP; `linear_fc1` may include the norm before it."""
     return MLPSubmodules(linear_fc1=linear_fc1, linear_fc2=backend.row_parallel_linear())
 
 
@@ -200,7 +196,7 @@ def _moe_spec(config: TransformerConfig, backend: BackendSpecProvider) -> Module
             router=SegmentRouter,
             experts=ModuleSpec(module=experts, submodules=submodules),
             shared_experts=ModuleSpec(
-                module=SharedExpertMLP, submodules=_mlp_submodules(backend, backend.column_parallel_linear())
+                module=SharedExpertMLP, submodules=mlp_submodules(backend, backend.column_parallel_linear())
             ),
         ),
     )

@@ -37,6 +37,7 @@ MOE_KEYS = (
     "topk_group",
     "norm_topk_prob",
 )
+# Keys that a text_config of either variant must have. All are sizes.
 REQUIRED_TEXT = (
     "vocab_size",
     "hidden_size",

@@ -5,7 +5,7 @@
     decoder   embedding, layers, norm, output layer
     router    the decoder's routers: can have their own learning rate, but are frozen with the decoder
 
-A frozen part keeps its bits: its parameters get no gradient and no weight decay, do not count in the gradient norm, and
+A frozen part never changes: its parameters get no gradient and no weight decay, do not count in the gradient norm, and
 cost nothing in the backward pass. Expert biases are buffers, not parameters, so a caller that freezes the decoder must
 also build the model without bias updates. It must also drop the balance loss, whose gradient would flow through the
 frozen layers into the adapter.

@@ -34,6 +34,8 @@ LOG_MESSAGES: list[tuple[str, str]] = [
     ("megatron.core.transformer.transformer_layer", "Unknown MLP type"),
     # One data-parallel rank alone writes the optimizer's state; the others report at every save that they have none.
     ("megatron.core.dist_checkpointing.validation", "common state dict differs"),
+    # The errors that it logs are also raised.
+    ("megatron.core.dist_checkpointing.strategies.filesystem_async", "encountered an error"),
 ]
 
 LOG_MESSAGES_WITHOUT_CUDA: list[tuple[str, str]] = [

@@ -103,7 +103,7 @@ class SafetensorsFolder:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightsError(f"{index} is not an index of safetensors shards: {error!r}") from None
         for shard in shards:
-            if Path(shard).name != shard:
+            if not isinstance(shard, str) or Path(shard).name != shard:
                 raise WeightsError(f"{index} names the shard {shard!r}, which is not a file of its own folder")
         if missing := [shard for shard in shards if not (self.folder / shard).is_file()]:
             raise WeightsError(f"{self.folder} lacks {some(missing)}, which {INDEX} names: copy the missing files")

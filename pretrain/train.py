@@ -1,6 +1,6 @@
 """Pretrain, or continue at a longer context (the same code with another YAML).
 
-torchrun --nproc_per_node 8 -m pretrain.train --config configs/tiny/pretrain.yaml [dotted.key=value ...]
+torchrun --nproc_per_node N -m pretrain.train --config configs/tiny/pretrain.yaml [dotted.key=value ...]
 """
 
 from training.config import RunConfig

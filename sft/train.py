@@ -1,6 +1,6 @@
 """Fine-tune on chats, from a pretrained model.
 
-torchrun --nproc_per_node 8 -m sft.train --config configs/tiny/sft.yaml [dotted.key=value ...]
+torchrun --nproc_per_node N -m sft.train --config configs/tiny/sft.yaml [dotted.key=value ...]
 """
 
 from dataclasses import dataclass, field

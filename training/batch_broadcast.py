@@ -2,7 +2,7 @@
 
 Only the lead has a loader and data workers. It broadcasts token ids, positions, masks and sample ids to all these ranks
 through main memory. Patches are a hundred times larger: only the first pipeline stage receives them, one pack at a time
-and from device to device. So all ranks miss the same samples if one cannot be read.
+and from device to device. So a sample that cannot be read is quarantined for all ranks.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.config import DataConfig
-from model.backend import Backend, require_fp8, select_backend
+from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError
 from model.parallel import ParallelConfig
@@ -96,13 +96,17 @@ class MoeConfig:
 
 @dataclass
 class Fp8Config:
-    """FP8 training, which needs Transformer Engine."""
+    """FP8 training, which is not supported."""
 
     recipe: str = "none"  # none; the others (blockwise, mxfp8, tensorwise, delayed) are not supported yet
 
     def __post_init__(self) -> None:
         _one_of("fp8.recipe", self.recipe, FP8_RECIPES)
-        require_fp8(self.recipe)
+        if self.recipe != "none":  # megatron-core 0.16.1 would train a dense model unquantised, without a message
+            raise ConfigError(
+                f"fp8.recipe={self.recipe} is not supported, with or without Transformer Engine; set fp8.recipe=none "
+                "and train.precision=bf16"
+            )
 
 
 @dataclass
@@ -231,6 +235,8 @@ def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ())
         raise ConfigError(f"{path} with the overrides given: {key}{str(error).splitlines()[0]}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
+    except OSError as error:  # OmegaConf raises it for a file that holds a single number, too
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror or 'it holds no keys'}") from None
     assert isinstance(config, schema)
     config.check()
     return config

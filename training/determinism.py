@@ -52,7 +52,7 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Resul
     ranks = torch.tensor(float(bool(differ)), device=torch.cuda.current_device())
     dist.all_reduce(ranks)
     if ranks:
-        here = f"here in {len(differ)} of {len(names)}, the first that of {differ[0]}" if differ else "none here"
+        here = f"here {len(differ)} of {len(names)} do, such as {differ[0]}" if differ else "none here"
         raise NonDeterministicStep(
             f"step {step}: computed again, gradients differ on {int(ranks)} of {dist.get_world_size()} processes, "
             f"{here}; set train.deterministic=true, and if that is set, suspect the hardware"

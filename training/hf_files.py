@@ -16,6 +16,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.pixel_budget import MIN_PIXELS, PIXELS_PER_TOKEN
 from model.config import ConfigError, GlmvConfig
+from model.hf_config import CONFIG_FILE
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 
 TOKENIZER_FILES = (
@@ -28,13 +29,22 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-CONFIG = "config.json"
 PREPROCESSORS = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
-INHERITED = (CONFIG, "generation_config.json", *PREPROCESSORS.values())
+INHERITED = (CONFIG_FILE, "generation_config.json", *PREPROCESSORS.values())
 
-
-# What training does in one way only: a start point that asks for another would be served with other images.
-FIXED_PREPROCESSING = ("patch_size", "temporal_patch_size", "merge_size", "image_mean", "image_std")
+# Keys for which training has one value. With another, a served model would see other images than in training.
+FIXED_PREPROCESSING = (
+    "patch_size",
+    "temporal_patch_size",
+    "merge_size",
+    "do_resize",
+    "resample",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
 
 
 def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
@@ -63,27 +73,36 @@ def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
     length and the rope base of a `model` that the run has changed.
 
     Raises:
-        ConfigError: a preprocessor of the folder is damaged, or describes other preprocessing than training does.
+        ConfigError: a file is damaged, or a preprocessor describes other preprocessing than training does.
     """
     if folder is None:
         return {}
-    inherited = {name: (folder / name).read_text() for name in INHERITED if (folder / name).is_file()}
-    if CONFIG in inherited and GlmvConfig.from_hf(folder) != model:
-        content = json.loads(inherited[CONFIG])
+    inherited = {name: _read_object(folder / name) for name in INHERITED if (folder / name).is_file()}
+    if CONFIG_FILE in inherited and GlmvConfig.from_hf(folder) != model:
+        content = json.loads(inherited[CONFIG_FILE])
         set_positions(content, model)
-        inherited[CONFIG] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        inherited[CONFIG_FILE] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     for kind, name in PREPROCESSORS.items():
         if name in inherited:
             _check_preprocessor(folder / name, kind, inherited[name])
     return inherited
 
 
+def _read_object(file: Path) -> str:
+    """Return the text of a file that holds a JSON object. Raises ConfigError."""
+    try:
+        text = file.read_text(encoding="utf-8")
+        is_object = isinstance(json.loads(text), dict)
+    except ValueError:  # not UTF-8, or not JSON
+        is_object = False
+    if not is_object:
+        raise ConfigError(f"{file} is not a JSON object: restore it, or remove it to have one written")
+    return text
+
+
 def _check_preprocessor(file: Path, kind: str, text: str) -> None:
     """Check that a preprocessor describes what training does. Raises ConfigError."""
-    try:
-        given = {key: value for key, value in json.loads(text).items() if key in FIXED_PREPROCESSING}
-    except (ValueError, AttributeError):
-        raise ConfigError(f"{file} is not a JSON object: restore it, or remove it to have one written") from None
+    given = {key: value for key, value in json.loads(text).items() if key in FIXED_PREPROCESSING}
     expected = preprocessor_config(kind, max_tokens=1)
     for key, value in given.items():
         if value != expected[key]:
@@ -121,7 +140,7 @@ def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited:
     text = model.decoder
     budgets = {"image": data.image_max_tokens, "video": data.video_max_tokens}
     made = {
-        CONFIG: model.to_hf(),
+        CONFIG_FILE: model.to_hf(),
         "generation_config.json": {"eos_token_id": list(text.eos_token_id), "pad_token_id": text.pad_token_id},
         **{PREPROCESSORS[kind]: preprocessor_config(kind, budget) for kind, budget in budgets.items()},
     }

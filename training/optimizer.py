@@ -56,7 +56,8 @@ class OptimizerConfig:
     min_lr: float = 1e-5  # learning rate of the last step
     lr_scale: LrScale = field(default_factory=LrScale)
     warmup_steps: int = 0  # steps in which the learning rate rises linearly from 0; below train.steps
-    decay_style: str = "cosine"  # cosine, linear or constant: from lr after the warm-up to min_lr at the last step
+    # cosine or linear: from lr after the warm-up to min_lr at the last step; constant: lr
+    decay_style: str = "cosine"
     weight_decay: float = 0.1  # decoupled weight decay; biases and norms have none
     beta1: float = 0.9  # decay rate of Adam's first moment
     beta2: float = 0.95  # decay rate of Adam's second moment
@@ -142,7 +143,8 @@ def set_step(scheduler: OptimizerParamScheduler, step: int) -> float:
 
     Args:
         scheduler: of `build_scheduler`.
-        step: number of the step, from 1. The rate of step 1 is already above 0; that of the last step is min_lr.
+        step: number of the step, from 1. The rate of step 1 is already above 0; that of the last step is
+            min_lr, unless the style is constant.
     """
     scheduler.num_steps = step
     scheduler.step(0)

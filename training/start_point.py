@@ -27,6 +27,7 @@ from model.checkpoint import (
     read_train_state,
 )
 from model.config import ConfigError, GlmvConfig
+from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
@@ -157,7 +158,7 @@ def _weights(init_from: str) -> Path | None:
     path = Path(init_from)
     if is_checkpoint(path):
         return find_checkpoint(path)
-    if (path / "config.json").is_file():
+    if (path / CONFIG_FILE).is_file():
         return path
     if steps := step_folders(path):
         raise ConfigError(
@@ -172,7 +173,7 @@ def _check_output_folder(folder: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise ConfigError(f"train.output_dir={folder} cannot be written: {existing} is not a writable folder")
-    if (folder / "config.json").exists() or (folder / STATE).exists():
+    if (folder / CONFIG_FILE).exists() or (folder / STATE).exists():
         raise ConfigError(f"train.output_dir={folder} is the folder of a model, not of a run; choose another")
 
 

@@ -175,6 +175,18 @@ def test_old_steps_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
+def test_copy_of_a_step_folder_is_neither_removed_nor_counted(tmp_path: Path) -> None:
+    folders = make_steps(tmp_path, 100, 200)
+    copies = [folder.with_name(f"{folder.name}_best") for folder in folders]
+    for copy in copies:
+        copy.mkdir()
+    remove_old(folders[1], keep_last=2)
+    assert all(folder.exists() for folder in (*folders, *copies))
+    remove_old(folders[1], keep_last=1)
+    assert [folder.exists() for folder in (*folders, *copies)] == [False, True, True, True]
+
+
+@pytest.mark.fast
 def test_run_that_was_set_back_keeps_the_step_that_it_just_saved(tmp_path: Path) -> None:
     """The user wrote 500 into `latest`; 600 is saved while 900 and 1000 still exist."""
     folders = make_steps(tmp_path, 500, 600, 900, 1000)
@@ -194,7 +206,10 @@ def test_latest_file_with_a_wrong_name_is_refused(tmp_path: Path, content: str) 
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("content", ['{"step": 3', '{"step": 3, "moons": 2}', "[]", "3", "\xff"])
+@pytest.mark.parametrize(
+    "content",
+    ['{"step": 3', '{"step": 3, "moons": 2}', "[]", "3", "\xff", '{"step": "5"}', '{"step": 5, "config": []}'],
+)
 def test_damaged_train_state_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "train_state.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(CheckpointError, match=r"train_state.json is damaged .*; use another step"):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,10 @@ OTHER_VALUES = [
     ("text_config", "attention_dropout", 0.1),
     ("text_config", "use_qk_norm", True),
     ("text_config", "rms_norm_eps", 0),
+    ("text_config", "rms_norm_eps", math.nan),
     ("text_config", "rope_theta", 0),
+    ("text_config", "rope_theta", math.inf),
+    ("text_config", "initializer_range", -0.02),
     ("text_config", "hidden_size", "128"),
     ("text_config", "num_hidden_layers", 4.0),
     ("text_config", "rope_scaling", {"rope_type": "yarn", "factor": 4.0, "mrope_section": [2, 3, 3]}),
@@ -211,6 +215,13 @@ def test_a_value_that_is_not_supported_is_refused_by_name(variant: str, section:
     (content[section] if section else content)[key] = value
     with pytest.raises(ConfigError, match=rf"config\.json: ?.*{SAID.get(key, key)}"):
         GlmvConfig.from_hf_dict(content, "config.json")
+
+
+def test_more_rotated_dimensions_than_a_head_has_are_refused() -> None:
+    decoder = GlmvConfig.from_preset("tiny_moe").decoder
+    sections = (decoder.head_dim // 2, decoder.head_dim // 4, decoder.head_dim // 4)
+    with pytest.raises(ConfigError, match=r"text_config\.partial_rotary_factor=2\.0 must be at most 1"):
+        replace(decoder, partial_rotary_factor=2.0, mrope_section=sections)
 
 
 def test_transformers_other_names_of_a_key_are_read() -> None:

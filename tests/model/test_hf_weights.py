@@ -439,6 +439,10 @@ BAD_FOLDERS = {
         lambda folder: alter_index(folder, "lm_head.weight", "../model.safetensors"),
         "'../model.safetensors', which is not a file of its own folder",
     ),
+    "an index that names no file": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": {"lm_head.weight": 5}}'),
+        "names the shard 5, which is not a file of its own folder",
+    ),
     "a file that is not an index": (
         lambda folder: (folder / "model.safetensors.index.json").write_text("[]"),
         "is not an index of safetensors shards",

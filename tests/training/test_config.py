@@ -67,7 +67,7 @@ MESSAGES = [
     ("train.output_dir=", r"train.output_dir is empty"),
     ("checkpoint.resume=always", r"checkpoint.resume='always': choose one of auto, never"),
     ("checkpoint.verify=none", r"checkpoint.verify='none': choose one of full, sizes"),
-    ("fp8.recipe=blockwise", r"fp8.recipe=blockwise needs .*Transformer Engine.*set fp8.recipe=none"),
+    ("fp8.recipe=blockwise", r"fp8.recipe=blockwise is not supported, .*; set fp8.recipe=none"),
     ("fp8.recipe=e4m3", r"fp8.recipe='e4m3': choose one of"),
     ("model.preset=", r"model.preset and model.init_from are both empty"),
     ("model.preset=glm5v", r"model.preset='glm5v' is unknown; choose one of: .*tiny_moe"),
@@ -159,6 +159,13 @@ def test_missing_file_and_broken_yaml_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.yaml").write_text("train: [")
     with pytest.raises(ConfigError, match=r"not valid YAML"):
         load_config(RunConfig, tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize("content", ["5", "true"])
+def test_file_without_keys_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "number.yaml").write_text(content)
+    with pytest.raises(ConfigError, match=r"number\.yaml cannot be read: it holds no keys"):
+        load_config(RunConfig, tmp_path / "number.yaml")
 
 
 def test_overrides_replace_values_of_the_file(config_file: Path) -> None:

@@ -91,13 +91,23 @@ def test_preprocessors_of_the_start_point_are_kept_with_the_budget_of_the_run(tm
     [
         ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean is .*but training uses"),
         ({"patch_size": 16}, "patch_size is 16, but training uses 14"),
-        ("damaged", "is not a JSON object"),
+        ({"do_normalize": False}, "do_normalize is False, but training uses True"),
+        ({"rescale_factor": 1.0}, "rescale_factor is 1.0, but training uses 0.0039"),
+        ({"resample": 2}, "resample is 2, but training uses 3"),
     ],
 )
 def test_preprocessors_that_training_does_not_follow_are_refused(tmp_path: Path, content, message: str) -> None:
     start = save_whole_folder("glm4v_moe", tmp_path / "start")
     file = start / "preprocessor_config.json"
-    own = {**json.loads(file.read_text()), **content} if isinstance(content, dict) else content
-    file.write_text(json.dumps(own) if isinstance(own, dict) else own)
+    file.write_text(json.dumps({**json.loads(file.read_text()), **content}))
     with pytest.raises(ConfigError, match=f"preprocessor_config.json.*{message}"):
+        read_inherited(start, GlmvConfig.from_hf(start))
+
+
+@pytest.mark.parametrize("content", [b"damaged", b"[]", b"\xff"])
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "generation_config.json"])
+def test_damaged_files_of_the_start_point_are_named(tmp_path: Path, name: str, content: bytes) -> None:
+    start = save_whole_folder("glm4v_moe", tmp_path / "start")
+    (start / name).write_bytes(content)
+    with pytest.raises(ConfigError, match=f"{name} is not a JSON object: restore it, or remove it"):
         read_inherited(start, GlmvConfig.from_hf(start))
