@@ -36,7 +36,7 @@ _NUMBER = r"\s*(-?\d+(?:\.\d+)?)\s*"
 _WRITTEN = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 
-def read_box(values: Any, box_format: BoxFormat, width: int, height: int) -> Box:
+def read_box(values: Any, box_format: BoxFormat, width: float, height: float) -> Box:
     """Return the box of an annotation in pixels, clipped to the image.
 
     Args:
@@ -63,7 +63,7 @@ def read_box(values: Any, box_format: BoxFormat, width: int, height: int) -> Box
     return checked_box((x1, y1, x2, y2), width, height)
 
 
-def checked_box(box: Box, width: int, height: int) -> Box:
+def checked_box(box: Box, width: float, height: float) -> Box:
     """Return a box in pixels, clipped to the image.
 
     Raises:
@@ -73,10 +73,10 @@ def checked_box(box: Box, width: int, height: int) -> Box:
     if not (x1 < x2 and y1 < y2):
         raise BadSample("bad_box", f"{_shown(box)} has no area")
     if min(x1, y1) < -MARGIN or x2 > width + MARGIN or y2 > height + MARGIN:
-        raise BadSample("bad_box", f"{_shown(box)} exceeds the image of {width}x{height} pixels")
+        raise BadSample("bad_box", f"{_shown(box)} exceeds the image of {width:g}x{height:g} pixels")
     clipped = (max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height)))
     if not (clipped[0] < clipped[2] and clipped[1] < clipped[3]):
-        raise BadSample("bad_box", f"{_shown(box)} lies outside the image of {width}x{height} pixels")
+        raise BadSample("bad_box", f"{_shown(box)} lies outside the image of {width:g}x{height:g} pixels")
     return clipped
 
 
@@ -101,7 +101,7 @@ def to_thousandths(box: Box, width: int, height: int) -> Thousandths:
     return x1, y1, x2, y2
 
 
-def to_pixels(box: Box, width: int, height: int) -> Box:
+def to_pixels(box: Box, width: float, height: float) -> Box:
     """Convert a box from thousandths to pixels: the middle of each thousandth."""
     x1, y1, x2, y2 = ((value + 0.5) / STEPS for value in box)
     return x1 * width, y1 * height, x2 * width, y2 * height

@@ -47,6 +47,19 @@ def probe_image(data: bytes) -> tuple[int, int]:
     return (image.width, image.height) if swapped else (image.height, image.width)
 
 
+def probe_frame(data: bytes) -> tuple[tuple[int, int], int]:
+    """Return the (height, width) that an image is stored with, and its EXIF orientation, 1 to 8.
+
+    Pillow turns TIFF files as it opens them: they count as stored upright.
+
+    Raises:
+        BadSample: As probe_image.
+    """
+    image = _open(data)
+    orientation = 1 if image.format == "TIFF" else _orientation(image)
+    return (image.height, image.width), orientation if orientation in _UPRIGHT else 1
+
+
 def decode_image(data: bytes) -> np.ndarray:
     """Return the upright RGB image, uint8 [height, width, 3]; of an animation, its first frame.
 

@@ -36,7 +36,7 @@ from data_pipeline.inputs.records.annotations import (
     read_objects,
 )
 from data_pipeline.inputs.records.jsonl import count_records
-from data_pipeline.media.boxes import BoxFormat, Thousandths, read_box, to_thousandths, write_boxes
+from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Grounding:
         box_format = record.get("box_format", self.box_format)
         if box_format not in get_args(BoxFormat):
             raise BadSample("bad_record", f'"box_format" is {box_format!r}: use {", ".join(get_args(BoxFormat))}')
-        image = read_image(record.get("image"), folder)
+        image = read_image(record.get("image"), folder, record)
 
         insertions: list[tuple[int, str]] = []  # (position in the caption, the boxes to insert there)
         taken: set[tuple[int, int]] = set()
@@ -134,8 +134,7 @@ def _convert_boxes(
         return
     for number, values in enumerate(boxes):
         try:
-            box = read_box(values, box_format, image.width, image.height)
-            into.append(to_thousandths(box, image.width, image.height))
+            into.append(image.thousandths(image.read_box(values, box_format)))
         except BadSample as error:
             given = "" if box_format == "xyxy" else f"{str(values)[:80]} ({box_format}), in pixels "
             yield Rejected(f"{origin} box {number}", error.reason, given + error.detail)
@@ -188,7 +187,7 @@ def _read_coco(unit: Unit, folder: Path) -> Iterator[Draft | Rejected]:
     for entry in coco.images[unit.start : unit.stop]:
         origin = f"{Path(unit.path).name}:{entry.get('file_name')}"
         try:
-            image = read_image(entry.get("file_name"), folder)
+            image = read_image(entry.get("file_name"), folder, entry)
             objects: dict[str, list[Thousandths]] = {}
             for annotation in coco.annotations.get(entry.get("id"), ()):
                 where = f"{origin} annotation {annotation.get('id')}"

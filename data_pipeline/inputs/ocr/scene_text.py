@@ -28,7 +28,7 @@ from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
 from data_pipeline.inputs.records.annotations import IMAGE_BYTES, AnnotatedImage, line_units, read_image, read_objects
 from data_pipeline.inputs.records.jsonl import count_records
-from data_pipeline.media.boxes import Box, bounding_box, checked_box, read_box, to_thousandths, write_boxes
+from data_pipeline.media.boxes import Box, bounding_box, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 ILLEGIBLE = ("", "#", "###", "*")  # what ICDAR files contain in place of an illegible word
@@ -67,7 +67,7 @@ class SceneText:
             try:
                 if isinstance(found, BadSample):
                     raise found
-                image = read_image(found.get("image"), Path(found["folder"]))
+                image = read_image(found.get("image"), Path(found["folder"]), found)
                 yield from credited(self._sample(origin, image, found.get("words")), ONE_RECORD)
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
@@ -89,9 +89,7 @@ class SceneText:
             text = "\n".join(joined(line) for line in lines)
         else:
             text = "\n".join(
-                f"{word.text} {write_boxes([to_thousandths(word.box, image.width, image.height)])}"
-                for line in lines
-                for word in line
+                f"{word.text} {write_boxes([image.thousandths(word.box)])}" for line in lines for word in line
             )
         yield Draft({"domain": "ocr", "text": text}, [image.media], origin=origin)
 
@@ -147,10 +145,10 @@ def _word(word: Any, image: AnnotatedImage) -> Word | None:
         corners = [value for point in points for value in point]
         if len(points) < 3 or not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in corners):
             raise BadSample("bad_box", "a polygon needs at least three points of two numbers")
-        box = checked_box(bounding_box(points), image.width, image.height)
+        box = image.read_box(bounding_box(points), "xyxy")
     else:
-        box = read_box(word.get("box"), "xyxy", image.width, image.height)
-    to_thousandths(box, image.width, image.height)  # rejects a box that is too thin, in either form
+        box = image.read_box(word.get("box"), "xyxy")
+    image.thousandths(box)  # rejects a box that is too thin, in either form
     return Word(text, box)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +13,9 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Media, Unit
 from data_pipeline.inputs.media import read_media
 from data_pipeline.inputs.records.jsonl import line_records, parse_json
-from data_pipeline.media.image_files import probe_image
+from data_pipeline.media.box_frames import BoxFrame, find_frame
+from data_pipeline.media.boxes import Box, BoxFormat, Thousandths, read_box, to_thousandths
+from data_pipeline.media.image_files import probe_frame, probe_image
 
 LINES_PER_UNIT = 256
 IMAGE_BYTES = 200_000  # typical size of an image, to cut tasks by
@@ -21,11 +23,20 @@ IMAGE_BYTES = 200_000  # typical size of an image, to cut tasks by
 
 @dataclass(frozen=True)
 class AnnotatedImage:
-    """An image file and its size."""
+    """An image file, its size, and the image in which its annotation counts."""
 
     media: Media  # the file
     width: int  # pixels, upright
     height: int  # pixels, upright
+    frame: BoxFrame  # of the annotation
+
+    def read_box(self, values: Any, box_format: BoxFormat) -> Box:
+        """Return a box of the annotation in pixels of the upright image. Raises BadSample (bad_box)."""
+        return self.frame.upright(read_box(values, box_format, self.frame.width, self.frame.height))
+
+    def thousandths(self, box: Box) -> Thousandths:
+        """Return a box in pixels of the upright image as it is written. Raises BadSample (bad_box)."""
+        return to_thousandths(box, self.width, self.height)
 
 
 def line_units(path: str, *, bytes_per_line: int) -> list[Unit]:
@@ -83,15 +94,23 @@ def read_objects(unit: Unit) -> Iterator[tuple[str, dict[str, Any] | BadSample]]
             yield origin, error
 
 
-def read_image(name: Any, folder: Path) -> AnnotatedImage:
+def read_image(name: Any, folder: Path, annotation: Mapping[str, Any]) -> AnnotatedImage:
     """Read an image by its path relative to the folder, which must contain it.
 
+    Args:
+        name: The path.
+        folder: The folder.
+        annotation: What names the image. Its `width` and `height`, if it has them, are those of the annotated image.
+
     Raises:
-        BadSample: The path is not a text, the file cannot be used (see read_media), or it is not an image.
+        BadSample: The path is not a text, the file cannot be used (see read_media), it is not an image, or not the one
+            that was annotated (size_mismatch).
     """
     media = read_named(name, folder, "images")
     height, width = probe_image(media.data)
-    return AnnotatedImage(media, width, height)
+    stored, orientation = probe_frame(media.data)
+    frame = find_frame((annotation.get("width"), annotation.get("height")), stored[::-1], orientation)
+    return AnnotatedImage(media, width, height, frame)
 
 
 def read_named(name: Any, folder: Path, field: str) -> Media:
