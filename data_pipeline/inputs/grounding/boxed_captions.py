@@ -1,4 +1,4 @@
-"""Images with the boxes of objects in them: captions with phrase boxes, and COCO instances.
+"""Images with the boxes of objects in them: captions with phrase boxes.
 
 A caption keeps its words. The boxes follow the phrase that they belong to, in thousandths (see media/boxes.py):
 
@@ -8,102 +8,140 @@ A caption keeps its words. The boxes follow the phrase that they belong to, in t
     <image>The cat [[101,80,540,910]] sleeps.
 
 A phrase may also be given as {"text": "The cat"}: the first occurrence in the caption that no earlier phrase uses.
-COCO instances (annotations with `bbox` and `category_id`) become one line per category:
-
-    <image>dog [[101,80,540,910],[700,12,803,77]]
-    cat [[5,100,52,180]]
+COCO's annotations are in coco.py.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args
 
-from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import ONE_RECORD, Draft, Rejected, Unit, credited
+from data_pipeline.errors import BadSample
+from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
-from data_pipeline.inputs.records.annotations import (
-    IMAGE_BYTES,
-    LINES_PER_UNIT,
-    AnnotatedImage,
-    line_units,
-    load_json,
-    read_image,
-    read_objects,
-)
+from data_pipeline.inputs.grounding.coco import Captions, coco_units, count_coco, read_coco
+from data_pipeline.inputs.records.annotations import IMAGE_BYTES, AnnotatedImage, line_units, read_image, read_objects
 from data_pipeline.inputs.records.jsonl import count_records
 from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
+
+_KEYS = {
+    "key": {"image", "caption", "phrases", "box_format", "width", "height"},
+    "phrase key": {"start", "end", "text", "boxes"},
+}
 
 
 @dataclass(frozen=True)
 class Grounding:
-    """Captions with phrase boxes in JSON lines, and COCO instances. A unit is a range of lines, or of COCO's images."""
+    """Captions with phrase boxes in JSON lines, and COCO annotations. A unit is a range of lines or of images."""
 
-    paths: tuple[str, ...]  # files that end in .json are COCO instances, all others JSON lines
+    paths: tuple[str, ...]  # files that end in .json are COCO annotations, all others JSON lines
     images: str = ""  # folder that the paths of images are relative to; empty: the folder of the annotation file
     box_format: BoxFormat = "xyxy"  # of JSON lines that do not name one
+    captions: Captions = "all"  # of COCO captions: which of an image's captions become samples
 
     def units(self) -> Sequence[Unit]:
         """Return the units of all files."""
-        _coco.cache_clear()  # the file may have changed
         units: list[Unit] = []
         for path in self.paths:
-            units += _coco_units(path) if path.endswith(".json") else line_units(path, bytes_per_line=IMAGE_BYTES)
+            if path.endswith(".json"):
+                units += coco_units(path, self.images)
+            else:
+                units += line_units(path, bytes_per_line=IMAGE_BYTES)
         return units
 
     def given(self, unit: Unit) -> Mapping[str, int]:
-        """Count the lines, or the images of COCO."""
-        return {"images": unit.stop - unit.start} if unit.path.endswith(".json") else {"records": count_records(unit)}
+        """Count the lines; of COCO, the images and annotations."""
+        return count_coco(unit) if unit.path.endswith(".json") else {"records": count_records(unit)}
 
-    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield one sample per image. Phrases and boxes that cannot be used are yielded as Rejected, one by one."""
         folder = Path(self.images) if self.images else Path(unit.path).parent
         if unit.path.endswith(".json"):
-            yield from _read_coco(unit, folder)
+            yield from read_coco(unit, folder, self.captions)
             return
         for origin, found in read_objects(unit):
-            try:
-                if isinstance(found, BadSample):
-                    raise found
-                yield from credited(self._caption(origin, found, folder), ONE_RECORD)
-            except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
+            if isinstance(found, BadSample):
+                yield Rejected(origin, found.reason, found.detail, {"records": 1})
+            else:
+                yield from self._caption(origin, found, folder)
 
     def _caption(self, origin: str, record: dict[str, Any], folder: Path) -> Iterator[Draft | Rejected]:
+        """Yield the sample of a line. Its boxes are counted as they are given: each is in the sample or rejected."""
+        given = sum(map(_boxes_of, _list(record.get("phrases"))))
+        rejected = 0
+        try:
+            caption, phrases, box_format = self._checked(record)
+            image = read_image(record.get("image"), folder, record)
+            insertions: list[tuple[int, str]] = []  # (position in the caption, the boxes to insert there)
+            taken: set[tuple[int, int]] = set()
+            for number, phrase in enumerate(phrases):
+                where = f"{origin} phrase {number}"
+                try:
+                    span = _span(phrase, caption, taken)
+                except BadSample as error:
+                    rejected += _boxes_of(phrase)
+                    yield Rejected(where, error.reason, error.detail, {"boxes": _boxes_of(phrase)})
+                    continue
+                taken.add(span)
+                boxes: list[Thousandths] = []
+                yield from _convert_boxes(phrase.get("boxes"), box_format, image, boxes, where)
+                rejected += _boxes_of(phrase) - len(boxes)
+                if boxes:
+                    insertions.append((span[1], f" {write_boxes(boxes)}"))
+            if not insertions:
+                raise BadSample("no_boxes", "no phrase of the caption has a valid box")
+        except BadSample as error:
+            items = {"records": 1, "boxes": given - rejected}
+            yield Rejected(origin, error.reason, error.detail, items, {"boxes": given})
+            return
+        text = f"<image>{_with_boxes(caption, insertions)}"
+        yield Draft(
+            {"domain": "grounding", "text": text},
+            [image.media],
+            origin=origin,
+            items={"records": 1, "boxes": given - rejected},
+            given={"boxes": given},
+            not_read=_unread_keys(record, phrases),
+        )
+
+    def _checked(self, record: dict[str, Any]) -> tuple[str, list[Any], BoxFormat]:
+        """Return the caption, the phrases and the format of the boxes of a line. Raises BadSample."""
         caption, phrases = record.get("caption"), record.get("phrases")
         if not isinstance(caption, str) or not caption or not isinstance(phrases, list):
             raise BadSample("bad_record", 'a line needs a "caption" and a list of "phrases"')
         box_format = record.get("box_format", self.box_format)
         if box_format not in get_args(BoxFormat):
             raise BadSample("bad_record", f'"box_format" is {box_format!r}: use {", ".join(get_args(BoxFormat))}')
-        image = read_image(record.get("image"), folder, record)
+        return caption, phrases, box_format
 
-        insertions: list[tuple[int, str]] = []  # (position in the caption, the boxes to insert there)
-        taken: set[tuple[int, int]] = set()
-        for number, phrase in enumerate(phrases):
-            try:
-                span = _span(phrase, caption, taken)
-            except BadSample as error:
-                yield Rejected(f"{origin} phrase {number}", error.reason, error.detail)
-                continue
-            taken.add(span)
-            boxes: list[Thousandths] = []
-            yield from _convert_boxes(phrase.get("boxes"), box_format, image, boxes, f"{origin} phrase {number}")
-            if boxes:
-                insertions.append((span[1], f" {write_boxes(boxes)}"))
-        if not insertions:
-            raise BadSample("no_boxes", "no phrase of the caption has a valid box")
 
-        text, done = "<image>", 0
-        for end, written in sorted(insertions, key=lambda insertion: insertion[0]):
-            text += escape_placeholders(caption[done:end]) + written
-            done = end
-        text += escape_placeholders(caption[done:])
-        yield Draft({"domain": "grounding", "text": text}, [image.media], origin=origin)
+def _with_boxes(caption: str, insertions: list[tuple[int, str]]) -> str:
+    """Return a caption with text inserted at positions."""
+    text, done = "", 0
+    for end, written in sorted(insertions, key=lambda insertion: insertion[0]):
+        text += escape_placeholders(caption[done:end]) + written
+        done = end
+    return text + escape_placeholders(caption[done:])
+
+
+def _unread_keys(record: dict[str, Any], phrases: list[Any]) -> Counter[str]:
+    unread = Counter(f"key {key}" for key in record.keys() - _KEYS["key"])
+    for phrase in phrases:
+        if isinstance(phrase, dict):
+            unread.update(f"phrase key {key}" for key in phrase.keys() - _KEYS["phrase key"])
+    return unread
+
+
+def _boxes_of(phrase: Any) -> int:
+    """Return how many boxes a phrase gives."""
+    return len(_list(phrase.get("boxes"))) if isinstance(phrase, dict) else 0
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _span(phrase: Any, caption: str, taken: set[tuple[int, int]]) -> tuple[int, int]:
@@ -137,71 +175,4 @@ def _convert_boxes(
             into.append(image.thousandths(image.read_box(values, box_format)))
         except BadSample as error:
             given = "" if box_format == "xyxy" else f"{str(values)[:80]} ({box_format}), in pixels "
-            yield Rejected(f"{origin} box {number}", error.reason, given + error.detail)
-
-
-# --- COCO -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Coco:
-    """Content of a file of COCO instances."""
-
-    images: list[dict[str, Any]]  # in the order of the file
-    names: dict[Any, Any]  # id of a category -> its name
-    annotations: dict[Any, list[dict[str, Any]]]  # id of an image -> its annotations, without those of crowds
-
-
-@lru_cache(maxsize=1)
-def _coco(path: str) -> _Coco:
-    content = load_json(path)
-    lists = {}
-    for key, ids in (("images", ["id"]), ("categories", ["id"]), ("annotations", ["image_id", "category_id"])):
-        listed = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-            raise DataError(
-                f'{path} has no list "{key}": give COCO instances, or JSON lines in a file ending in .jsonl'
-            )
-        if odd := [entry for entry in listed if any(isinstance(entry.get(name), dict | list) for name in ids)]:
-            raise DataError(f'{path}: an id in "{key}" is neither a number nor a text: fix {str(odd[0])[:120]}')
-        lists[key] = listed
-    annotations: defaultdict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for annotation in lists["annotations"]:
-        if not annotation.get("iscrowd"):
-            annotations[annotation.get("image_id")].append(annotation)
-    names = {category.get("id"): category.get("name") for category in lists["categories"]}
-    return _Coco(lists["images"], names, annotations)
-
-
-def _coco_units(path: str) -> list[Unit]:
-    count = len(_coco(path).images)
-    return [
-        Unit(path, start, min(start + LINES_PER_UNIT, count), bytes=IMAGE_BYTES * min(LINES_PER_UNIT, count - start))
-        for start in range(0, count, LINES_PER_UNIT)
-    ]
-
-
-def _read_coco(unit: Unit, folder: Path) -> Iterator[Draft | Rejected]:
-    """Yield one sample per image. Regions marked `iscrowd` are skipped: they are not single objects."""
-    coco = _coco(unit.path)
-    for entry in coco.images[unit.start : unit.stop]:
-        origin = f"{Path(unit.path).name}:{entry.get('file_name')}"
-        try:
-            image = read_image(entry.get("file_name"), folder, entry)
-            objects: dict[str, list[Thousandths]] = {}
-            for annotation in coco.annotations.get(entry.get("id"), ()):
-                where = f"{origin} annotation {annotation.get('id')}"
-                name = coco.names.get(annotation.get("category_id"))
-                if not isinstance(name, str) or not name:
-                    yield Rejected(where, "bad_phrase", f"no category has the id {annotation.get('category_id')!r}")
-                    continue
-                boxes: list[Thousandths] = []
-                yield from _convert_boxes([annotation.get("bbox")], "xywh", image, boxes, where)
-                objects.setdefault(name, []).extend(boxes)
-            lines = [f"{escape_placeholders(name)} {write_boxes(boxes)}" for name, boxes in objects.items() if boxes]
-            if not lines:
-                raise BadSample("no_boxes", "no annotation of the image has a valid box")
-            record = {"domain": "grounding", "text": "<image>" + "\n".join(lines)}
-            yield Draft(record, [image.media], origin=origin, items={"images": 1})
-        except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail, {"images": 1})
+            yield Rejected(f"{origin} box {number}", error.reason, given + error.detail, {"boxes": 1})

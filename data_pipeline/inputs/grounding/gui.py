@@ -98,16 +98,22 @@ class Gui:
                 yield Rejected(origin, error.reason, error.detail, {"screenshots": 1})
 
     def _samples(self, origin: str, screen: Screen, viewport: Viewport) -> Iterator[Draft]:
-        described = list(_described(screen.elements, viewport))
+        unnamed: Counter[str] = Counter()
+        described = list(_described(screen.elements, viewport, unnamed))
         if not described:
             raise BadSample("no_boxes", "no element with a name is visible on the page")
         image = Media("png", screen.png)
         extra: dict[str, Any] = {"page": origin}
-        if self.form in ("both", "chat") and (messages := self._chat(origin, described)):
-            yield Draft({"domain": "chat", "messages": messages, **extra}, [image], origin=origin)
+        messages = self._chat(origin, described)
+        if self.form == "chat" and not messages:
+            raise BadSample("no_boxes", "no element of the page has a name of its own to ask for")
+        if self.form in ("both", "chat") and messages:
+            not_read = unnamed if self.form == "chat" else {}
+            yield Draft({"domain": "chat", "messages": messages, **extra}, [image], origin=origin, not_read=not_read)
         if self.form in ("both", "list"):
             lines = "\n".join(f"{description} {write_boxes([box])}" for description, box in described)
-            yield Draft({"domain": "grounding", "text": f"<image>{lines}", **extra}, [image], origin=origin)
+            record = {"domain": "grounding", "text": f"<image>{lines}", **extra}
+            yield Draft(record, [image], origin=origin, not_read=unnamed)
 
     def _chat(self, origin: str, described: Sequence[tuple[str, Thousandths]]) -> list[dict[str, str]]:
         rng = random.Random(f"{self.seed}:{origin}")
@@ -127,19 +133,24 @@ class Gui:
         return turns
 
 
-def _described(elements: Sequence[Element], viewport: Viewport) -> Iterator[tuple[str, Thousandths]]:
-    """Yield ('button "Save"', its box) for the elements that a sample can name.
+def _described(
+    elements: Sequence[Element], viewport: Viewport, unnamed: Counter[str]
+) -> Iterator[tuple[str, Thousandths]]:
+    """Yield ('button "Save"', its box) for the elements that a sample can name, and count the others by reason.
 
-    Names with a "<" are skipped: they could be taken for a placeholder or a special token.
+    Names with a "<" are not used: they could be taken for a placeholder or a special token.
     """
     for element in elements:
-        if len(element.name) > MAX_NAME_LENGTH or "<" in element.name:
-            continue
-        try:
-            box = checked_box(element.box, viewport.width, viewport.height)
-            yield f'{element.role} "{element.name}"', to_thousandths(box, viewport.width, viewport.height)
-        except BadSample:  # thinner than a thousandth of the screen
-            continue
+        if len(element.name) > MAX_NAME_LENGTH:
+            unnamed["element: name too long"] += 1
+        elif "<" in element.name:
+            unnamed["element: name with <"] += 1
+        else:
+            try:
+                box = checked_box(element.box, viewport.width, viewport.height)
+                yield f'{element.role} "{element.name}"', to_thousandths(box, viewport.width, viewport.height)
+            except BadSample:
+                unnamed["element: thinner than a thousandth of the screen"] += 1
 
 
 def _pages(path: Path) -> list[Path]:

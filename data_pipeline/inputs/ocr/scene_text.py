@@ -17,13 +17,14 @@ scripts that run this way). The sample's text is these lines, or with `form=boxe
 from __future__ import annotations
 
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import ONE_RECORD, Draft, Rejected, Unit, credited
+from data_pipeline.inputs.draft import ONE_RECORD, Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
 from data_pipeline.inputs.records.annotations import IMAGE_BYTES, AnnotatedImage, line_units, read_image, read_objects
@@ -31,6 +32,8 @@ from data_pipeline.inputs.records.jsonl import count_records
 from data_pipeline.media.boxes import Box, bounding_box, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
+_KEYS = {"image", "words", "width", "height", "folder"}  # of a line; the folder is added in reading
+_WORD_KEYS = {"text", "box", "polygon"}
 ILLEGIBLE = ("", "#", "###", "*")  # what ICDAR files contain in place of an illegible word
 
 
@@ -58,40 +61,60 @@ class SceneText:
         return units
 
     def given(self, unit: Unit) -> Mapping[str, int]:
-        """Count the lines, or one file of ICDAR's."""
-        return ONE_RECORD if "image" in unit.extra else {"records": count_records(unit)}
+        """Count the lines, or one file of ICDAR's, and the other files of its folder."""
+        if "image" not in unit.extra:
+            return {"records": count_records(unit)}
+        return {"records": 1, "files": sum(unit.extra.get("other", {}).values())}
 
-    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield one sample per image. Words that cannot be used are yielded as Rejected, one by one."""
+        for name, count in unit.extra.get("other", {}).items():
+            yield NotRead(name, count, {"files": count})
         for origin, found in _images(unit, self.images):
-            try:
-                if isinstance(found, BadSample):
-                    raise found
-                image = read_image(found.get("image"), Path(found["folder"]), found)
-                yield from credited(self._sample(origin, image, found.get("words")), ONE_RECORD)
-            except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
+            if isinstance(found, BadSample):
+                yield Rejected(origin, found.reason, found.detail, ONE_RECORD)
+            else:
+                yield from self._sample(origin, found)
 
-    def _sample(self, origin: str, image: AnnotatedImage, given: Any) -> Iterator[Draft | Rejected]:
-        if not isinstance(given, list):
-            raise BadSample("bad_record", 'the line has no list "words"')
-        words: list[Word] = []
-        for number, word in enumerate(given):
-            try:
-                if read := _word(word, image):
-                    words.append(read)
-            except BadSample as error:
-                yield Rejected(f"{origin} word {number}", error.reason, error.detail)
-        if not words:
-            raise BadSample("no_text", "the image has no legible word with a valid box")
+    def _sample(self, origin: str, record: dict[str, Any]) -> Iterator[Draft | Rejected]:
+        """Yield the sample of an image. Each word is in the sample, rejected, or counted as illegible."""
+        given = record["words"] if isinstance(record.get("words"), list) else []
+        rejected = 0
+        try:
+            image = read_image(record.get("image"), Path(record["folder"]), record)
+            if not isinstance(record.get("words"), list):
+                raise BadSample("bad_record", 'the line has no list "words"')
+            words: list[Word] = []
+            for number, word in enumerate(given):
+                try:
+                    if read := _word(word, image):
+                        words.append(read)
+                except BadSample as error:
+                    rejected += 1
+                    yield Rejected(f"{origin} word {number}", error.reason, error.detail, {"words": 1})
+            if not words:
+                raise BadSample("no_text", "the image has no legible word with a valid box")
+        except BadSample as error:
+            items = {"records": 1, "words": len(given) - rejected}
+            yield Rejected(origin, error.reason, error.detail, items, {"words": len(given)})
+            return
+        unread = Counter(f"key {key}" for key in record.keys() - _KEYS)
+        unread.update(f"word key {key}" for word in given if isinstance(word, dict) for key in word.keys() - _WORD_KEYS)
+        unread["word: illegible"] = len(given) - rejected - len(words)
+        yield Draft(
+            {"domain": "ocr", "text": self._text(words, image)},
+            [image.media],
+            origin=origin,
+            items={"records": 1, "words": len(given) - rejected},
+            given={"words": len(given)},
+            not_read=+unread,
+        )
+
+    def _text(self, words: Sequence[Word], image: AnnotatedImage) -> str:
         lines = reading_order(words)
         if self.form == "text":
-            text = "\n".join(joined(line) for line in lines)
-        else:
-            text = "\n".join(
-                f"{word.text} {write_boxes([image.thousandths(word.box)])}" for line in lines for word in line
-            )
-        yield Draft({"domain": "ocr", "text": text}, [image.media], origin=origin)
+            return "\n".join(joined(line) for line in lines)
+        return "\n".join(f"{word.text} {write_boxes([image.thousandths(word.box)])}" for line in lines for word in line)
 
 
 def reading_order(words: Sequence[Word]) -> list[list[Word]]:
@@ -156,16 +179,23 @@ def _word(word: Any, image: AnnotatedImage) -> Word | None:
 
 
 def _icdar_units(folder: str) -> list[Unit]:
-    """Return one unit per text file, gt_NAME.txt or NAME.txt, that has an image. Raises DataError if there is none."""
-    units = []
-    for labels in sorted(path for path in files_below(Path(folder)) if path.suffix.lower() == ".txt"):
+    """Return one unit per text file, gt_NAME.txt or NAME.txt, that has an image. Raises DataError if there is none.
+
+    The first one counts the folder's other files, by suffix, in `extra["other"]`.
+    """
+    files = sorted(files_below(Path(folder)))
+    units, used = [], set()
+    for labels in (path for path in files if path.suffix.lower() == ".txt"):
         for extension in IMAGE_EXTENSIONS:
             image = Path(as_stored(str(labels.with_name(f"{labels.stem.removeprefix('gt_')}.{extension}"))))
             if image.is_file():
                 units.append(Unit(str(labels), bytes=IMAGE_BYTES, extra={"image": image.name}))
+                used |= {labels, image}
                 break
     if not units:
         raise DataError(f"{folder} contains no image with a gt_NAME.txt: give a folder of both, or JSON lines")
+    other = Counter(f"file {path.suffix.lower() or path.name}" for path in files if path not in used)
+    units[0].extra["other"] = dict(sorted(other.items()))
     return units
 
 

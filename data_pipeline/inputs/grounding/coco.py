@@ -1,0 +1,216 @@
+"""COCO annotations: the instances or the captions of images, in one JSON file.
+
+Instances (annotations with `bbox` and `category_id`) become one line per category, in the domain `grounding`:
+
+    <image>dog [[101,80,540,910],[700,12,803,77]]
+    cat [[5,100,52,180]]
+
+Captions (annotations with `caption`) become samples of the domain `image_text`. Objects365, LVIS and the exports of
+annotation tools have the same form.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
+from data_pipeline.inputs.flow import escape_placeholders
+from data_pipeline.inputs.records.annotations import IMAGE_BYTES, LINES_PER_UNIT, AnnotatedImage, load_json, read_image
+from data_pipeline.media.boxes import Thousandths, write_boxes
+
+Captions = Literal["all", "first", "random"]  # which captions of an image become samples
+
+_LISTS = {"images": ("id",), "categories": ("id",), "annotations": ("image_id", "category_id")}  # list -> its ids
+_KEYS = {
+    "image": {"id", "file_name", "width", "height"},
+    "annotation": {"id", "image_id", "category_id", "bbox", "iscrowd", "caption"},
+}
+
+
+@dataclass(frozen=True)
+class Coco:
+    """Content of a file of COCO annotations."""
+
+    images: list[dict[str, Any]]  # in the order of the file
+    names: dict[Any, Any]  # id of a category -> its name
+    annotations: dict[int, list[dict[str, Any]]]  # position in `images` -> the annotations of that image
+    homeless: int  # annotations of images that are not listed
+    other: list[str]  # other keys of the file
+
+
+def coco_units(path: str, images: str) -> list[Unit]:
+    """Return units of LINES_PER_UNIT images.
+
+    Args:
+        path: The file.
+        images: The folder of the images; empty: the folder of the file.
+
+    Raises:
+        DataError: The file holds no COCO annotations, or its images lie in another folder.
+    """
+    load_coco.cache_clear()  # the file may have changed
+    coco = load_coco(path)
+    _check_folder(path, images, coco)
+    count = len(coco.images)
+    return [
+        Unit(path, start, min(start + LINES_PER_UNIT, count), bytes=IMAGE_BYTES * min(LINES_PER_UNIT, count - start))
+        for start in range(0, count, LINES_PER_UNIT)
+    ]
+
+
+def count_coco(unit: Unit) -> Mapping[str, int]:
+    """Count the images of a unit, and their annotations. Those of no image belong to the first unit."""
+    coco = load_coco(unit.path)
+    annotations = sum(len(coco.annotations.get(number, ())) for number in range(unit.start, unit.stop))
+    return {"images": unit.stop - unit.start, "annotations": annotations + (coco.homeless if unit.start == 0 else 0)}
+
+
+def read_coco(unit: Unit, folder: Path, captions: Captions) -> Iterator[Draft | Rejected | NotRead]:
+    """Yield the samples of a unit's images. Annotations that cannot be used are yielded as Rejected, one by one."""
+    coco = load_coco(unit.path)
+    if unit.start == 0:
+        yield from (NotRead(f"key {key}") for key in coco.other)
+        if coco.homeless:
+            yield NotRead("annotation: its image is not listed", coco.homeless, {"annotations": coco.homeless})
+    for number in range(unit.start, unit.stop):
+        entry, annotations = coco.images[number], coco.annotations.get(number, [])
+        origin = f"{Path(unit.path).name}:{entry.get('file_name')}"
+        if any("caption" in annotation for annotation in annotations):
+            yield from _captions(origin, entry, annotations, folder, captions)
+        else:
+            yield from _instances(origin, entry, annotations, coco, folder)
+
+
+def _instances(
+    origin: str, entry: dict[str, Any], annotations: list[dict[str, Any]], coco: Coco, folder: Path
+) -> Iterator[Draft | Rejected | NotRead]:
+    """Yield the sample of an image with boxes. Regions marked `iscrowd` are not single objects: they are not read."""
+    single = [annotation for annotation in annotations if not annotation.get("iscrowd")]
+    if crowds := len(annotations) - len(single):
+        yield NotRead("annotation: iscrowd", crowds, {"annotations": crowds})
+    left = len(single)
+    try:
+        image = read_image(entry.get("file_name"), folder, entry)
+        objects: dict[str, list[Thousandths]] = {}
+        for annotation in single:
+            try:
+                name, box = _object(annotation, image, coco)
+                objects.setdefault(name, []).append(box)
+            except BadSample as error:
+                left -= 1
+                where = f"{origin} annotation {annotation.get('id')}"
+                yield Rejected(where, error.reason, error.detail, {"annotations": 1})
+        if not objects:
+            raise BadSample("no_boxes", "no annotation of the image has a valid box")
+    except BadSample as error:
+        yield Rejected(origin, error.reason, error.detail, {"images": 1, "annotations": left})
+        return
+    text = "\n".join(f"{escape_placeholders(name)} {write_boxes(boxes)}" for name, boxes in objects.items())
+    record = {"domain": "grounding", "text": f"<image>{text}"}
+    items = {"images": 1, "annotations": left}
+    yield Draft(record, [image.media], origin=origin, items=items, not_read=_unread_keys(entry, single))
+
+
+def _object(annotation: dict[str, Any], image: AnnotatedImage, coco: Coco) -> tuple[str, Thousandths]:
+    name = coco.names.get(annotation.get("category_id"))
+    if not isinstance(name, str) or not name:
+        raise BadSample("bad_phrase", f"no category has the id {annotation.get('category_id')!r}")
+    values = annotation.get("bbox")
+    try:
+        return name, image.thousandths(image.read_box(values, "xywh"))
+    except BadSample as error:
+        raise BadSample(error.reason, f"{str(values)[:80]} (xywh), in pixels {error.detail}") from error
+
+
+def _captions(
+    origin: str, entry: dict[str, Any], annotations: list[dict[str, Any]], folder: Path, which: Captions
+) -> Iterator[Draft | Rejected | NotRead]:
+    """Yield one sample per chosen caption of an image."""
+    texts = [annotation.get("caption") for annotation in annotations]
+    good = [text for text in texts if isinstance(text, str) and text.strip()]
+    try:
+        image = read_image(entry.get("file_name"), folder, {})
+        if not good:
+            raise BadSample("no_caption", "every caption of the image is empty")
+    except BadSample as error:
+        yield Rejected(origin, error.reason, error.detail, {"images": 1, "annotations": len(texts)})
+        return
+    if bad := len(texts) - len(good):
+        yield Rejected(origin, "no_caption", f"{bad} captions of the image are not texts", {"annotations": bad})
+    chosen = chosen_captions(good, which, origin)
+    if rest := len(good) - len(chosen):
+        yield NotRead("caption: another of its image is used", rest, {"annotations": rest})
+    unread = _unread_keys(entry, annotations)
+    for number, text in enumerate(chosen):
+        record = {"domain": "image_text", "text": text.strip()}
+        draft = Draft(record, [image.media], origin=origin, items={"annotations": 1})
+        last = number == len(chosen) - 1
+        yield replace(draft, items={"images": 1, "annotations": 1}, not_read=unread) if last else draft
+
+
+def chosen_captions(captions: list[str], which: Captions, seed: str) -> list[str]:
+    """Return the captions of an image that become samples: all, the first, or a random one."""
+    if which == "random":
+        return [random.Random(seed).choice(captions)]
+    return captions if which == "all" else captions[:1]
+
+
+def _unread_keys(entry: dict[str, Any], annotations: list[dict[str, Any]]) -> Counter[str]:
+    unread = Counter(f"image key {key}" for key in entry.keys() - _KEYS["image"])
+    for annotation in annotations:
+        unread.update(f"annotation key {key}" for key in annotation.keys() - _KEYS["annotation"])
+    return unread
+
+
+@lru_cache(maxsize=1)
+def load_coco(path: str) -> Coco:
+    """Read a file of COCO annotations.
+
+    Raises:
+        DataError: The file cannot be read, or holds something else.
+    """
+    content = load_json(path)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} holds no COCO annotations: give JSON lines in a file ending in .jsonl")
+    lists = {}
+    for key, ids in _LISTS.items():
+        listed = content.get(key, [] if key == "categories" else None)
+        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+            raise DataError(
+                f'{path} has no list "{key}": give COCO annotations, or JSON lines in a file ending in .jsonl'
+            )
+        if odd := [entry for entry in listed if any(isinstance(entry.get(name), dict | list) for name in ids)]:
+            raise DataError(f'{path}: an id in "{key}" is neither a number nor a text: fix {str(odd[0])[:120]}')
+        lists[key] = listed
+    positions: dict[Any, int] = {}
+    for number, image in enumerate(lists["images"]):
+        if positions.setdefault(image.get("id"), number) != number:
+            raise DataError(f"{path}: two images have the id {image.get('id')!r}: give each an id of its own")
+    annotations: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+    homeless = 0
+    for annotation in lists["annotations"]:
+        if (position := positions.get(annotation.get("image_id"))) is None:
+            homeless += 1
+        else:
+            annotations[position].append(annotation)
+    names = {category.get("id"): category.get("name") for category in lists["categories"]}
+    return Coco(lists["images"], names, dict(annotations), homeless, sorted(content.keys() - _LISTS.keys()))
+
+
+def _check_folder(path: str, images: str, coco: Coco) -> None:
+    """Raise DataError if the images lie in another folder, and say in which."""
+    names = [entry["file_name"] for entry in coco.images if isinstance(entry.get("file_name"), str)][:16]
+    folder = Path(images or Path(path).parent)
+    if images or not names or any((folder / name).is_file() for name in names):
+        return
+    around = [other for parent in (folder, folder.parent) for other in sorted(parent.iterdir()) if other.is_dir()]
+    for other in around:
+        if any((other / name).is_file() for name in names):
+            raise DataError(f"{path}: its images are not beside it but in {other}: --set images={other}")
