@@ -8,6 +8,7 @@ write_first(folder / "writer", "3/8")  ->  "3/8", or "5/8" if another process wa
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import uuid
@@ -16,13 +17,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_WRITE_FAILED = (*FULL_DISK, errno.EFBIG, errno.EIO, errno.EROFS)
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`, and rename what was written there to `path` at the end.
 
     A reader sees the old file or the complete new one, also after a power cut. After an error the temporary file is
-    removed and the old file stays.
+    removed and the old file stays. An error of a full disk, which has no file name of its own, gets that of `path`.
     """
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -30,6 +34,9 @@ def replacing(path: Path) -> Iterator[Path]:
         sync_file(temporary)
         os.replace(temporary, path)
         sync_folder(path.parent)
+    except OSError as error:
+        name_file(error, path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,6 +50,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write `content` to `path` as indented JSON, completely or not at all."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def name_file(error: OSError, path: Path) -> None:
+    """Give an error of writing `path` its name, if it has none: write() alone does not know it."""
+    if error.errno in _WRITE_FAILED and error.filename is None:
+        error.filename = str(path)
 
 
 def write_first(path: Path, text: str) -> str:

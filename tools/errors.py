@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
+from common.files import FULL_DISK
+
 
 @contextmanager
 def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
@@ -18,5 +20,7 @@ def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
         said = str(error)
         if isinstance(error, OSError) and error.filename is not None:
             said = f"{error.filename}: {error.strerror}"
+            if error.errno in FULL_DISK:
+                said += ": free space on its disk, and run the same command again"
         typer.echo(f"error: {said}", err=True)
         raise typer.Exit(2) from None

@@ -39,6 +39,12 @@ GIVE_UP_SECONDS = 300  # before a shard that could not be fetched is requested a
 TIMEOUT = (10, 60)  # seconds to connect, and between two parts of a response
 LOCKS = 64
 _CHUNK = 1 << 20
+_IDENTITY = {"Accept-Encoding": "identity"}
+_HEAD_REFUSED = (400, 403, 405, 501)  # some servers, and signatures for GET alone, do not answer HEAD
+_CATALOGUE_ADVICE = (
+    "a source that is a URL needs the catalogue that `python -m tools.shard build` and `index` write, copied with its "
+    "shards"
+)
 _COPIES = "[0-9a-f]" * 32 + ".tar"  # the folder may also hold tars of the user
 
 Result = TypeVar("Result")
@@ -116,10 +122,8 @@ class ShardCache:
         except DataError:
             raise
         except Exception as error:  # every file system raises errors of its own
-            raise DataError(
-                f"{shown(url)} cannot be fetched ({_message(error, url)}): a source that is a URL needs the catalogue "
-                "that `python -m tools.shard build` and `index` write, copied with its shards"
-            ) from error
+            advice = _CATALOGUE_ADVICE if _is_missing(error) else "check the address and the right to read it"
+            raise DataError(f"{shown(url)} cannot be fetched ({_message(error, url)}): {advice}") from error
         return path
 
     def open(self, url: str, fingerprint: str) -> int:
@@ -243,6 +247,13 @@ def _with_retries(work: Callable[[], Result]) -> Result:
     return work()
 
 
+def _is_missing(error: Exception) -> bool:
+    """Return whether an error says that there is no such file."""
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return error.response.status_code in (404, 410)
+    return isinstance(error, FileNotFoundError)
+
+
 def _is_final(error: Exception) -> bool:
     if isinstance(error, requests.HTTPError) and error.response is not None:
         return 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 429)
@@ -262,6 +273,9 @@ def _version(url: str) -> str:
     """Return a text that changes when the file does, as far as its server says."""
     if _is_web(url):
         response = requests.head(url, timeout=TIMEOUT, allow_redirects=True)
+        if response.status_code in _HEAD_REFUSED:
+            with requests.get(url, stream=True, timeout=TIMEOUT, headers=_IDENTITY) as response:
+                response.raise_for_status()
         response.raise_for_status()
         return "\n".join(response.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Length"))
     file_system, path = fsspec.core.url_to_fs(url)
@@ -280,6 +294,6 @@ def _opened(url: str) -> Iterator[Any]:
         with fsspec.open(url, "rb") as file:
             yield file
         return
-    with requests.get(url, stream=True, timeout=TIMEOUT, headers={"Accept-Encoding": "identity"}) as response:
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers=_IDENTITY) as response:
         response.raise_for_status()
         yield response.raw

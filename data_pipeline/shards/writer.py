@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 from xxhash import xxh3_64_intdigest
 
-from common.files import sync_folder
+from common.files import name_file, sync_folder
 from data_pipeline.errors import DataError
 from data_pipeline.shards.members import MAX_BYTES, Member, ShardSample, is_key, kind_of
 from data_pipeline.shards.tar import end_mark, header, padding
@@ -66,7 +66,7 @@ class ShardWriter:
             gap = padding(len(data))
             parts += (head, data, gap)
             self._size = offset + len(data) + len(gap)
-        _write_all(self._file, parts)
+        self._append(self._file, parts)
         return sample
 
     def close(self) -> None:
@@ -95,13 +95,20 @@ class ShardWriter:
 
     def _finish(self) -> None:
         assert self._file is not None
-        _write_all(self._file, [end_mark(self._size)])
+        self._append(self._file, [end_mark(self._size)])
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._temporary, self.path)
         self._file = None
         sync_folder(self.folder)
         self.finished.append(self.path)
+
+    def _append(self, file: BinaryIO, parts: Sequence[bytes]) -> None:
+        try:
+            _write_all(file, parts)
+        except OSError as error:
+            name_file(error, self.path)
+            raise
 
 
 def _write_all(file: BinaryIO, parts: Sequence[bytes]) -> None:

@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()  # by file name
         self.failures: dict[str, list[str]] = {}  # by file name: how the first requests fail
         self.signature = ""  # must follow the `?` of every request
+        self.head = 200  # the status of HEAD requests, if it is an error
         self.url = f"http://127.0.0.1:{self.server_address[1]}"
 
 
@@ -68,6 +69,13 @@ class Handler(SimpleHTTPRequestHandler):
                 self.wfile.write(data)
             case _:
                 super().do_GET()
+
+    def do_HEAD(self) -> None:
+        assert isinstance(self.server, Server)
+        if self.server.head >= 400:
+            self.send_error(self.server.head)
+        else:
+            super().do_HEAD()
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
@@ -160,6 +168,19 @@ def test_signed_url_is_used_and_never_shown(shards, server, tokenizer, tmp_path)
     for error in (error_of_open, error_of_catalogue, error_of_pattern):
         assert "SECRET" not in str(error.value)
         assert "RENEWED" not in str(error.value)
+
+
+@pytest.mark.parametrize("status", [400, 403, 405, 501])
+def test_server_that_refuses_head_is_asked_with_get(shards, server, tokenizer, tmp_path, status):
+    server.head = status
+    source = open_source(server.url, tokenizer, ShardCache(str(tmp_path)))
+    assert contents(source, ShardReader()) == contents(open_source(str(shards), tokenizer, ShardCache()), ShardReader())
+
+
+def test_refused_catalogue_is_not_said_to_be_missing(shards, server, tokenizer, tmp_path):
+    server.signature = "sig=1"
+    with pytest.raises(DataError, match=r"403.*: check the address and the right to read it$"):
+        open_source(server.url, tokenizer, ShardCache(str(tmp_path)))
 
 
 def test_fsspec_urls_equal_the_local_folder(shards, tokenizer, tmp_path):
@@ -340,9 +361,12 @@ def test_processes_share_one_cache(shards, server, tokenizer, tmp_path):
     [
         (
             "http://127.0.0.1:1/shards",
-            "catalogue.arrow cannot be fetched .*: a source that is a URL needs the catalogue",
+            "catalogue.arrow cannot be fetched .*: check the address",
         ),
-        ("memory://nowhere", "catalogue.arrow cannot be fetched .*FileNotFoundError"),
+        (
+            "memory://nowhere",
+            "catalogue.arrow cannot be fetched .*FileNotFoundError.*: a source that is a URL",
+        ),
         ("s3://bucket/shards", "cannot be fetched .*Install s3fs"),
         ("nothing://bucket/shards", "cannot be fetched .*nothing"),
     ],
