@@ -149,6 +149,8 @@ def _check_messages(messages: Any) -> list[dict[str, str]]:
         for name, text in texts.items():
             if not isinstance(text, str):
                 raise BadSample("bad_record", f"message {number} ({turn['role']}): {name} must be a string")
+        if turn["role"] == "assistant":
+            _check_fields(number, turn)
     roles = [turn["role"] for turn in messages]
     if roles[-1] != "assistant":
         raise BadSample(
@@ -157,3 +159,15 @@ def _check_messages(messages: Any) -> list[dict[str, str]]:
     if any(pair == ("assistant", "assistant") for pair in pairwise(roles)):
         raise BadSample("bad_record", "two assistant messages follow each other: join them")
     return messages
+
+
+def _check_fields(number: int, answer: dict[str, Any]) -> None:
+    """Reject an answer with a field of another format that changes its meaning and would be ignored."""
+    if answer.get("weight") == 0:
+        raise BadSample("unsupported_weight", f"message {number} has weight 0, but every answer would be learned")
+    for name in ("tool_calls", "function_call"):
+        if answer.get(name):
+            raise BadSample("unsupported_tool_call", f"message {number} has {name}: only its text could be learned")
+    for name in ("reasoning", "thinking"):
+        if answer.get(name) and not answer.get("reasoning_content"):
+            raise BadSample("bad_record", f'message {number} has {name}: call it "reasoning_content"')

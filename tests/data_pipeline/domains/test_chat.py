@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -196,6 +197,22 @@ def test_bad_chats_have_a_reason(messages, thinking, reason, says):
     with pytest.raises(BadSample, match=says) as caught:
         build_sample({"domain": "chat", "messages": messages, "thinking": thinking}, images=0, videos=0)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ({"weight": 0}, "unsupported_weight"),
+        ({"tool_calls": [{"id": "1"}]}, "unsupported_tool_call"),
+        ({"reasoning": "T"}, "bad_record"),
+        ({"weight": 1, "tool_calls": None, "reasoning": "", "name": "x"}, None),
+    ],
+)
+def test_field_that_would_change_the_meaning_of_an_answer_is_not_ignored(field, reason):
+    messages = [{"role": "user", "content": "Q", "weight": 0}, {"role": "assistant", "content": "A", **field}]
+    expected = pytest.raises(BadSample, match=f"{reason}: message 1 has") if reason else nullcontext()
+    with expected:
+        build_sample({"domain": "chat", "messages": messages}, images=0, videos=0)
 
 
 def test_glm41v_chat_without_thinking_is_rejected():
