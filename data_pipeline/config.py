@@ -10,9 +10,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS
 from data_pipeline.shards.shard_cache import shown
 
-__all__ = ["DataConfig", "DataError", "SourceConfig"]
-
-TOO_LONG = ("refuse", "truncate", "split")
+TOO_LONG_CHOICES = ("refuse", "truncate", "split")
 
 
 @dataclass
@@ -74,12 +72,10 @@ class DataConfig:
                 raise DataError(f"two sources are called {label!r}: give each its own `name` in data.sources")
         if not self.tokenizer:
             raise DataError("data.tokenizer is empty: give the folder of a Hugging Face tokenizer")
-        for key in ("image_max_tokens", "video_max_tokens"):
-            if getattr(self, key) < MIN_IMAGE_TOKENS:
-                raise DataError(f"data.{key} is {getattr(self, key)}: an image takes {MIN_IMAGE_TOKENS} tokens or more")
-        if self.too_long not in TOO_LONG:
-            raise DataError(f"data.too_long is {self.too_long!r}: choose one of {', '.join(TOO_LONG)}")
-        for key, least in (("segment_multiple", 1), ("num_workers", 0), ("prefetch", 1)):
+        if self.too_long not in TOO_LONG_CHOICES:
+            raise DataError(f"data.too_long is {self.too_long!r}: choose one of {', '.join(TOO_LONG_CHOICES)}")
+        budgets = (("image_max_tokens", MIN_IMAGE_TOKENS), ("video_max_tokens", MIN_IMAGE_TOKENS))
+        for key, least in (*budgets, ("segment_multiple", 1), ("num_workers", 0), ("prefetch", 1)):
             if getattr(self, key) < least:
                 raise DataError(f"data.{key} is {getattr(self, key)}: it must be {least} or more")
         if self.cache_bytes < 0:

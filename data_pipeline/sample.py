@@ -11,8 +11,7 @@ Loss is on text and on single tokens, never on images: the model never learns to
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,6 @@ class Sample:
 
     domain: str
     elements: tuple[Element, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)  # the other fields of its record
 
     def count(self, kind: type) -> int:
         """Return the number of elements of a type."""

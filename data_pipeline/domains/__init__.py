@@ -52,8 +52,7 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
         problem = "there is no domain" if domain is None else f'"domain" is {domain!r}'
         raise BadSample("unknown_domain", f"{problem}: use one of {', '.join(DOMAINS)}")
 
-    metadata = {key: value for key, value in record.items() if key not in ("domain", "text", "messages", "thinking")}
-    sample = Sample(domain, tuple(elements), metadata)
+    sample = Sample(domain, tuple(elements))
     for kind, given, word in ((Image, images, "image"), (Video, videos, "video")):
         if sample.count(kind) != given:
             raise BadSample("media_mismatch", f"the text stands for {sample.count(kind)} {word}s but {given} are given")

@@ -36,20 +36,22 @@ NO_THINK = "/nothink"
 END_OF_TURN = "<|user|>"
 
 
-def render(messages: Any, thinking: bool | None, *, form: str = DEFAULT_FORM) -> list[Element]:
+def render(messages: Any, thinking: Any, *, form: str = DEFAULT_FORM) -> list[Element]:
     """Return the elements of a chat.
 
     Args:
         messages: [{"role": system | user | assistant, "content": str[, "reasoning_content": str]}, ...], the last of an
             assistant. An assistant's content may itself begin with <think>...</think>.
-        thinking: Whether the chat is written in thinking form. None: yes if an answer after the last user message has
-            reasoning.
+        thinking: bool, whether the chat is written in thinking form. None: yes if an answer after the last user message
+            has reasoning.
         form: One of CHAT_FORMS.
 
     Raises:
         BadSample: The chat cannot be written in this form, or no answer carries loss.
     """
     turns = _check_messages(messages)
+    if thinking is not None and not isinstance(thinking, bool):
+        raise BadSample("bad_record", f'"thinking" is {str(thinking)[:40]!r}: it must be true or false')
     elements, learned = _FORMS[form](turns, thinking)
     if not any(learned):
         raise BadSample("nothing_to_learn", "no answer of this chat carries loss")
@@ -143,8 +145,12 @@ def _check_messages(messages: Any) -> list[dict[str, str]]:
     for number, turn in enumerate(messages):
         if not isinstance(turn, dict) or turn.get("role") not in tuple(ROLE_TOKENS):
             raise BadSample("bad_record", f"message {number} needs a role: one of {', '.join(ROLE_TOKENS)}")
-        if not isinstance(turn.get("content"), str) or not isinstance(turn.get("reasoning_content") or "", str):
-            raise BadSample("bad_record", f"message {number} ({turn['role']}): content must be a string")
+        texts = {"content": turn.get("content"), "reasoning_content": turn.get("reasoning_content") or ""}
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise BadSample("bad_record", f"message {number} ({turn['role']}): {name} must be a string")
+        if turn["role"] == "assistant":
+            _check_fields(number, turn)
     roles = [turn["role"] for turn in messages]
     if roles[-1] != "assistant":
         raise BadSample(
@@ -153,3 +159,15 @@ def _check_messages(messages: Any) -> list[dict[str, str]]:
     if any(pair == ("assistant", "assistant") for pair in pairwise(roles)):
         raise BadSample("bad_record", "two assistant messages follow each other: join them")
     return messages
+
+
+def _check_fields(number: int, answer: dict[str, Any]) -> None:
+    """Reject an answer with a field of another format that changes its meaning and would be ignored."""
+    if answer.get("weight") == 0:
+        raise BadSample("unsupported_weight", f"message {number} has weight 0, but every answer would be learned")
+    for name in ("tool_calls", "function_call"):
+        if answer.get(name):
+            raise BadSample("unsupported_tool_call", f"message {number} has {name}: only its text could be learned")
+    for name in ("reasoning", "thinking"):
+        if answer.get(name) and not answer.get("reasoning_content"):
+            raise BadSample("bad_record", f'message {number} has {name}: call it "reasoning_content"')

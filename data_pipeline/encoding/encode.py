@@ -95,7 +95,7 @@ class _Medium:
 
 
 class LongSample:
-    """A sample of which pieces are wanted.
+    """A sample that is longer than a pack, from which pieces are taken.
 
     Images and videos are measured by their headers, and decoded with the piece that they lie in: a document of a
     hundred pages is not decoded again for each of its pieces.
@@ -144,8 +144,8 @@ class LongSample:
 
         Raises:
             BadSample: `nothing_to_learn`, if the sample was truncated before its first token with loss: a chat before
-                its answer, an image before its text; `media_cut`, if an image or video lies only
-                partly within the piece; another reason, if one cannot be decoded.
+                its answer, an image before its text; `media_cut`, if an image or video lies only partly within the
+                piece; another reason, if one cannot be decoded.
         """
         end = start + length
         begins, lengths = np.array(self._tokens.blocks, dtype=np.int64).reshape(-1, 2).T

@@ -57,7 +57,8 @@ class GlmTokenizer:
         """Read a folder.
 
         Raises:
-            DataError: The folder has no tokenizer.json, lacks one of REQUIRED_TOKENS, or is of GLM-4.6V.
+            DataError: The folder has no tokenizer.json, lacks one of REQUIRED_TOKENS, or is of GLM-4.6V or another
+                kind of model.
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
@@ -78,10 +79,13 @@ class GlmTokenizer:
         missing = [name for name in REQUIRED_TOKENS if name not in self.special]
         if missing:
             raise DataError(f"{path} lacks the special tokens {' '.join(missing)}: it is not a tokenizer of GLM-V")
+        vocabulary = content["model"]["vocab"]
+        if not isinstance(vocabulary, dict):
+            raise DataError(f"{path} holds a {content['model'].get('type')} model: it is not a tokenizer of GLM-V")
         self.folder = Path(folder)
         decisive = {key: content.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         self.hash = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
-        self.vocab_size = 1 + max(*self.special.values(), *content["model"]["vocab"].values())
+        self.vocab_size = 1 + max(*self.special.values(), *vocabulary.values())
         self.names = {token: name for name, token in self.special.items()}
         self.pad_id, self.image_id = self.special[PAD], self.special[IMAGE]
         self._tags = re.compile(

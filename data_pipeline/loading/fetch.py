@@ -53,7 +53,7 @@ class PackFetcher(Dataset):
             budget: Limits the size of images and videos.
             seq_length: Tokens per pack.
             segment_multiple: Segments are padded to a multiple of this many tokens.
-            truncate: Whether of a sample longer than a pack only the beginning is used.
+            truncate: Whether only the beginning of a sample longer than a pack is used.
             cache: Where copies of remote shards are kept.
             notes: Where this process notes which sample it is reading.
         """

@@ -262,7 +262,7 @@ class PackedLoader:
             allow_changes: Resume although the plan has changed. Sources continue at their own counters, by label, and a
                 new window begins there. Up to a window of packs may come again, and a sample of which only some pieces
                 were used begins again, as its pieces may be different now. Token counts start at 0, so the blend does
-                not try to catch up after a changed weight.
+                not try to catch up after a changed weight, and so does the tally.
 
         Raises:
             DataError: The plan from here would not be the same, or another version wrote the state.

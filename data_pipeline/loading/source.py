@@ -35,7 +35,7 @@ class StoredSample:
 class Source:
     """All shards of one source as one long table of samples, numbered from 0 in shard order.
 
-    Opening reads four columns of numbers; `sample`, `image_patches` and `blocks` read one row. The rows themselves stay
+    Opening reads four columns; `sample`, `image_patches` and `blocks` read one row. The rows themselves stay
     in memory-mapped files. A Source is pickled as its arguments and opened again in the other process.
 
     Attributes:

@@ -46,7 +46,7 @@ def patchify(frames: torch.Tensor) -> torch.Tensor:
     Patches come in blocks of 2x2, block by block; a patch's T slices are neighbours, each in (y, x, channel) order.
 
     One copy: NumPy moves a patch's row of pixels, 14 x 3 bytes, as one element. That takes 0.3 of 2.6 ms for half a
-    megapixel; separating the colours here as well made it 0.8. The model does that on its device.
+    megapixel; separating the colours here as well would take 0.8. The model does that on its device.
 
     Args:
         frames: uint8 [T, 3, H, W].

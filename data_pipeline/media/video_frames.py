@@ -30,7 +30,7 @@ SELECTIVE_CODECS = ("h264", "hevc", "vp9", "av1")
 # Containers that say when a packet's frame is shown. (AVI does not: FFmpeg invents times, in decoding order.)
 TIMED_CONTAINERS = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts")
 
-MAX_VIDEO_PIXELS = 200_000_000_000  # decoded per video: half an hour of 1080p, about ten minutes on one core
+MAX_VIDEO_PIXELS = 200_000_000_000  # decoded per video: 96,000 frames of 1080p, about ten minutes on one core
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """The plan of the data: which sample goes into which pack, as a function of seed, index, mixture and counters.
 
-Its stages are shuffle, blend, pack and balance. They read metadata only, never the shards. Code that reads samples
+Sources are shuffled, blended, packed and balanced. Only metadata is read, never the shards: code that reads samples
 belongs in `loading`.
 """

@@ -89,7 +89,7 @@ class Stream:
             too_long: `refuse`, `truncate` or `split`: see `Plan`.
 
         Raises:
-            DataError: No sample of the source fits a sequence.
+            DataError: The source has no samples, or none that fits a sequence.
         """
         self.source, self._index, self._seq_length, self._too_long = source, index, seq_length, too_long
         lengths = np.asarray(source.lengths, np.int64)
@@ -102,7 +102,8 @@ class Stream:
         if too_long == "refuse" and not fits.any():
             raise DataError(
                 f"source {source.label!r} has no sample that fits train.seq_length {seq_length} (its shortest of "
-                f"{len(lengths)} has {lengths.min()} tokens): raise train.seq_length or lower the pixel budgets"
+                f"{len(lengths)} has {lengths.min()} tokens): raise train.seq_length, or lower "
+                "data.image_max_tokens or data.video_max_tokens"
             )
         longest = {"refuse": 0, "truncate": seq_length, "split": np.iinfo(np.int64).max}[too_long]
         self.mean_length = max(float(np.where(fits, lengths, np.minimum(lengths, longest)).mean()), 1.0)
@@ -118,7 +119,7 @@ class Stream:
         if samples >= 2 * self._shuffle.epoch_length - 1:
             raise DataError(
                 f"no sample of source {self.source.label!r} can be cut to train.seq_length {self._seq_length}: raise "
-                "train.seq_length or lower the pixel budgets"
+                "train.seq_length, or lower data.image_max_tokens or data.video_max_tokens"
             )
 
     def take(self, number: int, count: int) -> Pieces:

@@ -4,8 +4,8 @@
 
 A window is a whole number of steps. It takes as much of the stream as fills its packs (`blend`), placed by best fit
 (`pack`). Then pieces are exchanged and packs are ordered so that the ranks of a micro-step have about the same work
-(`balance`). A window leaves nothing behind except how much of every source has been used. So the position in the data
-is a few counters (`PlanPosition`), whatever happens between two steps.
+(`balance`). A window leaves nothing behind except how much of every source has been used. So the position
+between any two steps is a few counters (`PlanPosition`).
 
 The plan depends neither on the data-parallel size nor on the number of workers: rank r of n processes packs r, r + n,
 r + 2n ... of a step, and neighbouring packs of a step need about the same work.

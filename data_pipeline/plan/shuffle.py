@@ -42,16 +42,16 @@ class Shuffle:
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """Return int64 [count]: rows number start, start + 1 ... of the stream."""
-        chunks = [np.empty(0, np.int64)]
+        stretches = [np.empty(0, np.int64)]
         while count:
             epoch, offset = divmod(start, self.epoch_length)
             _, begins = self._groups(epoch)
             group = int(np.searchsorted(begins, offset, side="right")) - 1
             begin = offset - int(begins[group])
-            chunk = self._rows(epoch, group)[begin : begin + count]
-            chunks.append(chunk)
-            start, count = start + len(chunk), count - len(chunk)
-        return np.concatenate(chunks)
+            stretch = self._rows(epoch, group)[begin : begin + count]
+            stretches.append(stretch)
+            start, count = start + len(stretch), count - len(stretch)
+        return np.concatenate(stretches)
 
     def _shuffle_groups(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the epoch's order of shards, and the offset in the epoch at which every group of them begins."""

@@ -33,7 +33,7 @@ def new_arrow_file(
     Args:
         path: A temporary name: flushing to disk and renaming is left to the caller (`common.files.replacing`).
         schema: The columns.
-        metadata: What the file's footer holds.
+        metadata: For the file's footer.
     """
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema, metadata=metadata) as writer:
         yield writer
@@ -51,7 +51,7 @@ def open_arrow_file(path: Path, fix: str) -> pa.RecordBatchFileReader:
         fix: What to do if it is damaged, for the end of the message.
 
     Raises:
-        DataError: The file is not what was written.
+        DataError: The file is not what was written, or cannot be read.
     """
     try:
         with open(path, "rb") as file:
@@ -62,6 +62,8 @@ def open_arrow_file(path: Path, fix: str) -> pa.RecordBatchFileReader:
         with pa.memory_map(str(path)) as mapped:  # the batches keep the mapping: closing only saves a descriptor
             return pa.ipc.open_file(mapped.read_buffer(size))
     except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # Arrow's own errors of damage have no number
+            raise DataError(f"{path} cannot be read ({error.strerror}): make it a readable file, or {fix}") from error
         raise DataError(f"{path} is damaged ({error}): {fix}") from error
 
 

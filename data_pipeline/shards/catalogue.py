@@ -113,7 +113,7 @@ def find_shards(path: str) -> list[Path]:
 
     Raises:
         NoShards: There are none.
-        DataError: The path does not exist.
+        DataError: The path, or the folder of a pattern, does not exist.
     """
     folder, names, _ = _listing(path)
     return [folder / name for name in names]
@@ -131,12 +131,17 @@ def _listing(path: str) -> tuple[Path, list[str], set[str]]:
         return source.parent, [source.name], set(os.listdir(source.parent))
     elif any(character in source.name for character in "*?["):
         folder, pattern = source.parent, source.name
+        if not folder.is_dir():
+            raise DataError(f"{folder} is not a folder: in {path} only the last part can be a pattern")
     else:
-        raise DataError(f"{path} does not exist: give a folder of shards, a .tar or a pattern")
-    files = set(os.listdir(folder)) if folder.is_dir() else set()
+        raise DataError(f"{path} does not exist: give a folder of shards, a .tar, or a pattern of tars in a folder")
+    files = set(os.listdir(folder))
     tars = {name for name in files if name.endswith(".tar")}
     tars |= {name.removesuffix(INDEX_SUFFIX) + ".tar" for name in files if name.endswith(INDEX_SUFFIX)}
-    names = sorted(name for name in tars if fnmatchcase(name, pattern) and not name.startswith("."))
+    tars = {name for name in tars if not name.startswith(".")}
+    names = sorted(name for name in tars if fnmatchcase(name, pattern))
+    if not names and tars:
+        raise NoShards(f"{path} matches none of the {len(tars)} shards in {folder}: the first is {min(tars)}")
     if not names:
         fix = f"its {REJECTED} says why" if REJECTED in files else "make some with `python -m tools.shard build`"
         raise NoShards(f"{path} holds no shards (*.tar): {fix}")
@@ -175,8 +180,8 @@ def _open_remote(url: str, cache: ShardCache) -> tuple[str, list[ShardEntry], pa
     names = {shard.name for shard in shards if fnmatchcase(shard.name, pattern)}
     if not names:
         raise DataError(
-            f"{shown(url)} stands for none of the {len(shards)} shards in the catalogue of {shown(folder)}: the first "
-            f"is {shards[0].name if shards else 'missing'}"
+            f"{shown(url)} matches none of the {len(shards)} shards in the catalogue of {shown(folder)}"
+            + (f": the first is {shards[0].name}" if shards else "")
         )
     return folder, *_chosen(shards, rows, names)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
 VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi")
-# Bytes of a member at most, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
+# The largest size of a member in bytes, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
 MAX_BYTES = {"json": 1 << 28, "txt": 1 << 28, "image": 1 << 30, "video": 0x7FFFF000}
 
 

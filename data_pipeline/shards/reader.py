@@ -81,7 +81,7 @@ class ShardReader:
             contents = [os.pread(descriptor, member.size, member.offset) for member in sample.members]
         except OSError as error:
             self._close(path)
-            raise BadSample("unreadable_shard", f"{path}: {error.strerror}") from error
+            raise BadSample("unreadable_shard", f"{shown(path)} cannot be read ({error.strerror})") from error
         for member, data in zip(sample.members, contents, strict=True):
             if xxh3_64_intdigest(data) != member.xxh3:
                 raise self._changed(path, descriptor, member, len(data), tar_fingerprint)
@@ -108,7 +108,8 @@ class ShardReader:
         try:
             descriptor = self.cache.open(path, tar_fingerprint) if is_url(path) else os.open(path, os.O_RDONLY)
         except OSError as error:
-            raise BadSample("unreadable_shard", f"{path} cannot be opened ({error.strerror}): restore it") from error
+            what = f"{shown(path)} cannot be opened ({error.strerror}): restore it"
+            raise BadSample("unreadable_shard", what) from error
         self._open[path] = descriptor
         return descriptor
 

@@ -41,11 +41,11 @@ class Scan:
 def scan_shard(path: Path) -> Scan:
     """Walk a tar written by any program (USTAR, PAX or GNU), and group its members into samples by key.
 
-    The members of a sample may lie anywhere in the tar. Members of other kinds are skipped. Nothing is unpacked, and
+    The members of a sample may lie anywhere in the tar. Members of other kinds are not read. Nothing is unpacked, and
     memory is bounded. These are rejected, each with its reason: what lies behind or inside a cut (truncated_tar) or a
     damaged header (damaged_tar), members that lead out of a folder (path_traversal), links, devices and sparse files
-    (not_a_file), members too large to be held in memory (member_too_large), samples with two files for one place
-    (duplicate_key) or with a gap between their images or videos (missing_member).
+    (not_a_file), members too large to be held in memory (member_too_large), samples with two files of one kind and
+    number (duplicate_key) or with a gap between their images or videos (missing_member).
 
     Raises:
         DataError: The file is not a plain tar.
@@ -97,7 +97,7 @@ class _Scanner:
             detail = f"{member.name} has {member.size} bytes, {MAX_BYTES[kind]} are allowed"
             self._reject(key, "member_too_large", detail)
         elif (kind, number) in self._members.get(key, {}):
-            self._reject(key, "duplicate_key", f"{member.name} has the place of another file of its sample")
+            self._reject(key, "duplicate_key", f"{member.name} is {kind} {number} of its sample, as is another file")
         else:
             stored = Member(kind, member.offset, member.size, _checksum(file, member))
             self._members.setdefault(key, {})[kind, number] = stored

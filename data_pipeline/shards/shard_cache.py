@@ -104,7 +104,7 @@ class ShardCache:
 
         Args:
             folder: Where copies are kept; empty: DEFAULT_FOLDER.
-            max_bytes: Bytes of all copies of shards at most; 0: no limit.
+            max_bytes: The most bytes that all copies of shards may take; 0: no limit.
         """
         self.folder, self.max_bytes = Path(folder or DEFAULT_FOLDER).expanduser(), max_bytes
         self._failed: dict[str, tuple[float, str]] = {}  # by URL: when, and the message

@@ -4,8 +4,8 @@ A tar is blocks of 512 bytes: a header, the file's bytes, zeros up to the next b
 Names longer than 100 bytes and sizes from 8 GiB on need extensions: members of type L (GNU tar) or x (POSIX, PAX) that
 precede the member that they describe. Shards are written as plain USTAR; all three formats are read.
 
-Python's tarfile takes ten times as long to write a header, reads an extension of any size into memory, and takes damage
-for the end of the archive.
+Python's tarfile takes ten times as long to write a header, reads an extension of any size into memory, and mistakes
+damage for the end of the archive.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ class Damage:
 
 
 def walk(file: BinaryIO) -> Iterator[TarMember | Damage]:
-    """Yield all members of a tar in order, and its damages. Only headers are read, a bounded number of bytes of each.
+    """Yield all members of a tar and its damaged parts in order. Only headers are read, bounded bytes of each.
 
     After a damaged header reading continues at the next intact one. A tar whose end mark is missing ends with a Damage,
     and so does one whose last member is cut short. Concatenated tars are read as one.

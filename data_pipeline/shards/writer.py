@@ -48,7 +48,12 @@ class ShardWriter:
         """
         if not is_key(key):
             raise DataError(f"{key!r} cannot be a key: no dot in its last part, no empty part, no '..'")
-        headers = [header(f"{key}.{extension}", len(data)) for extension, data in files]
+        headers = []
+        for extension, data in files:  # all checks come first: after an error the shard is as it was
+            kind, _ = kind_of(extension)
+            if kind is not None and len(data) > MAX_BYTES[kind]:
+                raise DataError(f"{key}.{extension} has {len(data)} bytes, {MAX_BYTES[kind]} are allowed: cut it")
+            headers.append(header(f"{key}.{extension}", len(data)))
         if self._file is not None and self._size >= self.max_bytes:
             self._finish()
         if self._file is None:
@@ -58,8 +63,6 @@ class ShardWriter:
         parts: list[bytes] = []
         for head, (extension, data) in zip(headers, files, strict=True):
             kind, _ = kind_of(extension)
-            if kind is not None and len(data) > MAX_BYTES[kind]:
-                raise DataError(f"{key}.{extension} has {len(data)} bytes, {MAX_BYTES[kind]} are allowed: cut it")
             offset = self._size + len(head)
             if kind is not None:
                 sample.members.append(Member(kind, offset, len(data), xxh3_64_intdigest(data)))

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from data_pipeline.config import DataConfig, DataError, SourceConfig
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.errors import DataError
 
 pytestmark = pytest.mark.fast
 
@@ -41,7 +42,8 @@ def test_config_with_an_unknown_key_is_an_error():
         ({"sources": [SourceConfig("a", float("inf"))]}, "source 'a' has weight inf: give a positive weight"),
         ({"sources": [SourceConfig("a", epochs=float("inf"))]}, "source 'a' has epochs inf: give 0 for endless"),
         ({"sources": [SourceConfig("x/a"), SourceConfig("y/a")]}, "two sources are called 'a'"),
-        ({"image_max_tokens": 4}, "data.image_max_tokens is 4: an image takes 8 tokens or more"),
+        ({"image_max_tokens": 4}, "data.image_max_tokens is 4: it must be 8 or more"),
+        ({"video_max_tokens": 7}, "data.video_max_tokens is 7: it must be 8 or more"),
         ({"segment_multiple": 0}, "data.segment_multiple is 0"),
         ({"num_workers": -1}, "data.num_workers is -1"),
         ({"cache_bytes": -1}, "data.cache_bytes is -1: give a number of bytes, or 0 to keep all shards"),

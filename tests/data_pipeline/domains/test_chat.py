@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -182,7 +183,9 @@ def test_loss_begins_at_the_end_of_the_generation_prompt(form, hf, tokenizer):
         (None, None, "bad_record", 'non-empty list "messages"'),
         ([], None, "bad_record", 'non-empty list "messages"'),
         ([{"role": "robot", "content": "x"}], None, "bad_record", "needs a role"),
-        ([{"role": "user", "content": 3}], None, "bad_record", "content must be a string"),
+        ([{"role": "user", "content": 3}], None, "bad_record", r"\(user\): content must be a string"),
+        ([{"role": "user", "content": "Q", "reasoning_content": 3}], None, "bad_record", ": reasoning_content must be"),
+        ([{"role": "assistant", "content": "A"}], "false", "bad_record", "is 'false': it must be true or false"),
         ([{"role": "user", "content": "Q"}], None, "bad_record", "ends with an answer"),
         ([{"role": "assistant", "content": "A"}] * 2, None, "bad_record", "join them"),
         ([{"role": "user", "content": "Q"}, {"role": "assistant", "content": " "}], False, "empty_answer", "no answer"),
@@ -194,6 +197,22 @@ def test_bad_chats_have_a_reason(messages, thinking, reason, says):
     with pytest.raises(BadSample, match=says) as caught:
         build_sample({"domain": "chat", "messages": messages, "thinking": thinking}, images=0, videos=0)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [
+        ({"weight": 0}, "unsupported_weight"),
+        ({"tool_calls": [{"id": "1"}]}, "unsupported_tool_call"),
+        ({"reasoning": "T"}, "bad_record"),
+        ({"weight": 1, "tool_calls": None, "reasoning": "", "name": "x"}, None),
+    ],
+)
+def test_field_that_would_change_the_meaning_of_an_answer_is_not_ignored(field, reason):
+    messages = [{"role": "user", "content": "Q", "weight": 0}, {"role": "assistant", "content": "A", **field}]
+    expected = pytest.raises(BadSample, match=f"{reason}: message 1 has") if reason else nullcontext()
+    with expected:
+        build_sample({"domain": "chat", "messages": messages}, images=0, videos=0)
 
 
 def test_glm41v_chat_without_thinking_is_rejected():

@@ -29,7 +29,6 @@ def test_documents_become_elements_in_order(domain, text, images, videos, conten
     sample = build_sample({"domain": domain, "text": text, "url": "a/b"}, images=images, videos=videos)
     assert sample.elements == (*BEGIN, *content, END)
     assert sample.domain == domain
-    assert sample.metadata == {"url": "a/b"}
 
 
 def test_domains_are_all_listed():

@@ -103,6 +103,14 @@ def test_missing_special_tokens_are_an_error(tokenizer, tokenizer_folder, tmp_pa
         GlmTokenizer(tmp_path)
 
 
+def test_tokenizer_of_another_kind_is_an_error(tokenizer_folder, tmp_path):
+    content = json.loads((tokenizer_folder / "tokenizer.json").read_text())
+    content["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["<unk>", 0.0], ["a", -1.0]]}
+    save_json(tmp_path / "tokenizer.json", content)
+    with pytest.raises(DataError, match="holds a Unigram model: it is not a tokenizer of GLM-V"):
+        GlmTokenizer(tmp_path)
+
+
 def test_folder_without_a_tokenizer_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"--tokenizer or data\.tokenizer must be a Hugging Face folder"):
         GlmTokenizer(tmp_path)

@@ -38,6 +38,12 @@ def test_index_of_another_version_is_an_error(shards):
 
 
 @pytest.mark.fast
+def test_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(DataError, match=r"cannot be read \(Is a directory\): make it a readable file, or the fix"):
+        read_catalogue(tmp_path, "the fix")
+
+
+@pytest.mark.fast
 def test_full_disk_leaves_the_old_files_and_nothing_else(shards, opened):
     """A limit of the size of files stops the writing half way."""
     before = {path.name: path.read_bytes() for path in shards.iterdir()}

@@ -41,6 +41,10 @@ def test_find_shards_of_folders_patterns_and_files(shards, tmp_path):
     assert find_shards(str(odd)) == [odd], "an existing file is not a pattern"
     with pytest.raises(DataError, match="nowhere does not exist"):
         find_shards(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"/s\* is not a folder: in .*/x-\*\.tar only the last part can be a pattern"):
+        find_shards(str(tmp_path / "s*" / "x-*.tar"))
+    with pytest.raises(DataError, match=r"other-\*\.tar matches none of the \d+ shards in .*: the first is odd"):
+        find_shards(str(shards / "other-*.tar"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"holds no shards .*tools\.shard build"):
         find_shards(str(tmp_path / "empty"))

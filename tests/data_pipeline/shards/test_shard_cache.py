@@ -124,7 +124,7 @@ def test_folder_on_a_web_server_equals_the_local_folder(shards, server, tokenize
     first = int(local.shard_rows[1])
     assert some.sample(0).sample == local.sample(first).sample
     assert some.lengths.tolist() == local.lengths[first : int(local.shard_rows[2])].tolist()
-    with pytest.raises(DataError, match="stands for none of the"):
+    with pytest.raises(DataError, match="matches none of the"):
         open_source(f"{server.url}/other-*.tar", tokenizer, cache)
 
 
@@ -157,15 +157,20 @@ def test_signed_url_is_used_and_never_shown(shards, server, tokenizer, tmp_path)
     contents(again, ShardReader(cache=cache))
     assert server.requests.total() == requests, "the cache is used with any signature"
 
-    fresh = ShardCache(str(tmp_path / "fresh"))
     sample = remote.sample(0)  # with the old signature
+    for copy in (tmp_path / "cache").glob("*.tar"):
+        copy.unlink()
+        copy.mkdir()
+    with pytest.raises(BadSample, match=r"00000\.tar cannot be read \(Is a directory\)") as error_of_read:
+        ShardReader(cache=cache).read(sample.shard, sample.sample, sample.tar_fingerprint)
+    fresh = ShardCache(str(tmp_path / "fresh"))
     with pytest.raises(BadSample, match=r"cannot be fetched: .*403") as error_of_open:
         fresh.open(sample.shard, sample.tar_fingerprint)
     with pytest.raises(DataError, match=r"catalogue\.arrow cannot be fetched .*403") as error_of_catalogue:
         open_source(config.path, tokenizer, fresh)
-    with pytest.raises(DataError, match="stands for none of the") as error_of_pattern:
+    with pytest.raises(DataError, match="matches none of the") as error_of_pattern:
         open_source(f"{server.url}/other-*.tar?{server.signature}", tokenizer, fresh)
-    for error in (error_of_open, error_of_catalogue, error_of_pattern):
+    for error in (error_of_read, error_of_open, error_of_catalogue, error_of_pattern):
         assert "SECRET" not in str(error.value)
         assert "RENEWED" not in str(error.value)
 

@@ -10,6 +10,8 @@ import pytest
 import webdataset as wds
 import xxhash
 
+from data_pipeline.errors import DataError
+from data_pipeline.shards import writer as writer_module
 from data_pipeline.shards.index import write_index
 from data_pipeline.shards.scan import scan_shard
 from data_pipeline.shards.writer import ShardWriter
@@ -44,6 +46,15 @@ def test_writer_begins_a_new_shard_when_one_is_full(tmp_path):
     assert len(writer.finished) > 2
     assert [key for path in writer.finished for key, *_ in read_all(path)] == [f"{n:09d}" for n in range(12)]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_sample_that_is_too_large_leaves_the_shard_as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setitem(writer_module.MAX_BYTES, "video", 10)
+    with ShardWriter(tmp_path, "some", max_bytes=1 << 20) as writer:
+        with pytest.raises(DataError, match=r"0\.0\.mp4 has 11 bytes, 10 are allowed"):
+            writer.write("0", [*FILES, ("0.mp4", bytes(11))])
+        indexed = writer.write("1", FILES)
+    assert scan_shard(writer.finished[0]).samples == [indexed]
 
 
 def test_members_have_the_checksum_of_their_bytes(shard):
