@@ -177,6 +177,8 @@ class BlockReader:
             text.lower() in _SIGNS or (text.lower() in _ORDINALS and self.line.rstrip()[-1:].isdigit())
         ):
             self.line += text
+        elif re.fullmatch(r"[^\W\d]{2,}([\s,]+[^\W\d]+)+", text) or (text.isalpha() and not self.line.strip()):
+            self.line += text  # a remark in small letters
         else:
             self.line += raised(text, "^" if tag.name == "sup" else "_")
         self._add_images(inner)

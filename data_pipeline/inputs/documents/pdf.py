@@ -66,7 +66,7 @@ class PdfDocuments:
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail, self.given(unit))
             return
-        yield from with_file(list(self._samples(contents, origin)))
+        yield from with_file(self._samples(contents, origin))
 
     def _samples(self, contents: Sequence[PageContent], origin: str) -> Iterator[Draft | Rejected | NotRead]:
         for number, content in enumerate(contents, start=1):

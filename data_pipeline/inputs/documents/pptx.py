@@ -74,7 +74,7 @@ class Slides:
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail, self.given(unit))
             return
-        yield from with_file(list(self._samples(slides, origin)))
+        yield from with_file(self._samples(slides, origin))
 
     def _samples(self, slides: Sequence[_Slide], origin: str) -> Iterator[Draft | Rejected | NotRead]:
         step = self.slides_per_sample or len(slides)

@@ -59,7 +59,7 @@ class PdfPages:
             return
         origin = _origin(unit.path, self.paths)
         try:
-            yield from with_file(list(self._pages(unit.path, origin)))
+            yield from with_file(self._pages(unit.path, origin))
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail, self.given(unit))
 

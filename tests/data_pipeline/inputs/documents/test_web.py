@@ -266,6 +266,8 @@ def test_lazily_loaded_images_are_found(tmp_path, name):
         ("so<sup><a href='#n1'>1</a></sup>, so<sup>[2]</sup>", "so[1], so[2]"),
         ("<ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp>字<rt>ji</rt></ruby>", "漢字"),
         ("soft&shy;hyphen zero&#8203;width می\u200cروم", "softhyphen zerowidth می\u200cروم"),
+        ("<p><sup>Syntax</sup><br>a <sub>as said above</sub></p>", "Syntax\na as said above"),
+        ("<p><sup>14</sup>C</p>", "^14C"),
         ("he said <q>no</q>", "he said “no”"),
         ("<ol start=3><li>a<li value=7>b<li>c</ol>", "3. a\n7. b\n8. c"),
         ("<pre>a<br>b<button>Copy</button>\n  c</pre>", "```\na\nb\n  c\n```"),
