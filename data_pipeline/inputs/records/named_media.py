@@ -77,9 +77,9 @@ class RecordReader:
         }
         rest = {key: value for key, value in record.items() if key not in media}
         counts = len(media["images"]), len(media["videos"])
-        for number, stored, left_out in self._with_texts(rest, counts, origin, read_as):
+        for number, stored, omitted in self._with_texts(rest, counts, origin, read_as):
             where = f"{origin}#caption={number}" if number else origin
-            yield Draft(stored, media["images"], media["videos"], where, not_read=left_out, read_as=read_as)
+            yield Draft(stored, media["images"], media["videos"], where, not_read=omitted, read_as=read_as)
 
     def _with_media(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the record with its files under `images` and `videos`, and what became of their names."""

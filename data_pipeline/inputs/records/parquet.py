@@ -139,9 +139,9 @@ class Parquet:
                 read_as[f"column {columns.text}"] = "text"
             counts = len(files["images"]), len(files["videos"])
             record = {columns.text: "", **record}
-            for number, stored, left_out in with_texts(record, columns.text, counts, self.captions, origin):
+            for number, stored, omitted in with_texts(record, columns.text, counts, self.captions, origin):
                 where = f"{origin}#caption={number}" if number else origin
-                yield Draft(stored, files["images"], files["videos"], where, not_read=left_out, read_as=read_as)
+                yield Draft(stored, files["images"], files["videos"], where, not_read=omitted, read_as=read_as)
             return
         if is_foreign_chat(record):
             record, files = normalise_nameless(record, files)

@@ -23,7 +23,7 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Number of the caption, or 0; the record with its text and domain; what of its texts is left out, by name
+# Number of the caption, or 0; the record with its text and domain; what of its texts is omitted, by name
 Texted = tuple[int, dict[str, Any], dict[str, int]]
 
 TEXT_NAMES = _words(
@@ -32,22 +32,17 @@ TEXT_NAMES = _words(
     "caption_text image_caption video_caption"
 )
 _NUMBER = re.compile(r"_?(\d+)$")
-# Names of one or several files. Numbers may follow: image_1, image_2.
+# Names of one or several files. An s or a number may follow: images, image_1, image_2.
 _NAMES = {
     "images": _words(
-        "image images img imgs jpg jpeg png webp picture pictures photo photos pic screenshot screenshots page_image "
-        "page_images left right left_image right_image image_left image_right image_bytes image_data"
-    ),
-    "videos": _words("video videos mp4 clip clips movie video_bytes video_data"),
+        "image img jpg jpeg png webp photo pic screenshot page_image left right left_image right_image image_left "
+        "image_right image_bytes image_data image_base64 image_base64_str base64"
+    )
+    | frozenset(("picture",)),
+    "videos": _words("video mp4 clip movie video_bytes video_data"),
 }
-# Names of paths, which are used if none of the names above exists.
-_PATH_NAMES = {
-    "images": _words(
-        "image_path image_paths image_file image_files image_name img_path img_file img_name imgpath imagepath "
-        "picture_path photo_path screenshot_path path_to_image"
-    ),
-    "videos": _words("video_path video_paths video_file video_files video_name videopath"),
-}
+# Names of paths, such as img_path, which are used if none of the names above exists.
+_PATH = re.compile(r"(.*?)_?(path|file|name)s?")
 _FILE_NAMES = _words("file_name filename file filepath file_path path")  # of an image or of a video
 URL_NAMES = _words(
     "url urls image_url image_urls img_url img_urls video_url video_urls image_link link photo_image_url contenturl"
@@ -66,12 +61,12 @@ _PAIRS = (("left", "right"), ("left_image", "right_image"), ("image_left", "imag
 
 def media_names(names: Iterable[str], field: str) -> list[str]:
     """Return the names under which images (field `images`) or videos (`videos`) are looked for, in their order."""
-    return [name for name in names if _without_number(name) in _NAMES[field]]
+    return [name for name in names if {_stem(name), _stem(name).removesuffix("s")} & _NAMES[field]]
 
 
 def path_names(names: Iterable[str], field: str) -> list[str]:
     """Return the names under which paths of images or videos are looked for if no other name is found."""
-    return [name for name in names if _without_number(name) in _PATH_NAMES[field]]
+    return [name for name in names if (match := _PATH.fullmatch(_stem(name))) and match[1] in _NAMES[field]]
 
 
 def file_names(names: Iterable[str]) -> list[str]:
@@ -81,7 +76,7 @@ def file_names(names: Iterable[str]) -> list[str]:
 
 def text_names(names: Iterable[str]) -> list[str]:
     """Return the names under which texts are looked for."""
-    return [name for name in names if _without_number(name) in TEXT_NAMES]
+    return [name for name in names if _stem(name) in TEXT_NAMES]
 
 
 def in_order(names: Sequence[str]) -> list[str] | None:
@@ -93,7 +88,7 @@ def in_order(names: Sequence[str]) -> list[str] | None:
     """
     if len(names) <= 1:
         return list(names)
-    stems = {_without_number(name) for name in names}
+    stems = {_stem(name) for name in names}
     numbers = [match[1] if (match := _NUMBER.search(name)) else "" for name in names]
     if len(stems) == 1 and all(numbers) and len(set(map(int, numbers))) == len(names):
         return sorted(names, key=lambda name: int(numbers[list(names).index(name)]))
@@ -135,8 +130,8 @@ def with_texts(
     chosen = choose_captions(texts, captions, origin)
     for number, text in enumerate(chosen, start=1):
         not_chosen = len(texts) - len(chosen) if number == len(chosen) else 0
-        left_out = {"caption not chosen": not_chosen} if not_chosen else {}
-        yield number if len(chosen) > 1 else 0, complete({**rest, "text": text}, counts, domain), left_out
+        omitted = {"caption not chosen": not_chosen} if not_chosen else {}
+        yield number if len(chosen) > 1 else 0, complete({**rest, "text": text}, counts, domain), omitted
 
 
 def choose_captions(texts: Sequence[Any], captions: Captions, origin: str) -> list[str]:
@@ -191,5 +186,5 @@ def looks_like_file(value: Any) -> str:
     return next((field for field, extensions in EXTENSIONS.items() if extension in extensions and "." in value), "")
 
 
-def _without_number(name: str) -> str:
+def _stem(name: str) -> str:
     return _NUMBER.sub("", name.lower()) or name.lower()
