@@ -192,7 +192,7 @@ def _check_urls(path: str, schema: pa.Schema, used: list[str], domain: str, firs
     if domain == "text":
         return
     suspects = [name for name in used if _is_texts(schema.field(name).type) and _is_url(first(name))]
-    if not used and not set(schema.names) & set(CHAT_NAMES):
+    if not used and not _is_complete_without_text(schema.names):
         suspects += url_names(schema.names)
     suspects += [name for name in used if url_names([name])]
     if suspects:
