@@ -19,6 +19,7 @@ from data_pipeline.inputs.media import EXTENSIONS, as_media
 from data_pipeline.inputs.records.media_values import bytes_and_path
 from data_pipeline.inputs.records.questions import QUESTION_COLUMNS
 from data_pipeline.inputs.records.record_fields import (
+    TEXTS_ALONE,
     file_names,
     in_order,
     looks_like_file,
@@ -82,6 +83,11 @@ def find_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> C
     if not text and not _is_complete_without_text(schema.names):
         raise DataError(f"{path}: which column is the text? Name it with --set text=NAME; {existing}")
     _check_urls(path, schema, used, given.domain, first)
+    if text and not used and not given.text and not given.domain and text.lower() not in TEXTS_ALONE:
+        raise DataError(
+            f"{path}: column {text!r} holds captions, but of what? --set image=NAME, or --set domain=text takes the "
+            f"texts alone; {existing}"
+        )
     wanted = [field.name for field in schema if field.name in used or _fits_json(field.type)]
     unread = [field for field in schema if field.name not in wanted]
     for field in unread:

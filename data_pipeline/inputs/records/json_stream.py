@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 WINDOW_BYTES = 1 << 20
 BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
+_AFTER_VALUE = ",]} \t\r\n"
 _DECODER = json.JSONDecoder()
 _LONGEST_TOKEN = 16  # characters of a literal or escape; an error nearer to the end of the window may be its end alone
 
@@ -61,7 +62,7 @@ class Window:
         while True:
             try:
                 found, end = _DECODER.raw_decode(self._text, self._at)
-                if end < len(self._text) or not self._grow():  # a number at the end of the window may have more digits
+                if self._is_whole(end) or not self._grow():
                     self._take(end)
                     self._step = WINDOW_BYTES
                     return Value(found, start, self.offset)
@@ -69,6 +70,11 @@ class Window:
                 cut_off = error.pos >= len(self._text) - _LONGEST_TOKEN or error.msg.startswith("Unterminated string")
                 if not cut_off or not self._grow():
                     raise ValueError(f"{error.msg} at byte {self._offset_of(error.pos)}") from None
+
+    def _is_whole(self, end: int) -> bool:
+        """Return whether a value ends here: a number at the end of the window may have more digits."""
+        following = self._text[end : end + _LONGEST_TOKEN]
+        return len(following) == _LONGEST_TOKEN or (bool(following) and following[0] in _AFTER_VALUE)
 
     def _take(self, end: int) -> None:
         self.offset, self._at = self._offset_of(end), end

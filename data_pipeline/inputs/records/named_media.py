@@ -13,6 +13,7 @@ from data_pipeline.inputs.media import EXTENSIONS
 from data_pipeline.inputs.records import chat_formats, interleaved_formats, questions
 from data_pipeline.inputs.records.media_values import media_of_value
 from data_pipeline.inputs.records.record_fields import (
+    TEXTS_ALONE,
     Captions,
     Texted,
     check_no_messages,
@@ -141,6 +142,9 @@ class RecordReader:
         if not name:
             yield 0, record, {}
             return
+        given = self.options.text or self.options.domain or "domain" in record
+        if not any(counts) and not given and name.lower() not in TEXTS_ALONE:
+            raise BadSample("missing_file", f"{name!r} without an image: --set image=FIELD, or --set domain=text")
         if name != "text":
             read_as[f"field {name}"] = "text"
         yield from with_texts(record, name, counts, self.options.captions, origin)

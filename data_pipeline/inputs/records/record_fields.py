@@ -31,6 +31,7 @@ TEXT_NAMES = _words(
     "long_caption short_caption detailed_caption dense_caption generated_caption blip_caption raw_caption "
     "caption_text image_caption video_caption"
 )
+TEXTS_ALONE = frozenset(("text", "txt", "content"))  # names of texts that need no image; others are captions
 _NUMBER = re.compile(r"_?(\d+)$")
 # Names of one or several files. An s or a number may follow: images, image_1, image_2.
 _NAMES = {

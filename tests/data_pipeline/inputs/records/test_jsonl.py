@@ -117,6 +117,8 @@ def write_lines(path, records):
         ),
         ({"image": "a.jpg", "caption": "x", "recaption": "y"}, "bad_record", "--set text=caption"),
         ({"url": "http://x/a", "caption": "x", "width": 3}, "remote_file", "img2dataset, or --set domain=text"),
+        ({"caption": "x", "label": 3}, "missing_file", "--set image=FIELD, or --set domain=text"),
+        ({"instruction": "Hi", "input": "x", "caption": "y"}, "missing_file", "--set image=FIELD"),
         ({"URL": "http://x/a", "TEXT": "x"}, "remote_file", "'URL' is a URL"),
         ({"domain": "image_text", "messages": [], "image": "a.jpg"}, "bad_record", "a conversation has domain chat"),
         ({"image": "a.jpg", "captions": [{"start": 0, "end": 1, "text": "x"}]}, "bad_record", "--kind clips"),

@@ -275,6 +275,11 @@ def test_column_of_urls_is_kept_in_texts(tmp_path):
         ({"text": "x", "clip": MP4, "video": MP4}, [], "columns clip and video .* --set video=clip,video"),
         ({"caption": "x", "recaption": "y", "image": JPEG}, [], "caption and recaption .* --set text=caption"),
         ({"text": "x", "messages": []}, [], "--set domain=chat.*--set text=text"),
+        (
+            {"caption": "x", "label": 3},
+            [],
+            "'caption' holds captions, but of what.* --set image=NAME, or --set domain=text",
+        ),
         ({"text": "x", "image": 7}, [], "'image' is called like images, .* --set image=NAME, .* --set domain=text"),
         ({"image": "http://x/a", "caption": "x"}, [], "column 'image' holds URLs"),
         ({"messages": [{"role": "user", "content": [{"image": JPEG}]}]}, [], "'messages' has bytes in it"),
