@@ -119,7 +119,7 @@ def _media_columns(path: str, schema: pa.Schema, given: Wanted, first: First) ->
                 f"{option}{names[0]} only the first"
             )
         chosen[field] = chosen[field] or ordered
-    _check_no_image_is_left(path, schema, chosen, taken)
+    _check_no_image_is_left(path, schema, chosen, taken, first)
     return chosen
 
 
@@ -155,8 +155,10 @@ def _columns_of_paths(schema: pa.Schema, first: First, taken: set[str]) -> dict[
     return found
 
 
-def _check_no_image_is_left(path: str, schema: pa.Schema, chosen: dict[str, list[str]], taken: set[str]) -> None:
-    """Check that a table without images has no column that is called like one. Raises DataError."""
+def _check_no_image_is_left(
+    path: str, schema: pa.Schema, chosen: dict[str, list[str]], taken: set[str], first: First
+) -> None:
+    """Check that a table without images has no column that is called like one or names files. Raises DataError."""
     if any(chosen.values()):
         return
     names = [field.name for field in schema if field.name not in taken and not pa.types.is_null(field.type)]
@@ -166,6 +168,12 @@ def _check_no_image_is_left(path: str, schema: pa.Schema, chosen: dict[str, list
             raise DataError(
                 f"{path}: column {named[0]!r} is called like {field}, but its type is {kind}: "
                 f"name the column with --set {_OPTIONS[field]}=NAME, or take the texts alone with --set domain=text"
+            )
+    for column in schema:
+        if column.name not in taken and _is_texts(column.type) and (field := looks_like_file(first(column.name))):
+            raise DataError(
+                f"{path}: column {column.name!r} names {field}: --set {_OPTIONS[field]}={column.name}, or --set "
+                "domain=text for texts alone"
             )
 
 

@@ -67,8 +67,10 @@ class RecordReader:
         if self.options.domain and "domain" not in record:
             record = {"domain": self.options.domain, **record}
         check_no_messages(record)
+        record, read_as_before = self._with_media_of_chat(record)
         record = converted(record)
         record, read_as = self._with_media(record)
+        read_as |= read_as_before
         media = {
             field: [
                 media_of_value(path, field, self.folder, allow_outside=self.options.allow_outside)
@@ -82,6 +84,16 @@ class RecordReader:
             where = f"{origin}#caption={number}" if number else origin
             yield Draft(stored, media["images"], media["videos"], where, not_read=omitted, read_as=read_as)
 
+    def _with_media_of_chat(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return a conversation with its files under names that its conversion knows, and what became of their names.
+
+        Other records are returned unchanged.
+        """
+        is_chat = chat_formats.is_foreign_chat(record) or questions.is_question_set(record)
+        if not is_chat or any(record.get(name) for name in (*EXTENSIONS, *_OPTIONS.values())) or _has_parts(record):
+            return record, {}
+        return self._with_media(record)
+
     def _with_media(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the record with its files under `images` and `videos`, and what became of their names."""
         if record.get("domain") in ("text", "chat") and not self.options.image and not self.options.video:
@@ -94,7 +106,7 @@ class RecordReader:
                 continue
             if missing := [name for name in names if name not in record]:
                 raise BadSample("bad_record", f"it has no field {missing[0]!r}, which --set {_OPTIONS[field]} names")
-            files = [path for name in names for path in _as_list(record[name])]
+            files = [_path_of(path) for name in names for path in _as_list(record[name])]
             record = {**{key: value for key, value in record.items() if key not in names}, field: files}
             read_as |= {f"field {name}": field for name in names}
         if not any(record.get(field) for field in EXTENSIONS):
@@ -121,7 +133,7 @@ class RecordReader:
         found = media_names(holding, field) or path_names(holding, field)
         if not found and not any(given.values()):
             used = [name for other in EXTENSIONS for name in media_names(holding, other) + path_names(holding, other)]
-            kinds = {name: {looks_like_file(path) for path in _as_list(record[name])} for name in holding}
+            kinds = {name: {looks_like_file(_path_of(path)) for path in _as_list(record[name])} for name in holding}
             found = [] if used else [name for name in file_names(holding) if kinds[name] == {field}]
         ordered = in_order(found)
         if ordered is None:
@@ -140,6 +152,8 @@ class RecordReader:
             return
         name = self._text_name(record)
         if not name:
+            if any(counts) and "domain" not in record:
+                raise BadSample("no_caption", "which field is its text? --set text=FIELD")
             yield 0, record, {}
             return
         given = self.options.text or self.options.domain or "domain" in record
@@ -195,8 +209,8 @@ def _files_of(record: dict[str, Any], field: str) -> Sequence[Any]:
 
 
 def _paths(record: dict[str, Any], field: str) -> list[str]:
-    paths = record.get(field) or []
-    if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
+    paths = [_path_of(path) for path in _as_list(record.get(field) or None)]
+    if not all(isinstance(path, str) for path in paths):
         raise BadSample("bad_record", f'"{field}" must be a list of paths')
     return paths
 
@@ -207,8 +221,8 @@ def _check_no_file_is_left(record: dict[str, Any], domain: str) -> None:
         return
     for name, value in record.items():
         values = _as_list(value)
-        if name not in ("text", "texts") and values and all(map(looks_like_file, values)):
-            field = looks_like_file(values[0])
+        if name not in ("text", "texts") and values and all(map(looks_like_file, map(_path_of, values))):
+            field = looks_like_file(_path_of(values[0]))
             raise BadSample(
                 "bad_record",
                 f"{name!r} names {field}: --set {_OPTIONS[field]}={name}, or --set domain=text for texts alone",
@@ -225,7 +239,20 @@ def _is_text(value: Any) -> bool:
 
 
 def _is_file_list(values: list[Any]) -> bool:
-    return bool(values) and all(isinstance(value, str) and value for value in values)
+    paths = list(map(_path_of, values))
+    return bool(paths) and all(isinstance(path, str) and path for path in paths)
+
+
+def _path_of(value: Any) -> Any:
+    """Return the path in an object of a path and no bytes, as Hugging Face writes it; any other value unchanged."""
+    return value["path"] if isinstance(value, dict) and value.get("path") and not value.get("bytes") else value
+
+
+def _has_parts(record: dict[str, Any]) -> bool:
+    """Return whether the messages of a conversation name files themselves."""
+    turns = record.get("messages", record.get("conversations"))
+    contents = [turn.get("content", turn.get("value")) for turn in _as_list(turns) if isinstance(turn, dict)]
+    return any(isinstance(content, list) for content in contents)
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -180,12 +180,14 @@ def check_no_messages(record: dict[str, Any]) -> None:
 
 
 def looks_like_file(value: Any) -> str:
-    """Return "images" or "videos" if a value is the name of such a file, else an empty string."""
-    if not isinstance(value, str) or len(value) > 4096 or "\n" in value:
+    """Return "images" or "videos" if a value is the path of such a file, else an empty string."""
+    if not isinstance(value, str) or len(value) > 4096 or "\n" in value or "://" in value:
         return ""
     extension = value.lower().rpartition(".")[2]
     return next((field for field, extensions in EXTENSIONS.items() if extension in extensions and "." in value), "")
 
 
 def _stem(name: str) -> str:
-    return _NUMBER.sub("", name.lower()) or name.lower()
+    """Return a name in lower case without the number at its end, which is a part of some (mp4)."""
+    name = name.lower()
+    return name if any(name in names for names in _NAMES.values()) else _NUMBER.sub("", name) or name

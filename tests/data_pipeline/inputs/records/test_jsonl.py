@@ -80,6 +80,9 @@ def test_single_file_is_read_under_its_usual_names(tmp_path):
         {"domain": "text", "text": "About an image.", "image": "a.jpg"},
         {"image": f"data:image/png;base64,{base64.b64encode(PNG).decode()}", "text": "A cat."},
         {"image": base64.b64encode(PNG).decode(), "text": "A cat."},
+        {"image": {"bytes": None, "path": "a.jpg"}, "text": "A cat."},
+        {"images": "a.jpg", "text": "A cat."},
+        {"mp4": "a.mp4", "text": "A cat."},
     ]
     drafts, rejected = read(opened(write_lines(tmp_path / "a.jsonl", records)))
     assert not rejected
@@ -93,10 +96,11 @@ def test_single_file_is_read_under_its_usual_names(tmp_path):
         {"domain": "grounding", "text": "<image>The cat [[1,2,3,4]]."},
         {"domain": "chat", "messages": turns},
         {"domain": "text", "text": "About an image.", "image": "a.jpg"},
-        *[cat] * 2,
+        *[cat] * 4,
+        {"domain": "video", "text": "A cat."},
     ]
-    assert [len(draft.images) for draft in drafts] == [1, 1, 1, 1, 1, 1, 0, 1, 2, 1, 1, 0, 0, 1, 1]
-    assert [len(draft.videos) for draft in drafts] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0]
+    assert [len(draft.images) for draft in drafts] == [1, 1, 1, 1, 1, 1, 0, 1, 2, 1, 1, 0, 0, 1, 1, 1, 1, 0]
+    assert [len(draft.videos) for draft in drafts] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
     assert drafts[1].read_as == {"field img": "images", "field caption": "text"}
 
 
@@ -116,6 +120,8 @@ def write_lines(path, records):
             "--set image=image,photo or --set image=image",
         ),
         ({"image": "a.jpg", "caption": "x", "recaption": "y"}, "bad_record", "--set text=caption"),
+        ({"image": "a.jpg", "label": 3}, "no_caption", "--set text=FIELD"),
+        ({"pic_of_it": "a.jpg", "question": "x", "answer": "y"}, "bad_record", "--set image=pic_of_it"),
         ({"url": "http://x/a", "caption": "x", "width": 3}, "remote_file", "img2dataset, or --set domain=text"),
         ({"caption": "x", "label": 3}, "missing_file", "--set image=FIELD, or --set domain=text"),
         ({"instruction": "Hi", "input": "x", "caption": "y"}, "missing_file", "--set image=FIELD"),
@@ -143,6 +149,27 @@ def test_fields_are_read_as_named_by_the_user(tmp_path):
     assert draft.record == {"domain": "image_text", "text": "y", "mask": "b.jpg", "caption": "x"}
     [draft], _ = read(opened(path, settings=["image=pic,mask", "text=caption"]))
     assert (draft.record["text"], len(draft.images)) == ("<image><image>x", 2)
+
+
+@pytest.mark.parametrize("name", ["image", "images", "img", "image_path", "photo"])
+def test_questions_and_conversations_get_their_images(tmp_path, name):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    turns = [{"from": "human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]
+    pairs = [{"user": "Who?", "assistant": "Me.", "source": "s"}]
+    files = ["a.jpg"] if name == "images" else "a.jpg"
+    records = [
+        {name: files, "texts": pairs},
+        {name: files, "question": "Who?", "answer": "Me."},
+        {name: files, "question": "Who?", "answer": ["Me."]},
+        {name: files, "conversations": turns},
+    ]
+    drafts, rejected = read(opened(write_lines(tmp_path / "a.jsonl", records)))
+    assert not rejected
+    for draft in drafts:
+        assert [turn["content"] for turn in draft.record["messages"]] == ["<image>Who?", "Me."]
+        assert (draft.record["domain"], draft.images) == ("chat", [Media("jpg", JPEG)])
+    _, [rejected] = read(opened(write_lines(tmp_path / "b.jsonl", [{"question": "Who?", "answer": ["Me.", "You."]}])))
+    assert "a list of one answer" in rejected.detail
 
 
 @pytest.mark.parametrize(

@@ -280,6 +280,7 @@ def test_column_of_urls_is_kept_in_texts(tmp_path):
             [],
             "'caption' holds captions, but of what.* --set image=NAME, or --set domain=text",
         ),
+        ({"text": "x", "pic_of_it": "a.jpg"}, [], "'pic_of_it' names images: --set image=pic_of_it"),
         ({"text": "x", "image": 7}, [], "'image' is called like images, .* --set image=NAME, .* --set domain=text"),
         ({"image": "http://x/a", "caption": "x"}, [], "column 'image' holds URLs"),
         ({"messages": [{"role": "user", "content": [{"image": JPEG}]}]}, [], "'messages' has bytes in it"),
