@@ -73,6 +73,8 @@ setup(
         # `tools.shard --executor ray`, and screenshots of web pages for grounding (which also need a Chromium).
         "ray": ["ray"],
         "gui": ["playwright"],
+        # HEIC photographs.
+        "heic": ["pillow-heif"],
         "test": [
             "coverage",
             "mypy",

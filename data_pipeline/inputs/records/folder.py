@@ -22,7 +22,15 @@ from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit
-from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, guess_domain, read_media, read_whole
+from data_pipeline.inputs.media import (
+    CAPTION_FIELDS,
+    as_media,
+    guess_domain,
+    has_media_name,
+    is_media,
+    read_head,
+    read_whole,
+)
 from data_pipeline.inputs.names import as_stored, beside, files_below, shown_names
 from data_pipeline.inputs.records.jsonl import parse_json
 
@@ -80,16 +88,14 @@ class Folder:
 
     def _draft(self, root: Path, name: str, origin: str) -> Draft:
         extension = Path(name).suffix.lower().lstrip(".")
-        field = next((field for field, extensions in EXTENSIONS.items() if extension in extensions), None)
-        if field is None:
+        if not has_media_name(name) and not is_media(read_head(root / name)):
             raise BadSample("unknown_extension", f"not a supported image or video: .{extension}{_fix(extension)}")
         record = self._caption(root, name)
+        field, media = as_media(read_whole(name, root, allow_outside=self.allow_outside), name)
         if "domain" not in record:
             domain = self.domain or guess_domain(int(field == "images"), int(field == "videos"))
             record = {"domain": domain, **record}
-        media = read_media(name, root, field, allow_outside=self.allow_outside)
-        images, videos = ([media] if field == name else [] for name in EXTENSIONS)
-        return Draft(record, images, videos, origin)
+        return Draft(record, **{field: [media]}, origin=origin)
 
     def _caption(self, root: Path, name: str) -> dict[str, Any]:
         """Return the record of a file from NAME.txt, NAME.json or the nearest metadata file at or above it."""

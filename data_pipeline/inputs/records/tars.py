@@ -23,6 +23,8 @@ from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import count_members, scan_shard
 
+_NAMES = {"image": "image.jpg", "video": "video.mp4"}  # what a member is whose content is of no known type
+
 
 @dataclass(frozen=True)
 class Tars:
@@ -86,7 +88,7 @@ class Tars:
             elif member.kind == "txt":
                 caption = _caption(data)
             else:
-                field, file = as_media(data)
+                field, file = as_media(data, _NAMES[member.kind])
                 media[field].append(file)
         if is_foreign_chat(record):
             record, media = normalise_nameless(record, media)
