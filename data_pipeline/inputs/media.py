@@ -14,6 +14,7 @@ from data_pipeline.shards.members import IMAGE_EXTENSIONS, MAX_BYTES, VIDEO_EXTE
 
 EXTENSIONS = {"images": IMAGE_EXTENSIONS, "videos": VIDEO_EXTENSIONS}
 MAX_FILE_BYTES = max(MAX_BYTES.values())  # a whole file is held in memory
+CODE_SUFFIXES = (".ts", ".mts")  # of videos, and also of programs in TypeScript
 CAPTION_FIELDS = ("text", "caption")  # where a record without a domain may have its text
 
 
