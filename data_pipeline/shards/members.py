@@ -12,8 +12,15 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi")
+# Extensions by the formats that are decoded, see media/image_files.FORMATS and media/video.CONTAINERS.
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "avifs", "heic", "heif", "jfif", "jpe", "mpo"),
+    *("apng", "dib", "ico", "jp2", "j2k", "jpc", "j2c", "jpx", "jpf", "ppm", "pgm", "pbm", "pnm", "pfm"),
+)
+VIDEO_EXTENSIONS = (
+    *("mp4", "mkv", "webm", "mov", "avi", "m4v", "3gp", "3g2", "qt", "f4v", "ts", "m2ts", "mts", "flv"),
+    *("wmv", "asf", "mpg", "mpeg", "vob", "ogv", "ogm"),
+)
 # The largest size of a member in bytes, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
 MAX_BYTES = {"json": 1 << 28, "txt": 1 << 28, "image": 1 << 30, "video": 0x7FFFF000}
 

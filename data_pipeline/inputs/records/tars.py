@@ -1,5 +1,7 @@
 """Webdataset tars from other tools, which are checked and rewritten: KEY.json or KEY.txt with KEY.0.jpg, KEY.jpg ...
 
+Where names have more dots than that, shards.grouping says which members belong together.
+
 img2dataset's KEY.jpg + KEY.txt + KEY.json become image_text samples that keep the fields of the JSON. Conversations in
 other formats become chats, see chat_formats.py. What cannot be read of a damaged tar is rejected with its reason, and
 what follows it is read: see shards.scan.scan_shard.
@@ -22,6 +24,8 @@ from data_pipeline.inputs.records.jsonl import parse_json
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import count_members, scan_shard
+
+_NAMES = {"image": "image.jpg", "video": "video.mp4"}  # what a member is whose content is of no known type
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,11 @@ class Tars:
             yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail, members)
         for name, count in sorted(scan.not_read.items()):
             yield NotRead(name, count, {"members": count})
-        has_media = bool(scan.skipped_media) or any(
-            member.kind in ("image", "video") for sample in scan.samples for member in sample.members
-        )
         reader = ShardReader()
         for sample in scan.samples:
             origin = f"{shown}/{sample.key}"
             members = {"members": len(sample.members)}
-            if_text_only = _text_only(scan.skipped_media.get(sample.key, "")) if has_media else ""
+            if_text_only = _text_only(scan.skipped_media.get(sample.key, "")) if scan.has_media else ""
             try:
                 draft = self._draft(sample, reader.read_members(unit.path, sample), origin, if_text_only)
                 yield replace(draft, items=members)
@@ -86,7 +87,7 @@ class Tars:
             elif member.kind == "txt":
                 caption = _caption(data)
             else:
-                field, file = as_media(data)
+                field, file = as_media(data, _NAMES[member.kind])
                 media[field].append(file)
         if is_foreign_chat(record):
             record, media = normalise_nameless(record, media)
