@@ -16,7 +16,7 @@ from typing import Any
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
 from data_pipeline.media.boxes import STEPS, BoxFormat, read_box, to_thousandths, write_boxes
-from data_pipeline.media.images import probe_image
+from data_pipeline.media.image_files import probe_image
 
 OBJECTS = "objects"
 _REF, _BOX = "<ref-object>", "<bbox>"

@@ -20,7 +20,7 @@ from data_pipeline.inputs.flow import image_media
 from data_pipeline.inputs.media import as_media
 from data_pipeline.media.file_types import file_type
 from data_pipeline.media.image_files import FORMATS, decode_image, reads_heic
-from data_pipeline.media.video import probe_video
+from data_pipeline.media.video_files import probe_video
 from data_pipeline.shards.members import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 from tests.data_pipeline.inputs.reading import opened, read
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
