@@ -2,7 +2,8 @@
 
 An image is bytes, a struct {"bytes", "path"} or a list of these. A column of paths relative to the file works too.
 Columns are found by their names and types, or named by the user: --set text=caption --set image=left,right. All other
-columns are kept in the record. Columns of URLs are refused: img2dataset downloads the files and writes tars.
+columns without bytes are kept in the record. Columns of URLs are refused: img2dataset downloads the files and writes
+tars.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ class Parquet:
         """Find the columns to read.
 
         Raises:
-            DataError: A column that is needed or named does not exist, or a column holds URLs.
+            DataError: A column that is needed or named does not exist, or media may be in a column that is not read.
         """
         existing = f"its columns are {', '.join(schema.names)}"
         for name in (*filter(None, [self.text]), *self.image, *self.video):
@@ -127,7 +128,13 @@ class Parquet:
                     f"{path}: column {name!r} holds URLs, and a build downloads nothing, so that it is reproducible: "
                     "download them with img2dataset and give its tars, or take the texts alone with --set domain=text"
                 )
-        return _Columns(text, media, [field.name for field in schema if field.name in used or _fits_json(field.type)])
+        with_bytes = [field.name for field in schema if not _fits_json(field.type)]
+        if with_bytes and not used and self.domain != "text":
+            raise DataError(
+                f"{path}: column {with_bytes[0]!r} holds bytes: name the columns of media with --set image=NAME or "
+                "--set video=NAME, or take the texts alone with --set domain=text"
+            )
+        return _Columns(text, media, [name for name in schema.names if name in used or name not in with_bytes])
 
 
 @dataclass(frozen=True)

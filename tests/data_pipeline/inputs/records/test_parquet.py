@@ -84,7 +84,7 @@ def test_row_that_python_cannot_represent_is_rejected_alone(tmp_path):
         "raw": pa.array([b"x"] * 4).dictionary_encode(),
     }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    drafts, rejected = read(opened(tmp_path / "a.parquet"))
+    drafts, rejected = read(opened(tmp_path / "a.parquet", settings=["domain=text"]))
     assert [(entry.origin, entry.reason) for entry in rejected] == [
         ("a.parquet:2", "bad_record"),
         ("a.parquet:3", "bad_record"),
@@ -109,6 +109,11 @@ def test_column_of_urls_is_kept_in_texts(tmp_path):
         ({"URL": "http://x/a.jpg", "TEXT": "x"}, ["text=TEXT"], "column 'URL' holds URLs"),
         ({"words": "x", "image": JPEG}, [], "which column is the text.* --set text=NAME; its columns are words, image"),
         ({"text": "x", "image": JPEG}, ["image=photo"], "has no column 'photo'"),
+        (
+            {"text": "x", "photo": {"bytes": JPEG, "path": None}},
+            [],
+            "column 'photo' holds bytes: .*image=NAME.*domain=text",
+        ),
     ],
 )
 def test_table_without_usable_columns_is_refused(tmp_path, row, settings, message):
