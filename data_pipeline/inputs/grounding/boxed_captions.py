@@ -177,6 +177,14 @@ def _coco_units(path: str) -> list[Unit]:
     ]
 
 
+def _check_size(entry: dict[str, Any], image: AnnotatedImage) -> None:
+    """Raise BadSample if the boxes were drawn on an image of another size, such as one before it was resized."""
+    for side, actual in (("width", image.width), ("height", image.height)):
+        if entry.get(side) not in (None, actual):
+            detail = f'"{side}" is {entry[side]!r}, that of the image {actual}: give the image that was annotated'
+            raise BadSample("bad_record", detail)
+
+
 def _read_coco(unit: Unit, folder: Path) -> Iterator[Draft | Rejected]:
     """Yield one sample per image. Regions marked `iscrowd` are skipped: they are not single objects."""
     coco = _coco(unit.path)
@@ -184,6 +192,7 @@ def _read_coco(unit: Unit, folder: Path) -> Iterator[Draft | Rejected]:
         origin = f"{Path(unit.path).name}:{entry.get('file_name')}"
         try:
             image = read_image(entry.get("file_name"), folder)
+            _check_size(entry, image)
             objects: dict[str, list[Thousandths]] = {}
             for annotation in coco.annotations.get(entry.get("id"), ()):
                 where = f"{origin} annotation {annotation.get('id')}"
