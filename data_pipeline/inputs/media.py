@@ -18,14 +18,14 @@ CODE_SUFFIXES = (".ts", ".mts")  # of videos, and also of programs in TypeScript
 CAPTION_FIELDS = ("text", "caption")  # where a record without a domain may have its text
 
 
-def read_media(path: str, folder: Path, field: str, *, allow_outside: bool = False) -> Media:
+def read_media(path: str, folder: Path, field: str, *, allow_outside: bool | None = None) -> Media:
     """Read the image (field `images`) or video (`videos`) that a record names.
 
     Args:
         path: Path relative to `folder`.
         folder: The folder that the file must lie in.
         field: `images` or `videos`.
-        allow_outside: Accept files outside `folder`.
+        allow_outside: Accept files outside `folder`. None: no, and the input kind has no such option.
 
     Raises:
         BadSample: remote_file, outside_folder, missing_file, unknown_extension, unreadable_image or member_too_large.
@@ -41,7 +41,7 @@ def read_media(path: str, folder: Path, field: str, *, allow_outside: bool = Fal
     return media
 
 
-def read_whole(path: str, folder: Path, *, allow_outside: bool = False) -> bytes:
+def read_whole(path: str, folder: Path, *, allow_outside: bool | None = None) -> bytes:
     """Return the content of a regular file below `folder`.
 
     Devices and pipes, which may never end, are rejected. So is a path or link that leads outside the folder, unless
@@ -53,14 +53,15 @@ def read_whole(path: str, folder: Path, *, allow_outside: bool = False) -> bytes
     return _read(_locate(path, folder, allow_outside), path)
 
 
-def _locate(path: str, folder: Path, allow_outside: bool) -> str:
+def _locate(path: str, folder: Path, allow_outside: bool | None) -> str:
     try:
         full = os.path.realpath(as_stored(os.path.join(folder, path)))
         if allow_outside or Path(full).is_relative_to(os.path.realpath(folder)):
             return full
     except (OSError, ValueError) as error:  # a loop of links, a NUL in the path
         raise BadSample("missing_file", f"{path!r}: {error}") from error
-    raise BadSample("outside_folder", f"{path} lies outside its folder: copy it there, or --set allow_outside=true")
+    option = "" if allow_outside is None else ", or --set allow_outside=true"
+    raise BadSample("outside_folder", f"{path} lies outside its folder: copy it there{option}")
 
 
 def _read(full: str, shown: str, most: int = -1) -> bytes:

@@ -153,7 +153,10 @@ def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
     parts = {name: _rejected_part(folder, name) for name in names if _rejected_part(folder, name).is_file()}
     kept: list[str] = []
     if (folder / REJECTED).is_file():
-        kept = [line for line in _lines(folder / REJECTED) if _shard_of(line) not in parts]
+        try:
+            kept = [line for line in _lines(folder / REJECTED) if _shard_of(line) not in parts]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{folder / REJECTED} is damaged, or of another program: rename or remove it") from error
     lines = [*kept, *(line for part in parts.values() for line in _lines(part))]
     write_text(folder / REJECTED, "".join(f"{line}\n" for line in lines))
     for part in parts.values():

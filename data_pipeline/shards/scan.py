@@ -44,8 +44,8 @@ def scan_shard(path: Path) -> Scan:
 
     The members of a sample may lie anywhere in the tar; grouping.py says which belong together. Members of other kinds
     are counted in `not_read`. Nothing is unpacked, and memory is bounded. These are rejected, each with its reason:
-    what lies behind or inside a cut (truncated_tar) or a damaged header (damaged_tar), members that lead out of a folder
-    (path_traversal), links, devices and sparse files (not_a_file), members too large to be held in memory
+    what lies behind or inside a cut (truncated_tar) or a damaged header (damaged_tar), members that lead out of a
+    folder (path_traversal), links, devices and sparse files (not_a_file), members too large to be held in memory
     (member_too_large), samples with two files of one kind and number (duplicate_key) or with a gap between their images
     or videos (missing_member).
 

@@ -129,6 +129,11 @@ def test_wrong_setting_is_refused(sheet, setting, message):
         opened(sheet, settings=[setting])
 
 
+def test_setting_that_is_given_twice_is_refused(sheet):
+    with pytest.raises(DataError, match=r"--set fonts is given twice: .* fonts=A,B"):
+        opened(sheet, settings=["fonts=A", "dpi=90", "fonts=B"])
+
+
 def test_tasks_have_equal_sizes_for_any_units():
     units = [(0, Unit("a", number, number + 1, bytes=1 << 20)) for number in range(1000)]
     tasks = cut_tasks(units, 100 << 20)
