@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 from omegaconf.errors import ConfigKeyError
 
-from data_pipeline.config import DataConfig, DataError, SourceConfig
+from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.errors import DataError
 
 pytestmark = pytest.mark.fast
 
