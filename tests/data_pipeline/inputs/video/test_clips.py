@@ -33,7 +33,7 @@ def real_video() -> bytes:
 
 
 def frames(data: bytes) -> list[tuple[float, np.ndarray]]:
-    """(seconds, uint8 [H, W, 3]) of every frame."""
+    """Return (seconds, uint8 [height, width, 3]) of every frame."""
     with av.open(io.BytesIO(data), "r") as container:
         return [(float(frame.time or 0), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
