@@ -31,7 +31,7 @@ from data_pipeline.inputs.records.record_fields import Captions, check_no_messag
 _ONE_ROW = {"rows": 1}
 _ROWS_PER_BATCH = 32
 _ROWS_PROBED = 1024  # for a value that tells what a column holds
-_PROBE_BUFFER = 64 << 10  # bytes; a page is read in pieces of this size, not a whole row group
+_BUFFER = 64 << 10  # bytes; a column is read in pieces of this size, not a whole row group at once
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,9 @@ class Parquet:
             rows = file.metadata.row_group(unit.start).num_rows
             yield from (NotRead(name, rows) for name in columns.not_read.values())
             try:
-                for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[unit.start], columns=columns.wanted):
+                for batch in file.iter_batches(
+                    _ROWS_PER_BATCH, row_groups=[unit.start], columns=columns.wanted, use_threads=False
+                ):
                     for values in _rows(batch):
                         row += 1
                         yield from self._row(values, columns, Path(unit.path).parent, f"{shown}:{row}")
@@ -161,8 +163,8 @@ class _FirstValues:
         """Return the first value of a column, or entry of a list, that is not null or empty; None if none is seen."""
         rows = 0
         try:
-            with pq.ParquetFile(self._path, buffer_size=_PROBE_BUFFER) as file:
-                for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[name]):
+            with _open(self._path) as file:
+                for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[name], use_threads=False):
                     for value in batch.column(0).to_pylist():
                         if (found := _first_leaf(value)) is not None:
                             return found
@@ -184,7 +186,7 @@ def _first_leaf(value: Any) -> Any:
 
 def _open(path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=_BUFFER, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file ({error}): copy it again") from error
 

@@ -168,8 +168,8 @@ def test_questions_and_conversations_get_their_images(tmp_path, name):
     for draft in drafts:
         assert [turn["content"] for turn in draft.record["messages"]] == ["<image>Who?", "Me."]
         assert (draft.record["domain"], draft.images) == ("chat", [Media("jpg", JPEG)])
-    _, [rejected] = read(opened(write_lines(tmp_path / "b.jsonl", [{"question": "Who?", "answer": ["Me.", "You."]}])))
-    assert "a list of one answer" in rejected.detail
+    _, [several] = read(opened(write_lines(tmp_path / "b.jsonl", [{"question": "Who?", "answer": ["Me.", "You."]}])))
+    assert "a list of one answer" in several.detail
 
 
 @pytest.mark.parametrize(
