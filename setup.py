@@ -53,6 +53,7 @@ setup(
         "psutil",
         "pyarrow",
         "pypdfium2",
+        "python-bidi",
         "python-pptx",
         "pyyaml",
         "requests",

@@ -77,7 +77,7 @@ INPUTS: dict[str, Kind] = {
     "html": Kind(".documents.web:HtmlPages", (".html", ".htm", ".xhtml"), "web pages with their images"),
     "markdown": Kind(".documents.web:MarkdownFiles", (".md", ".markdown"), "Markdown with its images"),
     "text": Kind(".documents.plain_text:TextFiles", (".txt", ".text"), "plain text, one sample per file"),
-    "pages": Kind(".ocr.pages:PdfPages", (), "pages of PDFs as images, with their text (OCR)"),
+    "pages": Kind(".ocr.pages:PdfPages", (), "pages of PDFs as images, with their text (OCR)", takes_folders=True),
     "page_pairs": Kind(
         ".ocr.pages:PagePairs", (), "images of pages with their markup beside them (OCR)", takes_folders=True
     ),
