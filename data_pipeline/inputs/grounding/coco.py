@@ -23,7 +23,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
 from data_pipeline.inputs.records.annotations import IMAGE_BYTES, LINES_PER_UNIT, AnnotatedImage, load_json, read_image
-from data_pipeline.media.boxes import Thousandths, write_boxes
+from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
 
 Captions = Literal["all", "first", "random"]  # which captions of an image become samples
 
@@ -72,7 +72,9 @@ def count_coco(unit: Unit) -> Mapping[str, int]:
     return {"images": unit.stop - unit.start, "annotations": annotations + (coco.homeless if unit.start == 0 else 0)}
 
 
-def read_coco(unit: Unit, folder: Path, captions: Captions) -> Iterator[Draft | Rejected | NotRead]:
+def read_coco(
+    unit: Unit, folder: Path, captions: Captions, box_format: BoxFormat
+) -> Iterator[Draft | Rejected | NotRead]:
     """Yield the samples of a unit's images. Annotations that cannot be used are yielded as Rejected, one by one."""
     coco = load_coco(unit.path)
     if unit.start == 0:
@@ -85,11 +87,16 @@ def read_coco(unit: Unit, folder: Path, captions: Captions) -> Iterator[Draft | 
         if any("caption" in annotation for annotation in annotations):
             yield from _captions(origin, entry, annotations, folder, captions)
         else:
-            yield from _instances(origin, entry, annotations, coco, folder)
+            yield from _instances(origin, entry, annotations, coco, folder, box_format)
 
 
 def _instances(
-    origin: str, entry: dict[str, Any], annotations: list[dict[str, Any]], coco: Coco, folder: Path
+    origin: str,
+    entry: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    coco: Coco,
+    folder: Path,
+    box_format: BoxFormat,
 ) -> Iterator[Draft | Rejected | NotRead]:
     """Yield the sample of an image with boxes. Regions marked `iscrowd` are not single objects: they are not read."""
     single = [annotation for annotation in annotations if not annotation.get("iscrowd")]
@@ -101,7 +108,7 @@ def _instances(
         objects: dict[str, list[Thousandths]] = {}
         for annotation in single:
             try:
-                name, box = _object(annotation, image, coco)
+                name, box = _object(annotation, image, coco, box_format)
                 objects.setdefault(name, []).append(box)
             except BadSample as error:
                 left -= 1
@@ -118,15 +125,17 @@ def _instances(
     yield Draft(record, [image.media], origin=origin, items=items, not_read=_unread_keys(entry, single))
 
 
-def _object(annotation: dict[str, Any], image: AnnotatedImage, coco: Coco) -> tuple[str, Thousandths]:
+def _object(
+    annotation: dict[str, Any], image: AnnotatedImage, coco: Coco, box_format: BoxFormat
+) -> tuple[str, Thousandths]:
     name = coco.names.get(annotation.get("category_id"))
     if not isinstance(name, str) or not name:
         raise BadSample("bad_phrase", f"no category has the id {annotation.get('category_id')!r}")
     values = annotation.get("bbox")
     try:
-        return name, image.thousandths(image.read_box(values, "xywh"))
+        return name, image.thousandths(image.read_box(values, box_format))
     except BadSample as error:
-        raise BadSample(error.reason, f"{str(values)[:80]} (xywh), in pixels {error.detail}") from error
+        raise BadSample(error.reason, f"{str(values)[:80]} ({box_format}), in pixels {error.detail}") from error
 
 
 def _captions(
