@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -56,9 +57,11 @@ class JsonLines:
         for number, record in (_list_records if _is_list(unit.path) else line_records)(unit):
             origin = f"{shown}:{number}"
             try:
-                yield replace(self._draft(record, Path(unit.path).parent, origin), items=ONE_RECORD)
+                draft = self._draft(record, Path(unit.path).parent, origin)
+                yield replace(draft, items={**draft.items, **ONE_RECORD})
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
+                rejected = Rejected(origin, error.reason, error.detail, ONE_RECORD)
+                yield chat_formats.finished_rejection(rejected, record)
 
     def _draft(self, record: Any, folder: Path, origin: str) -> Draft:
         if record is None:
@@ -84,7 +87,8 @@ def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_
     Raises:
         BadSample: The record or one of its files cannot be used.
     """
-    record = _convert(record)
+    given, notes = record, Counter[str]()
+    record = _convert(record, notes)
     media = {}
     for field in EXTENSIONS:
         singular = field.removesuffix("s")
@@ -96,7 +100,7 @@ def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_
             raise BadSample("bad_record", f'"{field}" must be a list of paths')
         media[field] = [_media(path, folder, field, allow_outside) for path in paths]
     rest = {key: value for key, value in record.items() if key not in media}
-    return Draft(rest, media["images"], media["videos"], origin)
+    return chat_formats.finished(Draft(rest, media["images"], media["videos"], origin), given, notes)
 
 
 def _media(path: str, folder: Path, field: str, allow_outside: bool) -> Media:
@@ -168,10 +172,10 @@ def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
     return 1 + files / lines
 
 
-def _convert(record: dict[str, Any]) -> dict[str, Any]:
+def _convert(record: dict[str, Any], notes: Counter[str] | None = None) -> dict[str, Any]:
     """Convert a record in the format of another tool; return any other record unchanged."""
     if chat_formats.is_foreign_chat(record):
-        return chat_formats.normalise(record)
+        return chat_formats.normalise(record, notes)
     if interleaved_formats.is_foreign_interleaved(record):
         return interleaved_formats.normalise(record)
     return record

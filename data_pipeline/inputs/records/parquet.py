@@ -8,6 +8,7 @@ columns are kept in the record. Columns of URLs are refused: img2dataset downloa
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, read_media
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
+from data_pipeline.inputs.records.chat_formats import finished, finished_rejection, is_foreign_chat, normalise_nameless
 
 # Names by which columns are found. The first that exists is used.
 _TEXT_NAMES = (*CAPTION_FIELDS, "txt", "content")
@@ -72,13 +73,15 @@ class Parquet:
                 for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[unit.start], columns=columns.wanted):
                     for values in _rows(batch):
                         row += 1
+                        raw = dict(values) if isinstance(values, dict) else None
                         try:
                             if isinstance(values, BadSample):
                                 raise values
                             draft = self._draft(values, columns, Path(unit.path).parent, f"{shown}:{row}")
-                            yield replace(draft, items={"rows": 1})
+                            yield replace(draft, items={**draft.items, "rows": 1})
                         except BadSample as error:
-                            yield Rejected(f"{shown}:{row}", error.reason, error.detail, {"rows": 1})
+                            rejected = Rejected(f"{shown}:{row}", error.reason, error.detail, {"rows": 1})
+                            yield finished_rejection(rejected, raw)
             except (pa.ArrowException, OSError) as error:  # a damaged data page: the rows after it cannot be found
                 rest = {"rows": unit.extra["rows"] + file.metadata.row_group(unit.start).num_rows - row}
                 yield Rejected(
@@ -97,9 +100,10 @@ class Parquet:
             if "domain" not in record and not self.domain and any(columns.media.values()) and not any(media.values()):
                 raise BadSample("missing_file", "a row without its image or video: --set domain=text takes it as text")
             record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
+        given, notes = record, Counter[str]()
         if is_foreign_chat(record):
-            record, media = normalise_nameless(record, media)
-        return Draft(record, media["images"], media["videos"], origin)
+            record, media = normalise_nameless(record, media, notes)
+        return finished(Draft(record, media["images"], media["videos"], origin), given, notes)
 
     def _media(self, value: Any, field: str, folder: Path) -> Media:
         data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
