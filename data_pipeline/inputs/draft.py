@@ -93,7 +93,7 @@ def credited(found: Iterable[Draft | Rejected], items: Mapping[str, int]) -> Ite
             yield last
         raise
     if last is not None:
-        yield replace(last, items=items)
+        yield replace(last, items={**last.items, **items})
 
 
 class Input(Protocol):

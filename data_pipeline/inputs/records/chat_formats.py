@@ -145,8 +145,7 @@ def finished(draft: Draft, raw: Any, notes: Mapping[str, int] | None = None) -> 
     """
     if draft.record.get("domain") != "chat" or not isinstance(draft.record.get("messages"), list):
         return draft
-    if chat_objects.OBJECTS in draft.record or is_foreign_chat(draft.record):
-        draft = replace(draft, record=chat_objects.fill(draft.record, draft.images))
+    draft = replace(draft, record=chat_objects.fill(draft.record, draft.images))
     given, items = {"messages": count_messages(raw)}, {"messages": len(draft.record["messages"])}
     not_read = Counter(draft.not_read) + Counter(notes or {})
     return replace(draft, given={**draft.given, **given}, items={**draft.items, **items}, not_read=dict(not_read))
@@ -182,11 +181,8 @@ def _is_preference(record: dict[str, Any]) -> bool:
 
 def _has_more_than_own(record: dict[str, Any]) -> bool:
     """Return whether a record of the domain `chat` has fields whose meaning `normalise` knows."""
-    return (
-        chat_masks.has_record_mark(record)
-        or _is_preference(record)
-        or any(not _is_empty(record.get(key)) for key in (*_TOOLS, *_AUDIO))
-    )
+    has_tools = any(not _is_empty(record.get(key)) for key in (*_TOOLS, *_AUDIO))
+    return has_tools or chat_masks.has_record_mark(record) or _is_preference(record)
 
 
 def _is_plain_turn(turn: Any) -> bool:

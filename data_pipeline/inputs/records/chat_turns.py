@@ -22,7 +22,6 @@ PAIRS = (
     ("query", "response"),
     ("prompt", "response"),
     ("prompt", "completion"),
-    ("question", "answer"),
 )
 _JSON_FIELDS = (*LISTS, "history", "images", "videos", "objects", "tools")
 
