@@ -8,6 +8,7 @@ A name is used where one reading is plausible. Otherwise the message asks for th
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -126,13 +127,24 @@ def with_texts(
     texts = record.get(name)
     rest = {key: value for key, value in record.items() if key != name}
     if not isinstance(texts, list):
-        yield 0, complete({**rest, "text": texts}, counts, domain), {}
+        yield 0, complete({**rest, "text": text_of_ground_truth(texts)}, counts, domain), {}
         return
     chosen = choose_captions(texts, captions, origin)
     for number, text in enumerate(chosen, start=1):
         not_chosen = len(texts) - len(chosen) if number == len(chosen) else 0
         omitted = {"caption not chosen": not_chosen} if not_chosen else {}
         yield number if len(chosen) > 1 else 0, complete({**rest, "text": text}, counts, domain), omitted
+
+
+def text_of_ground_truth(text: Any) -> Any:
+    """Return the text in Donut's and SynthDoG's {"gt_parse": {"text_sequence": ...}}; any other value unchanged."""
+    if not isinstance(text, str) or not text.startswith('{"gt_parse'):
+        return text
+    try:
+        sequence = json.loads(text)["gt_parse"]["text_sequence"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # a form's fields are learned as they are written
+        return text
+    return sequence if isinstance(sequence, str) else text
 
 
 def choose_captions(texts: Sequence[Any], captions: Captions, origin: str) -> list[str]:
