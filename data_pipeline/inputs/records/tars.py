@@ -47,9 +47,13 @@ class Tars:
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield one sample per key, after the Rejected of what could not be read of the tar."""
+        return self.read_first(unit, 0)
+
+    def read_first(self, unit: Unit, count: int) -> Iterator[Draft | Rejected | NotRead]:
+        """Read the first `count` members of a tar alone; 0: all of them."""
         shown = shown_names(self.paths)[unit.path]
         try:
-            scan = scan_shard(Path(unit.path))
+            scan = scan_shard(Path(unit.path), count)
         except DataError as error:
             yield Rejected(shown, "not_a_tar", str(error), self.given(unit))
             return
