@@ -1,6 +1,6 @@
 """Marks by which chats of other tools stand for their images and videos, replaced by <image> and <video>.
 
-    Qwen-VL       Picture 1: <img>cat.jpg</img>
+    Qwen-VL       1: <img>cat.jpg</img>
     Qwen2-VL      <|vision_start|><|image_pad|><|vision_end|>
     GLM           <|begin_of_image|><|image|><|end_of_image|>
     InternVL      <img><IMG_CONTEXT></img>

@@ -107,7 +107,7 @@ def test_what_cannot_be_obeyed_is_rejected_by_name(record, reason, says):
         ("<|vision_start|><|image_pad|><|vision_end|>Q", 1, "<image>Q", [0]),
         ("<img><IMG_CONTEXT><IMG_CONTEXT></img>Q", 1, "<image>Q", [0]),
         ("<im_start><image><im_end>Q", 1, "<image>Q", [0]),
-        ("Picture 1: <img>b/0.jpg</img>\nQ", 1, "Picture 1: <image>\nQ", [0]),
+        ("No. 1: <img>b/0.jpg</img>\nQ", 1, "No. 1: <image>\nQ", [0]),
         ("Is <image1> in <image>?", 1, "Is <image1> in <image>?", [0]),
     ],
 )
@@ -281,7 +281,7 @@ def test_messages_are_accounted_for(tmp_path):
     ]
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
     drafts, rejections = read(opened(tmp_path / "x.jsonl"))
-    assert [draft.items.get("messages") for draft in drafts] == [2, 5, 3, 2]
+    assert [draft.items.get("messages") for draft in drafts] == [2, 5, 3, 3]
     assert [(entry.reason, entry.items.get("messages")) for entry in rejections] == [
         ("unknown_role", 2),
         ("bad_record", None),
