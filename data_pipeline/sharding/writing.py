@@ -183,7 +183,7 @@ def file_sha256(path: Path) -> str:
 
 def unread_of_messages(record: dict[str, Any]) -> Counter[str]:
     """Count the keys of a chat's messages that nothing reads. They stay in the record."""
-    messages = record.get("messages") or []
+    messages = record["messages"] if record.get("domain") == "chat" else []
     return Counter(f"message key {key}" for message in messages for key in message.keys() - MESSAGE_FIELDS)
 
 

@@ -190,7 +190,7 @@ def _has_more_than_own(record: dict[str, Any]) -> bool:
 def _is_plain_turn(turn: Any) -> bool:
     return (
         isinstance(turn, dict)
-        and turn.get("role") in ROLE_TOKENS
+        and turn.get("role") in tuple(ROLE_TOKENS)
         and isinstance(turn.get("content"), str)
         and not chat_masks.has_foreign_mark(turn)
         and not any(key in turn for key in _CALLS)

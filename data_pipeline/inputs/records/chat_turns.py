@@ -104,7 +104,8 @@ def _pair_turns(record: dict[str, Any], asked_name: str, answer_name: str) -> It
         return
     if isinstance(answer, list):
         raise BadSample("preference_pair", f'"{answer_name}" is a list of answers to choose from')
-    parts = [part for part in (asked, record.get("input") if asked_name == "instruction" else None) if part]
+    further = record.get("input") if asked_name == "instruction" else None
+    parts = [part for part in (asked, further) if part not in (None, "")]
     if not all(isinstance(part, str) for part in parts):
         raise BadSample("bad_record", f'"{asked_name}" and "input" must be texts')
     pairs = [*history, ["\n".join(parts), answer]] if isinstance(history, list) else []
