@@ -45,7 +45,25 @@ NAMES = (
     *("role", "content", "value", "loss", "weight", "mask", "label", "text", "type", "images", "image", "tools", "x"),
     *("reasoning_content", "thinking", "messages", "conversations", "system", "objects", "index", "domain", "bbox"),
 )
-VALUES = (None, 0, 1, 0.5, True, False, "", "x", "<image>", "<think>", [], {}, ["x"], {"x": 1}, [[1, 2]], "[]", "chat")
+VALUES: tuple[Any, ...] = (
+    None,
+    0,
+    1,
+    0.5,
+    True,
+    False,
+    "",
+    "x",
+    "<image>",
+    "<think>",
+    [],
+    {},
+    ["x"],
+    {"x": 1},
+    [[1, 2]],
+    "[]",
+    "chat",
+)
 
 
 def nodes(value: Any) -> list[Any]:
