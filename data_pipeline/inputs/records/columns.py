@@ -197,6 +197,8 @@ def _text_column(path: str, schema: pa.Schema, used: list[str], domain: str) -> 
                 f"{min(texts)!r} (--set text={min(texts)})?"
             )
         return ""
+    if "text" in found and "domain" in schema.names:  # a record of this project
+        return "text"
     if len(found) > 1:
         raise DataError(f"{path}: columns {' and '.join(found)} may be the text: choose one, as --set text={found[0]}")
     return found[0] if found else ""

@@ -276,6 +276,7 @@ def test_column_of_urls_is_kept_in_texts(tmp_path):
         ({"text": "x", "image": JPEG, "mask": PNG}, [], "columns image and mask .* --set image=image,mask"),
         ({"text": "x", "clip": MP4, "video": MP4}, [], "columns clip and video .* --set video=clip,video"),
         ({"caption": "x", "recaption": "y", "image": JPEG}, [], "caption and recaption .* --set text=caption"),
+        ({"caption": "x", "text": "y", "image": JPEG}, [], "caption and text .* --set text=caption"),
         ({"prompt": "x", "answers": "y", "image": JPEG}, [], "prompt and answers .* --set text=prompt"),
         ({"text": "x", "messages": []}, [], "--set domain=chat.*--set text=text"),
         (
