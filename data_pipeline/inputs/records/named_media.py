@@ -174,9 +174,9 @@ class RecordReader:
             if not _is_text(record.get(self.options.text)):
                 raise BadSample("no_caption", f"its field {self.options.text!r} holds no text")
             return self.options.text
-        if isinstance(record.get("text"), str):
+        names = [name for name in text_names(record) if record[name] and _is_text(record[name])]
+        if isinstance(record.get("text"), str) and ("domain" in record or names in ([], ["text"])):
             return "text"
-        names = [name for name in text_names(record) if _is_text(record[name])]
         if len(names) > 1:
             raise BadSample("bad_record", f"{' and '.join(names)} may be its text: --set text={names[0]}")
         return names[0] if names else ""

@@ -32,6 +32,8 @@ TEXT_NAMES = _words(
     "long_caption short_caption detailed_caption dense_caption generated_caption blip_caption raw_caption "
     "caption_text image_caption video_caption"
 )
+_CERTAIN_TEXTS = _words("text txt caption captions recaption recaptions ocr ocr_text")
+_ANSWER_NAMES = _words("answer answers response responses output completion solution target chosen")
 TEXTS_ALONE = frozenset(("text", "txt", "content"))  # names of texts that need no image; others are captions
 _NUMBER = re.compile(r"_?(\d+)$")
 # Names of one or several files. An s or a number may follow: images, image_1, image_2.
@@ -77,8 +79,15 @@ def file_names(names: Iterable[str]) -> list[str]:
 
 
 def text_names(names: Iterable[str]) -> list[str]:
-    """Return the names under which texts are looked for."""
-    return [name for name in names if _stem(name) in TEXT_NAMES]
+    """Return the names under which texts are looked for.
+
+    A prompt or description beside an answer is perhaps a question: then the answer is among them.
+    """
+    names = list(names)
+    found = [name for name in names if _stem(name) in TEXT_NAMES]
+    if found and not any(_stem(name) in _CERTAIN_TEXTS for name in found):
+        found += [name for name in names if name.lower() in _ANSWER_NAMES]
+    return found
 
 
 def in_order(names: Sequence[str]) -> list[str] | None:
