@@ -24,6 +24,7 @@ from data_pipeline.media.image_files import probe_frame, probe_image
 LINES_PER_UNIT = 256
 IMAGE_BYTES = 200_000  # typical size of an image, to cut tasks by
 _HEAD = 64 << 10  # bytes of a file that tell its form
+_COCO_KEYS = {"images", "annotations", "categories"}
 
 # Names of the width and height of the annotated image. The first pair is used alone if it is given.
 _SIDES = (
@@ -137,7 +138,7 @@ def form_of(path: str) -> Literal["lines", "list", "object"]:
         return "list"
     is_json = path.lower().endswith(".json")
     if isinstance(alone, dict):
-        return "object" if is_json and "annotations" in alone else "lines"
+        return "object" if is_json and alone.keys() & _COCO_KEYS else "lines"
     return "object" if is_json and head.startswith(b"{") else "lines"
 
 
