@@ -16,7 +16,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,10 +27,12 @@ from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
 from data_pipeline.inputs.grounding.coco import Captions, coco_units, count_coco, read_coco
 from data_pipeline.inputs.grounding.layouts import Annotation, Spans, find_annotation
-from data_pipeline.inputs.grounding.sources import Found, source_of
+from data_pipeline.inputs.grounding.sources import Found, Source, source_of
 from data_pipeline.inputs.records.annotations import (
+    NAMES_CHECKED,
     AnnotatedImage,
     annotated_image,
+    check_folder,
     find_size,
     read_image,
 )
@@ -52,7 +56,12 @@ class Grounding:
         units: list[Unit] = []
         for path in self.paths:
             source = source_of(path)
-            units += coco_units(path, self.images) if source is None else source.units(path)
+            if source is None:
+                units += coco_units(path, self.images)
+                continue
+            found = source.units(path)
+            check_folder(path, self.images, self._first_images(source, found[0]))
+            units += found
         return units
 
     def given(self, unit: Unit) -> Mapping[str, int]:
@@ -74,6 +83,15 @@ class Grounding:
                 yield Rejected(found.origin, found.record.reason, found.record.detail, found.items)
             else:
                 yield from self._caption(found.origin, found.record, found.items, folder)
+
+    def _first_images(self, source: Source, unit: Unit) -> list[Any]:
+        """Return the paths of images that the first records of a unit name."""
+        paths: list[Any] = []
+        for found in islice(source.read(unit), NAMES_CHECKED):
+            if isinstance(found, Found) and isinstance(found.record, dict):
+                with suppress(BadSample):  # reading will reject it
+                    paths += find_annotation(found.record, self.spans).images
+        return paths
 
     def _caption(
         self, origin: str, record: dict[str, Any], items: Mapping[str, int], folder: Path

@@ -21,8 +21,7 @@ from data_pipeline.inputs.records.annotations import (
     IMAGE_BYTES,
     count_objects,
     form_of,
-    line_units,
-    list_units,
+    object_units,
     read_objects,
 )
 from data_pipeline.inputs.records.tars import Tars
@@ -54,12 +53,6 @@ def source_of(path: str) -> Source | None:
     if source := _BY_SUFFIX.get(Path(path).suffix.lower()):
         return source
     return None if form_of(path) == "object" else _JSON
-
-
-def _json_units(path: str) -> list[Unit]:
-    if form_of(path) == "list":
-        return list_units(path, bytes_per_entry=IMAGE_BYTES)
-    return line_units(path, bytes_per_line=IMAGE_BYTES)
 
 
 def _read_json(unit: Unit) -> Iterator[Found]:
@@ -157,7 +150,11 @@ def _read_tar(unit: Unit) -> Iterator[Found | Rejected | NotRead]:
             yield Found(entry.origin, {**record, "image": entry.images[0]}, entry.items)
 
 
-_JSON = Source(_json_units, lambda unit: {"records": count_objects(unit)}, _read_json)
+_JSON = Source(
+    lambda path: object_units(path, bytes_each=IMAGE_BYTES),
+    lambda unit: {"records": count_objects(unit)},
+    _read_json,
+)
 _BY_SUFFIX = {
     ".parquet": Source(_table_units, _count_rows, _read_rows),
     ".tar": Source(_tar_units, _count_members, _read_tar),

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.grounding.boxed_captions import Grounding
 from data_pipeline.inputs.grounding.marked_text import read_marks
@@ -360,3 +361,21 @@ def test_grit_is_read_from_the_tars_of_img2dataset(folder: Path) -> None:
         "phrase score",
     }
     assert [entry.reason for entry in rejected] == ["missing_member"]
+
+
+def test_images_in_another_folder_are_asked_for(folder: Path) -> None:
+    (folder / "screenspotv2_image").mkdir()
+    (folder / "cat.jpg").rename(folder / "screenspotv2_image" / "cat.jpg")
+    (folder / "a.json").write_text(json.dumps([{**SCREEN, "data_type": "icon", "data_source": "windows"}]))
+    (folder / "words.jsonl").write_text(json.dumps({"image": "cat.jpg", "words": []}))
+    for given in (Grounding((str(folder / "a.json"),)), SceneText((str(folder / "words.jsonl"),))):
+        with pytest.raises(DataError, match=f"--set images={folder / 'screenspotv2_image'}$"):
+            given.units()
+    drafts, _ = read(Grounding((str(folder / "a.json"),), images=str(folder / "screenspotv2_image")))
+    assert [draft.record["text"] for draft in drafts] == [f"<image>close this window {BOX}"]
+
+
+def test_words_in_one_object_are_refused(folder: Path) -> None:
+    (folder / "words.json").write_text(json.dumps({"image": "cat.jpg", "words": []}, indent=1))
+    with pytest.raises(DataError, match="is one object: write a list of records"):
+        SceneText((str(folder / "words.json"),)).units()
