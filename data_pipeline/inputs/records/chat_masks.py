@@ -105,7 +105,7 @@ def marks_of_record(record: dict[str, Any], roles: Sequence[str]) -> tuple[dict[
         BadSample: unsupported_weight, or nothing_to_learn if nothing of the record is to be learned.
     """
     learned: dict[int, bool] = {}
-    used = set()
+    used: set[str] = set()
     for key in _WEIGHTS:
         if isinstance(record.get(key), int | float | str) and not _verdict("the record", key, record[key], True):
             raise BadSample("nothing_to_learn", f'the record has "{key}": {record[key]}')
