@@ -26,8 +26,9 @@ from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
 from data_pipeline.inputs.grounding.coco import Captions, coco_units, count_coco, read_coco
+from data_pipeline.inputs.grounding.found import Found
 from data_pipeline.inputs.grounding.layouts import Annotation, Spans, find_annotation
-from data_pipeline.inputs.grounding.sources import Found, Source, source_of
+from data_pipeline.inputs.grounding.sources import Source, source_of
 from data_pipeline.inputs.records.annotations import (
     NAMES_CHECKED,
     AnnotatedImage,
@@ -47,7 +48,7 @@ _PHRASE_KEYS = {"start", "end", "text", "boxes"}
 class Grounding:
     """Images with boxes: files of records, see sources.py, and COCO annotations. A unit is a range of them."""
 
-    paths: tuple[str, ...]  # JSON lines, JSON lists, COCO annotations, Parquet tables, tars
+    paths: tuple[str, ...]  # JSON lines and lists, COCO annotations, Parquet tables, tars, Flickr30k Entities
     images: str = ""  # folder that the paths of images are relative to; empty: the folder of the annotation file
     box_format: GivenFormat = "layout"  # of records that do not name one; layout: as their layout has it
     captions: Captions = "all"  # of COCO captions: which of an image's captions become samples
