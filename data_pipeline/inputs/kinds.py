@@ -203,11 +203,12 @@ def _names_media(kind: str, files: Sequence[Path]) -> bool:
     A caption has the name of an image or video, and metadata.jsonl a fixed name.
     """
     media = {path.with_suffix("") for path in files if path.suffix.lower() in _MEDIA_SUFFIXES}
+    folders = {image.parent for image in media}
     return kind == "jsonl" and any(
         path.suffix.lower() in INPUTS[kind].suffixes
         and path.name != "metadata.jsonl"
         and path.with_suffix("") not in media
-        and all(path.parent != image.parent for image in media)
+        and path.parent not in folders
         for path in files
     )
 

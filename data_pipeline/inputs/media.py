@@ -94,14 +94,15 @@ def as_media(data: bytes, name: str | None = None) -> tuple[str, Media]:
             what its name says, and the decoder says what is wrong with it.
 
     Raises:
-        BadSample: unknown_extension, or unreadable_image if the content is of a known type that is not read.
+        BadSample: unknown_extension; unreadable_image or unreadable_video if the content is of a type that is not read.
     """
     found = file_type(data)
     extension = _extension_of(name)
     if found is not None and found.kind != "other":
         return f"{found.kind}s", Media(extension if extension in found.also else found.extension, data)
     if found is not None:
-        raise BadSample("unreadable_image", f"{name + ': ' if name else ''}{describe(data)}")
+        reason = "unreadable_video" if extension in VIDEO_EXTENSIONS else "unreadable_image"
+        raise BadSample(reason, f"{name + ': ' if name else ''}{describe(data)}")
     field = next((field for field, known in EXTENSIONS.items() if extension in known), None)
     if field is None:
         raise BadSample(

@@ -1,7 +1,7 @@
 """Image files: what their headers say, and their pixels: bytes -> upright RGB.
 
-The reference is `transformers.image_utils.load_image`. What an image becomes after that is in images.py. This module
-does without torch, so that reading inputs takes no second to start.
+The reference is transformers' image processor given the upright PIL image. What an image becomes after that is in
+images.py. This module does without torch, so that reading inputs takes no second to start.
 """
 
 from __future__ import annotations

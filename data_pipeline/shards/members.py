@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 # Extensions by the formats that are decoded, see media/image_files.FORMATS and media/video.CONTAINERS.
@@ -43,6 +44,7 @@ class ShardSample:
     members: list[Member] = field(default_factory=list)  # in the order of their numbers
 
 
+@lru_cache(maxsize=4096)
 def kind_of(extension: str) -> tuple[str | None, int]:
     """Return kind and number: `json` -> (json, 0); `3.jpg` -> (image, 3); `jpg` -> (image, 0); others -> (None, 0)."""
     number, _, last = extension.lower().rpartition(".")

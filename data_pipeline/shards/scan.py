@@ -39,7 +39,7 @@ class Scan:
     skipped_media: dict[str, str] = field(default_factory=dict)  # by key: an image or video beside it, KEY.left.jpg
 
 
-def scan_shard(path: Path) -> Scan:
+def scan_shard(path: Path, first: int = 0) -> Scan:
     """Walk a tar written by any program (USTAR, PAX or GNU), and group its members into samples by key.
 
     The members of a sample may lie anywhere in the tar; grouping.py says which belong together. Members of other kinds
@@ -49,6 +49,10 @@ def scan_shard(path: Path) -> Scan:
     (member_too_large), samples with two files of one kind and number (duplicate_key) or with a gap between their images
     or videos (missing_member).
 
+    Args:
+        path: The tar.
+        first: Stop after this many members, at the end of a sample; 0: read all. For a look at a large tar.
+
     Raises:
         DataError: The file is not a plain tar.
     """
@@ -57,6 +61,8 @@ def scan_shard(path: Path) -> Scan:
         _check_first_bytes(path, file.read(512))
         members = 0
         for member in walk(file):
+            if first and members >= first and not scan.has_key(member.name):
+                break
             members += isinstance(member, TarMember)
             scan.add(file, member)
     result = scan.result()
@@ -98,6 +104,10 @@ class _Scanner:
         else:
             stored = Member(kind, member.offset, member.size, _checksum(file, member))
             self._found.setdefault(key, []).append(Found(extension, kind, stored))
+
+    def has_key(self, name: str) -> bool:
+        """Return whether a member of this name belongs to a sample that is known."""
+        return _split_name(name)[0] in self._found
 
     def result(self) -> Scan:
         """Make samples of the members."""

@@ -16,25 +16,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
+from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
 from data_pipeline.inputs.grounding.coco import Captions, coco_units, count_coco, read_coco
 from data_pipeline.inputs.grounding.layouts import Annotation, Spans, find_annotation
+from data_pipeline.inputs.grounding.sources import Found, Source, source_of
 from data_pipeline.inputs.records.annotations import (
-    IMAGE_BYTES,
+    NAMES_CHECKED,
     AnnotatedImage,
-    count_objects,
+    annotated_image,
+    check_folder,
     find_size,
-    form_of,
-    line_units,
-    list_units,
     read_image,
-    read_objects,
 )
 from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
 
@@ -43,9 +43,9 @@ _PHRASE_KEYS = {"start", "end", "text", "boxes"}
 
 @dataclass(frozen=True)
 class Grounding:
-    """Captions with phrase boxes in JSON, and COCO annotations. A unit is a range of lines, entries or images."""
+    """Images with boxes: files of records, see sources.py, and COCO annotations. A unit is a range of them."""
 
-    paths: tuple[str, ...]  # JSON lines, JSON lists, and COCO annotations
+    paths: tuple[str, ...]  # JSON lines, JSON lists, COCO annotations, Parquet tables, tars
     images: str = ""  # folder that the paths of images are relative to; empty: the folder of the annotation file
     box_format: BoxFormat | None = None  # of records that do not name one; None: the one of their layout
     captions: Captions = "all"  # of COCO captions: which of an image's captions become samples
@@ -55,32 +55,47 @@ class Grounding:
         """Return the units of all files."""
         units: list[Unit] = []
         for path in self.paths:
-            form = form_of(path)
-            if form == "object":
+            source = source_of(path)
+            if source is None:
                 units += coco_units(path, self.images)
-            elif form == "list":
-                units += list_units(path, bytes_per_entry=IMAGE_BYTES)
-            else:
-                units += line_units(path, bytes_per_line=IMAGE_BYTES)
+                continue
+            found = source.units(path)
+            check_folder(path, self.images, self._first_images(source, found[0]))
+            units += found
         return units
 
     def given(self, unit: Unit) -> Mapping[str, int]:
-        """Count the lines or entries; of COCO, the images and annotations."""
-        return count_coco(unit) if is_coco(unit) else {"records": count_objects(unit)}
+        """Count the lines, entries, rows or members; of COCO, the images and annotations."""
+        source = source_of(unit.path)
+        return count_coco(unit) if source is None else source.count(unit)
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield one sample per image. Phrases and boxes that cannot be used are yielded as Rejected, one by one."""
         folder = Path(self.images) if self.images else Path(unit.path).parent
-        if is_coco(unit):
+        source = source_of(unit.path)
+        if source is None:
             yield from read_coco(unit, folder, self.captions, self.box_format or "xywh")
             return
-        for origin, found in read_objects(unit):
-            if isinstance(found, BadSample):
-                yield Rejected(origin, found.reason, found.detail, {"records": 1})
+        for found in source.read(unit):
+            if not isinstance(found, Found):
+                yield found
+            elif isinstance(found.record, BadSample):
+                yield Rejected(found.origin, found.record.reason, found.record.detail, found.items)
             else:
-                yield from self._caption(origin, found, folder)
+                yield from self._caption(found.origin, found.record, found.items, folder)
 
-    def _caption(self, origin: str, record: dict[str, Any], folder: Path) -> Iterator[Draft | Rejected]:
+    def _first_images(self, source: Source, unit: Unit) -> list[Any]:
+        """Return the paths of images that the first records of a unit name."""
+        paths: list[Any] = []
+        for found in islice(source.read(unit), NAMES_CHECKED):
+            if isinstance(found, Found) and isinstance(found.record, dict):
+                with suppress(BadSample):  # reading will reject it
+                    paths += find_annotation(found.record, self.spans).images
+        return paths
+
+    def _caption(
+        self, origin: str, record: dict[str, Any], items: Mapping[str, int], folder: Path
+    ) -> Iterator[Draft | Rejected]:
         """Yield the sample of a record. Its boxes are counted as they are given: each is in the sample or rejected."""
         given = rejected = 0
         try:
@@ -105,14 +120,14 @@ class Grounding:
             if not written.has_boxes:
                 raise BadSample("no_boxes", "no phrase has a valid box")
         except BadSample as error:
-            items = {"records": 1, "boxes": given - rejected}
+            items = {**items, "boxes": given - rejected}
             yield Rejected(origin, error.reason, error.detail, items, {"boxes": given})
             return
         yield Draft(
             {"domain": "grounding", "text": f"<image>{written.text()}"},
             [image.media],
             origin=origin,
-            items={"records": 1, "boxes": given - rejected},
+            items={**items, "boxes": given - rejected},
             given={"boxes": given},
             not_read=_unread(record, annotation),
         )
@@ -166,14 +181,11 @@ class Writing:
         return "\n".join(self._lines) if self._caption is None else _with_boxes(self._caption, self._insertions)
 
 
-def is_coco(unit: Unit) -> bool:
-    """Return whether a unit is a range of COCO's images."""
-    return "line" not in unit.extra and "list" not in unit.extra
-
-
 def _image(annotation: Annotation, folder: Path) -> AnnotatedImage:
     """Return the image of an annotation. Of several paths it may have, the first that exists."""
     paths = annotation.images
+    if isinstance(paths[0], Media):
+        return annotated_image(paths[0], annotation.size)
     name = next((path for path in paths if isinstance(path, str) and (folder / path).is_file()), paths[0])
     return read_image(name, folder, annotation.size)
 

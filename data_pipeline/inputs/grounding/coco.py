@@ -22,7 +22,15 @@ from typing import Any, Literal
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
-from data_pipeline.inputs.records.annotations import IMAGE_BYTES, LINES_PER_UNIT, AnnotatedImage, load_json, read_image
+from data_pipeline.inputs.records.annotations import (
+    IMAGE_BYTES,
+    LINES_PER_UNIT,
+    NAMES_CHECKED,
+    AnnotatedImage,
+    check_folder,
+    load_json,
+    read_image,
+)
 from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
 
 Captions = Literal["all", "first", "random"]  # which captions of an image become samples
@@ -57,7 +65,7 @@ def coco_units(path: str, images: str) -> list[Unit]:
     """
     load_coco.cache_clear()  # the file may have changed
     coco = load_coco(path)
-    _check_folder(path, images, coco)
+    check_folder(path, images, [entry.get("file_name") for entry in coco.images[:NAMES_CHECKED]])
     count = len(coco.images)
     return [
         Unit(path, start, min(start + LINES_PER_UNIT, count), bytes=IMAGE_BYTES * min(LINES_PER_UNIT, count - start))
@@ -187,7 +195,7 @@ def load_coco(path: str) -> Coco:
     """
     content = load_json(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no COCO annotations: give JSON lines in a file ending in .jsonl")
+        raise DataError(f"{path} holds no COCO annotations: give one, or a list of records, or JSON lines")
     lists = {}
     for key, ids in _LISTS.items():
         listed = content.get(key, [] if key == "categories" else None)
@@ -211,15 +219,3 @@ def load_coco(path: str) -> Coco:
             annotations[position].append(annotation)
     names = {category.get("id"): category.get("name") for category in lists["categories"]}
     return Coco(lists["images"], names, dict(annotations), homeless, sorted(content.keys() - _LISTS.keys()))
-
-
-def _check_folder(path: str, images: str, coco: Coco) -> None:
-    """Raise DataError if the images lie in another folder, and say in which."""
-    names = [entry["file_name"] for entry in coco.images if isinstance(entry.get("file_name"), str)][:16]
-    folder = Path(images or Path(path).parent)
-    if images or not names or any((folder / name).is_file() for name in names):
-        return
-    around = [other for parent in (folder, folder.parent) for other in sorted(parent.iterdir()) if other.is_dir()]
-    for other in around:
-        if any((other / name).is_file() for name in names):
-            raise DataError(f"{path}: its images are not beside it but in {other}: --set images={other}")

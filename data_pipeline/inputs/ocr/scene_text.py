@@ -20,6 +20,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,12 +30,12 @@ from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
 from data_pipeline.inputs.records.annotations import (
     IMAGE_BYTES,
+    NAMES_CHECKED,
     AnnotatedImage,
+    check_folder,
     count_objects,
     find_size,
-    form_of,
-    line_units,
-    list_units,
+    object_units,
     read_image,
     read_objects,
 )
@@ -69,10 +70,11 @@ class SceneText:
         for path in self.paths:
             if Path(path).is_dir():
                 units += _icdar_units(path)
-            elif form_of(path) == "list":
-                units += list_units(path, bytes_per_entry=IMAGE_BYTES)
-            else:
-                units += line_units(path, bytes_per_line=IMAGE_BYTES)
+                continue
+            found = object_units(path, bytes_each=IMAGE_BYTES)
+            first = islice(read_objects(found[0]), NAMES_CHECKED)
+            check_folder(path, self.images, [entry.get("image") for _, entry in first if isinstance(entry, dict)])
+            units += found
         return units
 
     def given(self, unit: Unit) -> Mapping[str, int]:

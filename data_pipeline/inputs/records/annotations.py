@@ -6,7 +6,8 @@ An annotation may say in which image its boxes count. The names of that size dif
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -22,8 +23,10 @@ from data_pipeline.media.boxes import Box, BoxFormat, Thousandths, read_box, to_
 from data_pipeline.media.image_files import probe_frame, probe_image
 
 LINES_PER_UNIT = 256
+NAMES_CHECKED = 16  # images of a file that tell in which folder they lie
 IMAGE_BYTES = 200_000  # typical size of an image, to cut tasks by
 _HEAD = 64 << 10  # bytes of a file that tell its form
+_COCO_KEYS = {"images", "annotations", "categories"}
 
 # Names of the width and height of the annotated image. The first pair is used alone if it is given.
 _SIDES = (
@@ -99,15 +102,27 @@ def line_units(path: str, *, bytes_per_line: int) -> list[Unit]:
     ]
 
 
-def list_units(path: str, *, bytes_per_entry: int) -> list[Unit]:
-    """Cut the entries of a JSON list into units of LINES_PER_UNIT; `extra["list"]` marks them."""
+def object_units(path: str, *, bytes_each: int) -> list[Unit]:
+    """Cut a file of JSON lines, or of a JSON list, into units of LINES_PER_UNIT objects.
+
+    Raises:
+        DataError: The file cannot be read, is empty, or is one object.
+    """
+    form = form_of(path)
+    if form == "object":
+        raise DataError(f"{path} is one object: write a list of records, or one record per line")
+    return _list_units(path, bytes_each) if form == "list" else line_units(path, bytes_per_line=bytes_each)
+
+
+def _list_units(path: str, bytes_each: int) -> list[Unit]:
+    """Cut the entries of a JSON list; `extra["list"]` marks the units."""
     load_list.cache_clear()  # the file may have changed
     count = len(load_list(path))
     if not count:
         raise DataError(f"{path} is an empty list: give a file with entries")
     stops = (min(start + LINES_PER_UNIT, count) for start in range(0, count, LINES_PER_UNIT))
     return [
-        Unit(path, start, stop, bytes=bytes_per_entry * (stop - start), extra={"list": True})
+        Unit(path, start, stop, bytes=bytes_each * (stop - start), extra={"list": True})
         for start, stop in zip(range(0, count, LINES_PER_UNIT), stops, strict=True)
     ]
 
@@ -137,7 +152,7 @@ def form_of(path: str) -> Literal["lines", "list", "object"]:
         return "list"
     is_json = path.lower().endswith(".json")
     if isinstance(alone, dict):
-        return "object" if is_json and "annotations" in alone else "lines"
+        return "object" if is_json and alone.keys() & _COCO_KEYS else "lines"
     return "object" if is_json and head.startswith(b"{") else "lines"
 
 
@@ -160,6 +175,27 @@ def read_objects(unit: Unit) -> Iterator[tuple[str, dict[str, Any] | BadSample]]
             yield origin, found if isinstance(found, dict) else BadSample("bad_record", "not a JSON object")
         except BadSample as error:
             yield origin, error
+
+
+def check_folder(path: str, images: str, names: Iterable[Any]) -> None:
+    """Check that the first images of an annotation file lie in the folder that is given, or beside the file.
+
+    Args:
+        path: The annotation file.
+        images: The folder that is given; empty: none is.
+        names: The paths of its first images.
+
+    Raises:
+        DataError: They lie in another folder. The message says in which.
+    """
+    wanted = [name for name in names if isinstance(name, str) and name and not os.path.isabs(name)]
+    folder = Path(images or Path(path).parent)
+    if images or not wanted or any((folder / name).is_file() for name in wanted):
+        return
+    for parent in (folder, folder.parent):
+        for other in (parent, *sorted(parent.iterdir())):
+            if other.is_dir() and any((other / name).is_file() for name in wanted):
+                raise DataError(f"{path}: its images are not beside it but in {other}: --set images={other}")
 
 
 def read_image(name: Any, folder: Path, annotation: Mapping[str, Any]) -> AnnotatedImage:

@@ -49,6 +49,7 @@ _REASONING = ("reasoning_content", "reasoning", "thinking")
 _CONTENT = ("content", "value", "parts", "text")
 _TOOLS, _CALLS = ("tools", "functions"), ("tool_calls", "function_call")
 _AUDIO = ("audio", "audios")
+_NO_TEXT = "system message without text"
 # Fields that the conversion uses up, besides those of the turns. All others are kept in the record.
 _CONSUMED = {
     *("domain", "thinking", "enable_thinking", *_TOOLS, *_AUDIO),
@@ -96,7 +97,7 @@ def normalise(record: dict[str, Any], notes: Counter[str] | None = None) -> dict
     used |= _apply_marks_of_record(record, messages)
     kept = [turn for turn in messages if turn["content"] or turn["role"] != "system"]
     if len(kept) < len(messages):
-        found.notes["system message without text"] += len(messages) - len(kept)
+        found.notes[_NO_TEXT] += len(messages) - len(kept)
     normalised: dict[str, Any] = {"domain": "chat", "messages": kept}
     thinking = record.get("thinking", record.get("enable_thinking"))
     if isinstance(thinking, bool):
@@ -145,10 +146,10 @@ def finished(draft: Draft, raw: Any, notes: Mapping[str, int] | None = None) -> 
     """
     if draft.record.get("domain") != "chat" or not isinstance(draft.record.get("messages"), list):
         return draft
-    if chat_objects.OBJECTS in draft.record or is_foreign_chat(draft.record):
-        draft = replace(draft, record=chat_objects.fill(draft.record, draft.images))
-    given, items = {"messages": count_messages(raw)}, {"messages": len(draft.record["messages"])}
+    draft = replace(draft, record=chat_objects.fill(draft.record, draft.images))
     not_read = Counter(draft.not_read) + Counter(notes or {})
+    given = {"messages": count_messages(raw)}
+    items = {"messages": len(draft.record["messages"]) + not_read[_NO_TEXT]}
     return replace(draft, given={**draft.given, **given}, items={**draft.items, **items}, not_read=dict(not_read))
 
 
@@ -182,17 +183,14 @@ def _is_preference(record: dict[str, Any]) -> bool:
 
 def _has_more_than_own(record: dict[str, Any]) -> bool:
     """Return whether a record of the domain `chat` has fields whose meaning `normalise` knows."""
-    return (
-        chat_masks.has_record_mark(record)
-        or _is_preference(record)
-        or any(not _is_empty(record.get(key)) for key in (*_TOOLS, *_AUDIO))
-    )
+    has_tools = any(not _is_empty(record.get(key)) for key in (*_TOOLS, *_AUDIO))
+    return has_tools or chat_masks.has_record_mark(record) or _is_preference(record)
 
 
 def _is_plain_turn(turn: Any) -> bool:
     return (
         isinstance(turn, dict)
-        and turn.get("role") in ROLE_TOKENS
+        and turn.get("role") in tuple(ROLE_TOKENS)
         and isinstance(turn.get("content"), str)
         and not chat_masks.has_foreign_mark(turn)
         and not any(key in turn for key in _CALLS)

@@ -1,6 +1,6 @@
 """Marks by which chats of other tools stand for their images and videos, replaced by <image> and <video>.
 
-    Qwen-VL       Picture 1: <img>cat.jpg</img>
+    Qwen-VL       1: <img>cat.jpg</img>
     Qwen2-VL      <|vision_start|><|image_pad|><|vision_end|>
     GLM           <|begin_of_image|><|image|><|end_of_image|>
     InternVL      <img><IMG_CONTEXT></img>
@@ -24,7 +24,10 @@ from typing import Any
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.media import EXTENSIONS
 
-_WRAPPED = re.compile(r"<(?:im_start|img|Img|Image)><image><(?:im_end|/img|/Img|/Image)>")
+# The placeholder with what surrounds it: LLaVA, XComposer, MiniCPM.
+_WRAPPED = re.compile(
+    r"<(?:im_start|img|Img|Image)><(image)><(?:im_end|/img|/Img|/Image)>|\(<(?:(image)|(video))>\./</(?:image|video)>\)"
+)
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ def _kind(name: str, tokens: Sequence[str], tags: str) -> _Kind:
     )
 
 
+_KIMI = r"<\|media_start\|>image<\|media_content\|>(?:<\|media_pad\|>)+<\|media_end\|>"
 _IMAGE_TOKENS = (
     r"<img>(?:<IMG_CONTEXT>)+</img>",
     "<IMG_CONTEXT>",
     "<start_of_image>",
     r"\[IMG\](?![^\[\n]*\[/IMG\])",
-    r"<\|media_pad\|>",
+    _KIMI,
 )
 _KINDS = {"images": _kind("image", _IMAGE_TOKENS, "img|image"), "videos": _kind("video", (), "vid|video")}
 
@@ -77,7 +81,7 @@ def place_files(messages: list[dict[str, Any]], files: dict[str, list[str]]) -> 
     """
     for turn in messages:
         if any(files.values()) and _WRAPPED.search(turn["content"]):
-            turn["content"] = _WRAPPED.sub("<image>", turn["content"])
+            turn["content"] = _WRAPPED.sub(lambda found: f"<{found[found.lastindex or 1]}>", turn["content"])
     placed = {field: _place(kind, messages, files[field], field) for field, kind in _KINDS.items()}
     images, videos = (_count(messages, kind.placeholder) for kind in _KINDS.values())
     if placed["videos"] and not placed["images"] and not videos and images == len(placed["videos"]):

@@ -107,7 +107,7 @@ def marks_of_record(record: dict[str, Any], roles: Sequence[str]) -> tuple[dict[
         value = record.get(key)
         if isinstance(value, bool) and value is not meaning:
             raise BadSample("nothing_to_learn", f'the record has "{key}": {str(value).lower()}')
-        if not _is_list_of_marks(value):
+        if not isinstance(value, list) or not _is_list_of_marks(value):
             continue
         numbers = {len(answers): answers, len(roles): range(len(roles))}.get(len(value))
         if numbers is None:

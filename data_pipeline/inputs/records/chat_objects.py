@@ -95,7 +95,7 @@ def _texts(refs: list[Any]) -> list[str]:
 
 def _written(values: Any, kind: str, image: Any, images: Sequence[Media]) -> str:
     """Return a box, or a list of boxes, as the model writes it."""
-    if kind not in _TYPES:
+    if kind not in tuple(_TYPES):
         raise BadSample("unsupported_content", f'"bbox_type" {kind!r}: it must be one of {", ".join(_TYPES)}')
     if kind == "real":
         if not isinstance(image, int) or not 0 <= image < len(images):

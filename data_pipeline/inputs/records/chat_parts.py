@@ -85,7 +85,7 @@ def read_parts(number: int, parts: list[Any], found: Found, *, escape: bool) -> 
 def has_files(turn: Any) -> bool:
     """Return whether a message has parts that stand for files."""
     content = turn.get("content", turn.get("value", turn.get("parts"))) if isinstance(turn, dict) else None
-    return isinstance(content, list) and any(_kind(part) in _FILES for part in content if isinstance(part, dict))
+    return isinstance(content, list) and any(_kind(part) in tuple(_FILES) for part in content if isinstance(part, dict))
 
 
 def reference(value: Any) -> str:

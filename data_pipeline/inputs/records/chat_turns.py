@@ -22,7 +22,6 @@ PAIRS = (
     ("query", "response"),
     ("prompt", "response"),
     ("prompt", "completion"),
-    ("question", "answer"),
 )
 _JSON_FIELDS = (*LISTS, "history", "images", "videos", "objects", "tools")
 
@@ -73,7 +72,8 @@ def turns(record: dict[str, Any]) -> tuple[list[Any], set[str]]:
 def count_messages(raw: Any) -> int:
     """Count the messages that a record gives, apart from converting it: items of its lists, questions and answers.
 
-    A system message without text is none.
+    Args:
+        raw: The record, parsed or as JSON; anything else has no messages.
     """
     if isinstance(raw, bytes):
         raw = _from_json(raw)
@@ -82,13 +82,16 @@ def count_messages(raw: Any) -> int:
     record = parsed(raw)
     name, pair = list_name(record), pair_names(record)
     if name is not None:
-        given = record[name] if isinstance(record[name], list) else []
-        count = len(given) - sum(_is_empty_system(turn) for turn in given)
+        count = len(record[name]) if isinstance(record[name], list) else 0
     elif pair is not None:
         history, prompt = record.get("history"), record[pair[0]]
         count = 2 * len(history) if isinstance(history, list) else 0
         count += sum(len(side) if isinstance(side, list) else 1 for side in (prompt, record[pair[1]]))
+    elif isinstance(record.get("texts"), list):  # The Cauldron: pairs of a user and an assistant
+        count = 2 * sum(isinstance(pair, dict) for pair in record["texts"])
     else:
+        count = 2 * ("question" in record and "answer" in record)
+    if not count:
         return 0
     system = record.get("system", record.get("system_prompt"))
     return count + (isinstance(system, str) and bool(system))
@@ -101,7 +104,8 @@ def _pair_turns(record: dict[str, Any], asked_name: str, answer_name: str) -> It
         return
     if isinstance(answer, list):
         raise BadSample("preference_pair", f'"{answer_name}" is a list of answers to choose from')
-    parts = [part for part in (asked, record.get("input") if asked_name == "instruction" else None) if part]
+    further = record.get("input") if asked_name == "instruction" else None
+    parts = [part for part in (asked, further) if part not in (None, "")]
     if not all(isinstance(part, str) for part in parts):
         raise BadSample("bad_record", f'"{asked_name}" and "input" must be texts')
     pairs = [*history, ["\n".join(parts), answer]] if isinstance(history, list) else []
@@ -117,13 +121,7 @@ def _is_turns(value: Any) -> bool:
     return bool(entries) and all(isinstance(turn, dict) and turn.keys() & {"role", "from"} for turn in entries)
 
 
-def _is_empty_system(turn: Any) -> bool:
-    if not isinstance(turn, dict) or turn.get("role", turn.get("from")) not in ("system", "developer"):
-        return False
-    return turn.get("content", turn.get("value")) in ("", [])
-
-
-def _from_json(value: str | bytes) -> Any:
+def _from_json(value: Any) -> Any:
     if value.lstrip()[:1] not in ("[", "{", b"[", b"{"):
         return None
     try:

@@ -29,7 +29,15 @@ from data_pipeline.inputs.records.record_fields import (
     url_names,
 )
 
-CHAT_NAMES = ("messages", "conversations", "conversation")
+CHAT_NAMES = ("messages", "conversations", "conversation", "dialog", "dialogue")
+# Columns of a question and of its answer, which chat_formats.py and questions.py convert.
+_PAIRS = (
+    QUESTION_COLUMNS,
+    frozenset(("instruction", "output")),
+    frozenset(("query", "response")),
+    frozenset(("prompt", "response")),
+    frozenset(("prompt", "completion")),
+)
 _DOCUMENT_NAMES = ("texts", "text_list")  # of interleaved documents and of sets of questions
 _OWN_TEXT_NAMES = {"text", "caption", "txt"}  # names that say that a row is a text, beside a conversation too
 _OPTIONS = {"images": "image", "videos": "video"}
@@ -189,6 +197,8 @@ def _text_column(path: str, schema: pa.Schema, used: list[str], domain: str) -> 
                 f"{min(texts)!r} (--set text={min(texts)})?"
             )
         return ""
+    if "text" in found and "domain" in schema.names:  # a record of this project
+        return "text"
     if len(found) > 1:
         raise DataError(f"{path}: columns {' and '.join(found)} may be the text: choose one, as --set text={found[0]}")
     return found[0] if found else ""
@@ -197,7 +207,7 @@ def _text_column(path: str, schema: pa.Schema, used: list[str], domain: str) -> 
 def _is_complete_without_text(names: Iterable[str]) -> bool:
     """Return whether the rows are chats, sets of questions or documents, which have no column of the text."""
     names = set(names)
-    alone = names >= QUESTION_COLUMNS and "text" not in names
+    alone = any(names >= pair for pair in _PAIRS) and "text" not in names
     return alone or not names.isdisjoint(CHAT_NAMES) or (not names.isdisjoint(_DOCUMENT_NAMES) and "text" not in names)
 
 

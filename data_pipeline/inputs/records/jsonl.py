@@ -22,6 +22,7 @@ from typing import Any
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_RECORD, Draft, NotRead, Rejected, Unit, credited
 from data_pipeline.inputs.names import shown_names
+from data_pipeline.inputs.records import chat_formats
 from data_pipeline.inputs.records.json_files import form_of, size_on_disk, unit_values, value_units
 from data_pipeline.inputs.records.lazy_units import LazyUnits
 from data_pipeline.inputs.records.named_media import RecordReader, paths_named
@@ -73,7 +74,8 @@ class JsonLines:
             try:
                 yield from credited(reader.drafts(_object(record), origin), ONE_RECORD)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
+                rejected = Rejected(origin, error.reason, error.detail, ONE_RECORD)
+                yield chat_formats.finished_rejection(rejected, record)
 
     def _units(self, path: str) -> Iterator[Unit]:
         with open(path, "rb") as file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +69,10 @@ class RecordReader:
             record = {"domain": self.options.domain, **record}
         check_no_messages(record)
         record, read_as_before = self._with_media_of_chat(record)
-        record = converted(record)
+        if questions.is_question_set(record):
+            record = questions.as_conversation(record)
+        given, notes = record, Counter[str]()
+        record = converted(record, notes)
         record, read_as = self._with_media(record)
         read_as |= read_as_before
         media = {
@@ -82,7 +86,8 @@ class RecordReader:
         counts = len(media["images"]), len(media["videos"])
         for number, stored, omitted in self._with_texts(rest, counts, origin, read_as):
             where = f"{origin}#caption={number}" if number else origin
-            yield Draft(stored, media["images"], media["videos"], where, not_read=omitted, read_as=read_as)
+            draft = Draft(stored, media["images"], media["videos"], where, not_read=omitted, read_as=read_as)
+            yield chat_formats.finished(draft, given, notes)
 
     def _with_media_of_chat(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return a conversation with its files under names that its conversion knows, and what became of their names.
@@ -169,16 +174,20 @@ class RecordReader:
             if not _is_text(record.get(self.options.text)):
                 raise BadSample("no_caption", f"its field {self.options.text!r} holds no text")
             return self.options.text
-        if isinstance(record.get("text"), str):
+        names = [name for name in text_names(record) if record[name] and _is_text(record[name])]
+        if isinstance(record.get("text"), str) and ("domain" in record or names in ([], ["text"])):
             return "text"
-        names = [name for name in text_names(record) if _is_text(record[name])]
         if len(names) > 1:
             raise BadSample("bad_record", f"{' and '.join(names)} may be its text: --set text={names[0]}")
         return names[0] if names else ""
 
 
-def converted(record: dict[str, Any]) -> dict[str, Any]:
+def converted(record: dict[str, Any], notes: Counter[str] | None = None) -> dict[str, Any]:
     """Convert a record in the format of another tool; return any other record unchanged.
+
+    Args:
+        record: The record.
+        notes: Gets what of a conversation is not read, by name.
 
     Raises:
         BadSample: It cannot be converted.
@@ -186,7 +195,7 @@ def converted(record: dict[str, Any]) -> dict[str, Any]:
     if questions.is_question_set(record):
         record = questions.as_conversation(record)
     if chat_formats.is_foreign_chat(record):
-        return chat_formats.normalise(record)
+        return chat_formats.normalise(record, notes)
     if interleaved_formats.is_foreign_interleaved(record):
         return interleaved_formats.normalise(record)
     return record

@@ -9,6 +9,7 @@ img2dataset downloads the files and writes tars.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit, credited
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
+from data_pipeline.inputs.records.chat_formats import finished, finished_rejection, is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.records.columns import Columns, Wanted, find_columns
 from data_pipeline.inputs.records.interleaved_formats import is_foreign_interleaved, normalise_with_media
 from data_pipeline.inputs.records.lazy_units import LazyUnits
@@ -113,7 +114,7 @@ class Parquet:
                 raise values
             yield from credited(self._drafts(values, columns, folder, origin), _ONE_ROW)
         except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail, _ONE_ROW)
+            yield finished_rejection(Rejected(origin, error.reason, error.detail, _ONE_ROW), values)
 
     def _drafts(self, values: dict[str, Any], columns: Columns, folder: Path, origin: str) -> Iterator[Draft]:
         """Yield the drafts of a row: one, or one for each of its captions."""
@@ -145,9 +146,10 @@ class Parquet:
                 where = f"{origin}#caption={number}" if number else origin
                 yield Draft(stored, files["images"], files["videos"], where, not_read=omitted, read_as=read_as)
             return
+        given, notes = record, Counter[str]()
         if is_foreign_chat(record):
-            record, files = normalise_nameless(record, files)
-        yield Draft(record, files["images"], files["videos"], origin, read_as=read_as)
+            record, files = normalise_nameless(record, files, notes)
+        yield finished(Draft(record, files["images"], files["videos"], origin, read_as=read_as), given, notes)
 
     def _media(self, value: Any, field: str, folder: Path) -> Media:
         return media_of_value(value, field, folder, allow_outside=self.allow_outside)

@@ -8,6 +8,7 @@ A name is used where one reading is plausible. Otherwise the message asks for th
 
 from __future__ import annotations
 
+import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,6 +32,8 @@ TEXT_NAMES = _words(
     "long_caption short_caption detailed_caption dense_caption generated_caption blip_caption raw_caption "
     "caption_text image_caption video_caption"
 )
+_CERTAIN_TEXTS = _words("text txt caption captions recaption recaptions ocr ocr_text")
+_ANSWER_NAMES = _words("answer answers response responses output completion solution target chosen")
 TEXTS_ALONE = frozenset(("text", "txt", "content"))  # names of texts that need no image; others are captions
 _NUMBER = re.compile(r"_?(\d+)$")
 # Names of one or several files. An s or a number may follow: images, image_1, image_2.
@@ -76,8 +79,15 @@ def file_names(names: Iterable[str]) -> list[str]:
 
 
 def text_names(names: Iterable[str]) -> list[str]:
-    """Return the names under which texts are looked for."""
-    return [name for name in names if _stem(name) in TEXT_NAMES]
+    """Return the names under which texts are looked for.
+
+    A prompt or description beside an answer is perhaps a question: then the answer is among them.
+    """
+    names = list(names)
+    found = [name for name in names if _stem(name) in TEXT_NAMES]
+    if found and not any(_stem(name) in _CERTAIN_TEXTS for name in found):
+        found += [name for name in names if name.lower() in _ANSWER_NAMES]
+    return found
 
 
 def in_order(names: Sequence[str]) -> list[str] | None:
@@ -126,13 +136,24 @@ def with_texts(
     texts = record.get(name)
     rest = {key: value for key, value in record.items() if key != name}
     if not isinstance(texts, list):
-        yield 0, complete({**rest, "text": texts}, counts, domain), {}
+        yield 0, complete({**rest, "text": text_of_ground_truth(texts)}, counts, domain), {}
         return
     chosen = choose_captions(texts, captions, origin)
     for number, text in enumerate(chosen, start=1):
         not_chosen = len(texts) - len(chosen) if number == len(chosen) else 0
         omitted = {"caption not chosen": not_chosen} if not_chosen else {}
         yield number if len(chosen) > 1 else 0, complete({**rest, "text": text}, counts, domain), omitted
+
+
+def text_of_ground_truth(text: Any) -> Any:
+    """Return the text in Donut's and SynthDoG's {"gt_parse": {"text_sequence": ...}}; any other value unchanged."""
+    if not isinstance(text, str) or not text.startswith('{"gt_parse'):
+        return text
+    try:
+        sequence = json.loads(text)["gt_parse"]["text_sequence"]
+    except (ValueError, KeyError, TypeError, RecursionError):  # a form's fields are learned as they are written
+        return text
+    return sequence if isinstance(sequence, str) else text
 
 
 def choose_captions(texts: Sequence[Any], captions: Captions, origin: str) -> list[str]:

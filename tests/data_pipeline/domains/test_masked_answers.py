@@ -69,7 +69,7 @@ def test_masked_answers_carry_no_loss_token_by_token(form, thinking, hf, tokeniz
         messages: list[dict[str, Any]] = [{"role": "system", "content": "S"}] if rng.integers(2) else []
         for number in range(rng.integers(1, 5)):
             messages.append({"role": "user", "content": f"question {number}"})
-            keys = {"reasoning_content": f"thought {number}"} if thinking else {}
+            keys: dict[str, Any] = {"reasoning_content": f"thought {number}"} if thinking else {}
             if rng.integers(2):
                 keys["loss"] = bool(rng.integers(2))
             messages.append(answer(f"<answer>{number}</answer> of many", **keys))

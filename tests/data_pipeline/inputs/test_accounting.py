@@ -197,8 +197,11 @@ def coco(case: Case) -> dict[str, int]:
         case.mutate({"id": number, "image_id": number % 3, "category_id": 1, "bbox": [1, 1, 9, 9]})
         for number in range(5)
     ]
-    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
-    case.write("given.json", json.dumps(case.mutate(content) if case.rng.random() < 0.3 else content))
+    categories = [{"id": 1, "name": "cat"}]
+    content: dict[str, Any] = {"images": images, "annotations": annotations, "categories": categories}
+    if case.rng.random() < 0.3:
+        content[case.new_name()] = case.rng.choice(([], {}, 1))
+    case.write("given.json", json.dumps(content))
     return {"images": 3, "annotations": 5}
 
 

@@ -177,10 +177,10 @@ def fates(folder: Path, data: bytes, name: str) -> dict[str, str]:
     for given in ("pets", "named.jsonl", "uri.jsonl", "a.parquet", "a.tar"):
         drafts, rejected = read(opened(root / given))
         try:
-            [media] = [media for draft in drafts for media in draft.images] or [None]
-            if media is not None:
+            found = [media for draft in drafts for media in draft.images]
+            for media in found:
                 decode_image(media.data)
-            fates[given] = media.extension if media is not None else rejected[0].reason
+            fates[given] = found[0].extension if found else rejected[0].reason
         except BadSample as error:
             fates[given] = error.reason
     return fates

@@ -150,7 +150,7 @@ def test_links_are_rejected_with_the_sample_that_they_would_be_part_of(tmp_path:
 
 def test_webdatasets_convention_is_kept(tmp_path: Path) -> None:
     """Keys are those that the library webdataset itself finds, also where numbers and folders have dots."""
-    files = {}
+    files: dict[str, bytes] = {}
     for key in ("v1.2/000", "v1.2/001", "a b", "x-y_z"):
         files |= {
             f"{key}.json": b"{}",

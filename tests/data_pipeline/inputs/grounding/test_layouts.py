@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Draft, Rejected
 from data_pipeline.inputs.grounding.boxed_captions import Grounding
 from data_pipeline.inputs.grounding.marked_text import read_marks
@@ -257,3 +262,120 @@ def test_box_format_is_obeyed_by_coco_and_scene_text(folder: Path) -> None:
     assert drafts[0].record["text"] == f"STOP {BOX}\nGO [[500,100,700,400]]"
     _, rejected = read(SceneText((str(folder / "words.jsonl"),)))
     assert [entry.reason for entry in rejected] == ["bad_box", "bad_box", "no_text"]
+
+
+# --- tables and tars --------------------------------------------------------------------------------------------------
+
+
+def write_table(folder: Path, rows: list[dict[str, Any]]) -> str:
+    path = folder / "val-00000-of-00001.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=2)
+    return str(path)
+
+
+def test_refcoco_tables_with_images_are_read(folder: Path) -> None:
+    row = {
+        "question_id": "1",
+        "image": {"bytes": (folder / "cat.jpg").read_bytes(), "path": "COCO_train2014_000000000001_0.jpg"},
+        "question": "Please describe the region.",
+        "answer": ["left cat", "cat", "left cat"],
+        "segmentation": [1.0, 2.0],
+        "bbox": [50.0, 20.0, 50.0, 60.0],
+        "iscrowd": 0,
+        "file_name": "COCO_train2014_000000000001.jpg",
+    }
+    path = write_table(folder, [row, row, {**row, "image": {"bytes": b"no image", "path": None}}])
+    drafts, rejected = read(Grounding((path,)))
+    assert [draft.record["text"] for draft in drafts] == [f"<image>left cat {BOX}\ncat {BOX}"] * 2
+    assert drafts[0].images[0].data == (folder / "cat.jpg").read_bytes()
+    names = ("question_id", "question", "segmentation", "iscrowd", "file_name")
+    unread = {f"key {name}": 1 for name in names}
+    assert drafts[0].not_read == {**unread, "expression: the same as another of its box": 1}
+    assert [(entry.origin, entry.reason) for entry in rejected] == [
+        ("val-00000-of-00001.parquet:3", "unknown_extension")
+    ]
+
+
+def test_refcoco_tables_with_paths_are_read(folder: Path) -> None:
+    (folder / "coco/train2014").mkdir(parents=True)
+    (folder / "cat.jpg").rename(folder / "coco/train2014/1.jpg")
+    row = {
+        "sentences": [{"raw": "Left cat", "sent": "left cat", "sent_id": 1, "tokens": ["left", "cat"]}],
+        "image_path": "coco/train2014/1.jpg",
+        "bbox": [100.0, 40.0, 200.0, 160.0],
+        "raw_image_info": json.dumps({"file_name": "1.jpg", "width": 1000, "height": 400}),
+        "captions": ["Left cat"],
+    }
+    (folder / "tables").mkdir()
+    path = write_table(folder / "tables", [row])
+    drafts, rejected = read(Grounding((path,), images=str(folder)))
+    assert not rejected
+    assert [draft.record["text"] for draft in drafts] == [f"<image>Left cat {BOX}"]
+
+
+def test_screenspot_tables_have_fractions(folder: Path) -> None:
+    row = {
+        "file_name": "mobile_1.png",
+        "bbox": [0.1, 0.1, 0.2, 0.4],
+        "instruction": "close",
+        "data_type": "icon",
+        "data_source": "ios",
+        "image": {"bytes": (folder / "cat.jpg").read_bytes(), "path": "mobile_1.png"},
+    }
+    drafts, _ = read(Grounding((write_table(folder, [row]),)))
+    assert [draft.record["text"] for draft in drafts] == [f"<image>close {BOX}"]
+
+
+def test_grit_is_read_from_the_tars_of_img2dataset(folder: Path) -> None:
+    record = {
+        "caption": "a wire hanger",
+        "noun_chunks": [[0, 13, 0.1, 0.1, 0.2, 0.4, 0.8]],
+        "ref_exps": [[0, 13, 0.1, 0.1, 0.2, 0.4, 0.8]],
+        "key": "000000000",
+        "status": "success",
+        "width": 500,
+        "height": 200,
+        "original_width": 1000,
+        "original_height": 400,
+    }
+    members = {
+        "000000000.jpg": (folder / "cat.jpg").read_bytes(),
+        "000000000.json": json.dumps(record).encode(),
+        "000000000.txt": b"a wire hanger",
+        "000000001.json": json.dumps(record).encode(),
+    }
+    with tarfile.open(folder / "00000.tar", "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    drafts, rejected = read(Grounding((str(folder / "00000.tar"),), spans="noun_chunks"))
+    assert [draft.record["text"] for draft in drafts] == [f"<image>a wire hanger {BOX}"]
+    assert drafts[0].items == {"members": 3, "boxes": 1}
+    assert set(drafts[0].not_read) == {
+        "key key",
+        "key status",
+        "key width",
+        "key height",
+        "key ref_exps",
+        "phrase score",
+    }
+    assert [entry.reason for entry in rejected] == ["missing_member"]
+
+
+def test_images_in_another_folder_are_asked_for(folder: Path) -> None:
+    (folder / "screenspotv2_image").mkdir()
+    (folder / "cat.jpg").rename(folder / "screenspotv2_image" / "cat.jpg")
+    (folder / "a.json").write_text(json.dumps([{**SCREEN, "data_type": "icon", "data_source": "windows"}]))
+    (folder / "words.jsonl").write_text(json.dumps({"image": "cat.jpg", "words": []}))
+    for given in (Grounding((str(folder / "a.json"),)), SceneText((str(folder / "words.jsonl"),))):
+        with pytest.raises(DataError, match=f"--set images={folder / 'screenspotv2_image'}$"):
+            given.units()
+    drafts, _ = read(Grounding((str(folder / "a.json"),), images=str(folder / "screenspotv2_image")))
+    assert [draft.record["text"] for draft in drafts] == [f"<image>close this window {BOX}"]
+
+
+def test_words_in_one_object_are_refused(folder: Path) -> None:
+    (folder / "words.json").write_text(json.dumps({"image": "cat.jpg", "words": []}, indent=1))
+    with pytest.raises(DataError, match="is one object: write a list of records"):
+        SceneText((str(folder / "words.json"),)).units()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import unicodedata
 from collections import Counter
 from collections.abc import Mapping
@@ -214,7 +215,7 @@ def test_line_with_several_images_is_one_sample(tmp_path: Path, names: dict[str,
 
 
 def test_every_file_of_a_folder_has_a_fate(tmp_path: Path) -> None:
-    files = {
+    files: dict[str, bytes | str] = {
         "README.md": "# Pets",
         "LICENSE": "MIT",
         ".gitattributes": "*.jpg filter=lfs",
@@ -257,3 +258,34 @@ def test_every_file_of_a_folder_has_a_fate(tmp_path: Path) -> None:
 
 def kinds_of(path: Path) -> list[str]:
     return [kind for kind, _ in open_inputs([str(path)])]
+
+
+def test_random_folders_lose_no_file_and_no_line(tmp_path: Path) -> None:
+    """`read` checks that every file and line has a fate; here its number is counted by brute force."""
+    rng = random.Random(3)
+    for case in range(120):
+        root = tmp_path / str(case)
+        names = [f"{folder}{stem}" for folder in ("", "sub/", "v1.2/") for stem in ("a", "b.c", "d", "é")]
+        suffixes = (".jpg", ".txt", ".json", ".mp4", ".md", "", ".JPG", ".svg", ".ts")
+        content = {".jpg": JPEG, ".JPG": JPEG, ".mp4": MP4, ".json": b'{"caption": ["x", "y"]}', "": PNG}
+        files: dict[str, bytes | str] = {"a.jpg": JPEG}
+        for _ in range(rng.randint(1, 12)):
+            suffix = rng.choice(suffixes)
+            files[rng.choice(names) + suffix] = content.get(suffix, b"words")
+        given_lines = 0
+        for folder in rng.sample(("", "sub/", "v1.2/"), rng.randint(0, 3)):
+            chosen = [rng.choice(("a.jpg", "sub/a.jpg", "d.mp4", "gone.jpg", "é.jpg", "b.c.jpg")) for _ in range(4)]
+            rows: list[dict[str, Any]] = [{"file_name": name, "text": "x"} for name in chosen]
+            rows += [{"file_names": rng.sample(("a.jpg", "d.jpg", "b.c.jpg"), 2), "text": "x"}, {"text": "no name"}]
+            table = rng.random() < 0.3
+            given_lines += 4 if table else 6
+            files[f"{folder}metadata.csv" if table else f"{folder}metadata.jsonl"] = (
+                "file_name,text\n" + "".join(f"{name},x\n" for name in chosen) if table else lines(*rows)
+            )
+        write(root, files)
+        for captions in ("all", "random"):
+            given = opened(root, kind="folder", settings=[f"captions={captions}"])
+            read(given)
+            total = sum((Counter(given.given(unit)) for unit in given.units()), Counter())
+            metadata = sum(Path(name).name.startswith("metadata.") for name in files)
+            assert (total["files"], total["lines"]) == (len(files) - metadata, given_lines)

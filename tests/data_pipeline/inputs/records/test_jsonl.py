@@ -83,6 +83,7 @@ def test_single_file_is_read_under_its_usual_names(tmp_path):
         {"image": {"bytes": None, "path": "a.jpg"}, "text": "A cat."},
         {"images": "a.jpg", "text": "A cat."},
         {"mp4": "a.mp4", "text": "A cat."},
+        {"image": "a.jpg", "domain": "image_text", "text": "A cat.", "caption": "Another text."},
     ]
     drafts, rejected = read(opened(write_lines(tmp_path / "a.jsonl", records)))
     assert not rejected
@@ -98,9 +99,10 @@ def test_single_file_is_read_under_its_usual_names(tmp_path):
         {"domain": "text", "text": "About an image.", "image": "a.jpg"},
         *[cat] * 4,
         {"domain": "video", "text": "A cat."},
+        {**cat, "caption": "Another text."},
     ]
-    assert [len(draft.images) for draft in drafts] == [1, 1, 1, 1, 1, 1, 0, 1, 2, 1, 1, 0, 0, 1, 1, 1, 1, 0]
-    assert [len(draft.videos) for draft in drafts] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
+    assert [len(draft.images) for draft in drafts] == [1, 1, 1, 1, 1, 1, 0, 1, 2, 1, 1, 0, 0, 1, 1, 1, 1, 0, 1]
+    assert [len(draft.videos) for draft in drafts] == [0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 0]
     assert drafts[1].read_as == {"field img": "images", "field caption": "text"}
 
 
@@ -119,6 +121,7 @@ def write_lines(path, records):
             "bad_record",
             "--set image=image,photo or --set image=image",
         ),
+        ({"image": "a.jpg", "text": "x", "caption": "y"}, "bad_record", "text and caption may be its text"),
         ({"image": "a.jpg", "caption": "x", "recaption": "y"}, "bad_record", "--set text=caption"),
         ({"image": "a.jpg", "label": 3}, "no_caption", "--set text=FIELD"),
         ({"pic_of_it": "a.jpg", "question": "x", "answer": "y"}, "bad_record", "--set image=pic_of_it"),

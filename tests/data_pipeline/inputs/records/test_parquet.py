@@ -205,6 +205,8 @@ def test_question_sets_become_conversations(tmp_path):
     assert (drafts[0].record["domain"], drafts[0].record["ratings"]) == ("chat", [3, 4])
     assert drafts[0].images == [Media("jpg", JPEG), Media("png", PNG)]
     assert (len(drafts[1].images), drafts[1].record["messages"][0]["content"]) == (0, "Who?")
+    [draft], _ = read(opened(write_parquet(tmp_path / "i.parquet", [{"instruction": "Who?", "output": "Me."}])))
+    assert [turn["content"] for turn in draft.record["messages"]] == ["Who?", "Me."]
     row = {"image": IMAGE, "question": "Who?", "answer": "Me.", "question_id": 3}
     [draft], _ = read(opened(write_parquet(tmp_path / "b.parquet", [row])))
     assert [turn["content"] for turn in draft.record["messages"]] == ["<image>Who?", "Me."]
@@ -274,6 +276,8 @@ def test_column_of_urls_is_kept_in_texts(tmp_path):
         ({"text": "x", "image": JPEG, "mask": PNG}, [], "columns image and mask .* --set image=image,mask"),
         ({"text": "x", "clip": MP4, "video": MP4}, [], "columns clip and video .* --set video=clip,video"),
         ({"caption": "x", "recaption": "y", "image": JPEG}, [], "caption and recaption .* --set text=caption"),
+        ({"caption": "x", "text": "y", "image": JPEG}, [], "caption and text .* --set text=caption"),
+        ({"prompt": "x", "answers": "y", "image": JPEG}, [], "prompt and answers .* --set text=prompt"),
         ({"text": "x", "messages": []}, [], "--set domain=chat.*--set text=text"),
         (
             {"caption": "x", "label": 3},
