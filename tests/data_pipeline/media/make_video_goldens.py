@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,7 +77,7 @@ def golden(path: str, *, sampled: bool) -> dict[str, Any]:
 
 def main() -> None:
     goldens = {}
-    made = {
+    made: dict[str, Callable[[], bytes]] = {
         **CONSTANT,
         **{name: partial(make, times) for name, (make, times) in VARIABLE.items()},
     }

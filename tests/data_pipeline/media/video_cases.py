@@ -170,35 +170,35 @@ SLIDES = [*range(0, 2000, 40), 12000, 22000, 32000, 42000]  # a screen that stan
 JITTER = [40 * number + [0, 3, -2, 5, -4][number % 5] for number in range(75)]
 JITTER[0] = 0
 
+MP4_RATES: list[tuple[str, Fraction | int, int]] = [
+    ("1", 1, 7),
+    ("2", 2, 9),
+    ("8", 8, 21),
+    ("12", 12, 40),
+    ("15", 15, 47),
+    ("23.976", FILM, 75),
+    ("24", 24, 72),
+    ("25", 25, 80),
+    ("29.97", NTSC, 91),
+    ("30", 30, 61),
+    ("50", 50, 126),
+    ("59.94", Fraction(60000, 1001), 150),
+    ("120", 120, 250),
+    ("7.5", Fraction(15, 2), 31),
+]
+MKV_RATES: list[tuple[str, Fraction | int, int]] = [
+    ("23.976", FILM, 75),
+    ("24", 24, 72),
+    ("29.97", NTSC, 91),
+    ("30", 30, 100),
+    ("60", 60, 130),
+]
+
 CONSTANT: dict[str, Callable[[], bytes]] = {
-    **{
-        f"mp4 {name} fps": partial(made, Track(frames, rate, options=B_FRAMES))
-        for name, rate, frames in [
-            ("1", 1, 7),
-            ("2", 2, 9),
-            ("8", 8, 21),
-            ("12", 12, 40),
-            ("15", 15, 47),
-            ("23.976", FILM, 75),
-            ("24", 24, 72),
-            ("25", 25, 80),
-            ("29.97", NTSC, 91),
-            ("30", 30, 61),
-            ("50", 50, 126),
-            ("59.94", Fraction(60000, 1001), 150),
-            ("120", 120, 250),
-            ("7.5", Fraction(15, 2), 31),
-        ]
-    },
+    **{f"mp4 {name} fps": partial(made, Track(frames, rate, options=B_FRAMES)) for name, rate, frames in MP4_RATES},
     **{
         f"mkv {name} fps": partial(made, Track(frames, rate, options=B_FRAMES), format="matroska")
-        for name, rate, frames in [
-            ("23.976", FILM, 75),
-            ("24", 24, 72),
-            ("29.97", NTSC, 91),
-            ("30", 30, 100),
-            ("60", 60, 130),
-        ]
+        for name, rate, frames in MKV_RATES
     },
     "one frame": lambda: made(Track(1)),
     "two frames": lambda: made(Track(2)),
