@@ -6,6 +6,7 @@ here, apart from the product, and compared with the accounts of reading.
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import random
@@ -67,8 +68,9 @@ class Case:
         record = dict(record)
         for _ in range(self.rng.choice((0, 1, 1, 2))):
             change = self.rng.choice(("rename", "add", "remove", "retype", "twice"))
-            key = self.rng.choice(list(record)) if record else ""
-            if change == "add" or not record:
+            known = [key for key in record if key not in self.added]
+            key = self.rng.choice(known) if known else ""
+            if change == "add" or not known:
                 record[self.new_name()] = self.rng.choice((1, "x", None, [1], {"a": 1}))
             elif change == "rename":
                 record[self.rng.choice(NEW_NAMES)] = record.pop(key)
@@ -102,10 +104,10 @@ RECORDS: tuple[dict[str, Any], ...] = (
 def _records(case: Case) -> list[dict[str, Any]]:
     records = []
     for _ in range(case.rng.randint(1, 4)):
-        record = case.mutate(case.rng.choice(RECORDS))
+        record = case.mutate(copy.deepcopy(case.rng.choice(RECORDS)))
         for turns in (record.get("messages"), record.get("conversations")):
             if isinstance(turns, list) and case.rng.random() < 0.5:
-                turns[:] = [case.mutate(turn) if isinstance(turn, dict) else turn for turn in map(dict, turns)]
+                turns[:] = [case.mutate(turn) if isinstance(turn, dict) else turn for turn in turns]
         records.append(record)
     return records
 
@@ -136,7 +138,7 @@ def parquet(case: Case) -> dict[str, int]:
     if case.rng.random() < 0.3:
         columns["second"] = [{"bytes": PNG, "path": None}] * rows
     for _ in range(case.rng.randint(0, 2)):
-        key = case.rng.choice(list(columns))
+        key = case.rng.choice([name for name in columns if name not in case.added] or list(columns))
         name = case.new_name(rows) if case.rng.random() < 0.5 else case.rng.choice(NEW_NAMES)
         columns[name] = columns.pop(key) if case.rng.random() < 0.5 else columns[key]
     pq.write_table(pa.table(columns), case.folder / "given.parquet", row_group_size=2)
