@@ -18,7 +18,7 @@ from pptx.exc import PythonPptxError
 from pptx.oxml.ns import qn
 from pptx.shapes.graphfrm import GraphicFrame
 from pptx.shapes.group import GroupShape
-from pptx.shapes.picture import Movie, Picture
+from pptx.shapes.picture import Picture
 from pptx.shapes.placeholder import PlaceholderPicture
 
 from data_pipeline.errors import BadSample, DataError
@@ -160,7 +160,7 @@ class _Slide:
                 self.read(shape.shapes, min_side)
             elif isinstance(shape, Picture | PlaceholderPicture):
                 self._add_image(shape, min_side)
-            elif isinstance(shape, Movie):  # also of sound
+            elif shape._element.tag == qn("p:pic"):  # a video or sound
                 names = (name for tag, name in _MEDIA_FILES.items() if shape._element.find(f".//{qn(tag)}") is not None)
                 self.not_read[next(names, "video")] += 1
             elif isinstance(shape, GraphicFrame):

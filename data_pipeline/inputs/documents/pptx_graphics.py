@@ -40,9 +40,9 @@ def chart_blocks(space: Any) -> list[str]:
                 length = max(len(values), len(categories))
                 keys = [*categories, *map(str, range(len(categories) + 1, length + 1))]
                 tables.setdefault(tuple(keys), []).append((f"{label or f'series {number}'}{addition}", values))
-    for keys, columns in tables.items():
+    for labels, columns in tables.items():
         rows = [["", *(label for label, _ in columns)]]
-        for place, key in enumerate(keys):
+        for place, key in enumerate(labels):
             rows.append([key, *(values[place] if place < len(values) else "" for _, values in columns)])
         blocks.append(table_text(rows, header=True))
     return blocks

@@ -261,7 +261,7 @@ DIAGRAM = f"""<dgm:dataModel xmlns:dgm="http://schemas.openxmlformats.org/drawin
 def test_the_text_of_smartart_is_read_or_the_diagram_is_named(tmp_path, stored):
     def build(slide):
         name = PackURI("/ppt/diagrams/data1.xml")
-        part = Part(name, "application/xml", None, DIAGRAM.encode())
+        part = Part(name, "application/xml", slide.part.package, DIAGRAM.encode())
         link = slide.part.relate_to(
             part, "http://schemas.openxmlformats.org/officeDocument/2006/relationships/diagramData"
         )
