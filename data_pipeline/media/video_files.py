@@ -233,7 +233,7 @@ def _timing_in_header(stream: av.VideoStream) -> Timing | None:
     """
     if stream.container.format.name != _MOV or stream.start_time is None or stream.time_base is None:
         return None
-    times = [entry.timestamp for entry in stream.index_entries if not entry.is_discard]
+    times = [entry.timestamp for entry in stream.index_entries if entry.size and not entry.is_discard]
     frames = len(times)
     if not frames or not frames == stream.frames == len(stream.index_entries) or not stream.duration:
         return None
