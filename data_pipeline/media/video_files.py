@@ -22,7 +22,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import pairwise
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -201,11 +201,11 @@ def video_info(container: InputContainer, data: bytes, packets: Sequence[av.Pack
         raise BadSample("unreadable_video", "the video stream has no size")
     if stream.height * stream.width > MAX_DECODED_PIXELS:
         raise BadSample("image_too_large", f"frames of {stream.width}x{stream.height} pixels")
-    spans = _spans_in_header(stream)
-    if spans is None:
+    timing = _timing_in_header(stream)
+    if timing is None:
         packets = video_packets(container) if packets is None else packets
-        spans = _spans_of(packets)
-    frames, fps, duration, times = _timing(spans, stream)
+        timing = _timing(_spans_of(packets), stream)
+    frames, fps, duration, times = timing
     quarter_turns = 0
     if _may_be_turned(container, data):
         quarter_turns = _quarter_turns(stream, container.demux(stream) if packets is None else packets)
@@ -213,6 +213,7 @@ def video_info(container: InputContainer, data: bytes, packets: Sequence[av.Pack
     return VideoInfo(frames, fps, duration, height, width, quarter_turns, times)
 
 
+Timing = tuple[int, float, float, tuple[float, ...]]  # frames, fps, duration and times, as in VideoInfo
 Span = tuple[int | None, int]  # when a frame is shown and for how long, in ticks of its stream
 
 
@@ -225,25 +226,28 @@ def _spans_of(packets: Iterable[av.Packet]) -> list[Span]:
     ]
 
 
-def _spans_in_header(stream: av.VideoStream) -> list[Span] | None:
-    """Return the spans of an MP4 whose sample table says that the rate is constant; None for all others.
+def _timing_in_header(stream: av.VideoStream) -> Timing | None:
+    """Return the timing of an MP4 whose sample table says that the rate is constant; None for all others.
 
     The table has the times of decoding. If these are at a constant rate, the same frames are shown at that rate.
     """
-    if stream.container.format.name != _MOV or stream.start_time is None or not stream.frames:
+    if stream.container.format.name != _MOV or stream.start_time is None or stream.time_base is None:
         return None
-    entries = list(stream.index_entries)
-    if len(entries) != stream.frames or any(entry.is_discard for entry in entries):
+    times = [entry.timestamp for entry in stream.index_entries if entry.size and not entry.is_discard]
+    frames = len(times)
+    if not frames or not frames == stream.frames == len(stream.index_entries) or not stream.duration:
         return None
-    gaps = {second.timestamp - first.timestamp for first, second in pairwise(entries)}
-    step = gaps.pop() if len(gaps) == 1 else None
-    if not step or stream.duration != step * len(entries):
+    step = stream.duration // frames
+    if not step or stream.duration != step * frames or (np.diff(np.array(times)) != step).any():
         return None
-    return [(stream.start_time + step * number, step) for number in range(len(entries))]
+    first, end = (
+        _seconds(ticks, stream.time_base) for ticks in (stream.start_time, stream.start_time + stream.duration)
+    )
+    return frames, frames / (end - first), end - first, ()
 
 
-def _timing(spans: Sequence[Span], stream: av.VideoStream) -> tuple[int, float, float, tuple[float, ...]]:
-    """Return frames, fps, duration and times, as in VideoInfo. The arithmetic is that of torchcodec.
+def _timing(spans: Sequence[Span], stream: av.VideoStream) -> Timing:
+    """Return the timing of frames.
 
     Raises:
         BadSample: video_without_frames or unreadable_video.
@@ -253,21 +257,22 @@ def _timing(spans: Sequence[Span], stream: av.VideoStream) -> tuple[int, float, 
     known = sorted((start, length) for start, length in spans if start is not None)
     rate, base = stream.average_rate or stream.guessed_rate, stream.time_base
     if len(known) == len(spans) and base is not None:
-
-        def seconds(ticks: int) -> float:
-            return ticks * base.numerator / base.denominator
-
-        first = seconds(known[0][0])
-        duration = seconds(max(start + length for start, length in known)) - first
+        first = _seconds(known[0][0], base)
+        duration = _seconds(max(start + length for start, length in known), base) - first
         if duration > 0:
             fps = len(known) / duration
-            times = tuple(seconds(start) - first for start, _ in known)
-            tolerance = min(1 / fps, RATE_TOLERANCE) + seconds(1)
+            times = tuple(_seconds(start, base) - first for start, _ in known)
+            tolerance = min(1 / fps, RATE_TOLERANCE) + _seconds(1, base)
             steady = all(abs(time - number / fps) <= tolerance for number, time in enumerate(times))
             return len(known), fps, duration, () if steady else times
     if not rate:
         raise BadSample("unreadable_video", "the video stream has no frame rate and no times")
     return len(spans), float(rate), float(len(spans) / rate), ()
+
+
+def _seconds(ticks: int, base: Fraction) -> float:
+    """Return a time in seconds, with the arithmetic of torchcodec."""
+    return ticks * base.numerator / base.denominator
 
 
 def _may_be_turned(container: InputContainer, data: bytes) -> bool:

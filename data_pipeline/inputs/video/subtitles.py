@@ -27,7 +27,7 @@ _ARROW = "-->"
 _TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,6}))?(?!\d)")
 _MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <v Bob>, <00:00:01.000>, {\an8}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-ADJACENT = 0.1  # seconds at most from one rolling cue to the next
+ADJACENT = 0.1  # seconds at most from the end of a rolling cue to the next one, which may begin before
 
 Cue = dict[str, Any]  # "start" and "end" in seconds (None: cannot be read), "text"
 
@@ -69,12 +69,13 @@ def unrolled(cues: Sequence[Cue]) -> tuple[list[Cue], int]:
     repeating = following = rolling = 0
     for number, cue in enumerate(cues):
         lines = [" ".join(line.split()) for line in cue["text"].split("\n") if line.strip()]
-        added = lines
+        added = _added(previous, lines)
         if number and _adjacent(cues[number - 1], cue):
-            added = _added(previous, lines)
             following += 1
-            repeating += len(added) < len(lines) or added != lines
+            repeating += added != lines
             rolling += bool(added) and added != lines
+        elif not added:  # the same words, some time later
+            added = lines
         new.append(added)
         previous = lines
     if not rolling or 2 * repeating < following:
@@ -104,7 +105,7 @@ def _seconds(written: str) -> float | None:
 
 def _adjacent(cue: Cue, following: Cue) -> bool:
     end, start = cue["end"], following["start"]
-    return end is not None and start is not None and abs(start - end) <= ADJACENT
+    return end is not None and start is not None and start - end <= ADJACENT
 
 
 def _added(previous: Sequence[str], lines: Sequence[str]) -> list[str]:

@@ -142,6 +142,16 @@ def test_sound_with_cover_art_is_no_video() -> None:
         probe_video(data)
 
 
+def test_empty_packets_are_no_frames() -> None:
+    """Recorders store a frame that they have dropped as a packet of no bytes."""
+    data = bytearray(made(Track(30, 10, "mjpeg"), format="mov"))
+    table = data.index(b"stsz") + 16
+    data[table + 4 * 27 : table + 4 * 30] = bytes(12)
+    info, geometry, shown = seen(bytes(data))
+    assert (info.frames, info.fps, info.duration) == (27, 10, 2.7)
+    assert shown == list(geometry.indices) == [0, 5, 10, 15, 20, 20]
+
+
 def test_frames_before_the_first_key_frame_are_replaced_by_it() -> None:
     """A recording of a broadcast begins within a group of frames."""
     data = made(Track(75, options={"g": "12", "bf": "0"}), format="mpegts")

@@ -225,8 +225,17 @@ def test_only_rolling_captions_are_unrolled(shown: list[str], phrases: list[str]
     kept, repeated = unrolled(cues)
     assert [cue["text"] for cue in kept] == phrases
     assert len(kept) + repeated == len(cues)
+    overlapping = [{**cue, "end": cue["end"] + 0.8} for cue in cues]
+    assert [cue["text"] for cue in unrolled(overlapping)[0]] == phrases
     later = [{**cue, "start": 10 * cue["start"], "end": 10 * cue["start"] + 1} for cue in cues]
     assert unrolled(later) == (later, 0)  # far apart: nothing rolls
+
+
+def test_rolling_captions_roll_after_a_silence() -> None:
+    shown = [(0, 1, "a"), (1, 2, "a\nb"), (2, 3, "b\nc"), (9, 10, "c\nd"), (20, 21, "d"), (40, 41, "d")]
+    kept, repeated = unrolled([{"start": start, "end": end, "text": text} for start, end, text in shown])
+    assert [cue["text"] for cue in kept] == ["a", "b", "c", "d", "d", "d"]
+    assert repeated == 0
 
 
 def test_subtitles_of_several_languages_are_asked_for(tmp_path: Path, real_video: bytes) -> None:
