@@ -54,10 +54,10 @@ def read_box(values: Any, box_format: BoxFormat, width: float, height: float) ->
         raise BadSample("bad_box", f"{str(values)[:80]}: a box is four numbers")
     x1, y1, x2, y2 = map(float, values)
     given = (x1, y1, x2, y2)
-    if box_format in ("xyxy", "xywh") and all(0 <= value <= 1 for value in given):
-        raise BadSample(
-            "bad_box", f"{_shown(given)} are fractions, not pixels: corners are --set box_format=normalised"
-        )
+    in_steps = box_format == "thousandths" and all(value == int(value) for value in given)
+    if box_format != "normalised" and not in_steps and all(0 <= value <= 1 for value in given):
+        unit = "thousandths" if box_format == "thousandths" else "pixels"
+        raise BadSample("bad_box", f"{_shown(given)} are fractions, not {unit}: --set box_format=normalised if corners")
     if box_format == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     elif box_format == "normalised":

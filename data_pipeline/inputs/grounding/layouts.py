@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.grounding.marked_text import is_marked, read_marks
+from data_pipeline.inputs.records.annotations import find_image
 from data_pipeline.media.boxes import BoxFormat
 
 Spans = Literal["ask", "noun_chunks", "ref_exps"]
@@ -92,8 +93,9 @@ def _own(record: dict[str, Any], spans: Spans) -> Annotation:
     caption, phrases = record.get("caption"), record.get("phrases")
     if not isinstance(caption, str) or not caption or not isinstance(phrases, list):
         raise BadSample("bad_record", 'a line needs a "caption" and a list of "phrases"')
-    read = frozenset({"image", "caption", "phrases"})
-    return Annotation((record.get("image"),), caption, phrases, "xyxy", read=read, size=record)
+    image, name = find_image(record)
+    read = frozenset({name, "caption", "phrases"})
+    return Annotation((image,), caption, phrases, "xyxy", read=read, size=record)
 
 
 def _expressions(
@@ -181,10 +183,11 @@ def _grit(record: dict[str, Any], spans: Spans) -> Annotation:
         start, end = (int(at) if isinstance(at, float) and at.is_integer() else at for at in entry[:2])
         boxes.setdefault((start, end), []).append(entry[2:6])
     phrases = [{"start": start, "end": end, "boxes": found} for (start, end), found in boxes.items()]
-    read = {"caption", "image", name}
+    image, image_name = find_image(record)
+    read = {"caption", image_name, name}
     size = {name: record[name] for name in ("original_width", "original_height") if record.get(name)}
     return Annotation(
-        (record.get("image"),),
+        (image,),
         record["caption"] if isinstance(record["caption"], str) else "",
         phrases,
         "normalised",
@@ -201,8 +204,9 @@ def _is_marked(record: Mapping[str, Any]) -> bool:
 def _marked(record: dict[str, Any], spans: Spans) -> Annotation:
     key = next(key for key in _TEXTS if isinstance(record.get(key), str) and is_marked(record[key]))
     caption, phrases = read_marks(record[key])
-    read = frozenset({"image", key})
-    return Annotation((record.get("image"),), caption, phrases, "thousandths", read=read, size=record)
+    image, name = find_image(record)
+    read = frozenset({name, key})
+    return Annotation((image,), caption, phrases, "thousandths", read=read, size=record)
 
 
 _SCREEN = ("bbox", "instruction")

@@ -217,7 +217,14 @@ def test_size_of_the_annotated_image_is_found_under_its_names(folder: Path, size
 
 
 @pytest.mark.parametrize(
-    "size", [{"image_width": 500, "image_height": 200, "img_size": [1000, 400]}, {"size": [200, 500, 3]}]
+    "size",
+    [
+        {"image_width": 500, "image_height": 200, "img_size": [1000, 400]},
+        {"size": [200, 500, 3]},
+        {"image_size": "500x200"},
+        {"img_w": "500", "img_h": "200"},
+        {"image_width": 500},
+    ],
 )
 def test_size_that_is_not_clear_is_a_mismatch(folder: Path, size: dict[str, Any]) -> None:
     texts, rejected = read_json(folder, {**OWN, **size}, "a.jsonl")
@@ -230,6 +237,7 @@ def test_size_that_is_not_clear_is_a_mismatch(folder: Path, size: dict[str, Any]
     [
         ([0.1, 0.1, 0.2, 0.4], "xyxy", "box_format=normalised"),
         ([0, 0, 1, 1], "xywh", "box_format=normalised"),
+        ([0.1, 0.1, 0.2, 0.4], "thousandths", "box_format=normalised"),
         ([100, 100, 200, 400], "xyxy", "box_format=thousandths"),
         ([50, 20, 50, 60], "xyxy", "box_format=xywh"),
         ([450, 20, 500, 60], "xywh", "box_format=xyxy"),
@@ -417,3 +425,20 @@ def test_flickr30k_entities_join_phrases_and_boxes(folder: Path) -> None:
 def test_folder_that_is_no_known_layout_is_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="give files"):
         opened(folder, kind="grounding").units()
+
+
+@pytest.mark.parametrize("image", [{"image_path": "cat.jpg"}, {"images": ["cat.jpg"]}, {"file_name": "cat.jpg"}])
+def test_image_is_found_under_its_names(folder: Path, image: dict[str, Any]) -> None:
+    record = {key: value for key, value in OWN.items() if key != "image"} | image
+    drafts, rejected = read_drafts(folder, record, "a.jsonl")
+    assert (drafts[0].record["text"], rejected) == (f"<image>A cat {BOX}", [])
+    assert not drafts[0].not_read
+    (folder / "words.jsonl").write_text(json.dumps({"words": [{"text": "STOP", "box": [50, 20, 100, 80]}], **image}))
+    drafts, rejected = read(SceneText((str(folder / "words.jsonl"),)))
+    assert (drafts[0].record["text"], drafts[0].not_read, rejected) == ("STOP", {}, [])
+
+
+def test_image_that_is_a_url_is_rejected_with_what_downloads_it(folder: Path) -> None:
+    record = {"caption": "a cat", "url": "http://x/a.jpg", "noun_chunks": [[0, 5, 0.1, 0.1, 0.2, 0.4, 0.9]]}
+    _, rejected = read(Grounding((write_table(folder, [record]),)))
+    assert [(entry.reason, "img2dataset" in entry.detail) for entry in rejected] == [("remote_file", True)]
