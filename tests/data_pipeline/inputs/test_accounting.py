@@ -158,12 +158,12 @@ def tars(case: Case) -> dict[str, int]:
     for _ in range(case.rng.randint(0, 2)):
         name, data = case.rng.choice(original)
         stem, dot, extension = name.rpartition(".")
-        change = case.rng.choice(
-            (f"{stem}.{case.new_name()}", f"{stem}.input.{extension}", f"{case.new_name()}{dot}cls")
-        )
+        change = case.rng.choice(("unknown", "input", "other"))
+        renamed = {"input": f"{stem}.input.{extension}", "other": f"other{dot}cls"}
+        name_now = renamed.get(change) or f"{stem}.{case.new_name()}"
         if case.rng.random() < 0.5 and (name, data) in members:
             members.remove((name, data))
-        members.append((change, data))
+        members.append((name_now, data))
     with tarfile.open(case.folder / "given.tar", "w") as tar:
         for name, data in members:
             info = tarfile.TarInfo(name)
