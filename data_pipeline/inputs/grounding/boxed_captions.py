@@ -25,7 +25,7 @@ from typing import Any, Literal, get_args
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
-from data_pipeline.inputs.grounding.coco import Captions, coco_units, count_coco, read_coco
+from data_pipeline.inputs.grounding.coco import coco_units, count_coco, read_coco
 from data_pipeline.inputs.grounding.found import Found
 from data_pipeline.inputs.grounding.layouts import Annotation, Spans, find_annotation
 from data_pipeline.inputs.grounding.sources import Source, source_of
@@ -37,6 +37,7 @@ from data_pipeline.inputs.records.annotations import (
     find_size,
     read_image,
 )
+from data_pipeline.inputs.records.record_fields import Captions
 from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
 
 GivenFormat = Literal["layout", "xyxy", "xywh", "normalised", "thousandths"]
