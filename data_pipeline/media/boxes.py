@@ -47,12 +47,17 @@ def read_box(values: Any, box_format: BoxFormat, width: float, height: float) ->
         height: Pixels of the image.
 
     Raises:
-        BadSample: `bad_box`, for anything but four numbers, a box without area, or one that exceeds the image by more
-            than a pixel.
+        BadSample: `bad_box`, for anything but four numbers, fractions where pixels are expected, a box without area, or
+            one that exceeds the image by more than a pixel. It names the format that the box may have.
     """
     if not isinstance(values, Sequence) or len(values) != 4 or not all(_is_number(value) for value in values):
         raise BadSample("bad_box", f"{str(values)[:80]}: a box is four numbers")
     x1, y1, x2, y2 = map(float, values)
+    given = (x1, y1, x2, y2)
+    in_steps = box_format == "thousandths" and all(value == int(value) for value in given)
+    if box_format != "normalised" and not in_steps and all(0 <= value <= 1 for value in given):
+        unit = "thousandths" if box_format == "thousandths" else "pixels"
+        raise BadSample("bad_box", f"{_shown(given)} are fractions, not {unit}: --set box_format=normalised if corners")
     if box_format == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     elif box_format == "normalised":
@@ -60,7 +65,24 @@ def read_box(values: Any, box_format: BoxFormat, width: float, height: float) ->
     elif box_format == "thousandths":
         x1, y1, x2, y2 = (STEPS - 1 if value == STEPS else value for value in (x1, y1, x2, y2))
         x1, y1, x2, y2 = to_pixels((x1, y1, x2, y2), width, height)
-    return checked_box((x1, y1, x2, y2), width, height)
+    try:
+        return checked_box((x1, y1, x2, y2), width, height)
+    except BadSample as error:
+        raise BadSample(error.reason, error.detail + _other_format(given, box_format, width, height)) from error
+
+
+def _other_format(given: Box, box_format: BoxFormat, width: float, height: float) -> str:
+    """Return a hint at the format in which a box that is not valid would be; empty: in none."""
+    x1, y1, x2, y2 = given
+    if min(given) < 0:
+        return ""
+    if box_format == "xyxy" and (x1 >= x2 or y1 >= y2) and min(x2, y2) > 0 and x1 + x2 <= width and y1 + y2 <= height:
+        return ": x, y, width and height are --set box_format=xywh"
+    if box_format == "xywh" and x1 < x2 <= width and y1 < y2 <= height:
+        return ": corners are --set box_format=xyxy"
+    if box_format in ("xyxy", "xywh") and max(given) <= STEPS and x1 < x2 and y1 < y2:
+        return ": corners in thousandths are --set box_format=thousandths"
+    return ""
 
 
 def checked_box(box: Box, width: float, height: float) -> Box:

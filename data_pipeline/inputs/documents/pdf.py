@@ -41,7 +41,9 @@ class PdfDocuments:
     def __post_init__(self) -> None:
         """Check the options."""
         if self.pages_per_sample < 0:
-            raise DataError(f"pages_per_sample {self.pages_per_sample}: give a number of pages, or 0 for all of them")
+            raise DataError(
+                f"--set pages_per_sample={self.pages_per_sample}: give a number of pages, or 0 for all of them"
+            )
         check_dpi(self.dpi)
 
     def units(self) -> Sequence[Unit]:
@@ -182,4 +184,4 @@ def _blocks(pages: Sequence[list[PageItem]]) -> list[Block]:
 def check_dpi(dpi: int) -> None:
     """Raise DataError unless the resolution is between 36 and 600."""
     if not 36 <= dpi <= 600:
-        raise DataError(f"dpi {dpi}: give 36 to 600")
+        raise DataError(f"--set dpi={dpi}: give 36 to 600")

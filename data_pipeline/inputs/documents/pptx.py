@@ -50,7 +50,7 @@ class Slides:
         """Check the options."""
         if self.slides_per_sample < 0:
             raise DataError(
-                f"slides_per_sample {self.slides_per_sample}: give a number of slides, or 0 for all of them"
+                f"--set slides_per_sample={self.slides_per_sample}: give a number of slides, or 0 for all of them"
             )
 
     def units(self) -> Sequence[Unit]:

@@ -2,8 +2,8 @@
 
     python -m tools.shard build --input site/ --out shards/site --tokenizer TOKENIZER
 
-Markdown is rendered to HTML first, so both have one reader (html_blocks.py). Nothing is fetched from the network, and
-nothing outside the given folder is read.
+Markdown is rendered to HTML first, so both have one reader (html_blocks.py). Nothing is fetched from the network.
+Images are read only from the folder of their document, unless `allow_outside` is set.
 """
 
 from __future__ import annotations

@@ -11,21 +11,27 @@ annotation tools have the same form.
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
-from data_pipeline.inputs.records.annotations import IMAGE_BYTES, LINES_PER_UNIT, AnnotatedImage, load_json, read_image
-from data_pipeline.media.boxes import Thousandths, write_boxes
-
-Captions = Literal["all", "first", "random"]  # which captions of an image become samples
+from data_pipeline.inputs.records.annotations import (
+    IMAGE_BYTES,
+    LINES_PER_UNIT,
+    NAMES_CHECKED,
+    AnnotatedImage,
+    check_folder,
+    load_json,
+    read_image,
+)
+from data_pipeline.inputs.records.record_fields import Captions, choose_captions
+from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
 
 _LISTS = {"images": ("id",), "categories": ("id",), "annotations": ("image_id", "category_id")}  # list -> its ids
 _KEYS = {
@@ -57,7 +63,7 @@ def coco_units(path: str, images: str) -> list[Unit]:
     """
     load_coco.cache_clear()  # the file may have changed
     coco = load_coco(path)
-    _check_folder(path, images, coco)
+    check_folder(path, images, [entry.get("file_name") for entry in coco.images[:NAMES_CHECKED]])
     count = len(coco.images)
     return [
         Unit(path, start, min(start + LINES_PER_UNIT, count), bytes=IMAGE_BYTES * min(LINES_PER_UNIT, count - start))
@@ -72,7 +78,9 @@ def count_coco(unit: Unit) -> Mapping[str, int]:
     return {"images": unit.stop - unit.start, "annotations": annotations + (coco.homeless if unit.start == 0 else 0)}
 
 
-def read_coco(unit: Unit, folder: Path, captions: Captions) -> Iterator[Draft | Rejected | NotRead]:
+def read_coco(
+    unit: Unit, folder: Path, captions: Captions, box_format: BoxFormat
+) -> Iterator[Draft | Rejected | NotRead]:
     """Yield the samples of a unit's images. Annotations that cannot be used are yielded as Rejected, one by one."""
     coco = load_coco(unit.path)
     if unit.start == 0:
@@ -85,11 +93,16 @@ def read_coco(unit: Unit, folder: Path, captions: Captions) -> Iterator[Draft | 
         if any("caption" in annotation for annotation in annotations):
             yield from _captions(origin, entry, annotations, folder, captions)
         else:
-            yield from _instances(origin, entry, annotations, coco, folder)
+            yield from _instances(origin, entry, annotations, coco, folder, box_format)
 
 
 def _instances(
-    origin: str, entry: dict[str, Any], annotations: list[dict[str, Any]], coco: Coco, folder: Path
+    origin: str,
+    entry: dict[str, Any],
+    annotations: list[dict[str, Any]],
+    coco: Coco,
+    folder: Path,
+    box_format: BoxFormat,
 ) -> Iterator[Draft | Rejected | NotRead]:
     """Yield the sample of an image with boxes. Regions marked `iscrowd` are not single objects: they are not read."""
     single = [annotation for annotation in annotations if not annotation.get("iscrowd")]
@@ -101,7 +114,7 @@ def _instances(
         objects: dict[str, list[Thousandths]] = {}
         for annotation in single:
             try:
-                name, box = _object(annotation, image, coco)
+                name, box = _object(annotation, image, coco, box_format)
                 objects.setdefault(name, []).append(box)
             except BadSample as error:
                 left -= 1
@@ -118,15 +131,17 @@ def _instances(
     yield Draft(record, [image.media], origin=origin, items=items, not_read=_unread_keys(entry, single))
 
 
-def _object(annotation: dict[str, Any], image: AnnotatedImage, coco: Coco) -> tuple[str, Thousandths]:
+def _object(
+    annotation: dict[str, Any], image: AnnotatedImage, coco: Coco, box_format: BoxFormat
+) -> tuple[str, Thousandths]:
     name = coco.names.get(annotation.get("category_id"))
     if not isinstance(name, str) or not name:
         raise BadSample("bad_phrase", f"no category has the id {annotation.get('category_id')!r}")
     values = annotation.get("bbox")
     try:
-        return name, image.thousandths(image.read_box(values, "xywh"))
+        return name, image.thousandths(image.read_box(values, box_format))
     except BadSample as error:
-        raise BadSample(error.reason, f"{str(values)[:80]} (xywh), in pixels {error.detail}") from error
+        raise BadSample(error.reason, f"{str(values)[:80]} ({box_format}), in pixels {error.detail}") from error
 
 
 def _captions(
@@ -144,22 +159,15 @@ def _captions(
         return
     if bad := len(texts) - len(good):
         yield Rejected(origin, "no_caption", f"{bad} captions of the image are not texts", {"annotations": bad})
-    chosen = chosen_captions(good, which, origin)
+    chosen = choose_captions(good, which, origin)
     if rest := len(good) - len(chosen):
-        yield NotRead("caption: another of its image is used", rest, {"annotations": rest})
+        yield NotRead("caption not chosen", rest, {"annotations": rest})
     unread = _unread_keys(entry, annotations)
     for number, text in enumerate(chosen):
         record = {"domain": "image_text", "text": text.strip()}
         draft = Draft(record, [image.media], origin=origin, items={"annotations": 1})
         last = number == len(chosen) - 1
         yield replace(draft, items={"images": 1, "annotations": 1}, not_read=unread) if last else draft
-
-
-def chosen_captions(captions: list[str], which: Captions, seed: str) -> list[str]:
-    """Return the captions of an image that become samples: all, the first, or a random one."""
-    if which == "random":
-        return [random.Random(seed).choice(captions)]
-    return captions if which == "all" else captions[:1]
 
 
 def _unread_keys(entry: dict[str, Any], annotations: list[dict[str, Any]]) -> Counter[str]:
@@ -178,7 +186,7 @@ def load_coco(path: str) -> Coco:
     """
     content = load_json(path)
     if not isinstance(content, dict):
-        raise DataError(f"{path} holds no COCO annotations: give JSON lines in a file ending in .jsonl")
+        raise DataError(f"{path} holds no COCO annotations: give one, or a list of records, or JSON lines")
     lists = {}
     for key, ids in _LISTS.items():
         listed = content.get(key, [] if key == "categories" else None)
@@ -202,15 +210,3 @@ def load_coco(path: str) -> Coco:
             annotations[position].append(annotation)
     names = {category.get("id"): category.get("name") for category in lists["categories"]}
     return Coco(lists["images"], names, dict(annotations), homeless, sorted(content.keys() - _LISTS.keys()))
-
-
-def _check_folder(path: str, images: str, coco: Coco) -> None:
-    """Raise DataError if the images lie in another folder, and say in which."""
-    names = [entry["file_name"] for entry in coco.images if isinstance(entry.get("file_name"), str)][:16]
-    folder = Path(images or Path(path).parent)
-    if images or not names or any((folder / name).is_file() for name in names):
-        return
-    around = [other for parent in (folder, folder.parent) for other in sorted(parent.iterdir()) if other.is_dir()]
-    for other in around:
-        if any((other / name).is_file() for name in names):
-            raise DataError(f"{path}: its images are not beside it but in {other}: --set images={other}")

@@ -96,7 +96,7 @@ class PagePairs:
     def __post_init__(self) -> None:
         """Check the options."""
         if self.markup and not self.markup.startswith("."):
-            raise DataError(f"markup {self.markup!r}: give a suffix with its dot, such as {MARKUP[0]}")
+            raise DataError(f"--set markup={self.markup}: give a suffix with its dot, such as {MARKUP[0]}")
 
     def units(self) -> Sequence[Unit]:
         """Return one unit per image, and one for the other files that are not its markup."""

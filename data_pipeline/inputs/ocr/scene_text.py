@@ -20,19 +20,30 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_RECORD, Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
 from data_pipeline.inputs.names import as_stored, files_below
-from data_pipeline.inputs.records.annotations import IMAGE_BYTES, AnnotatedImage, line_units, read_image, read_objects
-from data_pipeline.inputs.records.jsonl import count_records
-from data_pipeline.media.boxes import Box, bounding_box, write_boxes
+from data_pipeline.inputs.records.annotations import (
+    IMAGE_BYTES,
+    NAMES_CHECKED,
+    AnnotatedImage,
+    check_folder,
+    count_objects,
+    find_image,
+    find_size,
+    object_units,
+    read_image,
+    read_objects,
+)
+from data_pipeline.media.boxes import Box, BoxFormat, bounding_box, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
-_KEYS = {"image", "words", "width", "height", "folder"}  # of a line; the folder is added in reading
+_KEYS = {"words", "width", "height", "box_format", "folder"}  # of a line; the folder is added in reading
 _WORD_KEYS = {"text", "box", "polygon"}
 ILLEGIBLE = ("", "#", "###", "*")  # what ICDAR files contain in place of an illegible word
 
@@ -52,18 +63,25 @@ class SceneText:
     paths: tuple[str, ...]
     images: str = ""  # folder that image names in JSON lines are relative to; empty: the folder of the JSON lines
     form: Literal["text", "boxes"] = "text"  # text: lines of words; boxes: one word and its box per line
+    box_format: BoxFormat = "xyxy"  # of lines that do not name one; points of polygons count as its corners do
 
     def units(self) -> Sequence[Unit]:
         """Return one unit per ICDAR file, and units of JSON lines."""
         units: list[Unit] = []
         for path in self.paths:
-            units += _icdar_units(path) if Path(path).is_dir() else line_units(path, bytes_per_line=IMAGE_BYTES)
+            if Path(path).is_dir():
+                units += _icdar_units(path)
+                continue
+            found = object_units(path, bytes_each=IMAGE_BYTES)
+            first = [entry for _, entry in islice(read_objects(found[0]), NAMES_CHECKED) if isinstance(entry, dict)]
+            check_folder(path, self.images, [find_image(entry)[0] for entry in first])
+            units += found
         return units
 
     def given(self, unit: Unit) -> Mapping[str, int]:
         """Count the lines, or one file of ICDAR's, and the other files of its folder."""
         if "image" not in unit.extra:
-            return {"records": count_records(unit)}
+            return {"records": count_objects(unit)}
         return {"records": 1, "files": sum(unit.extra.get("other", {}).values())}
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
@@ -81,13 +99,17 @@ class SceneText:
         given = record["words"] if isinstance(record.get("words"), list) else []
         rejected = 0
         try:
-            image = read_image(record.get("image"), Path(record["folder"]), record)
+            name, image_key = find_image(record)
+            image = read_image(name, Path(record["folder"]), record)
             if not isinstance(record.get("words"), list):
                 raise BadSample("bad_record", 'the line has no list "words"')
+            box_format = record.get("box_format", self.box_format)
+            if box_format not in get_args(BoxFormat):
+                raise BadSample("bad_record", f'"box_format" is {box_format!r}: use {", ".join(get_args(BoxFormat))}')
             words: list[Word] = []
             for number, word in enumerate(given):
                 try:
-                    if read := _word(word, image):
+                    if read := _word(word, image, box_format):
                         words.append(read)
                 except BadSample as error:
                     rejected += 1
@@ -98,7 +120,7 @@ class SceneText:
             items = {"records": 1, "words": len(given) - rejected}
             yield Rejected(origin, error.reason, error.detail, items, {"words": len(given)})
             return
-        unread = Counter(f"key {key}" for key in record.keys() - _KEYS)
+        unread = Counter(f"key {key}" for key in record.keys() - _KEYS - {image_key} - find_size(record)[1])
         unread.update(f"word key {key}" for word in given if isinstance(word, dict) for key in word.keys() - _WORD_KEYS)
         unread["word: illegible"] = len(given) - rejected - len(words)
         yield Draft(
@@ -154,7 +176,7 @@ def _is_unspaced(letter: str) -> bool:
     return unicodedata.east_asian_width(letter) in "WF" and not "\uac00" <= letter <= "\ud7a3"  # Hangul has spaces
 
 
-def _word(word: Any, image: AnnotatedImage) -> Word | None:
+def _word(word: Any, image: AnnotatedImage, box_format: BoxFormat) -> Word | None:
     """Return an annotated word, or None if it is illegible. Raises BadSample."""
     if not isinstance(word, dict) or not isinstance(word.get("text"), str):
         raise BadSample("bad_record", 'a word needs "text", and a "box" or a "polygon"')
@@ -168,9 +190,9 @@ def _word(word: Any, image: AnnotatedImage) -> Word | None:
         corners = [value for point in points for value in point]
         if len(points) < 3 or not all(isinstance(value, (int, float)) and abs(value) < 1e9 for value in corners):
             raise BadSample("bad_box", "a polygon needs at least three points of two numbers")
-        box = image.read_box(bounding_box(points), "xyxy")
+        box = image.read_box(bounding_box(points), "xyxy" if box_format == "xywh" else box_format)
     else:
-        box = image.read_box(word.get("box"), "xyxy")
+        box = image.read_box(word.get("box"), box_format)
     image.thousandths(box)  # rejects a box that is too thin, in either form
     return Word(text, box)
 

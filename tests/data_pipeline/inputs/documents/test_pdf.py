@@ -199,7 +199,7 @@ def test_only_repeated_texts_in_margins_are_running_heads(tmp_path):
 
 
 def encrypted_pdf() -> bytes:
-    """A document whose password is not the empty one."""
+    """Return a document whose password is not the empty one."""
     objects = [
         b"<< /Type /Catalog /Pages 2 0 R >>",
         b"<< /Type /Pages /Kids [3 0 R] /Count 1 >>",

@@ -93,7 +93,7 @@ def test_each_slide_can_be_a_sample_with_its_notes(deck):
     assert (second.record["text"], second.record["slides"]) == (SECOND, [2, 2])
 
 
-def test_damaged_shapes_are_skipped_alone(tmp_path, deck):
+def test_damaged_images_are_dropped_alone(tmp_path, deck):
     """A linked image, an image whose part is missing, and a shape of a type that python-pptx does not know."""
     presentation = Presentation(str(deck))
     shapes = presentation.slides[0].shapes

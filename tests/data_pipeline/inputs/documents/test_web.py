@@ -184,7 +184,7 @@ def test_srcset_is_parsed_by_the_rule_of_html(srcset, candidates):
         ("tiny.png", "small_image"),
     ],
 )
-def test_unusable_images_are_skipped_and_counted(tmp_path, reference, reason):
+def test_unusable_images_are_dropped_and_counted(tmp_path, reference, reason):
     folder = tmp_path / "site"
     folder.mkdir()
     (tmp_path / "secret.jpg").write_bytes(PHOTO)
