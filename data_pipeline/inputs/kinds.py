@@ -86,7 +86,7 @@ INPUTS: dict[str, Kind] = {
     ),
     "scene_text": Kind(".ocr.scene_text:SceneText", (), "images with boxes around words (OCR)", takes_folders=True),
     "grounding": Kind(
-        ".grounding.boxed_captions:Grounding", (), "captions with boxes of their phrases, or COCO instances"
+        ".grounding.boxed_captions:Grounding", (), "images with boxes of phrases or objects", takes_folders=True
     ),
     "gui": Kind(
         ".grounding.gui:Gui", (), "screenshots of local web pages with boxes of their elements", takes_folders=True

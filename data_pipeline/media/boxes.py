@@ -54,8 +54,10 @@ def read_box(values: Any, box_format: BoxFormat, width: float, height: float) ->
         raise BadSample("bad_box", f"{str(values)[:80]}: a box is four numbers")
     x1, y1, x2, y2 = map(float, values)
     given = (x1, y1, x2, y2)
-    if box_format in ("xyxy", "xywh") and all(0 <= value <= 1 for value in given):
-        raise BadSample("bad_box", f"{_shown(given)} are fractions, not pixels: corners are box_format=normalised")
+    in_steps = box_format == "thousandths" and all(value == int(value) for value in given)
+    if box_format != "normalised" and not in_steps and all(0 <= value <= 1 for value in given):
+        unit = "thousandths" if box_format == "thousandths" else "pixels"
+        raise BadSample("bad_box", f"{_shown(given)} are fractions, not {unit}: --set box_format=normalised if corners")
     if box_format == "xywh":
         x2, y2 = x1 + x2, y1 + y2
     elif box_format == "normalised":
@@ -75,11 +77,11 @@ def _other_format(given: Box, box_format: BoxFormat, width: float, height: float
     if min(given) < 0:
         return ""
     if box_format == "xyxy" and (x1 >= x2 or y1 >= y2) and min(x2, y2) > 0 and x1 + x2 <= width and y1 + y2 <= height:
-        return ": x, y, width and height are box_format=xywh"
+        return ": x, y, width and height are --set box_format=xywh"
     if box_format == "xywh" and x1 < x2 <= width and y1 < y2 <= height:
-        return ": corners are box_format=xyxy"
+        return ": corners are --set box_format=xyxy"
     if box_format in ("xyxy", "xywh") and max(given) <= STEPS and x1 < x2 and y1 < y2:
-        return ": corners in thousandths are box_format=thousandths"
+        return ": corners in thousandths are --set box_format=thousandths"
     return ""
 
 

@@ -7,6 +7,7 @@ images.py. This module does without torch, so that reading inputs takes no secon
 from __future__ import annotations
 
 import io
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +22,9 @@ MAX_SCANNED_PIXELS = 64 * MAX_DECODED_PIXELS  # every scan of a progressive JPEG
 
 # Pillow knows other formats, but some of them start programs (EPS: Ghostscript) or are not images (HDF5, GRIB).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "ICO")
+# Pillow warns of large images, which have limits of their own here, and of damage that changes no pixel. Its warnings
+# name no file.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 Image.init()  # until then Pillow knows five of them
 
 _START_OF_SCAN, _SCAN_BYTES = 0xDA, 10  # after 0xFF; the fewest bytes of a scan

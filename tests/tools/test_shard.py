@@ -45,7 +45,7 @@ BAD: list[tuple[Any, str]] = [
     ({"domain": "video", "text": "x", "videos": ["empty.mp4"]}, "video_without_frames"),
     ({"domain": "video", "text": "x", "videos": ["half.mp4"]}, "unreadable_video"),
     ({"domain": "image", "text": "x"}, "unknown_domain"),
-    ({"domain": "text", "text": "x", "images": "a.jpg"}, "bad_record"),
+    ({"domain": "text", "text": "x", "images": "a.jpg"}, "media_mismatch"),
     ("not JSON", "bad_record"),
 ]
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from bs4.element import Tag
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.documents.html_content import code_of, collapse_spaces, hidden_as, is_hidden, text_of
+from data_pipeline.inputs.documents.html_content import code_of, collapse_spaces, hidden_as, is_hidden, raised, text_of
 from data_pipeline.inputs.documents.html_images import SMALL_IMAGE, ImageRules, find_image, references
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.flow import Block
@@ -178,8 +178,7 @@ class BlockReader:
         ):
             self.line += text
         else:
-            mark = "^" if tag.name == "sup" else "_"
-            self.line += mark + (text if re.fullmatch(r"[+\-−]?\w+|[^\w\s]", text) else f"{{{text}}}")
+            self.line += raised(text, "^" if tag.name == "sup" else "_")
         self._add_images(inner)
 
     def _quotation(self, tag: Tag) -> None:

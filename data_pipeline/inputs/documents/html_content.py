@@ -140,6 +140,11 @@ def code_of(tag: Tag) -> str:
     return "".join(parts)
 
 
+def raised(text: str, mark: str) -> str:
+    """Return a superscript (mark ^) or subscript (_): ^6, _i, ^{n + 1}."""
+    return mark + (text if re.fullmatch(r"[+\-−]?\w+|[^\w\s]", text) else f"{{{text}}}")
+
+
 def text_of(node: object) -> str:
     """Return the text of a node that is not an element; empty for comments and declarations."""
     if isinstance(node, Comment | Doctype | ProcessingInstruction) or not isinstance(node, NavigableString):

@@ -15,6 +15,7 @@ import pypdfium2 as pdfium
 import pypdfium2.raw as pdfium_c
 
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.documents.parts import with_file
 from data_pipeline.inputs.documents.pdf_page import PageContent, read_page
 from data_pipeline.inputs.documents.reading_order import PageItem, lines_in_order, paragraphs
 from data_pipeline.inputs.draft import ONE_FILE, Draft, Media, NotRead, Rejected, Unit
@@ -98,14 +99,6 @@ class PdfDocuments:
                     start = number + 1
             if start < (end := min(first + step, len(contents))):
                 yield start, end
-
-
-def with_file(found: Sequence[Draft | Rejected | NotRead]) -> Iterator[Draft | Rejected | NotRead]:
-    """Yield what was read of a file, by parts. The last sample, or the last rejection, accounts for the file."""
-    order = (Draft, Rejected, NotRead)
-    chosen = min(range(len(found)), key=lambda number: (order.index(type(found[number])), -number))
-    for number, entry in enumerate(found):
-        yield replace(entry, items={**entry.items, **ONE_FILE}) if number == chosen else entry
 
 
 def count_pages(path: str) -> Mapping[str, int]:

@@ -20,14 +20,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import escape_placeholders
-from data_pipeline.inputs.grounding.coco import Captions, coco_units, count_coco, read_coco
+from data_pipeline.inputs.grounding.coco import coco_units, count_coco, read_coco
+from data_pipeline.inputs.grounding.found import Found
 from data_pipeline.inputs.grounding.layouts import Annotation, Spans, find_annotation
-from data_pipeline.inputs.grounding.sources import Found, Source, source_of
+from data_pipeline.inputs.grounding.sources import Source, source_of
 from data_pipeline.inputs.records.annotations import (
     NAMES_CHECKED,
     AnnotatedImage,
@@ -36,7 +37,10 @@ from data_pipeline.inputs.records.annotations import (
     find_size,
     read_image,
 )
+from data_pipeline.inputs.records.record_fields import Captions
 from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
+
+GivenFormat = Literal["layout", "xyxy", "xywh", "normalised", "thousandths"]
 
 _PHRASE_KEYS = {"start", "end", "text", "boxes"}
 
@@ -45,11 +49,11 @@ _PHRASE_KEYS = {"start", "end", "text", "boxes"}
 class Grounding:
     """Images with boxes: files of records, see sources.py, and COCO annotations. A unit is a range of them."""
 
-    paths: tuple[str, ...]  # JSON lines, JSON lists, COCO annotations, Parquet tables, tars
+    paths: tuple[str, ...]  # JSON lines and lists, COCO annotations, Parquet tables, tars, Flickr30k Entities
     images: str = ""  # folder that the paths of images are relative to; empty: the folder of the annotation file
-    box_format: BoxFormat | None = None  # of records that do not name one; None: the one of their layout
+    box_format: GivenFormat = "layout"  # of records that do not name one; layout: as their layout has it
     captions: Captions = "all"  # of COCO captions: which of an image's captions become samples
-    spans: Spans | None = None  # which phrases of GRIT are read
+    spans: Spans = "ask"  # which phrases of GRIT are read, where a sample has both
 
     def units(self) -> Sequence[Unit]:
         """Return the units of all files."""
@@ -74,7 +78,9 @@ class Grounding:
         folder = Path(self.images) if self.images else Path(unit.path).parent
         source = source_of(unit.path)
         if source is None:
-            yield from read_coco(unit, folder, self.captions, self.box_format or "xywh")
+            yield from read_coco(
+                unit, folder, self.captions, "xywh" if self.box_format == "layout" else self.box_format
+            )
             return
         for found in source.read(unit):
             if not isinstance(found, Found):
@@ -135,7 +141,8 @@ class Grounding:
     def _format(self, record: dict[str, Any], annotation: Annotation) -> BoxFormat:
         """Return the format of the boxes of a record. Raises BadSample, also where it is not known."""
         known = ", ".join(get_args(BoxFormat))
-        box_format = record.get("box_format", self.box_format) or annotation.box_format
+        of_file = annotation.box_format if self.box_format == "layout" else self.box_format
+        box_format = record.get("box_format", of_file)
         if box_format is None:
             raise BadSample("bad_record", f"the format of its boxes is not known: --set box_format= one of {known}")
         if box_format not in get_args(BoxFormat):

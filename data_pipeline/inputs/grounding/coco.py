@@ -11,13 +11,12 @@ annotation tools have the same form.
 
 from __future__ import annotations
 
-import random
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
@@ -31,9 +30,8 @@ from data_pipeline.inputs.records.annotations import (
     load_json,
     read_image,
 )
+from data_pipeline.inputs.records.record_fields import Captions, choose_captions
 from data_pipeline.media.boxes import BoxFormat, Thousandths, write_boxes
-
-Captions = Literal["all", "first", "random"]  # which captions of an image become samples
 
 _LISTS = {"images": ("id",), "categories": ("id",), "annotations": ("image_id", "category_id")}  # list -> its ids
 _KEYS = {
@@ -161,22 +159,15 @@ def _captions(
         return
     if bad := len(texts) - len(good):
         yield Rejected(origin, "no_caption", f"{bad} captions of the image are not texts", {"annotations": bad})
-    chosen = chosen_captions(good, which, origin)
+    chosen = choose_captions(good, which, origin)
     if rest := len(good) - len(chosen):
-        yield NotRead("caption: another of its image is used", rest, {"annotations": rest})
+        yield NotRead("caption not chosen", rest, {"annotations": rest})
     unread = _unread_keys(entry, annotations)
     for number, text in enumerate(chosen):
         record = {"domain": "image_text", "text": text.strip()}
         draft = Draft(record, [image.media], origin=origin, items={"annotations": 1})
         last = number == len(chosen) - 1
         yield replace(draft, items={"images": 1, "annotations": 1}, not_read=unread) if last else draft
-
-
-def chosen_captions(captions: list[str], which: Captions, seed: str) -> list[str]:
-    """Return the captions of an image that become samples: all, the first, or a random one."""
-    if which == "random":
-        return [random.Random(seed).choice(captions)]
-    return captions if which == "all" else captions[:1]
 
 
 def _unread_keys(entry: dict[str, Any], annotations: list[dict[str, Any]]) -> Counter[str]:

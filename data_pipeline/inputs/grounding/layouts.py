@@ -22,9 +22,10 @@ from typing import Any, Literal
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.grounding.marked_text import is_marked, read_marks
+from data_pipeline.inputs.records.annotations import find_image
 from data_pipeline.media.boxes import BoxFormat
 
-Spans = Literal["noun_chunks", "ref_exps"]
+Spans = Literal["ask", "noun_chunks", "ref_exps"]
 
 _TEXTS = ("caption", "text")
 
@@ -49,10 +50,10 @@ class Layout:
 
     name: str
     matches: Callable[[Mapping[str, Any]], bool]
-    convert: Callable[[dict[str, Any], Spans | None], Annotation]
+    convert: Callable[[dict[str, Any], Spans], Annotation]
 
 
-def find_annotation(record: dict[str, Any], spans: Spans | None) -> Annotation:
+def find_annotation(record: dict[str, Any], spans: Spans) -> Annotation:
     """Return what a record says, by the first layout that it has.
 
     Args:
@@ -88,20 +89,21 @@ def _has(*keys: str) -> Callable[[Mapping[str, Any]], bool]:
     return lambda record: all(key in record for key in keys)
 
 
-def _own(record: dict[str, Any], spans: Spans | None) -> Annotation:
+def _own(record: dict[str, Any], spans: Spans) -> Annotation:
     caption, phrases = record.get("caption"), record.get("phrases")
     if not isinstance(caption, str) or not caption or not isinstance(phrases, list):
         raise BadSample("bad_record", 'a line needs a "caption" and a list of "phrases"')
-    read = frozenset({"image", "caption", "phrases"})
-    return Annotation((record.get("image"),), caption, phrases, "xyxy", read=read, size=record)
+    image, name = find_image(record)
+    read = frozenset({name, "caption", "phrases"})
+    return Annotation((image,), caption, phrases, "xyxy", read=read, size=record)
 
 
 def _expressions(
     *, image: str, texts: str, box_format: BoxFormat | None
-) -> Callable[[dict[str, Any], Spans | None], Annotation]:
+) -> Callable[[dict[str, Any], Spans], Annotation]:
     """Return the converter of records with one box and one or more expressions for it."""
 
-    def convert(record: dict[str, Any], spans: Spans | None) -> Annotation:
+    def convert(record: dict[str, Any], spans: Spans) -> Annotation:
         said = record[texts] if isinstance(record[texts], list) else [record[texts]]
         found = [entry.get("raw") or entry.get("sent") if isinstance(entry, dict) else entry for entry in said]
         phrases = [{"text": text, "boxes": [record["bbox"]]} for text in dict.fromkeys(map(_as_text, found))]
@@ -129,11 +131,11 @@ def _as_text(value: Any) -> str:
 
 def _visual_genome(
     key: str, names: tuple[str, ...], sides: tuple[str, str]
-) -> Callable[[dict[str, Any], Spans | None], Annotation]:
+) -> Callable[[dict[str, Any], Spans], Annotation]:
     """Return the converter of Visual Genome's regions or objects. Boxes with one name become one line."""
     read_keys = {*names, "x", "y", *sides}
 
-    def convert(record: dict[str, Any], spans: Spans | None) -> Annotation:
+    def convert(record: dict[str, Any], spans: Spans) -> Annotation:
         if not isinstance(record[key], list):
             raise BadSample("bad_record", f'"{key}" is not a list')
         boxes: dict[str, list[Any]] = {}
@@ -167,12 +169,13 @@ def _genome_paths(record: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(named))
 
 
-def _grit(record: dict[str, Any], spans: Spans | None) -> Annotation:
+def _grit(record: dict[str, Any], spans: Spans) -> Annotation:
     """Convert a sample of GRIT. Noun chunks are parts of referring expressions: one of both is read."""
-    given: list[Spans] = [name for name in ("noun_chunks", "ref_exps") if record.get(name)]
-    if len(given) > 1 and spans is None:
+    given = [name for name in ("noun_chunks", "ref_exps") if record.get(name)]
+    if len(given) > 1 and spans == "ask":
         raise BadSample("bad_record", "noun_chunks or ref_exps? Choose with --set spans=noun_chunks or spans=ref_exps")
-    chosen = record.get(spans or (given or ["noun_chunks"])[0]) or []
+    name = (given or ["noun_chunks"])[0] if spans == "ask" else spans
+    chosen = record.get(name) or []
     boxes: dict[tuple[Any, Any], list[Any]] = {}
     for entry in chosen if isinstance(chosen, list) else []:
         if not isinstance(entry, list) or len(entry) < 6 or isinstance(entry[0], list) or isinstance(entry[1], list):
@@ -180,10 +183,11 @@ def _grit(record: dict[str, Any], spans: Spans | None) -> Annotation:
         start, end = (int(at) if isinstance(at, float) and at.is_integer() else at for at in entry[:2])
         boxes.setdefault((start, end), []).append(entry[2:6])
     phrases = [{"start": start, "end": end, "boxes": found} for (start, end), found in boxes.items()]
-    read = {"caption", "image", spans or (given or ["noun_chunks"])[0]}
+    image, image_name = find_image(record)
+    read = {"caption", image_name, name}
     size = {name: record[name] for name in ("original_width", "original_height") if record.get(name)}
     return Annotation(
-        (record.get("image"),),
+        (image,),
         record["caption"] if isinstance(record["caption"], str) else "",
         phrases,
         "normalised",
@@ -197,11 +201,12 @@ def _is_marked(record: Mapping[str, Any]) -> bool:
     return any(isinstance(record.get(key), str) and is_marked(record[key]) for key in _TEXTS)
 
 
-def _marked(record: dict[str, Any], spans: Spans | None) -> Annotation:
+def _marked(record: dict[str, Any], spans: Spans) -> Annotation:
     key = next(key for key in _TEXTS if isinstance(record.get(key), str) and is_marked(record[key]))
     caption, phrases = read_marks(record[key])
-    read = frozenset({"image", key})
-    return Annotation((record.get("image"),), caption, phrases, "thousandths", read=read, size=record)
+    image, name = find_image(record)
+    read = frozenset({name, key})
+    return Annotation((image,), caption, phrases, "thousandths", read=read, size=record)
 
 
 _SCREEN = ("bbox", "instruction")

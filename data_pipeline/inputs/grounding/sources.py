@@ -1,4 +1,4 @@
-"""Where records of images with boxes come from: JSON lines and lists, tables, and tars of img2dataset.
+"""Where records of images with boxes come from: JSON lines and lists, tables, tars, Flickr30k Entities.
 
 The image of a record in a JSON file is a path. In a table or tar it may be the file itself.
 """
@@ -16,6 +16,8 @@ import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
+from data_pipeline.inputs.grounding.flickr_entities import count_sentences, folder_units, read_sentences
+from data_pipeline.inputs.grounding.found import Found
 from data_pipeline.inputs.media import as_media
 from data_pipeline.inputs.records.annotations import (
     IMAGE_BYTES,
@@ -31,15 +33,6 @@ _ADDED_BY_TARS = ("domain", "text")  # to the fields of a tar's KEY.json
 
 
 @dataclass(frozen=True)
-class Found:
-    """A record, or why it cannot be read, and the items that it is made of."""
-
-    origin: str
-    record: dict[str, Any] | BadSample
-    items: Mapping[str, int]
-
-
-@dataclass(frozen=True)
 class Source:
     """A form of files with records."""
 
@@ -49,7 +42,9 @@ class Source:
 
 
 def source_of(path: str) -> Source | None:
-    """Return what reads a file; None for COCO annotations."""
+    """Return what reads a file or folder; None for COCO annotations."""
+    if os.path.isdir(path):
+        return _ENTITIES
     if source := _BY_SUFFIX.get(Path(path).suffix.lower()):
         return source
     return None if form_of(path) == "object" else _JSON
@@ -155,7 +150,9 @@ _JSON = Source(
     lambda unit: {"records": count_objects(unit)},
     _read_json,
 )
+_ENTITIES = Source(folder_units, count_sentences, read_sentences)
 _BY_SUFFIX = {
     ".parquet": Source(_table_units, _count_rows, _read_rows),
     ".tar": Source(_tar_units, _count_members, _read_tar),
+    ".txt": _ENTITIES,
 }

@@ -18,7 +18,8 @@ from pathlib import Path
 import pypdfium2 as pdfium
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.documents.pdf import check_dpi, count_pages, open_pdf, read_pages, with_file
+from data_pipeline.inputs.documents.parts import with_file
+from data_pipeline.inputs.documents.pdf import check_dpi, count_pages, open_pdf, read_pages
 from data_pipeline.inputs.documents.pdf_figures import encode_image
 from data_pipeline.inputs.documents.pdf_page import PageContent, render_page
 from data_pipeline.inputs.documents.reading_order import lines_in_order, paragraphs

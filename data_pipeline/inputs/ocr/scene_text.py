@@ -34,6 +34,7 @@ from data_pipeline.inputs.records.annotations import (
     AnnotatedImage,
     check_folder,
     count_objects,
+    find_image,
     find_size,
     object_units,
     read_image,
@@ -42,7 +43,7 @@ from data_pipeline.inputs.records.annotations import (
 from data_pipeline.media.boxes import Box, BoxFormat, bounding_box, write_boxes
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
-_KEYS = {"image", "words", "width", "height", "box_format", "folder"}  # of a line; the folder is added in reading
+_KEYS = {"words", "width", "height", "box_format", "folder"}  # of a line; the folder is added in reading
 _WORD_KEYS = {"text", "box", "polygon"}
 ILLEGIBLE = ("", "#", "###", "*")  # what ICDAR files contain in place of an illegible word
 
@@ -72,8 +73,8 @@ class SceneText:
                 units += _icdar_units(path)
                 continue
             found = object_units(path, bytes_each=IMAGE_BYTES)
-            first = islice(read_objects(found[0]), NAMES_CHECKED)
-            check_folder(path, self.images, [entry.get("image") for _, entry in first if isinstance(entry, dict)])
+            first = [entry for _, entry in islice(read_objects(found[0]), NAMES_CHECKED) if isinstance(entry, dict)]
+            check_folder(path, self.images, [find_image(entry)[0] for entry in first])
             units += found
         return units
 
@@ -98,7 +99,8 @@ class SceneText:
         given = record["words"] if isinstance(record.get("words"), list) else []
         rejected = 0
         try:
-            image = read_image(record.get("image"), Path(record["folder"]), record)
+            name, image_key = find_image(record)
+            image = read_image(name, Path(record["folder"]), record)
             if not isinstance(record.get("words"), list):
                 raise BadSample("bad_record", 'the line has no list "words"')
             box_format = record.get("box_format", self.box_format)
@@ -118,7 +120,7 @@ class SceneText:
             items = {"records": 1, "words": len(given) - rejected}
             yield Rejected(origin, error.reason, error.detail, items, {"words": len(given)})
             return
-        unread = Counter(f"key {key}" for key in record.keys() - _KEYS - find_size(record)[1])
+        unread = Counter(f"key {key}" for key in record.keys() - _KEYS - {image_key} - find_size(record)[1])
         unread.update(f"word key {key}" for word in given if isinstance(word, dict) for key in word.keys() - _WORD_KEYS)
         unread["word: illegible"] = len(given) - rejected - len(words)
         yield Draft(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -42,6 +43,18 @@ _SIDES = (
 )
 # Names of both in one value: [width, height], or an object of both.
 _SIZES = ("size", "image_size", "img_size", "imageSize", "original_size", "orig_size", "resolution", "image_resolution")
+_WRITTEN_SIZE = re.compile(r"\W*\d+(?:\.\d+)?\s*[xX*,;\u00d7 ]\s*\d+(?:\.\d+)?\W*")
+_IMAGE_NAMES = (
+    "image",
+    "image_path",
+    "img_path",
+    "file_name",
+    "filename",
+    "img_filename",
+    "image_file",
+    "img",
+    "images",
+)
 _CORNER = {"x", "y", "left", "top", "xmin", "ymin"}  # beside these, w and h are of a box
 
 
@@ -210,6 +223,8 @@ def read_image(name: Any, folder: Path, annotation: Mapping[str, Any]) -> Annota
         BadSample: The path is not a text, the file cannot be used (see read_media), it is not an image, or not the one
             that was annotated (size_mismatch).
     """
+    if name is None and isinstance(annotation.get("url"), str):
+        raise BadSample("remote_file", "its image is a URL: download it with img2dataset, and give the tars")
     return annotated_image(read_named(name, folder, "images"), annotation)
 
 
@@ -223,6 +238,13 @@ def annotated_image(media: Media, annotation: Mapping[str, Any]) -> AnnotatedIma
     stored, orientation = probe_frame(media.data)
     size, _ = find_size(annotation)
     return AnnotatedImage(media, width, height, find_frame(size, stored[::-1], orientation))
+
+
+def find_image(annotation: Mapping[str, Any]) -> tuple[Any, str]:
+    """Return the image that an annotation names, None if it names none, and the key of it."""
+    key = next((name for name in _IMAGE_NAMES if annotation.get(name)), "")
+    value = annotation.get(key)
+    return (value[0] if isinstance(value, list) and len(value) == 1 else value), key
 
 
 def find_size(annotation: Mapping[str, Any]) -> tuple[tuple[Any, Any], set[str]]:
@@ -240,8 +262,10 @@ def find_size(annotation: Mapping[str, Any]) -> tuple[tuple[Any, Any], set[str]]
         sides = annotation.get(across), annotation.get(down)
         if across == "width":
             return sides, {across, down}
-        if isinstance(sides[0], (int, float)) and isinstance(sides[1], (int, float)):
+        if all(isinstance(side, (int, float)) for side in sides):
             found.setdefault(sides, set()).update((across, down))
+        elif across != "w":
+            raise BadSample("size_mismatch", f"{across} {sides[0]!r} and {down} {sides[1]!r} are not two numbers")
     for key in _SIZES:
         if size := _sides(key, annotation.get(key)):
             found.setdefault(size, set()).add(key)
@@ -256,6 +280,8 @@ def _sides(key: str, value: Any) -> tuple[Any, Any] | None:
     if isinstance(value, Mapping):
         size, _ = find_size({name: value.get(name) for name in ("width", "height", "w", "h")})
         return None if size == (None, None) else size
+    if isinstance(value, str) and _WRITTEN_SIZE.fullmatch(value):
+        raise BadSample("size_mismatch", f'"{key}" is {value[:80]!r}: give the size as [width, height]')
     if not isinstance(value, list):
         return None
     if len(value) != 2 or not all(isinstance(side, (int, float)) for side in value):

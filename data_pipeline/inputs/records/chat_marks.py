@@ -79,15 +79,24 @@ def place_files(messages: list[dict[str, Any]], files: dict[str, list[str]]) -> 
     Raises:
         BadSample: media_mismatch.
     """
-    for turn in messages:
-        if any(files.values()) and _WRAPPED.search(turn["content"]):
-            turn["content"] = _WRAPPED.sub(lambda found: f"<{found[found.lastindex or 1]}>", turn["content"])
-    placed = {field: _place(kind, messages, files[field], field) for field, kind in _KINDS.items()}
+    has_marks = any(_may_have_mark(turn["content"]) for turn in messages)
+    placed = _placed_marks(messages, files) if has_marks else files
     images, videos = (_count(messages, kind.placeholder) for kind in _KINDS.values())
     if placed["videos"] and not placed["images"] and not videos and images == len(placed["videos"]):
         for turn in messages:
             turn["content"] = turn["content"].replace("<image>", "<video>")
     return placed
+
+
+def _may_have_mark(text: str) -> bool:
+    return "[IMG]" in text or text.count("<") > text.count("<image>") + text.count("<video>")
+
+
+def _placed_marks(messages: list[dict[str, Any]], files: dict[str, list[str]]) -> dict[str, list[str]]:
+    for turn in messages:
+        if any(files.values()) and _WRAPPED.search(turn["content"]):
+            turn["content"] = _WRAPPED.sub(lambda found: f"<{found[found.lastindex or 1]}>", turn["content"])
+    return {field: _place(kind, messages, files[field], field) for field, kind in _KINDS.items()}
 
 
 def replace_names(messages: list[dict[str, Any]], named: dict[str, str]) -> list[str]:

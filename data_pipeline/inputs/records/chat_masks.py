@@ -27,11 +27,12 @@ MARKS = frozenset(_MARKS)
 _LISTS = {**_MARKS, "losses": True, "loss_weights": True, "weights": True, "loss_masks": True, "masks": False}
 _WEIGHTS = ("loss_weight", "sample_weight")  # of a whole record
 _DETAILS = ("train_detail", "training_detail", "train_details")  # axolotl: parts of an answer
+_FOREIGN = MARKS - {"loss"} | {*_DETAILS}
 # Fields of a record that holds a better and a worse answer.
-_PREFERENCE = (
+_PREFERENCE = {
     *("rejected", "rejected_response", "rejected_messages", "rejected_answer", "rejected_output"),
     *("chosen_messages", "chosen_response", "preferred_output", "non_preferred_output"),
-)
+}
 _WORDS = {"true": 1, "false": 0, "yes": 1, "no": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0}
 
 
@@ -41,8 +42,8 @@ def check_preference(record: dict[str, Any]) -> None:
     Raises:
         BadSample: preference_pair, or preference_data for an answer that a judge did not like (KTO).
     """
-    for key in _PREFERENCE:
-        if record.get(key) and isinstance(record[key], str | list | dict):
+    for key in record.keys() & _PREFERENCE:
+        if record[key] and isinstance(record[key], str | list | dict):
             raise BadSample("preference_pair", f'"{key}": a pair of answers to choose from is no conversation to learn')
     tag = record.get("kto_tag")
     if record.get("label") is False or (tag is not None and _WORDS.get(str(tag).lower()) == 0):
@@ -61,13 +62,17 @@ def is_preference(record: dict[str, Any]) -> bool:
 
 def has_foreign_mark(turn: dict[str, Any]) -> bool:
     """Return whether a message has a mark other than the own "loss": true or false."""
-    return any(key in turn for key in (*MARKS - {"loss"}, *_DETAILS)) or not isinstance(turn.get("loss", True), bool)
+    return not _FOREIGN.isdisjoint(turn) or not isinstance(turn.get("loss", True), bool)
 
 
 def has_record_mark(record: dict[str, Any]) -> bool:
     """Return whether a record has marks for its messages, or for all of them."""
-    return any(isinstance(record.get(key), bool) or _is_list_of_marks(record.get(key)) for key in _LISTS) or any(
-        isinstance(record.get(key), int | float | str) for key in _WEIGHTS
+    found = record.keys() & (*_LISTS, *_WEIGHTS)
+    return any(
+        isinstance(record[key], int | float | str)
+        if key in _WEIGHTS and not isinstance(record[key], list)
+        else isinstance(record[key], bool) or _is_list_of_marks(record[key])
+        for key in found
     )
 
 
@@ -77,6 +82,8 @@ def is_learned(where: str, turn: dict[str, Any]) -> bool | None:
     Raises:
         BadSample: unsupported_weight, if this cannot be obeyed.
     """
+    if "loss" not in turn and _FOREIGN.isdisjoint(turn):
+        return None
     for key in _DETAILS:
         if turn.get(key):
             raise BadSample("unsupported_weight", f'{where}: "{key}" masks parts of an answer, which is not supported')
@@ -98,10 +105,12 @@ def marks_of_record(record: dict[str, Any], roles: Sequence[str]) -> tuple[dict[
         BadSample: unsupported_weight, or nothing_to_learn if nothing of the record is to be learned.
     """
     learned: dict[int, bool] = {}
-    used = set()
+    used: set[str] = set()
     for key in _WEIGHTS:
         if isinstance(record.get(key), int | float | str) and not _verdict("the record", key, record[key], True):
             raise BadSample("nothing_to_learn", f'the record has "{key}": {record[key]}')
+    if _LISTS.keys().isdisjoint(record):
+        return learned, used
     answers = [number for number, role in enumerate(roles) if role == "assistant"]
     for key, meaning in _LISTS.items():
         value = record.get(key)

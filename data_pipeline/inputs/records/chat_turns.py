@@ -33,7 +33,8 @@ def parsed(record: dict[str, Any]) -> dict[str, Any]:
         rest = {key: value for key, value in body.items() if key != "messages"}
         record = {**record, "body": rest, "messages": body["messages"]}
     found = {field: _from_json(record.get(field)) for field in _JSON_FIELDS if isinstance(record.get(field), str)}
-    return {**record, **{field: value for field, value in found.items() if isinstance(value, list | dict)}}
+    lists = {field: value for field, value in found.items() if isinstance(value, list | dict)}
+    return {**record, **lists} if lists else record
 
 
 def list_name(record: dict[str, Any]) -> str | None:

@@ -94,10 +94,10 @@ class RecordReader:
 
         Other records are returned unchanged.
         """
-        is_chat = chat_formats.is_foreign_chat(record) or questions.is_question_set(record)
-        if not is_chat or any(record.get(name) for name in (*EXTENSIONS, *_OPTIONS.values())) or _has_parts(record):
+        if record.get("domain") == "text" or any(record.get(name) for name in (*EXTENSIONS, *_OPTIONS.values())):
             return record, {}
-        return self._with_media(record)
+        is_chat = chat_formats.is_foreign_chat(record) or questions.is_question_set(record)
+        return self._with_media(record) if is_chat and not _has_parts(record) else (record, {})
 
     def _with_media(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the record with its files under `images` and `videos`, and what became of their names."""
@@ -134,12 +134,11 @@ class RecordReader:
         """Return the names of the fields with the images or videos of a record, in order."""
         if field in record:
             return [field]
-        holding = [name for name, value in record.items() if value and _is_file_list(_as_list(value))]
-        found = media_names(holding, field) or path_names(holding, field)
-        if not found and not any(given.values()):
-            used = [name for other in EXTENSIONS for name in media_names(holding, other) + path_names(holding, other)]
-            kinds = {name: {looks_like_file(_path_of(path)) for path in _as_list(record[name])} for name in holding}
-            found = [] if used else [name for name in file_names(holding) if kinds[name] == {field}]
+        found = _holding(record, media_names(record, field)) or _holding(record, path_names(record, field))
+        if not found and not any(given.values()) and (files := _holding(record, file_names(record))):
+            used = [name for other in EXTENSIONS for name in media_names(record, other) + path_names(record, other)]
+            kinds = {name: {looks_like_file(_path_of(path)) for path in _as_list(record[name])} for name in files}
+            found = [] if _holding(record, used) else [name for name in files if kinds[name] == {field}]
         ordered = in_order(found)
         if ordered is None:
             option = f"--set {_OPTIONS[field]}="
@@ -245,6 +244,11 @@ def _check_no_file_is_left(record: dict[str, Any], domain: str) -> None:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, list) and bool(value) and isinstance(value[0], str | dict))
+
+
+def _holding(record: dict[str, Any], names: list[str]) -> list[str]:
+    """Return the names whose values are paths, or lists of paths."""
+    return [name for name in names if record[name] and _is_file_list(_as_list(record[name]))]
 
 
 def _is_file_list(values: list[Any]) -> bool:

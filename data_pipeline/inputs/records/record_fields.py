@@ -12,6 +12,7 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, Literal
 
 from data_pipeline.errors import BadSample
@@ -60,17 +61,20 @@ _IMAGE_HINTS = _words(
     "width height original_width original_height similarity clip_similarity nsfw punsafe pwatermark aesthetic "
     "aesthetic_score sha256 face_bboxes image_phash image_id hash"
 )
+_FIELDS = {extension: field for field, extensions in EXTENSIONS.items() for extension in extensions}
+_LONGEST_SUFFIX = 1 + max(map(len, _FIELDS))  # characters, with the dot
+_LONGEST_PATH = 4096  # characters
 _PAIRS = (("left", "right"), ("left_image", "right_image"), ("image_left", "image_right"))
 
 
 def media_names(names: Iterable[str], field: str) -> list[str]:
     """Return the names under which images (field `images`) or videos (`videos`) are looked for, in their order."""
-    return [name for name in names if {_stem(name), _stem(name).removesuffix("s")} & _NAMES[field]]
+    return [name for name in names if _holds_files(name, field)]
 
 
 def path_names(names: Iterable[str], field: str) -> list[str]:
     """Return the names under which paths of images or videos are looked for if no other name is found."""
-    return [name for name in names if (match := _PATH.fullmatch(_stem(name))) and match[1] in _NAMES[field]]
+    return [name for name in names if _holds_paths(name, field)]
 
 
 def file_names(names: Iterable[str]) -> list[str]:
@@ -202,12 +206,26 @@ def check_no_messages(record: dict[str, Any]) -> None:
 
 def looks_like_file(value: Any) -> str:
     """Return "images" or "videos" if a value is the path of such a file, else an empty string."""
-    if not isinstance(value, str) or len(value) > 4096 or "\n" in value or "://" in value:
+    if not isinstance(value, str):
         return ""
-    extension = value.lower().rpartition(".")[2]
-    return next((field for field, extensions in EXTENSIONS.items() if extension in extensions and "." in value), "")
+    field = (
+        _FIELDS.get(value[-_LONGEST_SUFFIX:].rpartition(".")[2].lower(), "") if "." in value[-_LONGEST_SUFFIX:] else ""
+    )
+    return field if field and len(value) <= _LONGEST_PATH and "\n" not in value and "://" not in value else ""
 
 
+@lru_cache(maxsize=1 << 14)  # records of a set have the same names
+def _holds_files(name: str, field: str) -> bool:
+    return not {_stem(name), _stem(name).removesuffix("s")}.isdisjoint(_NAMES[field])
+
+
+@lru_cache(maxsize=1 << 14)
+def _holds_paths(name: str, field: str) -> bool:
+    match = _PATH.fullmatch(_stem(name))
+    return match is not None and match[1] in _NAMES[field]
+
+
+@lru_cache(maxsize=1 << 14)
 def _stem(name: str) -> str:
     """Return a name in lower case without the number at its end, which is a part of some (mp4)."""
     name = name.lower()

@@ -58,11 +58,8 @@ def expected_loss(messages: list[dict[str, Any]], form: str, thinking: bool, hf:
     return loss
 
 
-@pytest.mark.parametrize("form", CHAT_TEMPLATES)
-@pytest.mark.parametrize("thinking", [True, False])
+@pytest.mark.parametrize(("form", "thinking"), [("glm45v", True), ("glm45v", False), ("glm41v", True)])
 def test_masked_answers_carry_no_loss_token_by_token(form, thinking, hf, tokenizer: GlmTokenizer):
-    if form == "glm41v" and not thinking:
-        pytest.skip("this form has no chats without thinking")
     rng = np.random.default_rng(5)
     masked = 0
     for _ in range(200):

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.inputs.draft import Draft, Rejected
+from data_pipeline.inputs.draft import Draft, NotRead, Rejected
 from data_pipeline.inputs.grounding.boxed_captions import Grounding
 from data_pipeline.inputs.grounding.marked_text import read_marks
 from data_pipeline.inputs.ocr.scene_text import SceneText
-from tests.data_pipeline.inputs.reading import read
+from tests.data_pipeline.inputs.reading import opened, read
 from tests.data_pipeline.media_files import encoded, pattern
 
 pytestmark = pytest.mark.fast
@@ -217,7 +217,14 @@ def test_size_of_the_annotated_image_is_found_under_its_names(folder: Path, size
 
 
 @pytest.mark.parametrize(
-    "size", [{"image_width": 500, "image_height": 200, "img_size": [1000, 400]}, {"size": [200, 500, 3]}]
+    "size",
+    [
+        {"image_width": 500, "image_height": 200, "img_size": [1000, 400]},
+        {"size": [200, 500, 3]},
+        {"image_size": "500x200"},
+        {"img_w": "500", "img_h": "200"},
+        {"image_width": 500},
+    ],
 )
 def test_size_that_is_not_clear_is_a_mismatch(folder: Path, size: dict[str, Any]) -> None:
     texts, rejected = read_json(folder, {**OWN, **size}, "a.jsonl")
@@ -230,6 +237,7 @@ def test_size_that_is_not_clear_is_a_mismatch(folder: Path, size: dict[str, Any]
     [
         ([0.1, 0.1, 0.2, 0.4], "xyxy", "box_format=normalised"),
         ([0, 0, 1, 1], "xywh", "box_format=normalised"),
+        ([0.1, 0.1, 0.2, 0.4], "thousandths", "box_format=normalised"),
         ([100, 100, 200, 400], "xyxy", "box_format=thousandths"),
         ([50, 20, 50, 60], "xyxy", "box_format=xywh"),
         ([450, 20, 500, 60], "xywh", "box_format=xyxy"),
@@ -379,3 +387,58 @@ def test_words_in_one_object_are_refused(folder: Path) -> None:
     (folder / "words.json").write_text(json.dumps({"image": "cat.jpg", "words": []}, indent=1))
     with pytest.raises(DataError, match="is one object: write a list of records"):
         SceneText((str(folder / "words.json"),)).units()
+
+
+def test_flickr30k_entities_join_phrases_and_boxes(folder: Path) -> None:
+    root, images = folder / "Flickr30kEntities", folder / "flickr30k-images"
+    for path in (root / "Sentences", root / "Annotations", images):
+        path.mkdir(parents=True)
+    (folder / "cat.jpg").rename(images / "36979.jpg")
+    (root / "Sentences/36979.txt").write_text(
+        "[/EN#1/people Two young guys] with [/EN#2/bodyparts shaggy hair] in [/EN#8/scene the yard] .\n"
+        "[/EN#0/notvisual Someone] waits .\n"
+    )
+    box = "<bndbox><xmin>51</xmin><ymin>21</ymin><xmax>100</xmax><ymax>80</ymax></bndbox>"
+    (root / "Annotations/36979.xml").write_text(
+        "<annotation><filename>36979.jpg</filename>"
+        "<size><width>500</width><height>200</height><depth>3</depth></size>"
+        f"<object><name>1</name>{box}</object><object><name>1</name><name>2</name>{box}</object>"
+        f"<object><name>8</name><scene>1</scene><nobndbox>0</nobndbox></object><object><name>9</name>{box}</object>"
+        "</annotation>"
+    )
+    (root / "train.txt").write_text("36979\n")
+    with pytest.raises(DataError, match=f"--set images={images}$"):
+        opened(root, kind="grounding").units()
+    given = opened(root, kind="grounding", settings=[f"images={images}"])
+    drafts, rejected = read(given)
+    assert [draft.record["text"] for draft in drafts] == [
+        f"<image>Two young guys {BOX[:-1]},{BOX[1:]} with shaggy hair {BOX} in the yard ."
+    ]
+    assert [(entry.origin, entry.reason) for entry in rejected] == [("36979.txt:2", "no_boxes")]
+    [unit] = given.units()
+    not_read = {entry.name: entry.count for entry in given.read(unit) if isinstance(entry, NotRead)}
+    assert not_read == {"file .txt": 1, "phrase without a box": 2, "box: no sentence names it": 1}
+    (root / "Annotations/36979.xml").write_text("<annotation>")
+    assert [entry.reason for entry in read(given)[1]] == ["bad_record"]
+
+
+def test_folder_that_is_no_known_layout_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="give files"):
+        opened(folder, kind="grounding").units()
+
+
+@pytest.mark.parametrize("image", [{"image_path": "cat.jpg"}, {"images": ["cat.jpg"]}, {"file_name": "cat.jpg"}])
+def test_image_is_found_under_its_names(folder: Path, image: dict[str, Any]) -> None:
+    record = {key: value for key, value in OWN.items() if key != "image"} | image
+    drafts, rejected = read_drafts(folder, record, "a.jsonl")
+    assert (drafts[0].record["text"], rejected) == (f"<image>A cat {BOX}", [])
+    assert not drafts[0].not_read
+    (folder / "words.jsonl").write_text(json.dumps({"words": [{"text": "STOP", "box": [50, 20, 100, 80]}], **image}))
+    drafts, rejected = read(SceneText((str(folder / "words.jsonl"),)))
+    assert (drafts[0].record["text"], drafts[0].not_read, rejected) == ("STOP", {}, [])
+
+
+def test_image_that_is_a_url_is_rejected_with_what_downloads_it(folder: Path) -> None:
+    record = {"caption": "a cat", "url": "http://x/a.jpg", "noun_chunks": [[0, 5, 0.1, 0.1, 0.2, 0.4, 0.9]]}
+    _, rejected = read(Grounding((write_table(folder, [record]),)))
+    assert [(entry.reason, "img2dataset" in entry.detail) for entry in rejected] == [("remote_file", True)]

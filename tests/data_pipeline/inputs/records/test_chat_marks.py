@@ -6,6 +6,8 @@ import json
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.domains import build_sample
@@ -290,3 +292,25 @@ def test_messages_are_accounted_for(tmp_path):
         ("bad_record", None),
     ]
     assert drafts[3].not_read == {"system message without text": 1}
+
+
+def test_chat_of_a_table_has_its_marks_obeyed(tmp_path):
+    """A table gives every message all keys of its column, null where there is none."""
+    turns = [
+        {"role": "user", "content": "<image>Find <ref-object>", "loss": None},
+        {"role": "assistant", "content": "<bbox><bbox>", "loss": False},
+        {"role": "user", "content": "Q", "loss": None},
+        {"role": "assistant", "content": "A", "loss": True},
+    ]
+    image = {"bytes": encoded(pattern(168, 300)), "path": None}
+    pq.write_table(
+        pa.Table.from_pylist([{"messages": turns, "images": [image], "objects": OBJECTS}]), tmp_path / "x.parquet"
+    )
+    [draft], no_rejections = read(opened(tmp_path / "x.parquet"))
+    assert not no_rejections
+    assert draft.record["messages"] == [
+        {"role": "user", "content": "<image>Find player"},
+        {"role": "assistant", "content": "[[100,59,400,952]][[500,119,833,982]]", "loss": False},
+        ASK,
+        ANSWER,
+    ]

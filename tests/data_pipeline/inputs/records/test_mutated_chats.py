@@ -10,8 +10,7 @@ import pytest
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample
-from data_pipeline.sharding.measure import MESSAGE_FIELDS
-from data_pipeline.sharding.writing import unread_of_messages
+from data_pipeline.sharding.fields import MESSAGE_FIELDS, unused_message_keys
 from tests.data_pipeline.inputs.reading import opened, read
 from tests.data_pipeline.media_files import encoded, pattern
 
@@ -106,7 +105,7 @@ def test_mutated_chats_are_read_or_rejected_and_accounted_for(tmp_path):
         except BadSample:
             continue
         built += 1
-        unread = unread_of_messages(draft.record)
+        unread = unused_message_keys(draft.record)
         if sample.domain == "chat":
             keys = {key for turn in draft.record["messages"] for key in turn}
             assert keys - MESSAGE_FIELDS == {name.removeprefix("message key ") for name in unread}
@@ -114,4 +113,4 @@ def test_mutated_chats_are_read_or_rejected_and_accounted_for(tmp_path):
 
 
 def test_messages_of_other_domains_are_fields_like_others():
-    assert not unread_of_messages({"domain": "text", "text": "x", "messages": ["x"]})
+    assert not unused_message_keys({"domain": "text", "text": "x", "messages": ["x"]})

@@ -217,7 +217,7 @@ def test_documents_of_obelics_and_mmc4_are_read(tmp_path):
     (tmp_path / "cat.jpg").write_bytes(JPEG)
     text = "A cat\n\n<image>\n\nand a dog."
     for images in ([None, IMAGE, None], [None, "cat.jpg", None], [None, JPEG, None]):
-        row = {"images": images, "texts": ["A cat", None, "and a dog."], "metadata": "[]"}
+        row: dict[str, Any] = {"images": images, "texts": ["A cat", None, "and a dog."], "metadata": "[]"}
         [draft], _ = read(opened(write_parquet(tmp_path / "a.parquet", [row])))
         assert draft.record == {"domain": "interleaved", "text": text, "metadata": "[]"}
         assert draft.images == [Media("jpg", JPEG)]
