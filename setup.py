@@ -53,6 +53,7 @@ setup(
         "psutil",
         "pyarrow",
         "pypdfium2",
+        "python-bidi",
         "python-pptx",
         "pyyaml",
         "requests",
@@ -73,6 +74,8 @@ setup(
         # `--executor ray` of tools.shard; screenshots of web pages for grounding, which also need a Chromium.
         "ray": ["ray"],
         "gui": ["playwright"],
+        # HEIC photographs.
+        "heic": ["pillow-heif"],
         "test": [
             "coverage",
             "mypy",

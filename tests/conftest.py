@@ -17,6 +17,7 @@ from model.hf_weights import SafetensorsFolder
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.whole_model import build_whole_model
 from tests import prose
+from tests.hf_folders import VARIANTS
 from tests.reference import save_transformers_model, small_config
 
 # What a machine may lack. A skip for any other reason is a test that should have run.
@@ -62,8 +63,6 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 # --- models -----------------------------------------------------------------------------------------------------------
 
-VARIANTS = ("glm4v_moe", "glm4v")
-
 
 @pytest.fixture(scope="session")
 def single_process() -> Iterator[None]:
@@ -90,7 +89,7 @@ def reference(hf_folder: tuple[Path, nn.Module]) -> nn.Module:
 
 @pytest.fixture
 def build(single_process: None, hf_folder: tuple[Path, nn.Module]) -> Callable[..., GlmvModel]:
-    """Makes our model with the reference's weights."""
+    """Return a function that builds our model with the reference's weights."""
     folder, reference = hf_folder
     config: Any = reference.config
 

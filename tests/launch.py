@@ -48,7 +48,7 @@ def train(config: Path, overrides: Sequence[str] = (), **options: Any) -> str:
 
 
 def fail(config: Path, overrides: Sequence[str] = (), **options: Any) -> list[str]:
-    """Run to an error of the user's and return its lines, one per process that reports it."""
+    """Run until an error in the input ends it, and return the messages, one per process that reports it."""
     launcher = start(config, overrides, **options)
     output = finish(launcher)
     assert launcher.returncode != 0, output
@@ -84,10 +84,10 @@ def wait_until(
     step: int,
     timeout: float = 120,
 ) -> None:
-    """Wait for `condition(run, step)`."""
+    """Wait until `condition(run, step)` holds; fail after `timeout` seconds, or if the run ends before."""
     deadline = time.monotonic() + timeout
     while not condition(run, step):
-        assert time.monotonic() < deadline, "the run did not get there"
+        assert time.monotonic() < deadline, f"{condition.__name__} is false for step {step} of {run} after {timeout} s"
         assert launcher.poll() is None, finish(launcher)
         time.sleep(0.01)
 

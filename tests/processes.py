@@ -23,7 +23,8 @@ class Processes:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        store = tempfile.mktemp(prefix="glmv-gloo-")
+        self._folder = tempfile.TemporaryDirectory(prefix="glmv-gloo-")
+        store = f"{self._folder.name}/store"
         self._pipes, self._processes = [], []
         for rank in range(self.size):
             here, there = context.Pipe()
@@ -70,6 +71,7 @@ class Processes:
             if process.is_alive():
                 process.kill()
                 process.join()
+        self._folder.cleanup()
 
     def __enter__(self) -> Processes:
         return self

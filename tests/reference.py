@@ -26,7 +26,7 @@ HF_CONFIGS = {"glm4v_moe": transformers.Glm4vMoeConfig, "glm4v": transformers.Gl
 
 
 def small_config(variant: str) -> GlmvConfig:
-    """The tiny preset with two vision blocks and a routed scaling factor other than 1."""
+    """Return the tiny preset with two vision blocks and, with experts, a routed scaling factor other than 1."""
     config = GlmvConfig.from_preset(PRESETS[variant])
     factor = 1.7 if variant == "glm4v_moe" else 1.0
     return replace(
@@ -77,9 +77,9 @@ def save_transformers_model(config: GlmvConfig, folder: Path, seed: int = 2) -> 
 
 @dataclass(frozen=True)
 class Text:
-    """Text."""
+    """Text of `count` tokens."""
 
-    count: int  # tokens
+    count: int
 
 
 @dataclass(frozen=True)

@@ -12,30 +12,12 @@ from omegaconf import OmegaConf
 from data_pipeline.sharding.build import build_shards
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
-WORDS = [
-    "a",
-    "small",
-    "red",
-    "house",
-    "by",
-    "the",
-    "wide",
-    "river",
-    "under",
-    "old",
-    "trees",
-    "where",
-    "two",
-    "grey",
-    "birds",
-    "sing",
-    "all",
-    "day",
-]
+TEXT = "a small red house by the wide river under old trees where two grey birds sing all day"
 
 
 def sentence(seed: int, length: int) -> str:
-    return " ".join(WORDS[(seed * 7 + 3 * i * i + i) % len(WORDS)] for i in range(length))
+    words = TEXT.split()
+    return " ".join(words[(seed * 7 + 3 * i * i + i) % len(words)] for i in range(length))
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +45,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> 
 
 
 def chat(n: int, thinking: bool) -> dict[str, object]:
-    """A question about an image, and its answer."""
+    """Make the record of a question about an image and its answer."""
     answer = {"role": "assistant", "content": sentence(n + 1, 7)}
     if thinking:
         answer["reasoning_content"] = sentence(n, 6)

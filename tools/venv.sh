@@ -39,4 +39,4 @@ if ! usable "$venv/bin/python"; then
     "$python" -m venv "$venv"
 fi
 echo "installing the versions of constraints.txt into $venv; this takes some minutes where they are missing"
-"$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[ray,gui,test,demo]'
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[ray,gui,heic,test,demo]'

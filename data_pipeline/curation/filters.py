@@ -15,7 +15,7 @@ all features are known. A user's own filter is a few lines, named in a recipe as
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -23,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.curation.candidate import Candidate
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, DataError
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,13 @@ class _Options(ABC):  # noqa: B024 - Filter and SetFilter have the abstract meth
     def judges(self, sample: Candidate) -> bool:
         """Return whether the filter judges samples of this domain."""
         return not self.domains or sample.domain in self.domains
+
+
+def check_shares(name: str, shares: Mapping[str, float]) -> None:
+    """Raise DataError unless every one of a filter's options is a share: 30 for 30% would filter nothing, or all."""
+    for option, share in shares.items():
+        if not 0 <= share <= 1:
+            raise DataError(f"{name}.{option} is {share:g}: give a share from 0 to 1")
 
 
 @dataclass

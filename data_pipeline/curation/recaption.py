@@ -24,19 +24,22 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import requests
 from PIL import Image
 
+from common.nearest import suggestion
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.hashing import digest, uniform
 from data_pipeline.errors import DataError
 
 MAX_ANSWER_BYTES = 1 << 20
 MAX_FAILURES = 32  # without one success: the program or server is at fault, not the samples
+_CAPTIONED = ("image_text", "ocr")  # domains whose text is the caption of one image
+_SERVER_OPTIONS = ("model", "api_key_variable", "prompt", "max_tokens", "retries")
 _RETRIED_STATUSES = (408, 409, 425, 429)  # and all from 500
 
 
@@ -65,20 +68,39 @@ class Recaption:
         """Raise DataError for options that cannot work."""
         if bool(self.command) == bool(self.endpoint):
             raise DataError("recaption: give either `command` or `endpoint`")
+        self._check_domains()
+        self._check_server()
         try:
             program = shlex.split(self.command)[:1]
         except ValueError as error:
             raise DataError(f"recaption.command cannot be split into words: {error}") from error
         if program and not shutil.which(program[0]):
             raise DataError(f"recaption.command: there is no program {program[0]!r} on the PATH")
-        if self.endpoint and not self.model:
-            raise DataError("recaption.model is empty: give the model's name on the server")
-        if self.api_key_variable and self.api_key_variable not in os.environ:
-            raise DataError(f"recaption.api_key_variable: the environment variable {self.api_key_variable} is not set")
         if not 0 <= self.ratio <= 1:
             raise DataError(f"recaption.ratio is {self.ratio}: give a share from 0 to 1")
         if self.concurrency < 1 or self.retries < 0 or self.timeout <= 0:
             raise DataError("recaption: concurrency and timeout must be positive, and retries 0 or more")
+
+    def _check_domains(self) -> None:
+        for domain in self.domains:
+            if domain not in _CAPTIONED:
+                hint = suggestion(domain, _CAPTIONED) or f": use {' or '.join(_CAPTIONED)}"
+                raise DataError(f"recaption.domains: {domain!r} is no domain of images with one caption{hint}")
+
+    def _check_server(self) -> None:
+        if self.command:
+            for option in fields(self):
+                if option.name in _SERVER_OPTIONS and getattr(self, option.name) != option.default:
+                    raise DataError(
+                        f"recaption.{option.name} is for an endpoint: remove it, or make it an argument in `command`"
+                    )
+            return
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise DataError(f"recaption.endpoint is {self.endpoint!r}: give a URL, such as http://localhost:8000/v1")
+        if not self.model:
+            raise DataError("recaption.model is empty: give the model's name on the server")
+        if self.api_key_variable and self.api_key_variable not in os.environ:
+            raise DataError(f"recaption.api_key_variable: the environment variable {self.api_key_variable} is not set")
 
     def chosen(self, sample: Candidate) -> bool:
         """Return whether a sample is recaptioned. A hash of its name decides, so other samples have no influence."""
@@ -184,7 +206,7 @@ class _Program:
             self._end()  # a late answer would be taken for that of the next question
             raise
         finally:
-            image.unlink()
+            image.unlink(missing_ok=True)  # the command may have removed it
 
     def _exchange(self, question: bytes) -> bytes:
         if self._process is None or self._process.poll() is not None:

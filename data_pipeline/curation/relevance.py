@@ -33,6 +33,8 @@ class Relevance(Filter):
 
     def check(self) -> None:
         """Raise DataError for options that cannot work."""
+        if self.batch_size < 1:
+            raise DataError(f"relevance.batch_size is {self.batch_size}: give 1 or more")
         if self.scorer != "clip":
             load_function(self.scorer, "relevance.scorer")
         elif not (Path(self.weights) / "config.json").is_file():

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from common.nearest import suggestion
 from data_pipeline.curation.candidate import Candidate
-from data_pipeline.curation.filters import Filter, Filtered
+from data_pipeline.curation.filters import Filter, Filtered, check_shares
 from data_pipeline.errors import DataError
 
 # Scripts without spaces: every character counts as a word.
@@ -73,6 +73,16 @@ class RepeatedText(Filter):
     )
     max_characters: float = 0.60  # share of sequences of ten characters that repeat an earlier one
     min_words: int = 30  # shorter texts are judged by lines and characters alone: words always recur in them
+
+    def check(self) -> None:
+        """Raise DataError for options that cannot work."""
+        limits = ("max_lines", "max_paragraphs", "max_line_characters", "max_paragraph_characters", "max_characters")
+        check_shares("repeated_text", {option: getattr(self, option) for option in limits})
+        for option in ("max_top_words", "max_repeated_words"):
+            by_words: dict[int, float] = getattr(self, option)
+            check_shares("repeated_text", {f"{option}[{n}]": share for n, share in by_words.items()})
+            if by_words and min(by_words) < 1:
+                raise DataError(f"repeated_text.{option}: a sequence of {min(by_words)} words: give 1 or more")
 
     def __call__(self, sample: Candidate) -> Filtered | None:
         """Return why the sample is filtered, or None."""
@@ -148,6 +158,8 @@ class LanguageMixing(Filter):
 
     def check(self) -> None:
         """Raise DataError for options that cannot work."""
+        shares = {"min_main_share": self.min_main_share, "max_unexpected": self.max_unexpected}
+        check_shares("language_mixing", shares)
         for script in self.expected:
             if script not in known_scripts():
                 hint = suggestion(script, known_scripts()) or ": give names such as latin, cjk, cyrillic"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import av
@@ -10,7 +9,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.video_files import probe_video
+from data_pipeline.media.video_files import open_video, probe_video, video_stream
 
 THUMBNAIL_SIZE = 64  # pixels per side: twice the input of a perceptual hash
 THUMBNAILS_PER_SECOND = 2
@@ -36,8 +35,8 @@ def read_thumbnails(data: bytes) -> Thumbnails:
     converter = VideoReformatter()
     decoded = 0
     try:
-        with av.open(io.BytesIO(data), "r") as container:
-            for frame in container.decode(video=0):
+        with open_video(data) as container:
+            for frame in container.decode(video_stream(container)):
                 if decoded >= len(thumbnails) * step:
                     small = converter.reformat(
                         frame, THUMBNAIL_SIZE, THUMBNAIL_SIZE, format="gray", interpolation="AREA", threads=1

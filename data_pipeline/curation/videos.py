@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from data_pipeline.curation.candidate import Candidate
-from data_pipeline.curation.filters import Filter, Filtered
+from data_pipeline.curation.filters import Filter, Filtered, check_shares
 from data_pipeline.curation.thumbnails import black_share, frozen_share
 
 
@@ -22,6 +22,10 @@ class VideoIntegrity(Filter):
     frozen_change: float = 0.5  # largest mean change of grey levels, of 255, that counts as none
     max_black: float = 0.5  # largest share of dark frames
     black_level: float = 12.0  # largest mean grey level, of 255, of a dark frame
+
+    def check(self) -> None:
+        """Raise DataError for options that cannot work."""
+        check_shares("video_integrity", {"max_frozen": self.max_frozen, "max_black": self.max_black})
 
     def __call__(self, sample: Candidate) -> Filtered | None:
         """Return why the sample is filtered, or None."""

@@ -19,6 +19,9 @@ GLM-4.5V, not thinking: "/nothink" ends every user turn and the empty thought is
 GLM-4.1V: turns are written as they are, reasoning included, and all answers carry loss.
 
 The token that ends an answer carries loss with it: <|user|>, which begins the next turn and is appended after the last.
+
+An assistant's message with "loss": false is context in both forms: neither its text nor the token that ends it carries
+loss.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_pipeline.domains.documents import split_placeholders
+from data_pipeline.domains.thoughts import check_tags, split_reasoning
 from data_pipeline.errors import BadSample
 from data_pipeline.sample import ROLE_TOKENS, Element, Text, Token
 
@@ -40,10 +44,10 @@ def render(messages: Any, thinking: Any, *, form: str = DEFAULT_FORM) -> list[El
     """Return the elements of a chat.
 
     Args:
-        messages: [{"role": system | user | assistant, "content": str[, "reasoning_content": str]}, ...], the last of an
-            assistant. An assistant's content may itself begin with <think>...</think>.
+        messages: [{"role": system | user | assistant, "content": str[, "reasoning_content": str, "loss": bool]}, ...],
+            the last of an assistant. An assistant's content may itself begin with <think>...</think>.
         thinking: bool, whether the chat is written in thinking form. None: yes if an answer after the last user message
-            has reasoning.
+            has reasoning and carries loss.
         form: One of CHAT_FORMS.
 
     Raises:
@@ -62,11 +66,12 @@ def render(messages: Any, thinking: Any, *, form: str = DEFAULT_FORM) -> list[El
     return [*chat, Token(END_OF_TURN, loss=learned[-1])]
 
 
-def _glm45v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Element]], list[bool]]:
+def _glm45v(turns: list[dict[str, Any]], thinking: bool | None) -> tuple[list[list[Element]], list[bool]]:
     last_user = max((index for index, turn in enumerate(turns) if turn["role"] == "user"), default=-1)
     answers = {index: split_reasoning(turn) for index, turn in enumerate(turns) if turn["role"] == "assistant"}
     if thinking is None:
-        thinking = any(reasoning for index, (reasoning, _) in answers.items() if index > last_user)
+        thinking = any(answers[index][0] for index in answers if index > last_user and _is_learned(turns[index]))
+    learned = [_is_learned(turn) and (not thinking or index > last_user) for index, turn in enumerate(turns)]
 
     elements: list[list[Element]] = []
     for index, turn in enumerate(turns):
@@ -83,54 +88,44 @@ def _glm45v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[li
                 raise BadSample(
                     "missing_reasoning", "a thinking chat whose answer has no reasoning: set thinking to false"
                 )
-            thought: list[Element] = [Token("<think>", True), Text(reasoning, True, True), Token("</think>", True)]
-            elements.append([Text("\n"), *thought, Text("\n", True, True), *_answer(answer, loss=True)])
+            thought = _thought(reasoning, loss=learned[index])
+            elements.append([Text("\n"), *thought, *_answer(answer, loss=learned[index])])
         else:
             empty_thought: list[Element] = [Text("\n"), Token("<think>"), Token("</think>"), Text("\n")]
-            elements.append([*empty_thought, *_answer(answers[index][1], loss=not thinking)])
-    return elements, [index in answers and (not thinking or index > last_user) for index in range(len(turns))]
+            elements.append([*empty_thought, *_answer(answers[index][1], loss=learned[index])])
+    return elements, learned
 
 
-def _glm41v(turns: list[dict[str, str]], thinking: bool | None) -> tuple[list[list[Element]], list[bool]]:
+def _glm41v(turns: list[dict[str, Any]], thinking: bool | None) -> tuple[list[list[Element]], list[bool]]:
     if thinking is False:
         raise BadSample("chat_form", "GLM-4.1V has no form for chats without thinking")
     elements: list[list[Element]] = []
     for turn in turns:
         if turn["role"] == "assistant":
-            reasoning = turn.get("reasoning_content")
-            thought: list[Element] = []
-            if reasoning:
-                thought = [
-                    Token("<think>", True),
-                    Text(reasoning, True, True),
-                    Token("</think>", True),
-                    Text("\n", True, True),
-                ]
-            elements.append([Text("\n"), *thought, *_answer(turn["content"], loss=True)])
+            check_tags(turn)
+            loss, reasoning, answer = _is_learned(turn), turn.get("reasoning_content"), turn["content"]
+            if "</think>" in answer and "<think>" not in answer:  # as written by models whose prompt ends with <think>
+                answer = f"<think>{answer}"
+            thought = _thought(reasoning, loss=loss) if reasoning else []
+            elements.append([Text("\n"), *thought, *_answer(answer, loss=loss)])
         else:
             elements.append([Text("\n"), *split_placeholders(turn["content"], loss=False)])
-    return elements, [turn["role"] == "assistant" for turn in turns]
+    return elements, [_is_learned(turn) for turn in turns]
 
 
-_FORMS: dict[str, Callable[[list[dict[str, str]], bool | None], tuple[list[list[Element]], list[bool]]]] = {
+_FORMS: dict[str, Callable[[list[dict[str, Any]], bool | None], tuple[list[list[Element]], list[bool]]]] = {
     "glm45v": _glm45v,
     "glm41v": _glm41v,
 }
 CHAT_FORMS = tuple(_FORMS)
 
 
-def split_reasoning(turn: dict[str, str]) -> tuple[str, str]:
-    """Return (reasoning, answer) of an assistant's turn.
+def _is_learned(turn: dict[str, Any]) -> bool:
+    return turn["role"] == "assistant" and turn.get("loss") is not False
 
-    The reasoning comes from `reasoning_content`, or from <think>...</think> in the content.
-    """
-    content = turn["content"]
-    if turn.get("reasoning_content"):
-        return turn["reasoning_content"].strip(), content.strip()
-    if "</think>" not in content:
-        return "", content.strip()
-    head, tail = content.split("</think>")[0], content.split("</think>")[-1]
-    return head.split("<think>")[-1].strip(), tail.strip()
+
+def _thought(reasoning: str, *, loss: bool) -> list[Element]:
+    return [Token("<think>", loss), Text(reasoning, loss, True), Token("</think>", loss), Text("\n", loss, True)]
 
 
 def _answer(content: str, *, loss: bool) -> list[Element]:
@@ -139,7 +134,7 @@ def _answer(content: str, *, loss: bool) -> list[Element]:
     return split_placeholders(content, loss=loss, tags=True)
 
 
-def _check_messages(messages: Any) -> list[dict[str, str]]:
+def _check_messages(messages: Any) -> list[dict[str, Any]]:
     if not isinstance(messages, list) or not messages:
         raise BadSample("bad_record", 'a record of domain "chat" needs a non-empty list "messages"')
     for number, turn in enumerate(messages):
@@ -151,6 +146,8 @@ def _check_messages(messages: Any) -> list[dict[str, str]]:
                 raise BadSample("bad_record", f"message {number} ({turn['role']}): {name} must be a string")
         if turn["role"] == "assistant":
             _check_fields(number, turn)
+        if not isinstance(turn.get("loss", True), bool):
+            raise BadSample("bad_record", f'message {number} ({turn["role"]}): "loss" must be true or false')
     roles = [turn["role"] for turn in messages]
     if roles[-1] != "assistant":
         raise BadSample(

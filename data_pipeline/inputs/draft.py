@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from data_pipeline.errors import BadSample
 
@@ -93,7 +93,16 @@ def credited(found: Iterable[Draft | Rejected], items: Mapping[str, int]) -> Ite
             yield last
         raise
     if last is not None:
-        yield replace(last, items=items)
+        yield replace(last, items={**last.items, **items})
+
+
+@runtime_checkable
+class ReadsFirst(Protocol):
+    """An input whose units are so large that a dry run must not read one completely."""
+
+    def read_first(self, unit: Unit, count: int) -> Iterator[Draft | Rejected | NotRead]:
+        """Yield what `read` yields, of the first `count` items of a unit alone."""
+        ...
 
 
 class Input(Protocol):

@@ -5,23 +5,19 @@
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
-
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, Unit
-from data_pipeline.inputs.media import read_whole
+from data_pipeline.inputs.media import as_media, read_whole
+from data_pipeline.media.file_types import describe
 from data_pipeline.media.image_files import probe_image
 
 Block = str | Media  # a paragraph or an image
 IMAGE_PLACEHOLDER = "<image>"
 _PLACEHOLDER = re.compile(r"<(image|video)>")
-# Pillow's format -> extension. The names and MIME types that documents give are often wrong.
-_EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "BMP": "bmp", "GIF": "gif", "TIFF": "tif"}
 
 
 def flow_draft(blocks: Sequence[Block], origin: str, **fields: object) -> Draft:
@@ -54,13 +50,13 @@ def image_media(data: bytes) -> Media:
     """Return an image file with the extension of its actual format.
 
     Raises:
-        BadSample: unreadable_image, image_too_large, or unknown_extension (a format that shards do not hold).
+        BadSample: unreadable_image or image_too_large.
     """
     probe_image(data)
-    format = Image.open(io.BytesIO(data)).format or ""
-    if format not in _EXTENSIONS:
-        raise BadSample("unknown_extension", f"an image in {format} format: shards hold {', '.join(_EXTENSIONS)}")
-    return Media(_EXTENSIONS[format], data)
+    field, media = as_media(data)
+    if field != "images":
+        raise BadSample("unreadable_image", describe(data))
+    return media
 
 
 def file_units(paths: Sequence[str]) -> list[Unit]:

@@ -26,6 +26,7 @@ from typing import Any
 from common.nearest import suggestion
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
+from data_pipeline.inputs.media import CODE_SUFFIXES, is_media, read_head
 from data_pipeline.inputs.names import files_below
 from data_pipeline.inputs.options import parse_settings
 from data_pipeline.shards.members import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
@@ -58,6 +59,10 @@ _UNPACK_COMMANDS = {
 }
 _MEDIA_SUFFIXES = tuple(f".{extension}" for extension in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS))
 
+# Files about a data set, which no kind is guessed from.
+_ABOUT_NAMES = ("readme", "license", "licence", "notice", "changelog", "citation", "dataset_infos", "dataset_info")
+_ABOUT_SUFFIXES = ("", ".md", ".markdown", ".txt", ".html", ".json")
+
 INPUTS: dict[str, Kind] = {
     "jsonl": Kind(
         ".records.jsonl:JsonLines", (".jsonl", ".ndjson", ".json"), "JSON records that name their media; conversations"
@@ -72,7 +77,7 @@ INPUTS: dict[str, Kind] = {
     "html": Kind(".documents.web:HtmlPages", (".html", ".htm", ".xhtml"), "web pages with their images"),
     "markdown": Kind(".documents.web:MarkdownFiles", (".md", ".markdown"), "Markdown with its images"),
     "text": Kind(".documents.plain_text:TextFiles", (".txt", ".text"), "plain text, one sample per file"),
-    "pages": Kind(".ocr.pages:PdfPages", (), "pages of PDFs as images, with their text (OCR)"),
+    "pages": Kind(".ocr.pages:PdfPages", (), "pages of PDFs as images, with their text (OCR)", takes_folders=True),
     "page_pairs": Kind(
         ".ocr.pages:PagePairs", (), "images of pages with their markup beside them (OCR)", takes_folders=True
     ),
@@ -162,21 +167,61 @@ def _kind_of(path: Path) -> str:
 
 
 def _kind_of_folder(folder: Path) -> str:
-    """Return the one kind of the files in a folder. Captions beside images and videos do not count."""
+    """Return the one kind of the files in a folder. Captions beside images and videos do not count, nor do READMEs."""
     files = list(files_below(folder))
-    suffixes = Counter(path.suffix.lower() for path in files)
+    own = [path for path in files if not _is_about_the_data(path)] or files
+    suffixes = Counter(path.suffix.lower() for path in own)
     found = [name for name, kind in INPUTS.items() if any(suffixes[suffix] for suffix in kind.suffixes)]
+    if "folder" in found and all(_is_code(path) for path in own if path.suffix.lower() in _MEDIA_SUFFIXES):
+        found.remove("folder")
     if "folder" in found:  # text and JSON files beside media are captions
-        found = [name for name in found if name not in ("text", "jsonl")]
-    if "tars" in found and not any(map(_is_own_input, files)):
+        found = [name for name in found if name not in ("text", "jsonl") or _names_media(name, own)]
+    if "tars" in found and not any(map(_is_own_input, own)):
         found = ["tars"]
     if len(found) == 1:
         return found[0]
     if found:
-        raise DataError(f"{folder} holds files of several kinds ({', '.join(found)}): choose one with --kind")
+        raise DataError(_several_kinds(folder, found, own))
     packed = next((path for path in files if path.suffix.lower() in _UNPACK_COMMANDS), None)
     hint = f" (unpack {packed.name} first with {_UNPACK_COMMANDS[packed.suffix.lower()]})" if packed is not None else ""
     raise DataError(f"{folder} holds no file of a known kind{hint}; kinds are:\n{describe_kinds()}")
+
+
+def _is_about_the_data(path: Path) -> bool:
+    """Return whether a file tells people about a data set: README.md, LICENSE.txt, dataset_infos.json."""
+    return path.suffix.lower() in _ABOUT_SUFFIXES and path.stem.lower() in _ABOUT_NAMES
+
+
+def _is_code(path: Path) -> bool:
+    """Return whether a file with the suffix of a video is a program in TypeScript."""
+    return path.suffix.lower() in CODE_SUFFIXES and not is_media(read_head(path))
+
+
+def _names_media(kind: str, files: Sequence[Path]) -> bool:
+    """Return whether records of a kind lie beside media as files of their own: ann.json beside images/.
+
+    A caption has the name of an image or video, and metadata.jsonl a fixed name.
+    """
+    media = {path.with_suffix("") for path in files if path.suffix.lower() in _MEDIA_SUFFIXES}
+    folders = {image.parent for image in media}
+    return kind == "jsonl" and any(
+        path.suffix.lower() in INPUTS[kind].suffixes
+        and path.name != "metadata.jsonl"
+        and path.with_suffix("") not in media
+        and path.parent not in folders
+        for path in files
+    )
+
+
+def _several_kinds(folder: Path, found: Sequence[str], files: Sequence[Path]) -> str:
+    """Say which kinds of files a folder holds, and the options that read each."""
+    lines = []
+    for name in found:
+        of_kind = sorted(path for path in files if path.suffix.lower() in INPUTS[name].suffixes)
+        first = of_kind[0].relative_to(folder)
+        given = folder / first if len(of_kind) == 1 and name != "folder" else folder
+        lines.append(f"  --kind {name:10} --input {given}   {len(of_kind):,} files, such as {first}")
+    return f"{folder} holds files of several kinds ({', '.join(found)}): choose one with --kind\n" + "\n".join(lines)
 
 
 def _is_own_input(file: Path) -> bool:

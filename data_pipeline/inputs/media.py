@@ -9,47 +9,39 @@ from pathlib import Path
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.names import as_stored
+from data_pipeline.media.file_types import HEAD_BYTES, describe, file_type
 from data_pipeline.shards.members import IMAGE_EXTENSIONS, MAX_BYTES, VIDEO_EXTENSIONS
 
 EXTENSIONS = {"images": IMAGE_EXTENSIONS, "videos": VIDEO_EXTENSIONS}
 MAX_FILE_BYTES = max(MAX_BYTES.values())  # a whole file is held in memory
+CODE_SUFFIXES = (".ts", ".mts")  # of videos, and also of programs in TypeScript
 CAPTION_FIELDS = ("text", "caption")  # where a record without a domain may have its text
 
-# First bytes of a file -> its extension. RIFF and MP4 files are recognised by later bytes.
-_MAGIC_BYTES = {
-    b"\xff\xd8\xff": "jpg",
-    b"\x89PNG\r\n\x1a\n": "png",
-    b"GIF8": "gif",
-    b"BM": "bmp",
-    b"II*\x00": "tif",
-    b"MM\x00*": "tif",
-    b"\x1aE\xdf\xa3": "mkv",
-}
-_RIFF_TYPES = {b"WEBP": "webp", b"AVI ": "avi"}
 
-
-def read_media(path: str, folder: Path, field: str, *, allow_outside: bool = False) -> Media:
+def read_media(path: str, folder: Path, field: str, *, allow_outside: bool | None = None) -> Media:
     """Read the image (field `images`) or video (`videos`) that a record names.
 
     Args:
         path: Path relative to `folder`.
         folder: The folder that the file must lie in.
         field: `images` or `videos`.
-        allow_outside: Accept files outside `folder`.
+        allow_outside: Accept files outside `folder`. None: no, and the input kind has no such option.
 
     Raises:
-        BadSample: remote_file, outside_folder, missing_file, unknown_extension or member_too_large.
+        BadSample: remote_file, outside_folder, missing_file, unknown_extension, unreadable_image or member_too_large.
     """
     if "://" in path[:16]:
         raise BadSample("remote_file", f"{path[:200]}: download it first (for example with img2dataset)")
     full = _locate(path, folder, allow_outside)
-    extension = Path(path).suffix.lower().lstrip(".")
-    if extension not in EXTENSIONS[field]:
+    if _extension_of(path) not in EXTENSIONS[field] and not is_media(read_head(Path(full))):
         raise BadSample("unknown_extension", f"{path}: supported {field} are {', '.join(EXTENSIONS[field])}")
-    return Media(extension, _read(full, path))
+    actual_field, media = as_media(_read(full, path), path)
+    if actual_field != field:
+        raise BadSample("unknown_extension", f"{path}: a .{media.extension} file among the {field}")
+    return media
 
 
-def read_whole(path: str, folder: Path, *, allow_outside: bool = False) -> bytes:
+def read_whole(path: str, folder: Path, *, allow_outside: bool | None = None) -> bytes:
     """Return the content of a regular file below `folder`.
 
     Devices and pipes, which may never end, are rejected. So is a path or link that leads outside the folder, unless
@@ -61,53 +53,77 @@ def read_whole(path: str, folder: Path, *, allow_outside: bool = False) -> bytes
     return _read(_locate(path, folder, allow_outside), path)
 
 
-def _locate(path: str, folder: Path, allow_outside: bool) -> str:
+def _locate(path: str, folder: Path, allow_outside: bool | None) -> str:
     try:
         full = os.path.realpath(as_stored(os.path.join(folder, path)))
         if allow_outside or Path(full).is_relative_to(os.path.realpath(folder)):
             return full
     except (OSError, ValueError) as error:  # a loop of links, a NUL in the path
         raise BadSample("missing_file", f"{path!r}: {error}") from error
-    raise BadSample("outside_folder", f"{path} lies outside its folder: copy it there, or --set allow_outside=true")
+    option = "" if allow_outside is None else ", or --set allow_outside=true"
+    raise BadSample("outside_folder", f"{path} lies outside its folder: copy it there{option}")
 
 
-def _read(full: str, shown: str) -> bytes:
+def _read(full: str, shown: str, most: int = -1) -> bytes:
     try:
         found = os.stat(full)
         if not stat.S_ISREG(found.st_mode):
             raise BadSample("missing_file", f"{shown}: not a regular file")
         if found.st_size > MAX_FILE_BYTES:
             raise BadSample("member_too_large", f"{shown}: {found.st_size:,} bytes, the limit is {MAX_FILE_BYTES:,}")
-        return Path(full).read_bytes()
+        with open(full, "rb") as file:
+            return file.read(most)
     except OSError as error:
         raise BadSample("missing_file", f"{shown}: {error.strerror}") from error
 
 
-def detect_extension(data: bytes, name: str | None = None) -> str | None:
-    """Return the extension that the first bytes of a file imply, else the one of `name`, or None if it is unknown."""
-    for beginning, extension in _MAGIC_BYTES.items():
-        if data.startswith(beginning):
-            return extension
-    if data[:4] == b"RIFF" and data[8:12] in _RIFF_TYPES:
-        return _RIFF_TYPES[data[8:12]]
-    if data[4:8] == b"ftyp":
-        return "mp4"
-    suffix = Path(name).suffix.lower().lstrip(".") if name else ""
-    return suffix if suffix in (*IMAGE_EXTENSIONS, *VIDEO_EXTENSIONS) else None
+def read_head(path: Path) -> bytes:
+    """Return the first bytes of a file, enough for media.file_types.file_type; none if it cannot be read."""
+    try:
+        return _read(str(path), path.name, HEAD_BYTES)
+    except BadSample:
+        return b""
 
 
 def as_media(data: bytes, name: str | None = None) -> tuple[str, Media]:
-    """Return (`images` or `videos`, the file) for the content of a file of unknown type.
+    """Return (`images` or `videos`, the file) for the content of a file, whatever its name says.
+
+    Args:
+        data: The content.
+        name: The name that the file was given. It matters where the content is of no known type: the file is then
+            what its name says, and the decoder says what is wrong with it.
 
     Raises:
-        BadSample: unknown_extension.
+        BadSample: unknown_extension; unreadable_image or unreadable_video if the content is of a type that is not read.
     """
-    extension = detect_extension(data, name)
-    if extension is None:
+    found = file_type(data)
+    extension = _extension_of(name)
+    if found is not None and found.kind != "other":
+        return f"{found.kind}s", Media(extension if extension in found.also else found.extension, data)
+    if found is not None:
+        reason = "unreadable_video" if extension in VIDEO_EXTENSIONS else "unreadable_image"
+        raise BadSample(reason, f"{name + ': ' if name else ''}{describe(data)}")
+    field = next((field for field, known in EXTENSIONS.items() if extension in known), None)
+    if field is None:
         raise BadSample(
             "unknown_extension", f"{len(data):,} bytes that are no known image or video, they begin with {data[:8]!r}"
         )
-    return ("images" if extension in IMAGE_EXTENSIONS else "videos"), Media(extension, data)
+    return field, Media(extension, data)
+
+
+def _extension_of(name: str | None) -> str:
+    return Path(name).suffix.lower().lstrip(".") if name else ""
+
+
+def has_media_name(name: str) -> bool:
+    """Return whether a file has the name of an image or video."""
+    return any(_extension_of(name) in known for known in EXTENSIONS.values())
+
+
+def is_media(head: bytes) -> bool:
+    """Return whether the first bytes of a file (read_head) are those of an image or video."""
+    found = file_type(head)
+    return found is not None and found.kind != "other"
 
 
 def guess_domain(images: int, videos: int) -> str:

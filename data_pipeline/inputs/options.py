@@ -31,7 +31,7 @@ def parse_settings(settings: Sequence[str], kinds: Mapping[str, type[Any]]) -> d
         kinds: The dataclass of each kind.
 
     Raises:
-        DataError: No kind has the option, or the value does not suit its type.
+        DataError: No kind has the option, it is given twice, or the value does not suit its type.
     """
     known = {kind: option_types(cls) for kind, cls in kinds.items()}
     options: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
@@ -45,6 +45,8 @@ def parse_settings(settings: Sequence[str], kinds: Mapping[str, type[Any]]) -> d
             hint = f"{suggestion(name, of_all)} (options are {', '.join(of_all) or 'none'})"
             named = f"kind {next(iter(kinds))}" if len(kinds) == 1 else f"kinds {', '.join(kinds)}"
             raise DataError(f"--set {name}: no such option of {named}{hint}")
+        if name in options[takers[0]]:
+            raise DataError(f"--set {name} is given twice: give it once, a list of values as {name}=A,B")
         for kind in takers:
             options[kind][name] = _parse(name, value, known[kind][name])
     return options

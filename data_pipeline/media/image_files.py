@@ -1,18 +1,20 @@
 """Image files: what their headers say, and their pixels: bytes -> upright RGB.
 
-The reference is `transformers.image_utils.load_image`. What an image becomes after that is in images.py. This module
-does without torch, so that reading inputs takes no second to start.
+The reference is transformers' image processor given the upright PIL image. What an image becomes after that is in
+images.py. This module does without torch, so that reading inputs takes no second to start.
 """
 
 from __future__ import annotations
 
 import io
+from functools import lru_cache
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from data_pipeline.errors import BadSample
+from data_pipeline.media.file_types import HEAD_BYTES, HEIC, describe, file_type
 from data_pipeline.media.pixel_budget import MAX_DECODED_PIXELS
 
 MAX_SCANNED_PIXELS = 64 * MAX_DECODED_PIXELS  # every scan of a progressive JPEG visits all of its pixels
@@ -22,7 +24,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000
 Image.init()  # until then Pillow knows five of them
 
 _START_OF_SCAN, _SCAN_BYTES = 0xDA, 10  # after 0xFF; the fewest bytes of a scan
-_EXIF_ORIENTATION = 0x0112
+_EXIF_ORIENTATION, _BITS_PER_SAMPLE = 0x0112, 258  # tags
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -73,42 +75,34 @@ def decode_image(data: bytes) -> np.ndarray:
             if rgb is not None:
                 turn = _UPRIGHT.get(_orientation(image))
                 return rgb if turn is None else np.array(Image.fromarray(rgb).transpose(turn))
-        return np.array(_on_white(ImageOps.exif_transpose(image).convert("RGB")))
+        return np.array(_as_rgb(ImageOps.exif_transpose(image)))
     except BadSample:
         raise
     except Exception as error:  # Pillow's plugins raise nearly anything on damaged bytes
         raise BadSample("unreadable_image", f"{image.format} of {image.width}x{image.height}: {error}") from error
 
 
-_UNSUPPORTED = {
-    b"ftyphei": "HEIC",
-    b"ftypmif1": "HEIC",
-    b"ftypmsf1": "HEIC",
-    b"<svg": "SVG",
-    b"%!PS": "EPS",
-    b"8BPS": "PSD",
-    b"%PDF": "PDF",
-    b"<html": "a web page",
-    b"<!DOCTYPE html": "a web page",
-    b"git-lfs": "a Git LFS pointer",
-}
-
-
-def _describe(data: bytes) -> str:
-    """Say what a file that is not a supported image seems to be, judging by its first bytes."""
-    if not data:
-        return "the file is empty"
-    found = next((name for word, name in _UNSUPPORTED.items() if word.lower() in data[:256].lower()), None)
-    return f"it seems to be {found}, {len(data):,} bytes" if found else f"{len(data):,} bytes"
+@lru_cache(maxsize=1)
+def reads_heic() -> bool:
+    """Return whether pillow-heif is installed. Makes Pillow use it."""
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError:
+        return False
+    register_heif_opener()
+    return True
 
 
 def _open(data: bytes) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        heic = file_type(data[:HEAD_BYTES]) is HEIC and reads_heic()
+        image = Image.open(io.BytesIO(data), formats=("HEIF",) if heic else FORMATS)
     except Image.DecompressionBombError as error:
         raise BadSample("image_too_large", str(error)) from error
     except UnidentifiedImageError as error:
-        raise BadSample("unreadable_image", f"not an image of a supported format: {_describe(data)}") from error
+        raise BadSample(
+            "unreadable_image", f"not an image of a supported format: {describe(data)}{_hint(data)}"
+        ) from error
     except Exception as error:  # a damaged header: as above, nearly anything
         raise BadSample("unreadable_image", str(error)) from error
     if image.width * image.height > MAX_DECODED_PIXELS:
@@ -116,6 +110,10 @@ def _open(data: bytes) -> Image.Image:
     if image.format in ("JPEG", "MPO"):
         _check_scans(data, image.width * image.height)
     return image
+
+
+def _hint(data: bytes) -> str:
+    return "; pip install -e '.[heic]' to read it" if file_type(data) is HEIC and not reads_heic() else ""
 
 
 def _check_scans(data: bytes, pixels: int) -> None:
@@ -133,15 +131,48 @@ def _orientation(image: Image.Image) -> int:
         raise BadSample("unreadable_image", f"damaged EXIF data: {error}") from error
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """Show white where an image (PNG, GIF) marks one colour as transparent, as the reference does.
+def _as_rgb(image: Image.Image) -> Image.Image:
+    """Return the image in RGB: on white where it is transparent, wide grey values as 8 bits.
 
-    An image with an alpha channel keeps the colours that its alpha hides, again as in the reference.
+    Equal to transformers' image processor given the PIL image (`convert_to_rgb`), but for wide grey values: Pillow cuts
+    them off at 255, which leaves a white image.
     """
-    if image.info.get("transparency") is None:
-        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        return _narrowed(image)
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
     white = Image.new("RGBA", image.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+
+
+def _narrowed(image: Image.Image) -> Image.Image:
+    """Return an image of 16 or 32 bits of grey in RGB.
+
+    16 bits lose their lower 8 (12 bits: 4), as in OpenCV, libpng and scikit-image. Integers of 32 bits count as 16 bits
+    if some are larger than 255 and all fit, as Pillow widens some 16-bit files. Floats from 0 to 1 are scaled.
+
+    Raises:
+        BadSample: unreadable_image, if the range of the values is not known.
+    """
+    values = np.asarray(image)
+    least, most = (values.min(), values.max()) if values.size else (0, 0)
+    if image.mode.startswith("I;16") or (image.mode == "I" and (image.format == "PPM" or 255 < most < 65536)):
+        values = values >> (_bits(image) - 8)
+    elif image.mode == "I" and most > 255:
+        raise BadSample("unreadable_image", f"grey values up to {most} have no known range: convert it to 8 or 16 bits")
+    elif image.mode == "F" and least >= 0 and 0 < most <= 1:
+        values = np.rint(values * 255)
+    grey = Image.fromarray(np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8))
+    hidden = image.info.get("transparency")
+    if isinstance(hidden, int):
+        grey.paste(255, mask=Image.fromarray(np.asarray(image) == hidden))
+    return grey.convert("RGB")
+
+
+def _bits(image: Image.Image) -> int:
+    """Return the bits of a grey value: 16, but for TIFF files of fewer."""
+    bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
+    return bits if 8 < bits < 16 else 16
 
 
 def _decode_jpeg(data: bytes) -> np.ndarray | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import av
+import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
@@ -30,7 +31,7 @@ def video_patches(data: bytes, max_tokens: int) -> tuple[torch.Tensor, VideoGeom
     """
     with open_video(data) as container:
         packets = video_packets(container)
-        info = video_info(container, container.streams.video[0].frames or len(packets))
+        info = video_info(container, data, packets)
         geometry = video_geometry(info, max_tokens)
         return _decode(packets, info, geometry), geometry
 
@@ -40,18 +41,21 @@ def _decode(packets: Sequence[av.Packet], info: VideoInfo, geometry: VideoGeomet
     h, w = geometry.grid
     slices = torch.empty(len(geometry.seconds), h * w, TEMPORAL_PATCH_SIZE, SLICE_BYTES, dtype=torch.uint8)
     wanted = sorted(set(geometry.indices))
+    stored = (info.width, info.height) if info.quarter_turns % 2 else (info.height, info.width)
     missing = set(wanted)
     # One converter for the video, without threads: making one for every frame, as frame.to_ndarray does, takes longer
     # than the conversion, and gives the same pixels.
     converter = VideoReformatter()
     try:
         for index, frame in decode_frames(packets, wanted):
-            if (frame.height, frame.width) != (info.height, info.width):
-                header = f"{info.width}x{info.height}"
+            if (frame.height, frame.width) != stored:
+                header = f"{stored[1]}x{stored[0]}"
                 raise BadSample(
                     "unreadable_video", f"frame {index} is {frame.width}x{frame.height}, but the header says {header}"
                 )
-            rgb = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            rgb: np.ndarray = converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+            if info.quarter_turns:
+                rgb = np.ascontiguousarray(np.rot90(rgb, info.quarter_turns))
             patches = patchify(resize(as_frames(rgb), geometry.size))
             for position in range(geometry.indices.index(index), len(geometry.indices)):
                 if geometry.indices[position] != index:  # the last frame may be sampled twice

@@ -1,7 +1,16 @@
-"""Videos as files: opening them, what their header says, and which frames the model sees of them.
+"""Videos as files: opening them, what they say of their frames, and which frames the model sees of them.
 
-The reference is transformers' `Glm4vVideoProcessor` reading files with PyAV: two frames per second (at most 600, spread
-over a video longer than five minutes), an even number of them, every two neighbours one frame pair with one timestamp.
+The reference is transformers' `Glm4vVideoProcessor` reading files with torchcodec: two frames per second (at most 600,
+spread over a video longer than five minutes), an even number of them, every two neighbours one frame pair with one
+timestamp. As there, frames are the packets that are shown, in the order of their times; the duration is the time from
+the first frame to the end of the last one, and the rate is frames / duration.
+
+transformers takes every rate for constant: frame n is shown after n / fps seconds. Where this is wrong, frames and
+seconds here follow the true times:
+
+    frames shown at 0.00 0.04 ... 1.96 12.00 22.00    52 frames in 22.04 seconds, fps 2.36
+    by n / fps      50 is taken for second 21.2
+    by times        50 is second 12
 """
 
 from __future__ import annotations
@@ -9,14 +18,17 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 
 from data_pipeline.errors import BadSample
 from data_pipeline.media.image_sizes import grid_of, resized_size
@@ -31,15 +43,25 @@ _EQUAL_SIZES = re.compile(rb"stsz\0{4}(.{4})(.{4})", re.DOTALL)  # bytes of each
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
 
 
+# A frame may be shown this many seconds from number / fps, and one frame at most: the rate is constant then.
+RATE_TOLERANCE = 0.1
+
+_MOV = "mov,mp4,m4a,3gp,3g2,mj2"
+_UPRIGHT = b"\0\1\0\0" + bytes(12) + b"\0\1\0\0"  # the beginning of a matrix that turns nothing
+_MATROSKA_CLUSTER, _MATROSKA_PROJECTION = b"\x1f\x43\xb6\x75", b"\x76\x70"
+
+
 @dataclass(frozen=True)
 class VideoInfo:
     """What the container says: enough to know a video's frames, timestamps and tokens without decoding it."""
 
     frames: int
-    fps: float
-    duration: float  # seconds
-    height: int  # pixels
-    width: int  # pixels
+    fps: float  # frames / duration
+    duration: float  # seconds, from the first frame to the end of the last one
+    height: int  # pixels, upright
+    width: int  # pixels, upright
+    quarter_turns: int = 0  # counter-clockwise, from the stored frames to upright ones: 0 to 3
+    times: tuple[float, ...] = ()  # seconds of each frame from the first one; empty: number / fps
 
 
 @dataclass(frozen=True)
@@ -57,14 +79,13 @@ class VideoGeometry:
 
 
 def probe_video(data: bytes) -> VideoInfo:
-    """Read the container's header, and count packets if the header does not give the number of frames.
+    """Read the container's header, and the times of packets if the header does not give them.
 
     Raises:
         BadSample: The header cannot be read, has no video stream, or its frames are too large.
     """
     with open_video(data) as container:
-        frames = container.streams.video[0].frames
-        return video_info(container, frames or len(video_packets(container)))
+        return video_info(container, data)
 
 
 def frame_indices(frames: int, fps: float, duration: float | None) -> list[int]:
@@ -79,6 +100,23 @@ def frame_indices(frames: int, fps: float, duration: float | None) -> list[int]:
     else:
         times = np.linspace(0, duration, MAX_DURATION * SAMPLED_FPS, endpoint=True)
         chosen = [min(last, math.ceil(t * fps)) for t in times]
+    return _even(chosen)
+
+
+def sampled_frames(info: VideoInfo) -> list[int]:
+    """Return the indices of the sampled frames: those of `frame_indices`, or by the frames' times if it has them."""
+    if not info.times:
+        return frame_indices(info.frames, info.fps, info.duration)
+    if info.duration <= MAX_DURATION:
+        moments = [i / SAMPLED_FPS for i in range(max(math.floor(info.duration * SAMPLED_FPS), 1))]
+    elif info.frames <= MAX_DURATION * SAMPLED_FPS:
+        return _even(list(range(info.frames)))
+    else:
+        moments = np.linspace(0, info.duration, MAX_DURATION * SAMPLED_FPS, endpoint=True).tolist()
+    return _even([min(info.frames - 1, bisect_left(info.times, moment)) for moment in moments])
+
+
+def _even(chosen: list[int]) -> list[int]:
     unique = list(dict.fromkeys(chosen))
     return unique + unique[-1:] if len(unique) % 2 else unique
 
@@ -89,8 +127,10 @@ def video_geometry(info: VideoInfo, max_tokens: int) -> VideoGeometry:
     Raises:
         BadSample: `extreme_aspect`.
     """
-    indices = frame_indices(info.frames, info.fps, info.duration)
-    seconds = tuple(int(index / info.fps) for index in indices[::TEMPORAL_PATCH_SIZE])
+    indices = sampled_frames(info)
+    seconds = tuple(
+        int(info.times[index] if info.times else index / info.fps) for index in indices[::TEMPORAL_PATCH_SIZE]
+    )
     size = resized_size(info.height, info.width, max_tokens=max_tokens, frames=len(indices))
     return VideoGeometry(tuple(indices), seconds, size)
 
@@ -101,9 +141,7 @@ def open_video(data: bytes) -> Iterator[InputContainer]:
     _check_sample_table(data)
     try:
         with av.open(io.BytesIO(data), "r", options={"format_whitelist": CONTAINERS}) as container:
-            if not container.streams.video:
-                raise BadSample("video_without_frames", "the file has no video stream")
-            stream = container.streams.video[0]
+            stream = video_stream(container)
             if stream.codec_context is None:
                 raise BadSample("unreadable_video", "no decoder for its codec")
             stream.codec_context.thread_count = 1  # a data worker is one process among many
@@ -128,18 +166,145 @@ def _check_sample_table(data: bytes) -> None:
             raise BadSample("unreadable_video", f"its header promises {count} frames of {size} bytes each")
 
 
+def video_stream(container: InputContainer) -> av.VideoStream:
+    """Return the video stream that FFmpeg takes for the main one. Cover art and other attached images are none.
+
+    Raises:
+        BadSample: video_without_frames.
+    """
+    moving = [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
+    if not moving:
+        kind = "but attached images (cover art)" if container.streams.video else "at all"
+        raise BadSample("video_without_frames", f"the file has no video stream {kind}")
+    best = container.streams.best("video")
+    return next((stream for stream in moving if best and stream.index == best.index), moving[0])
+
+
 def video_packets(container: InputContainer) -> list[av.Packet]:
-    """Return the packets of the video stream in decoding order."""
-    return [packet for packet in container.demux(container.streams.video[0]) if packet.size]
+    """Return the packets of the video stream in decoding order. Empty ones, which repeat a frame, are none."""
+    return [packet for packet in container.demux(video_stream(container)) if packet.size]
 
 
-def video_info(container: InputContainer, frames: int) -> VideoInfo:
-    stream = container.streams.video[0]
-    rate = stream.average_rate or stream.guessed_rate
-    if frames < 1:
-        raise BadSample("video_without_frames", "the video stream holds no frames")
-    if not rate or not stream.height or not stream.width:
-        raise BadSample("unreadable_video", "the video stream has no frame rate or no size")
+def video_info(container: InputContainer, data: bytes, packets: Sequence[av.Packet] | None = None) -> VideoInfo:
+    """Return what a file says of its video.
+
+    Args:
+        container: The open file.
+        data: The file.
+        packets: Its `video_packets`; None: they are read if the header is not enough.
+
+    Raises:
+        BadSample: video_without_frames, unreadable_video or image_too_large.
+    """
+    stream = video_stream(container)
+    if not stream.height or not stream.width:
+        raise BadSample("unreadable_video", "the video stream has no size")
     if stream.height * stream.width > MAX_DECODED_PIXELS:
         raise BadSample("image_too_large", f"frames of {stream.width}x{stream.height} pixels")
-    return VideoInfo(frames, float(rate), float(Fraction(frames) / rate), stream.height, stream.width)
+    timing = _timing_in_header(stream)
+    if timing is None:
+        packets = video_packets(container) if packets is None else packets
+        timing = _timing(_spans_of(packets), stream)
+    frames, fps, duration, times = timing
+    quarter_turns = 0
+    if _may_be_turned(container, data):
+        quarter_turns = _quarter_turns(stream, container.demux(stream) if packets is None else packets)
+    height, width = (stream.width, stream.height) if quarter_turns % 2 else (stream.height, stream.width)
+    return VideoInfo(frames, fps, duration, height, width, quarter_turns, times)
+
+
+Timing = tuple[int, float, float, tuple[float, ...]]  # frames, fps, duration and times, as in VideoInfo
+Span = tuple[int | None, int]  # when a frame is shown and for how long, in ticks of its stream
+
+
+def _spans_of(packets: Iterable[av.Packet]) -> list[Span]:
+    """Return the spans of the frames that are shown, in no order. Packets that an edit list hides are none."""
+    return [
+        (packet.dts if packet.pts is None else packet.pts, packet.duration or 0)
+        for packet in packets
+        if not packet.is_discard
+    ]
+
+
+def _timing_in_header(stream: av.VideoStream) -> Timing | None:
+    """Return the timing of an MP4 whose sample table says that the rate is constant; None for all others.
+
+    The table has the times of decoding. If these are at a constant rate, the same frames are shown at that rate.
+    """
+    if stream.container.format.name != _MOV or stream.start_time is None or stream.time_base is None:
+        return None
+    times = [entry.timestamp for entry in stream.index_entries if entry.size and not entry.is_discard]
+    frames = len(times)
+    if not frames or not frames == stream.frames == len(stream.index_entries) or not stream.duration:
+        return None
+    step = stream.duration // frames
+    if not step or stream.duration != step * frames or (np.diff(np.array(times)) != step).any():
+        return None
+    first, end = (
+        _seconds(ticks, stream.time_base) for ticks in (stream.start_time, stream.start_time + stream.duration)
+    )
+    return frames, frames / (end - first), end - first, ()
+
+
+def _timing(spans: Sequence[Span], stream: av.VideoStream) -> Timing:
+    """Return the timing of frames.
+
+    Raises:
+        BadSample: video_without_frames or unreadable_video.
+    """
+    if not spans:
+        raise BadSample("video_without_frames", "the video stream holds no frames")
+    known = sorted((start, length) for start, length in spans if start is not None)
+    rate, base = stream.average_rate or stream.guessed_rate, stream.time_base
+    if len(known) == len(spans) and base is not None:
+        first = _seconds(known[0][0], base)
+        duration = _seconds(max(start + length for start, length in known), base) - first
+        if duration > 0:
+            fps = len(known) / duration
+            times = tuple(_seconds(start, base) - first for start, _ in known)
+            tolerance = min(1 / fps, RATE_TOLERANCE) + _seconds(1, base)
+            steady = all(abs(time - number / fps) <= tolerance for number, time in enumerate(times))
+            return len(known), fps, duration, () if steady else times
+    if not rate:
+        raise BadSample("unreadable_video", "the video stream has no frame rate and no times")
+    return len(spans), float(rate), float(len(spans) / rate), ()
+
+
+def _seconds(ticks: int, base: Fraction) -> float:
+    """Return a time in seconds, with the arithmetic of torchcodec."""
+    return ticks * base.numerator / base.denominator
+
+
+def _may_be_turned(container: InputContainer, data: bytes) -> bool:
+    """Check whether the header has a matrix by which frames may have to be turned."""
+    if container.format.name == _MOV:
+        header = _movie_header(data)
+        matrices = (header[at.start() : at.start() + 100] for at in re.finditer(b"mvhd|tkhd", header))
+        return any(_UPRIGHT not in matrix for matrix in matrices)
+    return container.format.name == "matroska,webm" and _MATROSKA_PROJECTION in data[: data.find(_MATROSKA_CLUSTER)]
+
+
+def _movie_header(data: bytes) -> bytes:
+    """Return the box `moov` of an MP4; all of the file if its boxes cannot be followed."""
+    at = 0
+    while 0 <= at <= len(data) - 16:
+        size, kind = int.from_bytes(data[at : at + 4]), data[at + 4 : at + 8]
+        size = int.from_bytes(data[at + 8 : at + 16]) if size == 1 else size
+        if kind == b"moov":
+            return data[at : at + size] if size else data[at:]
+        if size < 8:
+            break
+        at += size
+    return data
+
+
+def _quarter_turns(stream: av.VideoStream, packets: Iterable[av.Packet]) -> int:
+    """Decode one frame, which carries the matrix of its stream, and return its angle in quarters of a turn."""
+    decoder: Any = stream.codec_context
+    try:
+        for packet in packets:
+            for frame in decoder.decode(packet):
+                return round(frame.rotation / 90) % 4
+        return 0
+    finally:
+        decoder.flush_buffers()

@@ -11,13 +11,15 @@ packet refers to (-). A group may be open: frames that follow its key frame but 
 before it; if one of them is wanted, that group is decoded completely first.
 
 The frames are those of decoding everything in order, byte for byte. If the stream does not say enough to be sure of
-that (no times, other codecs and containers, a frame that does not come), everything is decoded in order.
+that (no times, other codecs and containers, a frame that does not come), everything is decoded in order. A frame that
+cannot be decoded, as its group begins before the file does, is replaced by the next one.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -88,7 +90,9 @@ def decode_frames(packets: Sequence[av.Packet], wanted: Sequence[int]) -> Iterat
     if not packets:
         return
     decoder = packets[0].stream.codec_context
-    ranges = choose_packet_ranges(packets, wanted) if _says_enough(packets) else None
+    timed = _times_are_true(packets)
+    selective = timed and decoder.codec.canonical_name in SELECTIVE_CODECS
+    ranges = choose_packet_ranges(packets, wanted) if selective else None
     missing = set(wanted)
     if ranges is not None:
         _check_work(decoder, sum(chosen.stop - chosen.start for chosen in ranges))
@@ -102,19 +106,16 @@ def decode_frames(packets: Sequence[av.Packet], wanted: Sequence[int]) -> Iterat
         decoder.flush_buffers()
     if missing:
         _check_work(decoder, min(len(packets), wanted[-1] + 1))
-        yield from _decode_in_order(decoder, packets, wanted)
+        decoded = _decode_in_order(decoder, packets)
+        yield from _chosen_by_time(decoded, packets, wanted) if timed else _chosen_by_number(decoded, wanted)
 
 
-def _says_enough(packets: Sequence[av.Packet]) -> bool:
-    """Check that codec, container and times allow decoding ranges of packets."""
+def _times_are_true(packets: Sequence[av.Packet]) -> bool:
+    """Check that the container says when the frame of each packet is shown."""
     stream = packets[0].stream
-    times = [packet.pts or 0 for packet in packets]
+    times = [packet.pts for packet in packets if packet.pts is not None]
     invented = stream.codec_context.has_b_frames and times == sorted(times)  # old Matroska files
-    return (
-        stream.codec_context.codec.canonical_name in SELECTIVE_CODECS
-        and stream.container.format.name in TIMED_CONTAINERS
-        and not invented
-    )
+    return stream.container.format.name in TIMED_CONTAINERS and len(set(times)) == len(packets) and not invented
 
 
 def _decode_range(
@@ -130,18 +131,30 @@ def _decode_range(
     decoder.flush_buffers()
 
 
-def _decode_in_order(
-    decoder: av.VideoCodecContext, packets: Sequence[av.Packet], wanted: Sequence[int]
-) -> Iterator[tuple[int, av.VideoFrame]]:
+def _decode_in_order(decoder: av.VideoCodecContext, packets: Sequence[av.Packet]) -> Iterator[av.VideoFrame]:
     decoder.skip_frame = "DEFAULT"
-    numbers = set(wanted)
-    number = 0
     for packet in [*packets, None]:
-        for frame in decoder.decode(packet):
-            if number in numbers:
-                yield number, frame
-            number += 1
-        if number > wanted[-1]:
+        yield from decoder.decode(packet)
+
+
+def _chosen_by_number(decoded: Iterable[av.VideoFrame], wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+    numbers = set(wanted)
+    for number, frame in enumerate(decoded):
+        if number in numbers:
+            yield number, frame
+        if number >= wanted[-1]:
+            return
+
+
+def _chosen_by_time(
+    decoded: Iterable[av.VideoFrame], packets: Sequence[av.Packet], wanted: Sequence[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    shown = sorted(packet.pts for packet in packets if not packet.is_discard and packet.pts is not None)
+    remaining = deque((shown[number], number) for number in wanted if number < len(shown))
+    for frame in decoded:
+        while remaining and frame.pts is not None and frame.pts >= remaining[0][0]:
+            yield remaining.popleft()[1], frame
+        if not remaining:
             return
 
 

@@ -1,4 +1,4 @@
-"""Workers that die while they read: where they were, and which file is skipped because of it.
+"""Workers that die while they read: where they were, and what is rejected because of it.
 
 A hostile file can crash a library, which ends its process. The kernel kills processes when memory runs out. Each task
 keeps a note of its position, one line that costs two microseconds per draft:

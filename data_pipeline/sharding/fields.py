@@ -26,7 +26,7 @@ def unused_fields(record: dict[str, Any]) -> set[str]:
 
 def unused_message_keys(record: dict[str, Any]) -> Counter[str]:
     """Count the keys of a chat's messages that nothing reads: {"message key name": 2}."""
-    messages = record.get("messages")
+    messages = record.get("messages") if record.get("domain") == "chat" else None
     return Counter(
         f"message key {key}"
         for message in (messages if isinstance(messages, list) else ())

@@ -24,8 +24,9 @@ from data_pipeline.sharding.measure import measure
 from data_pipeline.sharding.writing import WORK, Counts, load_tokenizer, write_rejected
 from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import IndexHeader, read_index, write_index
+from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
-from data_pipeline.shards.scan import Scan, scan_shard
+from data_pipeline.shards.scan import Scan, count_members, scan_shard
 from data_pipeline.shards.tar import fingerprint
 
 
@@ -69,9 +70,10 @@ def index_shards(
     for folder in {shard.parent for shard in shards}:
         (folder / WORK).mkdir(exist_ok=True)
     jobs = [IndexJob(shard, str(tokenizer), chat_form) for shard in shards]
-    for _ in EXECUTORS[executor](index_shard, jobs, workers=workers):
-        tick()
     total = Counts()
+    for read in EXECUTORS[executor](index_shard, jobs, workers=workers):
+        total.add(read)
+        tick()
     for folder in sorted({shard.parent for shard in shards}):
         names = [shard.name for shard in shards if shard.parent == folder]
         total.rejected += _merge_rejected(folder, names)
@@ -84,31 +86,51 @@ def index_shards(
     return total
 
 
-def index_shard(job: IndexJob) -> None:
-    """Write the index of one shard, unless it has one for this tar, tokenizer and chat form."""
-    tokenizer = load_tokenizer(job.tokenizer)
+def index_shard(job: IndexJob) -> Counts:
+    """Write the index of one shard, unless it has one for this tar, tokenizer and chat form.
+
+    Returns:
+        What became of its members. Nothing for a shard that is not read again.
+    """
+    tokenizer, counts = load_tokenizer(job.tokenizer), Counts()
     wanted = IndexHeader(fingerprint(job.shard), tokenizer.hash if tokenizer else "", job.chat_form)
     try:
         if read_index(job.shard).header == wanted:
-            return
+            return counts
     except DataError:  # there is none, or it is damaged
         pass
     rows = []
     part = _rejected_part(job.shard.parent, job.shard.name)
     reader = ShardReader()
     scan = _scan(job.shard)
+    counts.accounts.give({"members": count_members(job.shard)})
+    counts.not_read = scan.not_read
+    counts.accounts.use({"members": scan.not_read.total()}, "not_read")
+    counts.accounts.use({"members": scan.rejected_members.total()}, "rejected")
     with replacing(part) as temporary, open(temporary, "w", encoding="utf-8") as rejections:
         for key, error in scan.rejected:
             write_rejected(rejections, error.reason, f"{job.shard.name}/{key}".rstrip("/"), error.detail)
         for sample in scan.samples:
             try:
+                _check_media(scan, sample)
                 measured = measure(reader.read(str(job.shard), sample), tokenizer, job.chat_form)
             except BadSample as error:
                 write_rejected(rejections, error.reason, f"{job.shard.name}/{sample.key}", error.detail)
+                counts.accounts.use({"members": len(sample.members)}, "rejected")
             else:
                 rows.append(measured.index_row(sample))
+                counts.accounts.use({"members": len(sample.members)}, "in_samples")
     reader.close()
+    counts.accounts.check(str(job.shard))
     write_index(job.shard, rows, tokenizer_hash=wanted.tokenizer_hash, chat_form=job.chat_form)
+    return counts
+
+
+def _check_media(scan: Scan, sample: ShardSample) -> None:
+    """Reject a caption whose images are not read: it would become a sample without them. Raises BadSample."""
+    if sample.key in scan.skipped_media and all(member.kind == "txt" for member in sample.members):
+        detail = f"{scan.skipped_media[sample.key]} is not read, and the text has no other file: name it KEY.jpg"
+        raise BadSample("missing_member", detail)
 
 
 def _scan(shard: Path) -> Scan:
@@ -116,7 +138,10 @@ def _scan(shard: Path) -> Scan:
     try:
         return scan_shard(shard)
     except DataError as error:
-        return Scan(rejected=[("", BadSample("not_a_tar", str(error)))])
+        return Scan(
+            rejected=[("", BadSample("not_a_tar", str(error)))],
+            rejected_members=Counter({"": count_members(shard)}),
+        )
 
 
 def _rejected_part(folder: Path, name: str) -> Path:
@@ -128,7 +153,10 @@ def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
     parts = {name: _rejected_part(folder, name) for name in names if _rejected_part(folder, name).is_file()}
     kept: list[str] = []
     if (folder / REJECTED).is_file():
-        kept = [line for line in _lines(folder / REJECTED) if _shard_of(line) not in parts]
+        try:
+            kept = [line for line in _lines(folder / REJECTED) if _shard_of(line) not in parts]
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(f"{folder / REJECTED} is damaged, or of another program: rename or remove it") from error
     lines = [*kept, *(line for part in parts.values() for line in _lines(part))]
     write_text(folder / REJECTED, "".join(f"{line}\n" for line in lines))
     for part in parts.values():

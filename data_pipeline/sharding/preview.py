@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.draft import Draft, Input, NotRead, Rejected
+from data_pipeline.inputs.draft import Draft, Input, NotRead, ReadsFirst, Rejected
 from data_pipeline.media.image_files import probe_image
 from data_pipeline.sample import Sample
 from data_pipeline.sharding.fields import unused_fields, unused_message_keys
@@ -94,7 +94,8 @@ def _first_entries(given: Input) -> Iterator[Draft | Rejected | NotRead]:
     began = time.monotonic()
     count = 0
     for unit in given.units():
-        for entry in given.read(unit):
+        found = given.read_first(unit, MOST_ITEMS) if isinstance(given, ReadsFirst) else given.read(unit)
+        for entry in found:
             yield entry
             count += 1
             if count >= MOST_ITEMS or time.monotonic() - began > SECONDS:

@@ -23,7 +23,7 @@ import pyarrow as pa
 from common.files import replacing
 from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import TEMPORAL_PATCH_SIZE
-from data_pipeline.media.video_files import VideoInfo, frame_indices
+from data_pipeline.media.video_files import VideoInfo, sampled_frames
 from data_pipeline.shards.arrow_file import new_arrow_file, open_arrow_file
 from data_pipeline.shards.members import Member, ShardSample, index_command
 from data_pipeline.shards.tar import fingerprint, size_in
@@ -114,7 +114,7 @@ def index_row(
         "domain": domain,
         "text_tokens": text_tokens,
         "images": [{"height": height, "width": width} for height, width in images],
-        "videos": [{**asdict(info), "pairs": _frame_pairs(info)} for info in videos],
+        "videos": [_video_fields(info) for info in videos],
         "blocks": [{"video": video, "before": before, "within": within} for video, before, within in blocks],
         "members": [asdict(member) for member in sample.members],
     }
@@ -218,5 +218,6 @@ def structs_at(batch: pa.RecordBatch, row: int, column: str) -> list[dict[str, A
     return batch.column(column)[row].as_py()
 
 
-def _frame_pairs(info: VideoInfo) -> int:
-    return len(frame_indices(info.frames, info.fps, info.duration)) // TEMPORAL_PATCH_SIZE
+def _video_fields(info: VideoInfo) -> dict[str, Any]:
+    fields = {name: getattr(info, name) for name in ("frames", "fps", "duration", "height", "width")}
+    return {**fields, "pairs": len(sampled_frames(info)) // TEMPORAL_PATCH_SIZE}

@@ -10,10 +10,18 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff")
-VIDEO_EXTENSIONS = ("mp4", "mkv", "webm", "mov", "avi")
+# Extensions by the formats that are decoded, see media/image_files.FORMATS and media/video.CONTAINERS.
+IMAGE_EXTENSIONS = (
+    *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "avifs", "heic", "heif", "jfif", "jpe", "mpo"),
+    *("apng", "dib", "ico", "jp2", "j2k", "jpc", "j2c", "jpx", "jpf", "ppm", "pgm", "pbm", "pnm", "pfm"),
+)
+VIDEO_EXTENSIONS = (
+    *("mp4", "mkv", "webm", "mov", "avi", "m4v", "3gp", "3g2", "qt", "f4v", "ts", "m2ts", "mts", "flv"),
+    *("wmv", "asf", "mpg", "mpeg", "vob", "ogv", "ogm"),
+)
 # The largest size of a member in bytes, by its kind: a reader holds it in memory, and Linux reads 2 GiB at once.
 MAX_BYTES = {"json": 1 << 28, "txt": 1 << 28, "image": 1 << 30, "video": 0x7FFFF000}
 
@@ -36,6 +44,7 @@ class ShardSample:
     members: list[Member] = field(default_factory=list)  # in the order of their numbers
 
 
+@lru_cache(maxsize=4096)
 def kind_of(extension: str) -> tuple[str | None, int]:
     """Return kind and number: `json` -> (json, 0); `3.jpg` -> (image, 3); `jpg` -> (image, 0); others -> (None, 0)."""
     number, _, last = extension.lower().rpartition(".")

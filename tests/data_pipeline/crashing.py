@@ -20,8 +20,8 @@ def segfault() -> None:
     ctypes.string_at(0)
 
 
-class DeadlyImages(tuple):
-    """Iterating over them reads memory that is not there, as a decoder with a bug does."""
+class CrashingImages(tuple):
+    """Images that crash the process when they are read, as a decoder with a bug does."""
 
     def __iter__(self) -> Iterator:
         segfault()
@@ -30,12 +30,12 @@ class DeadlyImages(tuple):
 
 @dataclass(frozen=True)
 class Crashing:
-    """Twelve units of three texts each."""
+    """UNITS units of DRAFTS texts each, some of which crash or are killed."""
 
     paths: tuple[str, ...] = ()
     folder: str = ""  # for a mark of every unit of `killed_once` that was killed
     crashes: tuple[int, ...] = ()  # units whose reader crashes after its first draft
-    deadly: tuple[tuple[int, int], ...] = ()  # (unit, draft) whose images crash
+    crashing_drafts: tuple[tuple[int, int], ...] = ()  # (unit, draft) whose images crash
     killed: tuple[int, ...] = ()  # units that are killed with SIGKILL every time
     killed_once: tuple[int, ...] = ()  # units that are killed the first time only
 
@@ -49,7 +49,7 @@ class Crashing:
         for number in range(DRAFTS):
             record = {"domain": "text", "text": f"Text {number} of {unit.start}. " * 9}
             draft = Draft(record, origin=f"{unit.path}:{number}", items={"texts": 1})
-            yield replace(draft, images=DeadlyImages()) if (unit.start, number) in self.deadly else draft
+            yield replace(draft, images=CrashingImages()) if (unit.start, number) in self.crashing_drafts else draft
             if unit.start in self.crashes:
                 segfault()
             if unit.start in self.killed or (unit.start in self.killed_once and self._first_time(unit)):
@@ -64,7 +64,7 @@ class Crashing:
 
 
 @dataclass(frozen=True)
-class Spared(Crashing):
+class Harmless(Crashing):
     """The same input without the drafts that a build rejects."""
 
     def given(self, unit: Unit) -> Mapping[str, int]:
@@ -73,7 +73,9 @@ class Spared(Crashing):
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         if unit.start not in (*self.crashes, *self.killed):
             drafts = Crashing().read(unit)
-            yield from (draft for number, draft in enumerate(drafts) if (unit.start, number) not in self.deadly)
+            yield from (
+                draft for number, draft in enumerate(drafts) if (unit.start, number) not in self.crashing_drafts
+            )
 
 
 def crash_at(task: str) -> str:
@@ -83,7 +85,7 @@ def crash_at(task: str) -> str:
 
 
 def ray_build(records: str, out: str) -> None:
-    """Build on an own Ray cluster, in a process that will be killed."""
+    """Build on a Ray cluster of its own, in a process that will be killed."""
     from data_pipeline.sharding.build import build_shards
 
     build_shards(sorted(Path(records).glob("*.jsonl")), out, shard_bytes=60_000, executor="ray", workers=2)

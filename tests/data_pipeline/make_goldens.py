@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from tests.data_pipeline.media_files import pattern, real_images, real_videos
@@ -134,9 +134,14 @@ def keep_video(goldens: Goldens, name: str, video: np.ndarray, metadata: Any, pr
     goldens[f"{name}/timestamps"] = np.asarray(sampled.timestamps, dtype=np.float64)
 
 
+def upright(file: io.BytesIO) -> Image.Image:
+    """Return the image for the processor, which converts it to RGB. 16 bits of grey lose their lower 8 before."""
+    image = ImageOps.exif_transpose(Image.open(file))
+    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)) if image.mode == "I;16" else image
+
+
 def add_images(goldens: Goldens) -> None:
     from transformers import Glm4vImageProcessor
-    from transformers.image_utils import load_image
 
     for budget, sizes in ((IMAGE_BUDGET, IMAGE_SIZES), (SMALL_IMAGE_BUDGET, SMALL_BUDGET_SIZES)):
         processor = Glm4vImageProcessor(size=budget)
@@ -157,10 +162,10 @@ def add_images(goldens: Goldens) -> None:
             image = image.convert(mode)
         image.save(buffer, "PNG")
         goldens[f"file/{mode}/bytes"] = np.frombuffer(buffer.getvalue(), dtype=np.uint8)
-        keep_image(goldens, f"file/{mode}", load_image(Image.open(buffer)), processor)
+        keep_image(goldens, f"file/{mode}", upright(buffer), processor)
 
     for name, data in real_images():
-        keep_image(goldens, f"picture/{name}", load_image(Image.open(io.BytesIO(data))), processor)
+        keep_image(goldens, f"picture/{name}", upright(io.BytesIO(data)), processor)
         goldens[f"picture/{name}/file"] = np.asarray(zlib.crc32(data), dtype=np.uint32)
 
 

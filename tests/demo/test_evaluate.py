@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from data_pipeline.encoding.encode import PixelBudget
 from data_pipeline.encoding.tokenizer import GlmTokenizer
+from data_pipeline.media.pixel_budget import PixelBudget
 from demo.evaluate import ask, encode, packs, read_samples, share_answered, with_next_images
 from tests.hf_folders import save_whole_folder
 from tools.generate import Exported

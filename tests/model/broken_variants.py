@@ -134,7 +134,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
 
 @contextmanager
 def broken(variant: str) -> Iterator[Break]:
-    """Break the code inside the context, by the name in VARIANTS, and yield what breaks a built model. "": nothing."""
+    """Break the code inside the context by a name in VARIANTS ("": not at all), and yield what breaks a built model."""
     if not variant:
         yield leave_as_is
         return

@@ -66,9 +66,7 @@ def test_apex_of_nvidia_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_transformer_engine_without_a_dependency_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its own import ignores that without a message, and so does megatron-core's."""
-    monkeypatch.delitem(
-        sys.modules, "transformer_engine"
-    )  # None there says that it is not installed, on a machine without a GPU
+    monkeypatch.delitem(sys.modules, "transformer_engine")  # model.cpu hides it on a machine without a GPU
     package = install(tmp_path, "transformer_engine", monkeypatch)
     (package / "pytorch.py").write_text("import onnxscript_that_is_not_there")
     with pytest.raises(

@@ -7,6 +7,7 @@ import logging
 import resource
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -132,12 +133,10 @@ TMPFS = "mount", "-t", "tmpfs", "-o"
 
 
 def can_mount() -> bool:
-    probe = Path("/tmp/glmv-mount-probe")
-    probe.mkdir(exist_ok=True)
-    mounted = subprocess.run([*TMPFS, "size=64k", "tmpfs", probe], capture_output=True).returncode == 0
-    if mounted:
-        subprocess.run(["umount", probe], check=True)
-    probe.rmdir()
+    with tempfile.TemporaryDirectory() as probe:
+        mounted = subprocess.run([*TMPFS, "size=64k", "tmpfs", probe], capture_output=True).returncode == 0
+        if mounted:
+            subprocess.run(["umount", probe], check=True)
     return mounted
 
 

@@ -22,18 +22,18 @@ pytestmark = pytest.mark.fast
 
 
 def content_of(variant: str) -> dict[str, Any]:
-    """A complete config.json in the old spelling."""
+    """Return a complete config.json in the old spelling."""
     return json.loads(json.dumps(GlmvConfig.from_preset(PRESETS[variant]).to_hf()))
 
 
 def saved_by_transformers(variant: str, folder: Path) -> dict[str, Any]:
-    """The same model as `save_pretrained` of transformers 5 spells it."""
+    """Return the same model as `save_pretrained` of transformers 5 spells it."""
     HF_CONFIGS[variant](**content_of(variant)).save_pretrained(folder)
     return json.loads((folder / "config.json").read_text())
 
 
 def as_transformers_reads(variant: str, content: dict[str, Any]) -> GlmvConfig:
-    """The model that transformers would build from a config.json, with every value spelled out."""
+    """Return the model that transformers would build from a config.json, with every value spelled out."""
     config = HF_CONFIGS[variant](**copy.deepcopy(content))
     text, vision = config.text_config, config.vision_config
     complete = content_of(variant)
@@ -64,7 +64,7 @@ def test_a_preset_comes_back_from_its_own_config_json(preset: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_both_spellings_of_rope_are_read_alike(variant: str, tmp_path: Path) -> None:
+def test_both_spellings_of_rope_give_the_same_model(variant: str, tmp_path: Path) -> None:
     new = saved_by_transformers(variant, tmp_path)
     assert "rope_scaling" not in new["text_config"]
     both = copy.deepcopy(new)

@@ -133,7 +133,7 @@ def positions_not_restarted(batch: Batch) -> Batch:
 
 
 def patches_row_by_row(batch: Batch) -> Batch:
-    """The patches of the first image (4x4) row by row, not in 2x2 blocks."""
+    """Put the patches of the first image (4x4) row by row, not in 2x2 blocks."""
     order = torch.arange(16).view(2, 2, 2, 2).transpose(1, 2).flatten()
     return replace(batch, patches=torch.cat([batch.patches[order], batch.patches[16:]]))
 
@@ -195,13 +195,13 @@ def no_image_tokens(batch: Batch) -> Batch:
 
 
 def exchanged_grids(batch: Batch) -> Batch:
-    """The grids of the first and the last image are exchanged; the total of image tokens is still right."""
+    """Exchange the grids of the first and the last image; the total of image tokens is still right."""
     order = [len(batch.grid_thw) - 1, *range(1, len(batch.grid_thw) - 1), 0]
     return replace(batch, grid_thw=batch.grid_thw[order])
 
 
 def one_token_moved(batch: Batch) -> Batch:
-    """An image token of the last image belongs to the one before; no grid and no number of tokens changes."""
+    """Move an image token of the last image to the one before; no grid and no number of tokens changes."""
     ids, image_token = batch.input_ids.tolist(), GlmvConfig.from_preset("tiny_moe").image_token_id
     ends = [n for n, token in enumerate(ids) if token == image_token != ids[n + 1]]
     ids[ends[-2] + 1], ids[ends[-1]] = ids[ends[-1]], ids[ends[-2] + 1]
@@ -285,5 +285,5 @@ def test_docstring_examples_are_right(module) -> None:
 
 
 def test_weight_table_has_every_parameter(model: GlmvModel) -> None:
-    """The gradient test compares all parameters."""
+    """So the test of gradients, which reads the table, compares all parameters."""
     assert {name for name, _ in local_tensors(model)} == {w.name for w in weights(model.glmv_config)}

@@ -28,7 +28,7 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def image(width: int = 140, height: int = 112, seed: int = 0) -> bytes:
-    """A lossless image whose size needs no resizing."""
+    """Return a lossless image whose size needs no resizing."""
     return media_files.encoded(media_files.pattern(height, width, seed), format="PNG")
 
 

@@ -45,7 +45,7 @@ BAD: list[tuple[Any, str]] = [
     ({"domain": "video", "text": "x", "videos": ["empty.mp4"]}, "video_without_frames"),
     ({"domain": "video", "text": "x", "videos": ["half.mp4"]}, "unreadable_video"),
     ({"domain": "image", "text": "x"}, "unknown_domain"),
-    ({"domain": "text", "text": "x", "images": "a.jpg"}, "bad_record"),
+    ({"domain": "text", "text": "x", "images": "a.jpg"}, "media_mismatch"),
     ("not JSON", "bad_record"),
 ]
 
@@ -389,10 +389,10 @@ def test_brackets_in_a_path_are_printed(records, tmp_path):
 def test_tables_and_help_fit_any_terminal():
     """The table of a large data set fits its fixed width, and help keeps one command per line."""
     stats = {"interleaved": DomainStats(tokens=[np.full(1000, 123_456_789)], bytes=10**12)}
-    told = io.StringIO()
-    Console(file=told, width=WIDEST).print(table_of(stats))
+    printed = io.StringIO()
+    Console(file=printed, width=WIDEST).print(table_of(stats))
     assert "interleaved 1,000 0 0 123,456,789,000 123,456,789 123,456,789 123,456,789 1.0 TB" in " ".join(
-        told.getvalue().split()
+        printed.getvalue().split()
     )
     shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
     assert "\n      python -m tools.shard verify SHARDS...\n" in shown

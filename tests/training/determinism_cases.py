@@ -14,7 +14,7 @@ from training.determinism import NonDeterministicStep
 
 
 def once_and_twice(variant: str, folder: str, layout: str) -> dict[str, Any]:
-    """Three steps without and with the check: their reports, and the tensors that are not the same afterwards."""
+    """Train three steps without and with the check; return their reports and the tensors that differ afterwards."""
     reports, held = [], []
     for check in (0, 1):
         trainer = make_trainer(variant, folder, layout, check_determinism=check)
@@ -25,7 +25,7 @@ def once_and_twice(variant: str, folder: str, layout: str) -> dict[str, Any]:
 
 
 def noisy_the_second_time(variant: str, folder: str, layout: str, name: str) -> str:
-    """What ends a step in which the last rank's gradient `name` is computed otherwise the second time."""
+    """Return the error of a step in which the last rank's gradient `name` differs the second time."""
     trainer = make_trainer(variant, folder, layout, check_determinism=1)
     calls, packs = 0, len(of_this_rank(packs_of_step(variant, 1)))
 

@@ -60,7 +60,7 @@ def test_step_that_differs_the_second_time_stops_all_ranks(
 
 
 def test_run_with_a_noisy_step_stops_with_one_line(config_file: Path, tmp_path: Path) -> None:
-    """The second step is noisy."""
+    """Every step is noisy; the second is the first that is checked."""
     done = subprocess.run(
         [
             sys.executable,

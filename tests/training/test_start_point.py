@@ -134,7 +134,7 @@ def test_run_resumes_although_its_init_from_is_gone(config_file: Path, tmp_path:
     assert found.weights is None
 
 
-def test_resume_never_refuses_an_existing_run(run: Path, config_file: Path) -> None:
+def test_existing_run_is_refused_with_resume_never(run: Path, config_file: Path) -> None:
     with pytest.raises(ConfigError, match=r"holds a run and checkpoint.resume=never; choose another folder"):
         start_point(config_file, "checkpoint.resume=never")
 

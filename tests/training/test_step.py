@@ -191,7 +191,7 @@ def test_weights_that_are_not_finite_are_named_on_every_rank(hf_folder) -> None:
 
 @pytest.mark.fast
 def test_step_without_a_loss_token_is_an_error(build: Callable[..., GlmvModel]) -> None:
-    """A single pack without loss tokens is none: the others of its step have some."""
+    """A pack without loss tokens is no error if other packs of its step have some."""
     model = build().train()
     trainer = TrainStep([model], OPTIMIZER, steps=1, seq_length=SEQ_LENGTH)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from bs4.element import Tag
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.documents.html_content import collapse_spaces, is_hidden, text_of
-from data_pipeline.inputs.documents.html_images import SMALL_IMAGE, ImageRules, find_image
+from data_pipeline.inputs.documents.html_content import code_of, collapse_spaces, hidden_as, is_hidden, raised, text_of
+from data_pipeline.inputs.documents.html_images import SMALL_IMAGE, ImageRules, find_image, references
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.flow import Block
 
@@ -52,6 +52,12 @@ _BLOCK_TAGS = {
     "ul",
 }
 
+_ORDINALS = {"st", "nd", "rd", "er", "re", "ère", "e", "ème", "o", "a"}  # after a digit
+_SIGNS = {"th", "º", "ª", "tm", "sm", "®", "™", "©", "℠", "*", "†", "‡"}
+_TEX_IMAGES = {"latex", "tex", "mathtex-equation-editor"}  # of images whose alternative text is their formula
+_TEX_ENCODING = re.compile("^(application/x-tex|TeX|LaTeX)$", re.IGNORECASE)
+MAX_SPAN = 200  # columns or rows of a cell
+
 
 @dataclass
 class BlockReader:
@@ -63,6 +69,8 @@ class BlockReader:
     out: list[Block] = field(default_factory=list)
     line: str = ""  # inline text of the paragraph that has not ended; \v is a line break
     skipped: Counter[str] = field(default_factory=Counter)  # skipped images by reason
+    not_read: Counter[str] = field(default_factory=Counter)  # elements that are not read, by name
+    last_image: set[str] = field(default_factory=set)  # what the <img> of the last image offered
 
     def read(self, content: Tag) -> list[Block]:
         """Return the blocks of an element.
@@ -85,11 +93,28 @@ class BlockReader:
 
     def _children(self, tag: Tag) -> None:
         for child in tag.children:
-            if isinstance(child, Tag):
-                if not is_hidden(child):
-                    self._tag(child)
-            else:
-                self.line += text_of(child)
+            self._node(child)
+
+    def _node(self, node: object) -> None:
+        """Read an element or text, or count an element that is not read."""
+        if not isinstance(node, Tag):
+            self.line += text_of(node)
+        elif node.name == "noscript":
+            self._no_script(node)
+        elif (hidden := hidden_as(node)) is None:
+            self._tag(node)
+        elif hidden:
+            self.not_read[hidden] += 1
+            if node.name == "embed":  # it has no end tag: the parser puts what follows into it
+                self._children(node)
+
+    def _no_script(self, tag: Tag) -> None:
+        """Read the images for browsers without scripts, unless the <img> before them offers the same."""
+        for image in tag.find_all("img"):
+            if not self.last_image & set(references(image)):
+                self._image(image)
+        if tag.get_text(strip=True):
+            self.not_read["noscript"] += 1
 
     def _tag(self, tag: Tag) -> None:
         if tag.name in _READERS:
@@ -118,16 +143,53 @@ class BlockReader:
         language = next(
             (c[9:] for part in (tag, *tag.find_all("code")) for c in _classes(part) if c[:9] == "language-"), ""
         )
-        if code := tag.get_text().strip("\n"):
+        if code := code_of(tag).strip("\n"):
             self.out.append(f"```{language}\n{code}\n```")
 
     def _inline_code(self, tag: Tag) -> None:
-        self.line += f"`{collapse_spaces(tag.get_text())}`" if tag.get_text().strip() else ""
+        code = collapse_spaces(code_of(tag))
+        self.line += f"`{code}`" if code else ""
 
     def _formula(self, tag: Tag) -> None:
         """Add MathML as TeX if it contains its TeX source, else as text."""
-        tex = tag.find("annotation", attrs={"encoding": "application/x-tex"})
-        self.line += f"${collapse_spaces(tex.get_text())}$" if tex else collapse_spaces(tag.get_text(" "))
+        source = tag.find(
+            "annotation", attrs={"encoding": re.compile("^(application/x-tex|TeX|LaTeX)$", re.IGNORECASE)}
+        )
+        tex = collapse_spaces(source.get_text() if source else str(tag.get("alttext", "")))
+        self.line += f"${_plain_tex(tex)}$" if tex else collapse_spaces(tag.get_text(" "))
+
+    def _script(self, tag: Tag) -> None:
+        """Add a formula of MathJax."""
+        self.line += f"${collapse_spaces(tag.get_text())}$"
+
+    def _raised(self, tag: Tag) -> None:
+        """Add a superscript or subscript: 10^6, H_2O, x^{n+1}; a reference to a note as [1], an ordinal as 1st."""
+        inner = self._nested()
+        inner._children(tag)
+        inner._end()
+        text = " ".join(block for block in inner.out if isinstance(block, str))
+        link = tag.find("a", href=re.compile("^#"))
+        if not text:
+            pass
+        elif tag.name == "sup" and (link is not None or re.fullmatch(r"\[.*\]", text)):
+            self.line += text if text.startswith("[") else f"[{text}]"
+        elif tag.name == "sup" and (
+            text.lower() in _SIGNS or (text.lower() in _ORDINALS and self.line.rstrip()[-1:].isdigit())
+        ):
+            self.line += text
+        else:
+            self.line += raised(text, "^" if tag.name == "sup" else "_")
+        self._add_images(inner)
+
+    def _quotation(self, tag: Tag) -> None:
+        self.line += "“"
+        self._children(tag)
+        self.line += "”"
+
+    def _add_images(self, inner: BlockReader) -> None:
+        if images := [block for block in inner.out if isinstance(block, Media)]:
+            self._end()
+            self.out += images
 
     def _list(self, tag: Tag) -> None:
         """Add the items as lines of one block. An image within an item ends the block and follows it."""
@@ -136,17 +198,13 @@ class BlockReader:
         number = int(start) if start.isdecimal() else 1
         for item in tag.find_all("li", recursive=False):
             if is_hidden(item):
+                self._node(item)
                 continue
+            if str(value := item.get("value", "")).isdecimal():
+                number = int(str(value))
             inner = self._nested()
             for child in item.children:
-                if isinstance(child, Tag) and child.name in ("ul", "ol") and not is_hidden(child):
-                    inner._end()
-                    inner._list(child)
-                elif isinstance(child, Tag):
-                    if not is_hidden(child):
-                        inner._tag(child)
-                else:
-                    inner.line += text_of(child)
+                inner._node(child)
             inner._end()
             marker = f"{number}. " if tag.name == "ol" else "- "
             self._add_item(inner.out, marker)
@@ -196,23 +254,25 @@ class BlockReader:
         if caption := tag.find("caption", recursive=False):
             self._children(caption)
             self._end()
-        lines: list[str] = []
+        texts: dict[Tag, str] = {}
         images: list[Block] = []
-        for number, row in enumerate(cells):
-            texts = []
-            for cell in row:
-                inner = self._nested()
-                inner._children(cell)
-                inner._end()
-                text = collapse_spaces(" ".join(block for block in inner.out if isinstance(block, str)))
-                texts.append(text.replace("|", "\\|"))
-                images += [block for block in inner.out if isinstance(block, Media)]
-            lines.append(f"| {' | '.join(texts)} |")
-            if number == 0 and row and all(cell.name == "th" for cell in row):
-                lines.append("|" + " --- |" * len(row))
+        for cell in (cell for row in cells for cell in row):
+            inner = self._nested()
+            inner._children(cell)
+            inner._end()
+            text = collapse_spaces(" ".join(block for block in inner.out if isinstance(block, str)))
+            texts[cell] = text.replace("|", "\\|")
+            images += [block for block in inner.out if isinstance(block, Media)]
+        grid = _table_grid(cells)
+        lines = [f"| {' | '.join(texts[cell] if cell is not None else '' for cell in row)} |" for row in grid]
+        if cells and cells[0] and all(cell.name == "th" for cell in cells[0]):
+            lines.insert(1, "|" + " --- |" * len(grid[0]))
         self.out += ["\n".join(lines), *images]
 
     def _image(self, tag: Tag) -> None:
+        if _TEX_IMAGES & set(_classes(tag)) and (tex := collapse_spaces(str(tag.get("alt", "")))):
+            self.line += f"${_plain_tex(tex)}$"
+            return
         try:
             media = find_image(tag, self.images)
         except BadSample as error:
@@ -222,6 +282,8 @@ class BlockReader:
             return
         if media is None:
             return
+        self.last_image.clear()
+        self.last_image.update(references(tag))
         alt = collapse_spaces(str(tag.get("alt", "")))
         self._end()
         if self.alt and alt:
@@ -229,8 +291,15 @@ class BlockReader:
         self.out.append(media)
 
     def _nested(self) -> BlockReader:
-        """Return a reader for a list item, a quotation or a cell. It counts skipped images with this one."""
-        return BlockReader(self.images, self.alt, self.reject_bad_images, skipped=self.skipped)
+        """Return a reader for a list item, a quotation or a cell. It counts what is not read with this one."""
+        return BlockReader(
+            self.images,
+            self.alt,
+            self.reject_bad_images,
+            skipped=self.skipped,
+            not_read=self.not_read,
+            last_image=self.last_image,
+        )
 
 
 _READERS: dict[str, Callable[[BlockReader, Tag], None]] = {
@@ -240,6 +309,10 @@ _READERS: dict[str, Callable[[BlockReader, Tag], None]] = {
     "pre": BlockReader._code,
     "code": BlockReader._inline_code,
     "math": BlockReader._formula,
+    "script": BlockReader._script,
+    "sup": BlockReader._raised,
+    "sub": BlockReader._raised,
+    "q": BlockReader._quotation,
     "ul": BlockReader._list,
     "ol": BlockReader._list,
     "blockquote": BlockReader._quote,
@@ -254,6 +327,37 @@ def _is_layout_table(table: Tag, cells: list[list[Tag]]) -> bool:
         all(sum(bool(cell.get_text(strip=True)) for cell in row) < 2 for row in cells)
         or table.find("table") is not None
     )
+
+
+def _table_grid(rows: list[list[Tag]]) -> list[list[Tag | None]]:
+    """Return the cells of a table by row and column. A place that a wider or higher cell covers is None."""
+    grid: list[dict[int, Tag | None]] = [{} for _ in rows]
+    for number, row in enumerate(rows):
+        column = 0
+        for cell in row:
+            while column in grid[number]:
+                column += 1
+            width, height = max(_span(cell, "colspan"), 1), _span(cell, "rowspan") or len(rows)
+            for below in grid[number : number + height]:
+                for place in range(column, column + width):
+                    below.setdefault(place, None)
+            grid[number][column] = cell
+            column += width
+    columns = 1 + max((place for row in grid for place in row), default=-1)
+    return [[row.get(place) for place in range(columns)] for row in grid]
+
+
+def _span(cell: Tag, name: str) -> int:
+    """Return how many columns or rows a cell covers; 0 stands for all."""
+    value = str(cell.get(name, "1")).strip()
+    return min(int(value), MAX_SPAN) if value.isdecimal() else 1
+
+
+def _plain_tex(tex: str) -> str:
+    r"""Return TeX without the {\displaystyle ...} around Wikipedia's formulas, and without its own dollars."""
+    if match := re.fullmatch(r"\{\\(?:displaystyle|textstyle) (.*)\}", tex):
+        tex = match[1].strip()
+    return tex.strip("$ ")
 
 
 def _quoted(text: str) -> str:

@@ -15,8 +15,21 @@ from data_pipeline.inputs.references import read_reference
 from data_pipeline.media.image_files import probe_image
 
 SMALL_IMAGE = "small_image"
-_SOURCES = ("src", "data-src", "data-original", "data-lazy-src", "data-lazy")
-_SOURCE_SETS = ("srcset", "data-srcset", "data-lazy-srcset")
+# Where scripts find the image that they load when it is scrolled into view; `src` is a placeholder until then.
+_LAZY_SOURCES = (
+    "data-src",
+    "data-original",
+    "data-lazy-src",
+    "data-lazy",
+    "data-original-src",
+    "data-actualsrc",
+    "data-hi-res-src",
+    "data-full-src",
+    "data-echo",
+    "data-url",
+)
+_SOURCE_SETS = ("srcset", "data-srcset", "data-lazy-srcset", "data-original-set")
+_PLACEHOLDER = re.compile(r"^data:|placeholder|blank|spacer|loading|lazy|lqip|transparent|1x1", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -35,7 +48,7 @@ def find_image(tag: Tag, rules: ImageRules) -> Media | None:
         BadSample: No file can be used. The reason is that of the first one.
     """
     failure: BadSample | None = None
-    for reference in _references(tag):
+    for reference in references(tag):
         try:
             media = image_media(read_reference(reference, rules.folder, allow_outside=rules.allow_outside))
         except BadSample as error:
@@ -52,9 +65,12 @@ def find_image(tag: Tag, rules: ImageRules) -> Media | None:
     return None
 
 
-def _references(tag: Tag) -> list[str]:
+def references(tag: Tag) -> list[str]:
     """Return what an <img> offers, best first: its src or a lazy form of it, then srcset from the largest down."""
-    direct = [str(tag[name]) for name in _SOURCES if tag.get(name)]
+    shown = [str(tag["src"])] if tag.get("src") else []
+    lazy = [str(tag[name]) for name in _LAZY_SOURCES if tag.get(name)]
+    lazy_first = not shown or _PLACEHOLDER.search(shown[0]) or "lazy" in str(tag.get("class", "")).lower()
+    direct = [*lazy, *shown] if lazy_first else [*shown, *lazy]
     parent = tag.find_parent("picture")
     tags = [tag, *(parent.find_all("source") if parent is not None else ())]
     sets = [str(each[name]) for each in tags for name in _SOURCE_SETS if each.get(name)]

@@ -61,6 +61,10 @@ class Rect:
         """Return the rectangle with every side moved outwards."""
         return Rect(self.left - by, self.top - by, self.right + by, self.bottom + by)
 
+    def mirrored(self, width: float) -> Rect:
+        """Return the rectangle on the mirrored page, which is `width` wide."""
+        return Rect(width - self.right, self.top, width - self.left, self.bottom)
+
     def beside(self, other: Rect) -> bool:
         """Return whether both are in one row: they share half of the smaller height."""
         shared = min(self.bottom, other.bottom) - max(self.top, other.top)

@@ -51,8 +51,8 @@ class _Cluster:
 
 def extract_figures(
     page: pdfium.PdfPage, frame: PageFrame, turns: int, text: list[PageItem], turned: list[Rect], dpi: int
-) -> list[PageItem]:
-    """Return the text outside figures, and the figures as items that hold a Media.
+) -> tuple[list[PageItem], int]:
+    """Return the text outside figures, the figures as items that hold a Media, and the number of images that are small.
 
     Args:
         page: The page.
@@ -64,17 +64,22 @@ def extract_figures(
     """
     figures: list[PageItem] = []
     visible = Rect(0, 0, *frame.size(turns))
-    for cluster in _clusters(_graphics(page, frame, turns), visible):
+    graphics, small = _graphics(page, frame, turns)
+    for cluster in _clusters(graphics, visible):
         if _is_figure(cluster, text):
             cluster, text = _with_labels(cluster, text, turned)
             media = _media(page, frame, turns, cluster, dpi)
             if media is not None:
                 figures.append(PageItem(cluster.rect, figure=media))
-    return [*text, *figures]
+            else:
+                small += 1
+    return [*text, *figures], small
 
 
-def _graphics(page: pdfium.PdfPage, frame: PageFrame, turns: int) -> list[_Graphic]:
+def _graphics(page: pdfium.PdfPage, frame: PageFrame, turns: int) -> tuple[list[_Graphic], int]:
+    """Return the drawings and images of a page, and the number of images that are too small."""
     graphics = []
+    small = 0
     kinds = [pdfium_c.FPDF_PAGEOBJ_IMAGE, pdfium_c.FPDF_PAGEOBJ_PATH, pdfium_c.FPDF_PAGEOBJ_SHADING]
     visible = Rect(0, 0, *frame.size(turns))
     for item in page.get_objects(filter=kinds):
@@ -89,9 +94,11 @@ def _graphics(page: pdfium.PdfPage, frame: PageFrame, turns: int) -> list[_Graph
         if isinstance(item, pdfium.PdfImage):
             if min(rect.width, rect.height) >= MIN_IMAGE and min(item.get_px_size()) >= MIN_IMAGE_PIXELS:
                 graphics.append(_Graphic(rect, image=item))
+            else:
+                small += 1
         elif rect.area < 0.6 * visible.area and _is_drawn(item):
             graphics.append(_Graphic(rect, curved=_is_curved(item)))
-    return graphics
+    return graphics, small
 
 
 def _is_drawn(path: pdfium.PdfObject) -> bool:

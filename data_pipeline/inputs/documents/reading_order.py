@@ -12,7 +12,8 @@ right one. Each column is divided again in the same way.
     |  7    |  8      |
     +-----------------+
 
-Lengths are in points, y grows downwards.
+Lengths are in points, y grows downwards. A page that is read from right to left is mirrored first, so that its right
+column is read before the left one.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from statistics import median
 from typing import Any
 
 from data_pipeline.inputs.documents.page_geometry import Rect
+from data_pipeline.inputs.documents.right_to_left import logical_line
 
 MIN_GUTTER_ROWS = 3  # rows with text on both sides that make a gap a gutter
 MIN_COLUMN_CHARACTERS = 12  # in a line of a column; table cells and list numbers are shorter
 SPLIT_GAP = 0.7  # of the font size: a wider gap within a line may be a gutter
+WORD_GAP = 0.15  # of the font size: a wider gap is a space
 HYPHENS = "-\u2010\u00ad"
 
 
@@ -42,6 +45,8 @@ class PageItem:
     monospaced: bool = False  # set in a fixed-width font, as code is
     figure: Any = None
     column: int = -1  # number of its column on the page
+    visual: bool = False  # the text is in visual order, from left to right, with words written from right to left
+    mirrored: bool = False  # x is measured from the right edge, as the page is read from right to left
 
 
 def lines_in_order(items: Sequence[PageItem]) -> list[PageItem]:
@@ -149,10 +154,13 @@ def _joined(row: list[PageItem]) -> PageItem:
     for item in row[1:]:
         gap = item.rect.left - rect.right
         spaces = max(1, round(gap / (0.6 * item.font_size))) if item.monospaced and item.font_size else 1
-        text += (" " * spaces if gap > 0.15 * item.font_size else "") + item.text
+        space = " " * spaces if gap > WORD_GAP * item.font_size else ""
+        text = item.text + space + text if item.mirrored else text + space + item.text
         rect = rect.union(item.rect)
     longest = max(row, key=lambda item: len(item.text))
-    return PageItem(rect, text, longest.font_size, longest.monospaced)
+    if any(item.visual for item in row):
+        text = logical_line(text, rtl_page=longest.mirrored)
+    return PageItem(rect, text, longest.font_size, longest.monospaced, mirrored=longest.mirrored)
 
 
 # --- paragraphs -------------------------------------------------------------------------------------------------------
@@ -160,7 +168,7 @@ def _joined(row: list[PageItem]) -> PageItem:
 _LIST_ITEM = re.compile(r"[•◦▪‣–∗]\s|\[\d{1,3}\]\s|\(?(?:\d{1,2}|[a-z])[.)]\s")
 _CAPTION = re.compile(r"(?:Fig(?:ure|\.)|Table|Algorithm|Listing|Scheme|Plate)\s*[\dA-Z]", re.IGNORECASE)
 _CONTENTS_LINE = re.compile(r"(?:\. ?){4,} ?\w+$")  # of a table of contents: dots, then the page number
-_SENTENCE_END = re.compile(r"[.!?:;。！？：；][\"'”’)\]]*$")
+_SENTENCE_END = re.compile(r"[.!?:;。！？：；؟؛۔][\"'”’)\]]*$")
 _CJK = re.compile(r"[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef]")
 
 
@@ -236,6 +244,8 @@ def _column_edges(lines: Sequence[PageItem]) -> dict[int, _ColumnEdges]:
             if abs(above.font_size - below.font_size) < 0.1 * above.font_size and below.rect.middle > above.rect.middle
         ]
         size = median(line.font_size for line in members)
+        if members[0].mirrored and pitches:  # in a short column, more than half of the pitches are between paragraphs
+            pitches = sorted(pitches)[: max(1, len(pitches) // 2)]
         pitch = min(median(pitches), 2 * size) if pitches else 1.3 * size
         edges[column] = _ColumnEdges(
             min(line.rect.left for line in members), max(line.rect.right for line in members), size, pitch

@@ -2,8 +2,8 @@
 
     python -m tools.shard build --input site/ --out shards/site --tokenizer TOKENIZER
 
-Markdown is rendered to HTML first, so both have one reader (html_blocks.py). Nothing is fetched from the network, and
-nothing outside the given folder is read.
+Markdown is rendered to HTML first, so both have one reader (html_blocks.py). Nothing is fetched from the network.
+Images are read only from the folder of their document, unless `allow_outside` is set.
 """
 
 from __future__ import annotations
@@ -11,18 +11,22 @@ from __future__ import annotations
 import codecs
 import re
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from bs4 import BeautifulSoup, XMLParsedAsHTMLWarning
 from bs4.dammit import EncodingDetector
 from markdown_it import MarkdownIt
+from markdown_it.rules_block import StateBlock, reference
+from markdown_it.rules_inline import StateInline
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.documents.html_blocks import BlockReader
-from data_pipeline.inputs.documents.html_content import collapse_spaces, main_content
+from data_pipeline.inputs.documents.html_content import collapse_spaces, has_text_outside, main_content
 from data_pipeline.inputs.documents.html_images import ImageRules
 from data_pipeline.inputs.draft import ONE_FILE, Draft, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, flow_draft, read_document, read_text
@@ -45,6 +49,13 @@ _BROWSER_ENCODINGS = {
     "utf-16-le": "utf-8",
     "utf-16-be": "utf-8",
 }
+
+_FRONT_MATTER = re.compile(r"\A(?:---\n.*?\n(?:---|\.\.\.)|\+\+\+\n.*?\n\+\+\+)[ \t]*\n", re.DOTALL)
+_FORMULA = re.compile(
+    r"\$\$.+?\$\$|\$(?![\s\d$])[^$\n]*?(?<![\s\\])\$(?!\d)|\$\d[^$\n]*?[\\^_=+][^$\n]*?(?<![\s\\])\$(?!\d)"
+    r"|\\\(.+?\\\)|\\\[.+?\\\]",
+    re.DOTALL,
+)
 
 
 @dataclass(frozen=True)
@@ -71,13 +82,17 @@ class _Pages:
         try:
             soup = parse(unit.path)
             try:
-                blocks = reader.read(main_content(soup))
+                content = main_content(soup)
+                blocks = reader.read(content)
+                outside = content is not soup.body and has_text_outside(soup, content)
             except RecursionError as error:
                 raise BadSample("unreadable_document", "its tags are nested too deeply") from error
             fields: dict[str, object] = {"title": title} if (title := _title(soup)) else {}
             if reader.skipped:
                 fields["dropped_images"] = dict(sorted(reader.skipped.items()))
-            yield replace(flow_draft(blocks, origin, **fields), items=ONE_FILE)
+            not_read = reader.not_read + Counter({f"image: {reason}": n for reason, n in reader.skipped.items()})
+            not_read["text outside the main content"] += outside
+            yield replace(flow_draft(blocks, origin, **fields), items=ONE_FILE, not_read=dict(+not_read))
         except BadSample as error:
             yield Rejected(origin, error.reason, error.detail, ONE_FILE)
 
@@ -97,7 +112,10 @@ class MarkdownFiles(_Pages):
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
         """Yield the sample of a file."""
-        return self._read(unit, lambda path: _soup(render_markdown(read_text(path))))
+        for found in self._read(unit, lambda path: _soup(render_markdown(read_text(path)))):
+            if isinstance(found, Draft) and _FRONT_MATTER.match(read_text(unit.path)):
+                found = replace(found, not_read={**found.not_read, "front matter": 1})
+            yield found
 
 
 def page_text(page: bytes) -> str:
@@ -122,9 +140,35 @@ def page_text(page: bytes) -> str:
 
 
 def render_markdown(text: str) -> str:
-    """Return Markdown as HTML, without a YAML header."""
-    text = re.sub(r"\A---\n.*?\n(?:---|\.\.\.)\n", "", text, count=1, flags=re.DOTALL)
-    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+    """Return Markdown as HTML, without a header in YAML or TOML."""
+    return _markdown().render(_FRONT_MATTER.sub("", text, count=1))
+
+
+@lru_cache(maxsize=1)
+def _markdown() -> MarkdownIt:
+    """Return CommonMark with tables and strikethrough, that leaves formulas and footnotes as they are written."""
+    markdown = MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    markdown.inline.ruler.before("escape", "formula", _formula)
+    markdown.block.ruler.at("reference", _reference)
+    return markdown
+
+
+def _formula(state: StateInline, silent: bool) -> bool:
+    r"""Read $x_1$, $$x_1$$, \(x_1\) or \[x_1\] as text: their underscores, stars and backslashes are not Markdown's."""
+    match = _FORMULA.match(state.src, state.pos, state.posMax)
+    if match is None:
+        return False
+    if not silent:
+        state.push("text", "", 0).content = match[0]
+    state.pos = match.end()
+    return True
+
+
+def _reference(state: StateBlock, start: int, end: int, silent: bool) -> bool:
+    """Read the definition of a link, but not that of a footnote, which is text."""
+    return not state.src.startswith("[^", state.bMarks[start] + state.tShift[start]) and reference(
+        state, start, end, silent
+    )
 
 
 def _soup(html: str) -> BeautifulSoup:

@@ -61,8 +61,10 @@ class Gui:
         """Check the options."""
         if unknown := [name for name in self.viewports if name not in VIEWPORTS]:
             raise DataError(f"--set viewports={unknown[0]}: use {', '.join(VIEWPORTS)}")
-        if not self.viewports:
-            raise DataError(f"--set viewports=: name one or more of {', '.join(VIEWPORTS)}")
+        if not self.viewports or len(set(self.viewports)) < len(self.viewports):
+            raise DataError(
+                f"--set viewports={','.join(self.viewports)}: name one or more of {', '.join(VIEWPORTS)}, each once"
+            )
         if self.questions < 1 or not 0 < self.time_limit < math.inf:
             raise DataError("--set questions and --set time_limit: give positive numbers")
 

@@ -4,73 +4,56 @@
                                             {"from": "gpt", "value": "A cat."}], "image": "cat.jpg"}
     LLaMA-Factory        {"messages": [{"role": "user", "content": "<image>What is it?"}, ...], "images": ["cat.jpg"]}
     Alpaca               {"instruction": "What is it?", "input": "", "output": "A cat.", "history": [["Hi", "Hello"]]}
+    ms-swift             {"query": "<image>What is it?", "response": "A cat.", "images": ["cat.jpg"]}
     OpenAI               {"messages": [{"role": "user", "content": [
                               {"type": "image_url", "image_url": {"url": "cat.jpg"}},
                               {"type": "text", "text": "What is it?"}]}, ...]}
 
-All four become
+All become
 
     {"domain": "chat", "messages": [{"role": "user", "content": "<image>What is it?"},
                                     {"role": "assistant", "content": "A cat."}], "images": ["cat.jpg"]}
 
-with `reasoning_content` and `thinking` where they are given, and all other fields of the record. Images and videos
-stay paths or data: URIs. Conversations with tool calls are rejected: the `chat` domain has no turn for their results.
+with `reasoning_content` and `thinking` where they are given, "loss": false where an answer is not to be learned
+(chat_masks.py), and all other fields of the record and keys of its messages. Images and videos stay paths or data:
+URIs. Conversations with tool calls are rejected: the `chat` domain has no turn for their results.
+
+    turns in all their forms: chat_turns.py    parts of a message: chat_parts.py    marks of images: chat_marks.py
+    marks of boxes: chat_objects.py
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.draft import Media
-from data_pipeline.inputs.flow import escape_placeholders
-from data_pipeline.inputs.references import is_data_uri
+from data_pipeline.inputs.draft import Draft, Media, Rejected
+from data_pipeline.inputs.records import chat_marks, chat_masks, chat_objects, chat_parts, chat_turns
+from data_pipeline.inputs.records.chat_turns import count_messages
 from data_pipeline.sample import ROLE_TOKENS
 
 _ROLE_NAMES = {
-    "user": ("user", "human"),
-    "assistant": ("assistant", "gpt", "chatgpt", "model", "bot"),
+    "user": ("user", "human", "prompter"),
+    "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "ai"),
     "system": ("system", "developer"),
-    "tool": ("tool", "function", "function_call", "function-call", "observation", "tool_call"),
+    "tool": ("tool", "function", "function_call", "function-call", "observation", "tool_call", "tool_response"),
 }
 _ROLES = {name: role for role, names in _ROLE_NAMES.items() for name in names}
 # Field of a `chat` record -> its placeholder, and the names under which a record may list its files.
 _MEDIA = {"images": ("<image>", ("images", "image")), "videos": ("<video>", ("videos", "video"))}
-# "type" of a part of a message's content -> the field that its file goes to.
-_PARTS = {
-    "image_url": "images",
-    "image": "images",
-    "input_image": "images",
-    "video_url": "videos",
-    "video": "videos",
-    "input_video": "videos",
-}
-_TEXT_PARTS = ("text", "input_text", "output_text")
 _REASONING = ("reasoning_content", "reasoning", "thinking")
+_CONTENT = ("content", "value", "parts", "text")
+_TOOLS, _CALLS = ("tools", "functions"), ("tool_calls", "function_call")
 _AUDIO = ("audio", "audios")
-# Fields that the conversion uses up. All others are kept in the record.
+_NO_TEXT = "system message without text"
+# Fields that the conversion uses up, besides those of the turns. All others are kept in the record.
 _CONSUMED = {
-    "domain",
-    "messages",
-    "conversations",
-    "system",
-    "tools",
-    "functions",
-    "instruction",
-    "input",
-    "output",
-    "history",
-    "thinking",
-    "enable_thinking",
-    "images",
-    "image",
-    "videos",
-    "video",
-    "audio",
-    "audios",
+    *("domain", "thinking", "enable_thinking", *_TOOLS, *_AUDIO),
+    *(name for _, names in _MEDIA.values() for name in names),
 }
 
 
@@ -78,54 +61,66 @@ def is_foreign_chat(record: dict[str, Any]) -> bool:
     """Return whether a record is a conversation that `normalise` must convert."""
     if "domain" in record and record["domain"] != "chat":
         return False
+    messages = record.get("messages")
+    if "domain" in record and isinstance(messages, list) and "conversations" not in record:
+        return _has_more_than_own(record) or not all(map(_is_plain_turn, messages))
+    record = chat_turns.parsed(record)
     if "conversations" in record or ("instruction" in record and "output" in record):
         return True
-    messages = record.get("messages")
-    return isinstance(messages, list) and ("domain" not in record or not all(map(_is_plain_turn, messages)))
+    if chat_turns.list_name(record) is not None:
+        return isinstance(record.get("messages", []), list)
+    return chat_turns.pair_names(record) is not None or _is_preference(record)
 
 
-def normalise(record: dict[str, Any]) -> dict[str, Any]:
+def normalise(record: dict[str, Any], notes: Counter[str] | None = None) -> dict[str, Any]:
     """Convert a conversation in any of the formats above to a record of the domain `chat`.
 
     "images" and "videos" become lists of paths or data: URIs, one per <image> and <video> in the messages, in order.
     If a record has images but no placeholder at all, the placeholders go before the text of the first user turn.
 
+    Args:
+        record: The conversation.
+        notes: Counts what of it is in no field of the result, by name, as `Draft.not_read`.
+
     Raises:
         BadSample: bad_record, unknown_role, unsupported_tool_call, unsupported_audio, unsupported_content,
-            unsupported_weight, preference_pair, remote_file or media_mismatch.
+            unsupported_weight, preference_pair, preference_data, nothing_to_learn, remote_file or media_mismatch.
     """
+    record = chat_turns.parsed(record)
     _check_supported(record)
-    found: dict[str, list[str | None]] = {field: [] for field in _MEDIA}
-    messages = [_message(number, turn, found) for number, turn in enumerate(_turns(record))]
-    messages = [turn for turn in messages if turn["content"] or turn["role"] != "system"]
-    normalised: dict[str, Any] = {"domain": "chat", "messages": messages}
+    given, used = chat_turns.turns(record)
+    found = chat_parts.Found(notes=Counter() if notes is None else notes)
+    listed, named = _listed_files(record)
+    has_parts = any(map(chat_parts.has_files, given))
+    escape = has_parts or not any(listed.values())
+    messages = [_message(number, turn, found, escape) for number, turn in enumerate(given)]
+    used |= _apply_marks_of_record(record, messages)
+    kept = [turn for turn in messages if turn["content"] or turn["role"] != "system"]
+    if len(kept) < len(messages):
+        found.notes[_NO_TEXT] += len(messages) - len(kept)
+    normalised: dict[str, Any] = {"domain": "chat", "messages": kept}
     thinking = record.get("thinking", record.get("enable_thinking"))
     if isinstance(thinking, bool):
         normalised["thinking"] = thinking
-    for field, (placeholder, names) in _MEDIA.items():
-        listed = [_reference(entry) for name in names for entry in _as_list(record.get(name))]
-        files = _choose_files(field, listed, found[field])
-        if files and not any(placeholder in turn["content"] for turn in messages):
-            first = next((turn for turn in messages if turn["role"] == "user"), None)
-            if first is None:
-                raise BadSample("media_mismatch", f"{len(files)} {field}, but no user turn to put them in")
-            first["content"] = placeholder * len(files) + first["content"]
-        written = sum(turn["content"].count(placeholder) for turn in messages)
-        if written != len(files):
-            raise BadSample("media_mismatch", f"{written} {placeholder} in the text but {len(files)} {field}")
-        if files:
+    if named:
+        listed["images"] = chat_marks.replace_names(kept, named)
+    elif not has_parts:
+        listed = chat_marks.place_files(kept, listed)
+    for field in _MEDIA:
+        if files := _matched_files(field, kept, listed[field], found.files[field]):
             normalised[field] = files
-    return {**normalised, **{key: value for key, value in record.items() if key not in _CONSUMED}}
+    return {**normalised, **{key: value for key, value in record.items() if key not in _CONSUMED | used}}
 
 
 def normalise_nameless(
-    record: dict[str, Any], media: dict[str, list[Media]]
+    record: dict[str, Any], media: dict[str, list[Media]], notes: Counter[str] | None = None
 ) -> tuple[dict[str, Any], dict[str, list[Media]]]:
     """Convert a conversation whose files are in memory and have no names.
 
     Args:
         record: The conversation.
         media: Its files, by "images" and "videos".
+        notes: As in `normalise`.
 
     Returns:
         The record of the domain `chat`, and the files in the order of their placeholders.
@@ -134,115 +129,163 @@ def normalise_nameless(
         BadSample: As `normalise`.
     """
     numbers = {field: [str(number) for number in range(len(files))] for field, files in media.items()}
-    record = normalise({**record, **numbers})
+    record = normalise({**record, **numbers}, notes)
     return record, {field: [files[int(number)] for number in record.pop(field, [])] for field, files in media.items()}
 
 
+def finished(draft: Draft, raw: Any, notes: Mapping[str, int] | None = None) -> Draft:
+    """Return the draft of a chat with its boxes written, and with accounts of its messages; any other draft unchanged.
+
+    Args:
+        draft: The draft, with its images.
+        raw: The record as it was given.
+        notes: What `normalise` noted.
+
+    Raises:
+        BadSample: As `chat_objects.fill`.
+    """
+    if draft.record.get("domain") != "chat" or not isinstance(draft.record.get("messages"), list):
+        return draft
+    draft = replace(draft, record=chat_objects.fill(draft.record, draft.images))
+    not_read = Counter(draft.not_read) + Counter(notes or {})
+    given = {"messages": count_messages(raw)}
+    items = {"messages": len(draft.record["messages"]) + not_read[_NO_TEXT]}
+    return replace(draft, given={**draft.given, **given}, items={**draft.items, **items}, not_read=dict(not_read))
+
+
+def finished_rejection(rejected: Rejected, raw: Any) -> Rejected:
+    """Return the rejection of a record with accounts of its messages.
+
+    Args:
+        rejected: The rejection.
+        raw: The record as it was given, parsed or as JSON; None if it is not known.
+    """
+    messages = count_messages(raw)
+    if not messages:
+        return rejected
+    given, items = ({**counted, "messages": messages} for counted in (rejected.given, rejected.items))
+    return replace(rejected, given=given, items=items)
+
+
 def _check_supported(record: dict[str, Any]) -> None:
-    if any(not _is_empty(record.get(key)) for key in ("tools", "functions")):
+    if any(not _is_empty(record.get(key)) for key in _TOOLS):
         raise BadSample("unsupported_tool_call", "the record gives the assistant tools to call")
     if any(not _is_empty(record.get(key)) for key in _AUDIO):
         raise BadSample("unsupported_audio", "the record contains audio, which the model does not support")
     if "chosen" in record and "rejected" in record:
         raise BadSample("preference_pair", "a pair of answers to choose from is not a conversation to learn")
+    chat_masks.check_preference(record)
+
+
+def _is_preference(record: dict[str, Any]) -> bool:
+    return ("chosen" in record and "rejected" in record) or chat_masks.is_preference(record)
+
+
+def _has_more_than_own(record: dict[str, Any]) -> bool:
+    """Return whether a record of the domain `chat` has fields whose meaning `normalise` knows."""
+    has_tools = any(not _is_empty(record.get(key)) for key in (*_TOOLS, *_AUDIO))
+    return has_tools or chat_masks.has_record_mark(record) or _is_preference(record)
 
 
 def _is_plain_turn(turn: Any) -> bool:
-    return isinstance(turn, dict) and turn.get("role") in ROLE_TOKENS and isinstance(turn.get("content"), str)
+    return (
+        isinstance(turn, dict)
+        and turn.get("role") in tuple(ROLE_TOKENS)
+        and isinstance(turn.get("content"), str)
+        and not chat_masks.has_foreign_mark(turn)
+        and not any(key in turn for key in _CALLS)
+        and not chat_objects.has_marks(turn["content"])
+    )
 
 
-def _turns(record: dict[str, Any]) -> list[Any]:
-    """Return the turns in their given form and order, the system turn first."""
-    system = record.get("system")
-    turns: list[Any] = [{"role": "system", "content": system}] if isinstance(system, str) and system else []
-    if "instruction" in record and "messages" not in record and "conversations" not in record:
-        return [*turns, *_alpaca_turns(record)]
-    given = record.get("messages", record.get("conversations"))
-    if not isinstance(given, list) or not given:
-        raise BadSample("bad_record", 'a conversation needs a non-empty list "messages" or "conversations"')
-    return [*turns, *given]
-
-
-def _alpaca_turns(record: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    if isinstance(record.get("output"), list):
-        raise BadSample("preference_pair", '"output" is a list of answers to choose from')
-    history = record.get("history") or []
-    asked = [part for part in (record["instruction"], record.get("input")) if part]
-    if not all(isinstance(part, str) for part in asked):
-        raise BadSample("bad_record", '"instruction" and "input" must be texts')
-    question = "\n".join(asked)
-    pairs = [*history, [question, record.get("output")]] if isinstance(history, list) else []
-    if not pairs or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-        raise BadSample("bad_record", '"history" must be a list of [question, answer]')
-    for asked_before, answer in pairs:
-        yield {"role": "user", "content": asked_before}
-        yield {"role": "assistant", "content": answer}
-
-
-def _message(number: int, turn: Any, found: dict[str, list[str | None]]) -> dict[str, str]:
-    """Return one turn as a message of a `chat` record.
-
-    Appends the files that its parts name to `found`, None for a part that names no file.
-    """
+def _message(number: int, turn: Any, found: chat_parts.Found, escape: bool) -> dict[str, Any]:
+    """Return one turn as a message of a `chat` record, with the keys that it does not know."""
     if not isinstance(turn, dict):
         raise BadSample("bad_record", f"message {number} is not a JSON object")
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
         raise BadSample("unknown_role", f"message {number}: the role {name!r} is none of {', '.join(_ROLES)}")
-    if role == "tool" or not _is_empty(turn.get("tool_calls")) or not _is_empty(turn.get("function_call")):
+    if role == "tool" or any(not _is_empty(turn.get(key)) for key in _CALLS):
         raise BadSample("unsupported_tool_call", f"message {number} is a tool call or its result")
-    if turn.get("weight") == 0:
-        raise BadSample("unsupported_weight", f"message {number} has weight 0, but every answer would be learned")
-    content = turn.get("content", turn.get("value"))
+    key = next((key for key in _CONTENT if turn.get(key) is not None), "content")
+    content, thoughts = turn.get(key), ""
     if isinstance(content, list):
-        content = "".join(_part(number, part, found) for part in content)
+        content, thoughts = chat_parts.read_parts(number, content, found, escape=escape)
     if not isinstance(content, str):
         raise BadSample("bad_record", f"message {number} ({name}): its content is neither a text nor a list of parts")
-    message = {"role": role, "content": content}
-    reasoning = next((turn[key] for key in _REASONING if turn.get(key)), None)
-    if role == "assistant" and isinstance(reasoning, str):
+    message: dict[str, Any] = {"role": role, "content": content}
+    reasoning_key = next((key for key in _REASONING if turn.get(key) and isinstance(turn[key], str)), "")
+    reasoning = "\n".join(filter(None, (turn.get(reasoning_key), thoughts)))
+    if reasoning and role == "assistant":
         message["reasoning_content"] = reasoning
-    return message
+    elif reasoning:
+        found.notes[f"reasoning of a message of the {role}"] += 1
+    chat_masks.mark(message, chat_masks.is_learned(f"message {number}", turn), found.notes)
+    read = {"role" if "role" in turn else "from", key, reasoning_key, *_CALLS, *chat_masks.MARKS}
+    rest = {key: value for key, value in turn.items() if key not in read and value is not None and value != ""}
+    if clash := rest.keys() & message.keys():
+        raise BadSample("bad_record", f"message {number}: {', '.join(sorted(clash))} is given twice")
+    return {**message, **rest}
 
 
-def _part(number: int, part: Any, found: dict[str, list[str | None]]) -> str:
-    """Return a part of a message's content as text; a file that it names goes to `found`."""
-    if isinstance(part, str):
-        return escape_placeholders(part)
-    kind = part.get("type") if isinstance(part, dict) else None
-    if kind in _TEXT_PARTS and isinstance(part.get("text"), str):
-        return escape_placeholders(part["text"])
-    if kind not in _PARTS:
-        raise BadSample("unsupported_content", f"message {number} has a part of type {kind!r}")
-    field = _PARTS[kind]
-    value = next((part[key] for key in (kind, "image_url", "image", "video", "url", "path") if part.get(key)), None)
-    found[field].append(None if value is None else _reference(value))
-    return _MEDIA[field][0]
+def _apply_marks_of_record(record: dict[str, Any], messages: list[dict[str, Any]]) -> set[str]:
+    """Obey the marks that a record has for its messages. Returns the names of these fields."""
+    learned, used = chat_masks.marks_of_record(record, [turn["role"] for turn in messages])
+    for number, verdict in learned.items():
+        if messages[number]["role"] == "assistant" and not verdict:
+            messages[number]["loss"] = False
+    return used
 
 
-def _reference(value: Any) -> str:
-    """Return a path or data: URI that is given as such, as a file: URL or as {"url": ...}."""
-    if isinstance(value, dict):
-        value = value.get("url") or value.get("path")
-    if not isinstance(value, str) or not value:
-        raise BadSample("bad_record", "an image or video must be given as a path or a data: URI")
-    if is_data_uri(value):
-        return value
-    if value[:7].lower() == "file://":
-        return unquote(urlsplit(value).path)
-    if "://" in value[:16]:
-        raise BadSample("remote_file", f"{value[:200]}: nothing is downloaded; save it beside the records")
-    return value
+def _listed_files(record: dict[str, Any]) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Return the files that the record lists by field, and those that it lists by their marks (MiniCPM-V)."""
+    image = record.get("image")
+    if isinstance(image, dict) and image and all(key.startswith("<") for key in image):
+        named = {mark: chat_parts.reference(value) for mark, value in image.items()}
+        record = {key: value for key, value in record.items() if key != "image"}
+    else:
+        named = {}
+    listed = {
+        field: [chat_parts.reference(entry) for name in names for entry in _as_list(record.get(name))]
+        for field, (_, names) in _MEDIA.items()
+    }
+    return listed, named
 
 
-def _choose_files(field: str, listed: list[str], found: list[str | None]) -> list[str]:
+def _matched_files(
+    field: str, messages: list[dict[str, Any]], listed: list[str], found: list[str | int | None]
+) -> list[str]:
+    """Return the files of the placeholders in the messages. Writes the placeholders if there are none.
+
+    Raises:
+        BadSample: media_mismatch.
+    """
+    placeholder = _MEDIA[field][0]
+    files = _choose_files(field, listed, found)
+    if files and not any(placeholder in turn["content"] for turn in messages):
+        first = next((turn for turn in messages if turn["role"] == "user"), None)
+        if first is None:
+            raise BadSample("media_mismatch", f"{len(files)} {field}, but no user turn to put them in")
+        first["content"] = placeholder * len(files) + first["content"]
+    written = sum(turn["content"].count(placeholder) for turn in messages)
+    if written != len(files):
+        raise BadSample("media_mismatch", f"{written} {placeholder} in the text but {len(files)} {field}")
+    return files
+
+
+def _choose_files(field: str, listed: list[str], found: list[str | int | None]) -> list[str]:
     """Return the files in the order of their placeholders.
 
     These are the files that the parts of messages name or, if they name none, those that the record lists.
     """
-    named = [reference for reference in found if reference is not None]
-    if not named:
+    numbers = [number for number in found if isinstance(number, int)]
+    if found and len(numbers) == len(found):
+        if set(numbers) != set(range(len(listed))):
+            raise BadSample("media_mismatch", f"the parts name the {field} {numbers} of {len(listed)}, from 0")
+        return [listed[number] for number in numbers]
+    named = [reference for reference in found if isinstance(reference, str)]
+    if not named and not numbers:
         return listed
     if len(named) < len(found) or (listed and listed != named):
         raise BadSample("media_mismatch", f'{field} are named both in the messages and in the record\'s "{field}"')

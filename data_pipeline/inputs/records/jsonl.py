@@ -1,9 +1,11 @@
-"""JSON records that name their images and videos: one per line, or one list in a .json file.
+"""JSON records that name their images and videos: one per line, or in a list.
 
     {"domain": "image_text", "text": "A tabby cat.", "images": ["cat.jpg"]}
+    {"image": "cat.jpg", "caption": "A tabby cat."}
 
-Paths are relative to the file. Conversations and documents in the formats of other tools are converted first: see
-chat_formats.py and interleaved_formats.py.
+Paths are relative to the file. What a file holds is found from its content: see json_files.py. Conversations, questions
+and documents in the formats of other tools are converted first: see chat_formats.py, questions.py and
+interleaved_formats.py.
 """
 
 from __future__ import annotations
@@ -12,100 +14,86 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import ONE_RECORD, Draft, Media, Rejected, Unit
-from data_pipeline.inputs.media import EXTENSIONS, as_media, read_media
+from data_pipeline.inputs.draft import ONE_RECORD, Draft, NotRead, Rejected, Unit, credited
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.records import chat_formats, interleaved_formats
-from data_pipeline.inputs.references import decode_data_uri, is_data_uri
+from data_pipeline.inputs.records import chat_formats
+from data_pipeline.inputs.records.json_files import form_of, size_on_disk, unit_values, value_units
+from data_pipeline.inputs.records.lazy_units import LazyUnits
+from data_pipeline.inputs.records.named_media import RecordReader, paths_named
+from data_pipeline.inputs.records.record_fields import Captions
 from data_pipeline.shards.members import MAX_BYTES
 
-UNIT_BYTES = 4 << 20  # of lines and the files that they name, estimated from a sample of lines
+UNIT_BYTES = 4 << 20  # of records and the files that they name; for lines, estimated from a sample of them
 MAX_LINE_BYTES = MAX_BYTES["json"]
 _LINES_PROBED = 64
 
 
 @dataclass(frozen=True)
 class JsonLines:
-    """Records in JSON. A unit is a range of whole lines of a file (in bytes), or a range of a list (in entries)."""
+    """Records in JSON. A unit is a range of bytes of a file: whole lines, or whole entries of a list."""
 
     paths: tuple[str, ...]  # .jsonl and .json files
-    domain: str = ""  # of records that name none
+    domain: str = ""  # of records that name none; empty: from the number of images and videos
+    text: str = ""  # field of the text; empty: found by name
+    image: tuple[str, ...] = ()  # fields of images; empty: found by name
+    video: tuple[str, ...] = ()  # fields of videos; empty: found by name
+    captions: Captions = "all"  # which of a record's list of captions become samples, one each
+    records: str = ""  # in a file of one object: the key of the list of records
     allow_outside: bool = False  # accept files outside the folder of the file that names them
 
     def units(self) -> Sequence[Unit]:
-        """Return the units of all files; for lines, `extra["line"]` is the number of the first one, from 1."""
-        _load_list.cache_clear()  # the file may have changed
-        units = [unit for path in self.paths for unit in (_list_units if _is_list(path) else _line_units)(path)]
-        if not units:
+        """Return the units of all files, listed when they are asked for.
+
+        Raises:
+            DataError: All files are empty.
+        """
+        if not any(map(os.path.getsize, self.paths)):
             raise DataError(f"{', '.join(self.paths)}: no record in it")
-        return units
+        return LazyUnits(unit for path in self.paths for unit in self._units(path))
 
     def given(self, unit: Unit) -> Mapping[str, int]:
         """Count the records."""
-        return {"records": unit.stop - unit.start if _is_list(unit.path) else count_records(unit)}
+        return {"records": unit.extra["entries"] if "entries" in unit.extra else count_records(unit)}
 
-    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
-        """Yield one sample per record."""
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
+        """Yield the samples of each record: one, or one for each of its captions."""
         shown = shown_names(self.paths)[unit.path]
-        for number, record in (_list_records if _is_list(unit.path) else line_records)(unit):
+        if not unit.stop:
+            yield NotRead(f"empty file {Path(unit.path).suffix.lower()}")
+        for key in unit.extra.get("other_keys", ()):
+            yield NotRead(f"key {key} of the file")
+        reader = RecordReader(self, Path(unit.path).parent)
+        for number, record in (_list_records if "entries" in unit.extra else line_records)(unit):
             origin = f"{shown}:{number}"
             try:
-                yield replace(self._draft(record, Path(unit.path).parent, origin), items=ONE_RECORD)
+                yield from credited(reader.drafts(_object(record), origin), ONE_RECORD)
             except BadSample as error:
-                yield Rejected(origin, error.reason, error.detail, ONE_RECORD)
+                rejected = Rejected(origin, error.reason, error.detail, ONE_RECORD)
+                yield chat_formats.finished_rejection(rejected, record)
 
-    def _draft(self, record: Any, folder: Path, origin: str) -> Draft:
-        if record is None:
-            raise BadSample("member_too_large", f"a line of more than {MAX_LINE_BYTES:,} bytes")
-        if isinstance(record, bytes):
-            record = parse_json(record)
-        if not isinstance(record, dict):
-            raise BadSample("bad_record", "not a JSON object")
-        if self.domain and "domain" not in record:
-            record = {"domain": self.domain, **record}
-        return draft_of_record(record, folder, origin, allow_outside=self.allow_outside)
+    def _units(self, path: str) -> Iterator[Unit]:
+        with open(path, "rb") as file:
+            is_object = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+        key = self.records if is_object else ""
+        if not key and form_of(path) == "lines":
+            return _line_units(path)
+        return value_units(path, key, partial(_bytes_of_value, Path(path).parent), UNIT_BYTES)
 
 
-def draft_of_record(record: dict[str, Any], folder: Path, origin: str, *, allow_outside: bool = False) -> Draft:
-    """Build the draft of a record, with the files that it names.
-
-    Args:
-        record: "images" and "videos" are paths relative to `folder`, or data: URIs.
-        folder: The folder that the files must lie in.
-        origin: Where the record comes from.
-        allow_outside: Accept files outside `folder`.
-
-    Raises:
-        BadSample: The record or one of its files cannot be used.
-    """
-    record = _convert(record)
-    media = {}
-    for field in EXTENSIONS:
-        singular = field.removesuffix("s")
-        if isinstance(record.get(singular), str) and field not in record and record.get("domain") != "text":
-            fix = "use --kind grounding" if "phrases" in record else f'write "{field}": ["{record[singular][:80]}"]'
-            raise BadSample("bad_record", f'"{singular}" is not read here: {fix}')
-        paths = record.get(field) or []
-        if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
-            raise BadSample("bad_record", f'"{field}" must be a list of paths')
-        media[field] = [_media(path, folder, field, allow_outside) for path in paths]
-    rest = {key: value for key, value in record.items() if key not in media}
-    return Draft(rest, media["images"], media["videos"], origin)
-
-
-def _media(path: str, folder: Path, field: str, allow_outside: bool) -> Media:
-    if not is_data_uri(path):
-        return read_media(path, folder, field, allow_outside=allow_outside)
-    actual_field, media = as_media(decode_data_uri(path))
-    if actual_field != field:
-        raise BadSample("unknown_extension", f"a .{media.extension} file among the {field}")
-    return media
+def _object(record: Any) -> dict[str, Any]:
+    if record is None:
+        raise BadSample("member_too_large", f"a record of more than {MAX_LINE_BYTES:,} bytes")
+    if isinstance(record, bytes):
+        record = parse_json(record)
+    if not isinstance(record, dict):
+        raise BadSample("bad_record", "not a JSON object")
+    return record
 
 
 def parse_json(data: bytes) -> Any:
@@ -120,27 +108,10 @@ def parse_json(data: bytes) -> Any:
         raise BadSample("bad_record", f"not JSON: {error}") from error
 
 
-def _is_list(path: str) -> bool:
-    """Return whether a .json file holds one list, not one object per line.
-
-    Raises:
-        DataError: The file is one object over many lines.
-    """
-    if not path.lower().endswith(".json"):
-        return False
-    with open(path, "rb") as file:
-        beginning = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
-    if beginning.split(b"\n")[0].strip() == b"{":
-        raise DataError(
-            f"{path} is one object over many lines: write a list of records, or one record per line; "
-            "for COCO annotations use --kind grounding"
-        )
-    return beginning.startswith(b"[")
-
-
 def _line_units(path: str) -> Iterator[Unit]:
     size = os.path.getsize(path)
     if not size:
+        yield Unit(path, extra={"line": 1})
         return
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         per_byte = _bytes_in_shard(data, Path(path).parent)
@@ -164,32 +135,20 @@ def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
         end = data.find(b"\n", start)
         line = data[start : min(end if end >= 0 else len(data), start + MAX_LINE_BYTES)]
         lines += len(line) + 1
-        files += sum(_size(folder / path) for path in _paths_named(line))
+        files += size_on_disk(folder, _paths_of_line(line))
     return 1 + files / lines
 
 
-def _convert(record: dict[str, Any]) -> dict[str, Any]:
-    """Convert a record in the format of another tool; return any other record unchanged."""
-    if chat_formats.is_foreign_chat(record):
-        return chat_formats.normalise(record)
-    if interleaved_formats.is_foreign_interleaved(record):
-        return interleaved_formats.normalise(record)
-    return record
-
-
-def _paths_named(line: bytes) -> list[str]:
+def _paths_of_line(line: bytes) -> list[str]:
     try:
-        record = _convert(json.loads(line))
-        return [path for field in EXTENSIONS for path in record.get(field) or [] if isinstance(path, str)]
-    except (ValueError, RecursionError, AttributeError, TypeError):  # reading will reject it
+        return paths_named(json.loads(line))
+    except (ValueError, RecursionError):  # reading will reject it
         return []
 
 
-def _size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return 0
+def _bytes_of_value(folder: Path, record: Any) -> int:
+    """Return the bytes of a record with the files that it names."""
+    return len(json.dumps(record)) + size_on_disk(folder, paths_named(record))
 
 
 def line_records(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
@@ -222,27 +181,6 @@ def count_records(unit: Unit) -> int:
     return sum(1 for _ in line_records(unit))
 
 
-def _list_units(path: str) -> list[Unit]:
-    records = _load_list(path)
-    folder = Path(path).parent
-    units: list[Unit] = []
-    start = size = 0
-    for stop, record in enumerate(records, start=1):
-        line = json.dumps(record).encode()
-        size += len(line) + sum(_size(folder / name) for name in _paths_named(line))
-        if size >= UNIT_BYTES or stop == len(records):
-            units.append(Unit(path, start, stop, size))
-            start, size = stop, 0
-    return units
-
-
 def _list_records(unit: Unit) -> Iterator[tuple[int, Any]]:
-    yield from enumerate(_load_list(unit.path)[unit.start : unit.stop], start=unit.start + 1)
-
-
-@lru_cache(maxsize=1)
-def _load_list(path: str) -> list[Any]:
-    try:
-        return json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} is not a JSON list ({error}): fix it, or write one object per line") from error
+    for number, value in enumerate(unit_values(unit), start=unit.extra["entry"]):
+        yield number, value.value if value.stop - value.start <= MAX_LINE_BYTES else None

@@ -1,15 +1,17 @@
 """Parquet tables of text and images, as Hugging Face datasets write them.
 
 An image is bytes, a struct {"bytes", "path"} or a list of these. A column of paths relative to the file works too.
-Columns are found by their names and types, or named by the user: --set text=caption --set image=left,right. All other
-columns are kept in the record. Columns of URLs are refused: img2dataset downloads the files and writes tars.
+Columns are found by their content, names and types, or named by the user: --set text=caption --set image=left,right;
+see columns.py. All other columns are kept in the record, or counted if they hold bytes. Columns of URLs are refused:
+img2dataset downloads the files and writes tars.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadSample, DataError
-from data_pipeline.inputs.draft import Draft, Media, Rejected, Unit
-from data_pipeline.inputs.media import CAPTION_FIELDS, as_media, guess_domain, read_media
+from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit, credited
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
+from data_pipeline.inputs.records.chat_formats import finished, finished_rejection, is_foreign_chat, normalise_nameless
+from data_pipeline.inputs.records.columns import Columns, Wanted, find_columns
+from data_pipeline.inputs.records.interleaved_formats import is_foreign_interleaved, normalise_with_media
+from data_pipeline.inputs.records.lazy_units import LazyUnits
+from data_pipeline.inputs.records.media_values import media_of_value
+from data_pipeline.inputs.records.questions import as_conversation, is_question_set
+from data_pipeline.inputs.records.record_fields import Captions, check_no_messages, with_texts
 
-# Names by which columns are found. The first that exists is used.
-_TEXT_NAMES = (*CAPTION_FIELDS, "txt", "content")
-_CHAT_NAMES = ("messages", "conversations")
-_MEDIA_NAMES = {"images": ("image", "images", "jpg", "png", "picture"), "videos": ("video", "videos", "mp4", "clip")}
-_URL_NAMES = ("url", "urls", "image_url", "image_urls", "video_url")
+_ONE_ROW = {"rows": 1}
 _ROWS_PER_BATCH = 32
+_ROWS_PROBED = 1024  # for a value that tells what a column holds
+_BUFFER = 64 << 10  # bytes; a column is read in pieces of this size, not a whole row group at once
 
 
 @dataclass(frozen=True)
@@ -36,121 +41,154 @@ class Parquet:
 
     paths: tuple[str, ...]  # .parquet files
     text: str = ""  # column of the text; empty: found by name
-    image: tuple[str, ...] = ()  # columns of images; empty: found by name
-    video: tuple[str, ...] = ()  # columns of videos; empty: found by name
-    domain: str = ""  # of rows without a column `domain`; empty: from the number of images and videos (guess_domain)
+    image: tuple[str, ...] = ()  # columns of images; empty: found by content and name
+    video: tuple[str, ...] = ()  # columns of videos; empty: found by content and name
+    captions: Captions = "all"  # which of a row's list of captions become samples, one each
+    domain: str = ""  # of rows without a column `domain`; empty: from the number of images and videos
     allow_outside: bool = False  # accept files outside the folder of the table that names them
 
     def units(self) -> Sequence[Unit]:
-        """Return one unit per row group with rows; `extra["rows"]` is the number of rows before it."""
-        units = []
-        for path in self.paths:
-            with _open(path) as file:
-                self._columns(path, file.schema_arrow)
-                rows_before = 0
-                for number in range(file.num_row_groups):
-                    group = file.metadata.row_group(number)
-                    if group.num_rows:
-                        units.append(Unit(path, number, number + 1, group.total_byte_size, {"rows": rows_before}))
-                    rows_before += group.num_rows
-        if not units:
-            raise DataError(f"{', '.join(self.paths)}: no row in it")
-        return units
+        """Return one unit per row group with rows, and one for a table without rows.
+
+        `extra` has the number of rows before it (`rows`) and the columns of the table.
+        """
+        return LazyUnits(self._units())
 
     def given(self, unit: Unit) -> Mapping[str, int]:
         """Count the rows."""
         with _open(unit.path) as file:
-            return {"rows": file.metadata.row_group(unit.start).num_rows}
+            return {"rows": file.metadata.row_group(unit.start).num_rows if unit.stop else 0}
 
-    def read(self, unit: Unit) -> Iterator[Draft | Rejected]:
+    def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield one sample per row. A damaged row group gives one Rejected for its remaining rows."""
+        if not unit.stop:
+            yield NotRead("table without rows")
+            return
         shown = shown_names(self.paths)[unit.path]
+        columns = Columns(**unit.extra["columns"])
         row = unit.extra["rows"]
         with _open(unit.path) as file:
-            columns = self._columns(unit.path, file.schema_arrow)
+            rows = file.metadata.row_group(unit.start).num_rows
+            yield from (NotRead(name, rows) for name in columns.not_read.values())
             try:
-                for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[unit.start], columns=columns.wanted):
+                for batch in file.iter_batches(
+                    _ROWS_PER_BATCH, row_groups=[unit.start], columns=columns.wanted, use_threads=False
+                ):
                     for values in _rows(batch):
                         row += 1
-                        try:
-                            if isinstance(values, BadSample):
-                                raise values
-                            draft = self._draft(values, columns, Path(unit.path).parent, f"{shown}:{row}")
-                            yield replace(draft, items={"rows": 1})
-                        except BadSample as error:
-                            yield Rejected(f"{shown}:{row}", error.reason, error.detail, {"rows": 1})
+                        yield from self._row(values, columns, Path(unit.path).parent, f"{shown}:{row}")
             except (pa.ArrowException, OSError) as error:  # a damaged data page: the rows after it cannot be found
-                rest = {"rows": unit.extra["rows"] + file.metadata.row_group(unit.start).num_rows - row}
+                rest = {"rows": unit.extra["rows"] + rows - row}
                 yield Rejected(
                     f"{shown}:{row + 1}", "damaged_file", f"the rest of row group {unit.start}: {error}", rest
                 )
 
-    def _draft(self, values: dict[str, Any], columns: _Columns, folder: Path, origin: str) -> Draft:
-        media = {
-            field: [self._media(value, field, folder) for name in names for value in _as_list(values.pop(name))]
+    def _units(self) -> Iterator[Unit]:
+        wanted = Wanted(self.text, self.image, self.video, self.domain)
+        known: dict[pa.Schema, dict[str, Any]] = {}  # tables of one schema are read alike
+        has_rows = False
+        for path in self.paths:
+            with _open(path) as file:
+                schema, metadata = file.schema_arrow, file.metadata
+            if schema not in known:
+                first = _FirstValues(path)
+                known[schema] = asdict(find_columns(path, schema, wanted, first))
+            rows_before = 0
+            for number in range(metadata.num_row_groups):
+                group = metadata.row_group(number)
+                if group.num_rows:
+                    extra = {"rows": rows_before, "columns": known[schema]}
+                    yield Unit(path, number, number + 1, group.total_byte_size, extra)
+                rows_before += group.num_rows
+            has_rows |= bool(rows_before)
+            if not rows_before and len(self.paths) > 1:
+                yield Unit(path)
+        if not has_rows:
+            raise DataError(f"{', '.join(self.paths)}: no row in it")
+
+    def _row(
+        self, values: dict[str, Any] | BadSample, columns: Columns, folder: Path, origin: str
+    ) -> Iterator[Draft | Rejected]:
+        try:
+            if isinstance(values, BadSample):
+                raise values
+            yield from credited(self._drafts(values, columns, folder, origin), _ONE_ROW)
+        except BadSample as error:
+            yield finished_rejection(Rejected(origin, error.reason, error.detail, _ONE_ROW), values)
+
+    def _drafts(self, values: dict[str, Any], columns: Columns, folder: Path, origin: str) -> Iterator[Draft]:
+        """Yield the drafts of a row: one, or one for each of its captions."""
+        found = {
+            field: [value for name in names for value in _as_list(values.pop(name))]
             for field, names in columns.media.items()
         }
         # Times, dates and decimals are written as text.
         record = json.loads(json.dumps({k: v for k, v in values.items() if v is not None}, default=str))
+        if self.domain:
+            record.setdefault("domain", self.domain)
+        check_no_messages(record)
+        read_as = {f"column {name}": field for field, names in columns.media.items() for name in names}
+        if is_foreign_interleaved(record) and not is_question_set(record):
+            record, media = normalise_with_media(record, found)
+        else:
+            media = found
+        files = {field: [self._media(value, field, folder) for value in media[field]] for field in media}
+        if is_question_set(record):
+            record = as_conversation(record)
         if columns.text:
-            record["text"] = record.pop(columns.text, "")
-            if "domain" not in record and not self.domain and any(columns.media.values()) and not any(media.values()):
+            if "domain" not in record and any(columns.media.values()) and not any(files.values()):
                 raise BadSample("missing_file", "a row without its image or video: --set domain=text takes it as text")
-            record.setdefault("domain", self.domain or guess_domain(len(media["images"]), len(media["videos"])))
+            if columns.text != "text":
+                read_as[f"column {columns.text}"] = "text"
+            counts = len(files["images"]), len(files["videos"])
+            record = {columns.text: "", **record}
+            for number, stored, omitted in with_texts(record, columns.text, counts, self.captions, origin):
+                where = f"{origin}#caption={number}" if number else origin
+                yield Draft(stored, files["images"], files["videos"], where, not_read=omitted, read_as=read_as)
+            return
+        given, notes = record, Counter[str]()
         if is_foreign_chat(record):
-            record, media = normalise_nameless(record, media)
-        return Draft(record, media["images"], media["videos"], origin)
+            record, files = normalise_nameless(record, files, notes)
+        yield finished(Draft(record, files["images"], files["videos"], origin, read_as=read_as), given, notes)
 
     def _media(self, value: Any, field: str, folder: Path) -> Media:
-        data, path = (value.get("bytes"), value.get("path")) if isinstance(value, dict) else (value, None)
-        if isinstance(data, str) or (data is None and path):
-            return read_media(str(data or path), folder, field, allow_outside=self.allow_outside)
-        if not data:
-            raise BadSample("missing_file", f"a row without the bytes of one of its {field}")
-        actual_field, media = as_media(data, path)
-        if actual_field != field:
-            raise BadSample("unknown_extension", f"a .{media.extension} file in a column of {field}")
-        return media
-
-    def _columns(self, path: str, schema: pa.Schema) -> _Columns:
-        """Find the columns to read.
-
-        Raises:
-            DataError: A column that is needed or named does not exist, or a column holds URLs.
-        """
-        existing = f"its columns are {', '.join(schema.names)}"
-        for name in (*filter(None, [self.text]), *self.image, *self.video):
-            if name not in schema.names:
-                raise DataError(f"{path} has no column {name!r}: {existing}")
-        media = {
-            field: given or tuple(name for name in schema.names if name in _MEDIA_NAMES[field])[:1]
-            for field, given in (("images", self.image), ("videos", self.video))
-        }
-        text = self.text or next((name for name in _TEXT_NAMES if name in schema.names), "")
-        if not text and not any(name in schema.names for name in _CHAT_NAMES):
-            raise DataError(f"{path}: which column is the text? Name it with --set text=NAME; {existing}")
-        used = [*media["images"], *media["videos"]]
-        for name in used or ([] if self.domain == "text" else schema.names):
-            if name.lower() in _URL_NAMES:
-                raise DataError(
-                    f"{path}: column {name!r} holds URLs, and a build downloads nothing, so that it is reproducible: "
-                    "download them with img2dataset and give its tars, or take the texts alone with --set domain=text"
-                )
-        return _Columns(text, media, [field.name for field in schema if field.name in used or _fits_json(field.type)])
+        return media_of_value(value, field, folder, allow_outside=self.allow_outside)
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """Columns of a table."""
+class _FirstValues:
+    """Looks up the first value of a column that is not empty."""
 
-    text: str  # column of the text; empty in a table of chats
-    media: dict[str, tuple[str, ...]]  # columns of "images" and of "videos"
-    wanted: list[str]  # all columns to read
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __call__(self, name: str) -> Any:
+        """Return the first value of a column, or entry of a list, that is not null or empty; None if none is seen."""
+        rows = 0
+        try:
+            with _open(self._path) as file:
+                for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[name], use_threads=False):
+                    for value in batch.column(0).to_pylist():
+                        if (found := _first_leaf(value)) is not None:
+                            return found
+                    rows += len(batch)
+                    if rows >= _ROWS_PROBED:
+                        break
+        except (pa.ArrowException, OSError, ValueError, OverflowError):  # reading will reject it
+            return None
+        return None
+
+
+def _first_leaf(value: Any) -> Any:
+    if isinstance(value, list):
+        return next((found for entry in value if (found := _first_leaf(entry)) is not None), None)
+    if isinstance(value, dict) and not any(value.values()):
+        return None
+    return value or None
 
 
 def _open(path: str) -> pq.ParquetFile:
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(path, buffer_size=_BUFFER, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file ({error}): copy it again") from error
 
@@ -182,15 +220,6 @@ def _in_microseconds(column: pa.Array) -> pa.Array:
     if pa.types.is_timestamp(kind):
         return column.cast(pa.timestamp("us", kind.tz), safe=False)
     return column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"), safe=False)
-
-
-def _fits_json(kind: pa.DataType) -> bool:
-    """Return whether a type contains no bytes at any depth."""
-    if pa.types.is_dictionary(kind):
-        return _fits_json(kind.value_type)
-    if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
-        return False
-    return all(_fits_json(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _as_list(value: Any) -> list[Any]:

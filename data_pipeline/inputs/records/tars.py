@@ -1,5 +1,7 @@
 """Webdataset tars from other tools, which are checked and rewritten: KEY.json or KEY.txt with KEY.0.jpg, KEY.jpg ...
 
+Where names have more dots than that, shards.grouping says which members belong together.
+
 img2dataset's KEY.jpg + KEY.txt + KEY.json become image_text samples that keep the fields of the JSON. Conversations in
 other formats become chats, see chat_formats.py. What cannot be read of a damaged tar is rejected with its reason, and
 what follows it is read: see shards.scan.scan_shard.
@@ -8,6 +10,7 @@ what follows it is read: see shards.scan.scan_shard.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,11 +20,13 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media, guess_domain
 from data_pipeline.inputs.names import shown_names
-from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
+from data_pipeline.inputs.records.chat_formats import finished, is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.records.jsonl import parse_json
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import count_members, scan_shard
+
+_NAMES = {"image": "image.jpg", "video": "video.mp4"}  # what a member is whose content is of no known type
 
 
 @dataclass(frozen=True)
@@ -42,9 +47,13 @@ class Tars:
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield one sample per key, after the Rejected of what could not be read of the tar."""
+        return self.read_first(unit, 0)
+
+    def read_first(self, unit: Unit, count: int) -> Iterator[Draft | Rejected | NotRead]:
+        """Read the first `count` members of a tar alone; 0: all of them."""
         shown = shown_names(self.paths)[unit.path]
         try:
-            scan = scan_shard(Path(unit.path))
+            scan = scan_shard(Path(unit.path), count)
         except DataError as error:
             yield Rejected(shown, "not_a_tar", str(error), self.given(unit))
             return
@@ -53,17 +62,14 @@ class Tars:
             yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail, members)
         for name, count in sorted(scan.not_read.items()):
             yield NotRead(name, count, {"members": count})
-        has_media = bool(scan.skipped_media) or any(
-            member.kind in ("image", "video") for sample in scan.samples for member in sample.members
-        )
         reader = ShardReader()
         for sample in scan.samples:
             origin = f"{shown}/{sample.key}"
             members = {"members": len(sample.members)}
-            if_text_only = _text_only(scan.skipped_media.get(sample.key, "")) if has_media else ""
+            if_text_only = _text_only(scan.skipped_media.get(sample.key, "")) if scan.has_media else ""
             try:
                 draft = self._draft(sample, reader.read_members(unit.path, sample), origin, if_text_only)
-                yield replace(draft, items=members)
+                yield replace(draft, items={**draft.items, **members})
             except BadSample as error:
                 yield Rejected(origin, error.reason, error.detail, members)
         reader.close()
@@ -86,17 +92,18 @@ class Tars:
             elif member.kind == "txt":
                 caption = _caption(data)
             else:
-                field, file = as_media(data)
+                field, file = as_media(data, _NAMES[member.kind])
                 media[field].append(file)
+        given, notes = record, Counter[str]()
         if is_foreign_chat(record):
-            record, media = normalise_nameless(record, media)
+            record, media = normalise_nameless(record, media, notes)
         images, videos = media["images"], media["videos"]
         if "domain" not in record:
             if if_text_only and not self.domain and not images and not videos:
                 raise BadSample("missing_member", if_text_only)
             domain = self.domain or guess_domain(len(images), len(videos))
             record = {**record, "domain": domain, "text": self._text(record, caption)}
-        return Draft(record, images, videos, origin)
+        return finished(Draft(record, images, videos, origin), given, notes)
 
     def _text(self, record: dict[str, Any], caption: str) -> str:
         candidates = [caption, *(record.get(field) for field in (self.text, *CAPTION_FIELDS))]

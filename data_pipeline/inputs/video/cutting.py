@@ -15,6 +15,7 @@ from typing import Any
 import av
 
 from data_pipeline.errors import BadSample
+from data_pipeline.media.video_files import open_video, video_stream
 
 Span = tuple[float, float]  # [start, end) in seconds from the first frame of the video
 # bf=0: frames are stored in the order in which they are shown. mbtree=0: its assembly code reads uninitialised memory,
@@ -37,8 +38,8 @@ def cut_clips(data: bytes, spans: Sequence[Span]) -> Iterator[bytes | BadSample]
     clips = [_Clip(span) for span in spans]
     next_out = 0
     try:
-        with av.open(io.BytesIO(data), "r") as container:
-            stream = container.streams.video[0]
+        with open_video(data) as container:
+            stream = video_stream(container)
             first: Fraction | None = None
             for frame in container.decode(stream):
                 if frame.pts is None or frame.time_base is None:
@@ -105,6 +106,7 @@ class _Clip:
         self._stream.width, self._stream.height = frame.width, frame.height
         # Colour at half the resolution, the usual choice, needs even sides.
         self._stream.pix_fmt = "yuv444p" if frame.width % 2 or frame.height % 2 else "yuv420p"
+        self._stream.set_display_rotation(frame.rotation)  # the pixels stay as they are stored
         self._stream.time_base = self._stream.codec_context.time_base = frame.time_base
         self._stream.codec_context.thread_count = 1  # the same bytes on every machine
         self._stream.options = OPTIONS

@@ -205,11 +205,14 @@ def test_near_texts_equal_those_by_brute_force() -> None:
 
 
 def test_no_text_is_filtered_by_chance() -> None:
-    """With bands of one hash nearly all pairs are proposed, and the texts themselves decide."""
+    """With bands of one hash, pairs far below the limit are proposed too, and the texts themselves decide."""
     texts = plain(edited_texts(60, seed=5))
-    step = NearDuplicateTexts(similarity=0.97, permutations=2)
-    for row in filtered(step, [candidate(text, domain="text") for text in texts]):
-        assert any(true_similarity(texts[row], texts[other]) >= 0.97 for other in range(row))
+    removed = filtered(
+        NearDuplicateTexts(similarity=0.8, permutations=2), [candidate(text, domain="text") for text in texts]
+    )
+    assert removed
+    for row in removed:
+        assert any(true_similarity(texts[row], texts[other]) >= 0.8 for other in range(row))
 
 
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 0.9, 1.0])

@@ -101,6 +101,16 @@ def test_a_sample_whose_recaption_fails_keeps_its_caption(tmp_path: Path) -> Non
     assert log.read_text().split().count("started") == 5
 
 
+def test_a_program_may_remove_the_image(tmp_path: Path) -> None:
+    (tmp_path / "remove.py").write_text(
+        "import json, os\nos.remove(json.loads(input())['image'])\nprint(json.dumps({'text': 'A cat.'}), flush=True)"
+    )
+    command = f"{sys.executable} '{tmp_path / 'remove.py'}'"
+    [record], failed = recaptioned(Recaption(command=command), samples(1), tmp_path / "answers.jsonl")
+    assert record["text"] == "A cat."
+    assert not failed
+
+
 def test_the_choice_by_ratio_depends_on_the_name_alone(tmp_path: Path) -> None:
     options = Recaption(command="cat", ratio=0.3)
     many = [candidate("A cat.", [b""], name=f"shard.tar/{number}") for number in range(2000)]

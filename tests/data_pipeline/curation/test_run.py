@@ -323,21 +323,17 @@ recaption: {{command: {sys.executable} {captioner}, concurrency: 1}}
 
     assert (out / "recaption_failed.jsonl").read_text() == ""
 
-    undisturbed = tmp_path / "undisturbed"
-    run(folder / "second", "--out", undisturbed, "--recipe", recipe(folder, undisturbed, given), "--workers", 1)
-    assert result_files(undisturbed) == result_files(out)
+    uninterrupted = tmp_path / "uninterrupted"
+    run(folder / "second", "--out", uninterrupted, "--recipe", recipe(folder, uninterrupted, given), "--workers", 1)
+    assert result_files(uninterrupted) == result_files(out)
     assert "recaptioned" in run(*arguments)  # running it again changes nothing
-    assert result_files(undisturbed) == result_files(out)
+    assert result_files(uninterrupted) == result_files(out)
 
 
 def test_a_damaged_sample_is_filtered_and_counted(folder: Path, tmp_path: Path) -> None:
     source = find_shards(str(folder / "first"))[0]
     index = read_index(source)
-    [row] = [
-        row
-        for row in range(index.table.num_rows)
-        if (members := index.sample(row).members) and _is_inside(members, source)
-    ][:1]
+    row = next(row for row in range(index.table.num_rows) if _is_inside(index.sample(row).members, source))
     damaged = tmp_path / "in"
     damaged.mkdir()
     data = bytearray(source.read_bytes())
@@ -366,7 +362,7 @@ def test_samples_that_the_build_rejects_are_counted(tmp_path: Path) -> None:
 
 
 def _is_inside(members: list[Any], tar: Path) -> bool:
-    """Return whether a sample is outside both ends of the tar, which have a checksum of their own."""
+    """Whether a sample lies between both ends of the tar, which have a checksum of their own."""
     return members[-1].offset > 1 << 16 and members[-1].offset + 10 < tar.stat().st_size - (1 << 16)
 
 

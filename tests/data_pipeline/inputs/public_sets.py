@@ -87,10 +87,7 @@ def llava_video_178k(folder: Path) -> None:
 
 
 def the_cauldron(folder: Path) -> None:
-    turns = [
-        {"user": ASKED, "assistant": SAID, "source": "TextVQA"},
-        {"user": "More?", "assistant": "No.", "source": ""},
-    ]
+    turns = [{"user": ASKED, "assistant": SAID, "source": ""}, {"user": "More?", "assistant": "No.", "source": ""}]
     _table(folder / "textvqa/train-00000-of-00001.parquet", images=[[_struct()]], texts=[turns])
 
 
@@ -182,12 +179,6 @@ def flickr30k(folder: Path) -> None:
     )
 
 
-def screenspot(folder: Path) -> None:
-    _file(folder / "screenspot_imgs/pc_1.png", PNG)
-    entry = {"img_filename": "pc_1.png", "bbox": [4, 6, 20, 30], "instruction": "close the window"}
-    _json(folder / "screenspot_desktop.json", [{**entry, "data_type": "icon", "data_source": "windows"}])
-
-
 def synthdog(folder: Path) -> None:
     truth = json.dumps({"gt_parse": {"text_sequence": "A cat."}})
     _table(folder / "train-00000-of-00084.parquet", image=[_struct()], ground_truth=[truth])
@@ -228,10 +219,8 @@ def alpaca(folder: Path) -> None:
 def glm_v_finetune(folder: Path) -> None:
     _file(folder / "1.jpg", JPEG)
     asked = [{"type": "image", "image": "1.jpg"}, {"type": "text", "text": ASKED}]
-    _json(
-        folder / "finetune.json",
-        [{"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": SAID}]}],
-    )
+    turns = [{"role": "user", "content": asked}, {"role": "assistant", "content": SAID}]
+    _json(folder / "finetune.json", [{"messages": turns}])
 
 
 def llava_onevision(folder: Path) -> None:

@@ -69,8 +69,8 @@ def test_path_without_one_kind_is_refused(tmp_path, path, message):
 def test_folder_without_files_of_the_kind_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds no files of kind pdf \(.pdf\)"):
         open_inputs([str(tmp_path)], "pdf")
-    with pytest.raises(DataError, match=r"holds no files of kind pages \(give files, not a folder\)"):
-        open_inputs([str(tmp_path)], "pages")
+    with pytest.raises(DataError, match=r"holds no files of kind grounding \(give files, not a folder\)"):
+        open_inputs([str(tmp_path)], "grounding")
 
 
 def test_every_kind_is_described_in_one_line_and_can_be_loaded():
@@ -129,6 +129,11 @@ def test_wrong_setting_is_refused(sheet, setting, message):
         opened(sheet, settings=[setting])
 
 
+def test_setting_that_is_given_twice_is_refused(sheet):
+    with pytest.raises(DataError, match=r"--set fonts is given twice: .* fonts=A,B"):
+        opened(sheet, settings=["fonts=A", "dpi=90", "fonts=B"])
+
+
 def test_tasks_have_equal_sizes_for_any_units():
     units = [(0, Unit("a", number, number + 1, bytes=1 << 20)) for number in range(1000)]
     tasks = cut_tasks(units, 100 << 20)
@@ -147,3 +152,29 @@ def test_a_kind_of_records_is_loaded_without_torch(kind: str) -> None:
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert "data_pipeline.inputs.records." in loaded
     assert "'torch'" not in loaded
+
+
+def test_files_about_the_data_do_not_decide_the_kind(tmp_path: Path) -> None:
+    about = ("README.md", "LICENSE", "LICENSE.txt", ".gitattributes", "dataset_infos.json", "README.html")
+    for name, file in (("folder", "a.jpg"), ("tars", "0.tar"), ("parquet", "data/x.parquet"), ("pdf", "b.pdf")):
+        touch(tmp_path / name, file, *about)
+        assert kinds_of(tmp_path / name) == [name]
+    touch(tmp_path / "m", "README.md")
+    assert kinds_of(tmp_path / "m") == ["markdown"]
+
+
+def test_annotations_beside_a_folder_of_images_are_asked_for_with_the_exact_option(tmp_path: Path) -> None:
+    touch(tmp_path / "coco", "ann.json", "images/1.jpg", "images/2.jpg")
+    with pytest.raises(DataError, match="several kinds") as caught:
+        open_inputs([str(tmp_path / "coco")])
+    assert f"--kind jsonl      --input {tmp_path}/coco/ann.json" in str(caught.value)
+    assert f"--kind folder     --input {tmp_path}/coco   2 files, such as images/1.jpg" in str(caught.value)
+    touch(tmp_path / "pets", "images/1.jpg", "images/1.json", "images/metadata.jsonl")
+    assert kinds_of(tmp_path / "pets") == ["folder"]
+
+
+def test_programs_in_typescript_are_no_videos(tmp_path: Path) -> None:
+    (tmp_path / "code").mkdir()
+    (tmp_path / "code" / "a.ts").write_text("const a = 1")
+    touch(tmp_path / "code", "b.html")
+    assert kinds_of(tmp_path / "code") == ["html"]

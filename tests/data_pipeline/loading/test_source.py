@@ -1,4 +1,4 @@
-"""What a source says of all of its samples, from indexes only."""
+"""What a source reports about all of its samples, from indexes only."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from data_pipeline.media.image_sizes import grid_of, patches_of, resized_size, r
 
 
 def compare(cases: int, seed: int) -> None:
-    """Sides from 1 to 20,000 pixels, budgets that shrink all, some or none, videos of up to 600 frames."""
+    """Compare on sides of 1 to 20,000 pixels, budgets that shrink all, some or none, videos of up to 600 frames."""
     rng = np.random.default_rng(seed)
     height = np.exp(rng.uniform(0, 9.9, cases)).astype(np.int32)
     width = np.clip(height * np.exp(rng.uniform(-5.6, 5.6, cases)), 1, 20_000).astype(np.int32)

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
+from skimage.util import img_as_ubyte
+from transformers.image_transforms import convert_to_rgb
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, load_image
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from transformers.models.glm4v.image_processing_pil_glm4v import smart_resize as reference_size
@@ -264,3 +266,61 @@ def test_jpeg_of_many_scans_is_rejected_before_decoding():
 
 def test_goldens_file_is_small():
     assert Path(GOLDENS).stat().st_size < 400_000
+
+
+def mirrored_conversion(data: bytes) -> np.ndarray:
+    """Return what transformers' image processor makes of the PIL image."""
+    return np.asarray(convert_to_rgb(ImageOps.exif_transpose(Image.open(io.BytesIO(data))), return_numpy=True))
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF", "GIF", "ICO", "JPEG2000"])
+def test_transparency_is_shown_on_white_as_in_transformers(file_format: str, mode: str) -> None:
+    image = Image.new("RGBA", (48, 48), (0, 0, 0, 0))
+    ink = Image.fromarray(pattern(20, 30))
+    ink.putalpha(Image.fromarray(pattern(20, 30, 3)[..., 1]))
+    image.paste(ink, (5, 9))
+    buffer = io.BytesIO()
+    image = image.quantize(16) if mode == "P" else image.convert(mode)
+    if mode == "P" and file_format in ("JPEG2000", "TIFF"):
+        pytest.skip("it has no transparent palette")
+    image.save(buffer, file_format)
+    pixels = decode_image(buffer.getvalue())
+    np.testing.assert_array_equal(pixels, mirrored_conversion(buffer.getvalue()))
+    if mode == "RGBA" and file_format != "GIF":
+        assert (pixels[0, 0] == 255).all()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM", "JPEG2000"])
+def test_sixteen_bits_of_grey_are_scaled_as_scikit_image_does(file_format: str) -> None:
+    values = (np.arange(60 * 100, dtype=np.uint32).reshape(60, 100) * 10).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, file_format)
+    expected = img_as_ubyte(values)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue()), np.stack([expected] * 3, axis=-1))
+
+
+@pytest.mark.fast
+def test_wide_grey_values_of_unknown_range_are_rejected() -> None:
+    for values, expected in (
+        (np.array([[0, 255]], dtype=np.int32), [0, 255]),
+        (np.array([[0, 65535]], dtype=np.int32), [0, 255]),
+        (np.array([[0.0, 1.0]], dtype=np.float32), [0, 255]),
+        (np.array([[0.0, 200.0]], dtype=np.float32), [0, 200]),
+    ):
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "TIFF")
+        assert decode_image(buffer.getvalue())[0, :, 1].tolist() == expected
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 1 << 20]], dtype=np.int32)).save(buffer, "TIFF")
+    with pytest.raises(BadSample, match="unreadable_image: grey values up to 1048576"):
+        decode_image(buffer.getvalue())
+
+
+@pytest.mark.fast
+def test_sixteen_bit_grey_with_a_transparent_value_shows_white_there() -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[0, 512, 40000]], dtype=np.uint16)).save(buffer, "PNG", transparency=512)
+    assert decode_image(buffer.getvalue())[0, :, 0].tolist() == [0, 255, 156]

@@ -1,4 +1,7 @@
-"""Videos against transformers: frame choice, timestamps, decoding and text form live, patches against goldens.npz."""
+"""Videos against transformers: frame choice, timestamps, decoding and text form live, patches against goldens.npz.
+
+See test_video_files.py for videos of many kinds against torchcodec, transformers' default decoder.
+"""
 
 from __future__ import annotations
 

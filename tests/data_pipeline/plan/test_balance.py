@@ -13,7 +13,7 @@ COUNT, CAPACITY = 64, 1000
 
 
 def random_packs(seed: int, pieces_per_pack: int = 12) -> dict[str, np.ndarray]:
-    """Packs filled at random with pieces whose patches follow their sizes loosely."""
+    """Fill packs at random with pieces whose patches follow their sizes loosely."""
     rng = np.random.default_rng(seed)
     packs = np.repeat(np.arange(COUNT), pieces_per_pack)
     sizes = rng.integers(20, 2 * CAPACITY // pieces_per_pack - 40, len(packs))

@@ -112,7 +112,7 @@ def _tokens(piece: Piece) -> range:
 
 
 def any_source(rng: np.random.Generator, label: str, seq_length: int) -> Table:
-    """Samples of up to ten sequences, with images anywhere in those that are not text."""
+    """Make samples of up to ten sequences, with images anywhere in those that are not text."""
     lengths = rng.integers(1, int(rng.choice([0.6, 1, 3, 10]) * seq_length) + 2, rng.integers(1, 60))
     domain = str(rng.choice(["text", "interleaved", "chat", "ocr"]))
     images: dict[int, list[tuple[int, int]]] = {}

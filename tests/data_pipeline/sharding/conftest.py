@@ -1,4 +1,4 @@
-"""The records that the tests of sharding build, and the build that nothing disturbed."""
+"""The records that the tests of sharding build, and a build that nothing interrupted."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(records: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    out = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(records: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    out = tmp_path_factory.mktemp("uninterrupted")
     assert built(records, out).tasks > FILES // 2
     return contents(out)
 

@@ -33,10 +33,10 @@ from tests.data_pipeline.sharding.builds import FILES, RECORDS, built, contents
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def test_build_holds_every_record_or_the_reason_why_not(records, undisturbed, tmp_path):
-    for name, data in undisturbed.items():
+def test_build_holds_every_record_or_the_reason_why_not(records, uninterrupted, tmp_path):
+    for name, data in uninterrupted.items():
         (tmp_path / name).write_bytes(data)
-    manifest = json.loads(undisturbed["manifest.json"])
+    manifest = json.loads(uninterrupted["manifest.json"])
     good = {"image_text": FILES * (RECORDS - 4), "text": FILES, "video": FILES}
     assert manifest["domains"] == good
     assert manifest["rejected"] == {"outside_folder": FILES, "unreadable_image": FILES}
@@ -59,7 +59,7 @@ def test_build_holds_every_record_or_the_reason_why_not(records, undisturbed, tm
             for name in record.get(field, []):
                 assert sample[suffix] == (records / name).read_bytes()
 
-    rejected = [json.loads(line) for line in undisturbed["rejected.jsonl"].splitlines()]
+    rejected = [json.loads(line) for line in uninterrupted["rejected.jsonl"].splitlines()]
     assert [entry["origin"] for entry in rejected] == [
         f"{file}.jsonl:{line}" for file in range(FILES) for line in (RECORDS - 1, RECORDS)
     ]
@@ -110,23 +110,23 @@ def test_nan_and_infinity_become_null(tmp_path):
 # --- the same bytes ---------------------------------------------------------------------------------------------------
 
 
-def test_two_processes_write_the_same_bytes_as_one(records, undisturbed, tmp_path):
+def test_two_processes_write_the_same_bytes_as_one(records, uninterrupted, tmp_path):
     built(records, tmp_path, executor="processes", workers=2)
-    assert contents(tmp_path) == undisturbed
+    assert contents(tmp_path) == uninterrupted
 
 
-def test_job_slices_write_the_same_bytes_as_one_build(records, undisturbed, tmp_path):
+def test_job_slices_write_the_same_bytes_as_one_build(records, uninterrupted, tmp_path):
     """Jobs of a SLURM array run in any order; the last one writes the manifest."""
     inputs = open_inputs([str(path) for path in sorted(records.glob("*.jsonl"))])
     planned = plan(inputs, BuildOptions(str(tmp_path), shard_bytes=60_000))
     finished = [run_build(planned, job_slice=JobSlice(index, 3)).finished for index in (1, 2, 0)]
     assert finished == [False, False, True]
-    assert contents(tmp_path) == undisturbed
+    assert contents(tmp_path) == uninterrupted
     assert run_build(planned, job_slice=JobSlice(1, 3)).was_finished
-    assert contents(tmp_path) == undisturbed
+    assert contents(tmp_path) == uninterrupted
 
 
-def test_build_killed_ten_times_gives_the_same_bytes(records, undisturbed, tmp_path, forked):
+def test_build_killed_ten_times_gives_the_same_bytes(records, uninterrupted, tmp_path, forked):
     """Send SIGKILL to the whole process group of a build on two processes.
 
     Each kill comes at a random moment after none, one or two more tasks are done.
@@ -158,12 +158,12 @@ def test_build_killed_ten_times_gives_the_same_bytes(records, undisturbed, tmp_p
             left["begun"] += any(path.is_dir() for path in work.glob("task-*"))
             left["done"] += any(work.glob("task-*.json"))
         else:  # it finished before the kill: start again
-            assert contents(tmp_path / "out") == undisturbed
+            assert contents(tmp_path / "out") == uninterrupted
             shutil.rmtree(tmp_path / "out")
     assert left["begun"]
     assert left["done"]
     built(records, tmp_path / "out")
-    assert contents(tmp_path / "out") == undisturbed
+    assert contents(tmp_path / "out") == uninterrupted
     assert built(records, tmp_path / "out").was_finished
 
 
@@ -175,7 +175,8 @@ def test_changed_fonts_or_backgrounds_are_another_build(tmp_path, option, file):
     fonts = Path(matplotlib.get_data_path(), "fonts", "ttf")
     shutil.copy(fonts / "DejaVuSans.ttf", material)
     (material / "a.jpg").write_bytes(encoded(pattern(300, 400)))
-    how: dict[str, Any] = {"kind": "rendered_text", "settings": [f"fonts={material}", f"{option}={material}"]}
+    settings = sorted({f"fonts={material}", f"{option}={material}"})
+    how: dict[str, Any] = {"kind": "rendered_text", "settings": settings}
     build_shards([tmp_path / "a.txt"], tmp_path / "out", **how)
     assert build_shards([tmp_path / "a.txt"], tmp_path / "out", **how).was_finished
     (material / file).write_bytes((material / file).read_bytes() + b"?")

@@ -17,14 +17,14 @@ from data_pipeline.sharding.executors import run_processes
 from data_pipeline.sharding.tasks import Task
 from data_pipeline.sharding.writing import WORK
 from data_pipeline.shards.index import write_index
-from tests.data_pipeline.crashing import Crashing, Spared, crash_at
+from tests.data_pipeline.crashing import Crashing, Harmless, crash_at
 from tests.data_pipeline.sharding.builds import build_of, contents, shards_of
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_only_what_crashes_its_reader_is_rejected(tmp_path, forked, caplog, workers):
     """Real segmentation faults while reading and decoding; a worker that is killed once, and one that always is."""
-    given: dict[str, Any] = {"crashes": (1, 6), "deadly": ((3, 1), (3, 2), (9, 0))}
+    given: dict[str, Any] = {"crashes": (1, 6), "crashing_drafts": ((3, 1), (3, 2), (9, 0))}
     given |= {"killed": (10,), "killed_once": (4, 11), "folder": str(tmp_path)}
     outcome = build_of(Crashing(**given), tmp_path / "out", executor="processes", workers=workers)
     assert outcome.counts.rejected == {"crashed_reader": 6}
@@ -37,9 +37,9 @@ def test_only_what_crashes_its_reader_is_rejected(tmp_path, forked, caplog, work
         ("unit-9:0", "SIGSEGV"),
         ("unit-10", "SIGKILL"),
     ]
-    build_of(Spared(**given), tmp_path / "spared")
+    build_of(Harmless(**given), tmp_path / "harmless")
     assert outcome.tasks > 3
-    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "spared")
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "harmless")
     said = [record.getMessage() for record in caplog.records]
     assert sum("tried once more" in line for line in said) == 8
     assert "task 0, unit-1: a worker died (SIGSEGV); the task is tried once more" in said

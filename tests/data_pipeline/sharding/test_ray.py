@@ -23,7 +23,7 @@ import ray
 from data_pipeline.errors import DataError
 from data_pipeline.sharding.executors import run_ray
 from data_pipeline.sharding.writing import WORK
-from tests.data_pipeline.crashing import Crashing, Spared
+from tests.data_pipeline.crashing import Crashing, Harmless
 from tests.data_pipeline.sharding.builds import build_of, built, contents, shards_of
 
 
@@ -49,7 +49,7 @@ def ray_cluster(ray_folder: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def test_ray_writes_the_same_bytes_while_its_workers_are_killed(records, undisturbed, tmp_path, ray_cluster):
+def test_ray_writes_the_same_bytes_while_its_workers_are_killed(records, uninterrupted, tmp_path, ray_cluster):
     """Also: an error in a task is raised in this process."""
     killed: list[int] = []
     ended = threading.Event()
@@ -63,7 +63,7 @@ def test_ray_writes_the_same_bytes_while_its_workers_are_killed(records, undistu
         ended.set()
         killer.join()
     assert killed
-    assert contents(tmp_path) == undisturbed
+    assert contents(tmp_path) == uninterrupted
 
 
 def _mistake(task: int) -> None:
@@ -121,26 +121,26 @@ def kill_rays(records: Path, out: Path, times: int, ahead: Sequence[int], ray_fo
     return left
 
 
-def test_ray_resumes_where_it_was_killed(records, undisturbed, tmp_path, ray_folder, ray_cluster):
+def test_ray_resumes_where_it_was_killed(records, uninterrupted, tmp_path, ray_folder, ray_cluster):
     out = tmp_path / "out"
     assert kill_rays(records, out, 1, [1], ray_folder)["done"]
     built(records, out, executor="ray", workers=2)
-    assert contents(out) == undisturbed
+    assert contents(out) == uninterrupted
 
 
 @pytest.mark.slow
-def test_ray_killed_ten_times_gives_the_same_bytes(records, undisturbed, tmp_path, ray_folder, ray_cluster):
+def test_ray_killed_ten_times_gives_the_same_bytes(records, uninterrupted, tmp_path, ray_folder, ray_cluster):
     out = tmp_path / "out"
     left = kill_rays(records, out, 10, [0, 1, 1, 2], ray_folder)
     assert left["begun"]
     assert left["done"]
     built(records, out, executor="ray", workers=2)
-    assert contents(out) == undisturbed
+    assert contents(out) == uninterrupted
 
 
 def test_ray_rejects_the_same_samples(tmp_path, ray_cluster):
-    given: dict[str, Any] = {"crashes": (6,), "deadly": ((3, 1),)}
+    given: dict[str, Any] = {"crashes": (6,), "crashing_drafts": ((3, 1),)}
     outcome = build_of(Crashing(**given), tmp_path / "out", executor="ray", workers=2)
     assert outcome.counts.rejected == {"crashed_reader": 2}
-    build_of(Spared(**given), tmp_path / "spared")
-    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "spared")
+    build_of(Harmless(**given), tmp_path / "harmless")
+    assert shards_of(tmp_path / "out") == shards_of(tmp_path / "harmless")

@@ -151,6 +151,15 @@ def test_keys_with_line_separators_are_listed_in_one_line_each(shards, tokenizer
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize("line", ["a,b", "[]", '{"key": "a"}', '{"origin": 3}'])
+def test_rejected_samples_of_another_program_are_not_overwritten(shards, tokenizer, line):
+    (shards / "rejected.jsonl").write_text(f"{line}\n")
+    with pytest.raises(DataError, match=r"rejected.jsonl is damaged, or of another program: rename or remove it"):
+        index_shards([shards / "shard-00000-00000.tar"], tokenizer=tokenizer.folder)
+    assert (shards / "rejected.jsonl").read_text() == f"{line}\n"
+
+
+@pytest.mark.fast
 def test_cut_shard_is_indexed_up_to_the_cut(shards, tokenizer):
     tar = shards / "shard-00000-00000.tar"
     samples = [read_index(tar).sample(row) for row in range(read_index(tar).table.num_rows)]

@@ -6,7 +6,13 @@ import io
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from pptx import Presentation
+from pptx.chart.data import CategoryChartData, XyChartData
+from pptx.enum.chart import XL_CHART_TYPE
+from pptx.opc.package import Part
+from pptx.opc.packuri import PackURI
+from pptx.oxml import parse_xml
 from pptx.oxml.ns import qn
 from pptx.shapes.group import GroupShape
 from pptx.shapes.picture import Picture
@@ -15,7 +21,8 @@ from pptx.util import Inches
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.documents.pptx import Slides
-from data_pipeline.inputs.draft import Draft, Rejected
+from data_pipeline.inputs.draft import Draft, NotRead, Rejected
+from tests.data_pipeline.inputs.reading import opened, read
 from tests.data_pipeline.media_files import encoded, pattern
 
 PHOTO, LOGO, GROUPED = encoded(pattern(60, 80)), encoded(pattern(8, 8), "PNG"), encoded(pattern(40, 40), "PNG")
@@ -57,7 +64,9 @@ def deck(tmp_path: Path) -> Path:
 
 
 def outcomes(kind: Slides) -> list[Draft | Rejected]:
-    return [outcome for unit in kind.units() for outcome in kind.read(unit)]
+    found = [outcome for unit in kind.units() for outcome in kind.read(unit)]
+    read(kind)  # checks the accounts
+    return [outcome for outcome in found if not isinstance(outcome, NotRead)]
 
 
 def drafts(kind: Slides) -> list[Draft]:
@@ -84,7 +93,7 @@ def test_each_slide_can_be_a_sample_with_its_notes(deck):
     assert (second.record["text"], second.record["slides"]) == (SECOND, [2, 2])
 
 
-def test_damaged_shapes_are_skipped_alone(tmp_path, deck):
+def test_damaged_images_are_dropped_alone(tmp_path, deck):
     """A linked image, an image whose part is missing, and a shape of a type that python-pptx does not know."""
     presentation = Presentation(str(deck))
     shapes = presentation.slides[0].shapes
@@ -121,3 +130,150 @@ def test_unusable_presentations_are_rejected(tmp_path, deck):
     ]
     with pytest.raises(DataError, match="number of slides"):
         Slides((str(deck),), slides_per_sample=-1)
+
+
+AS = 'xmlns:a="http://schemas.openxmlformats.org/drawingml/2006/main"'
+PS = 'xmlns:p="http://schemas.openxmlformats.org/presentationml/2006/main"'
+MC = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006"'
+RS = 'xmlns:r="http://schemas.openxmlformats.org/officeDocument/2006/relationships"'
+MATH = 'xmlns:m="http://schemas.openxmlformats.org/officeDocument/2006/math"'
+A14 = 'xmlns:a14="http://schemas.microsoft.com/office/drawing/2010/main"'
+
+
+def saved(path: Path, build) -> Path:
+    """Save a presentation of one slide with a title, to which `build` adds."""
+    presentation = Presentation()
+    slide = presentation.slides.add_slide(presentation.slide_layouts[5])
+    slide.shapes.title.text = "Title"
+    build(slide)
+    presentation.save(str(path))
+    return path
+
+
+def box(text: str) -> str:
+    place = '<a:xfrm><a:off x="0" y="3000000"/><a:ext cx="9" cy="9"/></a:xfrm><a:prstGeom prst="rect"/>'
+    return (
+        '<p:sp><p:nvSpPr><p:cNvPr id="9" name="Box"/><p:cNvSpPr txBox="1"/><p:nvPr/></p:nvSpPr>'
+        f"<p:spPr>{place}</p:spPr><p:txBody><a:bodyPr/><a:p>{text}</a:p></p:txBody></p:sp>"
+    )
+
+
+def run(text: str, tag: str = "m") -> str:
+    return f"<{tag}:r><{tag}:t>{text}</{tag}:t></{tag}:r>"
+
+
+EQUATION = (
+    f"<m:f><m:num>{run('a')}</m:num><m:den>{run('2b')}</m:den></m:f>{run('=')}"
+    f"<m:sSup><m:e>{run('x')}</m:e><m:sup>{run('n+1')}</m:sup></m:sSup>{run('+')}"
+    f"<m:rad><m:deg/><m:e>{run('y')}</m:e></m:rad>"
+)
+
+
+def test_equations_of_powerpoint_are_read_as_tex(tmp_path):
+    equation = f"<a14:m><m:oMathPara><m:oMath>{EQUATION}</m:oMath></m:oMathPara></a14:m>"
+    choice = f'<mc:Choice Requires="a14">{box(run("So ", "a") + equation)}</mc:Choice>'
+    xml = f"<mc:AlternateContent {AS} {PS} {MC} {MATH} {A14}>{choice}<mc:Fallback>{box(run(' ', 'a'))}</mc:Fallback>"
+    path = saved(
+        tmp_path / "a.pptx",
+        lambda slide: slide.shapes._spTree.append(parse_xml(f"{xml}</mc:AlternateContent>")),
+    )
+    (draft,) = drafts(Slides((str(path),)))
+    assert draft.record["text"] == "# Title\n\nSo $\\frac{a}{2b}=x^{n+1}+\\sqrt{y}$"
+
+
+def test_raised_and_lowered_runs_are_marked(tmp_path):
+    def build(slide):
+        paragraph = slide.shapes.add_textbox(0, Inches(3), Inches(3), Inches(1)).text_frame.paragraphs[0]
+        for text, baseline in (("10", 0), ("6", 30000), (" H", 0), ("2", -25000), ("O", 0)):
+            added = paragraph.add_run()
+            added.text = text
+            if baseline:
+                added._r.get_or_add_rPr().set("baseline", str(baseline))
+
+    (draft,) = drafts(Slides((str(saved(tmp_path / "a.pptx", build)),)))
+    assert draft.record["text"] == "# Title\n\n10^6 H_2O"
+
+
+def test_charts_are_read_as_tables(tmp_path):
+    def build(slide):
+        sales = CategoryChartData()
+        sales.categories = ["East", "West"]
+        sales.add_series("Q1 | sales", (19.2, 21.4))
+        sales.add_series("Q2", (None, 3))
+        place = (Inches(0), Inches(2), Inches(4), Inches(3))
+        chart = slide.shapes.add_chart(XL_CHART_TYPE.COLUMN_CLUSTERED, *place, sales).chart
+        chart.has_title = True
+        chart.chart_title.text_frame.text = "Sales by region"
+        points = XyChartData()
+        series = points.add_series("heights")
+        series.add_data_point(0.5, 1.5)
+        series.add_data_point(2, 3)
+        slide.shapes.add_chart(XL_CHART_TYPE.XY_SCATTER, 0, Inches(6), Inches(4), Inches(3), points)
+
+    (draft,) = drafts(Slides((str(saved(tmp_path / "a.pptx", build)),)))
+    assert draft.record["text"].split("\n\n")[1:] == [
+        "Sales by region",
+        "|  | Q1 \\| sales | Q2 |\n| --- | --- | --- |\n| East | 19.2 |  |\n| West | 21.4 | 3 |",
+        "|  | heights |\n| --- | --- |\n| 0.5 | 1.5 |\n| 2 | 3 |",
+    ]
+
+
+def test_only_the_visible_part_of_a_cropped_image_is_read(tmp_path):
+    def build(slide):
+        image = slide.shapes.add_picture(io.BytesIO(GROUPED), Inches(1), Inches(3), Inches(1))
+        image.crop_left, image.crop_bottom = 0.1, 0.05
+
+    (draft,) = drafts(Slides((str(saved(tmp_path / "a.pptx", build)),)))
+    [image] = draft.images
+    whole = Image.open(io.BytesIO(GROUPED))
+    assert Image.open(io.BytesIO(image.data)).tobytes() == whole.crop((4, 0, 40, 38)).tobytes()
+
+
+def test_what_slides_hold_beside_text_is_named(tmp_path, deck):
+    def build(slide):
+        hidden = slide.shapes.add_textbox(0, Inches(3), Inches(3), Inches(1))
+        hidden.text_frame.text = "no one sees this"
+        hidden._element.nvSpPr.cNvPr.set("hidden", "1")
+        (tmp_path / "video.mp4").write_bytes(b"video")
+        slide.shapes.add_movie(str(tmp_path / "video.mp4"), 0, Inches(4), Inches(2), Inches(2), io.BytesIO(GROUPED))
+        (tmp_path / "book.xlsx").write_bytes(b"book")
+        slide.shapes.add_ole_object(str(tmp_path / "book.xlsx"), "Excel.Sheet.12", 0, Inches(6), Inches(1), Inches(1))
+        slide.notes_slide.notes_text_frame.text = "Speak slowly."
+
+    (draft,) = drafts(Slides((str(saved(tmp_path / "a.pptx", build)),)))
+    assert (draft.record["text"], len(draft.images)) == ("# Title", 0)
+    assert draft.not_read == {"hidden shape": 1, "video": 1, "OLE object": 1, "notes": 1}
+    given = opened(deck, settings=["slides_per_sample=1"])
+    *_, last = given.read(given.units()[0])
+    assert last == NotRead("hidden slide", 1, {"slides": 1})
+    assert given.given(given.units()[0]) == {"files": 1, "slides": 3}
+
+
+DIAGRAM = f"""<dgm:dataModel xmlns:dgm="http://schemas.openxmlformats.org/drawingml/2006/diagram" {AS}><dgm:ptLst>
+<dgm:pt modelId="0" type="doc"/><dgm:pt modelId="2"><dgm:t><a:p>{run("Test", "a")}</a:p></dgm:t></dgm:pt>
+<dgm:pt modelId="1"><dgm:t><a:p>{run("Plan", "a")}</a:p></dgm:t></dgm:pt>
+<dgm:pt modelId="3"><dgm:t><a:p>{run("with care", "a")}</a:p></dgm:t></dgm:pt></dgm:ptLst><dgm:cxnLst>
+<dgm:cxn modelId="7" srcId="0" destId="1" srcOrd="0" destOrd="0"/><dgm:cxn modelId="8" srcId="0" destId="2" srcOrd="1"/>
+<dgm:cxn modelId="9" srcId="1" destId="3" srcOrd="0" destOrd="0"/></dgm:cxnLst></dgm:dataModel>"""
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_the_text_of_smartart_is_read_or_the_diagram_is_named(tmp_path, stored):
+    def build(slide):
+        name = PackURI("/ppt/diagrams/data1.xml")
+        part = Part(name, "application/xml", slide.part.package, DIAGRAM.encode())
+        link = slide.part.relate_to(
+            part, "http://schemas.openxmlformats.org/officeDocument/2006/relationships/diagramData"
+        )
+        uri = "http://schemas.openxmlformats.org/drawingml/2006/diagram"
+        ids = f'<dgm:relIds xmlns:dgm="{uri}" {RS} r:dm="{link if stored else "rId99"}"/>'
+        data = f'<a:graphic><a:graphicData uri="{uri}">{ids}</a:graphicData></a:graphic>'
+        place = '<p:xfrm><a:off x="0" y="3000000"/><a:ext cx="9" cy="9"/></p:xfrm>'
+        names = '<p:nvGraphicFramePr><p:cNvPr id="9" name="D"/><p:cNvGraphicFramePr/><p:nvPr/></p:nvGraphicFramePr>'
+        frame = f"<p:graphicFrame {AS} {PS}>{names}{place}{data}</p:graphicFrame>"
+        slide.shapes._spTree.append(parse_xml(frame))
+
+    (draft,) = drafts(Slides((str(saved(tmp_path / "a.pptx", build)),)))
+    diagram = "\n\n- Plan\n  - with care\n- Test" if stored else ""
+    assert draft.record["text"] == f"# Title{diagram}"
+    assert draft.not_read == ({} if stored else {"SmartArt": 1})

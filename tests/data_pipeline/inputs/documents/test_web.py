@@ -184,7 +184,7 @@ def test_srcset_is_parsed_by_the_rule_of_html(srcset, candidates):
         ("tiny.png", "small_image"),
     ],
 )
-def test_unusable_images_are_skipped_and_counted(tmp_path, reference, reason):
+def test_unusable_images_are_dropped_and_counted(tmp_path, reference, reason):
     folder = tmp_path / "site"
     folder.mkdir()
     (tmp_path / "secret.jpg").write_bytes(PHOTO)
@@ -255,3 +255,94 @@ def test_pages_are_decoded_by_their_declared_encoding(tmp_path, declared, writte
 @pytest.mark.parametrize("name", ["src", "data-lazy-src", "data-srcset"])
 def test_lazily_loaded_images_are_found(tmp_path, name):
     assert text_of(tmp_path / "a.html", f"<p>a<img {name}=photo.jpg>") == "a\n\n<image>"
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("10<sup>6</sup>, 10<sup>-3</sup>, 10<sup>23</sup>, x<sup>2</sup>", "10^6, 10^-3, 10^23, x^2"),
+        ("H<sub>2</sub>O, a<sub>i</sub>, x<sup>n + 1</sup>, x<sub></sub>", "H_2O, a_i, x^{n + 1}, x"),
+        ("the 1<sup>st</sup> and n<sup>th</sup> Foo<sup>TM</sup>, x<sup>a</sup>", "the 1st and nth FooTM, x^a"),
+        ("so<sup><a href='#n1'>1</a></sup>, so<sup>[2]</sup>", "so[1], so[2]"),
+        ("<ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp>字<rt>ji</rt></ruby>", "漢字"),
+        ("soft&shy;hyphen zero&#8203;width می\u200cروم", "softhyphen zerowidth می\u200cروم"),
+        ("he said <q>no</q>", "he said “no”"),
+        ("<ol start=3><li>a<li value=7>b<li>c</ol>", "3. a\n7. b\n8. c"),
+        ("<pre>a<br>b<button>Copy</button>\n  c</pre>", "```\na\nb\n  c\n```"),
+        ("<pre><code><div>a</div><div>b</div></code></pre>", "```\na\nb\n```"),
+        ("<dl><dt>term</dt><dd>what it is</dd></dl>", "term\n\nwhat it is"),
+        ("<details><summary>More</summary>inside</details>", "More\n\ninside"),
+    ],
+)
+def test_inline_marks_keep_values_apart(tmp_path, html, text):
+    assert text_of(tmp_path / "a.html", f"<p>{html}</p>" if html[0] != "<" else html) == text
+
+
+def test_cells_that_cover_others_keep_their_columns(tmp_path):
+    head = "<tr><th rowspan=2>name</th><th colspan=2>size</th></tr><tr><th>w</th><th>h</th></tr>"
+    body = (
+        "<tr><td>a</td><td>1</td><td>2</td></tr><tr><td colspan=3>all</td></tr><tr><td>b</td><td rowspan=0>3</td></tr>"
+    )
+    assert text_of(tmp_path / "a.html", f"<p>x</p><table>{head}{body}</table>").split("\n")[2:] == [
+        "| name | size |  |",
+        "| --- | --- | --- |",
+        "|  | w | h |",
+        "| a | 1 | 2 |",
+        "| all |  |  |",
+        "| b | 3 |  |",
+    ]
+
+
+KATEX = """<span class="katex"><span class="katex-mathml"><math><semantics><mi>x</mi><annotation
+encoding="application/x-tex">x^2</annotation></semantics></math></span><span class="katex-html"
+aria-hidden="true">x2</span></span>"""
+MATHJAX = """<span class="MathJax_Preview">x2</span><span class="MathJax"><span>x2</span></span>
+<script type="math/tex">x^2</script>"""
+WIKIPEDIA = """<span class="mwe-math-element"><span class="mwe-math-mathml-inline" style="display: none;"><math
+alttext="{\\displaystyle x^2}"><mi>x</mi></math></span><img src="https://x.org/a.svg" alt="{\\displaystyle x^2}"
+class="mwe-math-fallback-image-inline" aria-hidden="true"></span>"""
+WORDPRESS = '<img src="https://x.org/latex.php?x" class="latex" alt="x^2">'
+
+
+@pytest.mark.parametrize("formula", [KATEX, MATHJAX, WIKIPEDIA, WORDPRESS, '<math alttext="x^2"><mi>x</mi></math>'])
+def test_formulas_are_read_once_as_tex(tmp_path, formula):
+    draft = read(tmp_path / "a.html", f"<p>So {formula} is.</p>")
+    assert (draft.record["text"], draft.images) == ("So $x^2$ is.", [])
+
+
+@pytest.mark.parametrize(
+    ("html", "images"),
+    [
+        ('<img class="lazy" width="687"><noscript><img src="photo.jpg"></noscript>', 1),
+        ('<img data-src="photo.jpg"><noscript><img src="photo.jpg"></noscript>', 1),
+        ('<img src="photo.jpg"><p>x<noscript><img src="large.png"></noscript>', 2),
+        ('<img class="lazyload" src="large.png" data-src="photo.jpg">', 1),
+        ("<img data-actualsrc=photo.jpg>", 1),
+        ('<picture><source srcset="g.xyz"><source data-srcset="photo.jpg 2x"><img src="gone.jpg"></picture>', 1),
+    ],
+)
+def test_images_of_lazy_pages_are_found_once(tmp_path, html, images):
+    (tmp_path / "large.png").write_bytes(LARGE)
+    draft = read(tmp_path / "a.html", f"<p>Words</p>{html}")
+    assert (len(draft.images), draft.images[0].data) == (images, PHOTO)
+
+
+def test_elements_that_are_not_read_are_named(tmp_path):
+    media = "<iframe src=x></iframe><svg><text>t</text></svg><canvas></canvas><video>v</video><audio></audio>"
+    html = f"<article><p>The words of this page</p>{media}<object data=a.swf></object><embed src=a.swf>"
+    html += "<div style='display: none'>x</div><form>y</form><nav>z</nav><img src=gone.jpg></article><p>Other"
+    draft = read(tmp_path / "a.html", html)
+    assert draft.record["text"] == "The words of this page"
+    once = ("iframe", "svg", "canvas", "video", "audio", "object", "embed", "hidden element", "form", "nav")
+    assert draft.not_read == {
+        **dict.fromkeys(once, 1),
+        "image: missing_file": 1,
+        "text outside the main content": 1,
+    }
+
+
+def test_markdown_keeps_formulas_and_footnotes_and_names_its_header(tmp_path):
+    text = "$x_1 * y_2 * z$ costs $5 and $6.\n\nNote[^1] and H<sub>2</sub>O.\n\n[^1]: http://example.com"
+    draft = read(tmp_path / "a.md", f"---\na: 1\n---\n{text}\n")
+    assert draft.record["text"] == text.replace("H<sub>2</sub>O", "H_2O")
+    assert draft.not_read == {"front matter": 1}

@@ -131,6 +131,31 @@ def test_coco_instances_become_one_line_per_category(folder: Path) -> None:
         Grounding((str(folder / "broken.json"),)).units()
 
 
+def test_coco_image_of_another_size_than_the_annotated_one_is_rejected(folder: Path) -> None:
+    size = {"width": WIDTH, "height": HEIGHT}
+    content = {
+        "images": [{"id": 1, "file_name": "cat.jpg", **size}, {"id": 2, "file_name": "cat.jpg", **size, "width": 1000}],
+        "categories": [{"id": 1, "name": "cat"}],
+        "annotations": [{"image_id": image, "category_id": 1, "bbox": [0, 0, 50, 50]} for image in (1, 2)],
+    }
+    (folder / "a.json").write_text(json.dumps(content))
+    drafts, [rejected] = read(Grounding((str(folder / "a.json"),)))
+    assert len(drafts) == 1
+    assert rejected.reason == "size_mismatch"
+    assert rejected.detail.startswith("the annotation is of an image of 1000x")
+
+
+def test_only_kinds_with_the_option_advise_to_allow_files_outside(folder: Path) -> None:
+    (folder / "in").mkdir()
+    record = {"image": "../cat.jpg", "images": ["../cat.jpg"], "caption": "A cat", "phrases": [], "text": "A cat"}
+    path = write_lines(folder / "in", record)
+    for kind, advised in (("grounding", False), ("jsonl", True)):
+        [(_, given)] = open_inputs([path], kind)
+        _, [rejected] = read(given)
+        assert rejected.reason == "outside_folder"
+        assert ("--set allow_outside=true" in rejected.detail) == advised
+
+
 def test_placeholder_in_a_caption_or_category_is_escaped(folder: Path) -> None:
     phrases = [{"text": "cat", "boxes": [[0, 0, 50, 50]]}]
     record = {"image": "cat.jpg", "caption": "A cat <image> sleeps. <video>", "phrases": phrases}

@@ -298,6 +298,8 @@ def test_wrong_options_are_refused() -> None:
         Gui(("x",), viewports=("dekstop",))
     with pytest.raises(DataError, match="name one or more of desktop"):
         Gui(("x",), viewports=())
+    with pytest.raises(DataError, match=r"viewports=phone,phone: name one or more of .*, each once"):
+        Gui(("x",), viewports=("phone", "phone"))
     with pytest.raises(DataError, match="give positive numbers"):
         Gui(("x",), time_limit=float("nan"))
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.inputs.draft import Draft, Rejected
+from data_pipeline.inputs.draft import Draft, NotRead, Rejected
 from data_pipeline.inputs.ocr.pages import PagePairs
 from tests.data_pipeline.media_files import encoded, pattern
 
 PHOTO = encoded(pattern(60, 80))
 
 
-def outcomes(kind: PagePairs) -> list[Draft | Rejected]:
+def outcomes(kind: PagePairs) -> list[Draft | Rejected | NotRead]:
     return [outcome for unit in kind.units() for outcome in kind.read(unit)]
 
 

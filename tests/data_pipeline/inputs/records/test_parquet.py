@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_pipeline.errors import DataError
-from data_pipeline.inputs.draft import Media
+from data_pipeline.inputs.draft import Media, NotRead
 from data_pipeline.inputs.records.parquet import Parquet
 from tests.data_pipeline.inputs.reading import JPEG, MP4, PNG, opened, read
 
 pytestmark = pytest.mark.fast
+
+
+def repr_type(value: Any) -> str:
+    return "-".join(value) if isinstance(value, dict) else type(value).__name__
 
 
 def write_parquet(path: Path, rows: list[Any], **options) -> Path:
@@ -84,7 +90,7 @@ def test_row_that_python_cannot_represent_is_rejected_alone(tmp_path):
         "raw": pa.array([b"x"] * 4).dictionary_encode(),
     }
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")
-    drafts, rejected = read(opened(tmp_path / "a.parquet"))
+    drafts, rejected = read(opened(tmp_path / "a.parquet", settings=["domain=text"]))
     assert [(entry.origin, entry.reason) for entry in rejected] == [
         ("a.parquet:2", "bad_record"),
         ("a.parquet:3", "bad_record"),
@@ -94,6 +100,164 @@ def test_row_that_python_cannot_represent_is_rejected_alone(tmp_path):
         {"domain": "text", "text": "one", "at": "1970-01-01 00:00:00.000001", **times},
         {"domain": "text", "text": "four", "at": "1970-01-01 00:00:00.000003", **times},
     ]
+
+
+IMAGE = {"bytes": JPEG, "path": None}
+
+
+def not_read_of(given) -> dict[str, int]:
+    found = [entry for unit in given.units() for entry in given.read(unit)]
+    names: Counter[str] = Counter()
+    for entry in found:
+        names.update({entry.name: entry.count} if isinstance(entry, NotRead) else getattr(entry, "not_read", {}))
+    return dict(names)
+
+
+NAMES = "img jpeg jpg png Image Images screenshot page_image photo image_1 IMAGE pic whatever figure_png left"
+
+
+@pytest.mark.parametrize("value", [IMAGE, JPEG, [IMAGE], [JPEG], {"data": JPEG, "name": "a.jpg"}], ids=repr_type)
+@pytest.mark.parametrize("name", ["picture", *NAMES.split()])
+def test_image_column_is_found_by_its_content(tmp_path, name, value):
+    rows = [{name: value, "text": f"A cat {number}."} for number in range(3)]
+    drafts, rejected = read(opened(write_parquet(tmp_path / "a.parquet", rows)))
+    assert not rejected
+    assert [draft.record for draft in drafts] == [
+        {"domain": "image_text", "text": f"A cat {number}."} for number in range(3)
+    ]
+    assert [draft.images for draft in drafts] == [[Media("jpg", JPEG)]] * 3
+    assert drafts[0].read_as == {f"column {name}": "images"}
+
+
+@pytest.mark.parametrize("name", ["clip", "mp4", "recording", "video_1"])
+def test_video_column_is_found_by_its_content(tmp_path, name):
+    [draft], _ = read(opened(write_parquet(tmp_path / "a.parquet", [{name: MP4, "caption": "A dog."}])))
+    assert draft.record == {"domain": "video", "text": "A dog."}
+    assert draft.videos == [Media("mp4", MP4)]
+
+
+def test_hugging_face_declares_what_empty_first_rows_do_not_show(tmp_path):
+    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()})
+    columns = {"scan": pa.array([None] * 2000 + [IMAGE], kind), "text": ["x"] * 2001}
+    features = {"scan": {"_type": "Image"}, "text": {"dtype": "string", "_type": "Value"}}
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    drafts, rejected = read(opened(path))
+    assert (len(drafts), len(rejected)) == (1, 2000)
+    pq.write_table(pa.table(columns), path)
+    with pytest.raises(DataError, match=r"'scan' may hold images, .*--set image=scan, or --set domain=text"):
+        opened(path).units()
+    features["scan"]["_type"] = "Audio"
+    metadata = {"huggingface": json.dumps({"info": {"features": features}})}
+    pq.write_table(pa.table(columns).replace_schema_metadata(metadata), path)
+    given = opened(path)
+    assert len(read(given)[0]) == 2001
+    assert not_read_of(given) == {"column scan (struct with bytes)": 2001}
+
+
+@pytest.mark.parametrize("names", [["image_2", "image_10", "image_1"], ["right", "left"]])
+def test_numbered_images_are_used_in_their_order(tmp_path, names):
+    files = {"image_1": JPEG, "image_2": PNG, "image_10": JPEG, "left": JPEG, "right": PNG}
+    [draft], _ = read(opened(write_parquet(tmp_path / "a.parquet", [{n: files[n] for n in names} | {"text": "Look."}])))
+    ordered = ["image_1", "image_2", "image_10"] if len(names) == 3 else ["left", "right"]
+    assert [image.data for image in draft.images] == [files[name] for name in ordered]
+    assert draft.record == {"domain": "interleaved", "text": "<image>" * len(names) + "Look."}
+
+
+def test_every_column_with_bytes_has_a_name(tmp_path):
+    row = {
+        "image": IMAGE,
+        "text": "x",
+        "raw": b"x",
+        "meta": {"thumb": IMAGE, "size": 3},
+        "parts": [b"x"],
+        "sound": {"bytes": b"RIFFxxxxWAVE", "path": "a.wav"},
+    }
+    given = opened(write_parquet(tmp_path / "a.parquet", [row] * 5))
+    assert len(read(given)[0]) == 5
+    assert not_read_of(given) == {
+        "column raw (binary)": 5,
+        "column meta (struct with bytes)": 5,
+        "column parts (list with bytes)": 5,
+        "column sound (struct with bytes)": 5,
+    }
+    given = opened(write_parquet(tmp_path / "a.parquet", [row] * 5), settings=["domain=text"])
+    assert read(given)[0][0].record == {"domain": "text", "text": "x"}
+    assert not_read_of(given)["column image (struct with bytes)"] == 5
+
+
+def test_question_sets_become_conversations(tmp_path):
+    pairs = [{"user": "Who?", "assistant": "Me.", "source": "s"}, {"user": "Why?", "assistant": "So.", "source": "s"}]
+    rows: list[Any] = [
+        {"images": [IMAGE, {"bytes": PNG, "path": None}], "texts": pairs, "ratings": [3, 4]},
+        {"images": None, "texts": pairs[:1], "ratings": None},
+    ]
+    drafts, rejected = read(opened(write_parquet(tmp_path / "a.parquet", rows)))
+    assert not rejected
+    turns = drafts[0].record["messages"]
+    assert [(turn["role"], turn["content"]) for turn in turns] == [
+        ("user", "<image><image>Who?"),
+        ("assistant", "Me."),
+        ("user", "Why?"),
+        ("assistant", "So."),
+    ]
+    assert (drafts[0].record["domain"], drafts[0].record["ratings"]) == ("chat", [3, 4])
+    assert drafts[0].images == [Media("jpg", JPEG), Media("png", PNG)]
+    assert (len(drafts[1].images), drafts[1].record["messages"][0]["content"]) == (0, "Who?")
+    [draft], _ = read(opened(write_parquet(tmp_path / "i.parquet", [{"instruction": "Who?", "output": "Me."}])))
+    assert [turn["content"] for turn in draft.record["messages"]] == ["Who?", "Me."]
+    row = {"image": IMAGE, "question": "Who?", "answer": "Me.", "question_id": 3}
+    [draft], _ = read(opened(write_parquet(tmp_path / "b.parquet", [row])))
+    assert [turn["content"] for turn in draft.record["messages"]] == ["<image>Who?", "Me."]
+    assert draft.record["question_id"] == 3
+
+
+def test_documents_of_obelics_and_mmc4_are_read(tmp_path):
+    (tmp_path / "cat.jpg").write_bytes(JPEG)
+    text = "A cat\n\n<image>\n\nand a dog."
+    for images in ([None, IMAGE, None], [None, "cat.jpg", None], [None, JPEG, None]):
+        row: dict[str, Any] = {"images": images, "texts": ["A cat", None, "and a dog."], "metadata": "[]"}
+        [draft], _ = read(opened(write_parquet(tmp_path / "a.parquet", [row])))
+        assert draft.record == {"domain": "interleaved", "text": text, "metadata": "[]"}
+        assert draft.images == [Media("jpg", JPEG)]
+    info = [{"image_name": "cat.jpg", "matched_text_index": 1, "raw_url": "http://x"}]
+    row = {"text_list": ["A cat", "and a dog."], "image_info": info, "url": "http://x"}
+    [draft], _ = read(opened(write_parquet(tmp_path / "m.parquet", [row])))
+    assert (draft.record["text"], draft.images) == (text, [Media("jpg", JPEG)])
+    row = {"images": [None, "https://x/a.jpg", None], "texts": ["A cat", None, "and a dog."]}
+    path = write_parquet(tmp_path / "u.parquet", [row])
+    with pytest.raises(DataError, match=r"column 'images' holds URLs, .*img2dataset"):
+        opened(path).units()
+    [draft], _ = read(opened(path, settings=["domain=text"]))
+    assert draft.record["text"] == "A cat\n\nand a dog."
+
+
+def test_list_of_captions_becomes_samples(tmp_path):
+    rows = [{"image": IMAGE, "caption": ["One.", "Two."], "filename": "1.jpg"}] * 3  # as Flickr30k
+    path = write_parquet(tmp_path / "a.parquet", rows)
+    drafts, _ = read(opened(path))
+    assert [draft.record["text"] for draft in drafts] == ["One.", "Two."] * 3
+    assert drafts[1].record == {"domain": "image_text", "text": "Two.", "filename": "1.jpg"}
+    given = opened(path, settings=["captions=first"])
+    assert [draft.record["text"] for draft in read(given)[0]] == ["One."] * 3
+    assert not_read_of(given) == {"caption not chosen": 3}
+
+
+def test_page_of_the_web_is_a_text_and_table_without_rows_has_a_name(tmp_path):
+    row = {"text": "A page.", "id": "1", "dump": "CC", "url": "https://a.b/c", "token_count": 3}  # FineWeb
+    write_parquet(tmp_path / "a.parquet", [row])
+    pq.write_table(pq.read_table(tmp_path / "a.parquet").slice(0, 0), tmp_path / "b.parquet")
+    given = opened(tmp_path)
+    [draft], _ = read(given)
+    assert draft.record == {"domain": "text", **row}
+    assert not_read_of(given) == {"table without rows": 1}
+
+
+def test_conversation_with_the_domain_of_texts_is_rejected(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"messages": [{"role": "user", "content": "x"}], "images": [IMAGE]}])
+    _, [rejected] = read(opened(path, settings=["domain=image_text"]))
+    assert "a conversation has domain chat" in rejected.detail
 
 
 def test_column_of_urls_is_kept_in_texts(tmp_path):
@@ -109,6 +273,21 @@ def test_column_of_urls_is_kept_in_texts(tmp_path):
         ({"URL": "http://x/a.jpg", "TEXT": "x"}, ["text=TEXT"], "column 'URL' holds URLs"),
         ({"words": "x", "image": JPEG}, [], "which column is the text.* --set text=NAME; its columns are words, image"),
         ({"text": "x", "image": JPEG}, ["image=photo"], "has no column 'photo'"),
+        ({"text": "x", "image": JPEG, "mask": PNG}, [], "columns image and mask .* --set image=image,mask"),
+        ({"text": "x", "clip": MP4, "video": MP4}, [], "columns clip and video .* --set video=clip,video"),
+        ({"caption": "x", "recaption": "y", "image": JPEG}, [], "caption and recaption .* --set text=caption"),
+        ({"caption": "x", "text": "y", "image": JPEG}, [], "caption and text .* --set text=caption"),
+        ({"prompt": "x", "answers": "y", "image": JPEG}, [], "prompt and answers .* --set text=prompt"),
+        ({"text": "x", "messages": []}, [], "--set domain=chat.*--set text=text"),
+        (
+            {"caption": "x", "label": 3},
+            [],
+            "'caption' holds captions, but of what.* --set image=NAME, or --set domain=text",
+        ),
+        ({"text": "x", "pic_of_it": "a.jpg"}, [], "'pic_of_it' names images: --set image=pic_of_it"),
+        ({"text": "x", "image": 7}, [], "'image' is called like images, .* --set image=NAME, .* --set domain=text"),
+        ({"image": "http://x/a", "caption": "x"}, [], "column 'image' holds URLs"),
+        ({"messages": [{"role": "user", "content": [{"image": JPEG}]}]}, [], "'messages' has bytes in it"),
     ],
 )
 def test_table_without_usable_columns_is_refused(tmp_path, row, settings, message):

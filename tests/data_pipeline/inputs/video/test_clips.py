@@ -16,11 +16,13 @@ import pytest
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import BadSample, DataError
+from data_pipeline.inputs.draft import NotRead
 from data_pipeline.inputs.video.clips import Clips
 from data_pipeline.inputs.video.cutting import cut_clips
-from data_pipeline.inputs.video.subtitles import read_subtitles
+from data_pipeline.inputs.video.subtitles import Cue, read_subtitles, unrolled
 from data_pipeline.media.video_files import probe_video
 from tests.data_pipeline.inputs.reading import read
+from tests.data_pipeline.media.video_cases import Track, made, number_in
 from tests.data_pipeline.media_files import encoded_video
 
 
@@ -33,7 +35,7 @@ def real_video() -> bytes:
 
 
 def frames(data: bytes) -> list[tuple[float, np.ndarray]]:
-    """(seconds, uint8 [H, W, 3]) of every frame."""
+    """Return (seconds, uint8 [height, width, 3]) of every frame."""
     with av.open(io.BytesIO(data), "r") as container:
         return [(float(frame.time or 0), frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
@@ -88,6 +90,18 @@ def test_clip_does_not_depend_on_uninitialised_memory(tmp_path: Path, real_video
     assert digest("0") == digest("1")
 
 
+def test_clips_come_upright_from_the_best_stream() -> None:
+    data = made(
+        Track(1, codec="mjpeg", first=9000, default=False), Track(40, 10, default=True, turned=90), format="matroska"
+    )
+    (clip_file,) = cut_clips(data, [(1.0, 2.0)])
+    assert isinstance(clip_file, bytes)
+    info = probe_video(clip_file)
+    assert (info.frames, info.height, info.width) == (10, 48, 64)
+    turned = [np.rot90(pixels, info.quarter_turns) for _, pixels in frames(clip_file)]
+    assert [number_in(pixels) for pixels in turned] == list(range(10, 20))
+
+
 def test_clip_may_start_between_key_frames(real_video: bytes) -> None:
     with av.open(io.BytesIO(real_video), "r") as container:
         keys = [float(frame.time or 0) for frame in container.decode(video=0) if frame.key_frame]
@@ -114,9 +128,156 @@ def test_subtitles_are_read_without_markup() -> None:
     assert read_subtitles(SRT.encode(), ".srt") == wanted
     assert read_subtitles(VTT.encode(), ".vtt") == wanted
     assert read_subtitles(b"\xef\xbb\xbf" + SRT.replace("\n", "\r\n").encode(), ".srt")[1] == wanted[1]
+    assert read_subtitles(SRT.encode("utf-16"), ".srt") == wanted
     with pytest.raises(BadSample, match="bad_subtitles"):
         read_subtitles("1\n00:00:00,500 --> 00:00:01,000\né\n".encode("latin-1"), ".srt")
     assert read_subtitles(b"no subtitles", ".vtt") == []
+
+
+def test_subtitles_are_read_as_programs_write_them() -> None:
+    """Blocks that are no cues, voices, no hours, commas and points, numbers missing or repeated, no empty lines."""
+    vtt = (
+        "WEBVTT - a title\nKind: captions\n\nSTYLE\n::cue { color: red }\n\nREGION\nid:fred\n\n"
+        "NOTE a comment\nof two lines\n\n7\n00:00.000 --> 00:02,000 line:0 position:20%\n"
+        "<v Bob>Short times &amp; voices</v>\n\n01:00:02.000-->01:00:03.500\n<lang en>Hours</lang>\n- two lines\n"
+    )
+    assert read_subtitles(vtt.encode(), ".vtt") == [
+        {"start": 0.0, "end": 2.0, "text": "Short times & voices"},
+        {"start": 3602.0, "end": 3603.5, "text": "Hours\n- two lines"},
+    ]
+    srt = (
+        "3\n00:00:00.500 --> 00:00:01.000 X1:10 X2:20\nA\n7\n0:00:01,5 --> 0:00:02\n"
+        "<font color='red'>B</font>\n\nmore\n\n"
+        "00:00:03,000 --> 00:00:04,000\n42\n\n9\n00:00:05,000 --> later\nC\n\n\n10\n00:00:06,000 --> 00:00:07,000\n\n"
+    )
+    assert read_subtitles(srt.encode(), ".srt") == [
+        {"start": 0.5, "end": 1.0, "text": "A"},
+        {"start": 1.5, "end": 2.0, "text": "B\n\nmore"},
+        {"start": 3.0, "end": 4.0, "text": "42"},
+        {"start": 5.0, "end": None, "text": "C"},
+        {"start": 6.0, "end": 7.0, "text": ""},
+    ]
+
+
+def test_subtitles_equal_ffmpegs(tmp_path: Path) -> None:
+    for suffix, text in ((".srt", SRT), (".vtt", VTT)):
+        (tmp_path / f"a{suffix}").write_text(text)
+        with av.open(str(tmp_path / f"a{suffix}"), "r") as container:
+            spans = []
+            for packet in container.demux():
+                if packet.pts is not None and packet.time_base is not None:
+                    end = packet.pts + (packet.duration or 0)
+                    spans.append((float(packet.pts * packet.time_base), float(end * packet.time_base)))
+        assert [(cue["start"], cue["end"]) for cue in read_subtitles(text.encode(), suffix)] == spans
+
+
+ROLLING = """WEBVTT
+Kind: captions
+Language: en
+
+00:00:00.000 --> 00:00:01.500 align:start position:0%
+\x20
+so<00:00:00.400><c> today</c><00:00:00.800><c> we</c>
+
+00:00:01.500 --> 00:00:01.510 align:start position:0%
+so today we
+\x20
+
+00:00:01.510 --> 00:00:03.000 align:start position:0%
+so today we
+look<00:00:01.900><c> at</c><00:00:02.300><c> tar</c>
+
+00:00:03.000 --> 00:00:03.010 align:start position:0%
+look at tar
+\x20
+
+00:00:03.010 --> 00:00:04.000 align:start position:0%
+look at tar
+files<00:00:03.500><c> and</c><00:00:03.700><c> more</c>
+"""
+
+
+def test_rolling_captions_give_each_phrase_once(tmp_path: Path, real_video: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(real_video)
+    (tmp_path / "a.en.vtt").write_text(ROLLING)
+    drafts, rejected = read(Clips((str(tmp_path),)))
+    assert rejected == []
+    assert drafts[0].record["text"] == "[0.0-1.5] so today we\n[1.5-3.0] look at tar\n[3.0-4.0] files and more"
+    clips = Clips((str(tmp_path),))
+    named = [entry for entry in clips.read(clips.units()[0]) if isinstance(entry, NotRead)]
+    assert named == [NotRead("caption: only repeats the one before", 2, {"captions": 2})]
+
+
+@pytest.mark.parametrize(
+    ("shown", "phrases"),
+    [
+        (["a", "a\nb", "b\nc", "c\nd"], ["a", "b", "c", "d"]),  # two lines roll
+        (["a\nb\nc", "b\nc\nd", "c\nd\ne"], ["a\nb\nc", "d", "e"]),  # three lines roll
+        (["so", "so today", "so today we", "look"], ["so", "today", "we", "look"]),  # a line grows
+        (["No.", "No.", "Yes.", "Yes."], ["No.", "No.", "Yes.", "Yes."]),  # said twice
+        (["a", "b", "b\nc", "d", "e", "f"], ["a", "b", "b\nc", "d", "e", "f"]),  # repeats once, does not roll
+        (["a", "b", "c"], ["a", "b", "c"]),
+        ([], []),
+    ],
+)
+def test_only_rolling_captions_are_unrolled(shown: list[str], phrases: list[str]) -> None:
+    cues: list[Cue] = [{"start": number * 1.0, "end": number + 1.0, "text": text} for number, text in enumerate(shown)]
+    kept, repeated = unrolled(cues)
+    assert [cue["text"] for cue in kept] == phrases
+    assert len(kept) + repeated == len(cues)
+    overlapping = [{**cue, "end": cue["end"] + 0.8} for cue in cues]
+    assert [cue["text"] for cue in unrolled(overlapping)[0]] == phrases
+    later = [{**cue, "start": 10 * cue["start"], "end": 10 * cue["start"] + 1} for cue in cues]
+    assert unrolled(later) == (later, 0)  # far apart: nothing rolls
+
+
+def test_rolling_captions_roll_after_a_silence() -> None:
+    shown = [(0, 1, "a"), (1, 2, "a\nb"), (2, 3, "b\nc"), (9, 10, "c\nd"), (20, 21, "d"), (40, 41, "d")]
+    kept, repeated = unrolled([{"start": start, "end": end, "text": text} for start, end, text in shown])
+    assert [cue["text"] for cue in kept] == ["a", "b", "c", "d", "d", "d"]
+    assert repeated == 0
+
+
+def test_subtitles_of_several_languages_are_asked_for(tmp_path: Path, real_video: bytes) -> None:
+    for name in ("a", "b", "c.2", "d", "e"):
+        (tmp_path / f"{name}.mp4").write_bytes(real_video)
+    cue = "1\n00:00:00,000 --> 00:00:01,000\n{}\n"
+    files = (
+        "a.en.srt",
+        "a.zh-Hans.srt",
+        "b.en-US.vtt",
+        "c.2.pt_BR.forced.srt",
+        "d.srt",
+        "d.de.srt",
+        "e.ass",
+        "info.json",
+    )
+    for name in files:
+        (tmp_path / name).write_text(cue.format(name))
+    drafts, rejected = read(Clips((str(tmp_path),)))
+    assert [draft.record["text"].split()[1] for draft in drafts] == ["b.en-US.vtt", "c.2.pt_BR.forced.srt", "d.srt"]
+    assert [(entry.origin, entry.reason) for entry in rejected] == [
+        ("a.mp4", "several_languages"),
+        ("e.mp4", "missing_caption"),
+    ]
+    assert "--set language=en or --set language=zh-hans" in rejected[0].detail
+    assert "ffmpeg -i e.ass e.srt" in rejected[1].detail
+
+    english = Clips((str(tmp_path),), language="EN")
+    drafts, rejected = read(english)
+    assert [draft.record["text"].split()[1] for draft in drafts] == ["a.en.srt", "b.en-US.vtt"]
+    assert {entry.reason for entry in rejected} == {"missing_caption"}
+    assert "d.de.srt, d.srt" in rejected[1].detail
+    named = [entry for entry in english.read(english.units()[0]) if isinstance(entry, NotRead)]
+    assert {entry.name: entry.count for entry in named} == {"file .ass": 1, "file .json": 1, "file .srt": 4}
+
+
+def test_captions_of_ten_milliseconds_are_rejected(tmp_path: Path, real_video: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(real_video)
+    (tmp_path / "a.srt").write_text("1\n00:00:00,000 --> 00:00:00,010\nA\n\n2\n00:00:01,000 --> 00:00:02,000\nB\n\n")
+    drafts, rejected = read(Clips((str(tmp_path),)))
+    assert [draft.record["text"] for draft in drafts] == ["[1.0-2.0] B"]
+    assert [entry.reason for entry in rejected] == ["bad_timestamps"]
 
 
 def test_cue_without_duration_is_rejected(tmp_path: Path, real_video: bytes) -> None:

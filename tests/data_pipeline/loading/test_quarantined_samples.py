@@ -56,11 +56,11 @@ def key_with_media(shard: Path, nth: int = 0) -> str:
     return [sample.key for sample in samples if len(sample.members) > 1][nth]
 
 
-def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], image_id: int) -> Counter[str]:
-    """Check that only the segments of lost samples ({id: reason}) changed, and that the records say so.
+def assert_replaced(got: list[Batch], want: list[Batch], quarantined: dict[str, str], image_id: int) -> Counter[str]:
+    """Check that only the segments of quarantined samples ({id: reason}) changed, and that the records say so.
 
     Returns:
-        How often each lost sample came.
+        How often each quarantined sample came.
     """
     replaced: Counter[str] = Counter()
     for batch, before in zip(got, want, strict=True):
@@ -68,22 +68,22 @@ def assert_replaced(got: list[Batch], want: list[Batch], lost: dict[str, str], i
         replaced_by = {record["replaced_by"] for record in batch.quarantined}
         expected = []
         for now, then in zip(segments(batch, image_id), segments(before, image_id), strict=True):
-            if then[0] in lost:
+            if then[0] in quarantined:
                 assert now[1:3] == then[1:3]
-                assert now[0] not in lost
+                assert now[0] not in quarantined
                 assert now[0] in replaced_by
-                expected.append((then[0], lost[then[0]]))
+                expected.append((then[0], quarantined[then[0]]))
                 replaced[then[0]] += 1
             else:
                 assert now == then
         assert [record for record in records if record in expected] == expected
-        assert set(records) <= set(lost.items())  # a substitute may be a lost one too, and is recorded as well
+        assert set(records) <= set(quarantined.items())  # a substitute may be quarantined too
     return replaced
 
 
 @pytest.fixture(scope="module")
-def one_batch_steps(shard_folders, tokenizer_folder):
-    """The undamaged stream of the small source."""
+def undamaged(shard_folders, tokenizer_folder):
+    """The packs of 16 steps of the small source, undamaged, and the id of <|image|>."""
     _, small = shard_folders
     config = DataConfig(
         tokenizer=str(tokenizer_folder),
@@ -98,15 +98,15 @@ def one_batch_steps(shard_folders, tokenizer_folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batch_steps, workers, ranks):
+def test_quarantined_samples_are_replaced_and_nothing_else_changes(own_shards, undamaged, workers, ranks):
     folder, config = own_shards
-    wanted, image_id = one_batch_steps
+    wanted, image_id = undamaged
     first, second, *_ = find_shards(str(folder))
-    lost = {
+    quarantined = {
         f"{first.name}/{key_with_media(first)}": "checksum",
         f"{second.name}/{key_with_media(second, 1)}": "checksum",
     }
-    for name in lost:
+    for name in quarantined:
         overwrite(folder / name.partition("/")[0], name.partition("/")[2])
     parts = [loader(replace(config, num_workers=workers), rank=rank, ranks=ranks) for rank in range(ranks)]
     got = []
@@ -115,26 +115,26 @@ def test_lost_samples_are_replaced_and_nothing_else_changes(own_shards, one_batc
         got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
     for packed in parts:
         packed.close()
-    assert set(assert_replaced(got, wanted, lost, image_id)) == set(lost)
+    assert set(assert_replaced(got, wanted, quarantined, image_id)) == set(quarantined)
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-def test_samples_of_a_shard_corrupted_between_two_runs_are_replaced(own_shards, one_batch_steps):
+def test_samples_of_a_shard_corrupted_between_two_runs_are_replaced(own_shards, undamaged):
     """The second half of the tar is overwritten; the first run has stopped in the middle of a window."""
     folder, config = own_shards
-    wanted, image_id = one_batch_steps
+    wanted, image_id = undamaged
     packed = loader(config)
     take(packed, 3)
     state = json.loads(json.dumps(packed.state_dict()))
     shard = find_shards(str(folder))[1]
     index = read_index(shard)
     half = shard.stat().st_size // 2
-    lost = {}
+    quarantined = {}
     for row in range(index.table.num_rows):
         sample = index.sample(row)
         if any(member.offset + member.size > half for member in sample.members):
-            lost[f"{shard.name}/{sample.key}"] = "checksum"
-    assert 0 < len(lost) < index.table.num_rows
+            quarantined[f"{shard.name}/{sample.key}"] = "checksum"
+    assert 0 < len(quarantined) < index.table.num_rows
     with open(shard, "r+b") as file:
         file.seek(half)
         file.write(np.random.default_rng(0).bytes(shard.stat().st_size - half))
@@ -149,21 +149,21 @@ def test_samples_of_a_shard_corrupted_between_two_runs_are_replaced(own_shards, 
             got += [steps[pack % ranks][pack // ranks] for pack in range(4)]
         for packed in parts:
             packed.close()
-        assert assert_replaced(got, wanted[12:], lost, image_id)
+        assert assert_replaced(got, wanted[12:], quarantined, image_id)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_samples_of_a_deleted_shard_are_replaced_from_the_others(own_shards, one_batch_steps, workers):
+def test_samples_of_a_deleted_shard_are_replaced_from_the_others(own_shards, undamaged, workers):
     folder, config = own_shards
-    wanted, image_id = one_batch_steps
+    wanted, image_id = undamaged
     packed = loader(replace(config, num_workers=workers))
     shard = find_shards(str(folder))[0]
     index = read_index(shard)
-    lost = {f"{shard.name}/{index.sample(row).key}": "unreadable_shard" for row in range(index.table.num_rows)}
+    quarantined = {f"{shard.name}/{index.sample(row).key}": "unreadable_shard" for row in range(index.table.num_rows)}
     shard.unlink()
     got = take(packed, 16)
     packed.close()
-    assert_replaced(got, wanted, lost, image_id)
+    assert assert_replaced(got, wanted, quarantined, image_id)
     records = [record for batch in got for record in batch.quarantined]
     assert all("cannot be opened" in record["detail"] for record in records)
 
