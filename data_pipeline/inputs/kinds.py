@@ -243,6 +243,5 @@ def _expand(path: Path, name: str) -> list[str]:
         return [str(path)]
     files = sorted(str(file) for file in files_below(path) if file.suffix.lower() in kind.suffixes)
     if not files:
-        hint = ", ".join(kind.suffixes) or "give files, not a folder"
-        raise DataError(f"{path} holds no files of kind {name} ({hint})")
+        raise DataError(f"{path} holds no files of kind {name} ({', '.join(kind.suffixes)})")
     return files

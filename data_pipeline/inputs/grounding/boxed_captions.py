@@ -64,7 +64,8 @@ class Grounding:
                 units += coco_units(path, self.images)
                 continue
             found = source.units(path)
-            check_folder(path, self.images, self._first_images(source, found[0]))
+            if not source.has_images:  # to look into a tar is to read all of it
+                check_folder(path, self.images, self._first_images(source, found[0]))
             units += found
         return units
 

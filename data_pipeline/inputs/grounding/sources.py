@@ -39,6 +39,7 @@ class Source:
     units: Callable[[str], list[Unit]]
     count: Callable[[Unit], Mapping[str, int]]
     read: Callable[[Unit], Iterator[Found | Rejected | NotRead]]
+    has_images: bool = False  # always in the files themselves
 
 
 def source_of(path: str) -> Source | None:
@@ -153,6 +154,6 @@ _JSON = Source(
 _ENTITIES = Source(folder_units, count_sentences, read_sentences)
 _BY_SUFFIX = {
     ".parquet": Source(_table_units, _count_rows, _read_rows),
-    ".tar": Source(_tar_units, _count_members, _read_tar),
+    ".tar": Source(_tar_units, _count_members, _read_tar, has_images=True),
     ".txt": _ENTITIES,
 }

@@ -16,6 +16,7 @@ scripts that run this way). The sample's text is these lines, or with `form=boxe
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 _KEYS = {"words", "width", "height", "box_format", "folder"}  # of a line; the folder is added in reading
 _WORD_KEYS = {"text", "box", "polygon"}
+_CORNERS_AND_WORD = re.compile(r'(-?\d+),?\s+(-?\d+),?\s+(-?\d+),?\s+(-?\d+),?\s+"(.*)"')  # of ICDAR 2013
 ILLEGIBLE = ("", "#", "###", "*")  # what ICDAR files contain in place of an illegible word
 
 
@@ -243,7 +245,12 @@ def _read_utf8(path: Path) -> str:
 
 
 def _icdar_word(line: str) -> dict[str, Any] | None:
-    """Return the word of a line "x1,y1,x2,y2,x3,y3,x4,y4,text"; None, which is not a valid word, for other lines."""
+    """Return the word of a line; None, which is not a valid word, for a line of another form.
+
+    ICDAR 2015 writes x1,y1,x2,y2,x3,y3,x4,y4,text; ICDAR 2013 writes x1, y1, x2, y2, "text", with or without commas.
+    """
+    if found := _CORNERS_AND_WORD.fullmatch(line.strip()):
+        return {"text": found[5], "box": [float(found[number]) for number in range(1, 5)]}
     parts = line.split(",", 8)
     try:
         numbers = [float(part) for part in parts[:8]]

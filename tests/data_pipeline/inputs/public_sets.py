@@ -258,6 +258,41 @@ def grit(folder: Path) -> None:
     _tar(folder / "00000.tar", {"0.jpg": JPEG, "0.json": json.dumps(said).encode(), "0.txt": SAID.encode()})
 
 
+def screenspot(folder: Path) -> None:
+    _file(folder / "screenspotv2_image/web_1.png", PNG)
+    where = {"img_filename": "web_1.png", "bbox": [4, 6, 20, 30], "data_type": "icon", "data_source": "shop"}
+    _json(folder / "screenspot_web_v2.json", [{**where, "instruction": "close the tab"}])
+
+
+def refcoco(folder: Path) -> None:
+    _table(
+        folder / "val-00000-of-00004.parquet",
+        question_id=["1"],
+        image=[_struct(path="COCO_train2014_000000000001_0.jpg")],
+        question=["Give a caption of the region."],
+        answer=[["left cat"]],
+        segmentation=[[1.0, 2.0]],
+        bbox=[[6.0, 4.0, 30.0, 20.0]],
+        iscrowd=[0],
+        file_name=["COCO_train2014_000000000001.jpg"],
+    )
+
+
+def visual_genome(folder: Path) -> None:
+    _file(folder / "VG_100K_2/1.jpg", JPEG)
+    region = {"region_id": 1382, "image_id": 1, "phrase": "the cat is green", "x": 6, "y": 4, "width": 30, "height": 20}
+    _json(folder / "region_descriptions.json", [{"id": 1, "regions": [region]}])
+
+
+def entities(folder: Path) -> None:
+    _file(folder / "flickr30k-images/36979.jpg", JPEG)
+    _file(folder / "Flickr30kEntities/Sentences/36979.txt", b"[/EN#1/animals A cat] sleeps .\n")
+    box = "<bndbox><xmin>7</xmin><ymin>5</ymin><xmax>36</xmax><ymax>24</ymax></bndbox>"
+    size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+    xml = f"<annotation>{size}<object><name>1</name>{box}</object></annotation>"
+    _file(folder / "Flickr30kEntities/Annotations/36979.xml", xml.encode())
+
+
 CHAT = ("chat", f"{ASKED} | {SAID}")
 SETS: tuple[PublicSet, ...] = (
     PublicSet("LLaVA-665K", llava_665k, [("chat", f"<image>\n{ASKED} | {SAID}", 1, 0), (*CHAT, 0, 0)]),
@@ -283,7 +318,11 @@ SETS: tuple[PublicSet, ...] = (
     PublicSet("SynthDoG", synthdog, [("ocr", SAID, 1, 0)]),
     PublicSet("COCO instances", coco_instances, [("grounding", "<image>cat [[100,100,600,600]]", 1, 0)]),
     PublicSet("Objects365", objects365, [("grounding", "<image>cat [[100,100,600,600]]", 1, 0)]),
-    PublicSet("GRIT", grit, [("image_text", SAID, 1, 0)]),
+    PublicSet("GRIT", grit, [("grounding", "<image>A cat [[100,200,500,600]].", 1, 0)]),
+    PublicSet("ScreenSpot-v2", screenspot, [("grounding", "<image>close the tab [[100,100,600,600]]", 1, 0)]),
+    PublicSet("RefCOCO", refcoco, [("grounding", "<image>left cat [[100,100,600,600]]", 1, 0)]),
+    PublicSet("Visual Genome", visual_genome, [("grounding", "<image>the cat is green [[100,100,600,600]]", 1, 0)]),
+    PublicSet("Flickr30k Entities", entities, [("grounding", "<image>A cat [[100,100,600,600]] sleeps .", 1, 0)]),
     PublicSet("FineWeb", fineweb, [("text", "A document.", 0, 0)]),
     PublicSet("C4", c4, [("text", "A document.", 0, 0)]),
 )

@@ -442,3 +442,10 @@ def test_image_that_is_a_url_is_rejected_with_what_downloads_it(folder: Path) ->
     record = {"caption": "a cat", "url": "http://x/a.jpg", "noun_chunks": [[0, 5, 0.1, 0.1, 0.2, 0.4, 0.9]]}
     _, rejected = read(Grounding((write_table(folder, [record]),)))
     assert [(entry.reason, "img2dataset" in entry.detail) for entry in rejected] == [("remote_file", True)]
+
+
+def test_icdar_2013_words_have_two_corners(folder: Path) -> None:
+    (folder / "gt_cat.txt").write_text('50, 20, 100, 80, "a, b"\n250 20 300 80 "say "hi""\n1,2,3\n')
+    drafts, rejected = read(SceneText((str(folder),), form="boxes"))
+    assert [draft.record["text"] for draft in drafts] == [f'a, b {BOX}\nsay "hi" [[500,100,600,400]]']
+    assert [entry.reason for entry in rejected] == ["bad_record"]
