@@ -108,7 +108,7 @@ def test_from_records_to_batches(records, tmp_path, tokenizer_folder):
 def test_bad_records_are_counted_and_listed(records, tmp_path, tokenizer_folder):
     write(records, [GOOD[0], *(record for record, _ in BAD), {**GOOD[3], "license": "own", "shelf": 7}])
     shown = run("build", "--input", records, "--out", tmp_path / "out", "--tokenizer", tokenizer_folder)
-    assert "bad_record │ 3" in shown
+    assert "bad_record │ 2" in shown
     assert "fields that are stored but not used: 'license' (1), 'shelf' (1)" in shown
     assert f"samples: 2, rejected: {len(BAD)}, see {tmp_path}/out/rejected.jsonl" in shown
     listed = [json.loads(line) for line in (tmp_path / "out" / "rejected.jsonl").read_text().splitlines()]

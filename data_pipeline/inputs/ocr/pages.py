@@ -23,7 +23,7 @@ from data_pipeline.inputs.documents.pdf import check_dpi, count_pages, open_pdf,
 from data_pipeline.inputs.documents.pdf_figures import encode_image
 from data_pipeline.inputs.documents.pdf_page import PageContent, render_page
 from data_pipeline.inputs.documents.reading_order import lines_in_order, paragraphs
-from data_pipeline.inputs.draft import ONE_FILE, Draft, NotRead, Rejected, Unit
+from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, image_media, read_document, read_text
 from data_pipeline.inputs.names import beside, files_below, shown_names
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
@@ -111,15 +111,17 @@ class PagePairs:
         return (self.markup,) if self.markup else MARKUP
 
     def given(self, unit: Unit) -> Mapping[str, int]:
-        """Return one file, of the image; its markup is a part of it."""
-        return {"files": unit.stop} if unit.extra else ONE_FILE
+        """Count the image and its markup, or the other files."""
+        if unit.extra:
+            return {"files": unit.stop}
+        return {"files": 1 if beside(Path(unit.path), self._suffixes) is None else 2}
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
         """Yield the sample of an image."""
         if unit.extra:
             yield from _not_read(unit)
             return
-        origin = _origin(unit.path, self.paths)
+        origin, items = _origin(unit.path, self.paths), self.given(unit)
         try:
             markup = beside(Path(unit.path), self._suffixes)
             if markup is None:
@@ -128,9 +130,9 @@ class PagePairs:
             if not text:
                 raise BadSample("empty_document", f"{markup.name} is empty")
             record = {"domain": "ocr", "text": text, "markup": markup.suffix[1:].lower()}
-            yield Draft(record, [image_media(read_document(unit.path))], origin=origin, items=ONE_FILE)
+            yield Draft(record, [image_media(read_document(unit.path))], origin=origin, items=items)
         except BadSample as error:
-            yield Rejected(origin, error.reason, error.detail, ONE_FILE)
+            yield Rejected(origin, error.reason, error.detail, items)
 
 
 def _origin(file: str, paths: Sequence[str]) -> str:

@@ -274,8 +274,15 @@ def mirrored_conversion(data: bytes) -> np.ndarray:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
-@pytest.mark.parametrize("file_format", ["PNG", "WEBP", "TIFF", "GIF", "ICO", "JPEG2000"])
+@pytest.mark.parametrize(
+    ("file_format", "mode"),
+    [
+        (file_format, mode)
+        for file_format in ("PNG", "WEBP", "TIFF", "GIF", "ICO", "JPEG2000")
+        for mode in ("RGBA", "LA", "P")
+        if mode != "P" or file_format not in ("JPEG2000", "TIFF")  # they have no transparent palette
+    ],
+)
 def test_transparency_is_shown_on_white_as_in_transformers(file_format: str, mode: str) -> None:
     image = Image.new("RGBA", (48, 48), (0, 0, 0, 0))
     ink = Image.fromarray(pattern(20, 30))
@@ -283,8 +290,6 @@ def test_transparency_is_shown_on_white_as_in_transformers(file_format: str, mod
     image.paste(ink, (5, 9))
     buffer = io.BytesIO()
     image = image.quantize(16) if mode == "P" else image.convert(mode)
-    if mode == "P" and file_format in ("JPEG2000", "TIFF"):
-        pytest.skip("it has no transparent palette")
     image.save(buffer, file_format)
     pixels = decode_image(buffer.getvalue())
     np.testing.assert_array_equal(pixels, mirrored_conversion(buffer.getvalue()))
