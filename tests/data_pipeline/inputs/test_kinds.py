@@ -69,8 +69,8 @@ def test_path_without_one_kind_is_refused(tmp_path, path, message):
 def test_folder_without_files_of_the_kind_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds no files of kind pdf \(.pdf\)"):
         open_inputs([str(tmp_path)], "pdf")
-    with pytest.raises(DataError, match=r"holds no files of kind grounding \(give files, not a folder\)"):
-        open_inputs([str(tmp_path)], "grounding")
+    with pytest.raises(DataError, match="contains no PDFs"):
+        open_inputs([str(tmp_path)], "pages")[0][1].units()
 
 
 def test_every_kind_is_described_in_one_line_and_can_be_loaded():
