@@ -72,6 +72,8 @@ def test_folder_without_files_of_the_kind_is_refused(tmp_path):
     [(_, given)] = open_inputs([str(tmp_path)], "grounding")
     with pytest.raises(DataError, match=r"is no folder of Flickr30k Entities \(Sentences, Annotations\): give files"):
         given.units()
+    with pytest.raises(DataError, match="contains no PDFs"):
+        open_inputs([str(tmp_path)], "pages")[0][1].units()
 
 
 def test_every_kind_is_described_in_one_line_and_can_be_loaded():
