@@ -38,6 +38,14 @@ from data_pipeline.sample import ROLE_TOKENS, Element, Text, Token
 DEFAULT_FORM = "glm45v"
 NO_THINK = "/nothink"
 END_OF_TURN = "<|user|>"
+# Keys by which other tools mark answers as learned (1, true) or not; and as not learned (1, true). A build writes them
+# as "loss".
+LEARNED_MARKS = ("loss_weight", "loss_mask", "train", "training", "trainable", "learn", "weight")
+MASKED_MARKS = ("mask", "masked", "ignore", "ignore_loss", "mask_loss")
+_NOT_LEARNED = {
+    **dict.fromkeys(LEARNED_MARKS, ("0", "0.0", "false", "no")),
+    **dict.fromkeys(MASKED_MARKS, ("1", "1.0", "true", "yes")),
+}
 
 
 def render(messages: Any, thinking: Any, *, form: str = DEFAULT_FORM) -> list[Element]:
@@ -160,8 +168,10 @@ def _check_messages(messages: Any) -> list[dict[str, Any]]:
 
 def _check_fields(number: int, answer: dict[str, Any]) -> None:
     """Reject an answer with a field of another format that changes its meaning and would be ignored."""
-    if answer.get("weight") == 0:
-        raise BadSample("unsupported_weight", f"message {number} has weight 0, but every answer would be learned")
+    for name in answer if answer.get("loss") is not False else ():
+        if name in _NOT_LEARNED and str(answer[name]).lower() in _NOT_LEARNED[name]:
+            detail = f'message {number} has {name} {answer[name]}, but would be learned: write "loss": false'
+            raise BadSample("unsupported_weight", detail)
     for name in ("tool_calls", "function_call"):
         if answer.get(name):
             raise BadSample("unsupported_tool_call", f"message {number} has {name}: only its text could be learned")

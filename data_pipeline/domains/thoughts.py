@@ -21,9 +21,9 @@ def split_reasoning(turn: dict[str, Any]) -> tuple[str, str]:
         BadSample: As `check_tags`.
     """
     check_tags(turn)
-    content = turn["content"]
-    if turn.get("reasoning_content"):
-        return turn["reasoning_content"].strip(), content.strip()
+    content, reasoning = turn["content"], (turn.get("reasoning_content") or "").strip()
+    if reasoning:
+        return reasoning, content.strip()
     if _CLOSE not in content:
         return "", content.strip()
     head, tail = content.split(_CLOSE)

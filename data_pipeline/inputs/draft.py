@@ -3,7 +3,7 @@
 An `Input` is a frozen dataclass of paths and options. It lists its units without reading them. It reads any unit alone,
 in any process and any number of times, with the same result. This makes a build parallel, resumable and reproducible.
 
-Nothing of an input is lost without a word. `given` counts the items of a unit, by level: {"rows": 100}. `read` says of
+Everything in an input is accounted for. `given` counts the items of a unit, by level: {"rows": 100}. `read` says of
 each item what became of it: it is part of a Draft, of a Rejected or of a NotRead. A build checks that the counts agree.
 """
 
@@ -18,7 +18,6 @@ from data_pipeline.errors import BadSample
 # Metadata of an option that names a folder of material for samples, such as fonts or backgrounds. A build describes
 # the files of these folders, so that it is not resumed after they changed.
 MATERIAL = {"material": True}
-
 
 ONE_FILE, ONE_RECORD = {"files": 1}, {"records": 1}  # items of a draft that is all of a file or record
 

@@ -27,7 +27,7 @@ from common.nearest import suggestion
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Input
 from data_pipeline.inputs.media import CODE_SUFFIXES, is_media, read_head
-from data_pipeline.inputs.names import files_below
+from data_pipeline.inputs.names import files_below, skipped_below
 from data_pipeline.inputs.options import parse_settings
 from data_pipeline.shards.members import IMAGE_EXTENSIONS, VIDEO_EXTENSIONS
 
@@ -138,15 +138,11 @@ def skipped_files(paths: Sequence[str], inputs: Sequence[tuple[str, Input]]) -> 
     for path in filter(os.path.isdir, paths):
         if os.path.abspath(path) in read:
             continue
-        for folder, folders, files in os.walk(path):
-            skipped["hidden folder"] += sum(name.startswith(".") for name in folders)
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for name in files:
-                if name.startswith("."):
-                    skipped["hidden file"] += 1
-                elif os.path.abspath(os.path.join(folder, name)) not in read:
-                    skipped[f"file {Path(name).suffix.lower() or name}"] += 1
-    return +skipped
+        skipped += skipped_below(path)
+        for file in files_below(Path(path)):
+            if os.path.abspath(file) not in read:
+                skipped[f"file {file.suffix.lower() or file.name}"] += 1
+    return skipped
 
 
 def describe_kinds() -> str:

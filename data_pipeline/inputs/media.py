@@ -13,6 +13,7 @@ from data_pipeline.media.file_types import HEAD_BYTES, describe, file_type
 from data_pipeline.shards.members import IMAGE_EXTENSIONS, MAX_BYTES, VIDEO_EXTENSIONS
 
 EXTENSIONS = {"images": IMAGE_EXTENSIONS, "videos": VIDEO_EXTENSIONS}
+_LONGEST_PATH = 4096  # characters
 MAX_FILE_BYTES = max(MAX_BYTES.values())  # a whole file is held in memory
 CODE_SUFFIXES = (".ts", ".mts")  # of videos, and also of programs in TypeScript
 CAPTION_FIELDS = ("text", "caption")  # where a record without a domain may have its text
@@ -30,6 +31,9 @@ def read_media(path: str, folder: Path, field: str, *, allow_outside: bool | Non
     Raises:
         BadSample: remote_file, outside_folder, missing_file, unknown_extension, unreadable_image or member_too_large.
     """
+    if len(path) > _LONGEST_PATH:
+        detail = f"{path[:60]}... has {len(path):,} characters: it is not a path, nor base64 of a known format"
+        raise BadSample("missing_file", detail)
     if "://" in path[:16]:
         raise BadSample("remote_file", f"{path[:200]}: download it first (for example with img2dataset)")
     full = _locate(path, folder, allow_outside)

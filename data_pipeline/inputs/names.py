@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+
+from data_pipeline.errors import DataError
+
+SKIPPED_FOLDERS = ("hidden folder", "link to a folder")  # counted, but their files are not
 
 
 @lru_cache(maxsize=64)
@@ -44,7 +49,27 @@ def beside(path: Path, suffixes: Sequence[str]) -> Path | None:
 
 
 def files_below(path: Path) -> Iterator[Path]:
-    """Yield all files in a folder and its subfolders, hidden ones excepted. Links to folders are not followed."""
-    for folder, folders, files in os.walk(path):
+    """Yield all files in a folder and its subfolders, hidden ones excepted. Links to folders are not followed.
+
+    Raises:
+        DataError: A folder cannot be read.
+    """
+    for folder, folders, files in os.walk(path, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def skipped_below(path: str) -> Counter[str]:
+    """Count the folders and files that `files_below` does not yield: SKIPPED_FOLDERS and "hidden file"."""
+    skipped: Counter[str] = Counter()
+    for folder, folders, files in os.walk(path, onerror=_raise):
+        shown = [name for name in folders if not name.startswith(".")]
+        skipped["hidden folder"] += len(folders) - len(shown)
+        skipped["link to a folder"] += sum(os.path.islink(os.path.join(folder, name)) for name in shown)
+        skipped["hidden file"] += sum(name.startswith(".") for name in files)
+        folders[:] = shown
+    return +skipped
+
+
+def _raise(error: OSError) -> None:
+    raise DataError(f"{error.filename} cannot be read ({error.strerror}): allow it, or move the folder away") from error

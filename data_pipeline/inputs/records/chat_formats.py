@@ -46,7 +46,6 @@ _ROLES = {name: role for role, names in _ROLE_NAMES.items() for name in names}
 # Field of a `chat` record -> its placeholder, and the names under which a record may list its files.
 _MEDIA = {"images": ("<image>", ("images", "image")), "videos": ("<video>", ("videos", "video"))}
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_CONTENT = ("content", "value", "parts", "text")
 _TOOLS, _CALLS = ("tools", "functions"), ("tool_calls", "function_call")
 _AUDIO = ("audio", "audios")
 _NO_TEXT = "system message without text"
@@ -100,8 +99,8 @@ def normalise(record: dict[str, Any], notes: Counter[str] | None = None) -> dict
         found.notes[_NO_TEXT] += len(messages) - len(kept)
     normalised: dict[str, Any] = {"domain": "chat", "messages": kept}
     thinking = record.get("thinking", record.get("enable_thinking"))
-    if isinstance(thinking, bool):
-        normalised["thinking"] = thinking
+    if thinking is not None and thinking != "":
+        normalised["thinking"] = thinking  # rendering rejects what is neither true nor false
     if named:
         listed["images"] = chat_marks.replace_names(kept, named)
     elif not has_parts:
@@ -128,9 +127,22 @@ def normalise_nameless(
     Raises:
         BadSample: As `normalise`.
     """
+    for field, (_, names) in _MEDIA.items():
+        named = [name for name in names if not _is_empty(record.get(name))]
+        if named and not media.get(field):
+            raise BadSample("missing_file", f'"{named[0]}" names {field}, but the files are not beside the record')
+        if notes is not None:
+            notes.update(f"field {name}" for name in named)  # the files themselves are given
+        record = {key: value for key, value in record.items() if key not in named}
     numbers = {field: [str(number) for number in range(len(files))] for field, files in media.items()}
     record = normalise({**record, **numbers}, notes)
-    return record, {field: [files[int(number)] for number in record.pop(field, [])] for field, files in media.items()}
+    return record, {field: [_file_of(name, files) for name in record.pop(field, [])] for field, files in media.items()}
+
+
+def _file_of(name: str, files: list[Media]) -> Media:
+    if not name.isdecimal() or int(name) >= len(files):  # a path in a part or mark of a message
+        raise BadSample("missing_file", f"a message names {name[:80]}, but the file is not beside the record")
+    return files[int(name)]
 
 
 def finished(draft: Draft, raw: Any, notes: Mapping[str, int] | None = None) -> Draft:
@@ -208,7 +220,7 @@ def _message(number: int, turn: Any, found: chat_parts.Found, escape: bool) -> d
         raise BadSample("unknown_role", f"message {number}: the role {name!r} is none of {', '.join(_ROLES)}")
     if role == "tool" or any(not _is_empty(turn.get(key)) for key in _CALLS):
         raise BadSample("unsupported_tool_call", f"message {number} is a tool call or its result")
-    key = next((key for key in _CONTENT if turn.get(key) is not None), "content")
+    key = chat_parts.content_key(turn)
     content, thoughts = turn.get(key), ""
     if isinstance(content, list):
         content, thoughts = chat_parts.read_parts(number, content, found, escape=escape)

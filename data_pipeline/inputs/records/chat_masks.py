@@ -16,12 +16,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from data_pipeline.domains.chat import LEARNED_MARKS, MASKED_MARKS
 from data_pipeline.errors import BadSample
 
 # Key of a message, or of a list in the record -> whether 1 or true means that an answer is learned.
 _MARKS = {
-    **dict.fromkeys(("loss", "loss_weight", "loss_mask", "train", "training", "trainable", "learn", "weight"), True),
-    **dict.fromkeys(("mask", "masked", "ignore", "ignore_loss", "mask_loss"), False),
+    **dict.fromkeys(("loss", *LEARNED_MARKS), True),
+    **dict.fromkeys(MASKED_MARKS, False),
 }
 MARKS = frozenset(_MARKS)
 _LISTS = {**_MARKS, "losses": True, "loss_weights": True, "weights": True, "loss_masks": True, "masks": False}
@@ -42,7 +43,7 @@ def check_preference(record: dict[str, Any]) -> None:
     Raises:
         BadSample: preference_pair, or preference_data for an answer that a judge did not like (KTO).
     """
-    for key in record.keys() & _PREFERENCE:
+    for key in sorted(record.keys() & _PREFERENCE):
         if record[key] and isinstance(record[key], str | list | dict):
             raise BadSample("preference_pair", f'"{key}": a pair of answers to choose from is no conversation to learn')
     tag = record.get("kto_tag")

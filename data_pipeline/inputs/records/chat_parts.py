@@ -27,6 +27,7 @@ _TEXTS = ("text", "input_text", "output_text")
 _THOUGHTS = ("reasoning", "thinking", "think", "reasoning_content")
 _TOOLS = ("tool_call", "tool_calls", "tools", "tool_use", "tool_result", "tool_response", "function_call", "function")
 _KINDS = (*_FILES, *_TEXTS, *_THOUGHTS, *_TOOLS)
+_CONTENT = ("content", "value", "parts", "text")  # keys of a message with its text or parts
 _VALUES = ("value", "content", "image_url", "image", "video", "url", "path", "source", "text")
 _PLACEHOLDERS = {"images": "<image>", "videos": "<video>"}
 
@@ -82,9 +83,17 @@ def read_parts(number: int, parts: list[Any], found: Found, *, escape: bool) -> 
     return text, thoughts
 
 
+def content_key(turn: dict[str, Any]) -> str:
+    """Return the key with the content of a message: the first that has any."""
+    return next(
+        (key for key in _CONTENT if turn.get(key)),
+        next((key for key in _CONTENT if turn.get(key) is not None), _CONTENT[0]),
+    )
+
+
 def has_files(turn: Any) -> bool:
     """Return whether a message has parts that stand for files."""
-    content = turn.get("content", turn.get("value", turn.get("parts"))) if isinstance(turn, dict) else None
+    content = turn.get(content_key(turn)) if isinstance(turn, dict) else None
     return isinstance(content, list) and any(_kind(part) in tuple(_FILES) for part in content if isinstance(part, dict))
 
 
@@ -104,7 +113,10 @@ def reference(value: Any) -> str:
     if is_data_uri(value):
         return value
     if value[:7].lower() == "file://":
-        return unquote(urlsplit(value).path)
+        try:
+            return unquote(urlsplit(value).path)
+        except ValueError as error:
+            raise BadSample("missing_file", f"{value[:200]}: {error}") from error
     if "://" in value[:16]:
         raise BadSample("remote_file", f"{value[:200]}: nothing is downloaded; save it beside the records")
     return value

@@ -16,9 +16,11 @@ import pyarrow as pa
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.media import EXTENSIONS, as_media
+from data_pipeline.inputs.records import chat_turns
 from data_pipeline.inputs.records.media_values import bytes_and_path
 from data_pipeline.inputs.records.questions import QUESTION_COLUMNS
 from data_pipeline.inputs.records.record_fields import (
+    LINK_NAMES,
     TEXTS_ALONE,
     file_names,
     in_order,
@@ -29,15 +31,9 @@ from data_pipeline.inputs.records.record_fields import (
     url_names,
 )
 
-CHAT_NAMES = ("messages", "conversations", "conversation", "dialog", "dialogue")
 # Columns of a question and of its answer, which chat_formats.py and questions.py convert.
-_PAIRS = (
-    QUESTION_COLUMNS,
-    frozenset(("instruction", "output")),
-    frozenset(("query", "response")),
-    frozenset(("prompt", "response")),
-    frozenset(("prompt", "completion")),
-)
+_PAIRS = (QUESTION_COLUMNS, *map(frozenset, chat_turns.PAIRS))
+_ALPACA = frozenset(chat_turns.PAIRS[0])  # a chat beside a column `text` too: that is its prompt as a whole
 _DOCUMENT_NAMES = ("texts", "text_list")  # of interleaved documents and of sets of questions
 _OWN_TEXT_NAMES = {"text", "caption", "txt"}  # names that say that a row is a text, beside a conversation too
 _OPTIONS = {"images": "image", "videos": "video"}
@@ -99,7 +95,7 @@ def find_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> C
     wanted = [field.name for field in schema if field.name in used or _fits_json(field.type)]
     unread = [field for field in schema if field.name not in wanted]
     for field in unread:
-        if field.name in (text, *CHAT_NAMES, *_DOCUMENT_NAMES, "image_info"):
+        if field.name in (text, *chat_turns.LISTS, *_DOCUMENT_NAMES, "image_info"):
             raise DataError(f"{path}: column {field.name!r} has bytes in it ({field.type}), and is not read as a text")
     return Columns(text, media, wanted, {field.name: f"column {field.name} ({_word(field.type)})" for field in unread})
 
@@ -190,7 +186,7 @@ def _text_column(path: str, schema: pa.Schema, used: list[str], domain: str) -> 
     names = [field.name for field in schema if field.name not in used and _is_texts(field.type)]
     found = text_names(names)
     if _is_complete_without_text(schema.names):
-        chats, texts = set(schema.names) & set(CHAT_NAMES), set(found) & _OWN_TEXT_NAMES
+        chats, texts = set(schema.names) & set(chat_turns.LISTS), set(found) & _OWN_TEXT_NAMES
         if chats and texts and domain != "chat":
             raise DataError(
                 f"{path}: is a sample the conversation in {min(chats)!r} (--set domain=chat) or the text in "
@@ -207,8 +203,9 @@ def _text_column(path: str, schema: pa.Schema, used: list[str], domain: str) -> 
 def _is_complete_without_text(names: Iterable[str]) -> bool:
     """Return whether the rows are chats, sets of questions or documents, which have no column of the text."""
     names = set(names)
-    alone = any(names >= pair for pair in _PAIRS) and "text" not in names
-    return alone or not names.isdisjoint(CHAT_NAMES) or (not names.isdisjoint(_DOCUMENT_NAMES) and "text" not in names)
+    alone = names >= _ALPACA or (any(names >= pair for pair in _PAIRS) and "text" not in names)
+    documents = not names.isdisjoint(_DOCUMENT_NAMES) and "text" not in names
+    return alone or documents or not names.isdisjoint(chat_turns.LISTS)
 
 
 def _check_urls(path: str, schema: pa.Schema, used: list[str], domain: str, first: First) -> None:
@@ -216,13 +213,15 @@ def _check_urls(path: str, schema: pa.Schema, used: list[str], domain: str, firs
     if domain == "text":
         return
     suspects = [name for name in used if _is_texts(schema.field(name).type) and _is_url(first(name))]
-    if not used and not _is_complete_without_text(schema.names):
-        suspects += url_names(schema.names)
+    complete = _is_complete_without_text(schema.names)
+    if not used and domain != "chat":
+        suspects += [name for name in url_names(schema.names) if not complete or name.lower() not in LINK_NAMES]
     suspects += [name for name in used if url_names([name])]
     if suspects:
         raise DataError(
             f"{path}: column {suspects[0]!r} holds URLs, and a build downloads nothing, so that it is reproducible: "
-            "download them with img2dataset and give its tars, or take the texts alone with --set domain=text"
+            "download them with img2dataset and give its tars, or take the texts alone with --set "
+            f"domain={'chat' if complete else 'text'}"
         )
 
 

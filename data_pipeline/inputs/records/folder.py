@@ -10,39 +10,39 @@ several captions becomes as many samples.
 
 from __future__ import annotations
 
-import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import (
     EXTENSIONS,
     as_media,
-    guess_domain,
     has_media_name,
     is_media,
     read_head,
     read_whole,
 )
-from data_pipeline.inputs.names import as_stored, beside, shown_names
-from data_pipeline.inputs.records.chat_formats import is_foreign_chat, normalise_nameless
+from data_pipeline.inputs.names import SKIPPED_FOLDERS, as_stored, beside, shown_names
+from data_pipeline.inputs.records.chat_formats import finished, is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.records.folder_captions import (
     CAPTION_SUFFIXES,
     METADATA,
     Line,
     captioned,
     decode_text,
+    lost_captions,
     metadata_lines,
 )
-from data_pipeline.inputs.records.folder_files import CONVERTIBLE, HIDDEN_FOLDER, OTHER_KINDS, folder_units, given_of
+from data_pipeline.inputs.records.folder_files import CONVERTIBLE, OTHER_KINDS, folder_units, given_of
 from data_pipeline.inputs.records.jsonl import parse_json
+from data_pipeline.inputs.records.record_fields import NOT_CHOSEN, Captions, choose, complete
 
 _TIMED = (".srt", ".vtt")  # captions that the kind `clips` reads
 _Entry = Draft | Rejected | NotRead
-_PLACEHOLDERS = {"images": "<image>", "videos": "<video>"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Folder:
     paths: tuple[str, ...]  # folders, or single images and videos
     domain: str = ""  # of records that name none, e.g. ocr; empty: image_text for images, video for videos
     allow_outside: bool = False  # accept files outside the folder
-    captions: Literal["all", "first", "random"] = "all"  # of a file with several: one sample each, or one of them
+    captions: Captions = "all"  # of a file with several: one sample each, or one of them
     text: str = ""  # field of NAME.json and metadata files with the caption; empty: text, caption, captions ...
 
     def units(self) -> Sequence[Unit]:
@@ -90,36 +90,38 @@ class Folder:
         suffix = Path(name).suffix.lower().lstrip(".")
         if not has_media_name(name) and not is_media(read_head(root / name)):
             raise BadSample("unknown_extension", f"not a supported image or video: .{suffix}{_fix(suffix)}")
-        records, rejected = self._records(root, name, lines)
+        records, rejected, lost = self._records(root, name, lines)
         field, media = as_media(read_whole(name, root, allow_outside=self.allow_outside), name)
         yield from (Rejected(origin, "no_caption", detail) for detail in rejected)
-        chosen = records
-        if self.captions != "all":
-            at = 0 if self.captions == "first" else zlib.crc32(origin.encode(errors="replace")) % len(records)
-            chosen = records[at : at + 1]
-            if others := len(records) - 1:
-                yield NotRead(f"caption (captions={self.captions})", others)
-        for record in chosen:
-            yield self._draft(record, {field: [media]}, origin)
+        yield from (NotRead(what, count) for what, count in sorted(lost.items()))
+        chosen = choose(records, self.captions, origin)
+        if others := len(records) - len(chosen):
+            yield NotRead(NOT_CHOSEN, others)
+        yield from (self._draft(record, {field: [media]}, origin) for record in chosen)
 
-    def _records(self, root: Path, name: str, lines: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return the records of a file, one per caption, and what is wrong with the others.
+    def _records(
+        self, root: Path, name: str, lines: Sequence[Any]
+    ) -> tuple[list[dict[str, Any]], list[str], Counter[str]]:
+        """Return the records of a file, one per caption, what is wrong with the others, and what is not read.
 
         They are in NAME.txt, NAME.json or the given lines of a metadata file: [metadata file, index, index ...].
         """
         if not lines:
-            return captioned(self._caption_file(root, name), self.text), []
+            record = self._caption_file(root, name)
+            return captioned(record, self.text), [], lost_captions(record, self.text)
         records: list[dict[str, Any]] = []
+        lost = Counter[str]()
         rejected = []
         metadata = metadata_lines(str(root), lines[0], self.allow_outside)
         for at in lines[1:]:
             try:
                 records += captioned(metadata[at].record, self.text)
+                lost += lost_captions(metadata[at].record, self.text)
             except BadSample as error:
                 rejected.append(error.detail)
         if not records:
             raise BadSample("no_caption", rejected[0])
-        return records, rejected
+        return records, rejected, lost
 
     def _caption_file(self, root: Path, name: str) -> dict[str, Any]:
         """Return the record of a file from NAME.txt or NAME.json."""
@@ -144,21 +146,21 @@ class Folder:
             field, file = as_media(read_whole(name, root, allow_outside=self.allow_outside), name)
             media[field].append(file)
         records = captioned(line.record, self.text)
-        if self.captions != "all":
-            records = records[:1]
-        yield from (self._draft(record, media, origin) for record in records)
+        yield from (NotRead(what, count) for what, count in sorted(lost_captions(line.record, self.text).items()))
+        chosen = choose(records, self.captions, f"{origin}/{line.files[0]}")
+        if others := len(records) - len(chosen):
+            yield NotRead(NOT_CHOSEN, others)
+        yield from (self._draft(record, media, origin) for record in chosen)
 
     def _draft(self, record: dict[str, Any], media: dict[str, list[Media]], origin: str) -> Draft:
-        given = {field: media.get(field, []) for field in EXTENSIONS}
+        files = {field: media.get(field, []) for field in EXTENSIONS}
+        raw, notes = record, Counter[str]()
         if is_foreign_chat(record):
-            record, given = normalise_nameless(record, given)
-        if "domain" not in record:
-            domain = self.domain or guess_domain(len(given["images"]), len(given["videos"]))
-            record = {"domain": domain, **record}
-            if domain == "interleaved" and not any(mark in record["text"] for mark in _PLACEHOLDERS.values()):
-                marks = "".join(_PLACEHOLDERS[field] * len(files) for field, files in given.items())
-                record["text"] = marks + record["text"]
-        return Draft(record, tuple(given["images"]), tuple(given["videos"]), origin)
+            record, files = normalise_nameless(record, files, notes)
+        images, videos = files["images"], files["videos"]
+        if "text" in record:
+            record = complete(record, (len(images), len(videos)), self.domain)
+        return finished(Draft(record, tuple(images), tuple(videos), origin), raw, notes)
 
     def _rest(self, root: Path, extra: Mapping[str, Any], shown: str) -> Iterator[_Entry]:
         """Yield what becomes of the files and lines of a folder that are in no sample."""
@@ -166,7 +168,7 @@ class Folder:
             detail = "a caption without an image or video of its name"
             yield Rejected(f"{shown}/{name}", "missing_file", detail, {"files": 1})
         for name, count in sorted(extra.get("others", {}).items()):
-            yield NotRead(name, count, {} if name == HIDDEN_FOLDER else {"files": count})
+            yield NotRead(name, count, {} if name in SKIPPED_FOLDERS else {"files": count})
         for metadata, at in extra.get("left", ()):
             line = metadata_lines(str(root), metadata, self.allow_outside)[at]
             origin = f"{shown}/{metadata}"
@@ -188,7 +190,8 @@ def _accounted(found: Iterator[_Entry], origin: str, files: int, lines: int) -> 
         yield Rejected(origin, error.reason, error.detail, items)
         return
     last = max(at for at, entry in enumerate(entries) if isinstance(entry, Draft))
-    yield from (replace(entry, items=items) if at == last else entry for at, entry in enumerate(entries))
+    for at, entry in enumerate(entries):
+        yield replace(entry, items={**entry.items, **items}) if at == last else entry
 
 
 def _fix(extension: str) -> str:

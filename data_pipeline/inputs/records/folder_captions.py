@@ -12,6 +12,7 @@ import csv
 import io
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,6 +22,7 @@ from typing import Any
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.media import CAPTION_FIELDS, read_whole
 from data_pipeline.inputs.records.jsonl import parse_json
+from data_pipeline.inputs.records.record_fields import WITHOUT_TEXT
 
 METADATA = ("metadata.jsonl", "metadata.csv")
 CAPTION_SUFFIXES = (".txt", ".json")
@@ -57,6 +59,8 @@ def metadata_lines(root: str, name: str, allow_outside: bool) -> tuple[Line, ...
 def captioned(record: dict[str, Any], field: str = "") -> list[dict[str, Any]]:
     """Return one record for each caption of a record, with the caption in the field `text`.
 
+    Captions that are not texts are not among them: see `lost_captions`.
+
     Args:
         record: Of a metadata line or NAME.json.
         field: The field with the caption; empty: one of the usual ones.
@@ -72,8 +76,19 @@ def captioned(record: dict[str, Any], field: str = "") -> list[dict[str, Any]]:
         found = ", ".join(name for name, value in record.items() if isinstance(value, str) and value.strip())
         other = f"; its fields with text are {found}: --set text=FIELD" if found else ""
         raise BadSample("no_caption", f"the caption is empty: put it in {' or '.join(CAPTION_FIELDS)}{other}")
-    rest = {key: value for key, value in record.items() if key not in names}
+    rest = {key: value for key, value in record.items() if key not in (*names, "text")}
     return [{"text": text, **rest} for text in texts]
+
+
+def lost_captions(record: dict[str, Any], field: str = "") -> Counter[str]:
+    """Count what `captioned` returns in no record, by name."""
+    if "messages" in record or "conversations" in record:
+        return Counter()
+    names = [field] if field else _caption_fields(record)
+    lost = Counter({"field text": int("text" not in names and bool(record.get("text")))})
+    for value in (record.get(name) for name in names):
+        lost[WITHOUT_TEXT] += len(value) - len(_texts(value)) if isinstance(value, list) else 0
+    return +lost
 
 
 def composed(name: str) -> str:
@@ -105,7 +120,9 @@ def _texts(value: Any) -> list[str]:
 def _line(number: int, row: Any, folder: PurePosixPath) -> Line:
     if not isinstance(row, dict):
         return Line((), {}, f'line {number} is not a record with a "file_name"')
-    kept = {key: value for key, value in row.items() if isinstance(key, str) and value is not None}
+    if any(row.get(None) or ()):  # of a CSV file
+        return Line((), {}, f"line {number} has more values than the first line: put quotes around texts with commas")
+    kept = {key: value for key, value in row.items() if key is not None and value is not None}
     single = kept.get("file_name")
     fields = ["file_name"] if "file_name" in kept else [key for key in kept if re.fullmatch(r"(.+_)?file_names?", key)]
     names = [single] if single else [name for key in fields for name in _texts(kept[key])]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -12,11 +11,10 @@ from typing import Any
 
 from data_pipeline.inputs.draft import Unit
 from data_pipeline.inputs.media import CODE_SUFFIXES, has_media_name, is_media, read_head
-from data_pipeline.inputs.names import beside, files_below
+from data_pipeline.inputs.names import SKIPPED_FOLDERS, beside, files_below, skipped_below
 from data_pipeline.inputs.records.folder_captions import CAPTION_SUFFIXES, METADATA, composed, metadata_lines
 
 UNIT_BYTES = 4 << 20
-HIDDEN_FOLDER = "hidden folder"  # counted, but its files are not
 CONVERTIBLE = ("heic", "heif", "svg", "psd", "pdf", "jxl", "eps", "tga")  # another program converts them to JPEG or PNG
 OTHER_KINDS = ("jsonl", "parquet", "tar", "pptx", "html", "htm")  # files that another kind reads
 
@@ -81,7 +79,7 @@ def given_of(unit: Unit) -> dict[str, int]:
     rows = extra.get("rows", ())
     files = len(extra.get("files", ())) + sum(extra.get("captions", ())) + sum(own for *_, own in rows)
     files += len(extra.get("alone", ()))
-    files += sum(count for name, count in extra.get("others", {}).items() if name != HIDDEN_FOLDER)
+    files += sum(count for name, count in extra.get("others", {}).items() if name not in SKIPPED_FOLDERS)
     lines = sum(max(len(lines) - 1, 0) for lines in extra.get("lines", ())) + len(rows) + len(extra.get("left", ()))
     return {"files": files, **({"lines": lines} if lines else {})}
 
@@ -110,10 +108,7 @@ class _UnitOfFiles:
 def _sort(root: str) -> _Files:
     """Find out what each file below a folder is, from its name; from its content if the name says nothing."""
     files = _Files()
-    for _, folders, names in os.walk(root):
-        files.others[HIDDEN_FOLDER] += sum(name.startswith(".") for name in folders)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        files.others["hidden file"] += sum(name.startswith(".") for name in names)
+    files.others = skipped_below(root)
     below = sorted((file.relative_to(root).as_posix(), file.lstat().st_size) for file in files_below(Path(root)))
     for name, size in below:
         path = PurePosixPath(name)
@@ -126,7 +121,6 @@ def _sort(root: str) -> _Files:
             files.media.append((name, size))
         else:
             files.others[f"file {suffix or path.name}"] += 1
-    files.others = +files.others
     return files
 
 

@@ -165,6 +165,11 @@ def _values_at(window: Window, path: str, key: str, other_keys: list[str]) -> It
     if not found:
         names = ", ".join(dict.fromkeys(name for name, _ in keys))
         raise DataError(f"{path} has no list {key!r}: --set records=KEY with one of its keys {names}")
+    if window.peek():
+        raise DataError(
+            f"{path} holds more than one object (at byte {window.offset}), and --set records={key} reads one: write "
+            "the records one per line, and give the file without this option"
+        )
     other_keys += [name for name, _ in keys if name != key]
 
 

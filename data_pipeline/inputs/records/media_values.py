@@ -11,8 +11,8 @@ from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.media import as_media, read_media
 from data_pipeline.inputs.references import decode_data_uri, is_data_uri
 
-# How JPEG, PNG, GIF, WebP and BMP begin in base64.
-_BASE64_BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0")
+# How JPEG, PNG, GIF, WebP and AVI, BMP, TIFF, AVIF and HEIC and MP4, Matroska begin in base64.
+_BASE64_BEGINNINGS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "SUkq", "TU0A", "AAAA", "GkXfo")
 _SHORTEST_BASE64 = 100  # characters; shorter texts are paths
 _PATH_KEYS = ("path", "file_name", "filename", "name")
 
@@ -35,11 +35,11 @@ def media_of_value(value: Any, field: str, folder: Path, *, allow_outside: bool 
         if is_data_uri(text):
             data = decode_data_uri(text)
         elif _is_base64(text):
-            data = base64.b64decode(text)
+            data = _decode_base64(text)
         else:
             return read_media(text, folder, field, allow_outside=allow_outside)
     if data is not None and not isinstance(data, bytes):
-        raise BadSample("bad_record", f"{field}: a value of type {type(data).__name__} is no file")
+        raise BadSample("bad_record", f"{field}: a value of type {type(data).__name__} is not a file")
     if not data:
         raise BadSample("missing_file", f"a row without the bytes of one of its {field}")
     actual_field, media = as_media(data, path)
@@ -55,6 +55,13 @@ def bytes_and_path(value: Any) -> tuple[Any, str | None]:
     data = value["bytes"] if "bytes" in value else next((x for x in value.values() if isinstance(x, bytes)), None)
     path = next((value[key] for key in _PATH_KEYS if isinstance(value.get(key), str)), None)
     return data, path
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text)
+    except ValueError as error:  # a text that was cut off
+        raise BadSample("unreadable_image", f"{text[:40]}... is not base64: {error}") from error
 
 
 def _is_base64(text: str) -> bool:

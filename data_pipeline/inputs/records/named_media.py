@@ -11,9 +11,10 @@ from typing import Any, Protocol
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft
 from data_pipeline.inputs.media import EXTENSIONS
-from data_pipeline.inputs.records import chat_formats, interleaved_formats, questions
+from data_pipeline.inputs.records import chat_formats, chat_parts, chat_turns, interleaved_formats, questions
 from data_pipeline.inputs.records.media_values import media_of_value
 from data_pipeline.inputs.records.record_fields import (
+    LINK_NAMES,
     TEXTS_ALONE,
     Captions,
     Texted,
@@ -65,8 +66,9 @@ class RecordReader:
         Raises:
             BadSample: The record or one of its files cannot be used.
         """
-        if self.options.domain and "domain" not in record:
-            record = {"domain": self.options.domain, **record}
+        domain = self.options.domain
+        if domain and "domain" not in record and not (domain == "chat" and chat_formats.is_foreign_chat(record)):
+            record = {"domain": domain, **record}
         check_no_messages(record)
         record, read_as_before = self._with_media_of_chat(record)
         if questions.is_question_set(record):
@@ -227,19 +229,19 @@ def _check_no_file_is_left(record: dict[str, Any], domain: str) -> None:
     """Check that a record without files names none under an unknown field, which would make it a text alone."""
     if "domain" in record or domain:
         return
+    is_chat = chat_formats.is_foreign_chat(record) or questions.is_question_set(record)
+    alone = f"--set domain={'chat' if is_chat else 'text'} for texts alone"
     for name, value in record.items():
         values = _as_list(value)
         if name not in ("text", "texts") and values and all(map(looks_like_file, map(_path_of, values))):
             field = looks_like_file(_path_of(values[0]))
             raise BadSample(
                 "bad_record",
-                f"{name!r} names {field}: --set {_OPTIONS[field]}={name}, or --set domain=text for texts alone",
+                f"{name!r} names {field}: --set {_OPTIONS[field]}={name}, or {alone}",
             )
-    if urls := url_names(record):
-        raise BadSample(
-            "remote_file",
-            f"{urls[0]!r} is a URL: download the files with img2dataset, or --set domain=text for texts alone",
-        )
+    urls = [name for name in url_names(record) if record[name] and not (is_chat and name.lower() in LINK_NAMES)]
+    if urls:
+        raise BadSample("remote_file", f"{urls[0]!r} is a URL: download the files with img2dataset, or {alone}")
 
 
 def _is_text(value: Any) -> bool:
@@ -263,8 +265,9 @@ def _path_of(value: Any) -> Any:
 
 def _has_parts(record: dict[str, Any]) -> bool:
     """Return whether the messages of a conversation name files themselves."""
-    turns = record.get("messages", record.get("conversations"))
-    contents = [turn.get("content", turn.get("value")) for turn in _as_list(turns) if isinstance(turn, dict)]
+    record = chat_turns.parsed(record)
+    turns = _as_list(record.get(chat_turns.list_name(record) or ""))
+    contents = (turn.get(chat_parts.content_key(turn)) for turn in turns if isinstance(turn, dict))
     return any(isinstance(content, list) for content in contents)
 
 

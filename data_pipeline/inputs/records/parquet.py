@@ -124,7 +124,7 @@ class Parquet:
         }
         # Times, dates and decimals are written as text.
         record = json.loads(json.dumps({k: v for k, v in values.items() if v is not None}, default=str))
-        if self.domain:
+        if self.domain and not (self.domain == "chat" and is_foreign_chat(record)):
             record.setdefault("domain", self.domain)
         check_no_messages(record)
         read_as = {f"column {name}": field for field, names in columns.media.items() for name in names}

@@ -20,19 +20,18 @@ def is_question_set(record: dict[str, Any]) -> bool:
     """Return whether a record is a set of questions that `as_conversation` must convert."""
     if record.get("domain", "chat") != "chat" or "messages" in record or "conversations" in record:
         return False
-    texts = record.get("texts")
-    if isinstance(texts, list) and texts and all(isinstance(pair, dict) for pair in texts):
-        return True
-    return record.keys() >= QUESTION_COLUMNS and not {"text", "instruction"} & record.keys()
+    return _is_list_of_pairs(record) or (
+        record.keys() >= QUESTION_COLUMNS and not {"text", "instruction"} & record.keys()
+    )
 
 
 def as_conversation(record: dict[str, Any]) -> dict[str, Any]:
-    """Return the record with `messages` in place of its questions and answers.
+    """Return the record with `messages` in place of its questions and answers, and without a domain.
 
     Raises:
         BadSample: bad_record.
     """
-    if "texts" in record:
+    if _is_list_of_pairs(record):
         pairs, used = record["texts"], {"texts"}
         question, answer = "user", "assistant"
     else:
@@ -43,13 +42,16 @@ def as_conversation(record: dict[str, Any]) -> dict[str, Any]:
     for number, pair in enumerate(pairs):
         asked, answered = pair.get(question), _single(pair.get(answer))
         if not isinstance(asked, str) or not isinstance(answered, str):
-            raise BadSample(
-                "bad_record", f'pair {number}: "{question}" and "{answer}" must be texts (a list of one answer is, too)'
-            )
+            raise BadSample("bad_record", f'pair {number}: "{question}" and "{answer}" must be texts, or a list of one')
         rest = {key: value for key, value in pair.items() if key not in (question, answer) and value is not None}
         messages.append({"role": "user", "content": asked})
         messages.append({**rest, "role": "assistant", "content": answered})
-    return {"messages": messages, **{key: value for key, value in record.items() if key not in used}}
+    return {"messages": messages, **{key: value for key, value in record.items() if key not in used | {"domain"}}}
+
+
+def _is_list_of_pairs(record: dict[str, Any]) -> bool:
+    texts = record.get("texts")
+    return isinstance(texts, list) and bool(texts) and all(isinstance(pair, dict) for pair in texts)
 
 
 def _single(value: Any) -> Any:

@@ -13,12 +13,14 @@ import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.media import EXTENSIONS, guess_domain
+from data_pipeline.inputs.media import CODE_SUFFIXES, EXTENSIONS, guess_domain
 
 Captions = Literal["all", "first", "random"]  # which of several captions of a record become samples
+NOT_CHOSEN, WITHOUT_TEXT = "caption not chosen", "caption without text"  # names of counts
+_T = TypeVar("_T")
 
 
 def _words(text: str) -> frozenset[str]:
@@ -52,6 +54,7 @@ _FILE_NAMES = _words("file_name filename file filepath file_path path")  # of an
 URL_NAMES = _words(
     "url urls image_url image_urls img_url img_urls video_url video_urls image_link link photo_image_url contenturl"
 )
+LINK_NAMES = frozenset(("url", "urls", "link"))  # of a chat or document: where it was found
 # Names that say that a URL beside a text is that of a web page, or that of an image.
 _PAGE_NAMES = _words(
     "timestamp dump date file_path language language_score token_count warc warc_date warc_record_id crawl "
@@ -61,7 +64,13 @@ _IMAGE_HINTS = _words(
     "width height original_width original_height similarity clip_similarity nsfw punsafe pwatermark aesthetic "
     "aesthetic_score sha256 face_bboxes image_phash image_id hash"
 )
-_FIELDS = {extension: field for field, extensions in EXTENSIONS.items() for extension in extensions}
+# A path that ends in .ts may be that of a program.
+_FIELDS = {
+    extension: field
+    for field, extensions in EXTENSIONS.items()
+    for extension in extensions
+    if f".{extension}" not in CODE_SUFFIXES
+}
 _LONGEST_SUFFIX = 1 + max(map(len, _FIELDS))  # characters, with the dot
 _LONGEST_PATH = 4096  # characters
 _PAIRS = (("left", "right"), ("left_image", "right_image"), ("image_left", "image_right"))
@@ -122,7 +131,7 @@ def url_names(names: Iterable[str]) -> list[str]:
 
 
 def with_texts(
-    record: dict[str, Any], name: str, counts: tuple[int, int], captions: Captions, origin: str, domain: str = ""
+    record: dict[str, Any], name: str, counts: tuple[int, int], captions: Captions, origin: str
 ) -> Iterator[Texted]:
     """Yield the record with its text under `text` and a domain: once, or once for each of its captions.
 
@@ -132,21 +141,22 @@ def with_texts(
         counts: The numbers of its images and videos.
         captions: Which of its captions become samples.
         origin: Where it comes from.
-        domain: Of a record that names none; empty: from the text and `counts`.
 
     Raises:
         BadSample: It has no text.
     """
     texts = record.get(name)
-    rest = {key: value for key, value in record.items() if key != name}
+    rest = {key: value for key, value in record.items() if key not in (name, "text")}
+    replaced = {"field text": 1} if name != "text" and record.get("text") else {}
     if not isinstance(texts, list):
-        yield 0, complete({**rest, "text": text_of_ground_truth(texts)}, counts, domain), {}
+        yield 0, complete({**rest, "text": text_of_ground_truth(texts)}, counts), replaced
         return
     chosen = choose_captions(texts, captions, origin)
+    written = sum(bool(text.strip()) for text in texts)
+    numbers = {**replaced, NOT_CHOSEN: written - len(chosen), WITHOUT_TEXT: len(texts) - written}
     for number, text in enumerate(chosen, start=1):
-        not_chosen = len(texts) - len(chosen) if number == len(chosen) else 0
-        omitted = {"caption not chosen": not_chosen} if not_chosen else {}
-        yield number if len(chosen) > 1 else 0, complete({**rest, "text": text}, counts, domain), omitted
+        omitted = {name: count for name, count in numbers.items() if count and number == len(chosen)}
+        yield number if len(chosen) > 1 else 0, complete({**rest, "text": text}, counts), omitted
 
 
 def text_of_ground_truth(text: Any) -> Any:
@@ -173,24 +183,29 @@ def choose_captions(texts: Sequence[Any], captions: Captions, origin: str) -> li
     written = [text for text in texts if text.strip()]
     if not written:
         raise BadSample("no_caption", "its list of captions is empty")
-    if captions == "all":
-        return written
-    return [written[zlib.crc32(origin.encode()) % len(written) if captions == "random" else 0]]
+    return choose(written, captions, origin)
+
+
+def choose(captions: Sequence[_T], which: Captions, origin: str) -> list[_T]:
+    """Return the captions, or the records with one each, that become samples. `random` depends on `origin` alone."""
+    if which == "all":
+        return list(captions)
+    return [captions[zlib.crc32(origin.encode(errors="replace")) % len(captions) if which == "random" else 0]]
 
 
 def complete(record: dict[str, Any], counts: tuple[int, int], domain: str = "") -> dict[str, Any]:
-    """Return a record that names no domain with one, from its text and the number of its images and videos.
+    """Return a record that names no domain with one: the given one, or from its text and its images and videos.
 
     Several images of a text without placeholders come before it, in their order.
     """
     text = record["text"]
     if "domain" in record:
         return record
-    if domain or not isinstance(text, str):
-        return {**record, "domain": domain or guess_domain(*counts)}
-    guessed = guess_domain(*counts)
+    guessed = domain or guess_domain(*counts)
+    if not isinstance(text, str):
+        return {**record, "domain": guessed}
     has_placeholders = "<image>" in text or "<video>" in text
-    if has_placeholders and guessed in ("image_text", "video"):
+    if has_placeholders and not domain and guessed in ("image_text", "video"):
         guessed = "interleaved"
     elif not has_placeholders and guessed == "interleaved":
         text = "<image>" * counts[0] + "<video>" * counts[1] + text
@@ -205,7 +220,7 @@ def check_no_messages(record: dict[str, Any]) -> None:
 
 
 def looks_like_file(value: Any) -> str:
-    """Return "images" or "videos" if a value is the path of such a file, else an empty string."""
+    """Return "images" or "videos" if a value is certainly the path of such a file, else an empty string."""
     if not isinstance(value, str):
         return ""
     field = (

@@ -18,10 +18,11 @@ from typing import Any
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Media, NotRead, Rejected, Unit
-from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media, guess_domain
+from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records.chat_formats import finished, is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.records.jsonl import parse_json
+from data_pipeline.inputs.records.record_fields import complete
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import count_members, scan_shard
@@ -35,7 +36,7 @@ class Tars:
 
     paths: tuple[str, ...]  # .tar files
     domain: str = ""  # of samples that name none; empty: from the number of images and videos (guess_domain)
-    text: str = ""  # field of KEY.json with the text, for samples without KEY.txt, `text` and `caption`
+    text: str = ""  # field of KEY.json with the text, for samples without KEY.txt; empty: `text` or `caption`
 
     def units(self) -> Sequence[Unit]:
         """Return one unit per tar."""
@@ -60,8 +61,8 @@ class Tars:
         for key, bad in scan.rejected:
             members = {"members": scan.rejected_members.pop(key, 0)}
             yield Rejected(f"{shown}/{key}".rstrip("/"), bad.reason, bad.detail, members)
-        for name, count in sorted(scan.not_read.items()):
-            yield NotRead(name, count, {"members": count})
+        for name, members_of_name in sorted(scan.not_read.items()):
+            yield NotRead(name, members_of_name, {"members": members_of_name})
         reader = ShardReader()
         for sample in scan.samples:
             origin = f"{shown}/{sample.key}"
@@ -98,12 +99,17 @@ class Tars:
         if is_foreign_chat(record):
             record, media = normalise_nameless(record, media, notes)
         images, videos = media["images"], media["videos"]
+        not_read: dict[str, int] = {}
         if "domain" not in record:
             if if_text_only and not self.domain and not images and not videos:
                 raise BadSample("missing_member", if_text_only)
-            domain = self.domain or guess_domain(len(images), len(videos))
-            record = {**record, "domain": domain, "text": self._text(record, caption)}
-        return finished(Draft(record, images, videos, origin), given, notes)
+            text = self._text(record, caption)
+            if isinstance(record.get("text"), str) and record["text"].strip() not in ("", text.strip()):
+                not_read["field text"] = 1
+            record = complete({**record, "text": text}, (len(images), len(videos)), self.domain)
+        elif caption:  # KEY.json is a whole record
+            not_read["member .txt (KEY.json has the text)"] = 1
+        return finished(Draft(record, images, videos, origin, not_read=not_read), given, notes)
 
     def _text(self, record: dict[str, Any], caption: str) -> str:
         candidates = [caption, *(record.get(field) for field in (self.text, *CAPTION_FIELDS))]

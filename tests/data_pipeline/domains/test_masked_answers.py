@@ -131,3 +131,15 @@ def test_tags_in_the_text_of_a_user_are_plain_text(form, tokenizer: GlmTokenizer
     first = ids[3:].tolist().index(tokenizer.special["<|assistant|>"])
     special = set(tokenizer.special.values()) - {tokenizer.special.get("/nothink")}
     assert not set(ids[3 : 3 + first].tolist()) & special
+
+
+@pytest.mark.parametrize("mark", [{"train": False}, {"mask": 1}, {"loss_weight": 0.0}, {"weight": 0}, {"learn": "no"}])
+def test_answer_with_another_tools_mark_is_not_learned(mark):
+    with pytest.raises(BadSample, match=r'unsupported_weight: .*write "loss": false'):
+        build([ASK, answer("A", **mark)], "glm45v")
+    build([ASK, answer("A", **mark, loss=False), ASK, answer("B")], "glm45v")
+
+
+def test_empty_reasoning_leaves_the_thought_in_the_answer():
+    messages = [ASK, answer("T</think>A", reasoning_content=" ")]
+    assert learned(messages, "glm45v") == "<think>T</think>\nA<|user|>"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from data_pipeline.domains import build_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
@@ -197,6 +199,29 @@ def test_boxes_of_ms_swift_are_written_in_thousandths(objects, own, tmp_path):
     contents = [turn["content"] for turn in draft.record["messages"]]
     assert contents == ["<image>Find player", "[[100,59,400,952]] and [[500,119,833,982]]"]
     assert "objects" not in draft.record
+
+
+def read_turned(folder: Path, **objects: Any) -> str:
+    """Return the answer with the box (30, 10, 120, 160) in an image of 168x300, stored on its side; else the reason."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    with open(folder / "a.jpg", "wb") as file:
+        Image.fromarray(pattern(168, 300)).save(file, "JPEG", exif=exif)
+    record = chat("<image>Where?", "<bbox>", images=["a.jpg"], objects={"bbox": BOXES[:1], **objects})
+    (folder / "x.jsonl").write_text(json.dumps(record))
+    drafts, rejections = read(opened(folder / "x.jsonl"))
+    return drafts[0].record["messages"][1]["content"] if drafts else rejections[0].reason
+
+
+def test_boxes_of_a_turned_image_need_its_size(tmp_path):
+    assert read_turned(tmp_path) == "size_mismatch"
+    assert read_turned(tmp_path, bbox_type="norm1000", bbox=[[100, 59, 400, 952]]) == "size_mismatch"
+    # Orientation 6 turns (x, y) of 300x168 to (168 - y, x) of 168x300
+    turned = "[[47,100,940,400]]"
+    assert read_turned(tmp_path, width=[300], height=[168]) == turned
+    steps = [[100, 59, 400, 952]]
+    assert read_turned(tmp_path, width=[300], height=[168], bbox_type="norm1000", bbox=steps) == turned
+    assert read_turned(tmp_path, width=[168], height=[300]) == "[[178,33,714,533]]"
 
 
 @pytest.mark.parametrize(

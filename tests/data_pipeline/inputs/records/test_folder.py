@@ -154,7 +154,44 @@ def test_lines_that_name_one_image_are_samples_of_their_own(tmp_path: Path) -> N
             drafts, _ = read(given)
             assert [draft.record["text"] for draft in drafts][1:] == ["cap b"]
             assert drafts[0].record["text"] in expected
-            assert not_read(given) == {f"caption (captions={captions})": 2}
+            assert not_read(given) == {"caption not chosen": 2}
+
+
+def test_every_caption_that_is_not_read_is_counted(tmp_path: Path) -> None:
+    row = {"file_names": ["a.jpg", "b.png"], "captions": ["<image><image> x", "", "y", "z"]}
+    root = write(tmp_path / "rows", {"a.jpg": JPEG, "b.png": PNG, "metadata.jsonl": lines(row)})
+    for captions, lost in (("all", {}), ("first", {"caption not chosen": 2}), ("random", {"caption not chosen": 2})):
+        given = opened(root, settings=[f"captions={captions}"])
+        read(given)
+        assert not_read(given) == {**lost, "caption without text": 1}
+    table = 'file_name,text\na.jpg,A cat, asleep\nb.png,"A dog, awake",\n'
+    root = write(tmp_path / "table", {"a.jpg": JPEG, "b.png": PNG, "metadata.csv": table})
+    drafts, rejected = read(opened(root))
+    assert [draft.record["text"] for draft in drafts] == ["A dog, awake"]
+    assert [entry.reason for entry in rejected] == ["no_caption", "bad_record"]
+    assert "put quotes around" in rejected[1].detail
+
+
+def test_the_named_field_is_the_caption(tmp_path: Path) -> None:
+    files = {"a.jpg": JPEG, "a.json": b'{"text": "no", "summary": "yes"}', "b.jpg": JPEG}
+    root = write(tmp_path, {**files, "b.json": b'{"text": "", "caption": "yes"}'})
+    assert [draft.record["text"] for draft in read(opened(root))[0]] == ["no", "yes"]
+    given = opened(root, settings=["text=summary"])
+    drafts, _ = read(given)
+    assert [draft.record["text"] for draft in drafts] == ["yes"]
+    assert not_read(given)["field text"] == 1
+
+
+def test_chat_beside_its_image_is_read_as_in_a_file_of_chats(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "Where?", "detail": 1}, {"role": "assistant", "content": "<bbox>"}]
+    record = {"messages": turns, "image": "elsewhere/a.jpg", "objects": {"bbox": [[6, 4, 30, 20]]}}
+    root = write(tmp_path / "x", {"a.jpg": JPEG, "a.json": json.dumps(record).encode()})
+    (root / "link").symlink_to(tmp_path)
+    given = opened(root)
+    [draft], _ = read(given)
+    assert [turn["content"] for turn in draft.record["messages"]] == ["<image>Where?", "[[100,100,500,500]]"]
+    assert draft.items == {"files": 2, "messages": 2}
+    assert not_read(given) == {"field image": 1, "link to a folder": 1}
 
 
 @pytest.mark.parametrize(

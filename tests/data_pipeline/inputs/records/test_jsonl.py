@@ -322,3 +322,67 @@ def test_files_outside_the_folder_of_the_records_are_rejected(tmp_path):
     _, rejected = read(opened(path, settings=["allow_outside=true"]))
     assert "outside_folder" not in {entry.reason for entry in rejected}
     assert {entry.origin: entry.reason for entry in rejected}["a.jsonl:8"] == "missing_file"  # not a regular file
+
+
+def rejections_of(path, *records, settings=()):
+    path.write_text("\n".join(map(json.dumps, records)))
+    return {int(x.origin.rpartition(":")[2]): x.reason for x in read(opened(path, settings=settings))[1]}
+
+
+def test_odd_values_reject_their_record_alone(tmp_path):
+    turns = [{"role": "user", "content": "<image>Q"}, {"role": "assistant", "content": "A"}]
+    cut_off = base64.b64encode(JPEG).decode()[:401]
+    pair = {"chosen_response": "a", "rejected_response": "b", "messages": turns}
+    records = (
+        {"messages": turns, "image": "file://[a.jpg"},
+        {"image": cut_off, "caption": "a"},
+        {"question": "Q", "answer": "A", "texts": ["x"]},
+        {"image": "x" * 9000, "caption": "a"},
+        {"messages": [{"role": "user", "content": "Q"}, turns[1]], "thinking": "maybe"},
+        pair,
+    )
+    expected = {1: "missing_file", 2: "unreadable_image", 4: "missing_file", 6: "preference_pair"}
+    assert rejections_of(tmp_path / "a.jsonl", *records) == expected
+    drafts, rejected = read(opened(tmp_path / "a.jsonl"))
+    assert [draft.record.get("thinking") for draft in drafts] == [None, "maybe"]  # rejected when it is rendered
+    assert max(len(entry.detail) for entry in rejected) < 300
+    assert "chosen_response" in rejected[-1].detail
+
+
+def test_domain_chat_converts_chats_and_questions(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    records = [{"messages": turns, "image": "a.jpg", "url": "http://x"}]
+    records += [{"question": "Q", "answer": "A", "image": "a.jpg"}, {"texts": [{"user": "Q", "assistant": "A"}]}]
+    path = tmp_path / "a.jsonl"
+    assert rejections_of(path, *records, settings=["domain=chat"]) == {}
+    drafts, _ = read(opened(path, settings=["domain=chat"]))
+    assert [draft.record["messages"][0]["content"] for draft in drafts] == ["<image>Q", "<image>Q", "Q"]
+    assert {draft.record["domain"] for draft in drafts} == {"chat"}
+
+
+def test_link_of_a_chat_is_no_image(tmp_path):
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    records = [{"messages": turns, name: "http://x/1"} for name in ("url", "link", "image_url")]
+    assert rejections_of(tmp_path / "a.jsonl", *records) == {3: "remote_file"}
+    assert rejections_of(tmp_path / "a.jsonl", *records, settings=["domain=chat"]) == {}
+
+
+def test_path_of_a_program_is_no_video(tmp_path):
+    code = {"content": "let a = 1", "path": "src/a.ts", "language": "TypeScript"}
+    assert rejections_of(tmp_path / "a.jsonl", code) == {}
+
+
+def test_text_that_another_field_replaces_is_counted(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"image": "a.jpg", "text": "no", "summary": "yes"}))
+    [draft], _ = read(opened(path, settings=["text=summary"]))
+    assert (draft.record["text"], draft.not_read) == ("yes", {"field text": 1})
+
+
+def test_second_object_beside_a_list_of_records_is_refused(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text('{"data": [{"text": "a"}]}\n{"data": [{"text": "b"}]}')
+    with pytest.raises(DataError, match="more than one object"):
+        list(opened(path, settings=["records=data"]).units())

@@ -308,3 +308,18 @@ def test_damaged_row_group_is_rejected_alone(tmp_path):
     path.write_bytes(data[:100])
     with pytest.raises(DataError, match="is not a Parquet file"):
         Parquet((str(path),)).units()
+
+
+def test_alpaca_with_its_whole_prompt_is_a_chat_as_in_json(tmp_path):
+    row = {"instruction": "Who?", "input": "", "output": "Me.", "text": "Below is an instruction. Who? Me."}
+    [draft], _ = read(opened(write_parquet(tmp_path / "a.parquet", [row])))
+    assert (draft.record["domain"], draft.record["messages"][1]["content"]) == ("chat", "Me.")
+
+
+def test_questions_about_images_by_url_are_refused(tmp_path):
+    row = {"question": "Who?", "answer": "Me.", "image_url": "http://x/1.jpg"}
+    path = write_parquet(tmp_path / "a.parquet", [row])
+    with pytest.raises(DataError, match="image_url.*--set domain=chat"):
+        opened(path).units()
+    [draft], _ = read(opened(path, settings=["domain=chat"]))
+    assert draft.record["domain"] == "chat"

@@ -91,3 +91,21 @@ def test_damaged_and_hostile_tars_are_rejected_in_part(tmp_path):
     drafts, rejected = read(Tars(tuple(str(tmp_path / name) for name in ("cut.tar", "no.tar", "odd.tar"))))
     assert {entry.reason for entry in rejected} >= {"not_a_tar", "path_traversal", "truncated_tar"}
     assert {draft.origin for draft in drafts} >= {"odd.tar/a", "odd.tar/c"}
+
+
+def test_chat_that_names_its_image_gets_the_member(tmp_path):
+    turns = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "A cat."}]
+    record = json.dumps({"conversations": turns, "image": "train/1.jpg"}).encode()
+    files = {"1.json": record, "1.jpg": JPEG, "2.json": record, "3.jpg": JPEG}
+    own = json.dumps({"domain": "image_text", "text": "a"}).encode()
+    drafts, rejected = read(opened(write_tar(tmp_path / "a.tar", {**files, "3.json": own, "3.txt": b"b"})))
+    assert [(draft.origin, draft.images) for draft in drafts] == [(f"a.tar/{n}", [Media("jpg", JPEG)]) for n in (1, 3)]
+    assert drafts[0].record["messages"][0]["content"] == "<image>What?"
+    assert [draft.not_read for draft in drafts] == [{"field image": 1}, {"member .txt (KEY.json has the text)": 1}]
+    assert [(entry.origin, entry.reason) for entry in rejected] == [("a.tar/2", "missing_file")]
+
+
+def test_several_images_of_a_caption_come_before_it(tmp_path):
+    files = {"1.0.jpg": JPEG, "1.1.jpg": JPEG, "1.txt": b"Two."}
+    [draft], _ = read(opened(write_tar(tmp_path / "a.tar", files)))
+    assert draft.record == {"domain": "interleaved", "text": "<image><image>Two."}
