@@ -96,7 +96,9 @@ class RecordReader:
 
         Other records are returned unchanged.
         """
-        if record.get("domain") == "text" or any(record.get(name) for name in (*EXTENSIONS, *_OPTIONS.values())):
+        is_named = any(name in record for name in (*self.options.image, *self.options.video))
+        has_known = any(record.get(name) for name in (*EXTENSIONS, *_OPTIONS.values()))
+        if record.get("domain") == "text" or (has_known and not is_named):
             return record, {}
         is_chat = chat_formats.is_foreign_chat(record) or questions.is_question_set(record)
         return self._with_media(record) if is_chat and not _has_parts(record) else (record, {})
@@ -111,6 +113,8 @@ class RecordReader:
             names = list(chosen) or self._names(record, field, given)
             if names == [field] or not names:
                 continue
+            if record.get("domain") == "chat" and field in record and record.keys().isdisjoint(names):
+                continue  # its conversion has used them
             if missing := [name for name in names if name not in record]:
                 raise BadSample("bad_record", f"it has no field {missing[0]!r}, which --set {_OPTIONS[field]} names")
             files = [_path_of(path) for name in names for path in _as_list(record[name])]

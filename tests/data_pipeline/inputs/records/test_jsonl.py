@@ -386,3 +386,14 @@ def test_second_object_beside_a_list_of_records_is_refused(tmp_path):
     path.write_text('{"data": [{"text": "a"}]}\n{"data": [{"text": "b"}]}')
     with pytest.raises(DataError, match="more than one object"):
         list(opened(path, settings=["records=data"]).units())
+
+
+@pytest.mark.parametrize(("name", "beside"), [("pic", {}), ("img", {}), ("image", {"mask": "b.png"})])
+def test_option_names_the_image_of_a_chat(name, beside, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    turns = [{"role": "user", "content": "Q"}, {"role": "assistant", "content": "A"}]
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"messages": turns, name: "a.jpg", **beside}))
+    [draft], _ = read(opened(path, settings=[f"image={name}"]))
+    assert draft.record["messages"][0]["content"] == "<image>Q"
+    assert draft.images == [Media("jpg", JPEG)]

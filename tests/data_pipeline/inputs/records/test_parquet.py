@@ -319,7 +319,7 @@ def test_alpaca_with_its_whole_prompt_is_a_chat_as_in_json(tmp_path):
 def test_questions_about_images_by_url_are_refused(tmp_path):
     row = {"question": "Who?", "answer": "Me.", "image_url": "http://x/1.jpg"}
     path = write_parquet(tmp_path / "a.parquet", [row])
-    with pytest.raises(DataError, match="image_url.*--set domain=chat"):
+    with pytest.raises(DataError, match=r"image_url.*--set domain=chat"):
         opened(path).units()
     [draft], _ = read(opened(path, settings=["domain=chat"]))
     assert draft.record["domain"] == "chat"
