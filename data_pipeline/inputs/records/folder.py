@@ -78,14 +78,15 @@ class Folder:
         files = (unit.extra.get(name, ()) for name in ("files", "captions", "lines"))
         for name, captions, lines in zip(*files, strict=True):
             origin = shown if is_file else f"{shown}/{name}"
-            yield from _accounted(self._file(root, name, lines, origin), origin, 1 + captions, max(len(lines) - 1, 0))
+            found = self._file(root, name, captions, lines, origin)
+            yield from _accounted(found, origin, 1 + captions, max(len(lines) - 1, 0))
         for metadata, at, own_files in unit.extra.get("rows", ()):
             origin = f"{shown}/{metadata}"
             line = metadata_lines(str(root), metadata, self.allow_outside)[at]
             yield from _accounted(self._row(root, line, origin), origin, own_files, 1)
         yield from self._rest(root, unit.extra, shown)
 
-    def _file(self, root: Path, name: str, lines: Sequence[Any], origin: str) -> Iterator[_Entry]:
+    def _file(self, root: Path, name: str, captions: int, lines: Sequence[Any], origin: str) -> Iterator[_Entry]:
         """Yield the samples of one file, one per caption. Raises BadSample if none can be made."""
         suffix = Path(name).suffix.lower().lstrip(".")
         if not has_media_name(name) and not is_media(read_head(root / name)):
@@ -94,6 +95,8 @@ class Folder:
         field, media = as_media(read_whole(name, root, allow_outside=self.allow_outside), name)
         yield from (Rejected(origin, "no_caption", detail) for detail in rejected)
         yield from (NotRead(what, count) for what, count in sorted(lost.items()))
+        if others := captions - 1 if captions else 0:
+            yield NotRead("caption file beside another one", others, {"files": others})  # NAME.json beside NAME.txt
         chosen = choose(records, self.captions, origin)
         if others := len(records) - len(chosen):
             yield NotRead(NOT_CHOSEN, others)
@@ -189,6 +192,7 @@ def _accounted(found: Iterator[_Entry], origin: str, files: int, lines: int) -> 
     except BadSample as error:
         yield Rejected(origin, error.reason, error.detail, items)
         return
+    items["files"] -= sum(entry.items.get("files", 0) for entry in entries if isinstance(entry, NotRead))
     last = max(at for at, entry in enumerate(entries) if isinstance(entry, Draft))
     for at, entry in enumerate(entries):
         yield replace(entry, items={**entry.items, **items}) if at == last else entry

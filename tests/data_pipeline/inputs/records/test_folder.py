@@ -191,7 +191,19 @@ def test_chat_beside_its_image_is_read_as_in_a_file_of_chats(tmp_path: Path) -> 
     [draft], _ = read(given)
     assert [turn["content"] for turn in draft.record["messages"]] == ["<image>Where?", "[[100,100,500,500]]"]
     assert draft.items == {"files": 2, "messages": 2}
-    assert not_read(given) == {"field image": 1, "link to a folder": 1}
+    assert draft.not_read == {"field image": 1}
+    assert not_read(given) == {"link to a folder": 1}
+
+
+def test_json_beside_a_text_file_is_counted(tmp_path: Path) -> None:
+    root = write(tmp_path, {"a.jpg": JPEG, "a.txt": "A cat.", "a.json": b'{"caption": "no"}', "a.png": PNG})
+    given = opened(root)
+    drafts, _ = read(given)
+    assert [(draft.record["text"], draft.items) for draft in drafts] == [
+        ("A cat.", {"files": 2}),
+        ("A cat.", {"files": 1}),
+    ]
+    assert not_read(given) == {"caption file beside another one": 1}
 
 
 @pytest.mark.parametrize(
