@@ -34,6 +34,7 @@ from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, Rejected
 from data_pipeline.inputs.records import chat_marks, chat_masks, chat_objects, chat_parts, chat_turns
 from data_pipeline.inputs.records.chat_turns import count_messages
+from data_pipeline.inputs.records.record_fields import as_list
 from data_pipeline.sample import ROLE_TOKENS
 
 _ROLE_NAMES = {
@@ -160,6 +161,7 @@ def finished(draft: Draft, raw: Any, notes: Mapping[str, int] | None = None) -> 
         return draft
     draft = replace(draft, record=chat_objects.fill(draft.record, draft.images))
     not_read = Counter(draft.not_read) + Counter(notes or {})
+    not_read += Counter({"field text": int(bool(draft.record.get("text")))})
     given = {"messages": count_messages(raw)}
     items = {"messages": len(draft.record["messages"]) + not_read[_NO_TEXT]}
     return replace(draft, given={**draft.given, **given}, items={**draft.items, **items}, not_read=dict(not_read))
@@ -259,7 +261,7 @@ def _listed_files(record: dict[str, Any]) -> tuple[dict[str, list[str]], dict[st
     else:
         named = {}
     listed = {
-        field: [chat_parts.reference(entry) for name in names for entry in _as_list(record.get(name))]
+        field: [chat_parts.reference(entry) for name in names for entry in as_list(record.get(name))]
         for field, (_, names) in _MEDIA.items()
     }
     return listed, named
@@ -312,9 +314,3 @@ def _is_empty(value: Any) -> bool:
         except (ValueError, RecursionError):
             return False
     return not value
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None or value == "":
-        return []
-    return value if isinstance(value, list) else [value]

@@ -21,6 +21,7 @@ from data_pipeline.inputs.records.media_values import bytes_and_path
 from data_pipeline.inputs.records.questions import QUESTION_COLUMNS
 from data_pipeline.inputs.records.record_fields import (
     LINK_NAMES,
+    OPTIONS,
     TEXTS_ALONE,
     file_names,
     in_order,
@@ -36,7 +37,6 @@ _PAIRS = (QUESTION_COLUMNS, *map(frozenset, chat_turns.PAIRS))
 _ALPACA = frozenset(chat_turns.PAIRS[0])  # a chat beside a column `text` too: that is its prompt as a whole
 _DOCUMENT_NAMES = ("texts", "text_list")  # of interleaved documents and of sets of questions
 _OWN_TEXT_NAMES = {"text", "caption", "txt"}  # names that say that a row is a text, beside a conversation too
-_OPTIONS = {"images": "image", "videos": "video"}
 _DECLARED = {"Image": "images", "Video": "videos", "Audio": "", "Pdf": ""}  # Hugging Face's types of columns
 
 First = Callable[[str], Any]  # returns the first value of a column that is not empty, or None
@@ -117,7 +117,7 @@ def _media_columns(path: str, schema: pa.Schema, given: Wanted, first: First) ->
     for field, names in found.items():
         ordered = in_order(names)
         if ordered is None:
-            option = f"--set {_OPTIONS[field]}="
+            option = f"--set {OPTIONS[field]}="
             raise DataError(
                 f"{path}: columns {' and '.join(names)} hold {field}: {option}{','.join(names)} takes these in order, "
                 f"{option}{names[0]} only the first"
@@ -171,12 +171,12 @@ def _check_no_image_is_left(
             kind = schema.field(named[0]).type
             raise DataError(
                 f"{path}: column {named[0]!r} is called like {field}, but its type is {kind}: "
-                f"name the column with --set {_OPTIONS[field]}=NAME, or take the texts alone with --set domain=text"
+                f"name the column with --set {OPTIONS[field]}=NAME, or take the texts alone with --set domain=text"
             )
     for column in schema:
         if column.name not in taken and _is_texts(column.type) and (field := looks_like_file(first(column.name))):
             raise DataError(
-                f"{path}: column {column.name!r} names {field}: --set {_OPTIONS[field]}={column.name}, or --set "
+                f"{path}: column {column.name!r} names {field}: --set {OPTIONS[field]}={column.name}, or --set "
                 "domain=text for texts alone"
             )
 

@@ -15,9 +15,11 @@ from data_pipeline.inputs.records import chat_formats, chat_parts, chat_turns, i
 from data_pipeline.inputs.records.media_values import media_of_value
 from data_pipeline.inputs.records.record_fields import (
     LINK_NAMES,
+    OPTIONS,
     TEXTS_ALONE,
     Captions,
     Texted,
+    as_list,
     check_no_messages,
     file_names,
     in_order,
@@ -28,8 +30,6 @@ from data_pipeline.inputs.records.record_fields import (
     url_names,
     with_texts,
 )
-
-_OPTIONS = {"images": "image", "videos": "video"}  # field of a record -> the option that names it
 
 
 class Options(Protocol):
@@ -97,7 +97,7 @@ class RecordReader:
         Other records are returned unchanged.
         """
         is_named = any(name in record for name in (*self.options.image, *self.options.video))
-        has_known = any(record.get(name) for name in (*EXTENSIONS, *_OPTIONS.values()))
+        has_known = any(record.get(name) for name in (*EXTENSIONS, *OPTIONS.values()))
         if record.get("domain") == "text" or (has_known and not is_named):
             return record, {}
         is_chat = chat_formats.is_foreign_chat(record) or questions.is_question_set(record)
@@ -116,8 +116,8 @@ class RecordReader:
             if record.get("domain") == "chat" and field in record and record.keys().isdisjoint(names):
                 continue  # its conversion has used them
             if missing := [name for name in names if name not in record]:
-                raise BadSample("bad_record", f"it has no field {missing[0]!r}, which --set {_OPTIONS[field]} names")
-            files = [_path_of(path) for name in names for path in _as_list(record[name])]
+                raise BadSample("bad_record", f"it has no field {missing[0]!r}, which --set {OPTIONS[field]} names")
+            files = [_path_of(path) for name in names for path in as_list(record[name])]
             record = {**{key: value for key, value in record.items() if key not in names}, field: files}
             read_as |= {f"field {name}": field for name in names}
         if not any(record.get(field) for field in EXTENSIONS):
@@ -130,10 +130,10 @@ class RecordReader:
             return record, {}
         renamed = {
             singular: field
-            for field, singular in _OPTIONS.items()
-            if field not in record and _is_file_list(_as_list(record.get(singular)))
+            for field, singular in OPTIONS.items()
+            if field not in record and _is_file_list(as_list(record.get(singular)))
         }
-        record = {renamed.get(key, key): _as_list(value) if key in renamed else value for key, value in record.items()}
+        record = {renamed.get(key, key): as_list(value) if key in renamed else value for key, value in record.items()}
         return record, {f"field {name}": field for name, field in renamed.items()}
 
     def _names(self, record: dict[str, Any], field: str, given: dict[str, tuple[str, ...]]) -> list[str]:
@@ -143,11 +143,11 @@ class RecordReader:
         found = _holding(record, media_names(record, field)) or _holding(record, path_names(record, field))
         if not found and not any(given.values()) and (files := _holding(record, file_names(record))):
             used = [name for other in EXTENSIONS for name in media_names(record, other) + path_names(record, other)]
-            kinds = {name: {looks_like_file(_path_of(path)) for path in _as_list(record[name])} for name in files}
+            kinds = {name: {looks_like_file(_path_of(path)) for path in as_list(record[name])} for name in files}
             found = [] if _holding(record, used) else [name for name in files if kinds[name] == {field}]
         ordered = in_order(found)
         if ordered is None:
-            option = f"--set {_OPTIONS[field]}="
+            option = f"--set {OPTIONS[field]}="
             raise BadSample(
                 "bad_record",
                 f"{' and '.join(found)} may be its {field}: {option}{','.join(found)} or {option}{found[0]}",
@@ -219,11 +219,11 @@ def _files_of(record: dict[str, Any], field: str) -> Sequence[Any]:
     if record.get(field):
         return record[field]
     names = [*media_names(record, field), *path_names(record, field)]
-    return [path for name in names for path in _as_list(record[name])]
+    return [path for name in names for path in as_list(record[name])]
 
 
 def _paths(record: dict[str, Any], field: str) -> list[str]:
-    paths = [_path_of(path) for path in _as_list(record.get(field) or None)]
+    paths = [_path_of(path) for path in as_list(record.get(field) or None)]
     if not all(isinstance(path, str) for path in paths):
         raise BadSample("bad_record", f'"{field}" must be a list of paths')
     return paths
@@ -236,12 +236,12 @@ def _check_no_file_is_left(record: dict[str, Any], domain: str) -> None:
     is_chat = chat_formats.is_foreign_chat(record) or questions.is_question_set(record)
     alone = f"--set domain={'chat' if is_chat else 'text'} for texts alone"
     for name, value in record.items():
-        values = _as_list(value)
+        values = as_list(value)
         if name not in ("text", "texts") and values and all(map(looks_like_file, map(_path_of, values))):
             field = looks_like_file(_path_of(values[0]))
             raise BadSample(
                 "bad_record",
-                f"{name!r} names {field}: --set {_OPTIONS[field]}={name}, or {alone}",
+                f"{name!r} names {field}: --set {OPTIONS[field]}={name}, or {alone}",
             )
     urls = [name for name in url_names(record) if record[name] and not (is_chat and name.lower() in LINK_NAMES)]
     if urls:
@@ -254,7 +254,7 @@ def _is_text(value: Any) -> bool:
 
 def _holding(record: dict[str, Any], names: list[str]) -> list[str]:
     """Return the names whose values are paths, or lists of paths."""
-    return [name for name in names if record[name] and _is_file_list(_as_list(record[name]))]
+    return [name for name in names if record[name] and _is_file_list(as_list(record[name]))]
 
 
 def _is_file_list(values: list[Any]) -> bool:
@@ -270,12 +270,6 @@ def _path_of(value: Any) -> Any:
 def _has_parts(record: dict[str, Any]) -> bool:
     """Return whether the messages of a conversation name files themselves."""
     record = chat_turns.parsed(record)
-    turns = _as_list(record.get(chat_turns.list_name(record) or ""))
+    turns = as_list(record.get(chat_turns.list_name(record) or ""))
     contents = (turn.get(chat_parts.content_key(turn)) for turn in turns if isinstance(turn, dict))
     return any(isinstance(content, list) for content in contents)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

@@ -27,7 +27,7 @@ from data_pipeline.inputs.records.interleaved_formats import is_foreign_interlea
 from data_pipeline.inputs.records.lazy_units import LazyUnits
 from data_pipeline.inputs.records.media_values import media_of_value
 from data_pipeline.inputs.records.questions import as_conversation, is_question_set
-from data_pipeline.inputs.records.record_fields import Captions, check_no_messages, with_texts
+from data_pipeline.inputs.records.record_fields import Captions, as_list, check_no_messages, with_texts
 
 _ONE_ROW = {"rows": 1}
 _ROWS_PER_BATCH = 32
@@ -119,7 +119,7 @@ class Parquet:
     def _drafts(self, values: dict[str, Any], columns: Columns, folder: Path, origin: str) -> Iterator[Draft]:
         """Yield the drafts of a row: one, or one for each of its captions."""
         found = {
-            field: [value for name in names for value in _as_list(values.pop(name))]
+            field: [value for name in names for value in as_list(values.pop(name))]
             for field, names in columns.media.items()
         }
         # Times, dates and decimals are written as text.
@@ -144,6 +144,7 @@ class Parquet:
             record = {columns.text: "", **record}
             for number, stored, omitted in with_texts(record, columns.text, counts, self.captions, origin):
                 where = f"{origin}#caption={number}" if number else origin
+                omitted = {name.replace("field ", "column "): count for name, count in omitted.items()}
                 yield Draft(stored, files["images"], files["videos"], where, not_read=omitted, read_as=read_as)
             return
         given, notes = record, Counter[str]()
@@ -220,9 +221,3 @@ def _in_microseconds(column: pa.Array) -> pa.Array:
     if pa.types.is_timestamp(kind):
         return column.cast(pa.timestamp("us", kind.tz), safe=False)
     return column.cast(pa.duration("us") if pa.types.is_duration(kind) else pa.time64("us"), safe=False)
-
-
-def _as_list(value: Any) -> list[Any]:
-    if value is None:
-        return []
-    return value if isinstance(value, list) else [value]

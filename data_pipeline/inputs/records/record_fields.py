@@ -30,6 +30,7 @@ def _words(text: str) -> frozenset[str]:
 # Number of the caption, or 0; the record with its text and domain; what of its texts is omitted, by name
 Texted = tuple[int, dict[str, Any], dict[str, int]]
 
+OPTIONS = {"images": "image", "videos": "video"}  # field of a record -> the option that names it
 TEXT_NAMES = _words(
     "text caption captions prompt description descriptions ocr ocr_text txt content recaption recaptions alt_text "
     "long_caption short_caption detailed_caption dense_caption generated_caption blip_caption raw_caption "
@@ -147,7 +148,8 @@ def with_texts(
     """
     texts = record.get(name)
     rest = {key: value for key, value in record.items() if key not in (name, "text")}
-    replaced = {"field text": 1} if name != "text" and record.get("text") else {}
+    unread = ["messages"] if name == "text" else ["text", "messages"]
+    replaced = {f"field {field}": 1 for field in unread if record.get(field)}
     if not isinstance(texts, list):
         yield 0, complete({**rest, "text": text_of_ground_truth(texts)}, counts), replaced
         return
@@ -217,6 +219,13 @@ def check_no_messages(record: dict[str, Any]) -> None:
     name = next((name for name in ("messages", "conversations") if name in record), "")
     if name and record.get("domain", "chat") != "chat" and not isinstance(record.get("text"), str):
         raise BadSample("bad_record", f'"{name}" with the domain {record["domain"]!r}: a conversation has domain chat')
+
+
+def as_list(value: Any) -> list[Any]:
+    """Return the values of a field: of a list, its entries; of null or an empty text, none."""
+    if value is None or value == "":
+        return []
+    return value if isinstance(value, list) else [value]
 
 
 def looks_like_file(value: Any) -> str:

@@ -299,6 +299,7 @@ def test_every_file_of_a_folder_has_a_fate(tmp_path: Path) -> None:
         "file .ts": 1,
         "hidden file": 1,
         "hidden folder": 1,
+        "caption file beside another one": 1,
         "metadata line of a file with another caption": 1,
     }
     assert sum((Counter(given.given(unit)) for unit in given.units()), Counter()) == {"files": 13, "lines": 2}

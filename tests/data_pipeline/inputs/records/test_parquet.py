@@ -314,6 +314,7 @@ def test_alpaca_with_its_whole_prompt_is_a_chat_as_in_json(tmp_path):
     row = {"instruction": "Who?", "input": "", "output": "Me.", "text": "Below is an instruction. Who? Me."}
     [draft], _ = read(opened(write_parquet(tmp_path / "a.parquet", [row])))
     assert (draft.record["domain"], draft.record["messages"][1]["content"]) == ("chat", "Me.")
+    assert draft.not_read == {"field text": 1}
 
 
 def test_questions_about_images_by_url_are_refused(tmp_path):
