@@ -49,7 +49,7 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
             raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')
         elements = documents.document(_DOCUMENTS[domain](record["text"]))
     else:
-        problem = "there is no domain" if domain is None else f'"domain" is {domain!r}'
+        problem = "there is no domain" if domain is None else f'"domain" is {str(domain)[:40]!r}'
         raise BadSample("unknown_domain", f"{problem}: use one of {', '.join(DOMAINS)}")
 
     sample = Sample(domain, tuple(elements))

@@ -219,7 +219,7 @@ def _message(number: int, turn: Any, found: chat_parts.Found, escape: bool) -> d
     name = turn.get("role", turn.get("from"))
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
     if role is None:
-        raise BadSample("unknown_role", f"message {number}: the role {name!r} is none of {', '.join(_ROLES)}")
+        raise BadSample("unknown_role", f"message {number}: the role {str(name)[:40]!r} is none of {', '.join(_ROLES)}")
     if role == "tool" or any(not _is_empty(turn.get(key)) for key in _CALLS):
         raise BadSample("unsupported_tool_call", f"message {number} is a tool call or its result")
     key = chat_parts.content_key(turn)

@@ -45,7 +45,9 @@ def check_preference(record: dict[str, Any]) -> None:
     """
     for key in sorted(record.keys() & _PREFERENCE):
         if record[key] and isinstance(record[key], str | list | dict):
-            raise BadSample("preference_pair", f'"{key}": a pair of answers to choose from is no conversation to learn')
+            raise BadSample(
+                "preference_pair", f'"{key}": a pair of answers to choose from is not a conversation to learn'
+            )
     tag = record.get("kto_tag")
     if record.get("label") is False or (tag is not None and _WORDS.get(str(tag).lower()) == 0):
         key = "label" if record.get("label") is False else "kto_tag"
@@ -109,7 +111,7 @@ def marks_of_record(record: dict[str, Any], roles: Sequence[str]) -> tuple[dict[
     used: set[str] = set()
     for key in _WEIGHTS:
         if isinstance(record.get(key), int | float | str) and not _verdict("the record", key, record[key], True):
-            raise BadSample("nothing_to_learn", f'the record has "{key}": {record[key]}')
+            raise BadSample("nothing_to_learn", f'the record has "{key}": {str(record[key])[:40]}')
     if _LISTS.keys().isdisjoint(record):
         return learned, used
     answers = [number for number, role in enumerate(roles) if role == "assistant"]

@@ -32,7 +32,7 @@ _TYPES: dict[str, BoxFormat] = {"real": "xyxy", "norm1": "normalised", "norm1000
 
 
 def has_marks(text: str) -> bool:
-    """Return whether a text has a mark. In <bbox>...</bbox> the tags are no marks."""
+    """Return whether a text has a mark. The tags of <bbox>...</bbox> are not marks."""
     return _REF in text or (_BOX in text and "</bbox>" not in text)
 
 
@@ -124,11 +124,11 @@ def _frame(image: int, images: Sequence[Media], sizes: Sequence[tuple[Any, Any]]
 def _written(values: Any, kind: str, image: Any, images: Sequence[Media], sizes: Sequence[tuple[Any, Any]]) -> str:
     """Return a box, or a list of boxes, as the model writes it."""
     if kind not in tuple(_TYPES):
-        raise BadSample("unsupported_content", f'"bbox_type" {kind!r}: it must be one of {", ".join(_TYPES)}')
+        raise BadSample("unsupported_content", f'"bbox_type" {str(kind)[:40]!r}: it must be one of {", ".join(_TYPES)}')
     if isinstance(image, int) and 0 <= image < len(images):
         frame = _frame(image, images, sizes)
     elif kind == "real" or images:
-        raise BadSample("media_mismatch", f"a box lies in image {image!r} of {len(images)}, counted from 0")
+        raise BadSample("media_mismatch", f"a box lies in image {str(image)[:20]} of {len(images)}, counted from 0")
     else:
         frame = _STEPS
     if kind != "real":  # of any size
@@ -139,7 +139,7 @@ def _written(values: Any, kind: str, image: Any, images: Sequence[Media], sizes:
 
 def _thousandths(values: Any, kind: str, frame: BoxFrame) -> tuple[int, int, int, int]:
     if isinstance(values, list) and len(values) == 2:
-        raise BadSample("unsupported_content", f"{values} is a point: only boxes are supported")
+        raise BadSample("unsupported_content", f"{str(values)[:80]} is a point: only boxes are supported")
     if isinstance(values, list) and len(values) == 4 and all(isinstance(value, int | float) for value in values):
         x1, y1, x2, y2 = values
         values = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]  # ms-swift accepts corners in any order

@@ -61,7 +61,7 @@ def read_parts(number: int, parts: list[Any], found: Found, *, escape: bool) -> 
         if kind in _TOOLS:
             raise BadSample("unsupported_tool_call", f"message {number} is a tool call or its result")
         if kind not in _KINDS:
-            raise BadSample("unsupported_content", f"message {number} has a part of type {kind!r}")
+            raise BadSample("unsupported_content", f"message {number} has a part of type {str(kind)[:40]!r}")
         names = ("text",) if kind in _TEXTS else (kind,)
         name = next((key for key in (*names, *_VALUES) if part.get(key)), None)
         value = None if name is None else part[name]

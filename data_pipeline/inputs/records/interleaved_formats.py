@@ -81,7 +81,9 @@ def _mmc4(record: dict[str, Any]) -> list[tuple[str, str | None]]:
     for image in images:
         name, index = image.get("image_name"), image.get("matched_text_index")
         if not isinstance(name, str) or not isinstance(index, int) or not 0 <= index < len(sentences):
-            raise BadSample("bad_record", f"image {name!r} is matched with sentence {index!r} of {len(sentences)}")
+            raise BadSample(
+                "bad_record", f"image {str(name)[:80]!r} is matched with sentence {str(index)[:20]} of {len(sentences)}"
+            )
         before[index].append(name)
     parts: list[tuple[str, str | None]] = []
     for names, sentence in zip(before, sentences, strict=True):

@@ -215,7 +215,7 @@ def complete(record: dict[str, Any], counts: tuple[int, int], domain: str = "") 
 
 
 def check_no_messages(record: dict[str, Any]) -> None:
-    """Check that a record of a domain of texts is no conversation. Raises BadSample."""
+    """Check that a record of a domain of texts is not a conversation. Raises BadSample."""
     name = next((name for name in ("messages", "conversations") if name in record), "")
     if name and record.get("domain", "chat") != "chat" and not isinstance(record.get("text"), str):
         raise BadSample("bad_record", f'"{name}" with the domain {record["domain"]!r}: a conversation has domain chat')
