@@ -69,7 +69,8 @@ def is_foreign_chat(record: dict[str, Any]) -> bool:
         return True
     if chat_turns.list_name(record) is not None:
         return isinstance(record.get("messages", []), list)
-    return chat_turns.pair_names(record) is not None or _is_preference(record)
+    answers = {key: value for key, value in record.items() if key not in chat_masks.KTO_TAGS}  # also of other data
+    return chat_turns.pair_names(record) is not None or _is_preference(answers)
 
 
 def normalise(record: dict[str, Any], notes: Counter[str] | None = None) -> dict[str, Any]:

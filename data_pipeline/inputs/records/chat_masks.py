@@ -29,6 +29,7 @@ _LISTS = {**_MARKS, "losses": True, "loss_weights": True, "weights": True, "loss
 _WEIGHTS = ("loss_weight", "sample_weight")  # of a whole record
 _DETAILS = ("train_detail", "training_detail", "train_details")  # axolotl: parts of an answer
 _FOREIGN = MARKS - {"loss"} | {*_DETAILS}
+KTO_TAGS = ("label", "kto_tag")  # fields of a chat that say whether a judge liked its answer
 # Fields of a record that holds a better and a worse answer.
 _PREFERENCE = {
     *("rejected", "rejected_response", "rejected_messages", "rejected_answer", "rejected_output"),

@@ -218,7 +218,9 @@ def check_no_messages(record: dict[str, Any]) -> None:
     """Check that a record of a domain of texts is not a conversation. Raises BadSample."""
     name = next((name for name in ("messages", "conversations") if name in record), "")
     if name and record.get("domain", "chat") != "chat" and not isinstance(record.get("text"), str):
-        raise BadSample("bad_record", f'"{name}" with the domain {record["domain"]!r}: a conversation has domain chat')
+        raise BadSample(
+            "bad_record", f'"{name}" with the domain {str(record["domain"])[:40]!r}: a conversation has domain chat'
+        )
 
 
 def as_list(value: Any) -> list[Any]:

@@ -397,3 +397,11 @@ def test_option_names_the_image_of_a_chat(name, beside, tmp_path):
     [draft], _ = read(opened(path, settings=[f"image={name}"]))
     assert draft.record["messages"][0]["content"] == "<image>Q"
     assert draft.images == [Media("jpg", JPEG)]
+
+
+def test_label_of_a_caption_is_not_that_of_an_answer(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(JPEG)
+    records = [{"image": "a.jpg", "caption": "a", "label": False}, {"text": "a", "label": False}]
+    assert rejections_of(tmp_path / "a.jsonl", *records) == {}
+    judged = {"prompt": "Q", "completion": "A", "label": False}
+    assert rejections_of(tmp_path / "a.jsonl", judged) == {1: "preference_data"}
