@@ -104,8 +104,9 @@ def _texts(refs: list[Any]) -> list[str]:
 
 def _sizes(objects: Any) -> Sequence[tuple[Any, Any]]:
     """Return the (width, height) of each image that `objects` gives."""
-    sides = [objects.get(key) for key in ("width", "height")] if isinstance(objects, dict) else []
-    return list(zip(*sides, strict=False)) if sides and all(isinstance(side, list) for side in sides) else []
+    given = objects if isinstance(objects, dict) else {}
+    widths, heights = given.get("width"), given.get("height")
+    return list(zip(widths, heights, strict=False)) if isinstance(widths, list) and isinstance(heights, list) else []
 
 
 def _frame(image: int, images: Sequence[Media], sizes: Sequence[tuple[Any, Any]]) -> BoxFrame:

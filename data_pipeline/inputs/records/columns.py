@@ -33,7 +33,7 @@ from data_pipeline.inputs.records.record_fields import (
 )
 
 # Columns of a question and of its answer, which chat_formats.py and questions.py convert.
-_PAIRS = (QUESTION_COLUMNS, *map(frozenset, chat_turns.PAIRS))
+_PAIRS: tuple[frozenset[str], ...] = (QUESTION_COLUMNS, *map(frozenset, chat_turns.PAIRS))
 _ALPACA = frozenset(chat_turns.PAIRS[0])  # a chat beside a column `text` too: that is its prompt as a whole
 _DOCUMENT_NAMES = ("texts", "text_list")  # of interleaved documents and of sets of questions
 _OWN_TEXT_NAMES = {"text", "caption", "txt"}  # names that say that a row is a text, beside a conversation too
