@@ -42,7 +42,9 @@ def as_conversation(record: dict[str, Any]) -> dict[str, Any]:
     for number, pair in enumerate(pairs):
         asked, answered = pair.get(question), _single(pair.get(answer))
         if not isinstance(asked, str) or not isinstance(answered, str):
-            raise BadSample("bad_record", f'pair {number}: "{question}" and "{answer}" must be texts, or a list of one')
+            raise BadSample(
+                "bad_record", f'pair {number}: "{question}" and "{answer}" must be texts, or a list of one answer'
+            )
         rest = {key: value for key, value in pair.items() if key not in (question, answer) and value is not None}
         messages.append({"role": "user", "content": asked})
         messages.append({**rest, "role": "assistant", "content": answered})
