@@ -52,7 +52,7 @@ def files_below(path: Path) -> Iterator[Path]:
     """Yield all files in a folder and its subfolders, hidden ones excepted. Links to folders are not followed.
 
     Raises:
-        DataError: A folder cannot be read.
+        DataError: A folder may not be read.
     """
     for folder, folders, files in os.walk(path, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -72,4 +72,6 @@ def skipped_below(path: str) -> Counter[str]:
 
 
 def _raise(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):  # the caller says what is wrong with its path
+        return
     raise DataError(f"{error.filename} cannot be read ({error.strerror}): allow it, or move the folder away") from error
