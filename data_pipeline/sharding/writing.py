@@ -219,6 +219,8 @@ def _read(job: TaskJob, note: ReadingNote, counts: Counts) -> Iterator[Draft | R
                     note.at(position)
                     yield found
                     note.at(here)
+        except BadSample as error:
+            yield Rejected(unit.path, error.reason, error.detail, counts.accounts.missing())
         except (DataError, OSError, MemoryError):
             raise
         except Exception as error:  # a library's bug on one file must not end a build of days
@@ -249,7 +251,7 @@ def _stored(record: dict[str, Any]) -> bytes:
         if any(word in written for word in ("NaN", "Infinity")):
             written = json.dumps(json.loads(written, parse_constant=lambda _: None), ensure_ascii=False)
         data = written.encode()
-    except (UnicodeEncodeError, RecursionError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
+    except (TypeError, ValueError, RecursionError) as error:  # among others, half of a surrogate pair ("\ud83d")
         raise BadSample("bad_record", f"the record cannot be written: {error}") from error
     check_size("json", len(data))
     return data

@@ -124,6 +124,15 @@ def test_turned_videos_are_upright_in_the_index_and_as_patches() -> None:
     assert video_patches(data, 1000)[1].size == video_geometry(VideoInfo(8, 4, 2, 48, 64), 1000).size
 
 
+@pytest.mark.parametrize("frames", [1, 2])
+def test_turned_videos_of_a_few_frames_are_upright(frames: int) -> None:
+    """The decoder holds back frames of H.264 until it has several, or is told that no packet follows."""
+    data = made(Track(frames, 4, turned=90))
+    info = probe_video(data)
+    assert (info.height, info.width, info.quarter_turns) == (48, 64, 1)
+    assert video_patches(data, 1000)[1] == video_geometry(info, 1000)
+
+
 def test_header_of_a_constant_rate_gives_what_the_packets_give() -> None:
     for name in ("mp4 23.976 fps", "mp4 29.97 fps", "pyramid of B-frames, no edit list", "turned by 90", "sound"):
         data = CONSTANT[name]()
