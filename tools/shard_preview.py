@@ -49,7 +49,7 @@ def _names(seen: Preview) -> Table:
         given, arrow, became = name.partition(" -> ")
         rows.append((given, became if arrow else "read", count))
     rows += [(name, "stored, not used", count) for name, count in sorted(seen.unused.items())]
-    rows += [(name, "not read", count) for name, count in sorted(seen.not_read.items())]
+    rows += [(name, "not read", count) for name, count in sorted((+seen.not_read).items())]
     for name, became, count in rows[:SHOWN_NAMES]:
         table.add_row(escape(name), escape(became), f"{count:,}")
     if len(rows) > SHOWN_NAMES:

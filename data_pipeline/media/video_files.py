@@ -261,7 +261,7 @@ def _timing(spans: Sequence[Span], stream: av.VideoStream) -> Timing:
         duration = _seconds(max(start + length for start, length in known), base) - first
         if duration > 0:
             fps = len(known) / duration
-            times = tuple(_seconds(start, base) - first for start, _ in known)
+            times = tuple(_seconds(start - known[0][0], base) for start, _ in known)  # exact, not 2.3 - 0.3 = 1.999...
             tolerance = min(1 / fps, RATE_TOLERANCE) + _seconds(1, base)
             steady = all(abs(time - number / fps) <= tolerance for number, time in enumerate(times))
             return len(known), fps, duration, () if steady else times

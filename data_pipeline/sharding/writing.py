@@ -109,8 +109,9 @@ class Counts:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Counts:
         """Read the counts of a manifest. Raises KeyError or TypeError if it is not one."""
-        counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields", "not_read")}
-        accounts = Accounts.from_json(content["items"])
+        counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields")}
+        counters["not_read"] = Counter(content.get("not_read", {}))  # manifests of earlier versions have neither this
+        accounts = Accounts.from_json(content.get("items", {}))  # nor this
         return cls(samples=content["samples"], shards=content["shards"], accounts=accounts, **counters)
 
 

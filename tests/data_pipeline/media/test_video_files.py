@@ -105,6 +105,12 @@ def test_variable_rate_follows_the_true_times(name: str) -> None:
     assert shown == [drawn[index] for index in unique]
 
 
+def test_times_from_the_first_frame_are_exact() -> None:
+    """2.3 - 0.3 is 1.9999999999999998, which is in another second than 2."""
+    info = probe_video(made(Track(4, times=[300, 1300, 2300, 9300]), format="matroska"))
+    assert info.times == (0, 1, 2, 9)
+
+
 def test_index_has_the_frame_pairs_that_are_decoded() -> None:
     for name in ("slides", "random gaps, mkv", "avi, dropped frames"):
         make, times = VARIABLE[name]
