@@ -32,9 +32,10 @@ def _print_input(seen: Preview, given: Input) -> None:
     more = f" and {len(seen.paths) - 1:,} more" if len(seen.paths) > 1 else ""
     console.print(f"[bold]{escape(seen.paths[0])}{more}[/bold]: kind {seen.kind}", soft_wrap=True)
     for domain, example in seen.samples.items():
-        print_line(f"a sample of domain {domain}, from {example.draft.origin}:")
+        print_line(f"a sample of domain {domain}, from {example.draft.origin} (bold: with loss):")
         console.print(f"  {_rendered(example)}", soft_wrap=True, highlight=False)
-    console.print(_names(seen))
+    if (names := _names(seen)).row_count:
+        console.print(names)
     for reason, first in seen.examples.items():
         print_line(f"rejected as {reason}: {seen.rejected[reason]:,}, first {first.origin}: {first.detail}")
     options = " ".join(f"--set {option}" for option in options_of(given))
