@@ -58,6 +58,7 @@ PartOfArray = Annotated[bool, typer.Option("--array", help="take the part from t
 BUILD_HELP = f"""Write shards, their indexes and a manifest from files and folders.
 
 \b
+    python -m tools.shard build --input photos/ --dry-run
     python -m tools.shard build --input photos/ --out shards/photos --tokenizer DIR
     python -m tools.shard build --input a.pdf b.pdf --set dpi=150 --out ...
     python -m tools.shard build --input videos/ --kind clips --out ...
