@@ -132,7 +132,7 @@ def test_turned_videos_are_upright_in_the_index_and_as_patches() -> None:
 
 @pytest.mark.parametrize("frames", [1, 2])
 def test_turned_videos_of_a_few_frames_are_upright(frames: int) -> None:
-    """The decoder holds back frames of H.264 until it has several, or is told that no packet follows."""
+    """The decoder holds back frames of H.264 until it has several, or sees the end."""
     data = made(Track(frames, 4, turned=90))
     info = probe_video(data)
     assert (info.height, info.width, info.quarter_turns) == (48, 64, 1)
