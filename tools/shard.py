@@ -18,44 +18,34 @@ from __future__ import annotations
 import os
 import re
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from common.sizes import parse_size
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.inputs.kinds import describe_kinds, open_inputs, skipped_files
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
-from data_pipeline.sharding.accounting import FATES
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.job_slice import JobSlice
-from data_pipeline.sharding.tasks import MANIFEST, BuildOptions, open_apart
+from data_pipeline.sharding.tasks import BuildOptions, check_chat_form, open_apart
 from data_pipeline.shards.index import read_index
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
 from tools.shard_paths import shards_of
 from tools.shard_preview import print_preview
+from tools.shard_report import print_counts, print_line, print_outcome, print_unfinished, print_whole
 
 # Commands import what needs torch or draws plots themselves: `build --dry-run` answers in a second.
-if TYPE_CHECKING:
-    from data_pipeline.curation.run import Unfinished
-    from data_pipeline.sharding.build import Outcome
-    from data_pipeline.sharding.writing import Counts
 
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-console = Console()
-WIDEST = 120  # columns of tables: no number is cut off in a narrower terminal, or without one
-SHOWN_NAMES = 30  # of unused fields, or of what is not read; the manifest lists all
 
 Shards = Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")]
 TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")]
@@ -68,6 +58,7 @@ PartOfArray = Annotated[bool, typer.Option("--array", help="take the part from t
 BUILD_HELP = f"""Write shards, their indexes and a manifest from files and folders.
 
 \b
+    python -m tools.shard build --input photos/ --dry-run
     python -m tools.shard build --input photos/ --out shards/photos --tokenizer DIR
     python -m tools.shard build --input a.pdf b.pdf --set dpi=150 --out ...
     python -m tools.shard build --input videos/ --kind clips --out ...
@@ -120,22 +111,19 @@ def build(
         planned = plan(opened, options, skipped_files(inputs, opened))
         with _progress_of_bytes(planned.bytes, lambda: written_bytes(Path(out))):
             outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), job_slice=job_slice)
-        _print_outcome(outcome, Path(out))
+        print_outcome(outcome, Path(out))
         if not tokenizer:
-            console.print(
-                f"tokens are not counted yet; count them with `python -m tools.shard index {out} --tokenizer DIR`",
-                markup=False,
-                soft_wrap=True,
+            print_line(
+                f"tokens are not counted yet; count them with `python -m tools.shard index {out} --tokenizer DIR`"
             )
         if outcome.finished and not outcome.counts.samples:
             raise DataError(f"no sample could be used: see {Path(out) / REJECTED}")
 
 
 def _dry_run(inputs: list[str], kind: str, settings: list[str], chat_form: str) -> None:
-    if chat_form not in CHAT_FORMS:
-        raise DataError(f"--chat-form {chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
+    check_chat_form(chat_form)
     opened = open_inputs(inputs, kind, settings)
-    if not print_preview(console, opened, skipped_files(inputs, opened), chat_form):
+    if not print_preview(opened, skipped_files(inputs, opened), chat_form):
         raise DataError("no sample could be made of the first items: see the reasons above")
 
 
@@ -161,7 +149,7 @@ def index(
                 workers=_workers(workers),
                 tick=tick,
             )
-    _print_counts(counts)
+    print_counts(counts)
 
 
 @app.command()
@@ -179,9 +167,9 @@ def verify(
             for found in chain([wrong], verify_shards(jobs, executor=_executor(executor), workers=_workers(workers))):
                 total.add(found.counts)
                 for entry in found.rejected:
-                    console.print(f"{entry.origin}: {entry.reason}: {entry.detail}", markup=False, soft_wrap=True)
+                    print_line(f"{entry.origin}: {entry.reason}: {entry.detail}")
                 tick()
-    _print_counts(total, see="")
+    print_counts(total, see="")
     if total.rejected:
         raise typer.Exit(1)
 
@@ -207,9 +195,9 @@ def stats(
             raise DataError(f"no sample is indexed in {', '.join(shards)}: see {REJECTED} beside the shards")
         if plot:
             draw(found, plot)
-    _print_whole(table_of(found))
+    print_whole(table_of(found))
     if plot:
-        console.print(f"plot: {plot}", markup=False, soft_wrap=True)
+        print_line(f"plot: {plot}")
 
 
 @app.command()
@@ -242,22 +230,14 @@ def curate(
             progress_of_bytes=_progress_of_bytes,
         )
     if isinstance(found, Unfinished):
-        _print_unfinished(found)
+        print_unfinished(found)
         return
-    _print_whole(funnel_table(found))
-    console.print(
-        f"{out}: filtered.jsonl lists each filtered sample with its reason, funnel.png shows how many",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def _print_whole(table: Table) -> None:
-    Console(width=max(console.width, WIDEST)).print(table)
+    print_whole(funnel_table(found))
+    print_line(f"{out}: filtered.jsonl lists each filtered sample with its reason, funnel.png shows how many")
 
 
 def _shards(given: list[str]) -> list[Path]:
-    return shards_of(given, lambda empty: console.print(empty, markup=False, soft_wrap=True))
+    return shards_of(given, print_line)
 
 
 def _executor(name: str) -> str:
@@ -309,62 +289,6 @@ def _slice_of_array() -> JobSlice:
             "or do what is left with the same command without --array"
         )
     return JobSlice(own - first, count)
-
-
-def _print_outcome(outcome: Outcome, out: Path) -> None:
-    if outcome.was_finished:
-        console.print(f"{out} is finished already: nothing to do", markup=False, soft_wrap=True)
-    _print_counts(outcome.counts, see=f", see {out / REJECTED}" if outcome.finished else "")
-    if not outcome.finished:
-        console.print(
-            f"{outcome.done} of {outcome.tasks} tasks are done: {MANIFEST} is written when all are", soft_wrap=True
-        )
-
-
-def _print_unfinished(found: Unfinished) -> None:
-    if found.examined < found.shards:
-        rest = "the kept samples are decided and written when all are"
-    else:
-        rest = (
-            f"part {found.writer} decides and writes the kept samples; if it was stopped, run its command again, or "
-            "the command without a part"
-        )
-    console.print(f"{found.examined} of {found.shards} shards are examined: {rest}", soft_wrap=True)
-
-
-def _print_counts(counts: Counts, see: str = f", see {REJECTED}") -> None:
-    if counts.domains:
-        table = Table("domain", "samples")
-        for domain, count in sorted(counts.domains.items()):
-            table.add_row(escape(domain), f"{count:,}")
-        console.print(table)
-    if counts.rejected:
-        table = Table("rejected", "samples")
-        for reason, count in counts.rejected.most_common():
-            table.add_row(escape(reason), f"{count:,}")
-        console.print(table)
-    if counts.accounts.levels:
-        table = Table("given", "items", *(fate.replace("_", " ") for fate in FATES))
-        for level, numbers in counts.accounts.as_json().items():
-            table.add_row(escape(level), *(f"{number:,}" for number in numbers.values()))
-        console.print(table)
-    if counts.not_read:
-        console.print(f"not read: {_named(counts.not_read)}", markup=False, soft_wrap=True)
-    if counts.unused_fields:
-        named = _named(counts.unused_fields)
-        console.print(f"fields that are stored but not used: {named}", markup=False, soft_wrap=True)
-    rejected = f", rejected: {counts.rejected.total():,}{see}" if counts.rejected else ""
-    console.print(
-        f"shards: {len(counts.shards):,}, samples: {counts.samples:,}{rejected}", markup=False, soft_wrap=True
-    )
-
-
-def _named(counts: Counter[str]) -> str:
-    """Return names with their counts; the manifest lists those that are too many to show."""
-    most_common = counts.most_common(SHOWN_NAMES)
-    named = ", ".join(f"{name!r} ({count:,})" for name, count in sorted(most_common))
-    more = len(counts) - len(most_common)
-    return f"{named}{f' and {more:,} more' if more else ''}"
 
 
 @contextmanager

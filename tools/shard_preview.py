@@ -5,42 +5,41 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from data_pipeline.inputs.draft import Input
 from data_pipeline.sample import Element, Image, Text, Token, Video
 from data_pipeline.sharding.preview import Preview, Seen, options_of, preview
+from tools.shard_report import console, named, print_line
 
 SHOWN_CHARACTERS = 600  # of a sample
 SHOWN_NAMES = 40  # of the names of an input
 
 
-def print_preview(console: Console, inputs: Sequence[tuple[str, Input]], skipped: Counter[str], chat_form: str) -> bool:
+def print_preview(inputs: Sequence[tuple[str, Input]], skipped: Counter[str], chat_form: str) -> bool:
     """Print what each input is taken for. Returns whether a sample could be made of any."""
     found = [(preview(kind, given, chat_form), given) for kind, given in inputs]
     for seen, given in found:
-        _print_input(console, seen, given)
+        _print_input(seen, given)
     if skipped:
-        names = ", ".join(f"{name} ({count:,})" for name, count in sorted(skipped.items()))
-        console.print(f"not read: {names}: give these files with --input, with --kind where needed", markup=False)
-    console.print("dry run: nothing is written", soft_wrap=True)
+        print_line(f"not read: {named(skipped)}: give these files with --input, with --kind where needed")
+    print_line("dry run: nothing is written")
     return any(seen.samples for seen, _ in found)
 
 
-def _print_input(console: Console, seen: Preview, given: Input) -> None:
+def _print_input(seen: Preview, given: Input) -> None:
     more = f" and {len(seen.paths) - 1:,} more" if len(seen.paths) > 1 else ""
     console.print(f"[bold]{escape(seen.paths[0])}{more}[/bold]: kind {seen.kind}", soft_wrap=True)
     for domain, example in seen.samples.items():
-        console.print(f"a sample of domain {domain}, from {example.draft.origin}:", markup=False, soft_wrap=True)
+        print_line(f"a sample of domain {domain}, from {example.draft.origin} (bold: with loss):")
         console.print(f"  {_rendered(example)}", soft_wrap=True, highlight=False)
-    console.print(_names(seen))
+    if (names := _names(seen)).row_count:
+        console.print(names)
     for reason, first in seen.examples.items():
-        rejected = f"rejected as {reason}: {seen.rejected[reason]:,}, first {first.origin}: {first.detail}"
-        console.print(rejected, markup=False, soft_wrap=True)
+        print_line(f"rejected as {reason}: {seen.rejected[reason]:,}, first {first.origin}: {first.detail}")
     options = " ".join(f"--set {option}" for option in options_of(given))
-    console.print(f"change it with: --kind {seen.kind} {options}".rstrip(), markup=False, soft_wrap=True)
+    print_line(f"change it with: --kind {seen.kind} {options}".rstrip())
 
 
 def _names(seen: Preview) -> Table:
@@ -51,9 +50,9 @@ def _names(seen: Preview) -> Table:
         given, arrow, became = name.partition(" -> ")
         rows.append((given, became if arrow else "read", count))
     rows += [(name, "stored, not used", count) for name, count in sorted(seen.unused.items())]
-    rows += [(name, "not read", count) for name, count in sorted(seen.not_read.items())]
+    rows += [(name, "not read", count) for name, count in sorted((+seen.not_read).items())]
     for name, became, count in rows[:SHOWN_NAMES]:
-        table.add_row(escape(name), became, f"{count:,}")
+        table.add_row(escape(name), escape(became), f"{count:,}")
     if len(rows) > SHOWN_NAMES:
         table.add_row(f"and {len(rows) - SHOWN_NAMES:,} more", "", "")
     return table

@@ -8,6 +8,7 @@ viewers obey. An annotation says in which image it counts by the width and heigh
     4000 x 3000 1000 x 750  -         divided by four
     1000 x 750  1000 x 750  turned    turned, as the image is: they were drawn in the stored image
     750 x 1000  1000 x 750  turned    taken as they are: they were drawn in the upright image
+    1000 x 750  1000 x 750  half turn drawn in which of them is not known: `size_mismatch`
     800 x 800   1000 x 750  -         another image: `size_mismatch`
 
 Without a width and height, boxes count in the upright image.

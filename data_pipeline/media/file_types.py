@@ -47,7 +47,7 @@ _BEGINNINGS = {
     b"\x00\x00\x00\x0cjP  \r\n\x87\n": JPEG2000,
     b"\xff\x4f\xff\x51": FileType("JPEG 2000", "image", "j2k"),
     b"\x00\x00\x01\x00": FileType("ICO", "image", "ico"),
-    b"FLV": FileType("FLV", "video", "flv"),
+    b"FLV\x01": FileType("FLV", "video", "flv"),
     b"\x30\x26\xb2\x75\x8e\x66\xcf\x11": FileType("ASF", "video", "wmv", ("asf",)),
     b"\x00\x00\x01\xba": FileType("MPEG", "video", "mpg", ("mpeg", "vob")),
     # Not read: named, so that a message can say what the file is.
@@ -104,14 +104,17 @@ _BRANDS = {
     b"M4VP": M4V,
 }
 _STILL = (AVIF, HEIC)
-_QUICKTIME_BOXES = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")  # a file without ftyp begins with one
+# A file without ftyp begins with one of these boxes. The small ones may be words of a text, where no byte is zero.
+_QUICKTIME_BOXES, _SMALL_BOXES = (b"moov", b"mdat"), (b"wide", b"free", b"skip", b"pnot")
 _NETPBM = {b"1": "pbm", b"4": "pbm", b"2": "pgm", b"5": "pgm", b"3": "ppm", b"6": "ppm"}
 _NETPBM_HEAD = re.compile(rb"P([1-6])[\s#]+(#[^\n]*\n\s*)*\d")
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)  # bytes of the header after the first 14
-# Beginnings of text, after white space and a byte order mark; without regard to case.
+# Beginnings of text, after white space and a byte order mark; without regard to case. The groups (?>...) are atomic:
+# otherwise the time would double with every comment at the beginning of a file.
+_XML_START = rb"(?><\?xml[^<]*)?(?><!--.*?-->\s*)*+"
 _TEXTS = (
-    (re.compile(rb"<svg|<\?xml[^<]*(<!--.*?-->\s*)*(<!doctype svg|<svg)|<!doctype svg|<!--.*?-->\s*<svg", re.S), "SVG"),
-    (re.compile(rb"<!doctype html|<html|<head|<\?xml[^<]*(<!--.*?-->\s*)*(<!doctype html|<html)", re.S), "a web page"),
+    (re.compile(_XML_START + rb"(<!doctype svg|<svg)", re.DOTALL), "SVG"),
+    (re.compile(_XML_START + rb"(<!doctype html|<html|<head)", re.DOTALL), "a web page"),
     (re.compile(rb"<\?xml"), "XML"),
 )
 _TEXT_TYPES = {name: FileType(name, "other") for _, name in _TEXTS}
@@ -144,7 +147,8 @@ def _riff(head: bytes) -> FileType | None:
 def _iso_media(head: bytes) -> FileType | None:
     """Return the type of an ISO container: of its main brand if that decides, else of its compatible brands."""
     if head[4:8] != b"ftyp":
-        return MOV if head[4:8] in _QUICKTIME_BOXES else None
+        is_small = head[:1] == b"\0" and head[4:8] in _SMALL_BOXES
+        return MOV if is_small or head[4:8] in _QUICKTIME_BOXES else None
     end = min(int.from_bytes(head[:4], "big"), len(head))
     main, others = head[8:12], {head[at : at + 4] for at in range(16, end, 4)}
     if main in (b"mif1", b"msf1"):  # an image, whose codec a compatible brand names

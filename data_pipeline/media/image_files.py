@@ -153,20 +153,22 @@ def _narrowed(image: Image.Image) -> Image.Image:
     """Return an image of 16 or 32 bits of grey in RGB.
 
     16 bits lose their lower 8 (12 bits: 4), as in OpenCV, libpng and scikit-image. Integers of 32 bits count as 16 bits
-    if some are larger than 255 and all fit, as Pillow widens some 16-bit files. Floats from 0 to 1 are scaled.
+    if some are larger than 255 and all fit, as Pillow widens some 16-bit files. Floats from 0 to 1 are scaled, and
+    others are taken as they are, up to 255.
 
     Raises:
         BadSample: unreadable_image, if the range of the values is not known.
     """
-    values = np.asarray(image)
+    values = np.nan_to_num(np.asarray(image))
     least, most = (values.min(), values.max()) if values.size else (0, 0)
     if image.mode.startswith("I;16") or (image.mode == "I" and (image.format == "PPM" or 255 < most < 65536)):
         values = values >> (_bits(image) - 8)
-    elif image.mode == "I" and most > 255:
-        raise BadSample("unreadable_image", f"grey values up to {most} have no known range: convert it to 8 or 16 bits")
+    elif image.mode in ("I", "F") and most > 255:
+        what = f"grey values up to {most:.10g} have no known range: convert it to 8 or 16 bits"
+        raise BadSample("unreadable_image", what)
     elif image.mode == "F" and least >= 0 and 0 < most <= 1:
         values = np.rint(values * 255)
-    grey = Image.fromarray(np.clip(np.nan_to_num(values), 0, 255).astype(np.uint8))
+    grey = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
     hidden = image.info.get("transparency")
     if isinstance(hidden, int):
         grey.paste(255, mask=Image.fromarray(np.asarray(image) == hidden))

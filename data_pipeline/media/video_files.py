@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any
 
 import av
@@ -41,7 +42,6 @@ _EQUAL_SIZES = re.compile(rb"stsz\0{4}(.{4})(.{4})", re.DOTALL)  # bytes of each
 
 # FFmpeg knows other formats, but some of them are lists of addresses to fetch (HLS, concat) and not videos.
 CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg"
-
 
 # A frame may be shown this many seconds from number / fps, and one frame at most: the rate is constant then.
 RATE_TOLERANCE = 0.1
@@ -261,7 +261,7 @@ def _timing(spans: Sequence[Span], stream: av.VideoStream) -> Timing:
         duration = _seconds(max(start + length for start, length in known), base) - first
         if duration > 0:
             fps = len(known) / duration
-            times = tuple(_seconds(start, base) - first for start, _ in known)
+            times = tuple(_seconds(start - known[0][0], base) for start, _ in known)  # exact, not 2.3 - 0.3 = 1.999...
             tolerance = min(1 / fps, RATE_TOLERANCE) + _seconds(1, base)
             steady = all(abs(time - number / fps) <= tolerance for number, time in enumerate(times))
             return len(known), fps, duration, () if steady else times
@@ -302,7 +302,8 @@ def _quarter_turns(stream: av.VideoStream, packets: Iterable[av.Packet]) -> int:
     """Decode one frame, which carries the matrix of its stream, and return its angle in quarters of a turn."""
     decoder: Any = stream.codec_context
     try:
-        for packet in packets:
+        # None: returns what the decoder still holds, which is all of a video of a few frames.
+        for packet in chain((packet for packet in packets if packet.size), [None]):
             for frame in decoder.decode(packet):
                 return round(frame.rotation / 90) % 4
         return 0

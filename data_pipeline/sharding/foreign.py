@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import replacing, write_text
-from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
+from data_pipeline.domains.chat import DEFAULT_FORM
 from data_pipeline.errors import REJECTED, BadSample, DataError
 from data_pipeline.sharding.executors import EXECUTORS
+from data_pipeline.sharding.fields import unused_fields, unused_message_keys
 from data_pipeline.sharding.measure import measure
+from data_pipeline.sharding.tasks import check_chat_form
 from data_pipeline.sharding.writing import WORK, Counts, load_tokenizer, write_rejected
 from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import IndexHeader, read_index, write_index
@@ -64,8 +66,7 @@ def index_shards(
     Raises:
         DataError: an option is wrong, or a worker died.
     """
-    if chat_form not in CHAT_FORMS:
-        raise DataError(f"--chat-form {chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
+    check_chat_form(chat_form)
     load_tokenizer(str(tokenizer))  # so that a wrong path is one error, not one per worker
     for folder in {shard.parent for shard in shards}:
         (folder / WORK).mkdir(exist_ok=True)
@@ -75,7 +76,7 @@ def index_shards(
         total.add(read)
         tick()
     for folder in sorted({shard.parent for shard in shards}):
-        names = [shard.name for shard in shards if shard.parent == folder]
+        names = {shard.name: None for shard in shards if shard.parent == folder}  # a set in the order of the shards
         total.rejected += _merge_rejected(folder, names)
         write_catalogue(folder)
     for shard in shards:
@@ -113,12 +114,15 @@ def index_shard(job: IndexJob) -> Counts:
         for sample in scan.samples:
             try:
                 _check_media(scan, sample)
-                measured = measure(reader.read(str(job.shard), sample), tokenizer, job.chat_form)
+                raw = reader.read(str(job.shard), sample)
+                measured = measure(raw, tokenizer, job.chat_form)
             except BadSample as error:
                 write_rejected(rejections, error.reason, f"{job.shard.name}/{sample.key}", error.detail)
                 counts.accounts.use({"members": len(sample.members)}, "rejected")
             else:
                 rows.append(measured.index_row(sample))
+                counts.unused_fields.update(unused_fields(raw.record))
+                counts.not_read.update(unused_message_keys(raw.record))
                 counts.accounts.use({"members": len(sample.members)}, "in_samples")
     reader.close()
     counts.accounts.check(str(job.shard))
@@ -148,7 +152,7 @@ def _rejected_part(folder: Path, name: str) -> Path:
     return folder / WORK / f"{name}.rejected.jsonl"
 
 
-def _merge_rejected(folder: Path, names: Sequence[str]) -> Counter[str]:
+def _merge_rejected(folder: Path, names: Collection[str]) -> Counter[str]:
     """Replace the lines about shards that were read, keep the others, and count the lines about `names`."""
     parts = {name: _rejected_part(folder, name) for name in names if _rejected_part(folder, name).is_file()}
     kept: list[str] = []

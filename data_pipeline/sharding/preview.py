@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from data_pipeline.domains import build_sample
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Input, NotRead, ReadsFirst, Rejected
 from data_pipeline.media.image_files import probe_image
 from data_pipeline.sample import Sample
@@ -57,6 +57,10 @@ class Preview:
                 return
             except BadSample as error:
                 found = Rejected(found.origin, error.reason, error.detail)
+            except (DataError, OSError, MemoryError):
+                raise
+            except Exception as error:  # rejected by a build, too
+                found = Rejected(found.origin, "unreadable_sample", f"{type(error).__name__}: {error}")
         self.rejected[found.reason] += 1
         self.examples.setdefault(found.reason, found)
 
@@ -95,11 +99,18 @@ def _first_entries(given: Input) -> Iterator[Draft | Rejected | NotRead]:
     count = 0
     for unit in given.units():
         found = given.read_first(unit, MOST_ITEMS) if isinstance(given, ReadsFirst) else given.read(unit)
-        for entry in found:
-            yield entry
-            count += 1
-            if count >= MOST_ITEMS or time.monotonic() - began > SECONDS:
-                return
+        try:
+            for entry in found:
+                yield entry
+                count += 1
+                if count >= MOST_ITEMS or time.monotonic() - began > SECONDS:
+                    return
+        except BadSample as error:
+            yield Rejected(unit.path, error.reason, error.detail)
+        except (DataError, OSError, MemoryError):
+            raise
+        except Exception as error:  # rejected by a build, too
+            yield Rejected(unit.path, "unreadable_input", f"{type(error).__name__}: {error}")
 
 
 def options_of(given: Input) -> Sequence[str]:

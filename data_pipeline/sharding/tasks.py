@@ -47,8 +47,13 @@ class BuildOptions:
             raise DataError(f"--shard-bytes {self.shard_bytes}: give a positive size, e.g. 1GiB")
         if not self.name or self.name.startswith(".") or set(self.name) & set('/\\*?[]"'):
             raise DataError(f"--name {self.name!r} becomes part of file names: use letters, digits, - and _")
-        if self.chat_form not in CHAT_FORMS:
-            raise DataError(f"--chat-form {self.chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
+        check_chat_form(self.chat_form)
+
+
+def check_chat_form(chat_form: str) -> None:
+    """Check that chats can be written in a form. Raises DataError."""
+    if chat_form not in CHAT_FORMS:
+        raise DataError(f"--chat-form {chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
 
 
 @dataclass(frozen=True)

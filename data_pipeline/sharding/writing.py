@@ -109,8 +109,9 @@ class Counts:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Counts:
         """Read the counts of a manifest. Raises KeyError or TypeError if it is not one."""
-        counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields", "not_read")}
-        accounts = Accounts.from_json(content["items"])
+        counters = {key: Counter(content[key]) for key in ("domains", "rejected", "unused_fields")}
+        counters["not_read"] = Counter(content.get("not_read", {}))  # manifests of earlier versions have neither this
+        accounts = Accounts.from_json(content.get("items", {}))  # nor this
         return cls(samples=content["samples"], shards=content["shards"], accounts=accounts, **counters)
 
 
@@ -219,6 +220,8 @@ def _read(job: TaskJob, note: ReadingNote, counts: Counts) -> Iterator[Draft | R
                     note.at(position)
                     yield found
                     note.at(here)
+        except BadSample as error:
+            yield Rejected(unit.path, error.reason, error.detail, counts.accounts.missing())
         except (DataError, OSError, MemoryError):
             raise
         except Exception as error:  # a library's bug on one file must not end a build of days
@@ -249,7 +252,7 @@ def _stored(record: dict[str, Any]) -> bytes:
         if any(word in written for word in ("NaN", "Infinity")):
             written = json.dumps(json.loads(written, parse_constant=lambda _: None), ensure_ascii=False)
         data = written.encode()
-    except (UnicodeEncodeError, RecursionError) as error:  # half of a surrogate pair, as "\ud83d" in JSON
+    except (TypeError, ValueError, RecursionError) as error:  # among others, half of a surrogate pair ("\ud83d")
         raise BadSample("bad_record", f"the record cannot be written: {error}") from error
     check_size("json", len(data))
     return data

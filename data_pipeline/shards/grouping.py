@@ -105,7 +105,7 @@ def _claim(found: Sequence[Found]) -> tuple[dict[str, _Claim], list[Found]]:
         front, _, number = one.stem.rpartition(".")
         if one.stem in claims:
             claims[one.stem].append(((one.kind, 0), one))
-        elif front in claims and kind_of(f"{number}.jpg")[0]:
+        elif number and front in claims and kind_of(f"{number}.jpg")[0]:
             claims[front].append(((one.kind, int(number)), one))
         else:
             unclaimed.append(one)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-# Extensions by the formats that are decoded, see media/image_files.FORMATS and media/video.CONTAINERS.
+# Extensions by the formats that are decoded, see media/image_files.FORMATS and media/video_files.CONTAINERS.
 IMAGE_EXTENSIONS = (
     *("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "avif", "avifs", "heic", "heif", "jfif", "jpe", "mpo"),
     *("apng", "dib", "ico", "jp2", "j2k", "jpc", "j2c", "jpx", "jpf", "ppm", "pgm", "pbm", "pnm", "pfm"),

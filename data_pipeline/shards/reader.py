@@ -134,7 +134,7 @@ def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, An
     try:
         record = json.loads(jsons[0]) if jsons else {}
         if texts and not (isinstance(record, dict) and "domain" in record):
-            return {"domain": "image_text", "text": texts[0].decode("utf-8").strip()}
+            return {"domain": "image_text", "text": texts[0].decode("utf-8-sig").strip()}
     except (ValueError, RecursionError) as error:
         raise BadSample("bad_record", f"the record cannot be read: {error}") from error
     if not isinstance(record, dict) or not record:

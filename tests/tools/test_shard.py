@@ -23,7 +23,8 @@ from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.pack_cost import PackCost
 from data_pipeline.shards.index import read_index
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
-from tools.shard import WIDEST, app
+from tools.shard import app
+from tools.shard_report import WIDEST
 from tools.shard_stats import DomainStats, table_of
 
 JPEG, PNG = encoded(pattern(60, 90), "JPEG"), encoded(pattern(90, 60, 1), "PNG")

@@ -169,7 +169,6 @@ def tars(case: Case) -> dict[str, int]:
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    # A JSON member of which nothing is used may hold any name.
     return {"members": len(members)}
 
 

@@ -137,6 +137,7 @@ def box(main: bytes, *others: bytes) -> bytes:
         (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b'<?xml version="1.0"?>\n<!-- made by hand -->\n<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
         (b"\xef\xbb\xbf  <SVG/>", "SVG"),
+        (b"<?xml version='1.0'?>" + b"<!---->" * 200 + b"<kml>", "XML"),  # in no time
         (b"8BPS\0\1", "PSD"),
         (b"%PDF-1.7", "PDF"),
         (b"<!DOCTYPE html><html>404</html>", "a web page"),
@@ -154,7 +155,18 @@ def test_type_of_first_bytes(data: bytes, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"x", b"BM, said the letter", b"GOGO" * 400, b"Portable", b"P5", b"<b>hello</b>"]
+    "data",
+    [
+        b"",
+        b"x",
+        b"BM, said the letter",
+        b"GOGO" * 400,
+        b"Portable",
+        b"P5",
+        b"<b>hello</b>",
+        b"The free world",
+        b"FLV is",
+    ],
 )
 def test_other_bytes_have_no_type(data: bytes) -> None:
     assert file_type(data) is None

@@ -318,10 +318,11 @@ def test_wide_grey_values_of_unknown_range_are_rejected() -> None:
         buffer = io.BytesIO()
         Image.fromarray(values).save(buffer, "TIFF")
         assert decode_image(buffer.getvalue())[0, :, 1].tolist() == expected
-    buffer = io.BytesIO()
-    Image.fromarray(np.array([[0, 1 << 20]], dtype=np.int32)).save(buffer, "TIFF")
-    with pytest.raises(BadSample, match="unreadable_image: grey values up to 1048576"):
-        decode_image(buffer.getvalue())
+    for values, most in ((np.array([[0, 1 << 20]], np.int32), "1048576"), (np.array([[0, 1e4]], np.float32), "10000")):
+        buffer = io.BytesIO()
+        Image.fromarray(values).save(buffer, "TIFF")
+        with pytest.raises(BadSample, match=f"unreadable_image: grey values up to {most} "):
+            decode_image(buffer.getvalue())
 
 
 @pytest.mark.fast

@@ -105,6 +105,12 @@ def test_variable_rate_follows_the_true_times(name: str) -> None:
     assert shown == [drawn[index] for index in unique]
 
 
+def test_times_from_the_first_frame_are_exact() -> None:
+    """2.3 - 0.3 is 1.9999999999999998, which is in another second than 2."""
+    info = probe_video(made(Track(4, times=[300, 1300, 2300, 9300]), format="matroska"))
+    assert info.times == (0, 1, 2, 9)
+
+
 def test_index_has_the_frame_pairs_that_are_decoded() -> None:
     for name in ("slides", "random gaps, mkv", "avi, dropped frames"):
         make, times = VARIABLE[name]
@@ -122,6 +128,15 @@ def test_turned_videos_are_upright_in_the_index_and_as_patches() -> None:
     info = probe_video(data)
     assert (info.height, info.width, info.quarter_turns) == (48, 64, 1)
     assert video_patches(data, 1000)[1].size == video_geometry(VideoInfo(8, 4, 2, 48, 64), 1000).size
+
+
+@pytest.mark.parametrize("frames", [1, 2])
+def test_turned_videos_of_a_few_frames_are_upright(frames: int) -> None:
+    """The decoder holds back frames of H.264 until it has several, or sees the end."""
+    data = made(Track(frames, 4, turned=90))
+    info = probe_video(data)
+    assert (info.height, info.width, info.quarter_turns) == (48, 64, 1)
+    assert video_patches(data, 1000)[1] == video_geometry(info, 1000)
 
 
 def test_header_of_a_constant_rate_gives_what_the_packets_give() -> None:

@@ -20,7 +20,7 @@ from data_pipeline.encoding.encode import encode_record
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.kinds import open_inputs
 from data_pipeline.media.pixel_budget import PixelBudget
-from data_pipeline.sharding.build import build_shards, plan, run_build
+from data_pipeline.sharding.build import build_shards, plan, read_manifest, run_build
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.sharding.job_slice import JobSlice
 from data_pipeline.sharding.tasks import BuildOptions
@@ -73,6 +73,13 @@ def test_build_holds_every_record_or_the_reason_why_not(records, uninterrupted, 
         assert read_index(tar).header == written.header
     shards, rows = read_catalogue(tmp_path / "catalogue.arrow", "")
     assert (len(shards), rows.num_rows) == (len(manifest["shards"]), manifest["samples"])
+
+
+def test_manifest_of_an_earlier_version_is_read(uninterrupted, tmp_path):
+    manifest = json.loads(uninterrupted["manifest.json"])
+    del manifest["not_read"], manifest["items"]
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert read_manifest(tmp_path) == manifest
 
 
 def test_source_field_does_not_change_the_encoded_sample(tokenizer):

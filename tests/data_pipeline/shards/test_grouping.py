@@ -120,6 +120,11 @@ def test_members_that_may_belong_together_in_two_ways_are_rejected_by_name(tmp_p
     assert counts.not_read == {"member .input.jpg": 1, "member .target.jpg": 1}
 
 
+def test_odd_dots_lose_no_member(tmp_path: Path) -> None:
+    files = {"a.b.txt": b"x", "a.b..jpg": JPEG, "c.txt": b"A cat.", "c...jpg": PNG, "d..txt": b"x", "d..jpg": JPEG}
+    assert list(keys(write(tmp_path / "a.tar", files))) == ["c", "d"]
+
+
 def test_members_beside_a_complete_sample_are_counted_by_name(tmp_path: Path) -> None:
     extra = {"3.mask.png": PNG, "3.cls": b"4", "3.left.txt": b"x", "3.7.npy": b"x", "._3.jpg": b"x", "README": b"x"}
     path = write(tmp_path / "a.tar", {**pairs("3"), **extra})
