@@ -14,6 +14,7 @@ annotations are in coco.py.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -194,7 +195,7 @@ def _image(annotation: Annotation, folder: Path) -> AnnotatedImage:
     paths = annotation.images
     if isinstance(paths[0], Media):
         return annotated_image(paths[0], annotation.size)
-    name = next((path for path in paths if isinstance(path, str) and (folder / path).is_file()), paths[0])
+    name = next((path for path in paths if isinstance(path, str) and os.path.isfile(folder / path)), paths[0])
     return read_image(name, folder, annotation.size)
 
 
