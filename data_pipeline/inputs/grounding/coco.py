@@ -64,7 +64,8 @@ def coco_units(path: str, images: str) -> list[Unit]:
     load_coco.cache_clear()  # the file may have changed
     coco = load_coco(path)
     check_folder(path, images, [entry.get("file_name") for entry in coco.images[:NAMES_CHECKED]])
-    count = len(coco.images)
+    if not (count := len(coco.images)):
+        raise DataError(f'{path}: its list "images" is empty: give a file whose annotations have images')
     return [
         Unit(path, start, min(start + LINES_PER_UNIT, count), bytes=IMAGE_BYTES * min(LINES_PER_UNIT, count - start))
         for start in range(0, count, LINES_PER_UNIT)
@@ -84,7 +85,7 @@ def read_coco(
     """Yield the samples of a unit's images. Annotations that cannot be used are yielded as Rejected, one by one."""
     coco = load_coco(unit.path)
     if unit.start == 0:
-        yield from (NotRead(f"key {key}") for key in coco.other)
+        yield from (NotRead(f"key {key} of the file") for key in coco.other)
         if coco.homeless:
             yield NotRead("annotation: its image is not listed", coco.homeless, {"annotations": coco.homeless})
     for number in range(unit.start, unit.stop):
@@ -152,6 +153,8 @@ def _captions(
     good = [text for text in texts if isinstance(text, str) and text.strip()]
     try:
         image = read_image(entry.get("file_name"), folder, {})
+        if any("caption" in annotation and annotation.get("bbox") for annotation in annotations):
+            raise BadSample("bad_record", 'captions with a "bbox": write captions of boxes as records with "phrases"')
         if not good:
             raise BadSample("no_caption", "every caption of the image is empty")
     except BadSample as error:
@@ -208,5 +211,8 @@ def load_coco(path: str) -> Coco:
             homeless += 1
         else:
             annotations[position].append(annotation)
-    names = {category.get("id"): category.get("name") for category in lists["categories"]}
+    names: dict[Any, Any] = {}
+    for category in lists["categories"]:
+        if names.setdefault(category.get("id"), category.get("name")) != category.get("name"):
+            raise DataError(f"{path}: two categories have the id {category.get('id')!r}: give each an id of its own")
     return Coco(lists["images"], names, dict(annotations), homeless, sorted(content.keys() - _LISTS.keys()))

@@ -38,7 +38,10 @@ def folder_units(folder: str) -> list[Unit]:
     files = sorted(files_below(Path(folder)))
     sentences = [path for path in files if path.parent.name == SENTENCES and path.suffix == ".txt"]
     if not sentences:
-        raise DataError(f"{folder} is no folder of Flickr30k Entities ({SENTENCES}, {ANNOTATIONS}): give files")
+        raise DataError(
+            f"{folder} is no folder of Flickr30k Entities ({SENTENCES}, {ANNOTATIONS}): give that folder, or files of "
+            "records"
+        )
     used = {*sentences, *(_boxes_of(path) for path in sentences)}
     other = Counter(f"file {path.suffix.lower() or path.name}" for path in files if path not in used)
     units = [Unit(str(path), bytes=IMAGE_BYTES * 5) for path in sentences]
@@ -115,5 +118,5 @@ def _annotations(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         return size, dict(boxes)
     except BadSample:
         raise
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise BadSample("bad_record", f"{path.name} is not an annotation of Flickr30k Entities: {error}") from error

@@ -104,20 +104,20 @@ def _row(batch: pa.RecordBatch) -> dict[str, Any] | BadSample:
     try:
         [row] = batch.to_pylist()
         return {name: _image(value) for name, value in row.items() if value is not None}
-    except BadSample as error:
-        return error
     except (ValueError, OverflowError) as error:
         return BadSample("bad_record", f"a value that cannot be read: {error}")
 
 
 def _image(value: Any) -> Any:
-    """Return the file that a value of a table holds; any other value as it is."""
+    """Return the file that a value of a table holds, a BadSample for other bytes; any other value as it is."""
     is_struct = isinstance(value, dict) and value.keys() == {"bytes", "path"}
     data, path = (value["bytes"], value["path"]) if is_struct else (value, None)
     if not isinstance(data, bytes):
         return path if is_struct else value
-    _, media = as_media(data, path)
-    return media
+    try:
+        return as_media(data, path)[1]
+    except BadSample as error:  # rejects the row only if this is its image
+        return error
 
 
 # --- tars -------------------------------------------------------------------------------------------------------------
@@ -136,14 +136,16 @@ def _read_tar(unit: Unit) -> Iterator[Found | Rejected | NotRead]:
     for entry in Tars((unit.path,)).read(unit):
         if not isinstance(entry, Draft):
             yield entry
-        elif len(entry.images) != 1 or entry.videos:
+            continue
+        items = {"members": entry.items["members"]}  # the messages of a chat are not given here
+        if len(entry.images) != 1 or entry.videos:
             files = len(entry.images) + len(entry.videos)
             wrong = BadSample("bad_record", f"{files} images and videos: boxes need one image")
-            yield Found(entry.origin, wrong, entry.items)
+            yield Found(entry.origin, wrong, items)
         else:
             fields = {key: value for key, value in entry.record.items() if key not in _ADDED_BY_TARS}
             record = fields if "caption" in fields else {**fields, "caption": entry.record.get("text")}
-            yield Found(entry.origin, {**record, "image": entry.images[0]}, entry.items)
+            yield Found(entry.origin, {**record, "image": entry.images[0]}, items)
 
 
 _JSON = Source(

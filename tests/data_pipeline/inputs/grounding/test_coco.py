@@ -57,7 +57,7 @@ def test_what_is_not_read_is_named(folder: Path) -> None:
     [unit] = given.units()
     assert given.given(unit) == {"images": 1, "annotations": 4}
     names = [entry.name for entry in given.read(unit) if isinstance(entry, NotRead)]
-    assert names == ["key info", "annotation: its image is not listed", "annotation: iscrowd"]
+    assert names == ["key info of the file", "annotation: its image is not listed", "annotation: iscrowd"]
 
 
 def test_images_of_another_folder_are_asked_for(folder: Path) -> None:
