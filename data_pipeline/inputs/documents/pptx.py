@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -106,7 +107,7 @@ class Slides:
             for slide in presentation.slides:
                 found = _Slide(hidden=slide._element.get("show") in ("0", "false"))
                 if not found.hidden:
-                    choose_alternatives(slide._element)
+                    found.not_read["graphic"] += choose_alternatives(slide._element)
                     found.read(slide.shapes, self.min_side)
                     found.not_read["comment"] += sum("comment" in link.reltype for link in slide.part.rels.values())
                     self._add_notes(slide, found)
@@ -125,8 +126,11 @@ class Slides:
             found.not_read["notes"] += 1
 
 
-# python-pptx and lxml raise these if a part is missing or damaged.
-_FAILURES = (PythonPptxError, KeyError, ValueError, AttributeError, TypeError, OSError, SyntaxError)
+# python-pptx, lxml and zipfile raise these if a part is missing or damaged.
+_FAILURES = (
+    *(PythonPptxError, LookupError, ValueError, AttributeError, TypeError, OSError, SyntaxError, EOFError),
+    *(RecursionError, NotImplementedError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def _opened(path: str) -> Any:
@@ -213,6 +217,8 @@ def _check_container(path: str) -> None:
         raise BadSample("unreadable_document", f"not a presentation, or a damaged one: {error}") from error
     except OSError as error:
         raise BadSample("missing_file", f"{path}: {error.strerror}") from error
+    except _FAILURES as error:
+        raise BadSample("unreadable_document", f"not a presentation, or a damaged one: {error}") from error
     if encrypted:
         raise BadSample("encrypted", "its parts are encrypted: save it without a password")
     if unpacked > MAX_UNPACKED_BYTES:

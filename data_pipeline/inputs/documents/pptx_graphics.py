@@ -134,23 +134,22 @@ def cropped(media: Media, sides: tuple[float, float, float, float]) -> Media:
     left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in sides)
     if not any((left, top, right, bottom)):
         return media
-    image = Image.open(io.BytesIO(media.data))
+    buffer = io.BytesIO()
     try:
-        image.load()
+        image = Image.open(io.BytesIO(media.data))
+        box = (
+            round(left * image.width),
+            round(top * image.height),
+            round((1 - right) * image.width),
+            round((1 - bottom) * image.height),
+        )
+        if box[2] <= box[0] or box[3] <= box[1]:
+            return media
+        part = image.crop(box)
+        if media.extension == "jpg":
+            part.convert("RGB").save(buffer, "JPEG", quality=95)
+        else:
+            (part.convert("RGB") if part.mode in ("CMYK", "YCbCr", "LAB", "HSV") else part).save(buffer, "PNG")
     except Exception as error:  # Pillow raises many types on damaged files
         raise BadSample("unreadable_image", f"it cannot be cropped: {error}") from error
-    box = (
-        round(left * image.width),
-        round(top * image.height),
-        round((1 - right) * image.width),
-        round((1 - bottom) * image.height),
-    )
-    if box[2] <= box[0] or box[3] <= box[1]:
-        return media
-    part = image.crop(box)
-    buffer = io.BytesIO()
-    if media.extension == "jpg":
-        part.convert("RGB").save(buffer, "JPEG", quality=95)
-    else:
-        part.save(buffer, "PNG")
     return Media("jpg" if media.extension == "jpg" else "png", buffer.getvalue())

@@ -50,7 +50,10 @@ _BROWSER_ENCODINGS = {
     "utf-16-be": "utf-8",
 }
 
-_FRONT_MATTER = re.compile(r"\A(?:---\n.*?\n(?:---|\.\.\.)|\+\+\+\n.*?\n\+\+\+)[ \t]*\n", re.DOTALL)
+# As in pandoc, no empty line follows the first ---: that is a horizontal rule.
+_FRONT_MATTER = re.compile(
+    r"\A(?:---[ \t]*\n(?![ \t]*\n)(?:.*?\n)??(?:---|\.\.\.)|\+\+\+[ \t]*\n(?:.*?\n)??\+\+\+)[ \t]*(?:\n|\Z)", re.DOTALL
+)
 _FORMULA = re.compile(
     r"\$\$.+?\$\$|\$(?![\s\d$])[^$\n]*?(?<![\s\\])\$(?!\d)|\$\d[^$\n]*?[\\^_=+][^$\n]*?(?<![\s\\])\$(?!\d)"
     r"|\\\(.+?\\\)|\\\[.+?\\\]",

@@ -11,6 +11,7 @@ annotation tools have the same form.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -63,7 +64,7 @@ def coco_units(path: str, images: str) -> list[Unit]:
     """
     load_coco.cache_clear()  # the file may have changed
     coco = load_coco(path)
-    check_folder(path, images, [entry.get("file_name") for entry in coco.images[:NAMES_CHECKED]])
+    check_folder(path, images, [name for entry in coco.images[:NAMES_CHECKED] for name in _image_names(entry)])
     if not (count := len(coco.images)):
         raise DataError(f'{path}: its list "images" is empty: give a file whose annotations have images')
     return [
@@ -90,7 +91,7 @@ def read_coco(
             yield NotRead("annotation: its image is not listed", coco.homeless, {"annotations": coco.homeless})
     for number in range(unit.start, unit.stop):
         entry, annotations = coco.images[number], coco.annotations.get(number, [])
-        origin = f"{Path(unit.path).name}:{entry.get('file_name')}"
+        origin = f"{Path(unit.path).name}:{_image_names(entry)[0]}"
         if any("caption" in annotation for annotation in annotations):
             yield from _captions(origin, entry, annotations, folder, captions)
         else:
@@ -111,7 +112,7 @@ def _instances(
         yield NotRead("annotation: iscrowd", crowds, {"annotations": crowds})
     left = len(single)
     try:
-        image = read_image(entry.get("file_name"), folder, entry)
+        image = read_image(_image_name(entry, folder), folder, entry)
         objects: dict[str, list[Thousandths]] = {}
         for annotation in single:
             try:
@@ -152,7 +153,7 @@ def _captions(
     texts = [annotation.get("caption") for annotation in annotations]
     good = [text for text in texts if isinstance(text, str) and text.strip()]
     try:
-        image = read_image(entry.get("file_name"), folder, {})
+        image = read_image(_image_name(entry, folder), folder, {})
         if any("caption" in annotation and annotation.get("bbox") for annotation in annotations):
             raise BadSample("bad_record", 'captions with a "bbox": write captions of boxes as records with "phrases"')
         if not good:
@@ -173,8 +174,23 @@ def _captions(
         yield replace(draft, items={"images": 1, "annotations": 1}, not_read=unread) if last else draft
 
 
+def _image_names(entry: dict[str, Any]) -> list[Any]:
+    """Return the paths at which an image may be. LVIS gives its URL alone: .../train2017/000000000009.jpg."""
+    url = entry.get("coco_url")
+    if entry.get("file_name") is not None or not isinstance(url, str):
+        return [entry.get("file_name")]
+    return ["/".join(url.rsplit("/", 2)[-2:]), url.rpartition("/")[2]]
+
+
+def _image_name(entry: dict[str, Any], folder: Path) -> Any:
+    """Return the path of an image: of those that it may have, the first that exists."""
+    names = _image_names(entry)
+    return next((name for name in names if isinstance(name, str) and os.path.isfile(folder / name)), names[0])
+
+
 def _unread_keys(entry: dict[str, Any], annotations: list[dict[str, Any]]) -> Counter[str]:
-    unread = Counter(f"image key {key}" for key in entry.keys() - _KEYS["image"])
+    read = _KEYS["image"] if entry.get("file_name") is not None else _KEYS["image"] | {"coco_url"}
+    unread = Counter(f"image key {key}" for key in entry.keys() - read)
     for annotation in annotations:
         unread.update(f"annotation key {key}" for key in annotation.keys() - _KEYS["annotation"])
     return unread
