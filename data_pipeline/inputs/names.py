@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -48,3 +49,8 @@ def files_below(path: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(folder, name) for name in files if not name.startswith("."))
+
+
+def count_by_suffix(files: Iterable[Path]) -> dict[str, int]:
+    """Count files as accounts name them: {"file .log": 3, "file LICENSE": 1}."""
+    return dict(sorted(Counter(f"file {path.suffix.lower() or path.name}" for path in files).items()))

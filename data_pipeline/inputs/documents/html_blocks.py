@@ -68,7 +68,7 @@ class BlockReader:
     reject_bad_images: bool = False  # an image that cannot be read rejects the document
     out: list[Block] = field(default_factory=list)
     line: str = ""  # inline text of the paragraph that has not ended; \v is a line break
-    skipped: Counter[str] = field(default_factory=Counter)  # skipped images by reason
+    dropped: Counter[str] = field(default_factory=Counter)  # images that are not used, by reason
     not_read: Counter[str] = field(default_factory=Counter)  # elements that are not read, by name
     last_image: set[str] = field(default_factory=set)  # what the <img> of the last image offered
 
@@ -114,7 +114,7 @@ class BlockReader:
             if not self.last_image & set(references(image)):
                 self._image(image)
         if tag.get_text(strip=True):
-            self.not_read["noscript"] += 1
+            self.not_read["element noscript"] += 1
 
     def _tag(self, tag: Tag) -> None:
         if tag.name in _READERS:
@@ -287,7 +287,7 @@ class BlockReader:
         except BadSample as error:
             if self.reject_bad_images and error.reason != SMALL_IMAGE:
                 raise
-            self.skipped[error.reason] += 1
+            self.dropped[error.reason] += 1
             return
         if media is None:
             return
@@ -305,7 +305,7 @@ class BlockReader:
             self.images,
             self.alt,
             self.reject_bad_images,
-            skipped=self.skipped,
+            dropped=self.dropped,
             not_read=self.not_read,
             last_image=self.last_image,
         )

@@ -45,7 +45,7 @@ class Slides:
     paths: tuple[str, ...]
     slides_per_sample: int = 0  # 0: one sample per file
     notes: bool = False  # put the speaker's notes after each slide
-    min_side: int = 32  # pixels; images with a shorter side (logos, bullets) are skipped
+    min_side: int = 32  # pixels; images with a shorter side (logos, bullets) are dropped
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -86,10 +86,10 @@ class Slides:
             shown = [slide for slide in chosen if not slide.hidden]
             blank = sum(not slide.blocks for slide in shown)
             blocks = [block for slide in shown for block in slide.blocks]
-            skipped = sum((slide.skipped for slide in shown), Counter[str]())
+            dropped = sum((slide.dropped for slide in shown), Counter[str]())
             not_read = sum((slide.not_read for slide in shown), Counter[str]())
-            not_read.update({f"image: {reason}": count for reason, count in skipped.items()})
-            fields: dict[str, object] = {"dropped_images": dict(sorted(skipped.items()))} if skipped else {}
+            not_read.update({f"image: {reason}": count for reason, count in dropped.items()})
+            fields: dict[str, object] = {"dropped_images": dict(sorted(dropped.items()))} if dropped else {}
             name = origin if step >= len(slides) else f"{origin}#slide={first + 1}"
             if blocks:
                 not_read["blank slide"] += blank
@@ -150,7 +150,7 @@ class _Slide:
 
     hidden: bool = False
     blocks: list[Block] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)  # images that are not used, by reason
+    dropped: Counter[str] = field(default_factory=Counter)  # images that are not used, by reason
     not_read: Counter[str] = field(default_factory=Counter)  # what else is not read, by name
 
     def read(self, shapes: Any, min_side: int) -> None:
@@ -182,7 +182,7 @@ class _Slide:
                 raise BadSample("small_image", f"a side is shorter than {min_side} pixels")
             self.blocks.append(media)
         except BadSample as error:
-            self.skipped[error.reason] += 1
+            self.dropped[error.reason] += 1
 
     def _add_frame(self, shape: GraphicFrame, min_side: int) -> None:
         """Add a table, a chart or the text of a diagram, or count what the frame holds."""

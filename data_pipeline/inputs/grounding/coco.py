@@ -48,7 +48,7 @@ class Coco:
     images: list[dict[str, Any]]  # in the order of the file
     names: dict[Any, Any]  # id of a category -> its name
     annotations: dict[int, list[dict[str, Any]]]  # position in `images` -> the annotations of that image
-    homeless: int  # annotations of images that are not listed
+    unlisted: int  # annotations of images that are not listed
     other: list[str]  # other keys of the file
 
 
@@ -77,7 +77,7 @@ def count_coco(unit: Unit) -> Mapping[str, int]:
     """Count the images of a unit, and their annotations. Those of no image belong to the first unit."""
     coco = load_coco(unit.path)
     annotations = sum(len(coco.annotations.get(number, ())) for number in range(unit.start, unit.stop))
-    return {"images": unit.stop - unit.start, "annotations": annotations + (coco.homeless if unit.start == 0 else 0)}
+    return {"images": unit.stop - unit.start, "annotations": annotations + (coco.unlisted if unit.start == 0 else 0)}
 
 
 def read_coco(
@@ -87,8 +87,8 @@ def read_coco(
     coco = load_coco(unit.path)
     if unit.start == 0:
         yield from (NotRead(f"key {key} of the file") for key in coco.other)
-        if coco.homeless:
-            yield NotRead("annotation: its image is not listed", coco.homeless, {"annotations": coco.homeless})
+        if coco.unlisted:
+            yield NotRead("annotation: its image is not listed", coco.unlisted, {"annotations": coco.unlisted})
     for number in range(unit.start, unit.stop):
         entry, annotations = coco.images[number], coco.annotations.get(number, [])
         origin = f"{Path(unit.path).name}:{_image_names(entry)[0]}"
@@ -221,14 +221,14 @@ def load_coco(path: str) -> Coco:
         if positions.setdefault(image.get("id"), number) != number:
             raise DataError(f"{path}: two images have the id {image.get('id')!r}: give each an id of its own")
     annotations: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    homeless = 0
+    unlisted = 0
     for annotation in lists["annotations"]:
         if (position := positions.get(annotation.get("image_id"))) is None:
-            homeless += 1
+            unlisted += 1
         else:
             annotations[position].append(annotation)
     names: dict[Any, Any] = {}
     for category in lists["categories"]:
         if names.setdefault(category.get("id"), category.get("name")) != category.get("name"):
             raise DataError(f"{path}: two categories have the id {category.get('id')!r}: give each an id of its own")
-    return Coco(lists["images"], names, dict(annotations), homeless, sorted(content.keys() - _LISTS.keys()))
+    return Coco(lists["images"], names, dict(annotations), unlisted, sorted(content.keys() - _LISTS.keys()))

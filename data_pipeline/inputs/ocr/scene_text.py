@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_RECORD, Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import as_stored, files_below
+from data_pipeline.inputs.names import as_stored, count_by_suffix, files_below
 from data_pipeline.inputs.records.annotations import (
     IMAGE_BYTES,
     NAMES_CHECKED,
@@ -220,8 +220,7 @@ def _icdar_units(folder: str) -> list[Unit]:
                 break
     if not units:
         raise DataError(f"{folder} contains no image with a gt_NAME.txt: give a folder of both, or JSON lines")
-    other = Counter(f"file {path.suffix.lower() or path.name}" for path in files if path not in used)
-    units[0].extra["other"] = dict(sorted(other.items()))
+    units[0].extra["other"] = count_by_suffix(path for path in files if path not in used)
     return units
 
 

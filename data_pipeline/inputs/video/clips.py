@@ -28,7 +28,7 @@ from typing import Any, Literal
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_RECORD, Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import files_below
+from data_pipeline.inputs.names import count_by_suffix, files_below
 from data_pipeline.inputs.records.annotations import count_objects, object_units, read_named, read_objects
 from data_pipeline.inputs.video.captions_file import choose_captions
 from data_pipeline.inputs.video.cutting import cut_clips
@@ -186,8 +186,7 @@ def _folder_units(folder: Path, language: str) -> list[Unit]:
         with suppress(BadSample):  # the video is rejected when it is read
             used.add(choose_captions(video, language))
     units = [_video_unit(video, folder) for video in videos]
-    others = Counter(f"file {path.suffix.lower() or path.name}" for path in files if path not in used)
-    units[0].extra["other"] = dict(sorted(others.items()))
+    units[0].extra["other"] = count_by_suffix(path for path in files if path not in used)
     return units
 
 
