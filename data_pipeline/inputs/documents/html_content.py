@@ -49,7 +49,7 @@ def main_content(soup: BeautifulSoup) -> Tag:
     """
     body = soup.body or soup
     total = len(_visible_text(body))
-    mains = [*soup.find_all("main"), *soup.find_all(role="main")]
+    mains = [*soup.find_all("main"), *(tag for tag in soup.find_all(role="main") if tag.name != "main")]
     articles = soup.find_all("article")
     for tags in (mains, articles):
         if len(tags) == 1 and len(_visible_text(tags[0])) >= MIN_MAIN_TEXT * total:
