@@ -129,7 +129,7 @@ class Slides:
 # python-pptx, lxml and zipfile raise these if a part is missing or damaged.
 _FAILURES = (
     *(PythonPptxError, LookupError, ValueError, AttributeError, TypeError, OSError, SyntaxError, EOFError),
-    *(RecursionError, NotImplementedError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),  # RuntimeError: too deeply nested, or an unknown compression
 )
 
 

@@ -423,7 +423,7 @@ def test_flickr30k_entities_join_phrases_and_boxes(folder: Path) -> None:
 
 
 def test_folder_that_is_no_known_layout_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="give files"):
+    with pytest.raises(DataError, match="give that folder"):
         opened(folder, kind="grounding").units()
 
 
