@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -75,3 +75,8 @@ def _raise(error: OSError) -> None:
     if isinstance(error, FileNotFoundError | NotADirectoryError):  # the caller says what is wrong with its path
         return
     raise DataError(f"{error.filename} cannot be read ({error.strerror}): allow it, or move the folder away") from error
+
+
+def count_by_suffix(files: Iterable[Path]) -> dict[str, int]:
+    """Count files as accounts name them: {"file .log": 3, "file LICENSE": 1}."""
+    return dict(sorted(Counter(f"file {path.suffix.lower() or path.name}" for path in files).items()))

@@ -68,7 +68,7 @@ class BlockReader:
     reject_bad_images: bool = False  # an image that cannot be read rejects the document
     out: list[Block] = field(default_factory=list)
     line: str = ""  # inline text of the paragraph that has not ended; \v is a line break
-    skipped: Counter[str] = field(default_factory=Counter)  # skipped images by reason
+    dropped: Counter[str] = field(default_factory=Counter)  # images that are not used, by reason
     not_read: Counter[str] = field(default_factory=Counter)  # elements that are not read, by name
     last_image: set[str] = field(default_factory=set)  # what the <img> of the last image offered
 
@@ -114,7 +114,7 @@ class BlockReader:
             if not self.last_image & set(references(image)):
                 self._image(image)
         if tag.get_text(strip=True):
-            self.not_read["noscript"] += 1
+            self.not_read["element noscript"] += 1
 
     def _tag(self, tag: Tag) -> None:
         if tag.name in _READERS:
@@ -152,9 +152,7 @@ class BlockReader:
 
     def _formula(self, tag: Tag) -> None:
         """Add MathML as TeX if it contains its TeX source, else as text."""
-        source = tag.find(
-            "annotation", attrs={"encoding": re.compile("^(application/x-tex|TeX|LaTeX)$", re.IGNORECASE)}
-        )
+        source = tag.find("annotation", attrs={"encoding": _TEX_ENCODING})
         tex = collapse_spaces(source.get_text() if source else str(tag.get("alttext", "")))
         self.line += f"${_plain_tex(tex)}$" if tex else collapse_spaces(tag.get_text(" "))
 
@@ -194,28 +192,33 @@ class BlockReader:
             self.out += images
 
     def _list(self, tag: Tag) -> None:
-        """Add the items as lines of one block. An image within an item ends the block and follows it."""
+        """Add the items as lines of one block. An image within an item ends the block and follows it.
+
+        What stands between items, such as a list directly in a list, continues the item before it.
+        """
         self._end()
-        start = str(tag.get("start", "1"))
-        number = int(start) if start.isdecimal() else 1
-        for item in tag.find_all("li", recursive=False):
-            if is_hidden(item):
+        number = _number(tag.get("start"), 1)
+        marker = "- " if tag.name == "ul" else f"{number}. "
+        for item in tag.children:
+            if isinstance(item, Tag) and is_hidden(item):
                 self._node(item)
                 continue
-            if str(value := item.get("value", "")).isdecimal():
-                number = int(str(value))
             inner = self._nested()
-            for child in item.children:
-                inner._node(child)
+            is_item = isinstance(item, Tag) and item.name == "li"
+            if isinstance(item, Tag) and is_item:
+                number = _number(item.get("value"), number)
+                marker = f"{number}. " if tag.name == "ol" else "- "
+                number += 1
+                inner._children(item)
+            else:
+                inner._node(item)
             inner._end()
-            marker = f"{number}. " if tag.name == "ol" else "- "
-            self._add_item(inner.out, marker)
-            number += 1
+            self._add_item(inner.out, marker, marked=is_item)
         self.out.append("")  # ends the list's block: what follows is not one of its lines
 
-    def _add_item(self, blocks: list[Block], marker: str) -> None:
-        """Add the blocks of a list item, the first line with its marker and the others indented."""
-        first = True
+    def _add_item(self, blocks: list[Block], marker: str, *, marked: bool = True) -> None:
+        """Add the blocks of a list item, the first line with its marker (if it is `marked`) and the others indented."""
+        first = marked
         for block in blocks:
             if isinstance(block, Media):
                 self.out.append(block)
@@ -247,12 +250,16 @@ class BlockReader:
     def _table(self, tag: Tag) -> None:
         """Add rows of | cells |, then the images of the table. A table that is used for layout is read as text."""
         self._end()
-        rows = [row for row in tag.find_all("tr") if row.find_parent("table") is tag and not is_hidden(row)]
-        cells = [[cell for cell in row.find_all(["td", "th"], recursive=False) if not is_hidden(cell)] for row in rows]
+        all_rows = [row for row in tag.find_all("tr") if row.find_parent("table") is tag]
+        rows = [row for row in all_rows if not is_hidden(row)]
+        all_cells = [row.find_all(["td", "th"], recursive=False) for row in rows]
+        cells = [[cell for cell in row if not is_hidden(cell)] for row in all_cells]
         if _is_layout_table(tag, cells):
             self._children(tag)
             self._end()
             return
+        for hidden in filter(is_hidden, (*all_rows, *(cell for row in all_cells for cell in row))):
+            self._node(hidden)  # counts it
         if caption := tag.find("caption", recursive=False):
             self._children(caption)
             self._end()
@@ -280,7 +287,7 @@ class BlockReader:
         except BadSample as error:
             if self.reject_bad_images and error.reason != SMALL_IMAGE:
                 raise
-            self.skipped[error.reason] += 1
+            self.dropped[error.reason] += 1
             return
         if media is None:
             return
@@ -298,7 +305,7 @@ class BlockReader:
             self.images,
             self.alt,
             self.reject_bad_images,
-            skipped=self.skipped,
+            dropped=self.dropped,
             not_read=self.not_read,
             last_image=self.last_image,
         )
@@ -351,8 +358,13 @@ def _table_grid(rows: list[list[Tag]]) -> list[list[Tag | None]]:
 
 def _span(cell: Tag, name: str) -> int:
     """Return how many columns or rows a cell covers; 0 stands for all."""
-    value = str(cell.get(name, "1")).strip()
-    return min(int(value), MAX_SPAN) if value.isdecimal() else 1
+    return min(_number(cell.get(name), 1), MAX_SPAN)
+
+
+def _number(value: object, default: int) -> int:
+    """Return the number of an attribute, or the default if it is none."""
+    written = str(value).strip()
+    return int(written[:9]) if written.isdecimal() else default
 
 
 def _plain_tex(tex: str) -> str:

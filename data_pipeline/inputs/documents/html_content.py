@@ -49,7 +49,7 @@ def main_content(soup: BeautifulSoup) -> Tag:
     """
     body = soup.body or soup
     total = len(_visible_text(body))
-    mains = [*soup.find_all("main"), *soup.find_all(role="main")]
+    mains = [*soup.find_all("main"), *(tag for tag in soup.find_all(role="main") if tag.name != "main")]
     articles = soup.find_all("article")
     for tags in (mains, articles):
         if len(tags) == 1 and len(_visible_text(tags[0])) >= MIN_MAIN_TEXT * total:
@@ -77,14 +77,14 @@ def hidden_as(tag: Tag) -> str | None:
 
 def _name_of_hidden(tag: Tag) -> str | None:
     if tag.name in _NOT_CONTENT:
-        return tag.name
+        return f"element {tag.name}"
     if (role := str(tag.get("role", "")).lower()) in _NOT_CONTENT_ROLES:
-        return f"role {role}"
+        return f"element with role {role}"
     if tag.has_attr("hidden") or str(tag.get("aria-hidden", "")).lower() == "true":
         return "hidden element"
     # A <header> of the page is not content; a <header> within an article holds its title.
     if tag.name == "header" and tag.find_parent(["article", "main", "section"]) is None and tag.find("h1") is None:
-        return "header"
+        return "element header"
     if _HIDDEN.search(str(tag.get("style", ""))) is not None and "mwe-math" not in str(tag.get("class", "")):
         return "hidden element"
     return "list of links" if _is_menu(tag) else None

@@ -10,7 +10,11 @@ from lxml import etree
 _M = "{http://schemas.openxmlformats.org/officeDocument/2006/math}"
 _NARY = {"∑": r"\sum", "∏": r"\prod", "∫": r"\int", "∮": r"\oint", "⋃": r"\bigcup", "⋂": r"\bigcap"}
 _FUNCTIONS = {"sin", "cos", "tan", "cot", "log", "ln", "exp", "lim", "max", "min", "sup", "inf", "det"}
-_ACCENTS = {"\u0302": r"\hat", "\u0303": r"\tilde", "\u0305": r"\bar", "\u0307": r"\dot", "\u20d7": r"\vec"}
+_ACCENTS = {
+    **{"\u0302": r"\hat", "\u0303": r"\tilde", "\u0305": r"\bar", "\u0307": r"\dot", "\u20d7": r"\vec"},
+    **{"\u0300": r"\grave", "\u0301": r"\acute", "\u0306": r"\breve", "\u0308": r"\ddot", "\u030c": r"\check"},
+}
+_BRACES = {"{": r"\{", "}": r"\}"}
 
 
 def tex_of(element: Any) -> str:
@@ -41,10 +45,23 @@ def _argument(text: str) -> str:
     return text if len(text) == 1 else f"{{{text}}}"
 
 
-def _scripts(element: Any) -> str:
+def _marks(element: Any) -> str:
+    """Return the subscript and the superscript of a structure."""
     low, high = _part(element, "sub"), _part(element, "sup")
-    base = _part(element, "e")
-    return base + (f"_{_argument(low)}" if low else "") + (f"^{_argument(high)}" if high else "")
+    return (f"_{_argument(low)}" if low else "") + (f"^{_argument(high)}" if high else "")
+
+
+def _scripts(element: Any) -> str:
+    return _part(element, "e") + _marks(element)
+
+
+def _scripts_before(element: Any) -> str:
+    return "{}" + _marks(element) + _part(element, "e")
+
+
+def _bar(element: Any) -> str:
+    line = "overline" if _value(element, "barPr/pos", "bot") == "top" else "underline"
+    return f"\\{line}{{{_part(element, 'e')}}}"
 
 
 def _fraction(element: Any) -> str:
@@ -58,15 +75,14 @@ def _root(element: Any) -> str:
 
 def _nary(element: Any) -> str:
     sign = _value(element, "naryPr/chr", "∫")
-    low, high = _part(element, "sub"), _part(element, "sup")
-    limits = (f"_{_argument(low)}" if low else "") + (f"^{_argument(high)}" if high else "")
-    return f"{_NARY.get(sign, sign)}{limits} {_part(element, 'e')}"
+    return f"{_NARY.get(sign, sign)}{_marks(element)} {_part(element, 'e')}"
 
 
 def _delimiters(element: Any) -> str:
     begin, end = _value(element, "dPr/begChr", "("), _value(element, "dPr/endChr", ")")
     separator = _value(element, "dPr/sepChr", "|")
-    return begin + separator.join(tex_of(part) for part in element.findall(_M + "e")) + end
+    inner = separator.join(tex_of(part) for part in element.findall(_M + "e"))
+    return _BRACES.get(begin, begin) + inner + _BRACES.get(end, end)
 
 
 def _function(element: Any) -> str:
@@ -76,8 +92,8 @@ def _function(element: Any) -> str:
 
 
 def _accent(element: Any) -> str:
-    accent = _ACCENTS.get(_value(element, "accPr/chr", "\u0302"), r"\hat")
-    return f"{accent}{{{_part(element, 'e')}}}"
+    accent = _value(element, "accPr/chr", "\u0302")
+    return f"{_ACCENTS[accent]}{{{_part(element, 'e')}}}" if accent in _ACCENTS else _part(element, "e") + accent
 
 
 def _limit(mark: str) -> Callable[[Any], str]:
@@ -97,6 +113,8 @@ _STRUCTURES: dict[str, Callable[[Any], str]] = {
     "sSup": _scripts,
     "sSub": _scripts,
     "sSubSup": _scripts,
+    "sPre": _scripts_before,
+    "bar": _bar,
     "f": _fraction,
     "rad": _root,
     "nary": _nary,

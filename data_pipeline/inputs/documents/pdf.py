@@ -176,8 +176,9 @@ def _blocks(pages: Sequence[list[PageItem]]) -> list[Block]:
     lines: list[PageItem] = []
     columns = 0
     for page in pages:
-        lines += [replace(line, column=columns + line.column) for line in page]
-        columns = max((line.column + 1 for line in lines), default=0)
+        numbered = [replace(line, column=columns + line.column) for line in page]
+        columns = max((line.column + 1 for line in numbered), default=columns)
+        lines += numbered
     return [item.figure if isinstance(item.figure, Media) else item.text for item in paragraphs(lines)]
 
 

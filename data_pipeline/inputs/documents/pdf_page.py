@@ -50,6 +50,7 @@ def read_page(
         PdfiumError: The page is damaged.
     """
     page, not_read = draw_annotations(document, number)
+    rotation = page.get_rotation()
     page.set_rotation(0)  # the text decides what is upright, not the rotation for display
     left, bottom, right, top = page.get_bbox()
     frame = PageFrame(left, top, right - left, top - bottom)
@@ -58,6 +59,7 @@ def read_page(
     if figures:
         items, small = extract_figures(page, frame, text.turns, items, text.turned, dpi)
         not_read["image: small_image"] += small
+    page.set_rotation(rotation)  # `render_page` shows what a viewer shows
     width, height = frame.size(text.turns)
     if text.rtl:
         items = [replace(item, rect=item.rect.mirrored(width), visual=True, mirrored=True) for item in items]
@@ -78,6 +80,6 @@ def _problem(text: PageText) -> BadSample | None:
 
 
 def render_page(page: pdfium.PdfPage, dpi: int) -> Image.Image:
-    """Return the page as an RGB image, with at most MAX_RENDERED_PIXELS pixels."""
+    """Return the page as a viewer shows it, an RGB image with at most MAX_RENDERED_PIXELS pixels."""
     scale = min(dpi / 72, math.sqrt(MAX_RENDERED_PIXELS / (page.get_width() * page.get_height())))
     return page.render(scale=scale, draw_annots=False).to_pil().convert("RGB")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +45,7 @@ class Slides:
     paths: tuple[str, ...]
     slides_per_sample: int = 0  # 0: one sample per file
     notes: bool = False  # put the speaker's notes after each slide
-    min_side: int = 32  # pixels; images with a shorter side (logos, bullets) are skipped
+    min_side: int = 32  # pixels; images with a shorter side (logos, bullets) are dropped
 
     def __post_init__(self) -> None:
         """Check the options."""
@@ -85,10 +86,10 @@ class Slides:
             shown = [slide for slide in chosen if not slide.hidden]
             blank = sum(not slide.blocks for slide in shown)
             blocks = [block for slide in shown for block in slide.blocks]
-            skipped = sum((slide.skipped for slide in shown), Counter[str]())
+            dropped = sum((slide.dropped for slide in shown), Counter[str]())
             not_read = sum((slide.not_read for slide in shown), Counter[str]())
-            not_read.update({f"image: {reason}": count for reason, count in skipped.items()})
-            fields: dict[str, object] = {"dropped_images": dict(sorted(skipped.items()))} if skipped else {}
+            not_read.update({f"image: {reason}": count for reason, count in dropped.items()})
+            fields: dict[str, object] = {"dropped_images": dict(sorted(dropped.items()))} if dropped else {}
             name = origin if step >= len(slides) else f"{origin}#slide={first + 1}"
             if blocks:
                 not_read["blank slide"] += blank
@@ -106,7 +107,7 @@ class Slides:
             for slide in presentation.slides:
                 found = _Slide(hidden=slide._element.get("show") in ("0", "false"))
                 if not found.hidden:
-                    choose_alternatives(slide._element)
+                    found.not_read["graphic"] += choose_alternatives(slide._element)
                     found.read(slide.shapes, self.min_side)
                     found.not_read["comment"] += sum("comment" in link.reltype for link in slide.part.rels.values())
                     self._add_notes(slide, found)
@@ -125,8 +126,11 @@ class Slides:
             found.not_read["notes"] += 1
 
 
-# python-pptx and lxml raise these if a part is missing or damaged.
-_FAILURES = (PythonPptxError, KeyError, ValueError, AttributeError, TypeError, OSError, SyntaxError)
+# python-pptx, lxml and zipfile raise these if a part is missing or damaged.
+_FAILURES = (
+    *(PythonPptxError, LookupError, ValueError, AttributeError, TypeError, OSError, SyntaxError, EOFError),
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),  # RuntimeError: too deeply nested, or an unknown compression
+)
 
 
 def _opened(path: str) -> Any:
@@ -146,7 +150,7 @@ class _Slide:
 
     hidden: bool = False
     blocks: list[Block] = field(default_factory=list)
-    skipped: Counter[str] = field(default_factory=Counter)  # images that are not used, by reason
+    dropped: Counter[str] = field(default_factory=Counter)  # images that are not used, by reason
     not_read: Counter[str] = field(default_factory=Counter)  # what else is not read, by name
 
     def read(self, shapes: Any, min_side: int) -> None:
@@ -178,7 +182,7 @@ class _Slide:
                 raise BadSample("small_image", f"a side is shorter than {min_side} pixels")
             self.blocks.append(media)
         except BadSample as error:
-            self.skipped[error.reason] += 1
+            self.dropped[error.reason] += 1
 
     def _add_frame(self, shape: GraphicFrame, min_side: int) -> None:
         """Add a table, a chart or the text of a diagram, or count what the frame holds."""
@@ -213,6 +217,8 @@ def _check_container(path: str) -> None:
         raise BadSample("unreadable_document", f"not a presentation, or a damaged one: {error}") from error
     except OSError as error:
         raise BadSample("missing_file", f"{path}: {error.strerror}") from error
+    except _FAILURES as error:
+        raise BadSample("unreadable_document", f"not a presentation, or a damaged one: {error}") from error
     if encrypted:
         raise BadSample("encrypted", "its parts are encrypted: save it without a password")
     if unpacked > MAX_UNPACKED_BYTES:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections import defaultdict
+from datetime import datetime, timedelta
 from typing import Any
 
 from lxml import etree
@@ -16,6 +18,8 @@ _C = "{http://schemas.openxmlformats.org/drawingml/2006/chart}"
 _A = "{http://schemas.openxmlformats.org/drawingml/2006/main}"
 _D = "{http://schemas.openxmlformats.org/drawingml/2006/diagram}"
 _R = "{http://schemas.openxmlformats.org/officeDocument/2006/relationships}"
+_DAY_ZERO, _DAY_ZERO_1904 = datetime(1899, 12, 30), datetime(1904, 1, 1)  # of the numbers that stand for dates
+_QUOTED = re.compile(r'"[^"]*"|\[[^\]]*\]|\\.')  # in the format of a number: texts and colours
 _NO_NODE = ("pres", "parTrans", "sibTrans", "doc")  # types of a diagram's points that hold no text of their own
 
 
@@ -31,11 +35,14 @@ def chart_blocks(space: Any) -> list[str]:
     title = chart.find(f"{_C}title")
     blocks = [text] if title is not None and (text := _words(title)) else []
     tables: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}  # by category: (name of the series, values)
+    since_1904 = space.find(f"{_C}date1904")
+    is_1904 = since_1904 is not None and since_1904.get("val", "1") in ("1", "true")
+    day_zero = _DAY_ZERO_1904 if is_1904 else _DAY_ZERO
     for number, series in enumerate(chart.iter(f"{_C}ser"), start=1):
         name = series.find(f"{_C}tx")
-        categories = _points(series, "cat") or _points(series, "xVal")
+        categories = _points(series, "cat", day_zero) or _points(series, "xVal", day_zero)
         for value, addition in (("val", ""), ("yVal", ""), ("bubbleSize", " (size)")):
-            if values := _points(series, value):
+            if values := _points(series, value, day_zero):
                 label = (_points(name) or [""])[0] if name is not None else ""
                 length = max(len(values), len(categories))
                 keys = [*categories, *map(str, range(len(categories) + 1, length + 1))]
@@ -56,17 +63,23 @@ def table_text(rows: list[list[str]], *, header: bool) -> str:
     return "\n".join(lines)
 
 
-def _points(element: Any, name: str = "") -> list[str]:
-    """Return cached points by their index. Categories of several levels are joined, the outer one first."""
+def _points(element: Any, name: str = "", day_zero: datetime = _DAY_ZERO) -> list[str]:
+    """Return cached points by their index, dates as 2024-12-31.
+
+    Categories of several levels are joined, the outer one first.
+    """
     data = element.find(_C + name) if name else element
     if data is None:
         return []
+    are_dates = re.search("[yd]", _QUOTED.sub("", data.findtext(f".//{_C}formatCode") or ""), re.IGNORECASE) is not None
     levels = data.findall(f".//{_C}lvl") or [data]
     columns = []
     for level in reversed(levels):
         found = {int(point.get("idx", "0")): (point.findtext(f"{_C}v") or "") for point in level.iter(f"{_C}pt")}
         count = data.find(f".//{_C}ptCount")
         size = max([int(count.get("val", "0")) if count is not None else 0, *(place + 1 for place in found)])
+        if are_dates:
+            found = {place: _as_date(value, day_zero) for place, value in found.items()}
         columns.append([found.get(place, "") for place in range(min(size, 100_000))])
         for place in range(1, len(columns[-1])) if len(levels) > 1 and len(columns) < len(levels) else ():
             columns[-1][place] = columns[-1][place] or columns[-1][place - 1]  # an outer level is given once
@@ -75,6 +88,15 @@ def _points(element: Any, name: str = "") -> list[str]:
         return [text] if text else []
     size = max(map(len, columns))
     return [" / ".join(column[place] for column in columns if place < len(column)) for place in range(size)]
+
+
+def _as_date(value: str, day_zero: datetime) -> str:
+    """Return the date, with its time if it has one, that a number of days stands for; another value unchanged."""
+    try:
+        moment = day_zero + timedelta(days=float(value))
+    except (ValueError, OverflowError):
+        return value
+    return moment.date().isoformat() if moment.time() == datetime.min.time() else moment.isoformat(" ", "minutes")
 
 
 def _words(element: Any) -> str:
@@ -134,23 +156,22 @@ def cropped(media: Media, sides: tuple[float, float, float, float]) -> Media:
     left, top, right, bottom = (min(max(side, 0.0), 1.0) for side in sides)
     if not any((left, top, right, bottom)):
         return media
-    image = Image.open(io.BytesIO(media.data))
+    buffer = io.BytesIO()
     try:
-        image.load()
+        image = Image.open(io.BytesIO(media.data))
+        box = (
+            round(left * image.width),
+            round(top * image.height),
+            round((1 - right) * image.width),
+            round((1 - bottom) * image.height),
+        )
+        if box[2] <= box[0] or box[3] <= box[1]:
+            return media
+        part = image.crop(box)
+        if media.extension == "jpg":
+            part.convert("RGB").save(buffer, "JPEG", quality=95)
+        else:
+            (part.convert("RGB") if part.mode in ("CMYK", "YCbCr", "LAB", "HSV") else part).save(buffer, "PNG")
     except Exception as error:  # Pillow raises many types on damaged files
         raise BadSample("unreadable_image", f"it cannot be cropped: {error}") from error
-    box = (
-        round(left * image.width),
-        round(top * image.height),
-        round((1 - right) * image.width),
-        round((1 - bottom) * image.height),
-    )
-    if box[2] <= box[0] or box[3] <= box[1]:
-        return media
-    part = image.crop(box)
-    buffer = io.BytesIO()
-    if media.extension == "jpg":
-        part.convert("RGB").save(buffer, "JPEG", quality=95)
-    else:
-        part.save(buffer, "PNG")
     return Media("jpg" if media.extension == "jpg" else "png", buffer.getvalue())

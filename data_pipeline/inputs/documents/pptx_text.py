@@ -16,8 +16,12 @@ _SHAPES = ("p:sp", "p:pic", "p:graphicFrame", "p:grpSp", "p:cxnSp")
 _NEWER = ("chartex", "contentPart", "model3d")
 
 
-def choose_alternatives(slide: Any) -> None:
-    """Replace every alternative of shapes on a slide by one that can be read: the newer form, or else its fallback."""
+def choose_alternatives(slide: Any) -> int:
+    """Replace every alternative of shapes on a slide by one that can be read: the newer form, or else its fallback.
+
+    Returns the number of those that have no form that can be read.
+    """
+    unreadable = 0
     for alternative in list(slide.iter(f"{_MC}AlternateContent")):
         parent = alternative.getparent()
         if parent is None or parent.tag not in (qn("p:spTree"), qn("p:grpSp")):
@@ -27,8 +31,10 @@ def choose_alternatives(slide: Any) -> None:
         known = [form for form in readable if not _is_newer(form)]
         place = parent.index(alternative)
         parent.remove(alternative)
+        unreadable += not readable
         for child in reversed((known or readable or [()])[0]):
             parent.insert(place, child)
+    return unreadable
 
 
 def _is_newer(form: Any) -> bool:

@@ -50,7 +50,10 @@ _BROWSER_ENCODINGS = {
     "utf-16-be": "utf-8",
 }
 
-_FRONT_MATTER = re.compile(r"\A(?:---\n.*?\n(?:---|\.\.\.)|\+\+\+\n.*?\n\+\+\+)[ \t]*\n", re.DOTALL)
+# As in pandoc, no empty line follows the first ---: that is a horizontal rule.
+_FRONT_MATTER = re.compile(
+    r"\A(?:---[ \t]*\n(?![ \t]*\n)(?:.*?\n)??(?:---|\.\.\.)|\+\+\+[ \t]*\n(?:.*?\n)??\+\+\+)[ \t]*(?:\n|\Z)", re.DOTALL
+)
 _FORMULA = re.compile(
     r"\$\$.+?\$\$|\$(?![\s\d$])[^$\n]*?(?<![\s\\])\$(?!\d)|\$\d[^$\n]*?[\\^_=+][^$\n]*?(?<![\s\\])\$(?!\d)"
     r"|\\\(.+?\\\)|\\\[.+?\\\]",
@@ -64,8 +67,8 @@ class _Pages:
 
     paths: tuple[str, ...]
     alt: bool = False  # write an image's alternative text before it
-    min_side: int = 32  # pixels; images with a shorter side (icons, trackers) are skipped
-    bad_images: Literal["drop", "reject"] = "drop"  # drop: skip and count them in "dropped_images"; or reject the page
+    min_side: int = 32  # pixels; images with a shorter side (icons, trackers) are not used
+    bad_images: Literal["drop", "reject"] = "drop"  # drop: count them in "dropped_images"; or reject the page
     allow_outside: bool = False  # read images outside the folder of their document, too
 
     def units(self) -> Sequence[Unit]:
@@ -88,9 +91,9 @@ class _Pages:
             except RecursionError as error:
                 raise BadSample("unreadable_document", "its tags are nested too deeply") from error
             fields: dict[str, object] = {"title": title} if (title := _title(soup)) else {}
-            if reader.skipped:
-                fields["dropped_images"] = dict(sorted(reader.skipped.items()))
-            not_read = reader.not_read + Counter({f"image: {reason}": n for reason, n in reader.skipped.items()})
+            if reader.dropped:
+                fields["dropped_images"] = dict(sorted(reader.dropped.items()))
+            not_read = reader.not_read + Counter({f"image: {reason}": n for reason, n in reader.dropped.items()})
             not_read["text outside the main content"] += outside
             yield replace(flow_draft(blocks, origin, **fields), items=ONE_FILE, not_read=dict(+not_read))
         except BadSample as error:

@@ -14,6 +14,7 @@ annotations are in coco.py.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -192,9 +193,11 @@ class Writing:
 def _image(annotation: Annotation, folder: Path) -> AnnotatedImage:
     """Return the image of an annotation. Of several paths it may have, the first that exists."""
     paths = annotation.images
+    if isinstance(paths[0], BadSample):
+        raise paths[0]
     if isinstance(paths[0], Media):
         return annotated_image(paths[0], annotation.size)
-    name = next((path for path in paths if isinstance(path, str) and (folder / path).is_file()), paths[0])
+    name = next((path for path in paths if isinstance(path, str) and os.path.isfile(folder / path)), paths[0])
     return read_image(name, folder, annotation.size)
 
 
@@ -234,6 +237,12 @@ def _span(phrase: Any, caption: str, taken: set[tuple[int, int]]) -> tuple[int, 
     if isinstance(start, int) and isinstance(end, int):
         if not 0 <= start < end <= len(caption):
             raise BadSample("bad_phrase", f"{start} to {end} is not inside the caption of {len(caption)} characters")
+        if isinstance(text, str) and text.split() != caption[start:end].split():
+            raise BadSample(
+                "bad_phrase",
+                f"characters {start} to {end} are {caption[start:end][:80]!r}, not {text[:80]!r}: count characters, "
+                'not bytes or words, or remove "start" and "end"',
+            )
         return start, end
     if not isinstance(text, str) or not text:
         raise BadSample("bad_phrase", 'a phrase needs "start" and "end", or "text"')

@@ -11,6 +11,7 @@ annotation tools have the same form.
 
 from __future__ import annotations
 
+import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -47,7 +48,7 @@ class Coco:
     images: list[dict[str, Any]]  # in the order of the file
     names: dict[Any, Any]  # id of a category -> its name
     annotations: dict[int, list[dict[str, Any]]]  # position in `images` -> the annotations of that image
-    homeless: int  # annotations of images that are not listed
+    unlisted: int  # annotations of images that are not listed
     other: list[str]  # other keys of the file
 
 
@@ -63,8 +64,9 @@ def coco_units(path: str, images: str) -> list[Unit]:
     """
     load_coco.cache_clear()  # the file may have changed
     coco = load_coco(path)
-    check_folder(path, images, [entry.get("file_name") for entry in coco.images[:NAMES_CHECKED]])
-    count = len(coco.images)
+    check_folder(path, images, [name for entry in coco.images[:NAMES_CHECKED] for name in _image_names(entry)])
+    if not (count := len(coco.images)):
+        raise DataError(f'{path}: its list "images" is empty: give a file whose annotations have images')
     return [
         Unit(path, start, min(start + LINES_PER_UNIT, count), bytes=IMAGE_BYTES * min(LINES_PER_UNIT, count - start))
         for start in range(0, count, LINES_PER_UNIT)
@@ -75,7 +77,7 @@ def count_coco(unit: Unit) -> Mapping[str, int]:
     """Count the images of a unit, and their annotations. Those of no image belong to the first unit."""
     coco = load_coco(unit.path)
     annotations = sum(len(coco.annotations.get(number, ())) for number in range(unit.start, unit.stop))
-    return {"images": unit.stop - unit.start, "annotations": annotations + (coco.homeless if unit.start == 0 else 0)}
+    return {"images": unit.stop - unit.start, "annotations": annotations + (coco.unlisted if unit.start == 0 else 0)}
 
 
 def read_coco(
@@ -84,12 +86,12 @@ def read_coco(
     """Yield the samples of a unit's images. Annotations that cannot be used are yielded as Rejected, one by one."""
     coco = load_coco(unit.path)
     if unit.start == 0:
-        yield from (NotRead(f"key {key}") for key in coco.other)
-        if coco.homeless:
-            yield NotRead("annotation: its image is not listed", coco.homeless, {"annotations": coco.homeless})
+        yield from (NotRead(f"key {key} of the file") for key in coco.other)
+        if coco.unlisted:
+            yield NotRead("annotation: its image is not listed", coco.unlisted, {"annotations": coco.unlisted})
     for number in range(unit.start, unit.stop):
         entry, annotations = coco.images[number], coco.annotations.get(number, [])
-        origin = f"{Path(unit.path).name}:{entry.get('file_name')}"
+        origin = f"{Path(unit.path).name}:{_image_names(entry)[0]}"
         if any("caption" in annotation for annotation in annotations):
             yield from _captions(origin, entry, annotations, folder, captions)
         else:
@@ -110,7 +112,7 @@ def _instances(
         yield NotRead("annotation: iscrowd", crowds, {"annotations": crowds})
     left = len(single)
     try:
-        image = read_image(entry.get("file_name"), folder, entry)
+        image = read_image(_image_name(entry, folder), folder, entry)
         objects: dict[str, list[Thousandths]] = {}
         for annotation in single:
             try:
@@ -151,7 +153,9 @@ def _captions(
     texts = [annotation.get("caption") for annotation in annotations]
     good = [text for text in texts if isinstance(text, str) and text.strip()]
     try:
-        image = read_image(entry.get("file_name"), folder, {})
+        image = read_image(_image_name(entry, folder), folder, {})
+        if any("caption" in annotation and annotation.get("bbox") for annotation in annotations):
+            raise BadSample("bad_record", 'captions with a "bbox": write captions of boxes as records with "phrases"')
         if not good:
             raise BadSample("no_caption", "every caption of the image is empty")
     except BadSample as error:
@@ -170,8 +174,23 @@ def _captions(
         yield replace(draft, items={"images": 1, "annotations": 1}, not_read=unread) if last else draft
 
 
+def _image_names(entry: dict[str, Any]) -> list[Any]:
+    """Return the paths at which an image may be. LVIS gives its URL alone: .../train2017/000000000009.jpg."""
+    url = entry.get("coco_url")
+    if entry.get("file_name") is not None or not isinstance(url, str):
+        return [entry.get("file_name")]
+    return ["/".join(url.rsplit("/", 2)[-2:]), url.rpartition("/")[2]]
+
+
+def _image_name(entry: dict[str, Any], folder: Path) -> Any:
+    """Return the path of an image: of those that it may have, the first that exists."""
+    names = _image_names(entry)
+    return next((name for name in names if isinstance(name, str) and os.path.isfile(folder / name)), names[0])
+
+
 def _unread_keys(entry: dict[str, Any], annotations: list[dict[str, Any]]) -> Counter[str]:
-    unread = Counter(f"image key {key}" for key in entry.keys() - _KEYS["image"])
+    read = _KEYS["image"] if entry.get("file_name") is not None else _KEYS["image"] | {"coco_url"}
+    unread = Counter(f"image key {key}" for key in entry.keys() - read)
     for annotation in annotations:
         unread.update(f"annotation key {key}" for key in annotation.keys() - _KEYS["annotation"])
     return unread
@@ -202,11 +221,14 @@ def load_coco(path: str) -> Coco:
         if positions.setdefault(image.get("id"), number) != number:
             raise DataError(f"{path}: two images have the id {image.get('id')!r}: give each an id of its own")
     annotations: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
-    homeless = 0
+    unlisted = 0
     for annotation in lists["annotations"]:
         if (position := positions.get(annotation.get("image_id"))) is None:
-            homeless += 1
+            unlisted += 1
         else:
             annotations[position].append(annotation)
-    names = {category.get("id"): category.get("name") for category in lists["categories"]}
-    return Coco(lists["images"], names, dict(annotations), homeless, sorted(content.keys() - _LISTS.keys()))
+    names: dict[Any, Any] = {}
+    for category in lists["categories"]:
+        if names.setdefault(category.get("id"), category.get("name")) != category.get("name"):
+            raise DataError(f"{path}: two categories have the id {category.get('id')!r}: give each an id of its own")
+    return Coco(lists["images"], names, dict(annotations), unlisted, sorted(content.keys() - _LISTS.keys()))

@@ -11,7 +11,7 @@ published apart, as ID.jpg.
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import NotRead, Rejected, Unit
 from data_pipeline.inputs.grounding.found import Found
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import files_below
+from data_pipeline.inputs.names import count_by_suffix, files_below
 from data_pipeline.inputs.records.annotations import IMAGE_BYTES
 
 SENTENCES, ANNOTATIONS = "Sentences", "Annotations"
@@ -38,11 +38,13 @@ def folder_units(folder: str) -> list[Unit]:
     files = sorted(files_below(Path(folder)))
     sentences = [path for path in files if path.parent.name == SENTENCES and path.suffix == ".txt"]
     if not sentences:
-        raise DataError(f"{folder} is no folder of Flickr30k Entities ({SENTENCES}, {ANNOTATIONS}): give files")
+        raise DataError(
+            f"{folder} is no folder of Flickr30k Entities ({SENTENCES}, {ANNOTATIONS}): give that folder, or files of "
+            "records"
+        )
     used = {*sentences, *(_boxes_of(path) for path in sentences)}
-    other = Counter(f"file {path.suffix.lower() or path.name}" for path in files if path not in used)
     units = [Unit(str(path), bytes=IMAGE_BYTES * 5) for path in sentences]
-    units[0].extra["other"] = dict(sorted(other.items()))
+    units[0].extra["other"] = count_by_suffix(path for path in files if path not in used)
     return units
 
 
@@ -115,5 +117,5 @@ def _annotations(path: Path) -> tuple[dict[str, Any], dict[str, list[Any]]]:
         return size, dict(boxes)
     except BadSample:
         raise
-    except (ElementTree.ParseError, ValueError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise BadSample("bad_record", f"{path.name} is not an annotation of Flickr30k Entities: {error}") from error

@@ -170,7 +170,10 @@ def _pages(path: Path) -> list[Path]:
 
 def _local_path(line: str, path: Path) -> str:
     """Return the path that a line of a list stands for: a path or a file: URL."""
-    url = urlsplit(line)
+    try:
+        url = urlsplit(line)
+    except ValueError as error:
+        raise DataError(f"{path}: {line} is not a path or URL ({error}): give the path of a page") from error
     if url.scheme not in ("", "file") or url.netloc:
         raise DataError(f"{path}: {line} is not a local page: only local files are supported")
     return unquote(url.path) if url.scheme == "file" else line

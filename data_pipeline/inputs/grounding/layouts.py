@@ -176,9 +176,11 @@ def _grit(record: dict[str, Any], spans: Spans) -> Annotation:
         raise BadSample("bad_record", "noun_chunks or ref_exps? Choose with --set spans=noun_chunks or spans=ref_exps")
     name = (given or ["noun_chunks"])[0] if spans == "ask" else spans
     chosen = record.get(name) or []
+    if not isinstance(chosen, list):
+        raise BadSample("bad_record", f'"{name}" is not a list')
     boxes: dict[tuple[Any, Any], list[Any]] = {}
-    for entry in chosen if isinstance(chosen, list) else []:
-        if not isinstance(entry, list) or len(entry) < 6 or isinstance(entry[0], list) or isinstance(entry[1], list):
+    for entry in chosen:
+        if not isinstance(entry, list) or len(entry) < 6 or not all(isinstance(at, (int, float)) for at in entry[:2]):
             raise BadSample("bad_record", f"{str(entry)[:80]} is not [start, end, x1, y1, x2, y2, score]")
         start, end = (int(at) if isinstance(at, float) and at.is_integer() else at for at in entry[:2])
         boxes.setdefault((start, end), []).append(entry[2:6])

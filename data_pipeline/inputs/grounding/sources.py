@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
@@ -26,6 +25,8 @@ from data_pipeline.inputs.records.annotations import (
     object_units,
     read_objects,
 )
+from data_pipeline.inputs.records.media_values import bytes_and_path
+from data_pipeline.inputs.records.parquet import open_table, rows_of
 from data_pipeline.inputs.records.tars import Tars
 
 _ROWS_PER_BATCH = 32
@@ -59,17 +60,10 @@ def _read_json(unit: Unit) -> Iterator[Found]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _table(path: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a Parquet file ({error}): copy it again") from error
-
-
 def _table_units(path: str) -> list[Unit]:
     """Return one unit per row group with rows; `extra["row"]` is the number of its first row, from 1."""
     units, row = [], 1
-    with _table(path) as file:
+    with open_table(path) as file:
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             if group.num_rows:
@@ -81,43 +75,40 @@ def _table_units(path: str) -> list[Unit]:
 
 
 def _count_rows(unit: Unit) -> Mapping[str, int]:
-    with _table(unit.path) as file:
+    with open_table(unit.path) as file:
         return {"rows": file.metadata.row_group(unit.start).num_rows}
 
 
 def _read_rows(unit: Unit) -> Iterator[Found | Rejected]:
     name, row = Path(unit.path).name, unit.extra["row"]
-    with _table(unit.path) as file:
+    with open_table(unit.path) as file:
         end = row + file.metadata.row_group(unit.start).num_rows
         try:
-            for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[unit.start]):
-                for index in range(len(batch)):
-                    yield Found(f"{name}:{row}", _row(batch.slice(index, 1)), {"rows": 1})
+            for batch in file.iter_batches(_ROWS_PER_BATCH, row_groups=[unit.start], use_threads=False):
+                for values in rows_of(batch):
+                    yield Found(f"{name}:{row}", _fields(values), {"rows": 1})
                     row += 1
         except (pa.ArrowException, OSError) as error:  # a damaged page: the rows after it cannot be found
             rest = {"rows": end - row}
             yield Rejected(f"{name}:{row}", "damaged_file", f"the rest of row group {unit.start}: {error}", rest)
 
 
-def _row(batch: pa.RecordBatch) -> dict[str, Any] | BadSample:
+def _fields(row: dict[str, Any] | BadSample) -> dict[str, Any] | BadSample:
     """Return a row without its empty fields, with its images as files."""
-    try:
-        [row] = batch.to_pylist()
-        return {name: _image(value) for name, value in row.items() if value is not None}
-    except BadSample as error:
-        return error
-    except (ValueError, OverflowError) as error:
-        return BadSample("bad_record", f"a value that cannot be read: {error}")
+    if isinstance(row, BadSample):
+        return row
+    return {name: _image(value) for name, value in row.items() if value is not None}
 
 
 def _image(value: Any) -> Any:
-    """Return the file that a value of a table holds; any other value as it is."""
-    is_struct = isinstance(value, dict) and value.keys() == {"bytes", "path"}
-    data, path = (value["bytes"], value["path"]) if is_struct else (value, None)
+    """Return the file that a value of a table holds, a BadSample for other bytes; any other value as it is."""
+    data, path = bytes_and_path(value)
     if not isinstance(data, bytes):
-        return path if is_struct else value
-    _, media = as_media(data, path)
-    return media
+        return path if isinstance(value, dict) and value.keys() == {"bytes", "path"} else value
+    try:
+        return as_media(data, path)[1]
+    except BadSample as error:  # rejects the row only if this is its image
+        return error
 
 
 # --- tars -------------------------------------------------------------------------------------------------------------
@@ -136,14 +127,16 @@ def _read_tar(unit: Unit) -> Iterator[Found | Rejected | NotRead]:
     for entry in Tars((unit.path,)).read(unit):
         if not isinstance(entry, Draft):
             yield entry
-        elif len(entry.images) != 1 or entry.videos:
+            continue
+        items = {"members": entry.items["members"]}  # the messages of a chat are not given here
+        if len(entry.images) != 1 or entry.videos:
             files = len(entry.images) + len(entry.videos)
             wrong = BadSample("bad_record", f"{files} images and videos: boxes need one image")
-            yield Found(entry.origin, wrong, entry.items)
+            yield Found(entry.origin, wrong, items)
         else:
             fields = {key: value for key, value in entry.record.items() if key not in _ADDED_BY_TARS}
             record = fields if "caption" in fields else {**fields, "caption": entry.record.get("text")}
-            yield Found(entry.origin, {**record, "image": entry.images[0]}, entry.items)
+            yield Found(entry.origin, {**record, "image": entry.images[0]}, items)
 
 
 _JSON = Source(

@@ -10,7 +10,6 @@ markup in a file beside them: page-1.png with page-1.md.
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from data_pipeline.inputs.documents.pdf_page import PageContent, render_page
 from data_pipeline.inputs.documents.reading_order import lines_in_order, paragraphs
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.flow import file_units, image_media, read_document, read_text
-from data_pipeline.inputs.names import beside, files_below, shown_names
+from data_pipeline.inputs.names import beside, count_by_suffix, files_below, shown_names
 from data_pipeline.shards.members import IMAGE_EXTENSIONS
 
 MARKUP = (".md", ".mmd", ".tex", ".html", ".txt")  # the first one that exists is used
@@ -102,7 +101,7 @@ class PagePairs:
         """Return one unit per image, and one for the other files that are not its markup."""
         units = [unit for path in self.paths for unit in file_units(_images(path))]
         if not units:
-            raise DataError(f"{', '.join(self.paths)}: contains no images")
+            raise DataError(f"{', '.join(self.paths)}: contains no images: give a folder of images with their markup")
         found = {str(markup) for unit in units if (markup := beside(Path(unit.path), self._suffixes)) is not None}
         return [*units, *_other_files(self.paths, found | {unit.path for unit in units})]
 
@@ -150,20 +149,15 @@ def _pdfs(path: str) -> list[str]:
         return [path]
     found = sorted(str(file) for file in files_below(Path(path)) if file.suffix.lower() == ".pdf")
     if not found:
-        raise DataError(f"{path}: contains no PDFs")
+        raise DataError(f"{path}: contains no PDFs: give a PDF, or a folder of them")
     return found
 
 
 def _other_files(paths: Sequence[str], read: set[str]) -> list[Unit]:
     """Return one unit for the files of folders that are not read, if there are any. `stop` is their number."""
     folders = [path for path in paths if os.path.isdir(path)]
-    others = Counter(
-        f"file {file.suffix.lower() or file.name}"
-        for folder in folders
-        for file in files_below(Path(folder))
-        if str(file) not in read
-    )
-    return [Unit(folders[0], stop=others.total(), extra=dict(sorted(others.items())))] if others else []
+    others = count_by_suffix(file for folder in folders for file in files_below(Path(folder)) if str(file) not in read)
+    return [Unit(folders[0], stop=sum(others.values()), extra=others)] if others else []
 
 
 def _not_read(unit: Unit) -> Iterator[NotRead]:

@@ -28,7 +28,7 @@ from typing import Any, Literal, get_args
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_RECORD, Draft, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import as_stored, files_below
+from data_pipeline.inputs.names import as_stored, count_by_suffix, files_below
 from data_pipeline.inputs.records.annotations import (
     IMAGE_BYTES,
     NAMES_CHECKED,
@@ -47,6 +47,8 @@ from data_pipeline.shards.members import IMAGE_EXTENSIONS
 _KEYS = {"words", "width", "height", "box_format", "folder"}  # of a line; the folder is added in reading
 _WORD_KEYS = {"text", "box", "polygon"}
 _CORNERS_AND_WORD = re.compile(r'(-?\d+),?\s+(-?\d+),?\s+(-?\d+),?\s+(-?\d+),?\s+"(.*)"')  # of ICDAR 2013
+# What ICDAR 2017 and 2019 (MLT) write before each word: x1,y1,...,x4,y4,Latin,STOP
+_SCRIPTS = {"Arabic", "Bangla", "Chinese", "Hindi", "Japanese", "Korean", "Latin", "Mixed", "None", "Symbols"}
 ILLEGIBLE = ("", "#", "###", "*")  # what ICDAR files contain in place of an illegible word
 
 
@@ -60,7 +62,7 @@ class Word:
 
 @dataclass(frozen=True)
 class SceneText:
-    """JSON lines of words, and folders of images with one ICDAR file each."""
+    """JSON lines or lists of images with words, and folders of images with one ICDAR file each."""
 
     paths: tuple[str, ...]
     images: str = ""  # folder that image names in JSON lines are relative to; empty: the folder of the JSON lines
@@ -218,8 +220,7 @@ def _icdar_units(folder: str) -> list[Unit]:
                 break
     if not units:
         raise DataError(f"{folder} contains no image with a gt_NAME.txt: give a folder of both, or JSON lines")
-    other = Counter(f"file {path.suffix.lower() or path.name}" for path in files if path not in used)
-    units[0].extra["other"] = dict(sorted(other.items()))
+    units[0].extra["other"] = count_by_suffix(path for path in files if path not in used)
     return units
 
 
@@ -228,7 +229,7 @@ def _images(unit: Unit, folder: str) -> Iterator[tuple[str, dict[str, Any] | Bad
     if "image" in unit.extra:
         labels = Path(unit.path)
         try:
-            words = [_icdar_word(line) for line in _read_utf8(labels).splitlines() if line.strip()]
+            words = _icdar_words(re.split(r"\r\n|\r|\n", _read_utf8(labels)))
             yield labels.name, {"image": unit.extra["image"], "folder": labels.parent, "words": words}
         except BadSample as error:
             yield labels.name, error
@@ -244,10 +245,21 @@ def _read_utf8(path: Path) -> str:
         raise BadSample("bad_record", f"{path.name}: {error}") from error
 
 
+def _icdar_words(lines: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Return the words of a file, without the scripts that some years write before them."""
+    words = [_icdar_word(line) for line in lines if line.strip()]
+    with_script = [word for word in words if word is not None and "polygon" in word]
+    if all(word["text"].partition(",")[0] in _SCRIPTS and "," in word["text"] for word in with_script):
+        for word in with_script:
+            word["script"], _, word["text"] = word["text"].partition(",")
+    return words
+
+
 def _icdar_word(line: str) -> dict[str, Any] | None:
     """Return the word of a line; None, which is not a valid word, for a line of another form.
 
-    ICDAR 2015 writes x1,y1,x2,y2,x3,y3,x4,y4,text; ICDAR 2013 writes x1, y1, x2, y2, "text", with or without commas.
+    ICDAR 2015 and later write x1,y1,x2,y2,x3,y3,x4,y4,text; ICDAR 2013 writes x1, y1, x2, y2, "text", with or without
+    commas.
     """
     if found := _CORNERS_AND_WORD.fullmatch(line.strip()):
         return {"text": found[5], "box": [float(found[number]) for number in range(1, 5)]}

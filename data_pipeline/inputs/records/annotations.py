@@ -10,7 +10,6 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from typing import Any, Literal
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Media, Unit
 from data_pipeline.inputs.media import read_media
+from data_pipeline.inputs.records.json_files import MAX_VALUE_BYTES, unit_values, value_units
 from data_pipeline.inputs.records.jsonl import count_records, line_records, parse_json
 from data_pipeline.media.box_frames import BoxFrame, find_frame
 from data_pipeline.media.boxes import Box, BoxFormat, Thousandths, read_box, to_thousandths
@@ -128,21 +128,16 @@ def object_units(path: str, *, bytes_each: int) -> list[Unit]:
 
 
 def _list_units(path: str, bytes_each: int) -> list[Unit]:
-    """Cut the entries of a JSON list; `extra["list"]` marks the units."""
-    load_list.cache_clear()  # the file may have changed
-    count = len(load_list(path))
-    if not count:
+    """Cut the entries of a JSON list, as json_files.value_units does."""
+    units = list(value_units(path, "", lambda _: bytes_each, bytes_each * LINES_PER_UNIT))
+    if not units[0].extra["entries"]:
         raise DataError(f"{path} is an empty list: give a file with entries")
-    stops = (min(start + LINES_PER_UNIT, count) for start in range(0, count, LINES_PER_UNIT))
-    return [
-        Unit(path, start, stop, bytes=bytes_each * (stop - start), extra={"list": True})
-        for start, stop in zip(range(0, count, LINES_PER_UNIT), stops, strict=True)
-    ]
+    return units
 
 
 def count_objects(unit: Unit) -> int:
     """Count the lines of a unit that are not blank, or its entries of a list."""
-    return unit.stop - unit.start if "list" in unit.extra else count_records(unit)
+    return unit.extra["entries"] if "entries" in unit.extra else count_records(unit)
 
 
 def form_of(path: str) -> Literal["lines", "list", "object"]:
@@ -174,20 +169,26 @@ def read_objects(unit: Unit) -> Iterator[tuple[str, dict[str, Any] | BadSample]]
 
     The origin is the file's name and the number of the line, or of the entry of a list: "captions.jsonl:17".
     """
-    if "list" in unit.extra:
-        for number, entry in enumerate(load_list(unit.path)[unit.start : unit.stop], unit.start + 1):
+    if "entries" in unit.extra:
+        for number, entry in enumerate(unit_values(unit), unit.extra["entry"]):
             origin = f"{Path(unit.path).name}:{number}"
-            yield origin, entry if isinstance(entry, dict) else BadSample("bad_record", "not a JSON object")
+            if entry.stop - entry.start > MAX_VALUE_BYTES:
+                yield origin, BadSample("member_too_large", f"a record of more than {MAX_VALUE_BYTES:,} bytes")
+            else:
+                yield origin, _object(entry.value)
         return
     for number, line in line_records(unit):
         origin = f"{Path(unit.path).name}:{number}"
         try:
             if line is None:
-                raise BadSample("member_too_large", "the line is too long to be held in memory")
-            found = parse_json(line)
-            yield origin, found if isinstance(found, dict) else BadSample("bad_record", "not a JSON object")
+                raise BadSample("member_too_large", f"a record of more than {MAX_VALUE_BYTES:,} bytes")
+            yield origin, _object(parse_json(line))
         except BadSample as error:
             yield origin, error
+
+
+def _object(found: Any) -> dict[str, Any] | BadSample:
+    return found if isinstance(found, dict) else BadSample("bad_record", "not a JSON object")
 
 
 def check_folder(path: str, images: str, names: Iterable[Any]) -> None:
@@ -203,11 +204,11 @@ def check_folder(path: str, images: str, names: Iterable[Any]) -> None:
     """
     wanted = [name for name in names if isinstance(name, str) and name and not os.path.isabs(name)]
     folder = Path(images or Path(path).parent)
-    if images or not wanted or any((folder / name).is_file() for name in wanted):
+    if images or not wanted or any(os.path.isfile(folder / name) for name in wanted):
         return
     for parent in (folder, folder.parent):
         for other in (parent, *sorted(parent.iterdir())):
-            if other.is_dir() and any((other / name).is_file() for name in wanted):
+            if os.path.isdir(other) and any(os.path.isfile(other / name) for name in wanted):
                 raise DataError(f"{path}: its images are not beside it but in {other}: --set images={other}")
 
 
@@ -270,7 +271,7 @@ def find_size(annotation: Mapping[str, Any]) -> tuple[tuple[Any, Any], set[str]]
         if size := _sides(key, annotation.get(key)):
             found.setdefault(size, set()).add(key)
     if len(found) > 1:
-        names = " and ".join(f"{'/'.join(sorted(keys))} {w:g}x{h:g}" for (w, h), keys in found.items())
+        names = " and ".join(f"{'/'.join(sorted(keys))} {w}x{h}" for (w, h), keys in found.items())
         raise BadSample("size_mismatch", f"{names}: name the size in which the boxes count width and height")
     return next(iter(found.items()), ((None, None), set()))
 
@@ -298,15 +299,6 @@ def read_named(name: Any, folder: Path, field: str) -> Media:
     if not isinstance(name, str) or not name:
         raise BadSample("bad_record", f"{field}: {name!r} is not a path")
     return read_media(name, folder, field)
-
-
-@lru_cache(maxsize=1)
-def load_list(path: str) -> list[Any]:
-    """Return the entries of a JSON list. Raises DataError."""
-    found = load_json(path)
-    if not isinstance(found, list):
-        raise DataError(f"{path} is not a JSON list: fix it, or write one object per line")
-    return found
 
 
 def load_json(path: str) -> Any:

@@ -56,7 +56,7 @@ class Parquet:
 
     def given(self, unit: Unit) -> Mapping[str, int]:
         """Count the rows."""
-        with _open(unit.path) as file:
+        with open_table(unit.path) as file:
             return {"rows": file.metadata.row_group(unit.start).num_rows if unit.stop else 0}
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
@@ -67,14 +67,14 @@ class Parquet:
         shown = shown_names(self.paths)[unit.path]
         columns = Columns(**unit.extra["columns"])
         row = unit.extra["rows"]
-        with _open(unit.path) as file:
+        with open_table(unit.path) as file:
             rows = file.metadata.row_group(unit.start).num_rows
             yield from (NotRead(name, rows) for name in columns.not_read.values())
             try:
                 for batch in file.iter_batches(
                     _ROWS_PER_BATCH, row_groups=[unit.start], columns=columns.wanted, use_threads=False
                 ):
-                    for values in _rows(batch):
+                    for values in rows_of(batch):
                         row += 1
                         yield from self._row(values, columns, Path(unit.path).parent, f"{shown}:{row}")
             except (pa.ArrowException, OSError) as error:  # a damaged data page: the rows after it cannot be found
@@ -88,7 +88,7 @@ class Parquet:
         known: dict[pa.Schema, dict[str, Any]] = {}  # tables of one schema are read alike
         has_rows = False
         for path in self.paths:
-            with _open(path) as file:
+            with open_table(path) as file:
                 schema, metadata = file.schema_arrow, file.metadata
             if schema not in known:
                 first = _FirstValues(path)
@@ -166,7 +166,7 @@ class _FirstValues:
         """Return the first value of a column, or entry of a list, that is not null or empty; None if none is seen."""
         rows = 0
         try:
-            with _open(self._path) as file:
+            with open_table(self._path) as file:
                 for batch in file.iter_batches(batch_size=_ROWS_PER_BATCH, columns=[name], use_threads=False):
                     for value in batch.column(0).to_pylist():
                         if (found := _first_leaf(value)) is not None:
@@ -187,14 +187,15 @@ def _first_leaf(value: Any) -> Any:
     return value or None
 
 
-def _open(path: str) -> pq.ParquetFile:
+def open_table(path: str) -> pq.ParquetFile:
+    """Open a table, to be read in pieces. Raises DataError."""
     try:
         return pq.ParquetFile(path, buffer_size=_BUFFER, memory_map=True)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a Parquet file ({error}): copy it again") from error
 
 
-def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadSample]:
+def rows_of(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | BadSample]:
     """Yield the rows of a batch; a BadSample for a row that Python cannot represent.
 
     Examples are text that is not UTF-8, and the year 300,000.

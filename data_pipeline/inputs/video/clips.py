@@ -1,7 +1,7 @@
 """Videos with timed captions, as samples of the `video` domain: whole videos, or one clip per caption.
 
 A folder holds NAME.mp4 with NAME.srt, NAME.vtt or NAME.txt (one caption for the whole video), or with NAME.en.srt and
-other languages (see captions_file.py). JSON lines name videos:
+other languages (see captions_file.py). JSON lines, or the entries of a JSON list, name videos:
 
     {"video": "street.mp4", "captions": [{"start": 0.0, "end": 2.5, "text": "A van passes."},
                                          {"start": 2.5, "end": 4.0, "text": "The street is empty."}]}
@@ -28,9 +28,8 @@ from typing import Any, Literal
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_RECORD, Draft, Media, NotRead, Rejected, Unit
 from data_pipeline.inputs.media import read_whole
-from data_pipeline.inputs.names import files_below
-from data_pipeline.inputs.records.annotations import line_units, read_named, read_objects
-from data_pipeline.inputs.records.jsonl import count_records
+from data_pipeline.inputs.names import count_by_suffix, files_below
+from data_pipeline.inputs.records.annotations import count_objects, object_units, read_named, read_objects
 from data_pipeline.inputs.video.captions_file import choose_captions
 from data_pipeline.inputs.video.cutting import cut_clips
 from data_pipeline.inputs.video.subtitles import SUFFIXES, read_subtitles, unrolled
@@ -56,10 +55,10 @@ class Caption:
 
 @dataclass(frozen=True)
 class Clips:
-    """Videos with timed captions. A unit is one video, or a range of JSON lines."""
+    """Videos with timed captions. A unit is one video, or a range of JSON records."""
 
-    paths: tuple[str, ...]  # folders of videos with caption files, single videos with theirs, and JSON lines
-    videos: str = ""  # folder that the paths in JSON lines are relative to; empty: the folder of the JSON file
+    paths: tuple[str, ...]  # folders of videos with caption files, single videos with theirs, JSON lines and lists
+    videos: str = ""  # folder that the paths in JSON files are relative to; empty: the folder of the JSON file
     segments: Literal["whole", "cut"] = "whole"  # whole: one sample per video; cut: one clip per caption
     language: str = ""  # of subtitles called NAME.LANGUAGE.srt, e.g. en; empty: the only one
 
@@ -72,13 +71,13 @@ class Clips:
             elif path.suffix.lower() in VIDEO_SUFFIXES:
                 units.append(_video_unit(path, path.parent))
             else:
-                units += line_units(str(path), bytes_per_line=VIDEO_BYTES)
+                units += object_units(str(path), bytes_each=VIDEO_BYTES)
         return units
 
     def given(self, unit: Unit) -> Mapping[str, int]:
-        """Count the videos, one or one per line, and the folder's other files."""
+        """Count the video and the folder's other files, or the records."""
         if "name" not in unit.extra:
-            return {"records": count_records(unit)}
+            return {"records": count_objects(unit)}
         return {"records": 1, "files": sum(unit.extra.get("other", {}).values())}
 
     def read(self, unit: Unit) -> Iterator[Draft | Rejected | NotRead]:
@@ -187,8 +186,7 @@ def _folder_units(folder: Path, language: str) -> list[Unit]:
         with suppress(BadSample):  # the video is rejected when it is read
             used.add(choose_captions(video, language))
     units = [_video_unit(video, folder) for video in videos]
-    others = Counter(f"file {path.suffix.lower() or path.name}" for path in files if path not in used)
-    units[0].extra["other"] = dict(sorted(others.items()))
+    units[0].extra["other"] = count_by_suffix(path for path in files if path not in used)
     return units
 
 

@@ -24,8 +24,8 @@ SUFFIXES = (".srt", ".vtt")
 NOT_READ = (".ass", ".ssa", ".ttml", ".dfxp", ".sbv", ".lrc", ".sub", ".smi")  # subtitles that FFmpeg converts to .srt
 
 _ARROW = "-->"
-_TIME = re.compile(r"(?:(\d+):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,6}))?(?!\d)")
-_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <v Bob>, <00:00:01.000>, {\an8}
+_TIME = re.compile(r"(?:(\d{1,6}):)?(\d{1,2}):(\d{1,2})(?:[.,](\d{1,6}))?(?!\d)")
+_MARKUP = re.compile(r"</?[a-zA-Z][^<>]*>|<[\d:.]+>|\{\\[^{}]*\}")  # <i>, <c.yellow>, <v Bob>, <00:00:01.000>, {\an8}
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 ADJACENT = 0.1  # seconds at most from the end of a rolling cue to the next one, which may begin before
 

@@ -70,7 +70,7 @@ def test_folder_without_files_of_the_kind_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"holds no files of kind pdf \(.pdf\)"):
         open_inputs([str(tmp_path)], "pdf")
     [(_, given)] = open_inputs([str(tmp_path)], "grounding")
-    with pytest.raises(DataError, match=r"is no folder of Flickr30k Entities \(Sentences, Annotations\): give files"):
+    with pytest.raises(DataError, match=r"is no folder of Flickr30k Entities \(Sentences, Annotations\): give that"):
         given.units()
     with pytest.raises(DataError, match="contains no PDFs"):
         open_inputs([str(tmp_path)], "pages")[0][1].units()

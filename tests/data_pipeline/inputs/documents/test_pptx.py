@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
+import zipfile
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -20,6 +23,7 @@ from pptx.util import Inches
 
 from data_pipeline.domains import build_sample
 from data_pipeline.errors import DataError
+from data_pipeline.inputs.documents.office_math import tex_of
 from data_pipeline.inputs.documents.pptx import Slides
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected
 from tests.data_pipeline.inputs.reading import opened, read
@@ -277,3 +281,40 @@ def test_the_text_of_smartart_is_read_or_the_diagram_is_named(tmp_path, stored):
     diagram = "\n\n- Plan\n  - with care\n- Test" if stored else ""
     assert draft.record["text"] == f"# Title{diagram}"
     assert draft.not_read == ({} if stored else {"SmartArt": 1})
+
+
+def test_damaged_part_rejects_the_file(tmp_path, deck):
+    with zipfile.ZipFile(deck) as parts:
+        start = parts.getinfo("ppt/slides/slide1.xml").header_offset + 80
+    data = bytearray(deck.read_bytes())
+    data[start : start + 40] = b"\xff" * 40
+    (tmp_path / "damaged.pptx").write_bytes(data)
+    drafts, rejected = read(Slides((str(tmp_path / "damaged.pptx"),)))
+    assert not drafts
+    assert [entry.reason for entry in rejected] == ["unreadable_document"]
+
+
+def test_dates_of_charts_are_written_as_dates(tmp_path):
+    def build(slide):
+        sales = CategoryChartData(number_format="0.0")
+        sales.categories = [date(2021, 1, 1), date(2021, 2, 1)]
+        sales.add_series("sales", (1.5, 2))
+        slide.shapes.add_chart(XL_CHART_TYPE.LINE, 0, 0, Inches(4), Inches(3), sales)
+
+    [draft] = drafts(Slides((str(saved(tmp_path / "a.pptx", build)),)))
+    assert "| 2021-01-01 | 1.5 |\n| 2021-02-01 | 2 |" in draft.record["text"]
+
+
+@pytest.mark.parametrize(
+    ("omml", "tex"),
+    [
+        ("<m:sPre><m:sub>6</m:sub><m:sup>14</m:sup><m:e>C</m:e></m:sPre>", "{}_6^{14}C"),
+        ('<m:bar><m:barPr><m:pos m:val="top"/></m:barPr><m:e>x</m:e></m:bar>', r"\overline{x}"),
+        ('<m:acc><m:accPr><m:chr m:val="\u20d6"/></m:accPr><m:e>x</m:e></m:acc>', "x\u20d6"),
+        ('<m:d><m:dPr><m:begChr m:val="{"/><m:endChr m:val=""/></m:dPr><m:e>x</m:e></m:d>', r"\{x"),
+    ],
+)
+def test_structures_of_equations_keep_their_meaning(omml, tex):
+    runs = re.sub(r">([^<>]+)<", r"><m:r><m:t>\1</m:t></m:r><", omml)
+    space = "http://schemas.openxmlformats.org/officeDocument/2006/math"
+    assert tex_of(parse_xml(f'<m:oMath xmlns:m="{space}">{runs}</m:oMath>')) == tex

@@ -335,9 +335,10 @@ def test_elements_that_are_not_read_are_named(tmp_path):
     html += "<div style='display: none'>x</div><form>y</form><nav>z</nav><img src=gone.jpg></article><p>Other"
     draft = read(tmp_path / "a.html", html)
     assert draft.record["text"] == "The words of this page"
-    once = ("iframe", "svg", "canvas", "video", "audio", "object", "embed", "hidden element", "form", "nav")
+    once = ("iframe", "svg", "canvas", "video", "audio", "object", "embed", "form", "nav")
     assert draft.not_read == {
-        **dict.fromkeys(once, 1),
+        **dict.fromkeys((f"element {name}" for name in once), 1),
+        "hidden element": 1,
         "image: missing_file": 1,
         "text outside the main content": 1,
     }
@@ -348,3 +349,27 @@ def test_markdown_keeps_formulas_and_footnotes_and_names_its_header(tmp_path):
     draft = read(tmp_path / "a.md", f"---\na: 1\n---\n{text}\n")
     assert draft.record["text"] == text.replace("H<sub>2</sub>O", "H_2O")
     assert draft.not_read == {"front matter": 1}
+
+
+@pytest.mark.parametrize(
+    ("html", "text"),
+    [
+        ("<ul><li>a</li><ul><li>b</li></ul><li>c</li></ul>", "- a\n  - b\n- c"),
+        ("<ol start=3><li>a</li> more <li value=9>b</li></ol>", "3. a\n   more\n9. b"),
+        ("<table><tr><td>a<td colspan=0000000000000002>b</tr></table>", "| a | b |"),
+    ],
+)
+def test_what_stands_between_list_items_is_read(tmp_path, html, text):
+    assert text_of(tmp_path / "a.html", f"<body>{html}") == text
+
+
+def test_hidden_rows_and_cells_are_counted(tmp_path):
+    draft = read(tmp_path / "a.html", "<table><tr><td>a<td>b<tr hidden><td>c<tr><td>d<td hidden>e<td>f</table>")
+    assert draft.record["text"] == "| a | b |\n| d | f |"
+    assert draft.not_read == {"hidden element": 2}
+
+
+def test_a_horizontal_rule_begins_no_front_matter(tmp_path):
+    draft = read(tmp_path / "a.md", "---\n\nAn introduction.\n\n---\n\nText.\n")
+    assert draft.record["text"] == "An introduction.\n\nText."
+    assert not draft.not_read

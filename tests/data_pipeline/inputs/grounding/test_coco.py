@@ -57,7 +57,7 @@ def test_what_is_not_read_is_named(folder: Path) -> None:
     [unit] = given.units()
     assert given.given(unit) == {"images": 1, "annotations": 4}
     names = [entry.name for entry in given.read(unit) if isinstance(entry, NotRead)]
-    assert names == ["key info", "annotation: its image is not listed", "annotation: iscrowd"]
+    assert names == ["key info of the file", "annotation: its image is not listed", "annotation: iscrowd"]
 
 
 def test_images_of_another_folder_are_asked_for(folder: Path) -> None:
@@ -72,3 +72,30 @@ def test_images_of_another_folder_are_asked_for(folder: Path) -> None:
 def test_two_images_with_one_id_are_refused(folder: Path) -> None:
     with pytest.raises(DataError, match="two images have the id 7"):
         Grounding((write(folder, images=[*IMAGES, *IMAGES], annotations=[], categories=[]),)).units()
+
+
+def test_images_of_lvis_are_named_by_their_urls(folder: Path) -> None:
+    images = [{"id": 7, "coco_url": "http://images.cocodataset.org/train2017/a.jpg", "width": 60, "height": 40}]
+    annotations = [{"image_id": 7, "category_id": 1, "bbox": [6, 4, 30, 20]}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cat"}]}
+    path = write(folder, **content)
+    for _ in range(2):
+        drafts, rejected = read(Grounding((path,)))
+        assert not rejected
+        assert [draft.record["text"] for draft in drafts] == ["<image>cat [[100,100,600,600]]"]
+        assert not drafts[0].not_read
+        (folder / "train2017").mkdir(exist_ok=True)
+        if (folder / "a.jpg").exists():
+            (folder / "a.jpg").rename(folder / "train2017" / "a.jpg")
+
+
+def test_what_is_not_clear_is_refused(folder: Path) -> None:
+    categories = [{"id": 1, "name": "cat"}, {"id": 1, "name": "dog"}]
+    with pytest.raises(DataError, match="two categories have the id 1"):
+        Grounding((write(folder, annotations=[], categories=categories),)).units()
+    with pytest.raises(DataError, match='its list "images" is empty'):
+        Grounding((write(folder, images=[], annotations=[]),)).units()
+    both = [{"image_id": 7, "caption": "a cat", "bbox": [1, 1, 9, 9]}]
+    drafts, rejected = read(Grounding((write(folder, annotations=both),)))
+    assert not drafts
+    assert [entry.reason for entry in rejected] == ["bad_record"]

@@ -423,7 +423,7 @@ def test_flickr30k_entities_join_phrases_and_boxes(folder: Path) -> None:
 
 
 def test_folder_that_is_no_known_layout_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="give files"):
+    with pytest.raises(DataError, match="give that folder"):
         opened(folder, kind="grounding").units()
 
 
@@ -449,3 +449,63 @@ def test_icdar_2013_words_have_two_corners(folder: Path) -> None:
     drafts, rejected = read(SceneText((str(folder),), form="boxes"))
     assert [draft.record["text"] for draft in drafts] == [f'a, b {BOX}\nsay "hi" [[500,100,600,400]]']
     assert [entry.reason for entry in rejected] == ["bad_record"]
+
+
+def test_odd_values_reject_one_record(folder: Path) -> None:
+    phrase = {"start": 2, "end": 5, "boxes": [[50, 20, 100, 80]]}
+    records = [
+        OWN,
+        {**OWN, "image": "x" * 5000},
+        {**OWN, "phrases": [{**phrase, "text": "cat"}]},
+        {**OWN, "phrases": [{**phrase, "text": "dog"}]},  # the offsets are of another caption
+        {**OWN, "w": 10**400, "h": 1, "size": [1, 2]},
+        {"image": "cat.jpg", "caption": "A cat", "noun_chunks": 5},
+        {"image": "cat.jpg", "caption": "A cat", "noun_chunks": [[{}, 1, 0, 0, 1, 1]]},
+    ]
+    texts, rejected = read_json(folder, records)
+    assert texts == [f"<image>A cat {BOX}"] * 2
+    assert [(entry.origin, entry.reason) for entry in rejected] == [
+        ("given.json:2", "unknown_extension"),
+        ("given.json:4 phrase 0", "bad_phrase"),
+        ("given.json:4", "no_boxes"),
+        ("given.json:5", "size_mismatch"),
+        ("given.json:6", "bad_record"),
+        ("given.json:7", "bad_record"),
+    ]
+
+
+def test_lists_are_read_in_ranges(folder: Path) -> None:
+    path = folder / "given.json"
+    path.write_text(json.dumps([OWN] * 600, indent=1))
+    given = Grounding((str(path),))
+    assert [given.given(unit) for unit in given.units()] == [{"records": count} for count in (256, 256, 88)]
+    drafts, rejected = read(given)
+    assert not rejected
+    assert [draft.origin for draft in drafts] == [f"given.json:{number}" for number in range(1, 601)]
+
+
+def test_bytes_that_are_no_image_are_counted(folder: Path) -> None:
+    image = (folder / "cat.jpg").read_bytes()
+    rows = [{**OWN, "image": image, "mask": b"no image"}, {**OWN, "image": b"no image", "mask": b""}]
+    drafts, rejected = read(Grounding((write_table(folder, rows),)))
+    assert [draft.not_read for draft in drafts] == [{"key mask": 1}]
+    assert [entry.reason for entry in rejected] == ["unknown_extension"]
+
+
+def test_tar_of_chats_is_rejected(folder: Path) -> None:
+    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+    with tarfile.open(folder / "a.tar", "w") as tar:
+        for name, data in (("0.json", json.dumps({"domain": "chat", "messages": turns}).encode()),):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    drafts, rejected = read(Grounding((str(folder / "a.tar"),)))
+    assert not drafts
+    assert [entry.reason for entry in rejected] == ["bad_record"]
+
+
+def test_scripts_of_icdar_mlt_are_no_part_of_words(folder: Path) -> None:
+    (folder / "gt_cat.txt").write_text("10,20,50,20,50,40,10,40,Latin,A, b\n0,0,5,0,5,5,0,5,None,###\n")
+    drafts, _ = read(SceneText((str(folder),)))
+    assert [draft.record["text"] for draft in drafts] == ["A, b"]
+    assert drafts[0].not_read == {"word key script": 2, "word: illegible": 1}

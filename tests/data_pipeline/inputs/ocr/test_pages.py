@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
+import pypdfium2 as pdfium
 import pytest
+from matplotlib.figure import Figure
+from PIL import Image
 
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Draft, NotRead, Rejected
-from data_pipeline.inputs.ocr.pages import PagePairs
+from data_pipeline.inputs.ocr.pages import PagePairs, PdfPages
 from tests.data_pipeline.media_files import encoded, pattern
 
 PHOTO = encoded(pattern(60, 80))
@@ -41,3 +46,18 @@ def test_a_suffix_without_its_dot_and_a_folder_without_images_are_errors(tmp_pat
         PagePairs((str(tmp_path),), markup="md")
     with pytest.raises(DataError, match="contains no images"):
         PagePairs((str(tmp_path),)).units()
+
+
+def test_turned_pages_are_shown_as_viewers_show_them(tmp_path):
+    figure = Figure(figsize=(4, 6))
+    figure.text(0.5, 0.1, "Text that runs upwards in the file", rotation=90)
+    figure.savefig(tmp_path / "stored.pdf")
+    with pdfium.PdfDocument(tmp_path / "stored.pdf") as document:
+        document[0].set_rotation(90)
+        document.save(tmp_path / "turned.pdf")
+    for name, size in (("stored", (800, 1200)), ("turned", (1200, 800))):
+        kind = PdfPages((str(tmp_path / f"{name}.pdf"),), dpi=200, min_characters=1)
+        (draft,) = kind.read(kind.units()[0])
+        assert isinstance(draft, Draft)
+        assert draft.record["text"] == "Text that runs upwards in the file"
+        assert Image.open(io.BytesIO(draft.images[0].data)).size == size

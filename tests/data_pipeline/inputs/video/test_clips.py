@@ -159,6 +159,12 @@ def test_subtitles_are_read_as_programs_write_them() -> None:
     ]
 
 
+def test_signs_of_subtitles_are_no_markup() -> None:
+    cue = "00:00:01,000 --> 00:00:02,000\nI <3 <b>you</b>, 1 < 2 and 3 > 2\n"
+    assert read_subtitles(cue.encode(), ".srt")[0]["text"] == "I <3 you, 1 < 2 and 3 > 2"
+    assert read_subtitles(f"{'9' * 5000}:{cue}".encode(), ".srt")[0]["start"] is None
+
+
 def test_subtitles_equal_ffmpegs(tmp_path: Path) -> None:
     for suffix, text in ((".srt", SRT), (".vtt", VTT)):
         (tmp_path / f"a{suffix}").write_text(text)
@@ -315,6 +321,17 @@ def test_videos_of_a_folder_get_their_captions(tmp_path: Path, real_video: bytes
     assert [draft.origin for draft in drafts[:2]] == ["a.mp4 [0.5-1.0]", "a.mp4 [1.0-4.0]"]
     assert [probe_video(draft.videos[0].data).frames for draft in drafts[:2]] == [15, 90]
     assert build_sample(drafts[0].record, images=0, videos=1).domain == "video"
+
+
+def test_videos_are_read_from_a_json_list(tmp_path: Path, real_video: bytes) -> None:
+    (tmp_path / "a.mp4").write_bytes(real_video)
+    record = {"video": "a.mp4", "captions": [{"start": 2, "end": 2.5, "text": "He laughs."}]}
+    (tmp_path / "videos.json").write_text(json.dumps([record, record], indent=1))
+    drafts, rejected = read(Clips((str(tmp_path / "videos.json"),)))
+    assert not rejected
+    assert [(draft.origin, draft.record["text"]) for draft in drafts] == [
+        (f"videos.json:{number}", "[2.0-2.5] He laughs.") for number in (1, 2)
+    ]
 
 
 def test_videos_are_read_from_json_lines(tmp_path: Path, real_video: bytes) -> None:
