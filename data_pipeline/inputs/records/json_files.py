@@ -28,7 +28,9 @@ from data_pipeline.inputs.records.json_stream import (
     object_lists,
     values,
 )
+from data_pipeline.shards.members import MAX_BYTES
 
+MAX_VALUE_BYTES = MAX_BYTES["json"]  # of a record
 _PROBED_BYTES = 64 << 10  # from which the form of a file is found
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 # Keys under which an object that is not a record keeps its records, and the keys of records.
