@@ -465,7 +465,7 @@ def test_odd_values_reject_one_record(folder: Path) -> None:
     texts, rejected = read_json(folder, records)
     assert texts == [f"<image>A cat {BOX}"] * 2
     assert [(entry.origin, entry.reason) for entry in rejected] == [
-        ("given.json:2", "unknown_extension"),
+        ("given.json:2", "missing_file"),
         ("given.json:4 phrase 0", "bad_phrase"),
         ("given.json:4", "no_boxes"),
         ("given.json:5", "size_mismatch"),
