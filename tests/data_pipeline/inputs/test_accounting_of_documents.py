@@ -63,6 +63,11 @@ def html(rng: random.Random, folder: Path) -> dict[str, int]:
     return {"files": 1}
 
 
+def html_page(rng: random.Random, folder: Path) -> dict[str, int]:
+    html(rng, folder)
+    return {"screenshots": 2}
+
+
 def markdown(rng: random.Random, folder: Path) -> dict[str, int]:
     (folder / "a.jpg").write_bytes(JPEG)
     body = "\n\n".join(rng.choice(BLOCKS).format(f"words {n}") for n in range(rng.randint(0, 6)))
@@ -143,7 +148,9 @@ MAKERS: dict[str, tuple[Callable[[random.Random, Path], dict[str, int]], str]] =
     "pdf": (pdf, ""),
     "pages": (pdf, "pages"),
     "slides": (slides, ""),
+    "gui": (html_page, "gui"),
 }
+SEEDS, MANY_SEEDS = {"gui": 3}, {"gui": 60}  # of kinds that need a browser; of any other 15 and 2,000
 
 
 def check(maker: str, seed: int, folder: Path) -> None:
@@ -167,12 +174,12 @@ def check(maker: str, seed: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("maker", MAKERS)
 def test_mutated_documents_lose_no_item(maker: str, tmp_path: Path) -> None:
-    for seed in range(15):
+    for seed in range(SEEDS.get(maker, 15)):
         check(maker, seed, tmp_path / str(seed))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("maker", MAKERS)
 def test_2000_mutated_documents_lose_no_item(maker: str, tmp_path: Path) -> None:
-    for seed in range(1000, 3000):
+    for seed in range(1000, 1000 + MANY_SEEDS.get(maker, 2000)):
         check(maker, seed, tmp_path / str(seed))
