@@ -110,7 +110,9 @@ def build(
         opened = open_apart(inputs, out, kind, settings or [])
         planned = plan(opened, options, skipped_files(inputs, opened))
         with _progress_of_bytes(planned.bytes, lambda: written_bytes(Path(out))):
-            outcome = run_build(planned, executor=_executor(executor), workers=_workers(workers), job_slice=job_slice)
+            outcome = run_build(
+                planned, executor=_executor(executor), workers=_workers(workers, executor), job_slice=job_slice
+            )
         print_outcome(outcome, Path(out))
         if not tokenizer:
             print_line(
@@ -146,7 +148,7 @@ def index(
                 tokenizer=tokenizer,
                 chat_form=chat_form,
                 executor=_executor(executor),
-                workers=_workers(workers),
+                workers=_workers(workers, executor),
                 tick=tick,
             )
     print_counts(counts)
@@ -164,7 +166,9 @@ def verify(
     with errors_in_one_line(DataError):
         jobs, wrong = jobs_of(shards, tokenizer)
         with _progress("shards", len(jobs) + 1) as tick:
-            for found in chain([wrong], verify_shards(jobs, executor=_executor(executor), workers=_workers(workers))):
+            for found in chain(
+                [wrong], verify_shards(jobs, executor=_executor(executor), workers=_workers(workers, executor))
+            ):
                 total.add(found.counts)
                 for entry in found.rejected:
                     print_line(f"{entry.origin}: {entry.reason}: {entry.detail}")
@@ -224,7 +228,7 @@ def curate(
             read_recipe(recipe),
             tokenizer=tokenizer,
             executor=_executor(executor),
-            workers=_workers(workers),
+            workers=_workers(workers, executor),
             job_slice=_job_slice(part, array),
             progress=_progress,
             progress_of_bytes=_progress_of_bytes,
@@ -246,7 +250,9 @@ def _executor(name: str) -> str:
     return name
 
 
-def _workers(given: int) -> int:
+def _workers(given: int, executor: str) -> int:
+    if executor == "here" and given > 1:
+        raise DataError(f"--workers {given} has no effect with --executor here, which is one process: use processes")
     return given or available_cores()
 
 

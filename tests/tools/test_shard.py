@@ -234,6 +234,10 @@ def test_verify_compares_with_the_catalogue(records, tmp_path, tokenizer_folder)
         (["build", "--input", "RECORDS", "--out", "OUT", "--part", "0/0"], "give 1 or more after the slash"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--array"], "not a job of a SLURM array"),
         (["build", "--input", "RECORDS", "--out", "OUT", "--executor", "dask"], "dask is unknown: use here, processes"),
+        (
+            ["build", "--input", "RECORDS", "--out", "OUT", "--executor", "here", "--workers", "2"],
+            "--workers 2 has no effect with --executor here",
+        ),
         (["build", "--input", "RECORDS", "RECORDS", "--out", "OUT"], "records.jsonl is given twice"),
         (["build", "--input", "IN", "--kind", "jsonl", "--out", "IN/OUT"], "/OUT lies in the input"),
         (["build", "--out", "OUT"], "nothing to build from: give files or folders with --input"),

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Media, Unit
 from data_pipeline.inputs.media import read_media
-from data_pipeline.inputs.records.json_files import MAX_VALUE_BYTES, unit_values, value_units
+from data_pipeline.inputs.records.json_files import MAX_VALUE_BYTES, check_utf8, unit_values, value_units
 from data_pipeline.inputs.records.jsonl import count_records, line_records, parse_json
 from data_pipeline.media.box_frames import BoxFrame, find_frame
 from data_pipeline.media.boxes import Box, BoxFormat, Thousandths, read_box, to_thousandths
@@ -144,13 +144,15 @@ def form_of(path: str) -> Literal["lines", "list", "object"]:
     """Return how a file holds its annotations, whatever its name: JSON lines, a list, or one object.
 
     Raises:
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or is not in UTF-8.
     """
     try:
         with open(path, "rb") as file:
-            head = file.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip()
+            head = file.read(_HEAD)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): give a file of JSON") from error
+    check_utf8(path, head)
+    head = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     first, _, rest = head.partition(b"\n")
     try:
         alone = json.loads(first)

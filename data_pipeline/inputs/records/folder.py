@@ -39,7 +39,7 @@ from data_pipeline.inputs.records.folder_captions import (
 )
 from data_pipeline.inputs.records.folder_files import CONVERTIBLE, OTHER_KINDS, folder_units, given_of
 from data_pipeline.inputs.records.jsonl import parse_json
-from data_pipeline.inputs.records.record_fields import NOT_CHOSEN, Captions, choose, complete
+from data_pipeline.inputs.records.record_fields import NOT_CHOSEN, Captions, choose, complete, without_null_domain
 
 _TIMED = (".srt", ".vtt")  # captions that the kind `clips` reads
 _Entry = Draft | Rejected | NotRead
@@ -157,6 +157,7 @@ class Folder:
 
     def _draft(self, record: dict[str, Any], media: dict[str, list[Media]], origin: str) -> Draft:
         files = {field: media.get(field, []) for field in EXTENSIONS}
+        record = without_null_domain(record)
         raw, notes = record, Counter[str]()
         if is_foreign_chat(record):
             record, files = normalise_nameless(record, files, notes)

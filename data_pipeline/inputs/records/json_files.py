@@ -48,6 +48,12 @@ _RECORD_KEYS = frozenset(
 )
 
 
+def check_utf8(path: str, beginning: bytes) -> None:
+    """Check that a file, which begins with these bytes, is not in UTF-16 or UTF-32. Raises DataError."""
+    if beginning.startswith(_UTF16) or b"\0" in beginning[:4]:
+        raise DataError(f"{path} is text in UTF-16 or UTF-32: convert it with iconv -f UTF-16 -t UTF-8 {path}")
+
+
 def form_of(path: str) -> str:
     """Return "lines", "list" or "values". An empty file has "lines".
 
@@ -56,8 +62,7 @@ def form_of(path: str) -> str:
     """
     with open(path, "rb") as file:
         beginning = file.read(_PROBED_BYTES)
-    if beginning.startswith(_UTF16) or b"\0" in beginning[:4]:
-        raise DataError(f"{path} is text in UTF-16 or UTF-32: convert it with iconv -f UTF-16 -t UTF-8 {path}")
+    check_utf8(path, beginning)
     beginning = beginning.removeprefix(BOM).lstrip()
     first, newline, rest = beginning.partition(b"\n")
     first, rest = first.strip(), rest.lstrip()

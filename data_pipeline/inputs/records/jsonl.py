@@ -23,14 +23,12 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import ONE_RECORD, Draft, NotRead, Rejected, Unit, credited
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records import chat_formats
-from data_pipeline.inputs.records.json_files import form_of, size_on_disk, unit_values, value_units
+from data_pipeline.inputs.records.json_files import MAX_VALUE_BYTES, form_of, size_on_disk, unit_values, value_units
 from data_pipeline.inputs.records.lazy_units import LazyUnits
 from data_pipeline.inputs.records.named_media import RecordReader, paths_named
 from data_pipeline.inputs.records.record_fields import Captions
-from data_pipeline.shards.members import MAX_BYTES
 
 UNIT_BYTES = 4 << 20  # of records and the files that they name; for lines, estimated from a sample of them
-MAX_LINE_BYTES = MAX_BYTES["json"]
 _LINES_PROBED = 64
 
 
@@ -88,7 +86,7 @@ class JsonLines:
 
 def _object(record: Any) -> dict[str, Any]:
     if record is None:
-        raise BadSample("member_too_large", f"a record of more than {MAX_LINE_BYTES:,} bytes")
+        raise BadSample("member_too_large", f"a record of more than {MAX_VALUE_BYTES:,} bytes")
     if isinstance(record, bytes):
         record = parse_json(record)
     if not isinstance(record, dict):
@@ -133,7 +131,7 @@ def _bytes_in_shard(data: mmap.mmap, folder: Path) -> float:
     positions = (len(data) * number // _LINES_PROBED for number in range(_LINES_PROBED))
     for start in sorted({data.rfind(b"\n", 0, position) + 1 for position in positions}):  # a long line only once
         end = data.find(b"\n", start)
-        line = data[start : min(end if end >= 0 else len(data), start + MAX_LINE_BYTES)]
+        line = data[start : min(end if end >= 0 else len(data), start + MAX_VALUE_BYTES)]
         lines += len(line) + 1
         files += size_on_disk(folder, _paths_of_line(line))
     return 1 + files / lines
@@ -163,11 +161,11 @@ def line_records(unit: Unit) -> Iterator[tuple[int, bytes | None]]:
         file.seek(unit.start)
         number = unit.extra["line"]
         while file.tell() < unit.stop:
-            line = file.readline(MAX_LINE_BYTES)
+            line = file.readline(MAX_VALUE_BYTES)
             if not line:
                 raise DataError(f"{unit.path} became shorter while it was read: start again when it is complete")
             too_long = False
-            while not line.endswith(b"\n") and (rest := file.readline(MAX_LINE_BYTES)):
+            while not line.endswith(b"\n") and (rest := file.readline(MAX_VALUE_BYTES)):
                 line, too_long = rest, True
             if too_long:
                 yield number, None
@@ -183,4 +181,4 @@ def count_records(unit: Unit) -> int:
 
 def _list_records(unit: Unit) -> Iterator[tuple[int, Any]]:
     for number, value in enumerate(unit_values(unit), start=unit.extra["entry"]):
-        yield number, value.value if value.stop - value.start <= MAX_LINE_BYTES else None
+        yield number, value.value if value.stop - value.start <= MAX_VALUE_BYTES else None

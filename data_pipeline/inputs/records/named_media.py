@@ -29,6 +29,7 @@ from data_pipeline.inputs.records.record_fields import (
     text_names,
     url_names,
     with_texts,
+    without_null_domain,
 )
 
 
@@ -66,6 +67,7 @@ class RecordReader:
         Raises:
             BadSample: The record or one of its files cannot be used.
         """
+        record = without_null_domain(record)
         domain = self.options.domain
         if domain and "domain" not in record and not (domain == "chat" and chat_formats.is_foreign_chat(record)):
             record = {"domain": domain, **record}

@@ -195,6 +195,13 @@ def choose(captions: Sequence[_T], which: Captions, origin: str) -> list[_T]:
     return [captions[zlib.crc32(origin.encode(errors="replace")) % len(captions) if which == "random" else 0]]
 
 
+def without_null_domain(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a record without a `domain` of null, which means that it names none."""
+    if "domain" in record and record["domain"] is None:
+        return {key: value for key, value in record.items() if key != "domain"}
+    return record
+
+
 def complete(record: dict[str, Any], counts: tuple[int, int], domain: str = "") -> dict[str, Any]:
     """Return a record that names no domain with one: the given one, or from its text and its images and videos.
 

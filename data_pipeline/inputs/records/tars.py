@@ -22,7 +22,7 @@ from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records.chat_formats import finished, is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.records.jsonl import parse_json
-from data_pipeline.inputs.records.record_fields import complete
+from data_pipeline.inputs.records.record_fields import complete, without_null_domain
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import count_members, scan_shard
@@ -122,7 +122,7 @@ class Tars:
 def _text_only(skipped_member: str) -> str:
     """Return what is wrong with a text without media in a tar of media."""
     if skipped_member:
-        return f"{skipped_member} is skipped, and the text has no other file: use the names KEY.jpg, or KEY.0.jpg ..."
+        return f"{skipped_member} is not read, and the text has no other file: use the names KEY.jpg, or KEY.0.jpg ..."
     return "a text without an image or video, unlike others of this tar: --set domain=text takes it as text"
 
 
@@ -130,7 +130,7 @@ def _record(data: bytes) -> dict[str, Any]:
     record = parse_json(data)
     if not isinstance(record, dict):
         raise BadSample("bad_record", "KEY.json is not a JSON object")
-    return record
+    return without_null_domain(record)
 
 
 def _caption(data: bytes) -> str:

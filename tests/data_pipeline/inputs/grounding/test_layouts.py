@@ -509,3 +509,11 @@ def test_scripts_of_icdar_mlt_are_no_part_of_words(folder: Path) -> None:
     drafts, _ = read(SceneText((str(folder),)))
     assert [draft.record["text"] for draft in drafts] == ["A, b"]
     assert drafts[0].not_read == {"word key script": 2, "word: illegible": 1}
+
+
+@pytest.mark.parametrize("kind", ["grounding", "scene_text", "clips"])
+def test_annotations_in_utf16_are_refused_with_the_command_that_converts_them(folder: Path, kind: str) -> None:
+    path = folder / "given.jsonl"
+    path.write_text(json.dumps(OWN), encoding="utf-16")
+    with pytest.raises(DataError, match=r"UTF-16 .*iconv -f UTF-16 -t UTF-8"):
+        list(opened(path, kind=kind).units())

@@ -31,7 +31,7 @@ def test_every_line_is_read_once_for_any_unit_size(tmp_path, monkeypatch):
 
 
 def test_line_that_exceeds_the_limit_is_rejected(tmp_path, monkeypatch):
-    monkeypatch.setattr(jsonl, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(jsonl, "MAX_VALUE_BYTES", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\n' + "{" + "x" * 5000 + '}\n{"text": "b"}\n' + "y" * 3000)
     drafts, rejected = read(opened(path))
@@ -228,6 +228,14 @@ def test_form_of_a_file_is_found_from_its_content(tmp_path, name):
     path.write_text("[1]\n" + json.dumps(records[0]))  # a damaged line before others
     drafts, rejected = read(opened(path))
     assert ([draft.origin for draft in drafts], [entry.origin for entry in rejected]) == ([f"{name}:2"], [f"{name}:1"])
+
+
+def test_domain_of_null_means_that_there_is_none(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"domain": None, "text": "Words."}))
+    [draft], rejected = read(opened(path))
+    assert not rejected
+    assert draft.record == {"domain": "text", "text": "Words."}
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])

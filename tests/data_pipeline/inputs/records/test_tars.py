@@ -55,7 +55,7 @@ def test_caption_whose_image_is_skipped_is_rejected(tmp_path):
         ("a.tar/1", "missing_member"),
         ("a.tar/2", "missing_member"),
     ]
-    assert "1.right.jpg is skipped, and the text has no other file: use the names KEY.jpg" in rejected[0].detail
+    assert "1.right.jpg is not read, and the text has no other file: use the names KEY.jpg" in rejected[0].detail
     assert "--set domain=text" in rejected[1].detail
     drafts, _ = read(opened(path, settings=["domain=text"]))
     assert [draft.record["text"] for draft in drafts][:2] == ["Two views.", "Lost."]
@@ -109,3 +109,10 @@ def test_several_images_of_a_caption_come_before_it(tmp_path):
     files = {"1.0.jpg": JPEG, "1.1.jpg": JPEG, "1.txt": b"Two."}
     [draft], _ = read(opened(write_tar(tmp_path / "a.tar", files)))
     assert draft.record == {"domain": "interleaved", "text": "<image><image>Two."}
+
+
+def test_domain_of_null_means_that_there_is_none(tmp_path):
+    record = json.dumps({"domain": None, "text": "A cat."}).encode()
+    drafts, rejected = read(Tars((str(write_tar(tmp_path / "a.tar", {"1.jpg": JPEG, "1.json": record})),)))
+    assert not rejected
+    assert [(draft.record["domain"], draft.record["text"]) for draft in drafts] == [("image_text", "A cat.")]
