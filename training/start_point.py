@@ -203,6 +203,8 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
     if old["data.tokenizer"] != new["data.tokenizer"]:
         yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
         old["data.tokenizer"] = new["data.tokenizer"]
+    if old["data.root"] != new["data.root"]:
+        yield f"data.root has moved from {shown(old['data.root'])!r} to {shown(new['data.root'])!r}: the same samples"
     if len(old["data.sources"]) != len(new["data.sources"]):
         return
     sources = []
