@@ -188,8 +188,10 @@ def build_optimizer(
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=True,
-        use_precision_aware_optimizer=config.is_low_precision,
-        main_grads_dtype=DTYPES[config.main_grads],
+        # megatron-core's offload takes the same code path as its precision-aware optimizer.
+        use_precision_aware_optimizer=config.is_low_precision or config.offload_fraction > 0,
+        # Without the precision-aware optimizer the gradients in DDP's buffer are copied to float32 before the update.
+        main_grads_dtype=DTYPES[config.main_grads] if config.is_low_precision else torch.float32,
         exp_avg_dtype=DTYPES[config.exp_avg_dtype],
         exp_avg_sq_dtype=DTYPES[config.exp_avg_sq_dtype],
         optimizer_cpu_offload=config.offload_fraction > 0,
