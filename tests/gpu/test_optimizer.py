@@ -12,15 +12,15 @@ from tests.training.test_resume import trace
 
 BF16 = ["train.precision=bf16", "train.deterministic=true"]
 OPTIONS = {
-    "bf16 gradients": ["optimizer.main_grads=bf16"],
-    "bf16 moments": ["optimizer.exp_avg_dtype=bf16", "optimizer.exp_avg_sq_dtype=bf16"],
-    "fp16 moments, bf16 gradients": [
+    "bf16-gradients": ["optimizer.main_grads=bf16"],
+    "bf16-moments": ["optimizer.exp_avg_dtype=bf16", "optimizer.exp_avg_sq_dtype=bf16"],
+    "fp16-moments": [
         "optimizer.exp_avg_dtype=fp16",
         "optimizer.exp_avg_sq_dtype=fp16",
         "optimizer.main_grads=bf16",
     ],
-    "half offloaded": ["optimizer.offload_fraction=0.5"],
-    "all offloaded": ["optimizer.offload_fraction=1.0"],
+    "half-offloaded": ["optimizer.offload_fraction=0.5"],
+    "all-offloaded": ["optimizer.offload_fraction=1.0"],
 }
 pytestmark = pytest.mark.skipif(not has_transformer_engine(), reason="needs Transformer Engine")
 
