@@ -75,14 +75,18 @@ def check_manifest(folder: Path, verify: str = "full") -> None:
     if verify not in VERIFY:
         raise ConfigError(f"checkpoint.verify={verify!r}: choose {' or '.join(VERIFY)}")
     files: dict[str, Any] = {}
-    on_main_process(lambda: files.update(_read_manifest(folder)))
+    on_main_process(lambda: files.update(read_manifest(folder)))
     files = _from_main_process(files)
     if files and verify == "full":
         raise_everywhere(_damage(folder, files))
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the files of the manifest, after comparing their sizes; nothing if there is no manifest."""
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the files of the manifest, after comparing their sizes; nothing if there is no manifest.
+
+    Raises:
+        CheckpointError: a file is missing or has another size than the one that was saved.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         logger.warning(

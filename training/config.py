@@ -16,7 +16,7 @@ import torch
 from data_pipeline.config import DataConfig
 from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
-from model.config import ConfigError
+from model.config import ConfigError, GlmvConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
@@ -178,12 +178,16 @@ class RunConfig:
         dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_transformer_engine
         return select_backend(self.model.backend, dtype, allow_untested)
 
-    def check_world(self, world_size: int) -> None:
-        """Check what depends on the number of processes.
+    def check_layout(self, model: GlmvConfig, world_size: int) -> None:
+        """Check what depends on the model and on the number of processes.
 
         Raises:
-            ConfigError: the global batch does not divide over the data-parallel ranks or the pipeline schedule.
+            ConfigError: the layout is impossible, or the global batch does not divide over the data-parallel ranks or
+                the pipeline schedule.
         """
+        if "router" in self.freeze and not model.decoder.is_moe:
+            raise ConfigError("freeze names router, but the model is dense and has none; remove it")
+        self.parallel.check(model, world_size, self.train.seq_length, self.data.segment_multiple)
         ranks = self.parallel.data_parallel_size(world_size)
         if self.train.global_batch_size % ranks:
             raise ConfigError(
