@@ -1,0 +1,18 @@
+"""What a run does about its own health: hangs, and processes that are gone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from training.bounds import NOT_NEGATIVE, check_bounds
+
+
+@dataclass
+class HealthConfig:
+    """When a run is given up."""
+
+    hang_seconds: int = 900  # a process without progress for so long ends the run, with all stacks; 0: never
+    allowance_seconds: int = 1800  # added while weights are loaded or saved, and in the first step
+
+    def __post_init__(self) -> None:
+        check_bounds("health", self, {"hang_seconds": NOT_NEGATIVE, "allowance_seconds": NOT_NEGATIVE})
