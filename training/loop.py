@@ -107,7 +107,7 @@ class Run:
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
 
     def train(self) -> int:
-        """Take the steps that are left, with checkpoints in between and at the end. Returns the exit code. Collective."""
+        """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
         interval = self.config.checkpoint.save_interval
         try:
             self._note_state(RUNNING)
