@@ -19,6 +19,7 @@ from training.batch_broadcast import broadcast_batches, is_lead
 from training.config import RunConfig
 from training.distributed import process_group
 from training.errors import EXPECTED_ERRORS
+from training.fallback import set_aside_damaged, settle_start_point
 from training.guard import Guard, guarded
 from training.hf_files import read_inherited, write_hf_files
 from training.metrics import RunLog, logger, writes_to
@@ -37,7 +38,6 @@ from training.start_point import (
     CHECKPOINTS,
     RUN_CONFIG,
     StartPoint,
-    agree_on_start_point,
     announce_first_save,
     find_start_point,
     make_latest,
@@ -66,12 +66,12 @@ def run(config: RunConfig) -> None:
     with run_lock(folder) as refusal:
         # Look again: until this run had the lock, another one may have been saving its last checkpoint.
         start_point = find_start_point(config)
-        with process_group():
+        with process_group(config.health.collective_timeout):
             agree_on_lock(refusal)
             if dist.get_rank() == 0:
                 remove_unfinished(folder / CHECKPOINTS)
             with guarded(config) as guard:
-                exit_code = Run(prepared, agree_on_start_point(start_point), guard).train()
+                exit_code = Run(prepared, settle_start_point(start_point, config, prepared.model), guard).train()
     if exit_code:
         raise SystemExit(exit_code)
 
@@ -104,6 +104,8 @@ class Run:
             self.log = RunLog(self.folder, self.done, self.config.train.steps)
             with writes_to(self.folder / RUN_CONFIG):
                 write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
+            with writes_to(self.folder / CHECKPOINTS):
+                set_aside_damaged(start_point)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
 
     def train(self) -> int:
