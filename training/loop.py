@@ -17,7 +17,7 @@ from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, remove_old, remove_unfinished, save_checkpoint
 from training.batch_broadcast import broadcast_batches, is_lead
 from training.config import RunConfig
-from training.distributed import process_group
+from training.distributed import check_processes, process_group
 from training.errors import EXPECTED_ERRORS
 from training.fallback import set_aside_damaged, settle_start_point
 from training.guard import Guard, guarded
@@ -57,6 +57,7 @@ def run(config: RunConfig) -> None:
             asked to stop; another code if a process hung or was lost.
     """
     folder = Path(config.train.output_dir)
+    check_processes()
     end_restart_of_an_ended_run(folder)
     try:
         prepared = prepare(config)

@@ -23,7 +23,7 @@ from model.parallel import initialize_model_parallel
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
-from training.distributed import check_processes, rank, world_size
+from training.distributed import rank, world_size
 from training.hf_files import check_tokenizer, read_inherited
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
@@ -47,7 +47,6 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
             folders that it names.
     """
-    check_processes()
     start_point, parallel = find_start_point(config), config.parallel
     model = resolve_model(config.model, start_point)
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
