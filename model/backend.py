@@ -122,6 +122,11 @@ def has_fused_adam() -> bool:
     return has_gpu() and has_transformer_engine()
 
 
+def device_count() -> int | None:
+    """Return the number of GPUs that this process sees; None where the model runs on CPUs."""
+    return torch.cuda.device_count() if has_gpu() else None
+
+
 def process_group_arguments(local_rank: int) -> dict[str, Any]:
     """Return arguments of torch.distributed.init_process_group: NCCL with one GPU per process, or else gloo."""
     if has_gpu():
