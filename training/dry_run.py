@@ -18,7 +18,7 @@ from pathlib import Path
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.checkpoint import STATE, is_checkpoint, read_train_state
-from model.checkpoint_manifest import read_manifest
+from model.checkpoint_manifest import check_alone
 from model.checkpoint_metadata import check_metadata
 from model.config import ConfigError, GlmvConfig
 from model.hf_weights import check_names_and_shapes
@@ -100,6 +100,7 @@ def _with_files(config: RunConfig, processes: int) -> Iterator[str]:
     begins = start_point.folder or f"random weights, seed {config.train.seed}"
     yield f"start           step {done} of {config.train.steps:,}, from {begins}"
     yield from start_point.moved
+    yield from (f"warning: {path} is damaged and not used: {problem}" for path, problem in start_point.damaged)
     yield from _plan(config, model, processes, *loader.expected_work())
     mixture = loader.planned_mixture()
     yield f"\nthe next window of steps takes from every domain:\n{mixture_table(mixture)}" if mixture else ""
@@ -111,7 +112,7 @@ def _check_start_point(start_point: StartPoint, model: GlmvConfig, loader: Packe
     folder = start_point.folder
     if folder is not None and is_checkpoint(folder):
         check_metadata(folder / STATE)
-        read_manifest(folder)
+        check_alone(folder, config.checkpoint.verify, only_small=False)
     elif folder is not None:
         check_names_and_shapes(SafetensorsFolder(folder), hf_shapes(model))
     if start_point.resume is None:
