@@ -206,7 +206,7 @@ def _weights(init_from: str) -> Path | None:
         )
     if not path.exists():
         raise ConfigError(
-            f"model.init_from={path}: there is no such folder; run the stage that writes it first, or name another model"
+            f"model.init_from={path}: there is no such folder; run the stage that writes it, or name another model"
         )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
