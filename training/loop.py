@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from common.files import write_json, write_text
 from data_pipeline.encoding.batch import Batch
-from model.checkpoint import TrainState, remove_old, remove_unfinished, save_checkpoint
+from model.checkpoint import TrainState, remove_unfinished
 from training.batch_broadcast import broadcast_batches, is_lead
 from training.config import RunConfig
 from training.distributed import process_group
@@ -22,15 +22,14 @@ from training.errors import expected_errors
 from training.hf_files import read_inherited, write_hf_files
 from training.metrics import RunLog, logger, writes_to
 from training.run_lock import agree_on_lock, run_lock
+from training.saving import Saver
 from training.setup import Prepared, build_trainer, prepare, resume
 from training.start_point import (
     CHECKPOINTS,
     RUN_CONFIG,
     StartPoint,
     agree_on_start_point,
-    announce_first_save,
     find_start_point,
-    make_latest,
 )
 from training.start_report import log_start
 from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
@@ -70,13 +69,13 @@ class Run:
         self.folder = Path(self.config.train.output_dir)
         self.trainer = build_trainer(prepared, start_point)
         self.done = resume(prepared, self.trainer, start_point.resume) if start_point.resume else 0
-        self.saved = self.done
-        self._write_hf_files = partial(
+        hf_files = partial(
             write_hf_files,
             model=prepared.model,
             data=self.config.data,
             inherited=read_inherited(start_point.hf_files, prepared.model),
         )
+        self.saver = Saver(self.config, self.trainer, self._state, hf_files, saved=self.done)
         self.log: RunLog | None = None
         if dist.get_rank() == 0:
             self.log = RunLog(self.folder, self.done, self.config.train.steps)
@@ -86,14 +85,12 @@ class Run:
 
     def train(self) -> None:
         """Take the steps that are left, with checkpoints in between and at the end. Collective."""
-        interval = self.config.checkpoint.save_interval
         try:
             while self.done < self.config.train.steps and self._take_step():
-                if interval and self.done % interval == 0:
-                    self._save()
-            if interval and self.done > self.saved:  # the last step, of the run or of the data
-                self._save()
+                self.saver.after_step(self.done)
+            self.saver.save_last(self.done)  # of the run or of the data
         finally:
+            self.saver.close()
             self.loader.close()
             if self.log is not None:
                 self.log.close()
@@ -140,27 +137,8 @@ class Run:
                 write_json(file, {"step": step, "packs": samples})
         return f"its samples are listed in {self.folder}/{kind}_step_{step}_rank_*.json"
 
-    def _save(self) -> None:
-        """Write a checkpoint and make it the latest. Collective."""
-        path = self.folder / CHECKPOINTS / f"step_{self.done:07d}"
-        state = TrainState(step=self.done, data=self.loader.state_dict(), config=asdict(self.config))
-        if dist.get_rank() == 0:
-            with writes_to(path.parent):
-                announce_first_save(path)
-        self.trainer.synchronize_weights()
-        save_checkpoint(
-            path,
-            self.trainer.model_chunks,
-            hf_files=self._write_hf_files,
-            optimizer=self.trainer.optimizer,
-            train_state=state,
-        )
-        if dist.get_rank() == 0:
-            with writes_to(path.parent):
-                make_latest(path)
-                remove_old(path, self.config.checkpoint.keep_last)
-            logger.info("saved %s", path)
-        self.saved = self.done
+    def _state(self, step: int) -> TrainState:
+        return TrainState(step=step, data=self.loader.state_dict(), config=asdict(self.config))
 
 
 def gather_quarantined(batches: list[Batch]) -> list[dict[str, Any]]:
