@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from common.files import write_json, write_text
 from data_pipeline.encoding.batch import Batch
-from model.checkpoint import TrainState, remove_old, remove_unfinished, save_checkpoint
+from model.checkpoint import TrainState, remove_unfinished
 from training.batch_broadcast import broadcast_batches, is_lead
 from training.config import RunConfig
 from training.distributed import check_processes, process_group
@@ -33,14 +33,13 @@ from training.run_state import (
     note_refusal,
     write_state,
 )
+from training.saving import Saver
 from training.setup import Prepared, build_trainer, prepare, resume
 from training.start_point import (
     CHECKPOINTS,
     RUN_CONFIG,
     StartPoint,
-    announce_first_save,
     find_start_point,
-    make_latest,
 )
 from training.start_report import log_start
 from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
@@ -91,13 +90,14 @@ class Run:
         self.folder = Path(self.config.train.output_dir)
         self.trainer = build_trainer(prepared, start_point)
         self.done = resume(prepared, self.trainer, start_point.resume) if start_point.resume else 0
-        self.saved = self.started_at = self.done
-        self._write_hf_files = partial(
+        self.started_at = self.done
+        hf_files = partial(
             write_hf_files,
             model=prepared.model,
             data=self.config.data,
             inherited=read_inherited(start_point.hf_files, prepared.model),
         )
+        self.saver = Saver(self.config, self.trainer, self._state, hf_files, saved=self.done)
         self.log: RunLog | None = None
         self.stopped_by = ""
         guard.requests.forget_old_file()
@@ -111,17 +111,16 @@ class Run:
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
-        interval = self.config.checkpoint.save_interval
         try:
             self._note_state(RUNNING)
             while self.done < self.config.train.steps and not self._is_stopped() and self._take_step():
-                if interval and self.done % interval == 0:
-                    self._save()
-            if interval and self.done > self.saved:  # the last step, of the run or of the data
-                self._save()
+                self._save_if_due()
+            self.guard.watchdog.mark(self.done, "saving", slow=True)
+            self.saver.save_last(self.done)  # of the run or of the data
             return self._finish()
         finally:
             self.guard.watchdog.mark(self.done, "closing", slow=True)
+            self.saver.close()
             self.loader.close()
             if self.log is not None:
                 self.log.close()
@@ -164,7 +163,9 @@ class Run:
         if self.log is not None:
             self.guard.requests.remove_file()
             if self.stopped_by:
-                outlook = "the same command resumes" if self.saved == self.done else "nothing is saved, as configured"
+                outlook = (
+                    "the same command resumes" if self.saver.saved == self.done else "nothing is saved, as configured"
+                )
                 logger.info("stopped at step %d by %s; %s", self.done, self.stopped_by, outlook)
         return self._note_state(STOPPED if self.stopped_by else COMPLETE)
 
@@ -190,29 +191,15 @@ class Run:
                 write_json(file, {"step": step, "packs": samples})
         return f"its samples are listed in {self.folder}/{kind}_step_{step}_rank_*.json"
 
-    def _save(self) -> None:
-        """Write a checkpoint and make it the latest. Collective."""
-        self.guard.watchdog.mark(self.done, "saving", slow=True)
-        path = self.folder / CHECKPOINTS / f"step_{self.done:07d}"
-        state = TrainState(step=self.done, data=self.loader.state_dict(), config=asdict(self.config))
-        if dist.get_rank() == 0:
-            with writes_to(path.parent):
-                announce_first_save(path)
-        self.trainer.synchronize_weights()
-        save_checkpoint(
-            path,
-            self.trainer.model_chunks,
-            hf_files=self._write_hf_files,
-            optimizer=self.trainer.optimizer,
-            train_state=state,
-        )
-        if dist.get_rank() == 0:
-            with writes_to(path.parent):
-                make_latest(path)
-                remove_old(path, self.config.checkpoint.keep_last)
-            logger.info("saved %s", path)
-        self.saved = self.done
-        self._note_state(RUNNING)
+    def _save_if_due(self) -> None:
+        is_due = self.saver.is_due(self.done)
+        self.guard.watchdog.mark(self.done, "saving", slow=is_due)
+        self.saver.after_step(self.done)
+        if is_due:
+            self._note_state(RUNNING)
+
+    def _state(self, step: int) -> TrainState:
+        return TrainState(step=step, data=self.loader.state_dict(), config=asdict(self.config))
 
 
 def gather_quarantined(batches: list[Batch]) -> list[dict[str, Any]]:
