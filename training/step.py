@@ -33,9 +33,12 @@ from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.hf_weights import canonical_name
 from model.moe import BALANCE_LOSS
+from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
+from training.health import HealthConfig
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.update import KeptExpertBiases, apply_update, prepare_update
 
 
 class StepError(ArithmeticError):
@@ -43,11 +46,15 @@ class StepError(ArithmeticError):
 
 
 class NonFiniteStep(StepError):
-    """The loss or the gradient norm is infinite or not a number. Only the newest checkpoint is usable afterwards."""
+    """The loss or the gradient norm is infinite or not a number. The model is as it was before the step."""
 
 
 class NonFiniteWeights(NonFiniteStep):
     """The loss is not finite because weights are not: the samples are not the cause."""
+
+
+class Spike(StepError):
+    """The loss or the gradient norm is far above what it was. The model is as it was before the step."""
 
 
 class NoSamples(StepError):
@@ -74,6 +81,7 @@ class StepReport:
     domain_losses: dict[str, float] = field(default_factory=dict)
     scaled_lrs: dict[str, float] = field(default_factory=dict)  # learning rates of the scaled parts
     moe: dict[str, float] = field(default_factory=dict)  # expert load and balance loss; empty for the dense model
+    bad: BadStep | None = None  # what is wrong with the step, which was skipped unless bad.updates
 
 
 class TrainStep:
@@ -85,6 +93,11 @@ class TrainStep:
         steps: length of the run, over which the learning rate decays.
         seq_length: tokens per pack.
         check_determinism: compute the gradients of every N-th step twice and compare; 0: never.
+        health: which steps are bad, and what happens to them.
+
+    Attributes:
+        updates: steps that have updated the weights; Adam's step count.
+        bad_steps: judges the steps.
     """
 
     def __init__(
@@ -94,8 +107,11 @@ class TrainStep:
         steps: int,
         seq_length: int,
         check_determinism: int = 0,
+        health: HealthConfig | None = None,
     ) -> None:
         self.check_determinism = check_determinism
+        self.bad_steps = BadStepDetector(health or HealthConfig())
+        self.updates = 0
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
@@ -130,7 +146,7 @@ class TrainStep:
 
         Raises:
             NoSamples, NothingToLearn: no token of the global batch carries loss. Nothing was computed.
-            NonFiniteStep: the loss or the gradient norm is infinite or not a number.
+            NonFiniteStep, Spike: the step is bad, and the policy is to stop. Nothing was updated.
             NonDeterministicStep: the step was computed twice, and its gradients differ.
         """
         ranks = parallel_state.get_data_parallel_world_size()
@@ -148,18 +164,14 @@ class TrainStep:
                 router.mean_tokens_per_pack = tokens / packs
 
         lr = set_step(self.scheduler, step)
+        biases = KeptExpertBiases(self.model_chunks)
         compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens)
         twice = self.check_determinism and step % self.check_determinism == 0
         loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
-        if not math.isfinite(loss):
-            self._check_weights(step, loss)
-            raise NonFiniteStep(f"step {step}: the loss is {loss}")
-        updated, grad_norm, _ = self.optimizer.step()
-        if not updated or not math.isfinite(grad_norm):
-            raise NonFiniteStep(f"step {step}: the gradient norm is {grad_norm}, the loss {loss}")
+        grad_norm, bad = self._update_unless_bad(step, loss, biases)
         return StepReport(
             loss=loss,
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             lr=lr,
             tokens=tokens,
             padding_fraction=1 - tokens / (packs * self.seq_length),
@@ -170,7 +182,32 @@ class TrainStep:
             domain_losses=domain_losses,
             scaled_lrs=scaled_learning_rates(self.scheduler),
             moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
+            bad=bad,
         )
+
+    def _update_unless_bad(self, step: int, loss: float, biases: KeptExpertBiases) -> tuple[float, BadStep | None]:
+        """Update the weights, or put the expert biases back; return the gradient norm and what is wrong. Collective.
+
+        Raises:
+            NonFiniteStep, Spike: the policy is to stop.
+        """
+        grad_norm = math.nan
+        if math.isfinite(loss):
+            grad_norm = prepare_update(self.optimizer)
+        else:
+            self._check_weights(step, loss)
+        # The ranks' norms may differ in the last bit. All judge those of rank 0.
+        judged = torch.tensor([loss, grad_norm], dtype=torch.float64, device=torch.cuda.current_device())
+        dist.broadcast(judged, src=0)
+        bad = self.bad_steps.judge(*judged.tolist())
+        if bad is None or bad.updates:
+            apply_update(self.optimizer, grad_norm)
+            self.updates += 1
+            return grad_norm, bad
+        biases.restore()
+        if bad.action == "stop":
+            raise (Spike if bad.is_finite else NonFiniteStep)(f"step {step}: {bad.reason}")
+        return grad_norm, bad
 
     def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
         """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""

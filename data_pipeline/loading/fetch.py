@@ -79,6 +79,7 @@ class PackFetcher(Dataset):
             segment_multiple=self.segment_multiple,
             pad_id=self.tokenizer.pad_id,
             segment_sizes=padded_lengths,
+            segment_sources=[self.sources[piece.source].label for piece in pack.pieces],
             quarantined=quarantined,
         )
 
