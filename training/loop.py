@@ -33,7 +33,8 @@ from training.start_point import (
     make_latest,
 )
 from training.start_report import log_start
-from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError, StepReport
+from training.step import StepReport
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
 
 
 def run(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ each rank's own tokens, the second scales the balance loss with the layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -38,31 +38,10 @@ from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
 from training.health import HealthConfig
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike
 from training.update import KeptExpertBiases, apply_update, prepare_update
 
-
-class StepError(ArithmeticError):
-    """A step that must not update the model. Raised on all ranks."""
-
-
-class NonFiniteStep(StepError):
-    """The loss or the gradient norm is infinite or not a number. The model is as it was before the step."""
-
-
-class NonFiniteWeights(NonFiniteStep):
-    """The loss is not finite because weights are not: the samples are not the cause."""
-
-
-class Spike(StepError):
-    """The loss or the gradient norm is far above what it was. The model is as it was before the step."""
-
-
-class NoSamples(StepError):
-    """No sample of the global batch could be read."""
-
-
-class NothingToLearn(StepError):
-    """The global batch has samples, but none of their tokens carries loss."""
+KeepLosses = Callable[[Batch, Tensor], None]  # takes a pack and the losses of its tokens, [tokens / CP]
 
 
 @dataclass
@@ -159,10 +138,7 @@ class TrainStep:
                 f"step {step}: none of the {tokens} tokens of the global batch carries loss; look at their sources, "
                 "and at data.too_long: truncate may have cut off the answers"
             )
-        for chunk in self.model_chunks:
-            for router in chunk.routers():
-                router.mean_tokens_per_pack = tokens / packs
-
+        self._set_mean_tokens(tokens / packs)
         lr = set_step(self.scheduler, step)
         biases = KeptExpertBiases(self.model_chunks)
         compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens)
@@ -184,6 +160,27 @@ class TrainStep:
             moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
             bad=bad,
         )
+
+    def measure(self, batches: Sequence[Batch], keep_losses: KeepLosses) -> tuple[float, float]:
+        """Return the mean loss and the gradient norm of packs, and leave the model as it is. Collective.
+
+        Args:
+            batches: the packs of this rank's data-parallel rank. Some token of the global batch carries loss.
+            keep_losses: called with each pack and its losses, on the last pipeline stage.
+        """
+        biases = KeptExpertBiases(self.model_chunks)
+        loss_tokens, tokens, *_ = self._totals(batches)
+        packs = len(batches) * parallel_state.get_data_parallel_world_size()
+        self._set_mean_tokens(tokens / packs)
+        loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses)
+        biases.restore()
+        clear_aux_losses_tracker()
+        return loss, prepare_update(self.optimizer)
+
+    def _set_mean_tokens(self, tokens_per_pack: float) -> None:
+        for chunk in self.model_chunks:
+            for router in chunk.routers():
+                router.mean_tokens_per_pack = tokens_per_pack
 
     def _update_unless_bad(self, step: int, loss: float, biases: KeptExpertBiases) -> tuple[float, BadStep | None]:
         """Update the weights, or put the expert biases back; return the gradient norm and what is wrong. Collective.
@@ -209,13 +206,15 @@ class TrainStep:
             raise (Spike if bad.is_finite else NonFiniteStep)(f"step {step}: {bad.reason}")
         return grad_norm, bad
 
-    def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
+    def _forward_backward(
+        self, batches: Sequence[Batch], loss_scale: float, keep_losses: KeepLosses | None = None
+    ) -> tuple[float, dict[str, float]]:
         """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         reports = get_forward_backward_func()(
-            forward_step_func=partial(forward_step, loss_scale=loss_scale),
+            forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
             data_iterator=[
                 broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
             ],
@@ -304,11 +303,13 @@ class TrainStep:
 # --- one micro-batch --------------------------------------------------------------------------------------------------
 
 
-def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tuple[Tensor, Any]:
+def forward_step(
+    batches: Iterator[Batch], model: Any, loss_scale: float, keep_losses: KeepLosses | None = None
+) -> tuple[Tensor, Any]:
     """Compute one micro-batch for megatron-core's schedules: the losses per token, and the function that sums them."""
     batch = next(batches)
     losses = forward(model, batch)
-    return losses, partial(weighted_loss, batch, loss_scale)
+    return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
@@ -329,11 +330,15 @@ def forward(model: Any, batch: Batch) -> Tensor:
     return model(**{name: getattr(batch, name) for name in names})
 
 
-def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_loss(
+    batch: Batch, loss_scale: float, losses: Tensor, keep_losses: KeepLosses | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum losses [tokens / CP]: the scaled sum for the backward pass, and sums and counts by domain [domains, 2]."""
     tokens = my_context_tokens(batch.cu_seqlens)
     mask = batch.loss_mask[tokens].to(losses.device, non_blocking=True)
     of_domain = domain_masks(batch)[:, tokens].to(losses.device, non_blocking=True) * mask
+    if keep_losses is not None:
+        keep_losses(batch, losses.detach())
     report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)
     return (losses * mask).sum() * loss_scale, {"domains": report}
 

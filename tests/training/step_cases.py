@@ -30,7 +30,8 @@ from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_mod
 from tests.reference import pack, small_config
 from training.health import HealthConfig
 from training.optimizer import LrScale
-from training.step import StepError, TrainStep
+from training.step import TrainStep
+from training.step_errors import StepError
 
 
 def make_trainer(
