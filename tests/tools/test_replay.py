@@ -1,4 +1,4 @@
-"""tools.replay against the run itself: the same samples, loss and gradient norm, in one process and in other layouts."""
+"""tools.replay against the run itself: the same samples, loss and gradient norm, at every layout."""
 
 from __future__ import annotations
 
