@@ -138,7 +138,8 @@ class RunConfig:
     moe: MoeConfig = field(default_factory=MoeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
-    freeze: list[str] = field(default_factory=list)  # parts not to train: vision, adapter, decoder (with its routers)
+    # parts not to train: vision, adapter, decoder (with its routers) or router (weights and expert biases)
+    freeze: list[str] = field(default_factory=list)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
 
@@ -156,10 +157,8 @@ class RunConfig:
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
         self.select_backend()
-        if optimizer.warmup_steps >= train.steps:
-            raise ConfigError(
-                f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps={train.steps}"
-            )
+        optimizer.check_steps(train.steps)
+        optimizer.check_precision(train.precision)
         self.data.check()
         _check_seed("data.seed", self.data.seed)
         if train.seq_length % self.data.segment_multiple:
@@ -171,8 +170,9 @@ class RunConfig:
 
     @property
     def moe_in_effect(self) -> MoeConfig:
-        """`moe`, or no balancing where the decoder is frozen: its gradient would reach the adapter."""
-        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if "decoder" in self.freeze else self.moe
+        """`moe`, or no balancing where the routers are frozen: its gradient would reach the layers below them."""
+        frozen = {"decoder", "router"} & set(self.freeze)
+        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
 
     def select_backend(self) -> Backend:
         """Return the modules that compute the model.
