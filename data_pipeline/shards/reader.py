@@ -114,7 +114,8 @@ class ShardReader:
         self._make_room()
         try:
             if is_url(path):
-                descriptor = self.cache.open(path, tar_fingerprint, once=may_wait)
+                delays = () if self.lost.seconds else None  # one loop of attempts, not two
+                descriptor = self.cache.open(path, tar_fingerprint, delays=delays, may_wait=may_wait)
             else:
                 descriptor = self._open_file(path, tar_fingerprint, may_wait)
         except OSError as error:
