@@ -81,6 +81,7 @@ class TrainState:
     step: int  # optimizer steps done
     data: dict[str, Any] = field(default_factory=dict)  # counters of the loader
     config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
+    metrics: dict[str, Any] = field(default_factory=dict)  # what metrics count over the whole run
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -277,8 +278,10 @@ def read_train_state(path: Path) -> TrainState:
         raise CheckpointError(f"{path} holds only weights (no {TRAIN_STATE}); start from it with model.init_from")
     try:
         state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
-        if type(state.step) is not int or not (isinstance(state.data, dict) and isinstance(state.config, dict)):
-            raise TypeError("step must be an integer, data and config JSON objects")
+        if type(state.step) is not int or not all(
+            isinstance(x, dict) for x in (state.data, state.config, state.metrics)
+        ):
+            raise TypeError("step must be an integer; data, config and metrics JSON objects")
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
     return state

@@ -20,7 +20,9 @@ from training.config import RunConfig
 from training.distributed import process_group
 from training.errors import expected_errors
 from training.hf_files import read_inherited, write_hf_files
+from training.meter import Meter
 from training.metrics import RunLog, logger, writes_to
+from training.profiler import StepProfiler
 from training.run_lock import agree_on_lock, run_lock
 from training.setup import Prepared, build_trainer, prepare, resume
 from training.start_point import (
@@ -34,6 +36,7 @@ from training.start_point import (
 )
 from training.start_report import log_start
 from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
+from training.trackers import open_trackers
 
 
 def run(config: RunConfig) -> None:
@@ -69,7 +72,8 @@ class Run:
         self.config, self.loader = prepared.config, prepared.loader
         self.folder = Path(self.config.train.output_dir)
         self.trainer = build_trainer(prepared, start_point)
-        self.done = resume(prepared, self.trainer, start_point.resume) if start_point.resume else 0
+        self.meter = Meter(self.config, prepared.model, self.trainer)
+        self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
         self.saved = self.done
         self._write_hf_files = partial(
             write_hf_files,
@@ -77,24 +81,32 @@ class Run:
             data=self.config.data,
             inherited=read_inherited(start_point.hf_files, prepared.model),
         )
+        self.profiler = StepProfiler(self.config.profile, self.folder, dist.get_rank())
         self.log: RunLog | None = None
         if dist.get_rank() == 0:
+            keys = asdict(self.config)
             self.log = RunLog(self.folder, self.done, self.config.train.steps)
             with writes_to(self.folder / RUN_CONFIG):
-                write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
+                write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(keys)))
+            self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
 
     def train(self) -> None:
         """Take the steps that are left, with checkpoints in between and at the end. Collective."""
         interval = self.config.checkpoint.save_interval
         try:
-            while self.done < self.config.train.steps and self._take_step():
+            while self.done < self.config.train.steps:
+                with self.profiler.step(self.done + 1):
+                    is_taken = self._take_step()
+                if not is_taken:
+                    break
                 if interval and self.done % interval == 0:
                     self._save()
             if interval and self.done > self.saved:  # the last step, of the run or of the data
                 self._save()
         finally:
             self.loader.close()
+            self.profiler.close()
             if self.log is not None:
                 self.log.close()
 
@@ -103,6 +115,7 @@ class Run:
         started = time.perf_counter()
         step = self.done + 1
         batches = broadcast_batches(self.loader.next_step)
+        data_seconds = time.perf_counter() - started
         if not batches:
             if self.log is not None:
                 logger.info("the data ends here: all sources have used up their epochs before step %d", step)
@@ -119,8 +132,10 @@ class Run:
                 raise
             raise NothingToLearn(f"{error}; {self._list_samples('nothing_to_learn', step, batches)}") from None
         self.done = step
+        seconds = time.perf_counter() - started
+        measured = self.meter.measure(step, report, batches, data_seconds, seconds)
         if self.log is not None:
-            self.log.step(step, report, time.perf_counter() - started)
+            self.log.step(step, report, seconds, measured)
         self._count_samples(step, report.samples, gather_quarantined(batches) if report.quarantined else [])
         return True
 
@@ -143,7 +158,9 @@ class Run:
     def _save(self) -> None:
         """Write a checkpoint and make it the latest. Collective."""
         path = self.folder / CHECKPOINTS / f"step_{self.done:07d}"
-        state = TrainState(step=self.done, data=self.loader.state_dict(), config=asdict(self.config))
+        state = TrainState(
+            step=self.done, data=self.loader.state_dict(), config=asdict(self.config), metrics=self.meter.state()
+        )
         if dist.get_rank() == 0:
             with writes_to(path.parent):
                 announce_first_save(path)

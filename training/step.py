@@ -24,7 +24,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
 from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
@@ -32,10 +31,12 @@ from data_pipeline.encoding.batch import Batch
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.hf_weights import canonical_name
-from model.moe import BALANCE_LOSS
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
+from training.expert_load import ExpertLoad
+from training.grad_norms import PartNorms
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.timers import FORWARD_BACKWARD, StepTimers
 
 
 class StepError(ArithmeticError):
@@ -74,6 +75,7 @@ class StepReport:
     domain_losses: dict[str, float] = field(default_factory=dict)
     scaled_lrs: dict[str, float] = field(default_factory=dict)  # learning rates of the scaled parts
     moe: dict[str, float] = field(default_factory=dict)  # expert load and balance loss; empty for the dense model
+    part_norms: dict[str, float] = field(default_factory=dict)  # gradient norms of the trained parts, before clipping
 
 
 class TrainStep:
@@ -112,8 +114,13 @@ class TrainStep:
         ]
         self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype)
         self.scheduler = build_scheduler(optimizer_config, self.optimizer, steps)
-        self._expert_tokens: Tensor | None = None
+        self.part_norms = PartNorms(self.ddp, self.optimizer)
+        self.expert_load = ExpertLoad(model_chunks)
+        self.timers = StepTimers()
         for chunk in model_chunks:
+            if chunk.pre_process:
+                self.timers.watch_vision(chunk.vision_model, chunk.adapter)
+            chunk.config.timers = self.timers
             chunk.config.grad_scale_func = self.optimizer.scale_loss
             chunk.config.finalize_model_grads_func = self._finalize_gradients
             if optimizer_config.overlap_grad_reduce:
@@ -154,7 +161,9 @@ class TrainStep:
         if not math.isfinite(loss):
             self._check_weights(step, loss)
             raise NonFiniteStep(f"step {step}: the loss is {loss}")
-        updated, grad_norm, _ = self.optimizer.step()
+        part_norms = self.part_norms.compute()
+        with self.timers.count("optimizer"):
+            updated, grad_norm, _ = self.optimizer.step()
         if not updated or not math.isfinite(grad_norm):
             raise NonFiniteStep(f"step {step}: the gradient norm is {grad_norm}, the loss {loss}")
         return StepReport(
@@ -169,7 +178,8 @@ class TrainStep:
             quarantined=quarantined,
             domain_losses=domain_losses,
             scaled_lrs=scaled_learning_rates(self.scheduler),
-            moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
+            moe=self.expert_load.report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
+            part_norms=part_norms,
         )
 
     def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
@@ -177,17 +187,18 @@ class TrainStep:
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = get_forward_backward_func()(
-            forward_step_func=partial(forward_step, loss_scale=loss_scale),
-            data_iterator=[
-                broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
-            ],
-            model=self.ddp,
-            num_microbatches=len(batches),
-            seq_length=self.seq_length,
-            micro_batch_size=1,
-            forward_only=False,
-        )
+        with self.timers.count(FORWARD_BACKWARD):
+            reports = get_forward_backward_func()(
+                forward_step_func=partial(forward_step, loss_scale=loss_scale),
+                data_iterator=[
+                    broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
+                ],
+                model=self.ddp,
+                num_microbatches=len(batches),
+                seq_length=self.seq_length,
+                micro_batch_size=1,
+                forward_only=False,
+            )
         return reduce_losses(reports)
 
     def synchronize_weights(self) -> None:
@@ -230,38 +241,9 @@ class TrainStep:
 
     def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
         """Keep the experts' token counts, which megatron-core uses for the expert bias and then clears."""
-        if routers := [router for chunk in self.model_chunks for router in chunk.routers()]:
-            self._expert_tokens = torch.stack([router.local_tokens_per_expert for router in routers])
-        finalize_model_grads(*args, **kwargs)
-
-    def _moe_report(self, micro_batches: int) -> dict[str, float]:
-        """Return the balance loss and the highest and lowest load of an expert.
-
-        The loss is the mean over layers; loads are of any layer, as multiples of an even share.
-        """
-        same_stage = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
-        stages = parallel_state.get_pipeline_model_parallel_group()
-        device = torch.cuda.current_device()
-        loads = torch.tensor([-math.inf, -math.inf], device=device)  # for a stage without experts
-        if self._expert_tokens is not None:
-            dist.all_reduce(self._expert_tokens, group=same_stage)
-            load = self._expert_tokens / self._expert_tokens.mean(dim=1, keepdim=True).clamp(min=1)
-            loads = torch.stack([load.max(), -load.min()]).to(loads.dtype)
-            self._expert_tokens = None
-        dist.all_reduce(loads, op=dist.ReduceOp.MAX, group=stages)
-        highest, lowest = loads.tolist()
-        report = {"expert_load/max": highest, "expert_load/min": -lowest}
-        if self.config.moe_aux_loss_coeff:
-            values = torch.zeros((), device=device)
-            if tracked := get_moe_layer_wise_logging_tracker().get(BALANCE_LOSS):
-                values = tracked["values"].sum()
-            dist.all_reduce(values, group=same_stage)
-            dist.all_reduce(values, group=stages)
-            layers = sum(self.config.moe_layer_freq)
-            packs = micro_batches * parallel_state.get_data_parallel_world_size()
-            report["balance_loss"] = values.item() / (layers * packs)
-            clear_aux_losses_tracker()
-        return report
+        self.expert_load.take()
+        with self.timers.count("communication"):
+            finalize_model_grads(*args, **kwargs)
 
 
 # --- one micro-batch --------------------------------------------------------------------------------------------------
