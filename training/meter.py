@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
 from training.config import RunConfig
@@ -66,7 +67,7 @@ class Meter:
         self._ends.append(time.perf_counter())
         eta = (self._ends[-1] - self._ends[0]) / (len(self._ends) - 1) * (self.steps - step)
         return {
-            **self._speed(batches, seconds),
+            **self._work(batches, seconds),
             "memory_gb": allocated / GIGA,
             **({"memory_gb/reserved": reserved / GIGA} if self._on_gpu else {}),
             "data_seconds": data,
@@ -75,12 +76,24 @@ class Meter:
             "eta_seconds": eta,
         }
 
-    def _speed(self, batches: Sequence[Batch], seconds: float) -> dict[str, float]:
-        """Return the TFLOP/s of a rank, and their share of the peak where that is known. Collective."""
-        total = torch.tensor(float(self._flops.of(batches)), dtype=torch.float64, device=torch.cuda.current_device())
-        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-        per_rank = total.item() / (seconds * dist.get_world_size())
-        return {"tflops_per_rank": per_rank / TERA, **({"mfu": per_rank / self.peak} if self.peak else {})}
+    def _work(self, batches: Sequence[Batch], seconds: float) -> dict[str, float]:
+        """Return TFLOP/s of a rank, their share of the peak where that is known, and tokens by domain. Collective."""
+        tokens = dict.fromkeys(DOMAINS, 0)
+        for batch in batches:
+            for domain, length in zip(batch.segment_domains, batch.segment_lengths.tolist(), strict=True):
+                if domain:
+                    tokens[domain] += length
+        sums = torch.tensor(
+            [self._flops.of(batches), *tokens.values()], dtype=torch.float64, device=torch.cuda.current_device()
+        )
+        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group())
+        flops, *counts = sums.tolist()
+        per_rank = flops / (seconds * dist.get_world_size())
+        return {
+            "tflops_per_rank": per_rank / TERA,
+            **({"mfu": per_rank / self.peak} if self.peak else {}),
+            **{f"tokens/{domain}": int(count) for domain, count in zip(DOMAINS, counts, strict=True) if count},
+        }
 
     def _memory(self) -> tuple[float, float]:
         """Return the bytes of this rank: on a GPU the peaks of the step, allocated and reserved; on a CPU resident."""
