@@ -34,7 +34,7 @@ setup(
         "tools",
         "training",
     ],
-    package_data={"": ["py.typed"], "demo": ["media.yaml"], "tools": ["view_page.html"]},
+    package_data={"": ["py.typed"], "demo": ["media.yaml"], "tools": ["report_page.html", "view_page.html"]},
     install_requires=[
         "ahocorasick_rs",
         "av",

@@ -26,7 +26,9 @@ from model.recompute import RecomputeConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.health import HealthConfig
 from training.keys import Key, keys_of, probable_keys, unknown_key
+from training.metrics_config import MetricsConfig
 from training.optimizer import OptimizerConfig
+from training.profiler import ProfileConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
@@ -149,6 +151,8 @@ class RunConfig:
     freeze: list[str] = field(default_factory=list)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
 
     def check(self) -> None:
         """Check what must hold whatever the number of processes. Each section has checked itself.
@@ -203,6 +207,7 @@ class RunConfig:
                 f"data-parallel ranks that {world_size} processes make"
             )
         self.parallel.check_micro_batches(self.train.global_batch_size // ranks)
+        self.profile.check(self.train.steps, world_size)
 
 
 def _one_of(key: str, value: str, choices: Collection[str]) -> None:

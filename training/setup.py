@@ -25,6 +25,7 @@ from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank, world_size
 from training.hf_files import check_tokenizer, read_inherited
+from training.meter import Meter
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
@@ -145,8 +146,8 @@ def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: 
         load_weights(model_chunks, SafetensorsFolder(weights))
 
 
-def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
-    """Load a checkpoint into model, optimizer and loader, and return its step. Collective.
+def resume(prepared: Prepared, trainer: TrainStep, meter: Meter, checkpoint: Path) -> int:
+    """Load a checkpoint into model, optimizer, loader and meter, and return its step. Collective.
 
     Raises:
         CheckpointError: it is damaged or of another model.
@@ -159,4 +160,5 @@ def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
     prepared.loader.load_state_dict(state.data, allow_changes=policy.allow_changes)
     trainer.updates = state.updates_done
     trainer.bad_steps.load_state_dict(state.bad_steps)
+    meter.load_state(state.metrics)
     return state.step

@@ -13,6 +13,7 @@ from training.distributed import world_size
 from training.metrics import logger
 from training.setup import Prepared
 from training.start_point import StartPoint
+from training.throughput import device_peak
 
 CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each published model variant writes chats
 TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
@@ -33,6 +34,8 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     for line in start_point.moved:
         logger.info(line)
     logger.info("backend: %s", backend)
+    if not device_peak(config.metrics.peak_tflops, config.train.precision):
+        logger.info("no mfu: the peak of this device is not known; set metrics.peak_tflops to its TFLOP/s")
     if prepared.layout is not None:
         logger.info("pipeline layout:\n%s", prepared.layout.table())
     mixture = prepared.loader.planned_mixture()
