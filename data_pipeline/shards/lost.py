@@ -3,8 +3,8 @@
     lost = LostShards(seconds=300)
     contents = lost.attempt("captions-00017.tar", read)
 
-`read` is repeated, ever more rarely, until it succeeds or until the shard has been missing for so many seconds. The
-time is kept in memory that the data workers of a process share: a shard is waited for once, not once per worker.
+`read` is repeated, ever more rarely, until it succeeds or until the shard has been missing for that number of seconds.
+The time is kept in memory that the data workers of a process share: a shard is waited for once, not once per worker.
 """
 
 from __future__ import annotations
