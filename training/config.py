@@ -116,6 +116,8 @@ class CheckpointConfig:
 
     save_interval: int = 1000  # steps between checkpoints, and one at the end; 0: never
     keep_last: int = 0  # newest checkpoints to keep; 0: all
+    keep_every: int = 0  # keep every checkpoint whose step is a multiple of this, whatever keep_last says; 0: none
+    async_save: bool = False  # write checkpoints in the background, from a copy of the state in main memory
     resume: str = "auto"  # auto: resume the run found in train.output_dir; never: refuse to touch it
     verify: str = "full"  # check of a checkpoint that is loaded: full (sizes and checksums of its files) or sizes
     allow_changes: bool = False  # resume although keys that decide the model or the data plan have changed
@@ -123,7 +125,12 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         _one_of("checkpoint.resume", self.resume, RESUME)
         _one_of("checkpoint.verify", self.verify, VERIFY)
-        check_bounds("checkpoint", self, {"save_interval": NOT_NEGATIVE, "keep_last": NOT_NEGATIVE})
+        check_bounds("checkpoint", self, dict.fromkeys(("save_interval", "keep_last", "keep_every"), NOT_NEGATIVE))
+        if self.save_interval and self.keep_every % self.save_interval:
+            raise ConfigError(
+                f"checkpoint.keep_every={self.keep_every} is not a multiple of "
+                f"checkpoint.save_interval={self.save_interval}: most of these steps are not saved; choose a multiple"
+            )
 
 
 @dataclass
