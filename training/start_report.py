@@ -67,6 +67,11 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"{model.decoder.max_position_embeddings}, and engines refuse longer prompts: set "
             f"model.max_position_embeddings={config.train.seq_length}, and model.rope_theta if its base should change"
         )
+    if 0 < config.health.hang_seconds <= config.data.retry_seconds:
+        yield (
+            f"data.retry_seconds={config.data.retry_seconds:g} is not below health.hang_seconds="
+            f"{config.health.hang_seconds}: a run that waits for a lost shard would be ended as if it hung"
+        )
     yield from _other_chat_forms(model, loader)
     yield from _keys_without_effect(config, model)
     yield from _unused_parts(config, loader)

@@ -100,8 +100,8 @@ class PackedLoader:
             cost=cost,
             too_long=config.too_long,
         )
-        self._rank, self._ranks = data_parallel_rank, data_parallel_size
-        self._packs_per_rank = global_batch_size // data_parallel_size
+        packs_per_rank = global_batch_size // data_parallel_size
+        self._rank, self._ranks, self._packs_per_rank = data_parallel_rank, data_parallel_size, packs_per_rank
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._pinned = torch.accelerator.is_available()
         self._notes = WorkerNotes(config.num_workers)
@@ -113,8 +113,7 @@ class PackedLoader:
             segment_multiple=config.segment_multiple,
             truncate=config.too_long == "truncate",
             cache=cache,
-            lost=LostShards(config.retry_seconds),
-            stop_at_lost_shard=config.on_lost_shard == "stop",
+            lost=LostShards(config.retry_seconds, give_up=config.on_lost_shard == "quarantine"),
             notes=self._notes,
         )
         self.tally = Tally()

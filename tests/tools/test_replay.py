@@ -42,14 +42,14 @@ def state_of(folder: Path) -> dict[str, tuple[int, int]]:
 @pytest.fixture
 def damaged(tmp_path: Path, tokenizer_folder: Path) -> Path:
     """A source in which every third image is truncated."""
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "photos"
     folder.mkdir()
-    with wds.TarWriter(str(folder / "pictures-000.tar")) as sink:
+    with wds.TarWriter(str(folder / "photos-000.tar")) as sink:
         for n in range(16):
             image = encoded(pattern(60, 90, seed=n))
             image = image[: len(image) // 2] if str(n) in DAMAGED else image
             sink.write({"__key__": str(n), "json": {"domain": "image_text", "text": sentence(n, 12)}, "0.jpg": image})
-    index_shards([folder / "pictures-000.tar"], tokenizer=tokenizer_folder)
+    index_shards([folder / "photos-000.tar"], tokenizer=tokenizer_folder)
     return folder
 
 

@@ -195,7 +195,7 @@ def test_losses_that_are_not_finite_are_skipped_then_stop_the_run(config_file: P
     first = skipped[0]
     assert skipped == [first, first + 1, first + 2]
     assert all(line["loss"] is None and line["grad_norm"] is None for line in read if line.get("skipped"))
-    assert len({line["lr"] for line in read}) == len(read)  # the schedule goes on
+    assert len({line["lr"] for line in read}) == len(read)  # the schedule continues
     assert all(f"step {first + 3}: the loss is " in error for error in errors)
     assert all("the 3 steps before it were skipped (health.max_skipped)" in error for error in errors)
     checkpoints = tmp_path / "run" / "checkpoints"
