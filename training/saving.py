@@ -59,6 +59,11 @@ class Saver:
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if config.checkpoint.async_save else None
         self._writing: _Writing | None = None
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether there is a save in the background, of which not all processes are known to be done."""
+        return self._writing is not None
+
     def after_step(self, step: int) -> None:
         """Save if a checkpoint of this step is due, and look at the save in the background, if there is one.
 
