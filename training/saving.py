@@ -133,11 +133,11 @@ class Saver:
             self._end()
 
     def close(self) -> None:
-        """Let the save in the background end, also where the run ends with an error. Its own error is only logged."""
+        """Let the save in the background end where the run ends with an error. Its own error is only logged then."""
         try:
             self.wait()
         except Exception as error:
-            logger.warning("%s", error)
+            logger.warning("the save in the background failed too: %s", str(error).splitlines()[0])
 
     def _wait_for_the_one_before(self, step: int) -> None:
         if self._writing is not None:
