@@ -67,9 +67,16 @@ class TrainState:
     these counters. The learning rate is a function of the step.
     """
 
-    step: int  # optimizer steps done
+    step: int  # steps done
     data: dict[str, Any] = field(default_factory=dict)  # counters of the loader
     config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
+    updates: int | None = None  # of the steps, those that updated the weights; None in older checkpoints: all
+    bad_steps: dict[str, Any] = field(default_factory=dict)  # state of the detector of bad steps
+
+    @property
+    def updates_done(self) -> int:
+        """Adam's step count."""
+        return self.step if self.updates is None else self.updates
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -270,7 +277,7 @@ def load_checkpoint(
     raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
-        _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).step)
+        _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).updates_done)
 
 
 def _fill(chunk: nn.Module, state: dict[str, Any]) -> str | None:
@@ -294,8 +301,10 @@ def read_train_state(path: Path) -> TrainState:
         raise CheckpointError(f"{path} holds only weights (no {TRAIN_STATE}); start from it with model.init_from")
     try:
         state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
-        if type(state.step) is not int or not (isinstance(state.data, dict) and isinstance(state.config, dict)):
-            raise TypeError("step must be an integer, data and config JSON objects")
+        if {type(state.step), type(state.updates_done)} != {int}:
+            raise TypeError("step and updates must be integers")
+        if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps)):
+            raise TypeError("data, config and bad_steps must be JSON objects")
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
     return state
@@ -307,7 +316,7 @@ def _hyperparameters(optimizer: MegatronOptimizer | None) -> list[dict[str, Any]
 
 
 def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict[str, Any]], step: int) -> None:
-    """Put the configured hyperparameters and the step back into the optimizer's groups.
+    """Put the configured hyperparameters and Adam's step count back into the optimizer's groups.
 
     Loading replaced them by those of some group with the same weight decay, which is all that megatron-core tells
     groups apart by, and left `step` out of the groups of an optimizer that rank 0 has no part in. Every rank has the

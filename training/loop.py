@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 from omegaconf import OmegaConf
 
-from common.files import write_json, write_text
+from common.files import write_text
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, remove_unfinished
-from training.batch_broadcast import broadcast_batches, is_lead
+from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig
 from training.distributed import check_processes, process_group
 from training.errors import EXPECTED_ERRORS
@@ -33,6 +32,7 @@ from training.run_state import (
     note_refusal,
     write_state,
 )
+from training.sample_list import gather_packs, write_samples
 from training.saving import Saver
 from training.setup import Prepared, build_trainer, prepare, resume
 from training.start_point import (
@@ -42,7 +42,8 @@ from training.start_point import (
     find_start_point,
 )
 from training.start_report import log_start
-from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
+from training.step import StepReport
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
 
 
 def run(config: RunConfig) -> None:
@@ -140,16 +141,18 @@ class Run:
             report = self.trainer.run(step, batches)
         except NonFiniteWeights:
             raise
-        except NonFiniteStep as error:
-            raise NonFiniteStep(f"{error}; {self._list_samples('nonfinite', step, batches)}") from None
+        except (NonFiniteStep, Spike) as error:
+            raise type(error)(f"{error}; {self._list_samples(step, error, batches)}") from None
         except (NoSamples, NothingToLearn) as error:
             self._count_samples(step, 0, gather_quarantined(batches))
             if isinstance(error, NoSamples):
                 raise
-            raise NothingToLearn(f"{error}; {self._list_samples('nothing_to_learn', step, batches)}") from None
+            raise NothingToLearn(f"{error}; {self._list_samples(step, error, batches)}") from None
         self.done = step
         if self.log is not None:
             self.log.step(step, report, time.perf_counter() - started)
+        if report.bad is not None:
+            self._note_bad_step(step, report, batches)
         self._count_samples(step, report.samples, gather_quarantined(batches) if report.quarantined else [])
         return True
 
@@ -182,14 +185,19 @@ class Run:
         self.loader.tally.add(samples, quarantined)
         self.loader.tally.check(self.config.data.max_quarantined_fraction, str(self.folder / "quarantine.jsonl"))
 
-    def _list_samples(self, kind: str, step: int, batches: list[Batch]) -> str:
-        """Write the names of a failed step's samples into files, one per data-parallel rank, and return where."""
-        if is_lead():
-            samples = [[sample for sample in batch.sample_ids if sample] for batch in batches]
-            file = self.folder / f"{kind}_step_{step}_rank_{dist.get_rank()}.json"
-            with writes_to(file):
-                write_json(file, {"step": step, "packs": samples})
-        return f"its samples are listed in {self.folder}/{kind}_step_{step}_rank_*.json"
+    def _note_bad_step(self, step: int, report: StepReport, batches: list[Batch]) -> None:
+        """Write down the samples of a step that was skipped, or is worth a warning. Collective."""
+        assert report.bad is not None
+        facts = {"reason": report.bad.reason, "action": report.bad.action}
+        facts |= {"loss": report.loss, "grad_norm": report.grad_norm}
+        file = write_samples(self.folder, step, facts, batches)
+        if self.log is not None:
+            self.log.bad_step(step, report.bad, file)
+
+    def _list_samples(self, step: int, error: StepError, batches: list[Batch]) -> str:
+        """Write down the samples of the step that ends the run, and return where. Collective."""
+        facts = {"reason": str(error).removeprefix(f"step {step}: "), "action": "stop"}
+        return f"its samples are listed in {write_samples(self.folder, step, facts, batches)}"
 
     def _save_if_due(self) -> None:
         is_due = self.saver.is_due(self.done)
@@ -199,13 +207,15 @@ class Run:
             self._note_state(RUNNING)
 
     def _state(self, step: int) -> TrainState:
-        return TrainState(step=step, data=self.loader.state_dict(), config=asdict(self.config))
+        return TrainState(
+            step=step,
+            data=self.loader.state_dict(),
+            config=asdict(self.config),
+            updates=self.trainer.updates,
+            bad_steps=self.trainer.bad_steps.state_dict(),
+        )
 
 
 def gather_quarantined(batches: list[Batch]) -> list[dict[str, Any]]:
     """Return the quarantined samples of the global batch, in the order of its packs, each once. Collective."""
-    own = [batch.quarantined for batch in batches]
-    everyone: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
-    dist.all_gather_object(everyone, own, group=parallel_state.get_data_parallel_group())
-    # Rank r of n has packs r, r+n, r+2n ...: the first of every rank come first.
-    return [record for packs in zip(*everyone, strict=True) for records in packs for record in records]
+    return [record for records in gather_packs([batch.quarantined for batch in batches]) for record in records]

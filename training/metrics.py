@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from common.files import write_text
+from training.bad_steps import BadStep
 from training.step import StepReport
 
 logger = logging.getLogger("glmv")
@@ -65,7 +67,13 @@ def metrics_line(step: int, report: StepReport, seconds: float) -> dict[str, Any
         **{f"loss/{domain}": loss for domain, loss in report.domain_losses.items()},
         **{f"lr/{part}": lr for part, lr in report.scaled_lrs.items()},
         **report.moe,
+        **({"skipped": 1} if report.bad and not report.bad.updates else {}),
     }
+
+
+def finite_or_null(value: Any) -> Any:
+    """Return None, JSON's null, for a number that is not finite, and everything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class RunLog:
@@ -104,7 +112,8 @@ class RunLog:
         """Write what a step did."""
         line = metrics_line(step, report, seconds)
         with writes_to(self.folder / "metrics.jsonl"):
-            print(json.dumps(line), file=self._metrics, flush=True)
+            written = {key: finite_or_null(value) for key, value in line.items()}
+            print(json.dumps(written, allow_nan=False), file=self._metrics, flush=True)
             for key, value in line.items():
                 if key != "step":
                     self._tensorboard.add_scalar(key, value, step)
@@ -113,6 +122,11 @@ class RunLog:
             *(step, self.steps, report.loss, report.grad_norm, report.lr),
             *(f"{report.tokens / seconds:,.0f}", 100 * report.padding_fraction),
         )
+
+    def bad_step(self, step: int, bad: BadStep, samples: Path) -> None:
+        """Say that a step was bad, and where its samples are listed."""
+        what = "" if bad.updates else " was skipped"
+        logger.warning("step %d%s: %s; its samples are listed in %s", step, what, bad.reason, samples)
 
     def quarantined(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Write down the quarantined samples of a step."""

@@ -123,7 +123,9 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         freeze(chunk, config.freeze)
     if start_point.resume is None:
         fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
-    return TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
+    return TrainStep(
+        model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism, config.health
+    )
 
 
 def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int, verify: str) -> None:
@@ -155,4 +157,6 @@ def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
     load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, verify="sizes")
     state = read_train_state(checkpoint)
     prepared.loader.load_state_dict(state.data, allow_changes=policy.allow_changes)
+    trainer.updates = state.updates_done
+    trainer.bad_steps.load_state_dict(state.bad_steps)
     return state.step

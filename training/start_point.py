@@ -96,7 +96,7 @@ def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = Non
         )
     newest = newest_checkpoint(folder)
     if newest is None:
-        return StartPoint(weights=_weights(config.model.init_from))
+        return StartPoint(weights=find_weights(config.model.init_from))
     checkpoint, damaged_newer = newest_usable(folder, newest, config.checkpoint.verify, damaged or {})
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
@@ -192,7 +192,12 @@ def make_latest(path: Path) -> None:
     (path.parent / FIRST_SAVE).unlink(missing_ok=True)
 
 
-def _weights(init_from: str) -> Path | None:
+def find_weights(init_from: str) -> Path | None:
+    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None where it is empty.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     if not init_from:
         return None
     path = Path(init_from)
