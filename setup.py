@@ -74,6 +74,9 @@ setup(
         # `--executor ray` of tools.shard; screenshots of web pages for grounding, which also need a Chromium.
         "ray": ["ray"],
         "gui": ["playwright"],
+        # metrics.wandb and metrics.mlflow; sqlalchemy and alembic are for MLflow's own data bases.
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         # HEIC photographs.
         "heic": ["pillow-heif"],
         "test": [

@@ -59,6 +59,18 @@ def peak_of(device: str) -> float:
     return next((peak for name, peak in PEAKS.items() if f" {name} " in words), 0.0)
 
 
+def _trained(forward: SegmentCost, is_trained: bool, trains_below: bool) -> SegmentCost:
+    """Return the cost of a part's passes from that of its forward pass.
+
+    The gradients of weights and of inputs take one pass each. Attention has no weights, but two products.
+    """
+    if not (is_trained or trains_below):
+        return forward
+    return SegmentCost(
+        forward.linear * (FORWARD_AND_BACKWARD - (not is_trained)), forward.squared * FORWARD_AND_BACKWARD
+    )
+
+
 class StepFlops:
     """Counts the FLOPs of packs.
 
@@ -68,13 +80,10 @@ class StepFlops:
     """
 
     def __init__(self, model: GlmvConfig, frozen: Collection[str]) -> None:
-        trains = {part: part not in frozen for part in ("vision", "adapter", "decoder")}
-        below = {"vision": False, "adapter": trains["vision"], "decoder": trains["vision"] or trains["adapter"]}
-        passes = {
-            part: FORWARD_AND_BACKWARD - (not trains[part]) - (not (trains[part] or below[part])) for part in trains
-        }
-        self._image = tower_cost(model.vision) * passes["vision"] + adapter_cost(model.vision) * passes["adapter"]
-        self._segment: SegmentCost = decoder_cost(model.decoder) * passes["decoder"]
+        vision, adapter, decoder = (part not in frozen for part in ("vision", "adapter", "decoder"))
+        self._image = _trained(tower_cost(model.vision), vision, False)
+        self._image += _trained(adapter_cost(model.vision), adapter, vision)
+        self._segment = _trained(decoder_cost(model.decoder), decoder, vision or adapter)
 
     def of(self, batches: Sequence[Batch]) -> int:
         """Return the useful FLOPs of a forward and a backward pass over these packs."""

@@ -14,6 +14,7 @@ import importlib.util
 import json
 import logging
 import math
+import netrc
 import os
 import queue
 import threading
@@ -21,12 +22,14 @@ import time
 import uuid
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from common.files import write_json
 from model.config import ConfigError
 
 logger = logging.getLogger("glmv")
 IDS = "trackers.json"
+WANDB_SERVER = "https://api.wandb.ai"
 INIT_TIMEOUT = 60  # seconds for W&B to connect; then it records offline
 END_TIMEOUT = 60.0  # seconds that the end of a run waits for what is still to be sent
 REQUEST_TIMEOUT, REQUEST_RETRIES = 10, 2  # of MLflow's requests
@@ -148,7 +151,7 @@ class WandbTracker(Tracker):
         wandb: Any = importlib.import_module("wandb")
         self.run_id = self.run_id or uuid.uuid4().hex[:8]
         mode = os.environ.get("WANDB_MODE") or None
-        if mode is None and not wandb.setup().settings.api_key and not _has_netrc_key(wandb):
+        if mode is None and not _has_wandb_key():
             mode = "offline"
             logger.warning(
                 "metrics.wandb: there is no API key (WANDB_API_KEY, or wandb login), so the run is recorded in %s; "
@@ -164,7 +167,7 @@ class WandbTracker(Tracker):
             self._begin(wandb, "offline")
 
     def _begin(self, wandb: Any, mode: str | None) -> None:
-        settings = wandb.Settings(init_timeout=INIT_TIMEOUT, console="off", silent=True, x_disable_stats=True)
+        settings = wandb.Settings(init_timeout=INIT_TIMEOUT, console="off", silent=True)
         self._run = wandb.init(
             project=self.project,
             id=self.run_id,
@@ -185,10 +188,14 @@ class WandbTracker(Tracker):
         self._run.finish()
 
 
-def _has_netrc_key(wandb: Any) -> bool:
+def _has_wandb_key() -> bool:
+    """Whether the environment or the file that `wandb login` writes has a key."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_SERVER)).hostname or ""
     try:
-        return bool(wandb.Api().api_key)
-    except Exception:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
         return False
 
 
@@ -203,6 +210,7 @@ class MlflowTracker(Tracker):
 
     def connect(self) -> None:
         """Begin or continue the run."""
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder as URI, which MLflow discourages
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(REQUEST_RETRIES))
         tracking: Any = importlib.import_module("mlflow.tracking")

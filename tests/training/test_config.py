@@ -59,7 +59,7 @@ MESSAGES = [
     ("metrics.wandb=glm", r"metrics.wandb=glm needs the package wandb: pip install -c constraints.txt -e '.\[wandb\]'"),
     (
         "metrics.mlflow=file:x",
-        r"metrics.mlflow=file:x needs the package mlflow: pip install .*, or leave metrics.mlflow",
+        r"metrics.mlflow=file:x needs the package mlflow: pip install .*, or leave metrics",
     ),
     ("profile.start=7", r"profile.start=7 is after the last step, train.steps=6: lower it"),
     ("profile={start: 1, ranks: []}", r"profile.ranks is empty: name the ranks to profile, or set profile.start=0"),
