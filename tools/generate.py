@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline.domains.documents import split_placeholders
+from data_pipeline.domains.prompts import document_prompt, place_media
 from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.encode import encode_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
@@ -74,28 +74,6 @@ def main(
     print(answer)
 
 
-# --- prompts: text, images and videos in order ------------------------------------------------------------------------
-
-
-def document_prompt(prompt: str, *, images: int, videos: int) -> list[Element]:
-    """Return the elements of the beginning of a pretraining document."""
-    return [Token("[gMASK]"), Token("<sop>"), *_content(prompt, images, videos)]
-
-
-def _content(prompt: str, images: int, videos: int) -> list[Element]:
-    """Put images and videos where the prompt says <image> and <video>, or before it if it says neither."""
-    content = split_placeholders(prompt, loss=False)
-    for kind, given, mark in ((Image, images, "<image>"), (Video, videos, "<video>")):
-        marked = sum(isinstance(element, kind) for element in content)
-        if marked not in (0, given):
-            raise GenerateError(
-                f"the prompt says {mark} {marked} times, but {given} are given; write {mark} once for each, or never"
-            )
-        if marked == 0:
-            content = [*(kind() for _ in range(given)), *content]
-    return content
-
-
 # --- an exported model ------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +112,7 @@ class Exported:
             raise GenerateError(f"{self.folder}: the chat template always thinks; remove --no-thinking")
         typed: list[str] = []
         parts = []
-        for element in _content(prompt, images, videos):
+        for element in place_media(prompt, images=images, videos=videos):
             if isinstance(element, Text):
                 # A placeholder that no template interprets. _elements puts back the typed text as plain text.
                 parts.append({"type": "text", "text": f"\ue000{len(typed)}\ue001"})

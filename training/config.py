@@ -26,6 +26,7 @@ from model.recompute import RecomputeConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.keys import Key, keys_of, probable_keys, unknown_key
 from training.optimizer import OptimizerConfig
+from training.validation import ValidationConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
@@ -139,6 +140,7 @@ class RunConfig:
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     freeze: list[str] = field(default_factory=list)  # parts not to train: vision, adapter, decoder (with its routers)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def check(self) -> None:
         """Check what must hold whatever the number of processes. Each section has checked itself.
@@ -166,6 +168,7 @@ class RunConfig:
                 f"data.segment_multiple={self.data.segment_multiple}, to which every sample is padded"
             )
         check_freeze(self.freeze)
+        self.validation.check()
 
     @property
     def moe_in_effect(self) -> MoeConfig:

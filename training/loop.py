@@ -34,6 +34,7 @@ from training.start_point import (
 )
 from training.start_report import log_start
 from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
+from training.validator import Validator
 
 
 def run(config: RunConfig) -> None:
@@ -83,14 +84,17 @@ class Run:
             with writes_to(self.folder / RUN_CONFIG):
                 write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
+        self.validator = Validator(self.config, prepared.validation, self.loader.tokenizer, self.log)
 
     def train(self) -> None:
         """Take the steps that are left, with checkpoints in between and at the end. Collective."""
         interval = self.config.checkpoint.save_interval
         try:
             while self.done < self.config.train.steps and self._take_step():
+                self.validator.after_step(self.trainer, self.done, is_last=self.done == self.config.train.steps)
                 if interval and self.done % interval == 0:
                     self._save()
+            self.validator.after_end(self.trainer, self.done)
             if interval and self.done > self.saved:  # the last step, of the run or of the data
                 self._save()
         finally:

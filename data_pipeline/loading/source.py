@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -139,6 +139,14 @@ class Source:
         """
         names = "/".join(f"{shard.name}:{shard.rows}" for shard in self.shards)
         return f"{zlib.crc32(self.lengths.tobytes(), zlib.crc32(names.encode())):08x}"
+
+    def checksums(self) -> Iterator[np.ndarray]:
+        """Yield uint64 [rows] of each part of the table: one checksum per sample, of its record, images and videos."""
+        for batch in self._batches:
+            sums = np.cumsum(_fields(batch, "members", "xxh3")[0], dtype=np.uint64)  # wraps around
+            before = np.concatenate([np.zeros(1, np.uint64), sums])
+            ends = batch.column("members").offsets.to_numpy()
+            yield before[ends[1:] - ends[0]] - before[ends[:-1] - ends[0]]
 
     @property
     def has_media(self) -> bool:
