@@ -143,7 +143,7 @@ def describe_held_out(held_out: PackedLoader, training: PackedLoader) -> Iterato
     if shared := len(shared_shards(held_out.sources, training.sources)):
         yield f"validation: {shared:,} of these shards are also training shards"
     if same := shared_samples(held_out.sources, training.sources):
-        yield f"validation: {same:,} of these samples are also training samples: same record, images and videos"
+        yield f"validation: {same:,} of these samples have a record, image or video that is also in the training data"
 
 
 # --- a model that does not learn --------------------------------------------------------------------------------------

@@ -30,14 +30,21 @@ def shared_shards(first: Sequence[Source], second: Sequence[Source]) -> list[Sha
 
 
 def shared_samples(first: Sequence[Source], second: Sequence[Source]) -> int:
-    """Count the samples of `first` whose record, images and videos are, byte by byte, those of a sample of `second`.
+    """Count the samples of `first` whose record, or one of whose images or videos, is also in `second`, byte by byte.
 
     The larger set should be the second: its checksums are read part by part.
     """
-    wanted = np.concatenate([np.zeros(0, np.uint64), *(part for source in first for part in source.checksums())])
-    distinct, inverse = np.unique(wanted, return_inverse=True)
-    found = np.zeros(len(distinct), bool)
+    parts = [part for source in first for part in source.checksums()]
+    wanted = np.unique(np.concatenate([np.zeros(0, np.uint64), *(checksums for checksums, _ in parts)]))
+    if not len(wanted):
+        return 0
+    found = np.zeros(len(wanted), bool)
     for source in second:
-        for part in source.checksums():
-            found |= np.isin(distinct, part)
-    return int(found[inverse].sum())
+        for checksums, _ in source.checksums():
+            place = np.searchsorted(wanted, checksums).clip(max=len(wanted) - 1)
+            found[place[wanted[place] == checksums]] = True
+    count = 0
+    for checksums, begins in parts:
+        before = np.concatenate([[0], np.cumsum(found[np.searchsorted(wanted, checksums)])])
+        count += int((np.diff(before[begins]) > 0).sum())
+    return count

@@ -140,13 +140,15 @@ class Source:
         names = "/".join(f"{shard.name}:{shard.rows}" for shard in self.shards)
         return f"{zlib.crc32(self.lengths.tobytes(), zlib.crc32(names.encode())):08x}"
 
-    def checksums(self) -> Iterator[np.ndarray]:
-        """Yield uint64 [rows] of each part of the table: one checksum per sample, of its record, images and videos."""
+    def checksums(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the checksums of the files of samples, part by part of the table.
+
+        Yields:
+            uint64 [files], of records, images and videos; int64 [rows + 1], where the files of each row begin.
+        """
         for batch in self._batches:
-            sums = np.cumsum(_fields(batch, "members", "xxh3")[0], dtype=np.uint64)  # wraps around
-            before = np.concatenate([np.zeros(1, np.uint64), sums])
-            ends = batch.column("members").offsets.to_numpy()
-            yield before[ends[1:] - ends[0]] - before[ends[:-1] - ends[0]]
+            ends = batch.column("members").offsets.to_numpy().astype(np.int64)
+            yield _fields(batch, "members", "xxh3")[0], ends - ends[0]
 
     @property
     def has_media(self) -> bool:
