@@ -6,6 +6,7 @@ the same lengths, sees the same ones.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -125,14 +126,16 @@ def check_loss_tokens(config: ValidationConfig, data: DataConfig, *, global_batc
     """
     whole = {"global_batch_size": global_batch_size, "data_parallel_rank": 0, "data_parallel_size": 1}
     loader = build_held_out_loader(config, replace(data, num_workers=0), **whole, **plan)
-    samples = 0
+    samples, unused = 0, Counter[str]()
     for pack in islice(loader.read_packs(), config.steps * global_batch_size or None):
         if pack.num_loss_tokens:
             return
         samples += pack.num_samples
+        unused += Counter(record["reason"] for record in pack.quarantined)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in unused.most_common(3)) or "none"
     raise DataError(
-        f"validation.sources: no token of {samples} samples carries loss; choose other shards, or look at "
-        "data.too_long: truncate may have cut off the answers"
+        f"validation.sources: no token of {samples} samples carries loss (samples that cannot be used: {reasons}): "
+        "choose other shards, or look at data.too_long"
     )
 
 

@@ -22,7 +22,7 @@ from training.validation import held_out_loss
 
 
 def run(config: str, overrides: Sequence[str], layout: str, steps: int, validate: bool) -> dict[str, Any]:
-    """Train `steps` steps in a layout. With `validate`, compute losses and answers before the first and after each.
+    """Train `steps` steps in a layout. With `validate`, compute losses and answers before the first and in between.
 
     Returns:
         What every step reports, a checksum of this rank's weights, expert biases and random state at the end, and the
@@ -52,7 +52,8 @@ def run(config: str, overrides: Sequence[str], layout: str, steps: int, validate
     look()
     for step in range(1, steps + 1):
         reports.append(vars(trainer.run(step, broadcast_batches(prepared.loader.next_step))))
-        look()
+        if step < steps:
+            look()
     trainer.synchronize_weights()
     digest = hashlib.sha256(torch.get_rng_state().numpy().tobytes())
     for tensor in tensors_of(trainer.model_chunks).values():
