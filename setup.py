@@ -61,6 +61,7 @@ setup(
         "python-bidi",
         "python-pptx",
         "pyyaml",
+        "rapidfuzz",
         "requests",
         "rich",
         "safetensors",
