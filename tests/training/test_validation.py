@@ -13,6 +13,7 @@ import torch
 from omegaconf import OmegaConf
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_pipeline.domains.prompts import document_prompt
 from data_pipeline.errors import DataError
 from demo.evaluate import encode, read_samples, transformers_loss
 from model.config import ConfigError
@@ -23,7 +24,7 @@ from tests.processes import Processes
 from tests.training import validation_cases
 from tests.training_data import build as build_shards
 from tests.training_data import sentence
-from tools.generate import Exported, document_prompt
+from tools.generate import Exported
 from training.config import RunConfig, load_config
 from training.hf_files import preprocessor_config
 from training.setup import prepare
