@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -57,23 +58,7 @@ class DataConfig:
         Raises:
             DataError: A value cannot work. The message names its key.
         """
-        if not self.sources:
-            raise DataError("data.sources is empty: name at least one, e.g. data.sources=[{path: shards/}]")
-        for source in self.sources:
-            if not source.path:
-                raise DataError("a source in data.sources has no path: give the folder of its shards")
-            if not 0 < source.weight < math.inf:
-                raise DataError(
-                    f"source {source.label()!r} has weight {source.weight}: give a positive weight or remove the source"
-                )
-            if not 0 <= source.epochs < math.inf:
-                raise DataError(
-                    f"source {source.label()!r} has epochs {source.epochs}: give 0 for endless, or a number"
-                )
-        labels = [source.label() for source in self.sources]
-        for label in labels:
-            if labels.count(label) > 1:
-                raise DataError(f"two sources are called {label!r}: give each its own `name` in data.sources")
+        check_sources("data.sources", self.sources)
         if not self.tokenizer:
             raise DataError("data.tokenizer is empty: give the folder of a Hugging Face tokenizer")
         if self.too_long not in TOO_LONG_CHOICES:
@@ -93,3 +78,30 @@ class DataConfig:
                 f"data.max_quarantined_fraction is {self.max_quarantined_fraction}: give a fraction from 0 (stop "
                 "at the first quarantined sample) to 1 (never stop)"
             )
+
+
+def check_sources(key: str, sources: Sequence[SourceConfig]) -> None:
+    """Check a list of sources, without opening any.
+
+    Args:
+        key: Its name in the configuration.
+        sources: The list.
+
+    Raises:
+        DataError: It is empty, a value cannot work, or two sources have the same name.
+    """
+    if not sources:
+        raise DataError(f"{key} is empty: name at least one, e.g. {key}=[{{path: shards/}}]")
+    for source in sources:
+        if not source.path:
+            raise DataError(f"a source in {key} has no path: give the folder of its shards")
+        if not 0 < source.weight < math.inf:
+            raise DataError(
+                f"source {source.label()!r} has weight {source.weight}: give a positive weight or remove the source"
+            )
+        if not 0 <= source.epochs < math.inf:
+            raise DataError(f"source {source.label()!r} has epochs {source.epochs}: give 0 for endless, or a number")
+    labels = [source.label() for source in sources]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise DataError(f"two sources are called {label!r}: give each its own `name` in {key}")

@@ -29,6 +29,7 @@ from training.keys import Key, keys_of, probable_keys, unknown_key
 from training.metrics_config import MetricsConfig
 from training.optimizer import OptimizerConfig
 from training.profiler import ProfileConfig
+from training.validation import ValidationConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
@@ -153,6 +154,7 @@ class RunConfig:
     health: HealthConfig = field(default_factory=HealthConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def check(self) -> None:
         """Check what must hold whatever the number of processes. Each section has checked itself.
@@ -178,6 +180,7 @@ class RunConfig:
                 f"data.segment_multiple={self.data.segment_multiple}, to which every sample is padded"
             )
         check_freeze(self.freeze)
+        self.validation.check()
 
     @property
     def moe_in_effect(self) -> MoeConfig:

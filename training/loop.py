@@ -47,6 +47,7 @@ from training.start_report import log_start
 from training.step import StepReport
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
 from training.trackers import open_trackers
+from training.validator import Validator
 
 
 def run(config: RunConfig) -> None:
@@ -116,6 +117,7 @@ class Run:
                 set_aside_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
+        self.validator = Validator(self.config, prepared.validation, self.loader.tokenizer, self.log)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
@@ -126,9 +128,9 @@ class Run:
                     is_taken = self._take_step()
                 if not is_taken:
                     break
+                self._validate_if_due()
                 self._save_if_due()
-            self.guard.watchdog.mark(self.done, "saving", slow=True)
-            self.saver.save_last(self.done)  # of the run or of the data
+            self._end()
             return self._finish()
         finally:
             self.guard.watchdog.mark(self.done, "closing", slow=True)
@@ -213,6 +215,17 @@ class Run:
         """Write down the samples of the step that ends the run, and return where. Collective."""
         facts = {"reason": str(error).removeprefix(f"step {step}: "), "action": "stop"}
         return f"its samples are listed in {write_samples(self.folder, step, facts, batches)}"
+
+    def _validate_if_due(self) -> None:
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        self.validator.after_step(self.trainer, self.done, is_last=self.done == self.config.train.steps)
+
+    def _end(self) -> None:
+        """Validate where the data has ended, unless the run was asked to stop, and save the last step."""
+        self.guard.watchdog.mark(self.done, "saving", slow=True)
+        if not self.stopped_by:
+            self.validator.after_end(self.trainer, self.done)
+        self.saver.save_last(self.done)
 
     def _save_if_due(self) -> None:
         is_due = self.saver.is_due(self.done)

@@ -29,6 +29,7 @@ from training.meter import Meter
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
+from training.validator import PreparedValidation, prepare_validation
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Prepared:
     model: GlmvConfig
     loader: PackedLoader
     layout: PipelineLayout | None  # the layers of each pipeline stage; None without pipeline parallelism
+    validation: PreparedValidation
 
 
 def prepare(config: RunConfig) -> Prepared:
@@ -59,7 +61,8 @@ def prepare(config: RunConfig) -> Prepared:
     data_parallel_rank = parallel.data_parallel_rank(rank(), world_size())
     loader = build_loader(config, model, data_parallel_rank, parallel.data_parallel_size(world_size()))
     check_tokenizer(model, loader.tokenizer)
-    return Prepared(config, model, loader, lay_out_pipeline(config, model, loader))
+    validation = prepare_validation(config, model, loader, data_parallel_rank)
+    return Prepared(config, model, loader, lay_out_pipeline(config, model, loader), validation)
 
 
 def build_loader(

@@ -11,11 +11,12 @@ from model.config import GlmvConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
 from training.metrics import logger
+from training.prompts import CHAT_FORMS
 from training.setup import Prepared
 from training.start_point import StartPoint
 from training.throughput import device_peak
+from training.validation import describe_held_out
 
-CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each published model variant writes chats
 TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
 
 
@@ -43,6 +44,9 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
         logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
     for warning in warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)):
         logger.warning(warning)
+    if prepared.validation.loader is not None:
+        for line in describe_held_out(prepared.validation.loader, prepared.loader):
+            logger.info(line)
     if done == config.train.steps:
         logger.info("nothing is left to do; raise train.steps to continue")
 

@@ -295,10 +295,11 @@ def forward_step(
     return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
+def forward(model: Any, batch: Batch, *, with_labels: bool = True) -> Tensor:
     """Return the loss of every token of a pack that this context rank has, float32 [tokens / CP].
 
-    On a pipeline stage that is not the last, return the input of the next stage.
+    Without labels, return the tokens' logits. On a pipeline stage that is not the last, return the input of the next
+    stage.
     """
     names = (
         "input_ids",
@@ -308,9 +309,9 @@ def forward(model: Any, batch: Batch) -> Tensor:
         "patches",
         "grid_thw",
         "frames_per_image",
-        "labels",
     )
-    return model(**{name: getattr(batch, name) for name in names})
+    inputs = {name: getattr(batch, name) for name in names}
+    return model(**inputs, labels=batch.labels if with_labels else None)
 
 
 def weighted_loss(

@@ -184,6 +184,11 @@ class PackedLoader:
         for _, position in islice(self.plan.steps(self._position), steps):
             self._position = position
 
+    def rewind(self) -> None:
+        """Go back to the first step."""
+        self.close()
+        self._position = PlanPosition.start(len(self.sources))
+
     def close(self) -> None:
         """Stop the workers. The loader can be used again; it continues at the next step."""
         self._batches = None
