@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS
-from data_pipeline.shards.shard_cache import shown
+from data_pipeline.shards.shard_cache import is_url, shown, url_in
 
 TOO_LONG_CHOICES = ("refuse", "truncate", "split")
 ON_LOST_SHARD = ("stop", "quarantine")
@@ -34,6 +34,7 @@ class DataConfig:
     """Where training data comes from and how large its images may become."""
 
     tokenizer: str = ""  # Hugging Face tokenizer folder (tokenizer.json)
+    root: str = ""  # folder or URL in front of relative paths of sources; empty: the folder the command runs in
     sources: list[SourceConfig] = field(default_factory=list)  # the mixture: a list of {path, weight, name, epochs}
     seed: int = 0  # of the order of samples
     num_workers: int = 2  # processes that decode, per data-parallel rank; 0: the training process decodes
@@ -51,6 +52,13 @@ class DataConfig:
     cache_dir: str = ""  # where each machine keeps shards that are URLs; empty: ~/.cache/glmv-train/shards
     cache_bytes: int = 0  # most bytes of shards to keep there; 0: all
     segment_multiple: int = 8  # every sample is padded to a multiple of this many tokens, at every layout
+
+    def located(self, source: SourceConfig) -> SourceConfig:
+        """Return a source with its path under `root`, unless the path is absolute or a URL."""
+        if not self.root or is_url(source.path) or Path(source.path).is_absolute():
+            return source
+        path = url_in(self.root.rstrip("/"), source.path) if is_url(self.root) else str(Path(self.root, source.path))
+        return replace(source, path=path, name=source.label())
 
     def check(self) -> None:
         """Check the values one by one and together.

@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
-from model.config import ConfigError, GlmvConfig
+from model.config import GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
@@ -43,25 +43,30 @@ class Prepared:
     validation: PreparedValidation
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
     """Check all that can be checked in one process, and open the data. Writes nothing.
+
+    Args:
+        config: the run.
+        processes: number of processes of a run on other machines, whose devices cannot be checked; None: the run is
+            here, on the processes that torchrun started.
 
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
             folders that it names.
     """
     start_point, parallel = find_start_point(config), config.parallel
-    config.optimizer.check_machine()
+    if processes is None:
+        config.optimizer.check_machine()
+        processes = world_size()
     model = resolve_model(config.model, start_point)
-    if "router" in config.freeze and not model.decoder.is_moe:
-        raise ConfigError("freeze names router, but the model is dense and has none; remove it")
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
-    parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
-    config.check_world(world_size())
-    data_parallel_rank = parallel.data_parallel_rank(rank(), world_size())
-    loader = build_loader(config, model, data_parallel_rank, parallel.data_parallel_size(world_size()))
+    config.check_layout(model, processes)
+    data_parallel_rank = parallel.data_parallel_rank(rank(), processes)
+    data_parallel_size = parallel.data_parallel_size(processes)
+    loader = build_loader(config, model, data_parallel_rank, data_parallel_size)
     check_tokenizer(model, loader.tokenizer)
-    validation = prepare_validation(config, model, loader, data_parallel_rank)
+    validation = prepare_validation(config, model, loader, data_parallel_rank, data_parallel_size)
     return Prepared(config, model, loader, lay_out_pipeline(config, model, loader), validation)
 
 

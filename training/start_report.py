@@ -77,7 +77,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"{config.health.hang_seconds}: a run that waits for a lost shard would be ended as if it hung"
         )
     yield from _other_chat_forms(model, loader)
-    yield from _keys_without_effect(config, model)
+    yield from settings_without_effect(config, model)
     yield from _unused_parts(config, loader)
     for use in loader.source_use():
         if use.is_repeated:
@@ -99,7 +99,7 @@ def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
             )
 
 
-def _keys_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
+def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
     """Warn about keys that were set for a part of the model that is frozen or missing."""
     reasons = {part: f"freeze names {part}" for part in config.freeze}
     if not model.decoder.is_moe:
