@@ -248,7 +248,10 @@ def load_checkpoint(
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
         raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
-    problems = [_fill(chunk, loaded.get(f"model{number}", {})) for number, chunk in enumerate(model_chunks)]
+    problems = [
+        _fill(chunk, loaded.get(f"model{number}", {}), wanted[f"model{number}"])
+        for number, chunk in enumerate(model_chunks)
+    ]
     problem = next(filter(None, problems), None)
     raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
@@ -256,10 +259,11 @@ def load_checkpoint(
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).step)
 
 
-def _fill(chunk: nn.Module, state: dict[str, Any]) -> str | None:
+def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """Load a chunk's state, which is empty for a stage without layers, and return what is wrong with it."""
     keys = chunk.load_state_dict(state, strict=False)
-    if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
+    missing = [key for key in keys.missing_keys if key in wanted or chunk.lora is None]  # frozen weights are not saved
+    if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"
     if bad := nonfinite(dict(local_tensors(chunk))):
         return f"has values that are not finite (NaN or infinity) in {', '.join(bad[:3])}; use another step"

@@ -20,6 +20,7 @@ from data_pipeline.config import DataConfig
 from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError
+from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
@@ -138,6 +139,7 @@ class RunConfig:
     fp8: Fp8Config = field(default_factory=Fp8Config)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     freeze: list[str] = field(default_factory=list)  # parts not to train: vision, adapter, decoder (with its routers)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
@@ -169,8 +171,9 @@ class RunConfig:
 
     @property
     def moe_in_effect(self) -> MoeConfig:
-        """`moe`, or no balancing where the decoder is frozen: its gradient would reach the adapter."""
-        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if "decoder" in self.freeze else self.moe
+        """`moe`, or no balancing where the routers are frozen, by `freeze` or LoRA: its gradient would reach others."""
+        frozen = "decoder" in self.freeze or self.lora.rank > 0
+        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
 
     def select_backend(self) -> Backend:
         """Return the modules that compute the model.
@@ -179,7 +182,8 @@ class RunConfig:
             ConfigError: this machine does not have what `model.backend` asks for.
         """
         dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_transformer_engine
-        return select_backend(self.model.backend, dtype, allow_untested)
+        backend = select_backend(self.model.backend, dtype, allow_untested)
+        return backend.with_separate_norms() if self.lora.rank else backend
 
     def check_world(self, world_size: int) -> None:
         """Check what depends on the number of processes.

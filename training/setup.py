@@ -19,6 +19,9 @@ from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
+from model.lora import add_adapters
+from model.lora_targets import LoraConfig
+from model.lora_weights import RandomAdapters, fill_adapters
 from model.parallel import initialize_model_parallel
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
@@ -116,10 +119,12 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         recompute=config.recompute,
         backend=config.select_backend(),
     )
+    if start_point.resume is None or config.lora.rank:
+        fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
+    if config.lora.rank:
+        add_new_adapters(model_chunks, config.lora, train.seed)
     for chunk in model_chunks:
         freeze(chunk, config.freeze)
-    if start_point.resume is None:
-        fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
     return TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
 
 
@@ -138,6 +143,13 @@ def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: 
         load_checkpoint(weights, model_chunks, verify=verify)
     else:
         load_weights(model_chunks, SafetensorsFolder(weights))
+
+
+def add_new_adapters(model_chunks: Sequence[GlmvModel], lora: LoraConfig, seed: int) -> None:
+    """Add new adapters to a model that is filled, and freeze the rest of it."""
+    for chunk in model_chunks:
+        add_adapters(chunk, lora)
+    fill_adapters(model_chunks, RandomAdapters(model_chunks[0].glmv_config, lora, seed))
 
 
 def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
