@@ -41,6 +41,7 @@ from model.hf_weights import local_tensors
 __all__ = [
     "HF_FILES",
     "STATE",
+    "TRAIN_STATE",
     "CheckpointError",
     "TrainState",
     "find_checkpoint",
@@ -81,6 +82,7 @@ class TrainState:
     step: int  # optimizer steps done
     data: dict[str, Any] = field(default_factory=dict)  # counters of the loader
     config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
+    base: str = ""  # fingerprint of the frozen weights, where the checkpoint holds only adapters (LoRA)
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -242,6 +244,12 @@ def load_checkpoint(
     """
     check_metadata(path / STATE)
     check_manifest(path, verify)
+    chunk: Any = model_chunks[0]
+    if chunk.lora is None and (path / TRAIN_STATE).is_file() and read_train_state(path).base:
+        raise CheckpointError(
+            f"{path} holds only the adapters of a LoRA run: use `python -m tools.convert merge` for a whole model, or "
+            "`export-lora` for PEFT's files"
+        )
     groups_as_configured = _hyperparameters(optimizer)
     wanted = _sharded_state(model_chunks, optimizer, is_loading=True)
     try:
@@ -283,6 +291,8 @@ def read_train_state(path: Path) -> TrainState:
         state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
         if type(state.step) is not int or not (isinstance(state.data, dict) and isinstance(state.config, dict)):
             raise TypeError("step must be an integer, data and config JSON objects")
+        if not isinstance(state.base, str):
+            raise TypeError("base must be a string")
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
     return state

@@ -37,7 +37,9 @@ def peft_model(variant: str, targets: str, seed: int = 5) -> Any:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, factor in adapters_of(adapted):
-            factor.normal_(0, factor.shape[1] ** -0.5 if factor.shape[0] <= factor.shape[1] else 0.2, generator=generator)
+            factor.normal_(
+                0, factor.shape[1] ** -0.5 if factor.shape[0] <= factor.shape[1] else 0.2, generator=generator
+            )
     return adapted
 
 

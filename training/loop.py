@@ -68,6 +68,7 @@ class Run:
     def __init__(self, prepared: Prepared, start_point: StartPoint) -> None:
         self.config, self.loader = prepared.config, prepared.loader
         self.folder = Path(self.config.train.output_dir)
+        self.base = start_point.base
         self.trainer = build_trainer(prepared, start_point)
         self.done = resume(prepared, self.trainer, start_point.resume) if start_point.resume else 0
         self.saved = self.done
@@ -143,7 +144,7 @@ class Run:
     def _save(self) -> None:
         """Write a checkpoint and make it the latest. Collective."""
         path = self.folder / CHECKPOINTS / f"step_{self.done:07d}"
-        state = TrainState(step=self.done, data=self.loader.state_dict(), config=asdict(self.config))
+        state = TrainState(step=self.done, data=self.loader.state_dict(), config=asdict(self.config), base=self.base)
         if dist.get_rank() == 0:
             with writes_to(path.parent):
                 announce_first_save(path)

@@ -28,6 +28,7 @@ from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank, world_size
 from training.hf_files import check_tokenizer, read_inherited
+from training.lora_base import check_lora
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
@@ -55,6 +56,7 @@ def prepare(config: RunConfig) -> Prepared:
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
     parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
     config.check_world(world_size())
+    check_lora(config, model)
     data_parallel_rank = parallel.data_parallel_rank(rank(), world_size())
     loader = build_loader(config, model, data_parallel_rank, parallel.data_parallel_size(world_size()))
     check_tokenizer(model, loader.tokenizer)

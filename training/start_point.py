@@ -29,6 +29,7 @@ from model.checkpoint import (
 from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
+from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
 FIXED = (
@@ -36,6 +37,7 @@ FIXED = (
     "model.init_from",
     "model.max_position_embeddings",
     "model.rope_theta",
+    "lora.alpha",
     "train.global_batch_size",
     "train.seq_length",
     "data.sources",
@@ -57,6 +59,7 @@ class StartPoint:
     resume: Path | None = None  # a checkpoint to resume, with its optimizer state and data counters
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
+    base: str = ""  # fingerprint of `weights`, the frozen weights of a run with adapters (training.lora_base)
 
     @property
     def folder(self) -> Path | None:
@@ -89,7 +92,7 @@ def find_start_point(config: RunConfig) -> StartPoint:
         )
     checkpoint = newest_checkpoint(folder)
     if checkpoint is None:
-        return StartPoint(weights=_weights(config.model.init_from))
+        return _from_weights(config)
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
         raise ConfigError(
@@ -97,12 +100,17 @@ def find_start_point(config: RunConfig) -> StartPoint:
             "raise it, or choose another train.output_dir"
         )
     _refuse_another_freeze(before.config, config.freeze, folder)
+    check_same_adapters(before, config, folder)
+    start_point = StartPoint(resume=checkpoint)
+    if config.lora.rank:
+        start_point = replace(_from_weights(config), resume=checkpoint)
+        check_same_base(before, config, start_point.base, folder)
     old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
     if config.checkpoint.allow_changes:
-        return StartPoint(resume=checkpoint)
+        return start_point
     moved = tuple(_accept_moved_paths(old, new))
     _refuse_changes(old, new, folder)
-    return StartPoint(resume=checkpoint, moved=moved)
+    return replace(start_point, moved=moved)
 
 
 # --- checkpoints of a run folder --------------------------------------------------------------------------------------
@@ -152,12 +160,18 @@ def make_latest(path: Path) -> None:
     (path.parent / FIRST_SAVE).unlink(missing_ok=True)
 
 
+def _from_weights(config: RunConfig) -> StartPoint:
+    weights = _weights(config.model.init_from)
+    return StartPoint(weights=weights, base=base_fingerprint(weights, config.train.seed) if config.lora.rank else "")
+
+
 def _weights(init_from: str) -> Path | None:
     if not init_from:
         return None
     path = Path(init_from)
     if is_checkpoint(path):
-        return find_checkpoint(path)
+        refuse_adapters(found := find_checkpoint(path))
+        return found
     if (path / CONFIG_FILE).is_file():
         return path
     if steps := step_folders(path):
@@ -203,6 +217,9 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
     if old["data.tokenizer"] != new["data.tokenizer"]:
         yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
         old["data.tokenizer"] = new["data.tokenizer"]
+    if new["lora.rank"] and old["model.init_from"] != new["model.init_from"]:  # check_same_base compared the content
+        yield f"model.init_from has moved from {old['model.init_from']} to {new['model.init_from']}: the same weights"
+        old["model.init_from"] = new["model.init_from"]
     if len(old["data.sources"]) != len(new["data.sources"]):
         return
     sources = []
