@@ -25,6 +25,7 @@ from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.health import HealthConfig
 from training.keys import Key, keys_of, probable_keys, unknown_key
 from training.optimizer import OptimizerConfig
 
@@ -138,9 +139,11 @@ class RunConfig:
     moe: MoeConfig = field(default_factory=MoeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
-    freeze: list[str] = field(default_factory=list)  # parts not to train: vision, adapter, decoder (with its routers)
+    # parts not to train: vision, adapter, decoder (with its routers) or router (weights and expert biases)
+    freeze: list[str] = field(default_factory=list)
     lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def check(self) -> None:
         """Check what must hold whatever the number of processes. Each section has checked itself.
@@ -156,10 +159,8 @@ class RunConfig:
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
         self.select_backend()
-        if optimizer.warmup_steps >= train.steps:
-            raise ConfigError(
-                f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps={train.steps}"
-            )
+        optimizer.check_steps(train.steps)
+        optimizer.check_precision(train.precision)
         self.data.check()
         _check_seed("data.seed", self.data.seed)
         if train.seq_length % self.data.segment_multiple:
@@ -171,8 +172,8 @@ class RunConfig:
 
     @property
     def moe_in_effect(self) -> MoeConfig:
-        """`moe`, or no balancing where the routers are frozen, by `freeze` or LoRA: its gradient would reach others."""
-        frozen = "decoder" in self.freeze or self.lora.rank > 0
+        """`moe`, or no balancing where routers are frozen, by `freeze` or LoRA: its gradient would reach others."""
+        frozen = {"decoder", "router"} & set(self.freeze) or self.lora.rank > 0
         return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
 
     def select_backend(self) -> Backend:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from model.checkpoint import (
     mark_latest,
     read_train_state,
 )
+from model.checkpoint_manifest import check_alone
 from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
+from training.distributed import rank
 from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
@@ -60,6 +62,7 @@ class StartPoint:
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
     base: str = ""  # fingerprint of `weights`, the frozen weights of a run with adapters (training.lora_base)
+    damaged: tuple[tuple[Path, str], ...] = ()  # newer checkpoints, and what is wrong with them
 
     @property
     def folder(self) -> Path | None:
@@ -75,13 +78,17 @@ class StartPoint:
         return inside if inside.is_dir() else self.folder
 
 
-def find_start_point(config: RunConfig) -> StartPoint:
+def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = None) -> StartPoint:
     """Return where `config` starts, from the folders that it names.
+
+    Args:
+        config: the run.
+        damaged: checkpoints not to resume from, and what is wrong with each.
 
     Raises:
         ConfigError: the output folder holds a run that cannot be resumed or cannot be written, or `model.init_from`
             is nothing to start from.
-        CheckpointError: the newest checkpoint is missing or damaged.
+        CheckpointError: the newest checkpoint is missing, or all are damaged.
     """
     folder = Path(config.train.output_dir)
     _check_output_folder(folder)
@@ -90,9 +97,10 @@ def find_start_point(config: RunConfig) -> StartPoint:
             f"train.output_dir={folder} holds a run and checkpoint.resume=never; choose another folder, or "
             "checkpoint.resume=auto to resume it"
         )
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
+    newest = newest_checkpoint(folder)
+    if newest is None:
         return _from_weights(config)
+    checkpoint, damaged_newer = newest_usable(folder, newest, config.checkpoint.verify, damaged or {})
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
         raise ConfigError(
@@ -101,9 +109,9 @@ def find_start_point(config: RunConfig) -> StartPoint:
         )
     _refuse_another_freeze(before.config, config.freeze, folder)
     check_same_adapters(before, config, folder)
-    start_point = StartPoint(resume=checkpoint)
+    start_point = StartPoint(resume=checkpoint, damaged=damaged_newer)
     if config.lora.rank:
-        start_point = replace(_from_weights(config), resume=checkpoint)
+        start_point = replace(_from_weights(config), resume=checkpoint, damaged=damaged_newer)
         check_same_base(before, config, start_point.base, folder)
     old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
     if config.checkpoint.allow_changes:
@@ -134,6 +142,38 @@ def newest_checkpoint(folder: Path) -> Path | None:
     raise ConfigError(
         f"train.output_dir={folder}: {CHECKPOINTS}/ holds {steps[-1].name} but no {LATEST}: write its name there to "
         "resume from it, or choose another folder"
+    )
+
+
+def newest_usable(
+    folder: Path, newest: Path, verify: str, known: Mapping[Path, str]
+) -> tuple[Path, tuple[tuple[Path, str], ...]]:
+    """Return the newest checkpoint up to `newest` that is not damaged, and the newer ones with what is wrong with them.
+
+    Only what one process can see quickly is looked at: see `training.fallback` for the rest.
+
+    Args:
+        folder: the run folder.
+        newest: the checkpoint that the run should resume from.
+        verify: `checkpoint.verify`.
+        known: checkpoints that are known to be damaged.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed([step for step in step_folders(folder) if step.name <= newest.name]):
+        try:
+            if path in known:
+                raise CheckpointError(known[path])
+            read_train_state(path)
+            check_alone(path, verify, only_small=rank() != 0)
+        except CheckpointError as error:
+            damaged.append((path, str(error)))
+        else:
+            return path, tuple(damaged)
+    raise CheckpointError(
+        f"no checkpoint of the run at {folder} can be used: {'; '.join(reason for _, reason in damaged)}"
     )
 
 

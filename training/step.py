@@ -100,7 +100,7 @@ class TrainStep:
         self.config = model_chunks[0].config
         self.seq_length = seq_length
         settings = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=optimizer_config.main_grads == "fp32",
             use_distributed_optimizer=True,
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,

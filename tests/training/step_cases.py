@@ -15,7 +15,7 @@ from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
-from model.parts import MODULES, freeze
+from model.parts import freeze, part_of
 from model.recompute import RecomputeConfig
 from tests.model.layout_cases import (
     OPTIMIZER,
@@ -148,7 +148,8 @@ def copies(trainer: TrainStep) -> dict[str, Tensor]:
 
 
 def is_in(name: str, parts: Sequence[str]) -> bool:
-    return name.startswith(tuple(f"{MODULES[part]}." for part in parts))
+    part = part_of(name)
+    return part in parts or (part == "router" and "decoder" in parts)
 
 
 # --- checks of the answers --------------------------------------------------------------------------------------------
