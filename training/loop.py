@@ -93,6 +93,7 @@ class Run:
     def __init__(self, prepared: Prepared, start_point: StartPoint, guard: Guard) -> None:
         self.config, self.loader, self.guard = prepared.config, prepared.loader, guard
         self.folder = Path(self.config.train.output_dir)
+        self.base = start_point.base
         self.trainer = build_trainer(prepared, start_point)
         self.meter = Meter(self.config, prepared.model, self.trainer)
         self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
@@ -242,6 +243,7 @@ class Run:
             updates=self.trainer.updates,
             bad_steps=self.trainer.bad_steps.state_dict(),
             metrics=self.meter.state(),
+            base=self.base,
         )
 
 
