@@ -17,13 +17,17 @@ from data_pipeline.config import DataConfig
 from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError, GlmvConfig
+from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.health import HealthConfig
+from training.metrics_config import MetricsConfig
 from training.optimizer import OptimizerConfig
+from training.profiler import ProfileConfig
 from training.recipe import merge, read_layers
+from training.validation import ValidationConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
@@ -113,6 +117,8 @@ class CheckpointConfig:
 
     save_interval: int = 1000  # steps between checkpoints, and one at the end; 0: never
     keep_last: int = 0  # newest checkpoints to keep; 0: all
+    keep_every: int = 0  # keep every checkpoint whose step is a multiple of this, whatever keep_last says; 0: none
+    async_save: bool = False  # write checkpoints in the background, from a copy of the state in main memory
     resume: str = "auto"  # auto: resume the run found in train.output_dir; never: refuse to touch it
     verify: str = "full"  # check of a checkpoint that is loaded: full (sizes and checksums of its files) or sizes
     allow_changes: bool = False  # resume although keys that decide the model or the data plan have changed
@@ -120,7 +126,12 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         _one_of("checkpoint.resume", self.resume, RESUME)
         _one_of("checkpoint.verify", self.verify, VERIFY)
-        check_bounds("checkpoint", self, {"save_interval": NOT_NEGATIVE, "keep_last": NOT_NEGATIVE})
+        check_bounds("checkpoint", self, dict.fromkeys(("save_interval", "keep_last", "keep_every"), NOT_NEGATIVE))
+        if self.save_interval and self.keep_every % self.save_interval:
+            raise ConfigError(
+                f"checkpoint.keep_every={self.keep_every} is not a multiple of "
+                f"checkpoint.save_interval={self.save_interval}: most of these steps are not saved; choose a multiple"
+            )
 
 
 @dataclass
@@ -137,8 +148,12 @@ class RunConfig:
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     # parts not to train: vision, adapter, decoder (with its routers) or router (weights and expert biases)
     freeze: list[str] = field(default_factory=list)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def check(self) -> None:
         """Check what must hold whatever the number of processes. Each section has checked itself.
@@ -164,11 +179,12 @@ class RunConfig:
                 f"data.segment_multiple={self.data.segment_multiple}, to which every sample is padded"
             )
         check_freeze(self.freeze)
+        self.validation.check()
 
     @property
     def moe_in_effect(self) -> MoeConfig:
-        """`moe`, or no balancing where the routers are frozen: its gradient would reach the layers below them."""
-        frozen = {"decoder", "router"} & set(self.freeze)
+        """`moe`, or no balancing where routers are frozen, by `freeze` or LoRA: its gradient would reach others."""
+        frozen = {"decoder", "router"} & set(self.freeze) or self.lora.rank > 0
         return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
 
     def select_backend(self) -> Backend:
@@ -178,7 +194,8 @@ class RunConfig:
             ConfigError: this machine does not have what `model.backend` asks for.
         """
         dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_transformer_engine
-        return select_backend(self.model.backend, dtype, allow_untested)
+        backend = select_backend(self.model.backend, dtype, allow_untested)
+        return backend.with_separate_norms() if self.lora.rank else backend
 
     def check_layout(self, model: GlmvConfig, world_size: int) -> None:
         """Check what depends on the model and on the number of processes.
@@ -197,6 +214,7 @@ class RunConfig:
                 f"data-parallel ranks that {world_size} processes make"
             )
         self.parallel.check_micro_batches(self.train.global_batch_size // ranks)
+        self.profile.check(self.train.steps, world_size)
 
 
 def _one_of(key: str, value: str, choices: Collection[str]) -> None:
