@@ -91,7 +91,7 @@ def own_config(
 def undisturbed(own_config: Callable[[Path], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the run to which nothing happens."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    train(own_config(folder), [*OPTIONS, "checkpoint.save_interval=1000"], timeout=600)
+    train(own_config(folder), [*OPTIONS, "checkpoint.save_interval=1000"])
     return folder / "run"
 
 
