@@ -141,7 +141,7 @@ def tensors_of(checkpoint: Path) -> dict[str, str]:
     return {name: entry for name, entry in files.items() if name.startswith("state/") and name.endswith(".distcp")}
 
 
-@pytest.mark.parametrize("layout", [EXPERTS_OVER_TWO, TWO_STAGES])
+@pytest.mark.parametrize("layout", [EXPERTS_OVER_TWO, pytest.param(TWO_STAGES, marks=pytest.mark.slow)])
 def test_spikes_are_skipped_exactly_and_equally_after_a_resume(
     config_file: Path, tmp_path: Path, layout: list[str]
 ) -> None:
