@@ -65,9 +65,9 @@ def main(
 
 def lines_of(replayed: Replay, seq_length: int) -> Iterator[str]:
     """Yield what the terminal shows."""
-    yield f"step {replayed.step}, with the weights of {replayed.weights}"
+    yield f"step {replayed.step}, with {replayed.weights}"
     if replayed.steps_between:
-        yield f"these weights have not seen the {replayed.steps_between} steps before it"
+        yield f"these weights are {replayed.steps_between} steps older than the step"
     for pack in replayed.packs:
         yield ""
         yield (

@@ -84,7 +84,7 @@ def test_replay_equals_the_run(config_file: Path, shards: Path, damaged: Path, t
     page = tmp_path / "page.html"
     alone = replay(run, step, tmp_path, "--html", str(page))
     assert alone["loss"] == pytest.approx(lines[step - 1]["loss"], rel=1e-6)
-    assert alone["weights"] == f"{run}/checkpoints/step_{step - 1:07d}"
+    assert alone["weights"] == f"the weights of {run}/checkpoints/step_{step - 1:07d}"
     assert alone["steps_between"] == 0
     assert [
         [{k: s[k] for k in ("source", "shard", "key", "tokens")} for s in p["samples"]] for p in alone["packs"]
@@ -113,14 +113,14 @@ def test_replay_equals_the_run(config_file: Path, shards: Path, damaged: Path, t
 def test_gradient_norm_of_a_pack_alone_is_that_of_a_step_of_one_pack(config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(config_file, ["train.global_batch_size=1", "train.steps=3", "checkpoint.save_interval=2"], processes=1)
-    assert_step_of_one_pack(run, 3, tmp_path, f"{run}/checkpoints/step_0000002")
+    assert_step_of_one_pack(run, 3, tmp_path, f"the weights of {run}/checkpoints/step_0000002")
 
 
 @pytest.mark.slow
 def test_first_step_is_replayed_from_the_weights_that_the_run_started_from(config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(config_file, ["train.global_batch_size=1", "train.steps=2"], processes=1)
-    assert_step_of_one_pack(run, 1, tmp_path, "random weights, seed 1234")
+    assert_step_of_one_pack(run, 1, tmp_path, "random weights of seed 1234")
     said = replay(run, 1, tmp_path, "--pack", "1", expect=2)
     assert "error on rank 0: --pack 1: step 1 has the packs 0 to 0" in said
 
