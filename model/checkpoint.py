@@ -72,6 +72,7 @@ class TrainState:
     config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
     updates: int | None = None  # of the steps, those that updated the weights; None in older checkpoints: all
     bad_steps: dict[str, Any] = field(default_factory=dict)  # state of the detector of bad steps
+    metrics: dict[str, Any] = field(default_factory=dict)  # what metrics count over the whole run
 
     @property
     def updates_done(self) -> int:
@@ -303,8 +304,8 @@ def read_train_state(path: Path) -> TrainState:
         state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
         if {type(state.step), type(state.updates_done)} != {int}:
             raise TypeError("step and updates must be integers")
-        if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps)):
-            raise TypeError("data, config and bad_steps must be JSON objects")
+        if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps, state.metrics)):
+            raise TypeError("data, config, bad_steps and metrics must be JSON objects")
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
     return state

@@ -209,6 +209,10 @@ def find_weights(init_from: str) -> Path | None:
         raise ConfigError(
             f"model.init_from={path} has no {CHECKPOINTS}/{LATEST}: give one of its step folders, such as {steps[-1]}"
         )
+    if not path.exists():
+        raise ConfigError(
+            f"model.init_from={path}: there is no such folder; run the stage that writes it, or name another model"
+        )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
     )
@@ -248,6 +252,8 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
     if old["data.tokenizer"] != new["data.tokenizer"]:
         yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
         old["data.tokenizer"] = new["data.tokenizer"]
+    if old["data.root"] != new["data.root"]:
+        yield f"data.root has moved from {shown(old['data.root'])!r} to {shown(new['data.root'])!r}: the same samples"
     if len(old["data.sources"]) != len(new["data.sources"]):
         return
     sources = []

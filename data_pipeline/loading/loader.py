@@ -89,7 +89,8 @@ class PackedLoader:
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
         cache = ShardCache(config.cache_dir, config.cache_bytes)
         self.sources = [
-            Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.sources
+            Source(config.located(source), tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache)
+            for source in config.sources
         ]
         self.plan = Plan(
             self.sources,
@@ -183,6 +184,11 @@ class PackedLoader:
         self.close()
         for _, position in islice(self.plan.steps(self._position), steps):
             self._position = position
+
+    def rewind(self) -> None:
+        """Go back to the first step."""
+        self.close()
+        self._position = PlanPosition.start(len(self.sources))
 
     def close(self) -> None:
         """Stop the workers. The loader can be used again; it continues at the next step."""

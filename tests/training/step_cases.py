@@ -212,7 +212,7 @@ def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
     """Check that the last steps equal those of one process: reports, parameters, and expert biases to the bit."""
     for answer in answers:
         for got, want in zip(reversed(answer["reports"]), reversed(one["reports"]), strict=False):
-            for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe"):
+            for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe", "part_norms"):
                 assert got[key] == pytest.approx(want[key], rel=EXACT), key
     assert whole_model_difference(answers) <= EXACT
     errors = tensor_errors(answer["differences"] for answer in answers)
