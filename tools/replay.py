@@ -34,8 +34,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command(help=keep_lines(__doc__))
 def main(
-    run: Annotated[Path, typer.Argument(help="the run's folder")],
-    step: Annotated[int, typer.Argument(help="the step, from 1", min=1)],
+    run: Annotated[Path, typer.Argument(help="the run's folder", metavar="RUN")],
+    step: Annotated[int, typer.Argument(help="the step, from 1", min=1, metavar="STEP")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="keys of the run to change, such as its layout", metavar="[KEY=VALUE]...")
     ] = None,
