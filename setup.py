@@ -37,7 +37,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "demo": ["media.yaml"],
-        "tools": ["view_page.html"],
+        "tools": ["report_page.html", "view_page.html"],
         "training": ["samples_page.html"],
     },
     install_requires=[
@@ -80,6 +80,9 @@ setup(
         # `--executor ray` of tools.shard; screenshots of web pages for grounding, which also need a Chromium.
         "ray": ["ray"],
         "gui": ["playwright"],
+        # metrics.wandb and metrics.mlflow; sqlalchemy and alembic are for MLflow's own data bases.
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         # HEIC photographs.
         "heic": ["pillow-heif"],
         "test": [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from model.checkpoint import (
     mark_latest,
     read_train_state,
 )
+from model.checkpoint_manifest import check_alone
 from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
+from training.distributed import rank
+from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
 FIXED = (
@@ -36,6 +39,7 @@ FIXED = (
     "model.init_from",
     "model.max_position_embeddings",
     "model.rope_theta",
+    "lora.alpha",
     "train.global_batch_size",
     "train.seq_length",
     "data.sources",
@@ -57,6 +61,8 @@ class StartPoint:
     resume: Path | None = None  # a checkpoint to resume, with its optimizer state and data counters
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
+    base: str = ""  # fingerprint of `weights`, the frozen weights of a run with adapters (training.lora_base)
+    damaged: tuple[tuple[Path, str], ...] = ()  # newer checkpoints, and what is wrong with them
 
     @property
     def folder(self) -> Path | None:
@@ -72,13 +78,17 @@ class StartPoint:
         return inside if inside.is_dir() else self.folder
 
 
-def find_start_point(config: RunConfig) -> StartPoint:
+def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = None) -> StartPoint:
     """Return where `config` starts, from the folders that it names.
+
+    Args:
+        config: the run.
+        damaged: checkpoints not to resume from, and what is wrong with each.
 
     Raises:
         ConfigError: the output folder holds a run that cannot be resumed or cannot be written, or `model.init_from`
             is nothing to start from.
-        CheckpointError: the newest checkpoint is missing or damaged.
+        CheckpointError: the newest checkpoint is missing, or all are damaged.
     """
     folder = Path(config.train.output_dir)
     _check_output_folder(folder)
@@ -87,9 +97,10 @@ def find_start_point(config: RunConfig) -> StartPoint:
             f"train.output_dir={folder} holds a run and checkpoint.resume=never; choose another folder, or "
             "checkpoint.resume=auto to resume it"
         )
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
-        return StartPoint(weights=_weights(config.model.init_from))
+    newest = newest_checkpoint(folder)
+    if newest is None:
+        return _from_weights(config)
+    checkpoint, damaged_newer = newest_usable(folder, newest, config.checkpoint.verify, damaged or {})
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
         raise ConfigError(
@@ -97,12 +108,17 @@ def find_start_point(config: RunConfig) -> StartPoint:
             "raise it, or choose another train.output_dir"
         )
     _refuse_another_freeze(before.config, config.freeze, folder)
+    check_same_adapters(before, config, folder)
+    start_point = StartPoint(resume=checkpoint, damaged=damaged_newer)
+    if config.lora.rank:
+        start_point = replace(_from_weights(config), resume=checkpoint, damaged=damaged_newer)
+        check_same_base(before, config, start_point.base, folder)
     old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
     if config.checkpoint.allow_changes:
-        return StartPoint(resume=checkpoint)
+        return start_point
     moved = tuple(_accept_moved_paths(old, new))
     _refuse_changes(old, new, folder)
-    return StartPoint(resume=checkpoint, moved=moved)
+    return replace(start_point, moved=moved)
 
 
 # --- checkpoints of a run folder --------------------------------------------------------------------------------------
@@ -129,6 +145,38 @@ def newest_checkpoint(folder: Path) -> Path | None:
     )
 
 
+def newest_usable(
+    folder: Path, newest: Path, verify: str, known: Mapping[Path, str]
+) -> tuple[Path, tuple[tuple[Path, str], ...]]:
+    """Return the newest checkpoint up to `newest` that is not damaged, and the newer ones with what is wrong with them.
+
+    Only what one process can see quickly is looked at: see `training.fallback` for the rest.
+
+    Args:
+        folder: the run folder.
+        newest: the checkpoint that the run should resume from.
+        verify: `checkpoint.verify`.
+        known: checkpoints that are known to be damaged.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed([step for step in step_folders(folder) if step.name <= newest.name]):
+        try:
+            if path in known:
+                raise CheckpointError(known[path])
+            read_train_state(path)
+            check_alone(path, verify, only_small=rank() != 0)
+        except CheckpointError as error:
+            damaged.append((path, str(error)))
+        else:
+            return path, tuple(damaged)
+    raise CheckpointError(
+        f"no checkpoint of the run at {folder} can be used: {'; '.join(reason for _, reason in damaged)}"
+    )
+
+
 def step_folders(folder: Path) -> list[Path]:
     """Return the step folders of a run, in order."""
     checkpoints = folder / CHECKPOINTS
@@ -152,17 +200,32 @@ def make_latest(path: Path) -> None:
     (path.parent / FIRST_SAVE).unlink(missing_ok=True)
 
 
-def _weights(init_from: str) -> Path | None:
+def _from_weights(config: RunConfig) -> StartPoint:
+    weights = find_weights(config.model.init_from)
+    return StartPoint(weights=weights, base=base_fingerprint(weights, config.train.seed) if config.lora.rank else "")
+
+
+def find_weights(init_from: str) -> Path | None:
+    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None where it is empty.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     if not init_from:
         return None
     path = Path(init_from)
     if is_checkpoint(path):
-        return find_checkpoint(path)
+        refuse_adapters(found := find_checkpoint(path))
+        return found
     if (path / CONFIG_FILE).is_file():
         return path
     if steps := step_folders(path):
         raise ConfigError(
             f"model.init_from={path} has no {CHECKPOINTS}/{LATEST}: give one of its step folders, such as {steps[-1]}"
+        )
+    if not path.exists():
+        raise ConfigError(
+            f"model.init_from={path}: there is no such folder; run the stage that writes it, or name another model"
         )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
@@ -203,6 +266,11 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
     if old["data.tokenizer"] != new["data.tokenizer"]:
         yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
         old["data.tokenizer"] = new["data.tokenizer"]
+    if old["data.root"] != new["data.root"]:
+        yield f"data.root has moved from {shown(old['data.root'])!r} to {shown(new['data.root'])!r}: the same samples"
+    if new["lora.rank"] and old["model.init_from"] != new["model.init_from"]:  # check_same_base compared the content
+        yield f"model.init_from has moved from {old['model.init_from']} to {new['model.init_from']}: the same weights"
+        old["model.init_from"] = new["model.init_from"]
     if len(old["data.sources"]) != len(new["data.sources"]):
         return
     sources = []

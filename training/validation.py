@@ -32,7 +32,8 @@ from model.context_slicing import my_context_tokens
 from training.batch_broadcast import broadcast_batches, broadcast_patches
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.prompts import PromptConfig
-from training.step import NothingToLearn, TrainStep, domain_masks, forward
+from training.step import TrainStep, domain_masks, forward
+from training.step_errors import NothingToLearn
 
 SEED = 0  # of the order of held-out samples
 
@@ -173,6 +174,7 @@ def evaluation(trainer: TrainStep) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+        trainer.timers.forget()
         torch.set_rng_state(random_states[0])
         torch.cuda.set_rng_state(random_states[1])
         tracker.set_states(random_states[2])

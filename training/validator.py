@@ -16,7 +16,7 @@ from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.media.pixel_budget import PixelBudget
 from model.config import GlmvConfig
 from training.config import RunConfig
-from training.distributed import rank, world_size
+from training.distributed import rank
 from training.metrics import VALIDATION, RunLog, logger, writes_to
 from training.pack_cost import pack_cost
 from training.prompts import CHAT_FORMS, Prompt, encode_prompt, read_prompts
@@ -35,7 +35,7 @@ class PreparedValidation:
 
 
 def prepare_validation(
-    config: RunConfig, model: GlmvConfig, training: PackedLoader, data_parallel_rank: int
+    config: RunConfig, model: GlmvConfig, training: PackedLoader, data_parallel_rank: int, data_parallel_size: int
 ) -> PreparedValidation:
     """Open the held-out shards and the prompts' files, and check both. Writes nothing.
 
@@ -44,17 +44,18 @@ def prepare_validation(
         model: what it trains.
         training: its loader.
         data_parallel_rank: of this process.
+        data_parallel_size: of the run.
 
     Raises:
         ConfigError, DataError: a source or a prompt cannot be used.
     """
-    options, ranks = config.validation, config.parallel.data_parallel_size(world_size())
+    options = config.validation
     loader = None
     if options.interval:
         lengths = {"seq_length": config.train.seq_length, "global_batch_size": config.train.global_batch_size}
         plan = {**lengths, "cost": pack_cost(model)}
         loader = build_held_out_loader(
-            options, config.data, **plan, data_parallel_rank=data_parallel_rank, data_parallel_size=ranks
+            options, config.data, **plan, data_parallel_rank=data_parallel_rank, data_parallel_size=data_parallel_size
         )
         check_overlap(loader, training, allowed=options.allow_overlap)
         if rank() == 0:
