@@ -107,7 +107,7 @@ def decode(ids: Sequence[int], tokenizer: GlmTokenizer) -> str:
 
 
 def _micro_batches(prompts: int) -> int:
-    """Return the number of micro-batches that hold so many prompts and that the schedule can run."""
+    """Return the smallest number of micro-batches that holds the prompts and that the schedule can run."""
     if parallel_state.get_virtual_pipeline_model_parallel_world_size() is None:
         return prompts
     return padded_length(prompts, parallel_state.get_pipeline_model_parallel_world_size())
