@@ -27,7 +27,7 @@ PYTEST_TRACKERS := $(HIDE_GPUS) PYTHONPATH=$(TRACKERS) $(PYTEST) tests/trackers
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-te test-gpu test-fast test-full te-tables check format docs clean
+.PHONY: demo demo-data test test-data test-training test-te test-gpu test-fast test-full te-tables check format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo --variant $(VARIANT)
@@ -36,7 +36,17 @@ demo-data: $(VENV)/installed
 	$(BIN)/python -m demo.data --out demo_out
 
 test: $(VENV)/installed $(TE)/installed
-	$(HIDE_GPUS) $(PYTEST) -m "not slow"
+	$(MAKE) --jobs=2 --output-sync=line test-data test-training
+
+# Two halves that run at the same time: the tests of the data mostly have one process, those of training several that
+# wait for each other.
+DATA := data_pipeline demo tools
+
+test-data: $(VENV)/installed
+	$(HIDE_GPUS) $(PYTEST) -m "not slow" $(DATA:%=tests/%)
+
+test-training: $(VENV)/installed $(TE)/installed
+	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(DATA:%=--ignore=tests/%)
 	$(PYTEST_TE)
 
 test-te: $(TE)/installed

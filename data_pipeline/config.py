@@ -11,6 +11,7 @@ from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS
 from data_pipeline.shards.shard_cache import shown
 
 TOO_LONG_CHOICES = ("refuse", "truncate", "split")
+ON_LOST_SHARD = ("stop", "quarantine")
 
 
 @dataclass
@@ -38,6 +39,9 @@ class DataConfig:
     prefetch: int = 2  # packs that each worker holds ready
     # largest share of the samples so far (at least 1,000) that may be quarantined before the run stops
     max_quarantined_fraction: float = 0.01
+    retry_seconds: float = 300.0  # how long to wait for a shard that storage has lost during the run
+    # a shard that is lost for longer: stop the run, or quarantine its samples
+    on_lost_shard: str = "stop"
     image_max_tokens: int = 6144  # largest image, in tokens (transformers: longest_edge = 28*28*2 * this)
     video_max_tokens: int = 30000  # largest video, in tokens
     # samples longer than train.seq_length: refuse counts them as too long, truncate keeps the beginning, split makes
@@ -74,6 +78,10 @@ class DataConfig:
             raise DataError("data.tokenizer is empty: give the folder of a Hugging Face tokenizer")
         if self.too_long not in TOO_LONG_CHOICES:
             raise DataError(f"data.too_long is {self.too_long!r}: choose one of {', '.join(TOO_LONG_CHOICES)}")
+        if self.on_lost_shard not in ON_LOST_SHARD:
+            raise DataError(f"data.on_lost_shard is {self.on_lost_shard!r}: choose one of {', '.join(ON_LOST_SHARD)}")
+        if not 0 <= self.retry_seconds < math.inf:
+            raise DataError(f"data.retry_seconds is {self.retry_seconds}: give a number of seconds, or 0")
         budgets = (("image_max_tokens", MIN_IMAGE_TOKENS), ("video_max_tokens", MIN_IMAGE_TOKENS))
         for key, least in (*budgets, ("segment_multiple", 1), ("num_workers", 0), ("prefetch", 1)):
             if getattr(self, key) < least:

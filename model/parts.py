@@ -3,12 +3,12 @@
     vision    the tower: patch embedding, position table, blocks, norms, downsample
     adapter   the patch merger
     decoder   embedding, layers, norm, output layer
-    router    the decoder's routers: can have their own learning rate, but are frozen with the decoder
+    router    the decoder's routers, weights and expert biases: frozen alone or with the decoder
 
 A frozen part never changes: its parameters get no gradient and no weight decay, do not count in the gradient norm, and
-cost nothing in the backward pass. Expert biases are buffers, not parameters, so a caller that freezes the decoder must
+cost nothing in the backward pass. Expert biases are buffers, not parameters, so a caller that freezes the routers must
 also build the model without bias updates. It must also drop the balance loss, whose gradient would flow through the
-frozen layers into the adapter.
+frozen routers into the layers below them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import nn
 from model.config import ConfigError
 
 MODULES = {"vision": "vision_model", "adapter": "adapter", "decoder": "language_model"}
+ROUTER = "router"  # a part of the decoder's modules
 
 
 def check_freeze(parts: Sequence[str]) -> None:
@@ -29,20 +30,22 @@ def check_freeze(parts: Sequence[str]) -> None:
         ConfigError: A part is unknown or named twice, or nothing is left to train.
     """
     for part in parts:
-        if part not in MODULES:
-            raise ConfigError(f"freeze names {part!r}: choose from {', '.join(MODULES)}")
+        if part not in (*MODULES, ROUTER):
+            raise ConfigError(f"freeze names {part!r}: choose from {', '.join((*MODULES, ROUTER))}")
         if parts.count(part) > 1:
             raise ConfigError(f"freeze names {part!r} twice: name it once")
-    if len(parts) == len(MODULES):
+    if {ROUTER, "decoder"} <= set(parts):
+        raise ConfigError("freeze names decoder and router, but the routers are frozen with the decoder; remove router")
+    if len(parts) == len(MODULES) and ROUTER not in parts:
         raise ConfigError(f"freeze={list(parts)} leaves nothing to train: remove a part")
 
 
 def freeze(model: nn.Module, parts: Sequence[str]) -> None:
     """Freeze parts of a GlmvModel, before DDP wraps it. Parts that this pipeline stage does not hold are ignored."""
-    for part in parts:
-        module = getattr(model, MODULES[part], None)
-        if module is not None:
-            module.requires_grad_(False)
+    for name, parameter in model.named_parameters():
+        part = part_of(name)
+        if part in parts or (part == ROUTER and "decoder" in parts):
+            parameter.requires_grad_(False)
 
 
 def part_of(name: str) -> str:
@@ -54,6 +57,6 @@ def part_of(name: str) -> str:
     ('router', 'decoder')
     """
     path = name.split(".")
-    if "router" in path:
-        return "router"
+    if ROUTER in path:
+        return ROUTER
     return next(part for part, module in MODULES.items() if module in path)

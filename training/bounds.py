@@ -19,6 +19,7 @@ class Bound(NamedTuple):
 POSITIVE = Bound(lambda value: value > 0, "a positive number")
 NOT_NEGATIVE = Bound(lambda value: value >= 0, "0 or a positive number")
 FRACTION = Bound(lambda value: 0 <= value < 1, "a number from 0 to below 1")
+SHARE = Bound(lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def check_bounds(section: str, values: Any, bounds: Mapping[str, Bound]) -> None:

@@ -24,6 +24,7 @@ from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.health import HealthConfig
 from training.keys import Key, keys_of, probable_keys, unknown_key
 from training.metrics_config import MetricsConfig
 from training.optimizer import OptimizerConfig
@@ -117,6 +118,8 @@ class CheckpointConfig:
 
     save_interval: int = 1000  # steps between checkpoints, and one at the end; 0: never
     keep_last: int = 0  # newest checkpoints to keep; 0: all
+    keep_every: int = 0  # keep every checkpoint whose step is a multiple of this, whatever keep_last says; 0: none
+    async_save: bool = False  # write checkpoints in the background, from a copy of the state in main memory
     resume: str = "auto"  # auto: resume the run found in train.output_dir; never: refuse to touch it
     verify: str = "full"  # check of a checkpoint that is loaded: full (sizes and checksums of its files) or sizes
     allow_changes: bool = False  # resume although keys that decide the model or the data plan have changed
@@ -124,7 +127,12 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         _one_of("checkpoint.resume", self.resume, RESUME)
         _one_of("checkpoint.verify", self.verify, VERIFY)
-        check_bounds("checkpoint", self, {"save_interval": NOT_NEGATIVE, "keep_last": NOT_NEGATIVE})
+        check_bounds("checkpoint", self, dict.fromkeys(("save_interval", "keep_last", "keep_every"), NOT_NEGATIVE))
+        if self.save_interval and self.keep_every % self.save_interval:
+            raise ConfigError(
+                f"checkpoint.keep_every={self.keep_every} is not a multiple of "
+                f"checkpoint.save_interval={self.save_interval}: most of these steps are not saved; choose a multiple"
+            )
 
 
 @dataclass
@@ -139,8 +147,10 @@ class RunConfig:
     moe: MoeConfig = field(default_factory=MoeConfig)
     fp8: Fp8Config = field(default_factory=Fp8Config)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
-    freeze: list[str] = field(default_factory=list)  # parts not to train: vision, adapter, decoder (with its routers)
+    # parts not to train: vision, adapter, decoder (with its routers) or router (weights and expert biases)
+    freeze: list[str] = field(default_factory=list)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
     profile: ProfileConfig = field(default_factory=ProfileConfig)
 
@@ -158,10 +168,8 @@ class RunConfig:
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
         self.select_backend()
-        if optimizer.warmup_steps >= train.steps:
-            raise ConfigError(
-                f"optimizer.warmup_steps={optimizer.warmup_steps} must be below train.steps={train.steps}"
-            )
+        optimizer.check_steps(train.steps)
+        optimizer.check_precision(train.precision)
         self.data.check()
         _check_seed("data.seed", self.data.seed)
         if train.seq_length % self.data.segment_multiple:
@@ -173,8 +181,9 @@ class RunConfig:
 
     @property
     def moe_in_effect(self) -> MoeConfig:
-        """`moe`, or no balancing where the decoder is frozen: its gradient would reach the adapter."""
-        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if "decoder" in self.freeze else self.moe
+        """`moe`, or no balancing where the routers are frozen: its gradient would reach the layers below them."""
+        frozen = {"decoder", "router"} & set(self.freeze)
+        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
 
     def select_backend(self) -> Backend:
         """Return the modules that compute the model.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from common.files import write_text
+from training.bad_steps import BadStep
 from training.step import StepReport
 from training.trackers import Tracker
 
@@ -67,8 +69,14 @@ def metrics_line(step: int, report: StepReport, seconds: float, measured: Mappin
         **{f"lr/{part}": lr for part, lr in report.scaled_lrs.items()},
         **{f"grad_norm/{part}": norm for part, norm in report.part_norms.items()},
         **report.moe,
+        **({"skipped": 1} if report.bad and not report.bad.updates else {}),
         **measured,
     }
+
+
+def finite_or_null(value: Any) -> Any:
+    """Return None, JSON's null, for a number that is not finite, and everything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def step_line(line: Mapping[str, Any], steps: int) -> str:
@@ -149,13 +157,19 @@ class RunLog:
         """Write what a step did, with what was measured of it (training.meter)."""
         line = metrics_line(step, report, seconds, measured)
         with writes_to(self.folder / "metrics.jsonl"):
-            print(json.dumps(line), file=self._metrics, flush=True)
+            written = {key: finite_or_null(value) for key, value in line.items()}
+            print(json.dumps(written, allow_nan=False), file=self._metrics, flush=True)
             for key, value in line.items():
                 if key != "step":
                     self._tensorboard.add_scalar(key, value, step)
         for tracker in self.trackers:
             tracker.step(step, line)
         logger.info("%s", step_line(line, self.steps))
+
+    def bad_step(self, step: int, bad: BadStep, samples: Path) -> None:
+        """Say that a step was bad, and where its samples are listed."""
+        what = "" if bad.updates else " was skipped"
+        logger.warning("step %d%s: %s; its samples are listed in %s", step, what, bad.reason, samples)
 
     def quarantined(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Write down the quarantined samples of a step."""

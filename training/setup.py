@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
-from model.config import GlmvConfig
+from model.config import ConfigError, GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.parallel import initialize_model_parallel
@@ -49,7 +49,10 @@ def prepare(config: RunConfig) -> Prepared:
             folders that it names.
     """
     start_point, parallel = find_start_point(config), config.parallel
+    config.optimizer.check_machine()
     model = resolve_model(config.model, start_point)
+    if "router" in config.freeze and not model.decoder.is_moe:
+        raise ConfigError("freeze names router, but the model is dense and has none; remove it")
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
     parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
     config.check_world(world_size())
@@ -121,7 +124,9 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         freeze(chunk, config.freeze)
     if start_point.resume is None:
         fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
-    return TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
+    return TrainStep(
+        model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism, config.health
+    )
 
 
 def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int, verify: str) -> None:
@@ -149,8 +154,11 @@ def resume(prepared: Prepared, trainer: TrainStep, meter: Meter, checkpoint: Pat
         DataError: the data is not what it was, and `checkpoint.allow_changes` is false.
     """
     policy = prepared.config.checkpoint
-    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, policy.verify)
+    # Its checksums have been compared: see training.fallback.
+    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, verify="sizes")
     state = read_train_state(checkpoint)
     prepared.loader.load_state_dict(state.data, allow_changes=policy.allow_changes)
+    trainer.updates = state.updates_done
+    trainer.bad_steps.load_state_dict(state.bad_steps)
     meter.load_state(state.metrics)
     return state.step

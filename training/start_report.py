@@ -97,6 +97,8 @@ def _keys_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
         reasons["router"] = "the model is dense"
     elif "decoder" in config.freeze:
         reasons["router"] = reasons["decoder"]
+    if config.optimizer.decay_style == "constant" and config.optimizer.min_lr != type(config)().optimizer.min_lr:
+        yield "optimizer.min_lr has no effect, because optimizer.decay_style=constant keeps optimizer.lr"
     set_keys = [
         (f"optimizer.lr_scale.{part}", part) for part, scale in asdict(config.optimizer.lr_scale).items() if scale != 1
     ]

@@ -14,7 +14,7 @@ each rank's own tokens, the second scales the balance loss with the layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,32 +31,18 @@ from data_pipeline.encoding.batch import Batch
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.hf_weights import canonical_name
+from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
 from training.expert_load import ExpertLoad
 from training.grad_norms import PartNorms
+from training.health import HealthConfig
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike
 from training.timers import FORWARD_BACKWARD, StepTimers
+from training.update import KeptExpertBiases, apply_update, prepare_update
 
-
-class StepError(ArithmeticError):
-    """A step that must not update the model. Raised on all ranks."""
-
-
-class NonFiniteStep(StepError):
-    """The loss or the gradient norm is infinite or not a number. Only the newest checkpoint is usable afterwards."""
-
-
-class NonFiniteWeights(NonFiniteStep):
-    """The loss is not finite because weights are not: the samples are not the cause."""
-
-
-class NoSamples(StepError):
-    """No sample of the global batch could be read."""
-
-
-class NothingToLearn(StepError):
-    """The global batch has samples, but none of their tokens carries loss."""
+KeepLosses = Callable[[Batch, Tensor], None]  # takes a pack and the losses of its tokens, [tokens / CP]
 
 
 @dataclass
@@ -75,6 +61,7 @@ class StepReport:
     domain_losses: dict[str, float] = field(default_factory=dict)
     scaled_lrs: dict[str, float] = field(default_factory=dict)  # learning rates of the scaled parts
     moe: dict[str, float] = field(default_factory=dict)  # expert load and balance loss; empty for the dense model
+    bad: BadStep | None = None  # what is wrong with the step, which was skipped unless bad.updates
     part_norms: dict[str, float] = field(default_factory=dict)  # gradient norms of the trained parts, before clipping
 
 
@@ -87,6 +74,11 @@ class TrainStep:
         steps: length of the run, over which the learning rate decays.
         seq_length: tokens per pack.
         check_determinism: compute the gradients of every N-th step twice and compare; 0: never.
+        health: which steps are bad, and what happens to them.
+
+    Attributes:
+        updates: steps that have updated the weights; Adam's step count.
+        bad_steps: judges the steps.
     """
 
     def __init__(
@@ -96,13 +88,16 @@ class TrainStep:
         steps: int,
         seq_length: int,
         check_determinism: int = 0,
+        health: HealthConfig | None = None,
     ) -> None:
         self.check_determinism = check_determinism
+        self.bad_steps = BadStepDetector(health or HealthConfig())
+        self.updates = 0
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
         settings = DistributedDataParallelConfig(
-            grad_reduce_in_fp32=True,
+            grad_reduce_in_fp32=optimizer_config.main_grads == "fp32",
             use_distributed_optimizer=True,
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,
@@ -137,7 +132,7 @@ class TrainStep:
 
         Raises:
             NoSamples, NothingToLearn: no token of the global batch carries loss. Nothing was computed.
-            NonFiniteStep: the loss or the gradient norm is infinite or not a number.
+            NonFiniteStep, Spike: the step is bad, and the policy is to stop. Nothing was updated.
             NonDeterministicStep: the step was computed twice, and its gradients differ.
         """
         ranks = parallel_state.get_data_parallel_world_size()
@@ -150,25 +145,18 @@ class TrainStep:
                 f"step {step}: none of the {tokens} tokens of the global batch carries loss; look at their sources, "
                 "and at data.too_long: truncate may have cut off the answers"
             )
-        for chunk in self.model_chunks:
-            for router in chunk.routers():
-                router.mean_tokens_per_pack = tokens / packs
-
+        self._set_mean_tokens(tokens / packs)
         lr = set_step(self.scheduler, step)
+        biases = KeptExpertBiases(self.model_chunks)
         compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens)
         twice = self.check_determinism and step % self.check_determinism == 0
         loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
-        if not math.isfinite(loss):
-            self._check_weights(step, loss)
-            raise NonFiniteStep(f"step {step}: the loss is {loss}")
         part_norms = self.part_norms.compute()
         with self.timers.count("optimizer"):
-            updated, grad_norm, _ = self.optimizer.step()
-        if not updated or not math.isfinite(grad_norm):
-            raise NonFiniteStep(f"step {step}: the gradient norm is {grad_norm}, the loss {loss}")
+            grad_norm, bad = self._update_unless_bad(step, loss, biases)
         return StepReport(
             loss=loss,
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             lr=lr,
             tokens=tokens,
             padding_fraction=1 - tokens / (packs * self.seq_length),
@@ -180,16 +168,64 @@ class TrainStep:
             scaled_lrs=scaled_learning_rates(self.scheduler),
             moe=self.expert_load.report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
             part_norms=part_norms,
+            bad=bad,
         )
 
-    def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
+    def measure(self, batches: Sequence[Batch], keep_losses: KeepLosses) -> tuple[float, float]:
+        """Return the mean loss and the gradient norm of packs, and leave the model as it is. Collective.
+
+        Args:
+            batches: the packs of this rank's data-parallel rank. Some token of the global batch carries loss.
+            keep_losses: called with each pack and its losses, on the last pipeline stage.
+        """
+        biases = KeptExpertBiases(self.model_chunks)
+        loss_tokens, tokens, *_ = self._totals(batches)
+        packs = len(batches) * parallel_state.get_data_parallel_world_size()
+        self._set_mean_tokens(tokens / packs)
+        loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses)
+        biases.restore()
+        clear_aux_losses_tracker()
+        return loss, prepare_update(self.optimizer)
+
+    def _set_mean_tokens(self, tokens_per_pack: float) -> None:
+        for chunk in self.model_chunks:
+            for router in chunk.routers():
+                router.mean_tokens_per_pack = tokens_per_pack
+
+    def _update_unless_bad(self, step: int, loss: float, biases: KeptExpertBiases) -> tuple[float, BadStep | None]:
+        """Update the weights, or put the expert biases back; return the gradient norm and what is wrong. Collective.
+
+        Raises:
+            NonFiniteStep, Spike: the policy is to stop.
+        """
+        grad_norm = math.nan
+        if math.isfinite(loss):
+            grad_norm = prepare_update(self.optimizer)
+        else:
+            self._check_weights(step, loss)
+        # The ranks' norms may differ in the last bit. All judge those of rank 0.
+        judged = torch.tensor([loss, grad_norm], dtype=torch.float64, device=torch.cuda.current_device())
+        dist.broadcast(judged, src=0)
+        bad = self.bad_steps.judge(*judged.tolist())
+        if bad is None or bad.updates:
+            apply_update(self.optimizer, grad_norm)
+            self.updates += 1
+            return grad_norm, bad
+        biases.restore()
+        if bad.action == "stop":
+            raise (Spike if bad.is_finite else NonFiniteStep)(f"step {step}: {bad.reason}")
+        return grad_norm, bad
+
+    def _forward_backward(
+        self, batches: Sequence[Batch], loss_scale: float, keep_losses: KeepLosses | None = None
+    ) -> tuple[float, dict[str, float]]:
         """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         with self.timers.count(FORWARD_BACKWARD):
             reports = get_forward_backward_func()(
-                forward_step_func=partial(forward_step, loss_scale=loss_scale),
+                forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
                 data_iterator=[
                     broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
                 ],
@@ -249,11 +285,13 @@ class TrainStep:
 # --- one micro-batch --------------------------------------------------------------------------------------------------
 
 
-def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tuple[Tensor, Any]:
+def forward_step(
+    batches: Iterator[Batch], model: Any, loss_scale: float, keep_losses: KeepLosses | None = None
+) -> tuple[Tensor, Any]:
     """Compute one micro-batch for megatron-core's schedules: the losses per token, and the function that sums them."""
     batch = next(batches)
     losses = forward(model, batch)
-    return losses, partial(weighted_loss, batch, loss_scale)
+    return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
 
 
 def forward(model: Any, batch: Batch) -> Tensor:
@@ -274,11 +312,15 @@ def forward(model: Any, batch: Batch) -> Tensor:
     return model(**{name: getattr(batch, name) for name in names})
 
 
-def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_loss(
+    batch: Batch, loss_scale: float, losses: Tensor, keep_losses: KeepLosses | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum losses [tokens / CP]: the scaled sum for the backward pass, and sums and counts by domain [domains, 2]."""
     tokens = my_context_tokens(batch.cu_seqlens)
     mask = batch.loss_mask[tokens].to(losses.device, non_blocking=True)
     of_domain = domain_masks(batch)[:, tokens].to(losses.device, non_blocking=True) * mask
+    if keep_losses is not None:
+        keep_losses(batch, losses.detach())
     report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)
     return (losses * mask).sum() * loss_scale, {"domains": report}
 

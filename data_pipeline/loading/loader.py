@@ -40,6 +40,7 @@ from data_pipeline.plan.blend import StreamPosition
 from data_pipeline.plan.mixture_report import DomainShare, SourceUse, planned_mixture, source_use
 from data_pipeline.plan.pack_cost import PackCost
 from data_pipeline.plan.plan import Pack, Plan, PlanPosition
+from data_pipeline.shards.lost import LostShards
 from data_pipeline.shards.shard_cache import ShardCache
 
 STATE_FORMAT = 3
@@ -112,6 +113,8 @@ class PackedLoader:
             segment_multiple=config.segment_multiple,
             truncate=config.too_long == "truncate",
             cache=cache,
+            lost=LostShards(config.retry_seconds),
+            stop_at_lost_shard=config.on_lost_shard == "stop",
             notes=self._notes,
         )
         self.tally = Tally()
@@ -321,9 +324,9 @@ class PackedLoader:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _read_here(self, pack: Pack) -> Batch:
+    def _read_here(self, pack: Pack) -> Batch | DataError:
         batch = self._fetcher[pack]
-        return batch.pin_memory() if self._pinned else batch
+        return batch.pin_memory() if self._pinned and isinstance(batch, Batch) else batch
 
     def _planned_packs(self) -> Iterator[Pack]:
         for packs, position in self.plan.steps(self._position):

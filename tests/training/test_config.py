@@ -13,6 +13,7 @@ from model.config import ConfigError
 from sft.train import SftConfig
 from training.config import MoeConfig, RunConfig, load_config
 from training.loop import run
+from training.setup import prepare
 
 pytestmark = pytest.mark.fast
 
@@ -87,14 +88,22 @@ MESSAGES = [
     ("parallel.tensor_model_parallel_size=2", r"tensor_model_parallel_size=2 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=3", r"expert_model_parallel_size=3 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=0", r"expert_model_parallel_size=0 must be at least 1"),
+    ("optimizer.decay_style=WSD", r"optimizer.decay_style='WSD': choose one of cosine, linear, constant, wsd"),
+    ("optimizer.decay_style=wsd", r"decay_style=wsd needs optimizer.cooldown_steps"),
+    ("optimizer.cooldown_steps=2", r"cooldown_steps=2 belongs to optimizer.decay_style=wsd, and the style is cosine"),
+    ("optimizer.main_grads=bf16", r"optimizer.main_grads=bf16 with train.precision=fp32"),
+    ("optimizer.exp_avg_dtype=bf16", r"exp_avg_sq_dtype below fp32 need train.precision=bf16"),
+    ("optimizer.exp_avg_dtype=fp8", r"optimizer.exp_avg_dtype='fp8': choose one of fp32, bf16, fp16"),
+    ("optimizer.offload_fraction=2", r"optimizer.offload_fraction=2.0: give a number from 0 to 1"),
     ("optimizer.lr_scale.vision=0", r"optimizer.lr_scale.vision=0.0 must be positive .* use freeze"),
     ("optimizer.lr_scale.tower=2", r"unknown key 'optimizer.lr_scale.tower': The keys of .* vision, adapter, decoder"),
     ("freeze=vision", r"freeze='vision': give a list, freeze=\[...\]"),
     ("train=3", r"train is 3: give its keys, each with a value"),
     ("train.deterministic=2", r"train.deterministic=2: give true or false"),
     ("recompute.decoder=some", r"recompute.decoder='some': choose one of none, selective, full"),
-    ("freeze=[visoin]", r"freeze names 'visoin': choose from vision, adapter, decoder"),
+    ("freeze=[visoin]", r"freeze names 'visoin': choose from vision, adapter, decoder, router"),
     ("freeze=[vision,vision]", r"freeze names 'vision' twice"),
+    ("freeze=[decoder,router]", r"the routers are frozen with the decoder; remove router"),
     ("freeze=[decoder,vision,adapter]", r"freeze=.* leaves nothing to train"),
     ("noequals", r"'noequals' is not an override; write dotted.key=value"),
 ]
@@ -214,9 +223,31 @@ def test_init_from_folder_without_a_model_is_refused(config_file: Path, tmp_path
 
 
 def test_frozen_decoder_turns_off_expert_balancing(config_file: Path) -> None:
-    trained, frozen = (load_config(RunConfig, config_file, [f"freeze=[{part}]"]) for part in ("vision", "decoder"))
-    assert trained.moe_in_effect == trained.moe
-    assert frozen.moe_in_effect == MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0)
+    none = MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0)
+    for part, expected in {"vision": MoeConfig(), "decoder": none, "router": none}.items():
+        assert load_config(RunConfig, config_file, [f"freeze=[{part}]"]).moe_in_effect == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.offload_fraction=0.5"], r"optimizer.offload_fraction=0.5: there is no GPU to offload from"),
+        (
+            ["train.precision=bf16", "optimizer.exp_avg_sq_dtype=bf16"],
+            r"below fp32 need Transformer Engine's FusedAdam, which is not in use here",
+        ),
+        (["freeze=[router]", "model.preset=tiny_dense"], r"freeze names router, but the model is dense"),
+        (
+            ["optimizer.decay_style=wsd", "optimizer.cooldown_steps=5"],
+            r"warmup_steps=2 and optimizer.cooldown_steps=5 are together more than train.steps=6",
+        ),
+    ],
+)
+def test_options_that_do_not_fit_machine_model_or_length_are_refused(
+    config_file: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        prepare(load_config(RunConfig, config_file, overrides))
 
 
 @pytest.mark.parametrize("override", ["data.sources=[{path: ", "train=3", "data.sources=foo"])

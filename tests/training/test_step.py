@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.optimization import get_wsd_schedule
 
 from model.glmv import GlmvModel
 from model.moe import SegmentRouter
@@ -21,7 +22,8 @@ from tests.training import step_cases
 from tests.training.step_cases import case_of, train_alike
 from training.adam import GroupStepAdamW
 from training.optimizer import OptimizerConfig, set_step
-from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, TrainStep
+from training.step import TrainStep
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
 
 
 def test_three_steps_equal_transformers_and_adamw(
@@ -214,3 +216,38 @@ def test_learning_rate_warms_up_and_decays(hf_folder: object, build: Callable[..
     scheduler = TrainStep([build()], config, steps=5, seq_length=SEQ_LENGTH)
     rates = [set_step(scheduler.scheduler, step) for step in (1, 2, 3, 4, 5)]
     assert rates == pytest.approx([0.5, 1.0, 0.7, 0.4, 0.1])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("style", ["linear", "cosine", "minus_sqrt"])
+def test_wsd_schedule_equals_that_of_transformers(style: str, build: Callable[..., GlmvModel]) -> None:
+    names = {"linear": "linear", "cosine": "cosine", "minus_sqrt": "1-sqrt"}
+    config = OptimizerConfig(
+        lr=2e-3, min_lr=2e-4, warmup_steps=3, decay_style="wsd", cooldown_steps=4, cooldown_style=style
+    )
+    trainer = TrainStep([build()], config, steps=12, seq_length=SEQ_LENGTH)
+    expected = get_wsd_schedule(
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=config.lr),
+        num_warmup_steps=3,
+        num_decay_steps=4,
+        num_training_steps=12,
+        min_lr_ratio=config.min_lr / config.lr,
+        decay_type=names[style],
+    )
+    after_warmup = range(3, 13)  # transformers warms up from min_lr
+    rates = [set_step(trainer.scheduler, step) for step in after_warmup]
+    assert rates == pytest.approx([config.lr * expected.lr_lambdas[0](step) for step in after_warmup])
+    assert rates[0] == rates[5] == config.lr
+    assert rates[-1] == pytest.approx(config.min_lr)
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
+def test_bf16_gradients_are_float32_gradients_to_rounding(hf_folder: object, build: Callable[..., GlmvModel]) -> None:
+    norms = {}
+    for main_grads, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        model = build(dtype=torch.bfloat16).train()
+        trainer = TrainStep([model], replace(OPTIMIZER, main_grads=main_grads), steps=2, seq_length=SEQ_LENGTH)
+        assert {p.main_grad.dtype for p in model.parameters()} == {dtype}
+        norms[main_grads] = [trainer.run(step, packs_of_step("glm4v_moe", step)).grad_norm for step in (1, 2)]
+    assert norms["bf16"] == pytest.approx(norms["fp32"], rel=2**-8)
+    assert norms["bf16"] != norms["fp32"]
