@@ -124,11 +124,7 @@ class Run:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
         try:
             self._note_state(RUNNING)
-            while self.done < self.config.train.steps and not self._is_stopped():
-                with self.profiler.step(self.done + 1):
-                    is_taken = self._take_step()
-                if not is_taken:
-                    break
+            while self.done < self.config.train.steps and not self._is_stopped() and self._take_step():
                 self._validate_if_due()
                 self._save_if_due()
             self._end()
@@ -143,6 +139,10 @@ class Run:
 
     def _take_step(self) -> bool:
         """Train on the next packs. Returns False where the data has ended."""
+        with self.profiler.step(self.done + 1):
+            return self._train_on_next_packs()
+
+    def _train_on_next_packs(self) -> bool:
         started = time.perf_counter()
         step, is_first = self.done + 1, self.done == self.started_at
         self.guard.watchdog.mark(step, "data", slow=is_first)
