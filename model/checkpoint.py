@@ -71,7 +71,7 @@ class TrainState:
     step: int  # steps done
     data: dict[str, Any] = field(default_factory=dict)  # counters of the loader
     config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
-    updates: int | None = None  # of the steps, those that updated the weights; None in older checkpoints: all
+    updates: int | None = None  # Adam's step count: updates behind its moments; None in older checkpoints: as steps
     bad_steps: dict[str, Any] = field(default_factory=dict)  # state of the detector of bad steps
     metrics: dict[str, Any] = field(default_factory=dict)  # what metrics count over the whole run
     base: str = ""  # fingerprint of the frozen weights, where the checkpoint holds only adapters (LoRA)

@@ -41,6 +41,7 @@ class ModelChoice:
 
     preset: str = ""  # name of a file in configs/model; optional where model.init_from says which model it is
     init_from: str = ""  # Hugging Face folder, checkpoint or run folder to take the weights from; empty: random weights
+    init_optimizer: bool = False  # take Adam's moments from model.init_from, too; the steps begin at 1 all the same
     # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
     # change when a run resumes
     backend: str = "auto"
@@ -168,6 +169,8 @@ class RunConfig:
             raise ConfigError(
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
+        if self.model.init_optimizer and not self.model.init_from:
+            raise ConfigError("model.init_optimizer=true needs model.init_from, the run to take the moments from")
         self.select_backend()
         optimizer.check_steps(train.steps)
         optimizer.check_precision(train.precision)

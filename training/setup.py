@@ -133,15 +133,19 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         recompute=config.recompute,
         backend=config.select_backend(),
     )
-    if start_point.resume is None or config.lora.rank:
+    if (start_point.resume is None and not start_point.with_optimizer) or config.lora.rank:
         fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
     if config.lora.rank:
         add_new_adapters(model_chunks, config.lora, train.seed)
     for chunk in model_chunks:
         freeze(chunk, config.freeze)
-    return TrainStep(
+    trainer = TrainStep(
         model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism, config.health
     )
+    if start_point.with_optimizer and start_point.weights is not None:
+        load_checkpoint(start_point.weights, trainer.model_chunks, trainer.optimizer, config.checkpoint.verify)
+        trainer.updates = read_train_state(start_point.weights).updates_done
+    return trainer
 
 
 def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int, verify: str) -> None:

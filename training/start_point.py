@@ -31,12 +31,14 @@ from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
 from training.distributed import rank
+from training.init_optimizer import check_init_optimizer
 from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
 FIXED = (
     "model.preset",
     "model.init_from",
+    "model.init_optimizer",
     "model.max_position_embeddings",
     "model.rope_theta",
     "lora.alpha",
@@ -60,6 +62,7 @@ class StartPoint:
 
     resume: Path | None = None  # a checkpoint to resume, with its optimizer state and data counters
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
+    with_optimizer: bool = False  # whether to take the optimizer's moments from `weights`, too
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
     base: str = ""  # fingerprint of `weights`, the frozen weights of a run with adapters (training.lora_base)
     damaged: tuple[tuple[Path, str], ...] = ()  # newer checkpoints, and what is wrong with them
@@ -202,6 +205,9 @@ def make_latest(path: Path) -> None:
 
 def _from_weights(config: RunConfig) -> StartPoint:
     weights = find_weights(config.model.init_from)
+    if weights is not None and config.model.init_optimizer:
+        check_init_optimizer(config, weights)
+        return StartPoint(weights=weights, with_optimizer=True)
     return StartPoint(weights=weights, base=base_fingerprint(weights, config.train.seed) if config.lora.rank else "")
 
 
