@@ -201,11 +201,17 @@ def make_latest(path: Path) -> None:
 
 
 def _from_weights(config: RunConfig) -> StartPoint:
-    weights = _weights(config.model.init_from)
+    weights = find_weights(config.model.init_from)
     return StartPoint(weights=weights, base=base_fingerprint(weights, config.train.seed) if config.lora.rank else "")
 
 
-def _weights(init_from: str) -> Path | None:
+def find_weights(init_from: str) -> Path | None:
+    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None if it is empty.
+
+    Raises:
+        ConfigError: It is neither, or a checkpoint of adapters.
+        CheckpointError: It is a run's folder whose `latest` is damaged.
+    """
     if not init_from:
         return None
     path = Path(init_from)
