@@ -112,6 +112,11 @@ def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, al
     return TransformerEngineSpecProvider()
 
 
+def device_count() -> int | None:
+    """Return the number of GPUs that this process sees; None where the model runs on CPUs."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else None
+
+
 def process_group_arguments(local_rank: int) -> dict[str, Any]:
     """Return arguments of torch.distributed.init_process_group: NCCL with one GPU per process, or else gloo."""
     if torch.cuda.is_available():

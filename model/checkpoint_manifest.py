@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from model.agreement import on_main_process, raise_everywhere
 from model.errors import CheckpointError, ConfigError
 
 MANIFEST = "manifest.json"
+TENSORS = "state/"  # the folder of the tensors' files
 VERIFY = ("full", "sizes")
 BLOCK_BYTES = 2**30
 READ_BYTES = 2**23
@@ -78,17 +79,45 @@ def check_manifest(folder: Path, verify: str = "full") -> None:
     on_main_process(lambda: files.update(_read_manifest(folder)))
     files = _from_main_process(files)
     if files and verify == "full":
-        raise_everywhere(_damage(folder, files))
+        raise_everywhere(_damage(folder, files, _own_blocks(_bytes(files))))
+
+
+def check_alone(folder: Path, verify: str, *, only_small: bool) -> None:
+    """Compare what one process can compare quickly: sizes, and the checksums of all files but the tensors'.
+
+    A checkpoint without a manifest is accepted.
+
+    Args:
+        folder: The step folder.
+        verify: "full", or "sizes" to compare no checksums.
+        only_small: Compare nothing of the tensors' files. They are many, and one process that looks at them is enough.
+
+    Raises:
+        CheckpointError: a file is missing or has another content than the one that was saved.
+    """
+    if not (folder / MANIFEST).is_file():
+        return
+    files = _parse_manifest(folder / MANIFEST)
+    small = {name: entry for name, entry in files.items() if not name.startswith(TENSORS)}
+    _compare_sizes(folder, small if only_small else files)
+    blocks = ((name, number) for name, size in _bytes(small).items() for number in range(_block_count(size)))
+    if verify == "full" and (problem := _damage(folder, small, blocks)):
+        raise CheckpointError(problem)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     """Return the files of the manifest, after comparing their sizes; nothing if there is no manifest."""
-    file = folder / MANIFEST
-    if not file.is_file():
+    if not (folder / MANIFEST).is_file():
         logger.warning(
             "%s has no %s, so damaged files would not be noticed: it is of an earlier version", folder, MANIFEST
         )
         return {}
+    files = _parse_manifest(folder / MANIFEST)
+    _compare_sizes(folder, files)
+    return files
+
+
+def _parse_manifest(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         files: dict[str, Any] = content["files"]
@@ -100,21 +129,27 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         complete = False
     if not complete:
         raise CheckpointError(f"{file} is damaged; use another step")
-    found = _sizes(folder)
-    for name, size in wanted.items():
-        if name not in found:
-            raise CheckpointError(f"{folder / name} is missing; use another step, or copy the checkpoint again")
-        if found[name] != size:
-            raise CheckpointError(
-                f"{folder / name} is damaged: it has {found[name]:,} bytes and was saved with {size:,}; use another "
-                "step, or copy the checkpoint again"
-            )
     return files
 
 
-def _damage(folder: Path, files: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with the blocks that this process compares."""
-    for name, number in _own_blocks({name: entry["bytes"] for name, entry in files.items()}):
+def _compare_sizes(folder: Path, files: Mapping[str, Any]) -> None:
+    for name, entry in files.items():
+        size = entry["bytes"]
+        try:
+            found = (folder / name).stat().st_size
+        except OSError as error:
+            what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+            raise CheckpointError(f"{folder / name} {what}; use another step, or copy the checkpoint again") from None
+        if found != size:
+            raise CheckpointError(
+                f"{folder / name} is damaged: it has {found:,} bytes and was saved with {size:,}; use another "
+                "step, or copy the checkpoint again"
+            )
+
+
+def _damage(folder: Path, files: Mapping[str, Any], blocks: Iterable[tuple[str, int]]) -> str | None:
+    """Return what is wrong with these blocks."""
+    for name, number in blocks:
         try:
             if _checksum(folder / name, number) != files[name]["xxh3_64"][number]:
                 return (
@@ -132,6 +167,10 @@ def _damage(folder: Path, files: Mapping[str, Any]) -> str | None:
 def _sizes(folder: Path) -> dict[str, int]:
     paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
+
+
+def _bytes(files: Mapping[str, Any]) -> dict[str, int]:
+    return {name: entry["bytes"] for name, entry in files.items()}
 
 
 def _block_count(size: int) -> int:

@@ -24,6 +24,7 @@ from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.health import HealthConfig
 from training.keys import Key, keys_of, probable_keys, unknown_key
 from training.optimizer import OptimizerConfig
 
@@ -140,6 +141,7 @@ class RunConfig:
     # parts not to train: vision, adapter, decoder (with its routers) or router (weights and expert biases)
     freeze: list[str] = field(default_factory=list)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
 
     def check(self) -> None:
         """Check what must hold whatever the number of processes. Each section has checked itself.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,9 +13,14 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from model.backend import process_group_arguments
+from model.backend import device_count, process_group_arguments
+from model.config import ConfigError
 
 TIMEOUT = timedelta(minutes=30)  # of a collective; reading weights delays a rank's first collective by minutes
+
+
+class NodeError(ConfigError):
+    """This machine cannot run its processes. Others may: it is printed once per machine."""
 
 
 def world_size() -> int:
@@ -27,16 +33,45 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
+def local_rank() -> int:
+    """Return the rank of this process on its machine; 0 without torchrun."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def check_processes() -> None:
+    """Check what torchrun, or another launcher, said about the processes of the run.
+
+    Raises:
+        NodeError: a variable is missing, or there are more processes than GPUs.
+    """
+    needed = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    if "RANK" in os.environ and (missing := [name for name in needed if name not in os.environ]):
+        raise NodeError(f"RANK is set and {', '.join(missing)} not: start the run with torchrun, or unset RANK")
+    processes, gpus = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local_rank() + 1), device_count()
+    if gpus is not None and processes > gpus:
+        raise NodeError(
+            f"{socket.gethostname()} has {gpus} GPUs for {processes} processes: start at most one process per GPU "
+            "(torchrun --nproc_per_node)"
+        )
+
+
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Join the processes that torchrun started; without torchrun, form a group of one process."""
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+def process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
+    """Join the processes that torchrun started; without torchrun, form a group of one process.
+
+    Args:
+        timeout: of a collective.
+    """
     # One queue to the device, so that communication starts before the computation with which it overlaps.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    torch.cuda.set_device(local_rank)
-    alone: dict[str, Any] = {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-    joined = {} if "RANK" in os.environ else alone
-    dist.init_process_group(**process_group_arguments(local_rank), timeout=TIMEOUT, **joined)
+    torch.cuda.set_device(local_rank())
+    store: dist.Store = dist.HashStore()
+    if "RANK" in os.environ:
+        # torchrun restarts processes with the same store: without a prefix they would find the addresses of the dead.
+        shared, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    meeting: dict[str, Any] = {"store": store, "rank": rank(), "world_size": world_size()}
+    dist.init_process_group(**process_group_arguments(local_rank()), timeout=timeout, **meeting)
     parallel_state.destroy_model_parallel()  # forget the groups of an earlier process group
     try:
         yield

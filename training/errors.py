@@ -12,7 +12,7 @@ from model.config import ConfigError
 from model.embedding_exchange import ImageTokenError
 from model.safetensors_folder import WeightsError
 from training.determinism import NonDeterministicStep
-from training.distributed import rank
+from training.distributed import NodeError, local_rank, rank
 from training.metrics import RunFolderError
 from training.step import StepError
 
@@ -34,12 +34,12 @@ def expected_errors(*, on_every_process: bool) -> Iterator[None]:
 
     Args:
         on_every_process: whether each process prints its own error. Before the processes have joined they all find the
-            same error, and only the main process prints it.
+            same error, and only the main process prints it; one of a machine is printed by that machine.
     """
     try:
         yield
     except EXPECTED_ERRORS as error:
-        if on_every_process or rank() == 0:
+        if on_every_process or (local_rank() if isinstance(error, NodeError) else rank()) == 0:
             where = f" on rank {rank()}" if on_every_process else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -23,7 +23,7 @@ from model.parallel import initialize_model_parallel
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
-from training.distributed import rank, world_size
+from training.distributed import check_processes, rank, world_size
 from training.hf_files import check_tokenizer, read_inherited
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
@@ -47,6 +47,7 @@ def prepare(config: RunConfig) -> Prepared:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
             folders that it names.
     """
+    check_processes()
     start_point, parallel = find_start_point(config), config.parallel
     config.optimizer.check_machine()
     model = resolve_model(config.model, start_point)
@@ -151,7 +152,8 @@ def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
         DataError: the data is not what it was, and `checkpoint.allow_changes` is false.
     """
     policy = prepared.config.checkpoint
-    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, policy.verify)
+    # Its checksums have been compared: see training.fallback.
+    load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, verify="sizes")
     state = read_train_state(checkpoint)
     prepared.loader.load_state_dict(state.data, allow_changes=policy.allow_changes)
     return state.step

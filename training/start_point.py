@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,11 @@ from model.checkpoint import (
     mark_latest,
     read_train_state,
 )
+from model.checkpoint_manifest import check_alone
 from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
+from training.distributed import rank
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
 FIXED = (
@@ -57,6 +59,7 @@ class StartPoint:
     resume: Path | None = None  # a checkpoint to resume, with its optimizer state and data counters
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
+    damaged: tuple[tuple[Path, str], ...] = ()  # newer checkpoints, and what is wrong with them
 
     @property
     def folder(self) -> Path | None:
@@ -72,13 +75,17 @@ class StartPoint:
         return inside if inside.is_dir() else self.folder
 
 
-def find_start_point(config: RunConfig) -> StartPoint:
+def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = None) -> StartPoint:
     """Return where `config` starts, from the folders that it names.
+
+    Args:
+        config: the run.
+        damaged: checkpoints not to resume from, and what is wrong with each.
 
     Raises:
         ConfigError: the output folder holds a run that cannot be resumed or cannot be written, or `model.init_from`
             is nothing to start from.
-        CheckpointError: the newest checkpoint is missing or damaged.
+        CheckpointError: the newest checkpoint is missing, or all are damaged.
     """
     folder = Path(config.train.output_dir)
     _check_output_folder(folder)
@@ -87,9 +94,10 @@ def find_start_point(config: RunConfig) -> StartPoint:
             f"train.output_dir={folder} holds a run and checkpoint.resume=never; choose another folder, or "
             "checkpoint.resume=auto to resume it"
         )
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is None:
+    newest = newest_checkpoint(folder)
+    if newest is None:
         return StartPoint(weights=_weights(config.model.init_from))
+    checkpoint, damaged_newer = newest_usable(folder, newest, config.checkpoint.verify, damaged or {})
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
         raise ConfigError(
@@ -99,10 +107,10 @@ def find_start_point(config: RunConfig) -> StartPoint:
     _refuse_another_freeze(before.config, config.freeze, folder)
     old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
     if config.checkpoint.allow_changes:
-        return StartPoint(resume=checkpoint)
+        return StartPoint(resume=checkpoint, damaged=damaged_newer)
     moved = tuple(_accept_moved_paths(old, new))
     _refuse_changes(old, new, folder)
-    return StartPoint(resume=checkpoint, moved=moved)
+    return StartPoint(resume=checkpoint, moved=moved, damaged=damaged_newer)
 
 
 # --- checkpoints of a run folder --------------------------------------------------------------------------------------
@@ -126,6 +134,38 @@ def newest_checkpoint(folder: Path) -> Path | None:
     raise ConfigError(
         f"train.output_dir={folder}: {CHECKPOINTS}/ holds {steps[-1].name} but no {LATEST}: write its name there to "
         "resume from it, or choose another folder"
+    )
+
+
+def newest_usable(
+    folder: Path, newest: Path, verify: str, known: Mapping[Path, str]
+) -> tuple[Path, tuple[tuple[Path, str], ...]]:
+    """Return the newest checkpoint up to `newest` that is not damaged, and the newer ones with what is wrong with them.
+
+    Only what one process can see quickly is looked at: see `training.fallback` for the rest.
+
+    Args:
+        folder: the run folder.
+        newest: the checkpoint that the run should resume from.
+        verify: `checkpoint.verify`.
+        known: checkpoints that are known to be damaged.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    damaged: list[tuple[Path, str]] = []
+    for path in reversed([step for step in step_folders(folder) if step.name <= newest.name]):
+        try:
+            if path in known:
+                raise CheckpointError(known[path])
+            read_train_state(path)
+            check_alone(path, verify, only_small=rank() != 0)
+        except CheckpointError as error:
+            damaged.append((path, str(error)))
+        else:
+            return path, tuple(damaged)
+    raise CheckpointError(
+        f"no checkpoint of the run at {folder} can be used: {'; '.join(reason for _, reason in damaged)}"
     )
 
 

@@ -3,6 +3,7 @@
 torch's DataLoader starts them, distributes the work and keeps the order. This module handles what it does not:
 
     the run is killed       its workers die with it
+    the job is signalled    the workers go on until the training process ends them
     /dev/shm is full        an error, instead of a run that hangs
     a worker is killed      the error says which sample it was reading; the sample may have used up the memory or
                             crashed a library
@@ -15,6 +16,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from typing import Any
 
@@ -27,6 +29,7 @@ from data_pipeline.loading.malloc import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # from Linux' sys/prctl.h
 _NOTE_BYTES = 512
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 # What the training process sees if a worker died after it had finished a pack, and before the pack was fetched.
 WORKER_GONE = (ConnectionError, EOFError, FileNotFoundError)
@@ -36,6 +39,7 @@ def init_worker(parent: int, _worker: int) -> None:
     """Prepare a worker process. parent: process id of the training process."""
     keep_freed_memory()
     _die_with(parent)
+    _obey_only(parent)
 
 
 def _die_with(parent: int) -> None:
@@ -47,6 +51,23 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
+
+
+def _obey_only(parent: int) -> None:
+    """End at a SIGTERM of the training process, and at no other; ignore SIGUSR1.
+
+    A job scheduler sends its signals to all processes of a job. The training process saves a checkpoint then, and needs
+    its workers until that step is done; they end with it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+
+    def wait() -> None:
+        while True:
+            received = signal.sigwaitinfo(_STOP_SIGNALS)
+            if received.si_signo == signal.SIGTERM and received.si_pid == parent:
+                os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def to_shared_memory(batch: Any) -> Batch | DataError:

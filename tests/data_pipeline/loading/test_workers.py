@@ -7,6 +7,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import time
 from dataclasses import replace
 from itertools import islice
@@ -48,6 +49,20 @@ def test_killed_worker_is_an_error_and_not_a_hang(data_config):
     time.sleep(0.5)  # the death itself must not raise an error here
     with pytest.raises(DataError, match=r"a data worker died .*\(.*run out of memory.*data.num_workers=0"):
         take(packed, 20)
+
+
+@pytest.mark.timeout(60)
+def test_workers_outlive_the_signals_of_a_job_scheduler_and_end_with_the_training_process(data_config):
+    packed = loader(replace(data_config, num_workers=1))
+    packed.next_step()
+    [worker] = worker_pids()
+    for name in ("TERM", "USR1"):
+        subprocess.run(["kill", f"-{name}", str(worker)], check=True)
+    assert len(take(packed, 5)) == 20
+    assert worker_pids() == [worker]
+    os.kill(worker, signal.SIGTERM)  # as torch does where a worker does not end by itself
+    psutil.wait_procs([psutil.Process(worker)], timeout=5)
+    assert not alive(worker)
 
 
 @pytest.mark.timeout(60)

@@ -1,0 +1,76 @@
+"""Requests to stop: SIGTERM or SIGUSR1 to any process of the run, or a file `stop` in the run folder.
+
+A request is noted where it arrives. After every step all processes take the same decision in one small collective, so
+that they save the same step. Before the processes have joined, a signal has its usual effect: nothing can be lost.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+from training.metrics import logger
+
+STOP_FILE = "stop"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_BY_FILE = 1 << 40  # in the agreement, where a signal is its number times _RANKS plus the rank
+_RANKS = 1 << 24
+
+
+class StopRequests:
+    """The requests to stop that have reached this process.
+
+    Args:
+        folder: the run folder, in which the main process looks for the file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / STOP_FILE
+        self.received = 0  # number of the first signal; 0: none
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequests]:
+        """Note signals instead of ending, as long as this lasts. Later signals change nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        self.received = self.received or number
+
+    def forget_old_file(self) -> None:
+        """Remove a `stop` that an earlier run did not see. A restart by torchrun obeys it: the run is the same."""
+        if dist.get_rank() == 0 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and self.file.exists():
+            self.remove_file()
+            logger.warning("%s was older than this run: it is removed, and the run goes its way", self.file)
+
+    def remove_file(self) -> None:
+        """Remove the file, so that the next start does not stop."""
+        self.file.unlink(missing_ok=True)
+
+    def agree(self) -> str:
+        """Return who asked the run to stop, the same on every process; empty: nobody. Collective."""
+        rank = dist.get_rank()
+        own = self.received * _RANKS + rank if self.received else 0
+        if rank == 0 and self.file.exists():
+            own = _BY_FILE
+        highest = torch.tensor(own, device=torch.cuda.current_device())
+        dist.all_reduce(highest, op=dist.ReduceOp.MAX)
+        request = int(highest)
+        if request == _BY_FILE:
+            return f"the file {self.file}"
+        return f"{signal.Signals(request // _RANKS).name} on rank {request % _RANKS}" if request else ""

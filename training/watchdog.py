@@ -1,0 +1,202 @@
+"""Ends a run in which a process hangs or is gone, instead of letting the others wait for it.
+
+A thread of each process gives a sign of life every second and looks at two things: has this process made progress, and
+has another process written down an end of the run. A process without progress for `health.hang_seconds` writes down a
+hang; then every process that can writes its stacks, and all end. Training is synchronous: one process that hangs stops
+all others within a step, so that each of them can notice, also where the one that hangs cannot.
+
+    training.board      how the processes tell each other
+    training.stacks     RUN/stacks/rank_NNN.txt
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from training.board import ERROR, GONE, HANG, SILENT_BEATS, Beat, Board
+from training.health import HealthConfig
+from training.metrics import writes_to
+from training.stacks import STACKS, StackFile, dump_other, process_status
+
+BEAT_SECONDS = 1.0
+RANKS_PER_SECOND = 500  # more processes than that beat more slowly: one store serves them all
+LEAVE_SECONDS = 20.0  # for a process that ends by itself, with its files closed
+EXIT_HANG, EXIT_GONE = 70, 71
+
+
+class Mark(NamedTuple):
+    """What the main thread is doing."""
+
+    since: float  # time.monotonic()
+    step: int
+    phase: str
+    limit: float  # seconds that it may take
+
+
+class Watchdog:
+    """The beating thread of this process. Made on all processes together.
+
+    Args:
+        config: when to give up.
+        folder: the run folder.
+        is_asked_to_stop: whether a signal has reached this process. torchrun sends one to the survivors when a process
+            of theirs has died; they must not wait for it in a collective then.
+    """
+
+    def __init__(self, config: HealthConfig, folder: Path, is_asked_to_stop: Callable[[], bool]) -> None:
+        self.config, self.folder, self._is_asked_to_stop = config, folder, is_asked_to_stop
+        self.board = Board()
+        self.interval = max(BEAT_SECONDS, self.board.size / RANKS_PER_SECOND)
+        with writes_to(folder / STACKS):
+            self._stacks = StackFile(folder, self.board.rank) if config.hang_seconds else None
+        self.mark(0, "loading", slow=True)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    # --- for the main thread ------------------------------------------------------------------------------------------
+
+    def mark(self, step: int, phase: str, *, slow: bool = False) -> None:
+        """Say that there is progress, and what comes next. Costs less than a microsecond.
+
+        Args:
+            step: number of the step.
+            phase: what comes next, for messages.
+            slow: whether it may take `health.allowance_seconds` more.
+        """
+        hang, allowance = self.config.hang_seconds, self.config.allowance_seconds
+        self._mark = Mark(time.monotonic(), step, phase, hang + allowance * slow if hang else math.inf)
+
+    def close(self) -> None:
+        """Leave: the others no longer expect signs of life."""
+        self._closing.set()
+        self._thread.join(timeout=LEAVE_SECONDS)
+        with suppress(RuntimeError):  # torchrun has ended, and the store with it
+            self.board.beat(has_left=True)
+        if self._stacks is not None:
+            self._stacks.close()
+
+    def announce_error(self, text: str, exit_code: int) -> bool:
+        """Write down that this process ends with an error, and return whether it is the first one.
+
+        The others do not wait for it then, and need not report that they lost it.
+        """
+        exit_soon(exit_code)
+        try:
+            return bool(self.board.announce_end(ERROR, text)["rank"] == self.board.rank)
+        except RuntimeError:
+            return self.board.rank == 0
+
+    def explain_loss(self) -> str:
+        """Return why a collective failed: which process is gone. Empty if a process has told the user already."""
+        exit_soon(EXIT_GONE, after=LEAVE_SECONDS + 2 * SILENT_BEATS * self.interval)
+        try:
+            for _ in range(10):  # the others may be about to write why, or about to die
+                if self.board.end() or self.board.gone():
+                    break
+                time.sleep(self.interval / 5)
+            if self.board.end():
+                return ""
+            text = _gone(self.board.silent(self.interval)) or "the connection to another process is lost"
+            return text if self.board.announce_end(GONE, text)["rank"] == self.board.rank else ""
+        except RuntimeError:
+            return "the connection to the other processes and to torchrun is lost"
+
+    # --- the thread ---------------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        while not self._closing.wait(self.interval):
+            mark = self._mark
+            seconds = time.monotonic() - mark.since
+            if self._stacks is not None:
+                self._stacks.dump_after(mark.limit + 2 * SILENT_BEATS * self.interval)
+            try:
+                self.board.beat(step=mark.step, phase=mark.phase, seconds=seconds)
+                end = self.board.end()
+                if not end and seconds > mark.limit:
+                    end = self.board.announce_end(HANG, f"no progress for {mark.limit:.0f} s {_during(mark)}")
+                if not end and self._is_asked_to_stop() and (gone := self.board.gone()):
+                    end = self.board.announce_end(GONE, _gone(gone))
+                    if end["rank"] == self.board.rank:
+                        tell(end["text"])
+            except RuntimeError:  # the store is gone, and torchrun with it, which ended or will end this process
+                if seconds > mark.limit:
+                    end = {"kind": HANG, "rank": self.board.rank, "text": "no progress, and the store is lost"}
+                else:
+                    continue
+            if end:
+                self._leave(end, mark)
+                return
+
+    def _leave(self, end: dict[str, Any], mark: Mark) -> None:
+        """End this process because the run ends."""
+        if end["kind"] == HANG:
+            try:
+                self._report_hang(end, mark)
+            finally:
+                os._exit(EXIT_HANG)
+        # The main thread usually gets an error from its collective and leaves by itself, with its files closed.
+        if not self._closing.wait(LEAVE_SECONDS / 2):
+            os._exit(EXIT_GONE)
+
+    def _report_hang(self, end: dict[str, Any], mark: Mark) -> None:
+        """Write all stacks, and on the process that wrote down the hang, the message."""
+        board, folder = self.board, self.folder / STACKS
+        if self._stacks is not None:
+            self._stacks.dump(f"{board.own.name}: {end['text']}; this process: {_during(mark)}")
+        silent: list[Beat] = []
+        with suppress(RuntimeError):
+            silent = board.silent(self.interval)
+        lines = [f"{beat.name} gave no sign for {time.time() - beat.time:.0f} s {_during(beat)}" for beat in silent]
+        if end["rank"] == board.rank:
+            cause = "; ".join(lines) or "all processes give signs of life: their stacks say where they wait"
+            tell(f"{end['text']}: {cause}. The stacks are in {folder}; the run resumes from its newest checkpoint")
+        here = [beat for beat in silent if beat.host == board.own.host]
+        if here and board.rank == min(b.rank for b in board.beats() if b.host == board.own.host and b not in here):
+            for beat, line in zip(silent, lines, strict=True):
+                if beat in here:
+                    dump_other(self.folder, beat.rank, line, vars(beat))
+                    _kill(beat)
+
+
+# --- helpers ----------------------------------------------------------------------------------------------------------
+
+
+def tell(text: str) -> None:
+    """Print an error that is nobody's alone."""
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
+def exit_soon(code: int, after: float = LEAVE_SECONDS) -> None:
+    """End this process in a while, if it has not ended by then: without the others its teardown may hang."""
+    timer = threading.Timer(after, os._exit, (code,))
+    timer.daemon = True
+    timer.start()
+
+
+def _during(mark: Mark | Beat) -> str:
+    return f"at step {mark.step} ({mark.phase})"
+
+
+def _gone(beats: list[Beat]) -> str:
+    """Describe processes that are gone or silent."""
+    return "; ".join(
+        f"{beat.name} is gone: it was killed, or crashed, {_during(beat)}; the run resumes from its newest checkpoint"
+        for beat in beats
+    )
+
+
+def _kill(beat: Beat) -> None:
+    """Kill a silent process of this machine: torchrun would wait half a minute for it before a restart."""
+    status = process_status(beat.pid)
+    if status is not None and status["started"] == beat.started:
+        os.kill(beat.pid, signal.SIGKILL)
