@@ -25,6 +25,7 @@ from rich.table import Table
 from sft.train import SftConfig
 from training.config import RunConfig, load_config
 from training.distributed import process_group
+from training.guard import guarded
 from training.loop import Run
 from training.setup import prepare
 from training.start_point import find_start_point
@@ -65,8 +66,8 @@ def train_all_stages(rate: float) -> np.ndarray:
 def train(config: RunConfig, tokens: list[np.ndarray]) -> None:
     """Train a stage and append the tokens of its experts at every step, [layers, experts]."""
     prepared = prepare(config)
-    with process_group():
-        run = Run(prepared, find_start_point(config))
+    with process_group(config.health.collective_timeout), guarded(config) as guard:
+        run = Run(prepared, find_start_point(config), guard)
         record_tokens(run.trainer, tokens)
         run.train()
 

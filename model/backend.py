@@ -97,7 +97,7 @@ def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, al
     if choice not in BACKENDS:
         raise ConfigError(f"model.backend={choice!r}: choose one of {', '.join(BACKENDS)}")
     needed = {
-        "a GPU": torch.cuda.is_available(),
+        "a GPU": has_gpu(),
         "an installed Transformer Engine (README.md says how)": has_transformer_engine(),
         "train.precision=bf16": dtype == torch.bfloat16,
     }
@@ -112,13 +112,23 @@ def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, al
     return TransformerEngineSpecProvider()
 
 
+def has_gpu() -> bool:
+    """Return whether this process sees a GPU."""
+    return torch.cuda.is_available()
+
+
+def has_fused_adam() -> bool:
+    """Return whether megatron-core takes Transformer Engine's FusedAdam here."""
+    return has_gpu() and has_transformer_engine()
+
+
 def device_count() -> int | None:
     """Return the number of GPUs that this process sees; None where the model runs on CPUs."""
-    return torch.cuda.device_count() if torch.cuda.is_available() else None
+    return torch.cuda.device_count() if has_gpu() else None
 
 
 def process_group_arguments(local_rank: int) -> dict[str, Any]:
     """Return arguments of torch.distributed.init_process_group: NCCL with one GPU per process, or else gloo."""
-    if torch.cuda.is_available():
+    if has_gpu():
         return {"backend": "nccl", "device_id": torch.device("cuda", local_rank)}
     return {"backend": "gloo"}

@@ -18,11 +18,26 @@ ROOT = Path(__file__).parent.parent
 
 
 def start(
-    config: Path, overrides: Sequence[str] = (), *, processes: int = 2, entry: str = "pretrain.train"
+    config: Path,
+    overrides: Sequence[str] = (),
+    *,
+    processes: int = 2,
+    entry: str = "pretrain.train",
+    max_restarts: int = 0,
 ) -> subprocess.Popen[str]:
     """Start torchrun on this machine, from the repository's root."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [*launcher, "-m", entry, "--config", str(config), *overrides]
+    options = ["--standalone", f"--nproc_per_node={processes}", f"--max-restarts={max_restarts}"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        *options,
+        "-m",
+        entry,
+        "--config",
+        str(config),
+        *overrides,
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -97,8 +112,10 @@ def kill_rank_when(
 ) -> None:
     """Kill -9 one rank as soon as `condition(run, step)` holds."""
     wait_until(condition, launcher, run, step=step)
-    for process in psutil.Process(launcher.pid).children():
-        if process.environ().get("RANK") == str(rank):
-            process.kill()
-            return
-    raise AssertionError(f"there is no rank {rank}")
+    process_of_rank(launcher, rank).kill()
+
+
+def process_of_rank(launcher: subprocess.Popen[str], rank: int) -> psutil.Process:
+    """Return the process of a rank that torchrun has started."""
+    ranks = {process.environ().get("RANK"): process for process in psutil.Process(launcher.pid).children()}
+    return ranks[str(rank)]

@@ -13,8 +13,8 @@ from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer.optimizer_config import ParamKey, ParamWithNamePredicate
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from model.backend import has_fused_adam, has_gpu
 from model.config import ConfigError
-from model.installed import has_transformer_engine
 from model.parts import part_of
 from training.adam import prefer_group_step_adamw
 from training.bounds import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, check_bounds
@@ -150,13 +150,12 @@ class OptimizerConfig:
         Raises:
             ConfigError: it does not. megatron-core would crash, or ignore the configuration.
         """
-        has_gpu = torch.cuda.is_available()
-        if self.is_low_precision and not (has_gpu and has_transformer_engine()):
+        if self.is_low_precision and not has_fused_adam():
             raise ConfigError(
                 "optimizer.exp_avg_dtype and exp_avg_sq_dtype below fp32 need Transformer Engine's FusedAdam, which is "
                 "not in use here (it needs a GPU); set both to fp32"
             )
-        if self.offload_fraction and not has_gpu:
+        if self.offload_fraction and not has_gpu():
             raise ConfigError(
                 f"optimizer.offload_fraction={self.offload_fraction}: there is no GPU to offload from; set it to 0"
             )

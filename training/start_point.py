@@ -96,7 +96,7 @@ def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = Non
         )
     newest = newest_checkpoint(folder)
     if newest is None:
-        return StartPoint(weights=_weights(config.model.init_from))
+        return StartPoint(weights=find_weights(config.model.init_from))
     checkpoint, damaged_newer = newest_usable(folder, newest, config.checkpoint.verify, damaged or {})
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
@@ -192,7 +192,12 @@ def make_latest(path: Path) -> None:
     (path.parent / FIRST_SAVE).unlink(missing_ok=True)
 
 
-def _weights(init_from: str) -> Path | None:
+def find_weights(init_from: str) -> Path | None:
+    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None where it is empty.
+
+    Raises:
+        ConfigError: it is neither.
+    """
     if not init_from:
         return None
     path = Path(init_from)
@@ -203,6 +208,10 @@ def _weights(init_from: str) -> Path | None:
     if steps := step_folders(path):
         raise ConfigError(
             f"model.init_from={path} has no {CHECKPOINTS}/{LATEST}: give one of its step folders, such as {steps[-1]}"
+        )
+    if not path.exists():
+        raise ConfigError(
+            f"model.init_from={path}: there is no such folder; run the stage that writes it, or name another model"
         )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
@@ -243,6 +252,8 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
     if old["data.tokenizer"] != new["data.tokenizer"]:
         yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
         old["data.tokenizer"] = new["data.tokenizer"]
+    if old["data.root"] != new["data.root"]:
+        yield f"data.root has moved from {shown(old['data.root'])!r} to {shown(new['data.root'])!r}: the same samples"
     if len(old["data.sources"]) != len(new["data.sources"]):
         return
     sources = []

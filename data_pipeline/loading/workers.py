@@ -76,6 +76,8 @@ def to_shared_memory(batch: Any) -> Batch | DataError:
     Otherwise torch would move it while sending, in a thread of the worker whose errors are lost. The error is returned
     because a raised one would arrive with its stack trace.
     """
+    if isinstance(batch, DataError):
+        return batch
     try:
         return batch.with_tensors(torch.Tensor.share_memory_)
     except RuntimeError as error:

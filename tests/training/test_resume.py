@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,46 +20,68 @@ from training.setup import build_loader
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
 FOUR_STAGES = ["parallel.pipeline_model_parallel_size=2", "parallel.virtual_pipeline_model_parallel_size=2"]
-SAME = ("step", "loss", "grad_norm", "lr", "tokens", "samples", "images", "patches")
+OWN = "step_seconds", "tokens_per_second", "eta_seconds", "data_seconds", "seconds/", "memory_gb", "tflops", "mfu"
 
 
-def trace(run: Path) -> list[list[object]]:
-    """Return the metrics that must not differ; times may."""
-    return [[line.get(key) for key in SAME] for line in metrics(run)]
+def trace(run: Path) -> list[dict[str, object]]:
+    """Return the metrics that must not differ; times and memory may."""
+    return [{key: value for key, value in line.items() if not key.startswith(OWN)} for line in metrics(run)]
+
+
+def stored_tensors(run: Path) -> dict[str, object]:
+    """Return the checksums of weights and optimizer state in the checkpoint of step 6."""
+    files = json.loads((run / "checkpoints" / "step_0000006" / "manifest.json").read_text())["files"]
+    return {name: entry for name, entry in files.items() if name.endswith(".distcp")}
 
 
 KILLS = [
-    # layout, precision, rank to kill, when
-    (EXPERTS_OVER_TWO, "fp32", 1, has_reached, 5),
-    (EXPERTS_OVER_TWO, "bf16", 0, is_saving, 6),
-    (FOUR_STAGES, "fp32", 1, has_reached, 5),
+    # layout, precision, rank to kill, when, restarts by torchrun itself
+    (EXPERTS_OVER_TWO, "fp32", 1, has_reached, 5, 1),
+    (EXPERTS_OVER_TWO, "bf16", 0, is_saving, 6, 0),
+    (FOUR_STAGES, "fp32", 1, has_reached, 5, 0),
 ]
 
 
-@pytest.mark.parametrize(("layout", "precision", "rank", "condition", "step"), KILLS)
+@pytest.mark.parametrize(("layout", "precision", "rank", "condition", "step", "max_restarts"), KILLS)
 def test_killed_and_restarted_run_equals_an_uninterrupted_one(
     config_file: Path,
+    undisturbed: Callable[..., Path],
     tmp_path: Path,
     layout: list[str],
     precision: str,
     rank: int,
     condition: Callable[[Path, int], bool],
     step: int,
+    max_restarts: int,
 ) -> None:
     common = [*layout, f"train.precision={precision}", "train.deterministic=true"]
-    train(config_file, [*common, f"train.output_dir={tmp_path}/whole", "checkpoint.save_interval=0"])
+    whole = undisturbed(config_file, *common)
 
     killed = tmp_path / "killed"
-    command = [*common, f"train.output_dir={killed}"]
-    launcher = start(config_file, command)
+    profiled = ["profile.start=5", "profile.steps=2", "profile.ranks=[0,1]", "metrics.peak_tflops=0.5"]
+    command = [*common, *profiled, f"train.output_dir={killed}"]
+    launcher = start(config_file, command, max_restarts=max_restarts)
     kill_rank_when(condition, launcher, killed, step=step, rank=rank)
-    finish(launcher)
-    assert launcher.returncode != 0
-    assert (killed / "checkpoints" / "latest").read_text() == "step_0000003\n"
+    output = finish(launcher)
+    assert re.findall("^error.*", output, re.MULTILINE) == [
+        line
+        for line in output.splitlines()
+        if re.match(rf"error: rank {rank} \(process \d+ on \S+\) is gone: it was", line)
+    ]
+    assert "training/loop.py" not in output  # no stack trace
+    if not max_restarts:
+        assert launcher.returncode != 0
+        assert (killed / "checkpoints" / "latest").read_text() == "step_0000003\n"
+        output = train(config_file, command)
 
-    output = train(config_file, command)
     assert "step 3 of 6" in output
-    assert trace(killed) == trace(tmp_path / "whole")
+    assert trace(killed) == trace(whole)  # the profiler, too, changes no bit
+    assert stored_tensors(killed) == stored_tensors(whole)
+    for number in (0, 1):
+        with gzip.open(killed / "profile" / f"rank_{number}.json.gz") as file:
+            names = {event.get("name") for event in json.load(file)["traceEvents"]}
+        assert {"step 5", "step 6", "aten::mm"} <= names
+        assert "step 4" not in names
     assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4, 5, 6]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -188,3 +189,25 @@ def test_length_and_rope_base_of_the_configuration_replace_those_of_the_model(co
     assert (changed.decoder.max_position_embeddings, changed.decoder.rope_theta) == (999, 5e5)
     assert changed.vision == unchanged.vision
     assert unchanged.decoder.rope_theta == 10000.0
+
+
+def test_damaged_newest_checkpoints_are_passed_over(run: Path, config_file: Path) -> None:
+    steps = [run / "checkpoints" / f"step_000000{number}" for number in (3, 4, 5, 6)]
+    for step in steps[1:]:
+        shutil.copytree(steps[0], step)
+    (run / "checkpoints" / "latest").write_text("step_0000005\n")  # of a run that was set back from step 6
+    (steps[1] / "manifest.json").write_text(
+        json.dumps({"block_bytes": 2**30, "files": {"hf/config.json": {"bytes": 2, "xxh3_64": ["0"]}}})
+    )
+    (steps[2] / "train_state.json").write_bytes(b"\x00" * 40)
+    found = start_point(config_file)
+    assert found.resume == steps[0]
+    assert [path for path, _ in found.damaged] == [steps[2], steps[1]]
+    reasons = [reason for _, reason in found.damaged]
+    assert re.match(rf"{steps[2]}/train_state.json is damaged", reasons[0])
+    assert reasons[1] == f"{steps[1]}/hf/config.json is missing; use another step, or copy the checkpoint again"
+    (steps[0] / "train_state.json").unlink()
+    with pytest.raises(
+        CheckpointError, match=rf"no checkpoint of the run at {run} can be used: .*step_0000003 holds only"
+    ):
+        start_point(config_file)
