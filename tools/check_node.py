@@ -47,7 +47,12 @@ def main(
     if all_reduce:
         problems = list(check_network(bool(gpus), timeout))
     else:
-        problems = [*check_imports(), *check_gpus(gpus), *check_space(SHM, sizes[0]), *check_output(output_dir, sizes[1])]
+        problems = [
+            *check_imports(),
+            *check_gpus(gpus),
+            *check_space(SHM, sizes[0]),
+            *check_output(output_dir, sizes[1]),
+        ]
     for problem in problems:
         print(f"bad node {node_name()}: {problem}", flush=True)
     if problems:
@@ -62,7 +67,7 @@ def node_name() -> str:
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
-# --- one machine: each check yields what is wrong ----------------------------------------------------------------------
+# --- one machine: each check yields what is wrong ---------------------------------------------------------------------
 
 
 def check_imports() -> Iterator[str]:
@@ -71,7 +76,8 @@ def check_imports() -> Iterator[str]:
         try:
             importlib.import_module(name)
         except Exception as error:  # a damaged library may raise anything
-            yield f"{name} cannot be imported: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            reason = (str(error).splitlines() or [""])[0]
+            yield f"{name} cannot be imported: {type(error).__name__}: {reason}"
             return
 
 
@@ -87,7 +93,11 @@ def check_gpus(wanted: int) -> Iterator[str]:
         return
     for number in range(wanted):
         try:
-            total = float(torch.ones(1024, 1024, device=f"cuda:{number}").matmul(torch.ones(1024, 1, device=f"cuda:{number}")).sum())
+            total = float(
+                torch.ones(1024, 1024, device=f"cuda:{number}")
+                .matmul(torch.ones(1024, 1, device=f"cuda:{number}"))
+                .sum()
+            )
         except RuntimeError as error:
             yield f"GPU {number} cannot be used: {str(error).splitlines()[0]}"
             continue
@@ -145,7 +155,9 @@ def check_network(on_gpus: bool, timeout: int) -> Iterator[str]:
                 yield f"an all-reduce over {size} processes gave {low} to {high} instead of {size * (size + 1) / 2}"
                 return
         if rank == 0:
-            print(f"network: {size} processes, {ALL_REDUCE_BYTES / seconds / 1e9:.1f} GB/s in an all-reduce", flush=True)
+            print(
+                f"network: {size} processes, {ALL_REDUCE_BYTES / seconds / 1e9:.1f} GB/s in an all-reduce", flush=True
+            )
         dist.destroy_process_group()
     except RuntimeError as error:
         if "Connection closed by peer" not in str(error):  # the peer says what happened

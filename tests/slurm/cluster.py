@@ -1,4 +1,4 @@
-"""A real SLURM on this machine: slurmctld, several slurmd and munged, from Debian's packages, in a folder of its own."""
+"""A real SLURM on this machine, in a folder of its own: slurmctld, several slurmd and munged, from Debian's packages."""
 
 from __future__ import annotations
 
@@ -84,7 +84,10 @@ class Cluster:
             self._start("slurmctld", ["slurmctld", "-D"])
             for name in self.names:
                 self.start_node(name)
-            wait_for(lambda: self.command("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(self.names), "idle nodes")
+            wait_for(
+                lambda: self.command("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(self.names),
+                "idle nodes",
+            )
         except BaseException:
             self.__exit__()
             raise
