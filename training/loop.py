@@ -118,7 +118,8 @@ class Run:
                 set_aside_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
-        self.validator = Validator(self.config, prepared.validation, self.loader.tokenizer, self.log)
+        tokenizer = self.loader.tokenizer
+        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self._may_validate)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
@@ -216,6 +217,11 @@ class Run:
         """Write down the samples of the step that ends the run, and return where. Collective."""
         facts = {"reason": str(error).removeprefix(f"step {step}: "), "action": "stop"}
         return f"its samples are listed in {write_samples(self.folder, step, facts, batches)}"
+
+    def _may_validate(self) -> bool:
+        """Note progress of a validation; return whether nobody asked the run to stop. Collective."""
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        return not self.guard.requests.agree()
 
     def _validate_if_due(self) -> None:
         self.guard.watchdog.mark(self.done, "validating", slow=True)

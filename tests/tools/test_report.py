@@ -147,5 +147,5 @@ def test_what_is_no_run_is_named(
 
 
 def test_ticks_are_short() -> None:
-    numbers = 0.5, 1500, 2e9, 0.0003, 0, -2000, 12
-    assert [short_number(number) for number in numbers] == ["0.5", "1.5k", "2B", "3e-4", "0", "-2k", "12"]
+    numbers = 0.5, 1500, 2e9, 0.0003, 0, -2000, 12, 0.00024
+    assert [short_number(number) for number in numbers] == ["0.5", "1.5k", "2B", "3e-4", "0", "-2k", "12", "2.4e-4"]
