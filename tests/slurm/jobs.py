@@ -16,7 +16,13 @@ FEW_CORES = ("--cpus-per-task=1",)
 
 
 def submit_training(
-    cluster: Cluster, script: str, config: Path, run: Path, *overrides: str, options: tuple[str, ...] = (), **variables: str
+    cluster: Cluster,
+    script: str,
+    config: Path,
+    run: Path,
+    *overrides: str,
+    options: tuple[str, ...] = (),
+    **variables: str,
 ) -> int:
     """Submit slurm/SCRIPT on two nodes, from the root of the clone."""
     settings = {

@@ -86,9 +86,7 @@ def test_chain_of_stages_with_a_preemption_in_each(
     for stage in scripts:
         after = (f"--dependency=afterok:{jobs[before]}", "--kill-on-invalid-dep=yes") if before else ()
         words = overrides(disturbed, stage, before)
-        jobs[stage] = submit_training(
-            cluster, f"{stage}.sbatch", config_file, disturbed / stage, *words, options=after
-        )
+        jobs[stage] = submit_training(cluster, f"{stage}.sbatch", config_file, disturbed / stage, *words, options=after)
         before = stage
     export = cluster.submit(
         f"--output={disturbed}/export.log",
@@ -164,7 +162,9 @@ def test_bad_node_is_named_and_left_out(config_file: Path, tmp_path: Path) -> No
     small = {"node2": "mount -t tmpfs -o size=1m tmpfs /dev/shm"}
     run = tmp_path / "run"
     with Cluster(tmp_path / "slurm", nodes=3, mounts=small) as cluster:
-        job = submit_training(cluster, "pretrain.sbatch", config_file, run, *RUN, CHECK_NODES="1", options=("-w", "node1,node2"))
+        job = submit_training(
+            cluster, "pretrain.sbatch", config_file, run, *RUN, CHECK_NODES="1", options=("-w", "node1,node2")
+        )
         ended = cluster.wait(job, timeout=240)
     assert ended["JobState"] == "FAILED"
     assert "bad node node2: /dev/shm has 1 MiB free" in log_of(run)
