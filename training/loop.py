@@ -21,7 +21,9 @@ from training.errors import EXPECTED_ERRORS
 from training.fallback import set_aside_damaged, settle_start_point
 from training.guard import Guard, guarded
 from training.hf_files import read_inherited, write_hf_files
+from training.meter import Meter
 from training.metrics import RunLog, logger, writes_to
+from training.profiler import StepProfiler
 from training.run_lock import agree_on_lock, run_lock
 from training.run_state import (
     COMPLETE,
@@ -44,6 +46,8 @@ from training.start_point import (
 from training.start_report import log_start
 from training.step import StepReport
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
+from training.trackers import open_trackers
+from training.validator import Validator
 
 
 def run(config: RunConfig) -> None:
@@ -89,8 +93,10 @@ class Run:
     def __init__(self, prepared: Prepared, start_point: StartPoint, guard: Guard) -> None:
         self.config, self.loader, self.guard = prepared.config, prepared.loader, guard
         self.folder = Path(self.config.train.output_dir)
+        self.base = start_point.base
         self.trainer = build_trainer(prepared, start_point)
-        self.done = resume(prepared, self.trainer, start_point.resume) if start_point.resume else 0
+        self.meter = Meter(self.config, prepared.model, self.trainer)
+        self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
         self.started_at = self.done
         hf_files = partial(
             write_hf_files,
@@ -99,39 +105,50 @@ class Run:
             inherited=read_inherited(start_point.hf_files, prepared.model),
         )
         self.saver = Saver(self.config, self.trainer, self._state, hf_files, saved=self.done)
+        self.profiler = StepProfiler(self.config.profile, self.folder, dist.get_rank())
         self.log: RunLog | None = None
         self.stopped_by = ""
         guard.requests.forget_old_file()
         if dist.get_rank() == 0:
+            keys = asdict(self.config)
             self.log = RunLog(self.folder, self.done, self.config.train.steps)
             with writes_to(self.folder / RUN_CONFIG):
-                write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
+                write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(keys)))
             with writes_to(self.folder / CHECKPOINTS):
                 set_aside_damaged(start_point)
+            self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
+        tokenizer = self.loader.tokenizer
+        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self._may_validate)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
         try:
             self._note_state(RUNNING)
             while self.done < self.config.train.steps and not self._is_stopped() and self._take_step():
+                self._validate_if_due()
                 self._save_if_due()
-            self.guard.watchdog.mark(self.done, "saving", slow=True)
-            self.saver.save_last(self.done)  # of the run or of the data
+            self._end()
             return self._finish()
         finally:
             self.guard.watchdog.mark(self.done, "closing", slow=True)
             self.saver.close()
             self.loader.close()
+            self.profiler.close()
             if self.log is not None:
                 self.log.close()
 
     def _take_step(self) -> bool:
         """Train on the next packs. Returns False where the data has ended."""
+        with self.profiler.step(self.done + 1):
+            return self._train_on_next_packs()
+
+    def _train_on_next_packs(self) -> bool:
         started = time.perf_counter()
         step, is_first = self.done + 1, self.done == self.started_at
         self.guard.watchdog.mark(step, "data", slow=is_first)
         batches = broadcast_batches(self.loader.next_step)
+        data_seconds = time.perf_counter() - started
         if not batches:
             if self.log is not None:
                 logger.info("the data ends here: all sources have used up their epochs before step %d", step)
@@ -149,8 +166,10 @@ class Run:
                 raise
             raise NothingToLearn(f"{error}; {self._list_samples(step, error, batches)}") from None
         self.done = step
+        seconds = time.perf_counter() - started
+        measured = self.meter.measure(step, report, batches, data_seconds, seconds)
         if self.log is not None:
-            self.log.step(step, report, time.perf_counter() - started)
+            self.log.step(step, report, seconds, measured)
         if report.bad is not None:
             self._note_bad_step(step, report, batches)
         self._count_samples(step, report.samples, gather_quarantined(batches) if report.quarantined else [])
@@ -199,6 +218,22 @@ class Run:
         facts = {"reason": str(error).removeprefix(f"step {step}: "), "action": "stop"}
         return f"its samples are listed in {write_samples(self.folder, step, facts, batches)}"
 
+    def _may_validate(self) -> bool:
+        """Note progress of a validation; return whether nobody asked the run to stop. Collective."""
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        return not self.guard.requests.agree()
+
+    def _validate_if_due(self) -> None:
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        self.validator.after_step(self.trainer, self.done, is_last=self.done == self.config.train.steps)
+
+    def _end(self) -> None:
+        """Validate where the data has ended, unless the run was asked to stop, and save the last step."""
+        self.guard.watchdog.mark(self.done, "saving", slow=True)
+        if not self.stopped_by:
+            self.validator.after_end(self.trainer, self.done)
+        self.saver.save_last(self.done)
+
     def _save_if_due(self) -> None:
         is_due = self.saver.is_due(self.done)
         self.guard.watchdog.mark(self.done, "saving", slow=is_due)
@@ -213,6 +248,8 @@ class Run:
             config=asdict(self.config),
             updates=self.trainer.updates,
             bad_steps=self.trainer.bad_steps.state_dict(),
+            metrics=self.meter.state(),
+            base=self.base,
         )
 
 

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
@@ -32,13 +32,15 @@ from data_pipeline.encoding.batch import Batch
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.hf_weights import canonical_name
-from model.moe import BALANCE_LOSS
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
+from training.expert_load import ExpertLoad
+from training.grad_norms import PartNorms
 from training.health import HealthConfig
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike
+from training.timers import FORWARD_BACKWARD, StepTimers
 from training.update import KeptExpertBiases, apply_update, prepare_update
 
 KeepLosses = Callable[[Batch, Tensor], None]  # takes a pack and the losses of its tokens, [tokens / CP]
@@ -61,6 +63,7 @@ class StepReport:
     scaled_lrs: dict[str, float] = field(default_factory=dict)  # learning rates of the scaled parts
     moe: dict[str, float] = field(default_factory=dict)  # expert load and balance loss; empty for the dense model
     bad: BadStep | None = None  # what is wrong with the step, which was skipped unless bad.updates
+    part_norms: dict[str, float] = field(default_factory=dict)  # gradient norms of the trained parts, before clipping
 
 
 class TrainStep:
@@ -107,8 +110,13 @@ class TrainStep:
         ]
         self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype)
         self.scheduler = build_scheduler(optimizer_config, self.optimizer, steps)
-        self._expert_tokens: Tensor | None = None
+        self.part_norms = PartNorms(self.ddp, self.optimizer)
+        self.expert_load = ExpertLoad(model_chunks)
+        self.timers = StepTimers()
         for chunk in model_chunks:
+            if chunk.pre_process:
+                self.timers.watch_vision(chunk.vision_model, chunk.adapter)
+            chunk.config.timers = self.timers
             chunk.config.grad_scale_func = self.optimizer.scale_loss
             chunk.config.finalize_model_grads_func = self._finalize_gradients
             if optimizer_config.overlap_grad_reduce:
@@ -144,7 +152,9 @@ class TrainStep:
         compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens)
         twice = self.check_determinism and step % self.check_determinism == 0
         loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
-        grad_norm, bad = self._update_unless_bad(step, loss, biases)
+        part_norms = self.part_norms.compute()
+        with self.timers.count("optimizer"):
+            grad_norm, bad = self._update_unless_bad(step, loss, biases)
         return StepReport(
             loss=loss,
             grad_norm=grad_norm,
@@ -157,8 +167,9 @@ class TrainStep:
             quarantined=quarantined,
             domain_losses=domain_losses,
             scaled_lrs=scaled_learning_rates(self.scheduler),
-            moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
+            moe=self.expert_load.report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
             bad=bad,
+            part_norms=part_norms,
         )
 
     def measure(self, batches: Sequence[Batch], keep_losses: KeepLosses) -> tuple[float, float]:
@@ -213,17 +224,18 @@ class TrainStep:
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = get_forward_backward_func()(
-            forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
-            data_iterator=[
-                broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
-            ],
-            model=self.ddp,
-            num_microbatches=len(batches),
-            seq_length=self.seq_length,
-            micro_batch_size=1,
-            forward_only=False,
-        )
+        with self.timers.count(FORWARD_BACKWARD):
+            reports = get_forward_backward_func()(
+                forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
+                data_iterator=[
+                    broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
+                ],
+                model=self.ddp,
+                num_microbatches=len(batches),
+                seq_length=self.seq_length,
+                micro_batch_size=1,
+                forward_only=False,
+            )
         return reduce_losses(reports)
 
     def synchronize_weights(self) -> None:
@@ -266,38 +278,9 @@ class TrainStep:
 
     def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
         """Keep the experts' token counts, which megatron-core uses for the expert bias and then clears."""
-        if routers := [router for chunk in self.model_chunks for router in chunk.routers()]:
-            self._expert_tokens = torch.stack([router.local_tokens_per_expert for router in routers])
-        finalize_model_grads(*args, **kwargs)
-
-    def _moe_report(self, micro_batches: int) -> dict[str, float]:
-        """Return the balance loss and the highest and lowest load of an expert.
-
-        The loss is the mean over layers; loads are of any layer, as multiples of an even share.
-        """
-        same_stage = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
-        stages = parallel_state.get_pipeline_model_parallel_group()
-        device = torch.cuda.current_device()
-        loads = torch.tensor([-math.inf, -math.inf], device=device)  # for a stage without experts
-        if self._expert_tokens is not None:
-            dist.all_reduce(self._expert_tokens, group=same_stage)
-            load = self._expert_tokens / self._expert_tokens.mean(dim=1, keepdim=True).clamp(min=1)
-            loads = torch.stack([load.max(), -load.min()]).to(loads.dtype)
-            self._expert_tokens = None
-        dist.all_reduce(loads, op=dist.ReduceOp.MAX, group=stages)
-        highest, lowest = loads.tolist()
-        report = {"expert_load/max": highest, "expert_load/min": -lowest}
-        if self.config.moe_aux_loss_coeff:
-            values = torch.zeros((), device=device)
-            if tracked := get_moe_layer_wise_logging_tracker().get(BALANCE_LOSS):
-                values = tracked["values"].sum()
-            dist.all_reduce(values, group=same_stage)
-            dist.all_reduce(values, group=stages)
-            layers = sum(self.config.moe_layer_freq)
-            packs = micro_batches * parallel_state.get_data_parallel_world_size()
-            report["balance_loss"] = values.item() / (layers * packs)
-            clear_aux_losses_tracker()
-        return report
+        self.expert_load.take()
+        with self.timers.count("communication"):
+            finalize_model_grads(*args, **kwargs)
 
 
 # --- one micro-batch --------------------------------------------------------------------------------------------------
@@ -312,10 +295,11 @@ def forward_step(
     return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
+def forward(model: Any, batch: Batch, *, with_labels: bool = True) -> Tensor:
     """Return the loss of every token of a pack that this context rank has, float32 [tokens / CP].
 
-    On a pipeline stage that is not the last, return the input of the next stage.
+    Without labels, return the tokens' logits. On a pipeline stage that is not the last, return the input of the next
+    stage.
     """
     names = (
         "input_ids",
@@ -325,9 +309,9 @@ def forward(model: Any, batch: Batch) -> Tensor:
         "patches",
         "grid_thw",
         "frames_per_image",
-        "labels",
     )
-    return model(**{name: getattr(batch, name) for name in names})
+    inputs = {name: getattr(batch, name) for name in names}
+    return model(**inputs, labels=batch.labels if with_labels else None)
 
 
 def weighted_loss(
