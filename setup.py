@@ -34,7 +34,12 @@ setup(
         "tools",
         "training",
     ],
-    package_data={"": ["py.typed"], "demo": ["media.yaml"], "tools": ["report_page.html", "view_page.html"]},
+    package_data={
+        "": ["py.typed"],
+        "demo": ["media.yaml"],
+        "tools": ["report_page.html", "view_page.html"],
+        "training": ["samples_page.html"],
+    },
     install_requires=[
         "ahocorasick_rs",
         "av",
@@ -56,6 +61,7 @@ setup(
         "python-bidi",
         "python-pptx",
         "pyyaml",
+        "rapidfuzz",
         "requests",
         "rich",
         "safetensors",

@@ -19,12 +19,13 @@ class HealthConfig:
     hang_seconds: int = 900  # a process without progress for so long ends the run, with all stacks; 0: never
     allowance_seconds: int = 1800  # added while weights are loaded or saved, and in the first step
     # a loss or gradient norm that is not finite: stop the run, or skip (no update of weights, optimizer state and
-    # expert biases; the learning rate and the data go on)
+    # expert biases; the learning rate and the data continue)
     on_nonfinite: str = "stop"
     on_spike: str = "warn"  # a spike (health.spike_factor): warn, skip or stop
-    # a step is a spike if its loss or gradient norm is more than so many times the median of the last updates; 0: never
+    # a step is a spike if its loss or gradient norm is more than this multiple of the median of the last updates;
+    # 0: never
     spike_factor: float = 0.0
-    spike_window: int = 100  # updates that the median is taken of; before so many there is no spike
+    spike_window: int = 100  # updates that the median is taken of; there is no spike before the window is full
     max_skipped: int = 10  # steps that may be skipped in a row; one more stops the run
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ from training.start_report import log_start
 from training.step import StepReport
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
 from training.trackers import open_trackers
+from training.validator import Validator
 
 
 def run(config: RunConfig) -> None:
@@ -92,6 +93,7 @@ class Run:
     def __init__(self, prepared: Prepared, start_point: StartPoint, guard: Guard) -> None:
         self.config, self.loader, self.guard = prepared.config, prepared.loader, guard
         self.folder = Path(self.config.train.output_dir)
+        self.base = start_point.base
         self.trainer = build_trainer(prepared, start_point)
         self.meter = Meter(self.config, prepared.model, self.trainer)
         self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
@@ -116,15 +118,17 @@ class Run:
                 set_aside_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
+        tokenizer = self.loader.tokenizer
+        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self._may_validate)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
         try:
             self._note_state(RUNNING)
             while self.done < self.config.train.steps and not self._is_stopped() and self._take_step():
+                self._validate_if_due()
                 self._save_if_due()
-            self.guard.watchdog.mark(self.done, "saving", slow=True)
-            self.saver.save_last(self.done)  # of the run or of the data
+            self._end()
             return self._finish()
         finally:
             self.guard.watchdog.mark(self.done, "closing", slow=True)
@@ -214,6 +218,22 @@ class Run:
         facts = {"reason": str(error).removeprefix(f"step {step}: "), "action": "stop"}
         return f"its samples are listed in {write_samples(self.folder, step, facts, batches)}"
 
+    def _may_validate(self) -> bool:
+        """Note progress of a validation; return whether nobody asked the run to stop. Collective."""
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        return not self.guard.requests.agree()
+
+    def _validate_if_due(self) -> None:
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        self.validator.after_step(self.trainer, self.done, is_last=self.done == self.config.train.steps)
+
+    def _end(self) -> None:
+        """Validate where the data has ended, unless the run was asked to stop, and save the last step."""
+        self.guard.watchdog.mark(self.done, "saving", slow=True)
+        if not self.stopped_by:
+            self.validator.after_end(self.trainer, self.done)
+        self.saver.save_last(self.done)
+
     def _save_if_due(self) -> None:
         is_due = self.saver.is_due(self.done)
         self.guard.watchdog.mark(self.done, "saving", slow=is_due)
@@ -229,6 +249,7 @@ class Run:
             updates=self.trainer.updates,
             bad_steps=self.trainer.bad_steps.state_dict(),
             metrics=self.meter.state(),
+            base=self.base,
         )
 
 

@@ -21,6 +21,7 @@ from training.step import StepReport
 from training.trackers import Tracker
 
 logger = logging.getLogger("glmv")
+VALIDATION = "validation.jsonl"
 TENSORBOARD_THREAD = "_AsyncWriterThread"  # the class of the thread that writes TensorBoard's file
 
 
@@ -139,7 +140,9 @@ class RunLog:
         with writes_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             kept = keep_earlier(folder / "metrics.jsonl") if resumed_at == 0 else None
-            for name in ("metrics.jsonl", "quarantine.jsonl"):
+            if resumed_at == 0:
+                keep_earlier(folder / VALIDATION)
+            for name in ("metrics.jsonl", "quarantine.jsonl", VALIDATION):
                 cut_back(folder / name, resumed_at)
             self._metrics = (folder / "metrics.jsonl").open("a")
             self._quarantine = (folder / "quarantine.jsonl").open("a")
@@ -171,6 +174,19 @@ class RunLog:
         what = "" if bad.updates else " was skipped"
         logger.warning("step %d%s: %s; its samples are listed in %s", step, what, bad.reason, samples)
 
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers that are not part of every step's line into TensorBoard and the trackers."""
+        for key, value in values.items():
+            if key != "step":
+                self._tensorboard.add_scalar(key, value, step)
+        for tracker in self.trackers:
+            tracker.step(step, dict(values))
+
+    @property
+    def tensorboard(self) -> SummaryWriter:
+        """The writer, for what is neither a number nor written at every step."""
+        return self._tensorboard
+
     def quarantined(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Write down the quarantined samples of a step."""
         if not records:
@@ -198,8 +214,8 @@ def keep_earlier(metrics: Path) -> Path | None:
     """Rename the metrics of a run that left no checkpoint, and return their new path; None where there are none."""
     if not metrics.exists() or not metrics.stat().st_size:
         return None
-    number = next(n for n in itertools.count(1) if not metrics.with_name(f"metrics.{n}.jsonl").exists())
-    return metrics.rename(metrics.with_name(f"metrics.{number}.jsonl"))
+    names = (metrics.with_name(f"{metrics.stem}.{number}.jsonl") for number in itertools.count(1))
+    return metrics.rename(next(name for name in names if not name.exists()))
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -76,7 +76,7 @@ class Replay:
     """A step that was replayed."""
 
     step: int
-    weights: str  # where the weights came from
+    weights: str  # which weights were used
     steps_between: int | None  # steps that the weights have not seen; None where they were given
     loss: float | None  # mean over the loss tokens of all packs that were replayed
     packs: list[PackLoss]
@@ -116,7 +116,7 @@ def prepare_replay(run: Path, step: int, checkpoint: Path | None = None, overrid
     loader = build_loader(config, model)
     done = _move_to(loader, step, own, config.checkpoint.allow_changes)
     prepared = Prepared(config, model, loader, lay_out_pipeline(config, model, loader))
-    description = str(weights) if weights else f"random weights, seed {config.train.seed}"
+    description = f"the weights of {weights}" if weights else f"random weights of seed {config.train.seed}"
     return Prelude(prepared, weights, description, None if checkpoint else step - 1 - done)
 
 

@@ -59,6 +59,11 @@ class Saver:
         self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if config.checkpoint.async_save else None
         self._writing: _Writing | None = None
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether there is a save in the background, of which not all processes are known to be done."""
+        return self._writing is not None
+
     def after_step(self, step: int) -> None:
         """Save if a checkpoint of this step is due, and look at the save in the background, if there is one.
 
@@ -128,11 +133,11 @@ class Saver:
             self._end()
 
     def close(self) -> None:
-        """Let the save in the background end, also where the run ends with an error. Its own error is only logged."""
+        """Let the save in the background end where the run ends with an error. Its own error is only logged then."""
         try:
             self.wait()
         except Exception as error:
-            logger.warning("%s", error)
+            logger.warning("the save in the background failed too: %s", str(error).splitlines()[0])
 
     def _wait_for_the_one_before(self, step: int) -> None:
         if self._writing is not None:

@@ -8,14 +8,16 @@ from dataclasses import asdict
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
+from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
 from training.metrics import logger
+from training.prompts import CHAT_FORMS
 from training.setup import Prepared
 from training.start_point import StartPoint
 from training.throughput import device_peak
+from training.validation import describe_held_out
 
-CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each published model variant writes chats
 TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
 
 
@@ -43,6 +45,9 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
         logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
     for warning in warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)):
         logger.warning(warning)
+    if prepared.validation.loader is not None:
+        for line in describe_held_out(prepared.validation.loader, prepared.loader):
+            logger.info(line)
     if done == config.train.steps:
         logger.info("nothing is left to do; raise train.steps to continue")
 
@@ -67,8 +72,13 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"{model.decoder.max_position_embeddings}, and engines refuse longer prompts: set "
             f"model.max_position_embeddings={config.train.seq_length}, and model.rope_theta if its base should change"
         )
+    if 0 < config.health.hang_seconds <= config.data.retry_seconds:
+        yield (
+            f"data.retry_seconds={config.data.retry_seconds:g} is not below health.hang_seconds="
+            f"{config.health.hang_seconds}: a run that waits for a lost shard would be ended as if it hung"
+        )
     yield from _other_chat_forms(model, loader)
-    yield from _keys_without_effect(config, model)
+    yield from settings_without_effect(config, model)
     yield from _unused_parts(config, loader)
     for use in loader.source_use():
         if use.is_repeated:
@@ -90,13 +100,17 @@ def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
             )
 
 
-def _keys_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
+def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
     """Warn about keys that were set for a part of the model that is frozen or missing."""
     reasons = {part: f"freeze names {part}" for part in config.freeze}
-    if not model.decoder.is_moe:
+    if config.lora.rank:
+        reasons["router"] = "LoRA freezes the routers"
+    elif not model.decoder.is_moe:
         reasons["router"] = "the model is dense"
     elif "decoder" in config.freeze:
         reasons["router"] = reasons["decoder"]
+    if not config.lora.rank:
+        reasons["lora"] = "lora.rank is 0"
     if config.optimizer.decay_style == "constant" and config.optimizer.min_lr != type(config)().optimizer.min_lr:
         yield "optimizer.min_lr has no effect, because optimizer.decay_style=constant keeps optimizer.lr"
     set_keys = [
@@ -104,6 +118,9 @@ def _keys_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
     ]
     set_keys += [
         (f"moe.{key}", "router") for key, value in asdict(config.moe).items() if value != getattr(MoeConfig, key)
+    ]
+    set_keys += [
+        (f"lora.{key}", "lora") for key, value in asdict(config.lora).items() if value != getattr(LoraConfig(), key)
     ]
     for key, part in set_keys:
         if part in reasons:
@@ -113,6 +130,8 @@ def _keys_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
 def _unused_parts(config: RunConfig, loader: PackedLoader) -> Iterator[str]:
     """Warn about parts that would be trained although the data has no image for them."""
     unused = [part for part in ("vision", "adapter") if part not in config.freeze]
+    if config.lora.rank:
+        unused = []  # frozen weights do not change, and an adapter without a gradient stays zero
     if not unused or loader.has_media:
         return
     without = f"no source in data.sources has an image or a video, so {' and '.join(unused)} cannot learn"

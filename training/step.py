@@ -168,8 +168,8 @@ class TrainStep:
             domain_losses=domain_losses,
             scaled_lrs=scaled_learning_rates(self.scheduler),
             moe=self.expert_load.report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
-            part_norms=part_norms,
             bad=bad,
+            part_norms=part_norms,
         )
 
     def measure(self, batches: Sequence[Batch], keep_losses: KeepLosses) -> tuple[float, float]:
@@ -295,10 +295,11 @@ def forward_step(
     return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
+def forward(model: Any, batch: Batch, *, with_labels: bool = True) -> Tensor:
     """Return the loss of every token of a pack that this context rank has, float32 [tokens / CP].
 
-    On a pipeline stage that is not the last, return the input of the next stage.
+    Without labels, return the tokens' logits. On a pipeline stage that is not the last, return the input of the next
+    stage.
     """
     names = (
         "input_ids",
@@ -308,9 +309,9 @@ def forward(model: Any, batch: Batch) -> Tensor:
         "patches",
         "grid_thw",
         "frames_per_image",
-        "labels",
     )
-    return model(**{name: getattr(batch, name) for name in names})
+    inputs = {name: getattr(batch, name) for name in names}
+    return model(**inputs, labels=batch.labels if with_labels else None)
 
 
 def weighted_loss(

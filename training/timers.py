@@ -66,6 +66,10 @@ class StepTimers:
         seconds["decoder"] = seconds.pop(FORWARD_BACKWARD) - seconds["vision"] - seconds["communication"]
         return seconds
 
+    def forget(self) -> None:
+        """Forget what was counted since the last `read`: it belongs to no step of training."""
+        self._spans, self._begun = [], {}
+
     def _now(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()

@@ -49,7 +49,6 @@ class PackFetcher(Dataset):
         truncate: bool = False,
         cache: ShardCache | None = None,
         lost: LostShards | None = None,
-        stop_at_lost_shard: bool = False,
         notes: WorkerNotes | None = None,
     ) -> None:
         """Prepare to fetch; no file is opened yet.
@@ -62,14 +61,14 @@ class PackFetcher(Dataset):
             segment_multiple: Segments are padded to a multiple of this many tokens.
             truncate: Whether only the beginning of a sample longer than a pack is used.
             cache: Where copies of remote shards are kept.
-            lost: How long to wait for a shard that cannot be read; by default not at all.
-            stop_at_lost_shard: Whether a shard that stays lost is an error. Otherwise its samples are quarantined.
+            lost: How long to wait for a shard that cannot be read, and whether one that stays lost is an error. By
+                default its samples are quarantined at once.
             notes: Where this process notes which sample it is reading.
         """
         self.sources, self.tokenizer, self.budget = sources, tokenizer, budget
         self.seq_length, self.segment_multiple, self.truncate = seq_length, segment_multiple, truncate
-        self._reader = ShardReader(cache=cache, lost=lost)
-        self._stop_at_lost_shard = stop_at_lost_shard
+        self._lost = lost or LostShards()
+        self._reader = ShardReader(cache=cache, lost=self._lost)
         self._notes = notes or WorkerNotes(workers=0)
         self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
 
@@ -112,7 +111,7 @@ class PackFetcher(Dataset):
                 sample = self._fetch(candidate, stored)
                 break
             except BadSample as error:
-                if isinstance(error, LostShard) and self._stop_at_lost_shard:
+                if isinstance(error, LostShard) and not self._lost.give_up:
                     raise DataError(
                         f"a shard of source {source.label!r} is lost: {error.detail}. Bring it back and start the run "
                         "again: it resumes from its newest checkpoint. data.retry_seconds is how long a run waits for "

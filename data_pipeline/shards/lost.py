@@ -3,8 +3,8 @@
     lost = LostShards(seconds=300)
     contents = lost.attempt("captions-00017.tar", read)
 
-`read` is repeated, ever more rarely, until it succeeds or until the shard has been missing for so many seconds. The
-time is kept in memory that the data workers of a process share: a shard is waited for once, not once per worker.
+`read` is repeated, ever more rarely, until it succeeds or until the shard has been missing for that number of seconds.
+The time is kept in memory that the data workers of a process share: a shard is waited for once, not once per worker.
 """
 
 from __future__ import annotations
@@ -40,10 +40,11 @@ class LostShards:
 
     Args:
         seconds: How long to wait for a shard; 0: not at all.
+        give_up: Whether the caller does without a shard that stays lost; otherwise it is an error.
     """
 
-    def __init__(self, seconds: float = 0) -> None:
-        self.seconds = seconds
+    def __init__(self, seconds: float = 0, *, give_up: bool = True) -> None:
+        self.seconds, self.give_up = seconds, give_up
         self._since = mmap.mmap(-1, _SINCE.size * (_SLOTS + 1))  # the last one: when a shard was given up
 
     def attempt(self, path: str, read: Callable[[bool], Result]) -> Result:

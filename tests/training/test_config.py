@@ -77,6 +77,8 @@ MESSAGES = [
     ("train.seq_length=100", r"train.seq_length=100 must be a multiple of data.segment_multiple=8"),
     ("train.output_dir=", r"train.output_dir is empty"),
     ("checkpoint.resume=always", r"checkpoint.resume='always': choose one of auto, never"),
+    ("checkpoint.keep_every=1000", r"keep_every=1000 is not a multiple of checkpoint.save_interval=3: most of these"),
+    ("checkpoint.keep_every=-3", r"checkpoint.keep_every=-3: give 0 or a positive number"),
     ("checkpoint.verify=none", r"checkpoint.verify='none': choose one of full, sizes"),
     ("fp8.recipe=blockwise", r"fp8.recipe=blockwise is not supported, .*; set fp8.recipe=none"),
     ("fp8.recipe=e4m3", r"fp8.recipe='e4m3': choose one of"),

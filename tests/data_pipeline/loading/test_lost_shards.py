@@ -115,7 +115,7 @@ def test_shard_that_is_copied_back_is_read_when_it_is_whole(own_shards, tmp_path
 
 
 def test_storage_without_permission_is_not_waited_for(own_shards):
-    """A folder in place of a shard: no wait mends that."""
+    """A folder in place of a shard: no wait helps."""
     folder, _ = own_shards
     shard = find_shards(str(folder))[0]
     index, mark = read_index(shard), fingerprint(shard)
