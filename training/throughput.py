@@ -95,7 +95,7 @@ class StepFlops:
         self._image, self._segment = costs["vision"] + costs["adapter"], costs["decoder"]
 
     def of(self, batches: Sequence[Batch]) -> int:
-        """Return the useful FLOPs of a forward and a backward pass over these packs."""
+        """Return the useful FLOPs of the forward and backward passes of these packs."""
         return sum(self._of(batch) for batch in batches)
 
     def _of(self, batch: Batch) -> int:
