@@ -139,10 +139,15 @@ class ExpertAdapters(nn.ModuleList):
 # --- adding them to a model -------------------------------------------------------------------------------------------
 
 
-def add_adapters(model: GlmvModel, config: LoraConfig) -> None:
+def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None = None) -> None:
     """Add adapters to one chunk of a model and freeze everything else, before DDP wraps it.
 
     Their factors are zero until `model.lora_weights` or a checkpoint fills them.
+
+    Args:
+        model: The chunk.
+        config: Rank, scale and targets.
+        dtype: Dtype of the adapters; that of the weights if None.
 
     Raises:
         ConfigError: A target matches nothing.
@@ -155,6 +160,8 @@ def add_adapters(model: GlmvModel, config: LoraConfig) -> None:
     for name, module in list(model.named_modules()):
         if found := _adapted_weights(model, name, module, by_linear):
             adapters: Any = _adapters_for(model, name, found, config)
+            if dtype is not None:
+                adapters.to(dtype)
             module.add_module(ADAPTERS, adapters)
             adapters.hook = module.register_forward_hook(_add_to_output)
     vision = getattr(model, "vision_model", None)

@@ -95,7 +95,7 @@ def check_same_base(before: TrainState, config: RunConfig, fingerprint: str, fol
     if fingerprint != before.base:
         raise ConfigError(
             f"model.init_from={config.model.init_from} is another base model than the one that the adapters in "
-            f"{folder} were trained on ({before.config['model']['init_from']}): found {fingerprint}, not "
+            f"{folder} were trained on ({before.config.get('model', {}).get('init_from')}): found {fingerprint}, not "
             f"{before.base}; name that model, or choose another train.output_dir"
         )
 

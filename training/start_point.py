@@ -212,10 +212,11 @@ def _from_weights(config: RunConfig) -> StartPoint:
 
 
 def find_weights(init_from: str) -> Path | None:
-    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None where it is empty.
+    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None if it is empty.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: It is neither, or a checkpoint of adapters.
+        CheckpointError: It is a run's folder whose `latest` is damaged.
     """
     if not init_from:
         return None
