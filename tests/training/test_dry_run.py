@@ -159,6 +159,7 @@ def test_header_of_a_checkpoint_is_read_without_running_it(
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
 @pytest.mark.parametrize("layout", ["EP2", "TP2 SP"])
 def test_bytes_are_those_of_the_objects_of_a_run(hf_folder, config_file: Path, layout: str) -> None:
