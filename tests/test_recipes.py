@@ -1,6 +1,6 @@
-"""The recipes in configs/glm45v and configs/glm41v: complete, as published, possible on their GPUs, trained as twins.
+"""The recipes in configs/glm45v and configs/glm41v: complete, as published, possible on their GPUs, trained small.
 
-A twin is a recipe with configs/tiny/twin_*.yaml over it, on two CPU processes.
+A miniature is a recipe with configs/tiny/miniature_*.yaml over it, on two CPU processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIGS = ROOT / "configs"
 FILES = [path for folder in ("base", "glm45v", "glm41v") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 STAGES = ("pretrain", "long_context", "sft", "sft_64k", "sft_lora")
 RECIPES = [(model, stage) for model in ("glm45v", "glm41v") for stage in STAGES]
-TWINS = {"glm45v": "twin_moe", "glm41v": "twin_dense"}
+MINIATURES = {"glm45v": "miniature_moe", "glm41v": "miniature_dense"}
 HEADER = re.compile(
     r"^# .*Not run on a GPU\.\n"
     r"# (\d+) GPUs of 80 GB: torchrun --nnodes (\d+) --nproc_per_node 8 -m (\w+)\.train --config (\S+)\n"
@@ -155,13 +155,13 @@ def test_sources_are_those_of_the_demo_and_video_comes_late(model: str, stage: s
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("model", TWINS)
-def test_twin_needs_a_folder_of_its_own(model: str) -> None:
+@pytest.mark.parametrize("model", MINIATURES)
+def test_miniature_needs_a_folder_of_its_own(model: str) -> None:
     with pytest.raises(ConfigError, match=r"train.output_dir is empty"):
-        recipe(model, "pretrain").load(over=TWINS[model])
+        recipe(model, "pretrain").load(over=MINIATURES[model])
 
 
-# --- twins ------------------------------------------------------------------------------------------------------------
+# --- miniatures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -190,7 +190,7 @@ def trains(
 ) -> None:
     """Train 5 steps; if it `resumes`, then steps 4 and 5 again, from the checkpoint of step 3."""
     chosen, run = recipe(model, stage), out / stage
-    over = CONFIGS / "tiny" / f"{TWINS[model]}.yaml"
+    over = CONFIGS / "tiny" / f"{MINIATURES[model]}.yaml"
     arguments = ["--config", str(over), f"train.output_dir={run}", f"model.init_from={init_from}"]
     arguments += [f"data.root={shards}", f"data.tokenizer={tokenizer}"]
     train(chosen.file, arguments, entry=f"{chosen.entry}.train")
@@ -204,19 +204,19 @@ def trains(
     assert [[line[key] for key in kept] for line in metrics(run)] == [[line[key] for key in kept] for line in lines]
 
 
-def test_twin_of_a_recipe_for_glm45v_trains_and_resumes(
+def test_miniature_of_a_recipe_for_glm45v_trains_and_resumes(
     demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     trains("glm45v", "pretrain", demo_shards, tokenizer_folder, tmp_path)
 
 
-def test_twin_of_a_recipe_for_glm41v_trains(demo_shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+def test_miniature_of_a_recipe_for_glm41v_trains(demo_shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     trains("glm41v", "long_context", demo_shards, tokenizer_folder, tmp_path, resumes=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", TWINS)
-def test_every_twin_trains_and_resumes_from_the_stage_before(
+@pytest.mark.parametrize("model", MINIATURES)
+def test_every_miniature_trains_and_resumes_from_the_stage_before(
     model: str, demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     before = {"long_context": "pretrain", "sft": "long_context", "sft_64k": "sft", "sft_lora": "sft"}
