@@ -45,12 +45,18 @@ class Backend(BackendSpecProvider, Protocol):
     description: str  # for the log
     config_fields: dict[str, Any]  # TransformerConfig fields that go with its modules
 
+    def with_separate_norms(self) -> Backend:
+        """Return the same modules, with no norm fused into a linear layer: adapters take the output of the norm."""
+
 
 class TorchSpecProvider(BackendSpecProvider):
     """megatron-core's own parallel linear layers, with a norm and a core attention in plain torch."""
 
     description = "torch (megatron-core's linear layers, torch's attention and norms)"
     config_fields = NO_FUSED_KERNELS
+
+    def with_separate_norms(self) -> Backend:
+        return self
 
     def column_parallel_linear(self) -> type:
         return ColumnParallelLinear

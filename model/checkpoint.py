@@ -40,6 +40,7 @@ from model.hf_weights import local_tensors
 __all__ = [
     "HF_FILES",
     "STATE",
+    "TRAIN_STATE",
     "CheckpointError",
     "TrainState",
     "find_checkpoint",
@@ -70,9 +71,10 @@ class TrainState:
     step: int  # steps done
     data: dict[str, Any] = field(default_factory=dict)  # counters of the loader
     config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
-    updates: int | None = None  # of the steps, those that updated the weights; None in older checkpoints: all
+    updates: int | None = None  # Adam's step count: updates behind its moments; None in older checkpoints: as steps
     bad_steps: dict[str, Any] = field(default_factory=dict)  # state of the detector of bad steps
     metrics: dict[str, Any] = field(default_factory=dict)  # what metrics count over the whole run
+    base: str = ""  # fingerprint of the frozen weights, where the checkpoint holds only adapters (LoRA)
 
     @property
     def updates_done(self) -> int:
@@ -267,13 +269,22 @@ def load_checkpoint(
     """
     check_metadata(path / STATE)
     check_manifest(path, verify)
+    chunk: Any = model_chunks[0]
+    if chunk.lora is None and (path / TRAIN_STATE).is_file() and read_train_state(path).base:
+        raise CheckpointError(
+            f"{path} holds only the adapters of a LoRA run: use `python -m tools.convert merge` for a whole model, or "
+            "`export-lora` for PEFT's files"
+        )
     groups_as_configured = _hyperparameters(optimizer)
     wanted = sharded_state(model_chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
         raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
-    problems = [_fill(chunk, loaded.get(f"model{number}", {})) for number, chunk in enumerate(model_chunks)]
+    problems = [
+        _fill(chunk, loaded.get(f"model{number}", {}), wanted[f"model{number}"])
+        for number, chunk in enumerate(model_chunks)
+    ]
     problem = next(filter(None, problems), None)
     raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
@@ -281,10 +292,11 @@ def load_checkpoint(
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).updates_done)
 
 
-def _fill(chunk: nn.Module, state: dict[str, Any]) -> str | None:
+def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """Load a chunk's state, which is empty for a stage without layers, and return what is wrong with it."""
     keys = chunk.load_state_dict(state, strict=False)
-    if wrong := [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
+    missing = [key for key in keys.missing_keys if key in wanted or chunk.lora is None]  # frozen weights are not saved
+    if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"
     if bad := nonfinite(dict(local_tensors(chunk))):
         return f"has values that are not finite (NaN or infinity) in {', '.join(bad[:3])}; use another step"
@@ -306,6 +318,8 @@ def read_train_state(path: Path) -> TrainState:
             raise TypeError("step and updates must be integers")
         if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps, state.metrics)):
             raise TypeError("data, config, bad_steps and metrics must be JSON objects")
+        if not isinstance(state.base, str):
+            raise TypeError("base must be a string")
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
     return state

@@ -114,6 +114,7 @@ def local_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
 DECODER_LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)")
 LOCAL_EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)\.")
 GROUPED_EXPERT = re.compile(r"(\.mlp\.experts)\.(linear_fc[12])\.weight(\d+)$")
+GROUPED_ADAPTER = re.compile(r"(\.mlp\.experts)\.(linear_fc[12])\.lora\.(\d+)\.")
 
 
 def canonical_name(model: nn.Module, name: str) -> str:
@@ -122,6 +123,7 @@ def canonical_name(model: nn.Module, name: str) -> str:
     Layers and experts are counted over all ranks, and names are those of the torch backend, whatever the backend.
     """
     canonical = GROUPED_EXPERT.sub(r"\1.local_experts.\3.\2.weight", name)
+    canonical = GROUPED_ADAPTER.sub(r"\1.local_experts.\3.\2.lora.", canonical)
     for fused, alone in FUSED_NORMS.items():
         canonical = canonical.replace(fused, alone)
     if expert := LOCAL_EXPERT.match(canonical):

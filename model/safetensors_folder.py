@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,12 @@ class SafetensorsFolder:
     def unchecked_tensor(self, name: str) -> Tensor:
         """Read one tensor, whatever its values."""
         return self._open(self._file[name]).get_tensor(name)
+
+    def first_bytes(self, name: str, values: int) -> bytes:
+        """Return the first values of one tensor as they are on disk; rows of a matrix count whole."""
+        stored = self._open(self._file[name]).get_slice(name)
+        rows = max(1, values // max(1, prod(self._shape[name][1:])))
+        return bytes(stored[:rows].contiguous().view(torch.uint8).numpy())
 
     def _find(self) -> Iterator[tuple[str, Path]]:
         """Yield every tensor's name and the file that holds it."""

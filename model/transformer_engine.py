@@ -33,8 +33,24 @@ class TransformerEngineSpecProvider(TESpecProvider):
     description = f"transformer_engine {transformer_engine_version()} (fused norms, linear layers, attention, experts)"
     config_fields = FUSED_KERNELS
 
+    def with_separate_norms(self) -> TransformerEngineSpecProvider:
+        """Return the same modules, with no norm fused into a linear layer."""
+        return SeparateNorms()
+
     def core_attention(self) -> type:
         return SegmentDotProductAttention
+
+
+class SeparateNorms(TransformerEngineSpecProvider):
+    """The provider for models with adapters, which need the output of the norm before a linear layer."""
+
+    description = f"{TransformerEngineSpecProvider.description}, norms not fused with linear layers"
+
+    def fuse_layernorm_and_linear(self) -> bool:
+        return False
+
+    def column_parallel_layer_norm_linear(self) -> None:
+        return None
 
 
 class SegmentDotProductAttention(TEDotProductAttention):

@@ -3,20 +3,21 @@
     python -m tools.convert import --hf DIR --out CKPT
     python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep]
                                     [--max-shard-size 5GB] [--verify full|sizes]
+    python -m tools.convert export-lora --checkpoint CKPT --out DIR
+    python -m tools.convert merge --checkpoint CKPT --out DIR [--base DIR] [options of export]
     python -m tools.convert verify DIR_A DIR_B
 
 One process on the CPU holds the whole model, and needs memory for its weights once. CKPT is a step folder, or a run's
 folder for its newest step. An export contains the tokenizer, chat template and processor files that the import found.
-Import and export change no bit of float32 or bfloat16 weights.
+Import and export change no bit of float32 or bfloat16 weights. export-lora and merge take a checkpoint of a LoRA run:
+the first writes its adapters for PEFT, the second a whole model.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,13 +28,10 @@ import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
-from common.disk import free_space
-from common.files import write_json
-from common.sizes import parse_size
 from model.checkpoint import (
     HF_FILES,
     STATE,
@@ -43,38 +41,33 @@ from model.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from model.checkpoint_manifest import VERIFY
 from model.checkpoint_metadata import stored_dtype
-from model.config import ARCHITECTURES, ConfigError, GlmvConfig
-from model.glmv import GlmvModel
-from model.hf_config import CONFIG_FILE, add_old_rope_spelling, with_one_rope_spelling
-from model.hf_weights import check_names_and_shapes, export_tensors, hf_shapes
-from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter, WeightsError
+from model.config import ConfigError, GlmvConfig
+from model.hf_config import CONFIG_FILE, with_one_rope_spelling
+from model.hf_weights import check_names_and_shapes, hf_shapes
+from model.safetensors_folder import SafetensorsFolder, WeightsError
 from model.whole_model import build_whole_model
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
+from tools.hf_output import (
+    DTYPES,
+    HF_FILE_NAMES,
+    ConvertError,
+    check_options,
+    copy_hf_files,
+    dtype_of,
+    progress_bar,
+    refuse_full,
+    shard_bytes,
+    write_hf_folder,
+)
+from tools.lora_output import export_lora, merge
 from training.distributed import process_group
-from training.hf_files import TOKENIZER_FILES
 
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 
-HF_FILE_NAMES = (
-    CONFIG_FILE,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    *TOKENIZER_FILES,
-)
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-CONFIG_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # names of dtypes in a config.json
 SHOWN_DIFFERENCES = 40
-KEPT_IN_FLOAT32 = "e_score_correction_bias"  # published in float32, whatever the other tensors are
-
-
-class ConvertError(ValueError):
-    """A call that cannot be carried out. The message names the folder or option and says how to fix it."""
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
@@ -102,19 +95,13 @@ def import_folder(hf: Path, out: Path) -> None:
         WeightsError: the weights do not fit config.json, or are damaged.
         CheckpointError: `out` cannot be written.
     """
-    _refuse_full(out)
+    refuse_full(out)
     config = GlmvConfig.from_hf(hf)
     source = SafetensorsFolder(hf)
     check_names_and_shapes(source, hf_shapes(config))  # before the minutes that building and reading take
-    with process_group(), _progress("reading tensors", len(source.names())) as progress:
-        model = build_whole_model(config, _Watched(source, progress), dtype=_dtype_of(source))
-        save_checkpoint(out, [model], hf_files=lambda folder: _copy_hf_files(hf, folder))
-
-
-def _dtype_of(source: SafetensorsFolder) -> torch.dtype:
-    """Return bfloat16 if every tensor is, else float32, which holds every mixture without loss."""
-    dtypes = {source.dtype(name) for name in source.names() if not name.endswith(KEPT_IN_FLOAT32)}
-    return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
+    with process_group(), progress_bar("reading tensors", len(source.names())) as progress:
+        model = build_whole_model(config, _Watched(source, progress), dtype=dtype_of(source))
+        save_checkpoint(out, [model], hf_files=lambda folder: copy_hf_files(hf, folder))
 
 
 class _Watched:
@@ -144,11 +131,7 @@ def export_command(
 ) -> None:
     """Make a Hugging Face folder of a checkpoint."""
     with errors_in_one_line(CheckpointError, ConfigError, ConvertError, WeightsError):
-        try:
-            max_shard_bytes = parse_size(max_shard_size)
-        except ValueError as error:
-            raise ConvertError(f"--max-shard-size: {error}") from None
-        export_checkpoint(checkpoint, out, dtype=dtype, max_shard_bytes=max_shard_bytes, verify=verify)
+        export_checkpoint(checkpoint, out, dtype=dtype, max_shard_bytes=shard_bytes(max_shard_size), verify=verify)
     console.print(f"exported {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 
@@ -161,11 +144,8 @@ def export_checkpoint(
         ConvertError: an option is unknown, or `out` is not empty or cannot be written.
         CheckpointError: `checkpoint` is no checkpoint, is damaged, or is not safe to read.
     """
-    if dtype not in (*DTYPES, "keep"):
-        raise ConvertError(f"--dtype {dtype} is unknown: use bf16, fp32 or keep")
-    if verify not in VERIFY:
-        raise ConvertError(f"--verify {verify} is unknown: use {' or '.join(VERIFY)}")
-    _refuse_full(out)
+    check_options(dtype, verify)
+    refuse_full(out)
     path = find_checkpoint(checkpoint)
     config = GlmvConfig.from_hf(path / HF_FILES)
     stored = stored_dtype(path / STATE)
@@ -173,55 +153,44 @@ def export_checkpoint(
     with process_group():
         model = build_whole_model(config, dtype=stored)
         load_checkpoint(path, [model], verify=verify)
-        with _complete_or_removed(out) as folder:
-            _write_weights(model, folder, wanted, max_shard_bytes)
-            _copy_hf_files(path / HF_FILES, folder)
-            write_json(folder / CONFIG_FILE, _config_json(path / HF_FILES, config, wanted))
+        write_hf_folder(model, path / HF_FILES, out, wanted, max_shard_bytes)
 
 
-def _write_weights(model: GlmvModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
-    writer = SafetensorsWriter(folder, max_shard_bytes)
-    with _progress("writing tensors", len(hf_shapes(model.glmv_config))) as progress:
-        for name, tensor in export_tensors(model):
-            writer.add(name, tensor.to(torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype))
-            progress.advance(progress.task_ids[0])
-    writer.close()
+# --- adapters ---------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _complete_or_removed(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`, and give it the name `out` at the end.
-
-    After an error, and after an earlier call that was killed, nothing is left of it.
-    """
-    unfinished = out.with_name(f".unfinished_{out.name}")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(out)
-    except OSError as error:
-        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise ConvertError(
-            f"cannot write {out}: {cause} ({free_space(out)}); what was written of it is removed"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+@app.command("export-lora")
+def export_lora_command(
+    checkpoint: Annotated[Path, typer.Option(help="step folder of a LoRA run, or its run folder for the newest step")],
+    out: Annotated[Path, typer.Option(help="PEFT folder to make: a folder that does not exist or is empty")],
+    verify: Annotated[
+        str, typer.Option(help="compare the checkpoint with its manifest: full (sizes and checksums) or sizes")
+    ] = "full",
+) -> None:
+    """Make a folder that PEFT loads of the adapters in a checkpoint."""
+    with errors_in_one_line(CheckpointError, ConfigError, ConvertError, WeightsError):
+        export_lora(checkpoint, out, verify=verify)
+    console.print(f"exported the adapters of {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 
-def _config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the checkpoint's config.json with the architecture and the dtype of this export."""
-    content: dict[str, Any] = json.loads((hf_files / CONFIG_FILE).read_text())
-    add_old_rope_spelling(content)
-    content["architectures"] = [ARCHITECTURES[config.variant]]
-    # transformers 4 calls it torch_dtype, and may repeat it in both sections.
-    for section in (content, content["text_config"], content["vision_config"]):
-        for key in ("dtype", "torch_dtype"):
-            if section.get(key) is not None:
-                section[key] = CONFIG_NAMES[dtype]
-    if content.get("torch_dtype") is None:
-        content["dtype"] = CONFIG_NAMES[dtype]
-    return content
+@app.command("merge")
+def merge_command(
+    checkpoint: Annotated[Path, typer.Option(help="step folder of a LoRA run, or its run folder for the newest step")],
+    out: Annotated[Path, typer.Option(help="Hugging Face folder to make: a folder that does not exist or is empty")],
+    base: Annotated[
+        str, typer.Option(help="the base model, if it is no longer where model.init_from of the run says")
+    ] = "",
+    dtype: Annotated[str, typer.Option(help="bf16, fp32, or keep: the base model's own dtype")] = "keep",
+    max_shard_size: Annotated[str, typer.Option(help="largest file of weights, such as 5GB or 500MiB")] = "5GB",
+    verify: Annotated[
+        str, typer.Option(help="compare checkpoints with their manifests: full (sizes and checksums) or sizes")
+    ] = "full",
+) -> None:
+    """Make a Hugging Face folder of the base model with the adapters in a checkpoint added to its weights."""
+    with errors_in_one_line(CheckpointError, ConfigError, ConvertError, WeightsError):
+        max_shard_bytes = shard_bytes(max_shard_size)
+        merge(checkpoint, out, base=base, dtype=dtype, max_shard_bytes=max_shard_bytes, verify=verify)
+    console.print(f"merged {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
@@ -264,7 +233,7 @@ def compare_folders(dir_a: Path, dir_b: Path) -> Iterator[tuple[str, str, str]]:
             raise ConvertError(f"{folder} is a checkpoint: export it first; verify compares Hugging Face folders")
     a, b = SafetensorsFolder(dir_a), SafetensorsFolder(dir_b)
     names = sorted({*a.names(), *b.names()})
-    with _progress("comparing tensors", len(names)) as progress:
+    with progress_bar("comparing tensors", len(names)) as progress:
         for name in names:
             yield from _compare_tensor(name, a, b)
             progress.advance(progress.task_ids[0])
@@ -317,30 +286,6 @@ def _flatten(content: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
             yield from _flatten(value, f"{prefix}.{key}" if prefix else key)
     else:
         yield prefix, json.dumps(content, sort_keys=True)
-
-
-# --- shared -----------------------------------------------------------------------------------------------------------
-
-
-def _copy_hf_files(source: Path, folder: Path) -> None:
-    for name in HF_FILE_NAMES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-
-
-def _refuse_full(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ConvertError(f"{out} exists and is not empty: choose another --out, or remove it")
-
-
-@contextmanager
-def _progress(what: str, total: int) -> Iterator[Progress]:
-    """Show a progress bar with one task on stderr, if it is a terminal."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    stderr = Console(stderr=True)
-    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
-        progress.add_task(what, total=total)
-        yield progress
 
 
 if __name__ == "__main__":

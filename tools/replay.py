@@ -34,8 +34,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
 @app.command(help=keep_lines(__doc__))
 def main(
-    run: Annotated[Path, typer.Argument(help="the run's folder")],
-    step: Annotated[int, typer.Argument(help="the step, from 1", min=1)],
+    run: Annotated[Path, typer.Argument(help="the run's folder", metavar="RUN")],
+    step: Annotated[int, typer.Argument(help="the step, from 1", min=1, metavar="STEP")],
     overrides: Annotated[
         list[str] | None, typer.Argument(help="keys of the run to change, such as its layout", metavar="[KEY=VALUE]...")
     ] = None,
@@ -65,9 +65,9 @@ def main(
 
 def lines_of(replayed: Replay, seq_length: int) -> Iterator[str]:
     """Yield what the terminal shows."""
-    yield f"step {replayed.step}, with the weights of {replayed.weights}"
+    yield f"step {replayed.step}, with {replayed.weights}"
     if replayed.steps_between:
-        yield f"these weights have not seen the {replayed.steps_between} steps before it"
+        yield f"these weights are {replayed.steps_between} steps older than the step"
     for pack in replayed.packs:
         yield ""
         yield (

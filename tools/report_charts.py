@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
 from tools.report_runs import Points
 
@@ -43,7 +43,6 @@ class Curve:
 
     points: Points
     color: str
-    label: str = ""  # at its right end
     dashed: bool = False
 
 
@@ -88,14 +87,16 @@ def curves_chart(
         smallest = min(min(curve.points[1]) for curve in shown)
         if log and smallest > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_minor_formatter(NullFormatter())
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         elif from_zero and smallest >= 0:
             axes.set_ylim(bottom=0)
         if percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1.0))
         elif axes.get_yscale() == "linear":
-            axes.yaxis.set_major_locator(MaxNLocator(6))
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.grid(axis="y", color=GRID, linewidth=0.8)
         axes.tick_params(length=0)
@@ -113,8 +114,9 @@ def short_number(value: float) -> str:
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:.4g}{unit}"
-    if value and abs(value) < 1e-3:
-        return re.sub(r"e-0*", "e-", f"{value:.3g}" if "e" in f"{value:.3g}" else f"{value:.0e}")
+    if 0 < abs(value) < 1e-3:
+        digits, exponent = f"{value:.1e}".split("e")
+        return f"{float(digits):g}e{int(exponent)}"
     return f"{value:.4g}"
 
 
@@ -129,9 +131,6 @@ def _draw(axes: Axes, curve: Curve) -> None:
         y = _smooth(y, max(3, len(y) // 40))
     marker = "o" if len(x) == 1 else None
     axes.plot(x, y, style, color=curve.color, linewidth=1.6, marker=marker, markersize=3, solid_capstyle="round")
-    if curve.label:
-        axes.annotate(curve.label, (x[-1], y[-1]), (4, 0), textcoords="offset points", color=curve.color, fontsize=8,
-                      va="center", annotation_clip=False)  # fmt: skip
 
 
 def _group_means(values: np.ndarray, group: int) -> np.ndarray:

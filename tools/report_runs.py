@@ -56,11 +56,11 @@ class RunRecord:
 
     def last(self, key: str) -> float | None:
         """Return the newest value of a key."""
-        return next((line[key] for line in reversed(self.lines) if key in line), None)
+        return next((line[key] for line in reversed(self.lines) if _is_number(line.get(key))), None)
 
     def values(self, key: str) -> list[float]:
-        """Return a key's values, in the order of the steps."""
-        return [line[key] for line in self.lines if key in line]
+        """Return a key's values, in the order of the steps, without those that are not finite."""
+        return [line[key] for line in self.lines if _is_number(line.get(key))]
 
     def last_loss(self) -> float | None:
         """Return the mean loss of the last steps."""

@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig
 from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError, GlmvConfig
+from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
@@ -40,6 +41,7 @@ class ModelChoice:
 
     preset: str = ""  # name of a file in configs/model; optional where model.init_from says which model it is
     init_from: str = ""  # Hugging Face folder, checkpoint or run folder to take the weights from; empty: random weights
+    init_optimizer: bool = False  # take Adam's moments from model.init_from, too; the steps begin at 1 all the same
     # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
     # change when a run resumes
     backend: str = "auto"
@@ -147,6 +149,7 @@ class RunConfig:
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     # parts not to train: vision, adapter, decoder (with its routers) or router (weights and expert biases)
     freeze: list[str] = field(default_factory=list)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
     metrics: MetricsConfig = field(default_factory=MetricsConfig)
@@ -166,6 +169,8 @@ class RunConfig:
             raise ConfigError(
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
+        if self.model.init_optimizer and not self.model.init_from:
+            raise ConfigError("model.init_optimizer=true needs model.init_from, the run to take the moments from")
         self.select_backend()
         optimizer.check_steps(train.steps)
         optimizer.check_precision(train.precision)
@@ -181,8 +186,8 @@ class RunConfig:
 
     @property
     def moe_in_effect(self) -> MoeConfig:
-        """`moe`, or no balancing where the routers are frozen: its gradient would reach the layers below them."""
-        frozen = {"decoder", "router"} & set(self.freeze)
+        """`moe`, or no balancing where routers are frozen, by `freeze` or LoRA: its gradient would reach others."""
+        frozen = {"decoder", "router"} & set(self.freeze) or self.lora.rank > 0
         return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
 
     def select_backend(self) -> Backend:
@@ -192,7 +197,8 @@ class RunConfig:
             ConfigError: this machine does not have what `model.backend` asks for.
         """
         dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_transformer_engine
-        return select_backend(self.model.backend, dtype, allow_untested)
+        backend = select_backend(self.model.backend, dtype, allow_untested)
+        return backend.with_separate_norms() if self.lora.rank else backend
 
     def check_layout(self, model: GlmvConfig, world_size: int) -> None:
         """Check what depends on the model and on the number of processes.

@@ -59,7 +59,7 @@ class PartNorms:
             gradients: list[Tensor] = [
                 parameter.main_grad.view(-1)[begin:end] for parameter, begin, end in self._shards
             ]
-            norms = torch.stack(torch._foreach_norm(gradients)).double()
+            norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).double()
             squares.index_add_(0, self._parts, norms.square())
         dist.all_reduce(squares)
         norms_of_parts = squares.sqrt().tolist()

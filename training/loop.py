@@ -18,7 +18,7 @@ from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig
 from training.distributed import check_processes, process_group
 from training.errors import EXPECTED_ERRORS
-from training.fallback import set_aside_damaged, settle_start_point
+from training.fallback import keep_damaged, settle_start_point
 from training.guard import Guard, guarded
 from training.hf_files import read_inherited, write_hf_files
 from training.meter import Meter
@@ -93,6 +93,7 @@ class Run:
     def __init__(self, prepared: Prepared, start_point: StartPoint, guard: Guard) -> None:
         self.config, self.loader, self.guard = prepared.config, prepared.loader, guard
         self.folder = Path(self.config.train.output_dir)
+        self.base = start_point.base
         self.trainer = build_trainer(prepared, start_point)
         self.meter = Meter(self.config, prepared.model, self.trainer)
         self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
@@ -114,20 +115,17 @@ class Run:
             with writes_to(self.folder / RUN_CONFIG):
                 write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(keys)))
             with writes_to(self.folder / CHECKPOINTS):
-                set_aside_damaged(start_point)
+                keep_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
-        self.validator = Validator(self.config, prepared.validation, self.loader.tokenizer, self.log)
+        tokenizer = self.loader.tokenizer
+        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self._may_validate)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
         try:
             self._note_state(RUNNING)
-            while self.done < self.config.train.steps and not self._is_stopped():
-                with self.profiler.step(self.done + 1):
-                    is_taken = self._take_step()
-                if not is_taken:
-                    break
+            while self.done < self.config.train.steps and not self._is_stopped() and self._take_step():
                 self._validate_if_due()
                 self._save_if_due()
             self._end()
@@ -142,6 +140,10 @@ class Run:
 
     def _take_step(self) -> bool:
         """Train on the next packs. Returns False where the data has ended."""
+        with self.profiler.step(self.done + 1):
+            return self._train_on_next_packs()
+
+    def _train_on_next_packs(self) -> bool:
         started = time.perf_counter()
         step, is_first = self.done + 1, self.done == self.started_at
         self.guard.watchdog.mark(step, "data", slow=is_first)
@@ -216,6 +218,11 @@ class Run:
         facts = {"reason": str(error).removeprefix(f"step {step}: "), "action": "stop"}
         return f"its samples are listed in {write_samples(self.folder, step, facts, batches)}"
 
+    def _may_validate(self) -> bool:
+        """Note progress of a validation; return whether nobody asked the run to stop. Collective."""
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        return not self.guard.requests.agree()
+
     def _validate_if_due(self) -> None:
         self.guard.watchdog.mark(self.done, "validating", slow=True)
         self.validator.after_step(self.trainer, self.done, is_last=self.done == self.config.train.steps)
@@ -242,6 +249,7 @@ class Run:
             updates=self.trainer.updates,
             bad_steps=self.trainer.bad_steps.state_dict(),
             metrics=self.meter.state(),
+            base=self.base,
         )
 
 

@@ -175,10 +175,12 @@ class RunLog:
         logger.warning("step %d%s: %s; its samples are listed in %s", step, what, bad.reason, samples)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers that are not part of every step's line into TensorBoard."""
+        """Write numbers that are not part of every step's line into TensorBoard and the trackers."""
         for key, value in values.items():
             if key != "step":
                 self._tensorboard.add_scalar(key, value, step)
+        for tracker in self.trackers:
+            tracker.step(step, dict(values))
 
     @property
     def tensorboard(self) -> SummaryWriter:

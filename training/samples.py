@@ -8,7 +8,7 @@ pipeline and expert ranks work on each together, as in training.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
@@ -43,8 +43,14 @@ class Answer:
 
 
 def answer(
-    trainer: TrainStep, prompts: Sequence[Prompt], tokenizer: GlmTokenizer, *, max_tokens: int, segment_multiple: int
-) -> list[Answer]:
+    trainer: TrainStep,
+    prompts: Sequence[Prompt],
+    tokenizer: GlmTokenizer,
+    *,
+    max_tokens: int,
+    segment_multiple: int,
+    may_continue: Callable[[], bool] = lambda: True,
+) -> list[Answer] | None:
     """Return the greedy answer to every prompt. Collective; the training is not disturbed.
 
     Args:
@@ -53,6 +59,7 @@ def answer(
         tokenizer: of the run.
         max_tokens: longest answer.
         segment_multiple: segments are padded to a multiple of this many tokens.
+        may_continue: called before every token, on all processes; where it says no, the result is None.
     """
     rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     own = [_Writing(prompt.sample, len(prompt.sample)) for prompt in prompts[rank::ranks]]
@@ -60,6 +67,8 @@ def answer(
     ends = trainer.model_chunks[0].glmv_config.decoder.eos_token_id
     with evaluation(trainer):
         for _ in range(max_tokens):
+            if not may_continue():
+                return None
             packs = _packs([each for each in own if not each.ended], per_rank, segment_multiple, tokenizer.pad_id)
             tokens = _next_tokens(trainer, packs, banned=tokenizer.image_id)
             for each, token in zip([each for each in own if not each.ended], tokens, strict=False):
@@ -107,7 +116,7 @@ def decode(ids: Sequence[int], tokenizer: GlmTokenizer) -> str:
 
 
 def _micro_batches(prompts: int) -> int:
-    """Return the number of micro-batches that hold so many prompts and that the schedule can run."""
+    """Return the smallest number of micro-batches that holds the prompts and that the schedule can run."""
     if parallel_state.get_virtual_pipeline_model_parallel_world_size() is None:
         return prompts
     return padded_length(prompts, parallel_state.get_pipeline_model_parallel_world_size())

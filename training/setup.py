@@ -19,12 +19,16 @@ from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
+from model.lora import add_adapters
+from model.lora_targets import LoraConfig
+from model.lora_weights import RandomAdapters, fill_adapters
 from model.parallel import initialize_model_parallel
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank, world_size
 from training.hf_files import check_tokenizer, read_inherited
+from training.lora_base import check_lora
 from training.meter import Meter
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
@@ -62,6 +66,7 @@ def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
     model = resolve_model(config.model, start_point)
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
     config.check_layout(model, processes)
+    check_lora(config, model)
     data_parallel_rank = parallel.data_parallel_rank(rank(), processes)
     data_parallel_size = parallel.data_parallel_size(processes)
     loader = build_loader(config, model, data_parallel_rank, data_parallel_size)
@@ -128,13 +133,19 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         recompute=config.recompute,
         backend=config.select_backend(),
     )
+    if (start_point.resume is None and not start_point.with_optimizer) or config.lora.rank:
+        fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
+    if config.lora.rank:
+        add_new_adapters(model_chunks, config.lora, train.seed)
     for chunk in model_chunks:
         freeze(chunk, config.freeze)
-    if start_point.resume is None:
-        fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
-    return TrainStep(
+    trainer = TrainStep(
         model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism, config.health
     )
+    if start_point.with_optimizer and start_point.weights is not None:
+        load_checkpoint(start_point.weights, trainer.model_chunks, trainer.optimizer, config.checkpoint.verify)
+        trainer.updates = read_train_state(start_point.weights).updates_done
+    return trainer
 
 
 def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int, verify: str) -> None:
@@ -152,6 +163,13 @@ def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: 
         load_checkpoint(weights, model_chunks, verify=verify)
     else:
         load_weights(model_chunks, SafetensorsFolder(weights))
+
+
+def add_new_adapters(model_chunks: Sequence[GlmvModel], lora: LoraConfig, seed: int) -> None:
+    """Add new adapters to a model that is filled, and freeze the rest of it."""
+    for chunk in model_chunks:
+        add_adapters(chunk, lora)
+    fill_adapters(model_chunks, RandomAdapters(model_chunks[0].glmv_config, lora, seed))
 
 
 def resume(prepared: Prepared, trainer: TrainStep, meter: Meter, checkpoint: Path) -> int:

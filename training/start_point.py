@@ -31,13 +31,17 @@ from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
 from training.distributed import rank
+from training.init_optimizer import check_init_optimizer
+from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
 FIXED = (
     "model.preset",
     "model.init_from",
+    "model.init_optimizer",
     "model.max_position_embeddings",
     "model.rope_theta",
+    "lora.alpha",
     "train.global_batch_size",
     "train.seq_length",
     "data.sources",
@@ -58,7 +62,9 @@ class StartPoint:
 
     resume: Path | None = None  # a checkpoint to resume, with its optimizer state and data counters
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
+    with_optimizer: bool = False  # whether to take the optimizer's moments from `weights`, too
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
+    base: str = ""  # fingerprint of `weights`, the frozen weights of a run with adapters (training.lora_base)
     damaged: tuple[tuple[Path, str], ...] = ()  # newer checkpoints, and what is wrong with them
 
     @property
@@ -96,7 +102,7 @@ def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = Non
         )
     newest = newest_checkpoint(folder)
     if newest is None:
-        return StartPoint(weights=find_weights(config.model.init_from))
+        return _from_weights(config)
     checkpoint, damaged_newer = newest_usable(folder, newest, config.checkpoint.verify, damaged or {})
     before = read_train_state(checkpoint)
     if before.step > config.train.steps:
@@ -105,12 +111,17 @@ def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = Non
             "raise it, or choose another train.output_dir"
         )
     _refuse_another_freeze(before.config, config.freeze, folder)
+    check_same_adapters(before, config, folder)
+    start_point = StartPoint(resume=checkpoint, damaged=damaged_newer)
+    if config.lora.rank:
+        start_point = replace(_from_weights(config), resume=checkpoint, damaged=damaged_newer)
+        check_same_base(before, config, start_point.base, folder)
     old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
     if config.checkpoint.allow_changes:
-        return StartPoint(resume=checkpoint, damaged=damaged_newer)
+        return start_point
     moved = tuple(_accept_moved_paths(old, new))
     _refuse_changes(old, new, folder)
-    return StartPoint(resume=checkpoint, moved=moved, damaged=damaged_newer)
+    return replace(start_point, moved=moved)
 
 
 # --- checkpoints of a run folder --------------------------------------------------------------------------------------
@@ -192,17 +203,27 @@ def make_latest(path: Path) -> None:
     (path.parent / FIRST_SAVE).unlink(missing_ok=True)
 
 
+def _from_weights(config: RunConfig) -> StartPoint:
+    weights = find_weights(config.model.init_from)
+    if weights is not None and config.model.init_optimizer:
+        check_init_optimizer(config, weights)
+        return StartPoint(weights=weights, with_optimizer=True)
+    return StartPoint(weights=weights, base=base_fingerprint(weights, config.train.seed) if config.lora.rank else "")
+
+
 def find_weights(init_from: str) -> Path | None:
-    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None where it is empty.
+    """Return the checkpoint or Hugging Face folder that `model.init_from` means; None if it is empty.
 
     Raises:
-        ConfigError: it is neither.
+        ConfigError: It is neither, or a checkpoint of adapters.
+        CheckpointError: It is a run's folder whose `latest` is damaged.
     """
     if not init_from:
         return None
     path = Path(init_from)
     if is_checkpoint(path):
-        return find_checkpoint(path)
+        refuse_adapters(found := find_checkpoint(path))
+        return found
     if (path / CONFIG_FILE).is_file():
         return path
     if steps := step_folders(path):
@@ -254,6 +275,9 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
         old["data.tokenizer"] = new["data.tokenizer"]
     if old["data.root"] != new["data.root"]:
         yield f"data.root has moved from {shown(old['data.root'])!r} to {shown(new['data.root'])!r}: the same samples"
+    if new["lora.rank"] and old["model.init_from"] != new["model.init_from"]:  # check_same_base compared the content
+        yield f"model.init_from has moved from {old['model.init_from']} to {new['model.init_from']}: the same weights"
+        old["model.init_from"] = new["model.init_from"]
     if len(old["data.sources"]) != len(new["data.sources"]):
         return
     sources = []

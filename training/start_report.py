@@ -8,6 +8,7 @@ from dataclasses import asdict
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
+from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
 from training.metrics import logger
@@ -102,10 +103,14 @@ def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
 def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
     """Warn about keys that were set for a part of the model that is frozen or missing."""
     reasons = {part: f"freeze names {part}" for part in config.freeze}
-    if not model.decoder.is_moe:
+    if config.lora.rank:
+        reasons["router"] = "LoRA freezes the routers"
+    elif not model.decoder.is_moe:
         reasons["router"] = "the model is dense"
     elif "decoder" in config.freeze:
         reasons["router"] = reasons["decoder"]
+    if not config.lora.rank:
+        reasons["lora"] = "lora.rank is 0"
     if config.optimizer.decay_style == "constant" and config.optimizer.min_lr != type(config)().optimizer.min_lr:
         yield "optimizer.min_lr has no effect, because optimizer.decay_style=constant keeps optimizer.lr"
     set_keys = [
@@ -113,6 +118,9 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
     ]
     set_keys += [
         (f"moe.{key}", "router") for key, value in asdict(config.moe).items() if value != getattr(MoeConfig, key)
+    ]
+    set_keys += [
+        (f"lora.{key}", "lora") for key, value in asdict(config.lora).items() if value != getattr(LoraConfig(), key)
     ]
     for key, part in set_keys:
         if part in reasons:
@@ -122,6 +130,8 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
 def _unused_parts(config: RunConfig, loader: PackedLoader) -> Iterator[str]:
     """Warn about parts that would be trained although the data has no image for them."""
     unused = [part for part in ("vision", "adapter") if part not in config.freeze]
+    if config.lora.rank:
+        unused = []  # frozen weights do not change, and an adapter without a gradient stays zero
     if not unused or loader.has_media:
         return
     without = f"no source in data.sources has an image or a video, so {' and '.join(unused)} cannot learn"

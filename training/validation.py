@@ -7,7 +7,7 @@ the same lengths, sees the same ones.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -194,13 +194,16 @@ class HeldOutLoss:
     unused: int  # samples that could not be read or are too long
 
 
-def held_out_loss(trainer: TrainStep, loader: PackedLoader, steps: int = 0) -> HeldOutLoss:
+def held_out_loss(
+    trainer: TrainStep, loader: PackedLoader, steps: int = 0, may_continue: Callable[[], bool] = lambda: True
+) -> HeldOutLoss | None:
     """Compute the loss on the first packs of a loader. Collective; the training is not disturbed.
 
     Args:
         trainer: the model in its layout.
         loader: it is read from its first step on; on processes that are no lead it stays unused.
         steps: how many steps of packs to read; 0: all.
+        may_continue: called before every step of packs, on all processes; where it says no, the result is None.
 
     Raises:
         NothingToLearn: no token carries loss.
@@ -212,6 +215,8 @@ def held_out_loss(trainer: TrainStep, loader: PackedLoader, steps: int = 0) -> H
     try:
         with evaluation(trainer):
             for _ in range(steps) if steps else count():
+                if not may_continue():
+                    return None
                 if not (batches := broadcast_batches(loader.next_step)):
                     break
                 for report in _forward_packs(trainer, batches):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from data_pipeline.media.pixel_budget import PixelBudget
 from model.config import GlmvConfig
 from training.config import RunConfig
 from training.distributed import rank
-from training.metrics import VALIDATION, RunLog, logger, writes_to
+from training.metrics import VALIDATION, RunLog, finite_or_null, logger, writes_to
 from training.pack_cost import pack_cost
 from training.prompts import CHAT_FORMS, Prompt, encode_prompt, read_prompts
 from training.samples import answer
@@ -79,11 +80,19 @@ class Validator:
         prepared: its held-out packs and prompts.
         tokenizer: of the run.
         log: of the run; None except on the main process.
+        may_continue: called again and again while it works, on all processes. Where it says no, because the run was
+            asked to stop, the validation is given up.
     """
 
     def __init__(
-        self, config: RunConfig, prepared: PreparedValidation, tokenizer: GlmTokenizer, log: RunLog | None
+        self,
+        config: RunConfig,
+        prepared: PreparedValidation,
+        tokenizer: GlmTokenizer,
+        log: RunLog | None,
+        may_continue: Callable[[], bool],
     ) -> None:
+        self.may_continue = may_continue
         self.config, self.prepared, self.tokenizer, self.log = config, prepared, tokenizer, log
         self.options, self.folder = config.validation, Path(config.train.output_dir)
         self._validated = self._shown = 0  # the steps after which that was done last
@@ -107,9 +116,12 @@ class Validator:
 
     def _validate(self, trainer: TrainStep, step: int, loader: PackedLoader) -> None:
         started = time.perf_counter()
-        result = held_out_loss(trainer, loader, self.options.steps)
+        result = held_out_loss(trainer, loader, self.options.steps, self.may_continue)
         seconds = time.perf_counter() - started
         if self.log is None:
+            return
+        if result is None:
+            logger.info("the validation at step %d is given up, because the run was asked to stop", step)
             return
         line = {
             "step": step,
@@ -121,7 +133,7 @@ class Validator:
         }
         with writes_to(self.folder / VALIDATION):
             with (self.folder / VALIDATION).open("a") as file:
-                print(json.dumps(line), file=file)
+                print(json.dumps({key: finite_or_null(value) for key, value in line.items()}), file=file)
             self.log.scalars(step, line)
         logger.info(
             "validation at step %d  loss %.4f  %s samples  %.1f s", step, result.loss, f"{result.samples:,}", seconds
@@ -137,9 +149,10 @@ class Validator:
             self.tokenizer,
             max_tokens=self.options.samples_max_tokens,
             segment_multiple=self.config.data.segment_multiple,
+            may_continue=self.may_continue,
         )
         seconds = time.perf_counter() - started
-        if self.log is None:
+        if self.log is None or answers is None:
             return
         page = write_samples(
             self.folder / "samples", step, self.prepared.prompts, answers, self.tokenizer, self.log.tensorboard

@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import webdataset as wds
 from bs4 import BeautifulSoup
+from typer.testing import CliRunner
 
 from data_pipeline.sharding.foreign import index_shards
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.launch import ROOT, metrics, train
 from tests.training_data import config_file, sentence, shards
+from tools.replay import app
 
 __all__ = ["config_file", "shards"]
 
@@ -53,8 +55,12 @@ def damaged(tmp_path: Path, tokenizer_folder: Path) -> Path:
     return folder
 
 
-def test_replay_equals_the_run(config_file: Path, shards: Path, damaged: Path, tmp_path: Path) -> None:
-    """A run with expert parallelism, with replaced samples, and steps of which some are worth a warning."""
+@pytest.mark.parametrize("experts", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_replay_equals_the_run(config_file: Path, shards: Path, damaged: Path, tmp_path: Path, experts: bool) -> None:
+    """A run with expert parallelism, with replaced samples, and steps of which some are worth a warning.
+
+    It is replayed in one process, and over two pipeline stages or with the experts over two processes.
+    """
     run = tmp_path / "run"
     options = [
         f"data.sources=[{{path: {damaged}}}, {{path: {shards}/text}}, {{path: {shards}/videos}}]",
@@ -78,7 +84,7 @@ def test_replay_equals_the_run(config_file: Path, shards: Path, damaged: Path, t
     page = tmp_path / "page.html"
     alone = replay(run, step, tmp_path, "--html", str(page))
     assert alone["loss"] == pytest.approx(lines[step - 1]["loss"], rel=1e-6)
-    assert alone["weights"] == f"{run}/checkpoints/step_{step - 1:07d}"
+    assert alone["weights"] == f"the weights of {run}/checkpoints/step_{step - 1:07d}"
     assert alone["steps_between"] == 0
     assert [
         [{k: s[k] for k in ("source", "shard", "key", "tokens")} for s in p["samples"]] for p in alone["packs"]
@@ -107,13 +113,28 @@ def test_replay_equals_the_run(config_file: Path, shards: Path, damaged: Path, t
 def test_gradient_norm_of_a_pack_alone_is_that_of_a_step_of_one_pack(config_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train(config_file, ["train.global_batch_size=1", "train.steps=3", "checkpoint.save_interval=2"], processes=1)
-    for step, weights in ((3, f"{run}/checkpoints/step_0000002"), (1, "random weights, seed 1234")):
-        replayed = replay(run, step, tmp_path)
-        [pack] = replayed["packs"]
-        line = metrics(run)[step - 1]
-        assert pack["loss"] == pytest.approx(line["loss"], rel=1e-6)
-        assert pack["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-6)
-        assert replayed["weights"] == weights
-    said = replay(run, 3, tmp_path, "--pack", "1", expect=2)
-    assert "error on rank 0: --pack 1: step 3 has the packs 0 to 0" in said
-    assert f"error: {tmp_path} is no run: it has no config.yaml" in replay(tmp_path, 3, tmp_path, expect=2)
+    assert_step_of_one_pack(run, 3, tmp_path, f"the weights of {run}/checkpoints/step_0000002")
+
+
+@pytest.mark.slow
+def test_first_step_is_replayed_from_the_weights_that_the_run_started_from(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(config_file, ["train.global_batch_size=1", "train.steps=2"], processes=1)
+    assert_step_of_one_pack(run, 1, tmp_path, "random weights of seed 1234")
+    said = replay(run, 1, tmp_path, "--pack", "1", expect=2)
+    assert "error on rank 0: --pack 1: step 1 has the packs 0 to 0" in said
+
+
+def assert_step_of_one_pack(run: Path, step: int, out: Path, weights: str) -> None:
+    replayed = replay(run, step, out)
+    line, [pack] = metrics(run)[step - 1], replayed["packs"]
+    assert pack["loss"] == pytest.approx(line["loss"], rel=1e-6)
+    assert pack["grad_norm"] == pytest.approx(line["grad_norm"], rel=1e-6)
+    assert replayed["weights"] == weights
+
+
+@pytest.mark.fast
+def test_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [str(tmp_path), "3"])
+    assert result.exit_code == 2
+    assert f"error: {tmp_path} is no run: it has no config.yaml; give the train.output_dir of a run" in result.output

@@ -217,3 +217,17 @@ def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
     assert whole_model_difference(answers) <= EXACT
     errors = tensor_errors(answer["differences"] for answer in answers)
     assert not any(error for name, error in errors.items() if name.endswith("expert_bias"))
+
+
+def bytes_held(variant: str, folder: str, layout: str) -> dict[str, int]:
+    """Take a step, and return the bytes of this rank's weights, of their gradients, and of the optimizer's moments."""
+    trainer = make_trainer(variant, folder, layout)
+    take_steps(trainer, variant, (1,), with_empty=False)
+    weights = [p for chunk in trainer.model_chunks for p in chunk.parameters()]
+    optimizers = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+    states = [state for each in optimizers for state in each.optimizer.state.values()]
+    return {
+        "weights": sum(p.nbytes for p in weights),
+        "gradients": sum(p.main_grad.nbytes for p in weights),
+        "optimizer": sum(state[name].nbytes for state in states for name in ("exp_avg", "exp_avg_sq")),
+    }

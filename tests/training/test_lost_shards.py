@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import psutil
+import pytest
 import webdataset as wds
 
 from data_pipeline.sharding.foreign import index_shards
@@ -30,6 +31,7 @@ def move_unopened(folder: Path, launcher: psutil.Popen) -> dict[Path, Path]:
     return moved
 
 
+@pytest.mark.slow
 def test_run_waits_for_shards_that_are_moved_away_and_back(
     config_file: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,206 @@
+"""The tensors of adapters: fill them, export them as PEFT names them, merge them into the weights, checkpoint them.
+
+PEFT's tensors of a module are `base_model.model.MODULE.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]. Routed
+experts share one pair per parameter of transformers' `mlp.experts`, with the experts next to each other:
+
+    lora_A.weight  [experts * r, in]    row     e * r + i         is row i of expert e's A
+    lora_B.weight  [out, r * experts]   column  i * experts + e   is column i of expert e's B
+
+PEFT wraps `mlp.experts` once per adapted parameter. Where both are adapted, gate_up_proj is the inner one, and its
+tensors are called `mlp.experts.base_layer.lora_A.weight` and so on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
+from torch import Tensor
+
+from model.config import GlmvConfig
+from model.hf_weights import WeightSource, canonical_name, check_names_and_shapes
+from model.lora import ADAPTERS, Adapter, adapters_of, remove_adapters
+from model.lora_targets import LoraConfig, Site, selected_sites
+from model.weight_table import Weight, sizes, weights
+
+if TYPE_CHECKING:
+    from model.glmv import GlmvModel
+
+PEFT_PREFIX = "base_model.model."
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def peft_names(chosen: Sequence[Site]) -> dict[str, str]:
+    """Return the names of PEFT's pairs of tensors, without `.lora_A.weight`, by the sites' modules."""
+    modules = {site.module for site in chosen}
+    names = {}
+    for site in chosen:
+        name = site.module
+        if site.expert is not None:
+            name, _, parameter = site.module.rpartition(".")
+            if parameter == "gate_up_proj" and f"{name}.down_proj" in modules:
+                name += ".base_layer"
+        names[site.module] = PEFT_PREFIX + name
+    return names
+
+
+def peft_shapes(config: GlmvConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor of a PEFT adapter."""
+    chosen = selected_sites(config, lora.targets)
+    names, shapes = peft_names(chosen), {}
+    for site in chosen:
+        rank = lora.rank * (1 if site.expert is None else config.decoder.n_routed_experts)
+        shapes[f"{names[site.module]}.lora_A.weight"] = (rank, site.width)
+        shapes[f"{names[site.module]}.lora_B.weight"] = (sum(site.rows), rank)
+    return shapes
+
+
+# --- filling ----------------------------------------------------------------------------------------------------------
+
+
+class RandomAdapters:
+    """New adapters by PEFT's names: A is uniform as PEFT draws it, a function of the seed and its name; B is zero."""
+
+    def __init__(self, config: GlmvConfig, lora: LoraConfig, seed: int) -> None:
+        self.seed = seed
+        self._shapes = peft_shapes(config, lora)
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return list(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor."""
+        return self._shapes[name]
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor, the same at every call."""
+        shape = self._shapes[name]
+        if name.endswith(".lora_B.weight"):
+            return torch.zeros(shape)
+        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        bound = shape[1] ** -0.5  # kaiming_uniform_ with a = sqrt(5)
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+
+
+@torch.no_grad()
+def fill_adapters(model_chunks: Sequence[GlmvModel], source: WeightSource) -> None:
+    """Fill the adapters that this rank holds.
+
+    Args:
+        model_chunks: What this rank holds of the model, with adapters.
+        source: Their tensors by PEFT's names.
+
+    Raises:
+        WeightsError: the source does not hold exactly the adapters' tensors.
+    """
+    config, lora = _configs(model_chunks[0])
+    check_names_and_shapes(source, peft_shapes(config, lora))
+    names = peft_names(selected_sites(config, lora.targets))
+    size, experts = sizes(config), config.decoder.n_routed_experts
+    for module, adapters in _by_module(adapter for chunk in model_chunks for _, adapter in adapters_of(chunk)).items():
+        whole_a, whole_b = (source.tensor(f"{names[module]}.lora_{factor}.weight") for factor in "AB")
+        for adapter in adapters:
+            site, a, b = adapter.site, whole_a, whole_b
+            if site.expert is not None:
+                a, b = a.unflatten(0, (experts, -1))[site.expert], b.unflatten(1, (-1, experts))[..., site.expert]
+            b = site.transform.to_megatron([b], size)
+            for factor, whole in zip(adapter.factors, (a, *b.split(site.rows)), strict=True):
+                dim = adapter.split_dim(factor)
+                own = whole if dim is None else whole.chunk(adapter.group.size(), dim)[adapter.group.rank()]
+                adapter.get_parameter(factor).copy_(own)
+
+
+def _by_module(adapters: Iterable[Adapter]) -> dict[str, list[Adapter]]:
+    """Return adapters by their module in transformers' model; those of routed experts in the order of the experts."""
+    modules: dict[str, list[Adapter]] = {}
+    for adapter in adapters:
+        modules.setdefault(adapter.site.module, []).append(adapter)
+    return {module: sorted(found, key=lambda adapter: adapter.site.expert or 0) for module, found in modules.items()}
+
+
+def _configs(model: GlmvModel) -> tuple[GlmvConfig, LoraConfig]:
+    assert model.lora is not None, "the model has no adapters"
+    return model.glmv_config, model.lora
+
+
+# --- exporting and merging --------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def export_adapters(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield every tensor of a PEFT adapter with its name, from a model that one process holds whole."""
+    config, lora = _configs(model)
+    size = sizes(config)
+    names = peft_names(selected_sites(config, lora.targets))
+    for module, adapters in _by_module(adapter for _, adapter in adapters_of(model)).items():
+        pairs = [(adapter.get_parameter("a"), torch.cat(adapter.blocks)) for adapter in adapters]
+        a, b = pairs[0]
+        if adapters[0].site.expert is not None:
+            a, b = torch.cat([a for a, _ in pairs]), torch.stack([b for _, b in pairs], dim=-1).flatten(1)
+        yield f"{names[module]}.lora_A.weight", a
+        yield f"{names[module]}.lora_B.weight", adapters[0].site.transform.to_hf(b, size)[0]
+
+
+@torch.no_grad()
+def merge_adapters(model: GlmvModel) -> None:
+    """Add every adapter to its weight, as PEFT's `merge_and_unload`, and remove it. For a whole model."""
+    config, _ = _configs(model)
+    size = sizes(config)
+    table = {weight.name: weight for weight in weights(config)}
+    for name, module in list(model.named_modules()):
+        if not hasattr(module, ADAPTERS):
+            continue
+        for leaf, weight in list(module.named_parameters(recurse=False)):
+            row = table.get(canonical_name(model, f"{name}.{leaf}"))
+            if row is None or weight.dim() != 2:
+                continue
+            layer: Any = getattr(module, ADAPTERS)
+            layer = layer if leaf == "weight" else layer[int(leaf.removeprefix("weight"))]
+            change = _change(row, list(layer.values()), size)
+            weight.copy_((weight.float() + change).to(weight.dtype))
+        remove_adapters(module)
+    model.lora = None
+
+
+def _change(row: Weight, adapters: Sequence[Adapter], size: dict[str, int]) -> Tensor:
+    """Return what the adapters of a layer add to its matrix, float32."""
+    products = {
+        adapter.site.part: adapter.scale * (torch.cat(adapter.blocks).float() @ adapter.get_parameter("a").float())
+        for adapter in adapters
+    }
+    layer_rows, width = adapters[0].site.layer_rows, adapters[0].site.width
+    if len(layer_rows) == 1:
+        return products[0]
+    parts = [products.get(part, torch.zeros(rows, width)) for part, rows in enumerate(layer_rows)]
+    return row.transform.to_megatron(parts, size)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def sharded_adapters(model: GlmvModel, prefix: str = "") -> ShardedStateDict:
+    """Return what this rank writes of a checkpoint of adapters, and reads again, by the model's own names."""
+    state: ShardedStateDict = {}
+    data_parallel_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+    expert_replica = parallel_state.get_expert_data_parallel_rank()
+    for name, adapter in adapters_of(model):
+        for factor in adapter.factors:
+            local = f"{name}.{factor}"
+            dim = adapter.split_dim(factor)
+            offsets = [] if dim is None else [(dim, adapter.group.rank(), adapter.group.size())]
+            replica = (0, 0 if dim is not None else tensor_rank, data_parallel_rank)
+            if adapter.site.expert is not None:
+                replica = (0, 0, expert_replica)
+            key = f"{ADAPTERS}.{canonical_name(model, local)}"
+            data = adapter.get_parameter(factor)
+            state[prefix + local] = ShardedTensor.from_rank_offsets(key, data, *offsets, replica_id=replica)
+    return state

@@ -1,0 +1,159 @@
+"""Write a folder for Hugging Face: whole or not at all, with the files that belong to the weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from common.disk import free_space
+from common.files import write_json
+from common.sizes import parse_size
+from model.checkpoint_manifest import VERIFY
+from model.config import ARCHITECTURES, GlmvConfig
+from model.glmv import GlmvModel
+from model.hf_config import CONFIG_FILE, add_old_rope_spelling
+from model.hf_weights import export_tensors, hf_shapes
+from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter
+from training.hf_files import TOKENIZER_FILES
+
+HF_FILE_NAMES = (
+    CONFIG_FILE,
+    "generation_config.json",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
+    *TOKENIZER_FILES,
+)
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+CONFIG_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # names of dtypes in a config.json
+KEPT_IN_FLOAT32 = "e_score_correction_bias"  # published in float32, whatever the other tensors are
+
+
+class ConvertError(ValueError):
+    """A call that cannot be carried out. The message names the folder or option and says how to fix it."""
+
+
+def check_options(dtype: str, verify: str) -> None:
+    """Check options of commands that write a folder.
+
+    Raises:
+        ConvertError: One is unknown.
+    """
+    if dtype not in (*DTYPES, "keep"):
+        raise ConvertError(f"--dtype {dtype} is unknown: use bf16, fp32 or keep")
+    if verify not in VERIFY:
+        raise ConvertError(f"--verify {verify} is unknown: use {' or '.join(VERIFY)}")
+
+
+def shard_bytes(max_shard_size: str) -> int:
+    """Read the option --max-shard-size.
+
+    Raises:
+        ConvertError: It is no size.
+    """
+    try:
+        return parse_size(max_shard_size)
+    except ValueError as error:
+        raise ConvertError(f"--max-shard-size: {error}") from None
+
+
+def dtype_of(source: SafetensorsFolder) -> torch.dtype:
+    """Return bfloat16 if every tensor is, else float32, which holds every mixture without loss."""
+    dtypes = {source.dtype(name) for name in source.names() if not name.endswith(KEPT_IN_FLOAT32)}
+    return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
+
+
+def write_hf_folder(model: GlmvModel, hf_files: Path, out: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
+    """Write the whole model and the files beside it, under a temporary name until they are complete.
+
+    Args:
+        model: The model.
+        hf_files: Folder with its config.json, tokenizer and so on.
+        out: Folder to make.
+        dtype: Dtype of the weights.
+        max_shard_bytes: Largest file of weights.
+    """
+    with complete_or_removed(out) as folder:
+        _write_weights(model, folder, dtype, max_shard_bytes)
+        copy_hf_files(hf_files, folder)
+        write_json(folder / CONFIG_FILE, _config_json(hf_files, model.glmv_config, dtype))
+
+
+def _write_weights(model: GlmvModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
+    writer = SafetensorsWriter(folder, max_shard_bytes)
+    with progress_bar("writing tensors", len(hf_shapes(model.glmv_config))) as progress:
+        for name, tensor in export_tensors(model):
+            writer.add(name, tensor.to(torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype))
+            progress.advance(progress.task_ids[0])
+    writer.close()
+
+
+def _config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the checkpoint's config.json with the architecture and the dtype of this export."""
+    content: dict[str, Any] = json.loads((hf_files / CONFIG_FILE).read_text())
+    add_old_rope_spelling(content)
+    content["architectures"] = [ARCHITECTURES[config.variant]]
+    # transformers 4 calls it torch_dtype, and may repeat it in both sections.
+    for section in (content, content["text_config"], content["vision_config"]):
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key) is not None:
+                section[key] = CONFIG_NAMES[dtype]
+    if content.get("torch_dtype") is None:
+        content["dtype"] = CONFIG_NAMES[dtype]
+    return content
+
+
+@contextmanager
+def complete_or_removed(out: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside `out`, and give it the name `out` at the end.
+
+    After an error, and after an earlier call that was killed, nothing is left of it.
+    """
+    unfinished = out.with_name(f".unfinished_{out.name}")
+    try:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        yield unfinished
+        unfinished.rename(out)
+    except OSError as error:
+        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise ConvertError(
+            f"cannot write {out}: {cause} ({free_space(out)}); what was written of it is removed"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def copy_hf_files(source: Path, folder: Path) -> None:
+    """Copy the files that belong to weights, as far as they exist."""
+    for name in HF_FILE_NAMES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+def refuse_full(out: Path) -> None:
+    """Check that a folder can be made.
+
+    Raises:
+        ConvertError: It exists and is not empty.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConvertError(f"{out} exists and is not empty: choose another --out, or remove it")
+
+
+@contextmanager
+def progress_bar(what: str, total: int) -> Iterator[Progress]:
+    """Show a progress bar with one task on stderr, if it is a terminal."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    stderr = Console(stderr=True)
+    with Progress(*columns, console=stderr, transient=True, disable=not stderr.is_terminal) as progress:
+        progress.add_task(what, total=total)
+        yield progress
