@@ -16,6 +16,7 @@ import statistics
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.timing import cost
@@ -51,8 +52,6 @@ class NoTimers:
 
 def make_packs(config: GlmvConfig, seq_length: int, packs: int, seed: int) -> list[Batch]:
     """Return packs of two samples: images with text, and text."""
-    import numpy as np
-
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(packs):

@@ -43,7 +43,6 @@ class Curve:
 
     points: Points
     color: str
-    label: str = ""  # at its right end
     dashed: bool = False
 
 
@@ -132,9 +131,6 @@ def _draw(axes: Axes, curve: Curve) -> None:
         y = _smooth(y, max(3, len(y) // 40))
     marker = "o" if len(x) == 1 else None
     axes.plot(x, y, style, color=curve.color, linewidth=1.6, marker=marker, markersize=3, solid_capstyle="round")
-    if curve.label:
-        axes.annotate(curve.label, (x[-1], y[-1]), (4, 0), textcoords="offset points", color=curve.color, fontsize=8,
-                      va="center", annotation_clip=False)  # fmt: skip
 
 
 def _group_means(values: np.ndarray, group: int) -> np.ndarray:

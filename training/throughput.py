@@ -12,7 +12,7 @@ import torch
 
 from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
-from model.flops import FORWARD_AND_BACKWARD, SegmentCost, adapter_cost, decoder_cost, tower_cost
+from model.flops import SegmentCost, adapter_cost, decoder_cost, tower_cost
 
 # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets (which give the double, with sparsity). The first
 # name that the device's name contains counts.
@@ -59,34 +59,43 @@ def peak_of(device: str) -> float:
     return next((peak for name, peak in PEAKS.items() if f" {name} " in words), 0.0)
 
 
-def _trained(forward: SegmentCost, is_trained: bool, trains_below: bool) -> SegmentCost:
+def _passes(forward: SegmentCost, *, weights: bool, inputs: bool) -> SegmentCost:
     """Return the cost of a part's passes from that of its forward pass.
 
     The gradients of weights and of inputs take one pass each. Attention has no weights, but two products.
+
+    Args:
+        forward: the cost of the forward pass.
+        weights: whether the part's weights have gradients.
+        inputs: whether gradients go through the part.
     """
-    if not (is_trained or trains_below):
-        return forward
-    return SegmentCost(
-        forward.linear * (FORWARD_AND_BACKWARD - (not is_trained)), forward.squared * FORWARD_AND_BACKWARD
-    )
+    return SegmentCost(forward.linear * (1 + weights + inputs), forward.squared * (1 + 2 * inputs))
 
 
 class StepFlops:
-    """Counts the FLOPs of packs.
+    """Counts the FLOPs of packs. Those of adapters themselves are too few to count.
 
     Args:
         model: the model.
         frozen: parts that are not trained.
+        adapted: parts with adapters, whose own weights are frozen; None without LoRA. With LoRA all weights are frozen.
     """
 
-    def __init__(self, model: GlmvConfig, frozen: Collection[str]) -> None:
-        vision, adapter, decoder = (part not in frozen for part in ("vision", "adapter", "decoder"))
-        self._image = _trained(tower_cost(model.vision), vision, False)
-        self._image += _trained(adapter_cost(model.vision), adapter, vision)
-        self._segment = _trained(decoder_cost(model.decoder), decoder, vision or adapter)
+    def __init__(self, model: GlmvConfig, frozen: Collection[str], adapted: Collection[str] | None = None) -> None:
+        forward = {
+            "vision": tower_cost(model.vision),
+            "adapter": adapter_cost(model.vision),
+            "decoder": decoder_cost(model.decoder),
+        }
+        learns_below, costs = False, dict[str, SegmentCost]()
+        for part, cost in forward.items():  # in the order of the forward pass
+            weights = adapted is None and part not in frozen
+            learns_below |= weights or part in (adapted or ())
+            costs[part] = _passes(cost, weights=weights, inputs=learns_below)
+        self._image, self._segment = costs["vision"] + costs["adapter"], costs["decoder"]
 
     def of(self, batches: Sequence[Batch]) -> int:
-        """Return the useful FLOPs of a forward and a backward pass over these packs."""
+        """Return the useful FLOPs of the forward and backward passes of these packs."""
         return sum(self._of(batch) for batch in batches)
 
     def _of(self, batch: Batch) -> int:

@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from model.flops import vision_cost
 from model.glmv import GlmvModel
+from model.lora import add_adapters
+from model.lora_targets import LoraConfig
 from model.moe import MODALITIES
 from model.parts import freeze
 from tests.launch import metrics, train
@@ -119,6 +122,31 @@ def test_flops_of_a_step_are_those_that_torch_counts(build: Callable[..., GlmvMo
         products = 2 * len(batch.input_ids) * decoder.n_routed_experts * len(model.routers())
         extra += products * (len(MODALITIES) + decoder.hidden_size * ("decoder" in frozen))
     assert StepFlops(model.glmv_config, frozen).of([batch]) == counter.get_total_flops() - extra
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
+def test_flops_with_adapters_are_those_that_torch_counts_less_the_adapters(
+    hf_folder: object, build: Callable[..., GlmvModel]
+) -> None:
+    """What the adapters cost grows with their rank, so the counts of two ranks tell that of rank 0."""
+    config = build().glmv_config
+    decoder, text = config.decoder, make_sample(config, [Text(40)], seed=0)
+    batch = pack([text], seq_length=40, segment_multiple=1)
+    counts = []
+    for rank in (1, 2):
+        model = build().train()
+        add_adapters(model, LoraConfig(rank=rank, targets=["language_model.*"]))
+        counter = FlopCounterMode(display=False)
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            model(**forward_inputs(batch)).sum().backward()
+        counts.append(counter.get_total_flops())
+    q = decoder.num_attention_heads * decoder.head_dim
+    hidden_half = 3 * 2 * q * 40**2 * decoder.num_hidden_layers
+    side = config.vision.position_grid
+    black_image = vision_cost(config.vision).of(4)  # computed where a pack has no image, with its position table
+    black_image += 2 * 2 * side * (side + 2) * config.vision.hidden_size
+    counted = 2 * counts[0] - counts[1] - hidden_half - black_image
+    assert StepFlops(config, [], {"decoder"}).of([batch]) == counted
 
 
 def test_peaks_are_found_by_the_name_of_the_device() -> None:
