@@ -38,7 +38,7 @@ class Meter:
         trainer.expert_load.dead_after = config.metrics.dead_expert_steps
         self.peak = device_peak(config.metrics.peak_tflops, config.train.precision) * TERA
         self.tokens_total = 0
-        self._flops = StepFlops(model, config.freeze)
+        self._flops = StepFlops(model, trainer.part_norms.trained, has_lora=config.lora.rank > 0)
         self._process = psutil.Process()
         self._on_gpu = torch.accelerator.is_available()
         self._ends = deque([time.perf_counter()], maxlen=ETA_STEPS + 1)

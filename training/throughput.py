@@ -1,7 +1,8 @@
 """Model FLOPs utilisation: the useful FLOPs of a step over what the devices could compute in its time.
 
 FLOPs come from `model.flops` by the real segments and images of the packs: no padding, no recomputation. A frozen part
-has no gradients of weights, and none of its inputs where nothing below it is trained.
+has no gradients of weights, and none of its inputs where nothing below it is trained. With LoRA no part has gradients
+of weights; the adapters, a few per cent of the model, are not counted.
 """
 
 from __future__ import annotations
@@ -59,31 +60,30 @@ def peak_of(device: str) -> float:
     return next((peak for name, peak in PEAKS.items() if f" {name} " in words), 0.0)
 
 
-def _trained(forward: SegmentCost, is_trained: bool, trains_below: bool) -> SegmentCost:
-    """Return the cost of a part's passes from that of its forward pass.
-
-    The gradients of weights and of inputs take one pass each. Attention has no weights, but two products.
-    """
-    if not (is_trained or trains_below):
-        return forward
-    return SegmentCost(
-        forward.linear * (FORWARD_AND_BACKWARD - (not is_trained)), forward.squared * FORWARD_AND_BACKWARD
-    )
-
-
 class StepFlops:
     """Counts the FLOPs of packs.
 
     Args:
         model: the model.
-        frozen: parts that are not trained.
+        trained: parts that have trained weights or LoRA's adapters.
+        has_lora: whether only LoRA's adapters are trained.
     """
 
-    def __init__(self, model: GlmvConfig, frozen: Collection[str]) -> None:
-        vision, adapter, decoder = (part not in frozen for part in ("vision", "adapter", "decoder"))
-        self._image = _trained(tower_cost(model.vision), vision, False)
-        self._image += _trained(adapter_cost(model.vision), adapter, vision)
-        self._segment = _trained(decoder_cost(model.decoder), decoder, vision or adapter)
+    def __init__(self, model: GlmvConfig, trained: Collection[str], has_lora: bool = False) -> None:
+        costs = {
+            "vision": tower_cost(model.vision),
+            "adapter": adapter_cost(model.vision),
+            "decoder": decoder_cost(model.decoder),
+        }
+        passes_gradients = False  # whether this part's inputs, or weights in it, need gradients
+        for part, forward in costs.items():
+            has_weights = part in trained and not has_lora
+            passes_gradients |= part in trained
+            if passes_gradients:  # those of inputs take one pass, those of weights another; attention has no weights
+                linear = forward.linear * (FORWARD_AND_BACKWARD - (not has_weights))
+                costs[part] = SegmentCost(linear, forward.squared * FORWARD_AND_BACKWARD)
+        self._image = costs["vision"] + costs["adapter"]
+        self._segment = costs["decoder"]
 
     def of(self, batches: Sequence[Batch]) -> int:
         """Return the useful FLOPs of the forward and backward passes of these packs."""
