@@ -11,13 +11,14 @@ parallelism repeat.
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from math import prod
 from typing import NamedTuple
 
 from model.config import GlmvConfig
+from model.lora_targets import LoraConfig, selected_sites
 from model.parallel import ParallelConfig
 from model.parameter_marks import VISION_PARTS
 from model.parts import part_of
@@ -28,6 +29,7 @@ from model.weight_table import weights
 SPLIT = re.compile(
     r"\.(linear_qkv\.\w+|linear_fc1\.\w+|linear_(proj|fc2)\.weight|(word_embeddings|output_layer)\.weight)$"
 )
+SPLITS_COLUMNS = re.compile(r"\.(linear_proj|linear_fc2)\.weight$")
 DECODER_LAYER = re.compile(r"^language_model\.decoder\.layers\.(\d+)\.")
 AFTER_THE_LAYERS = ("language_model.decoder.final_layernorm.", "language_model.output_layer.")
 BUFFERS = (".expert_bias",)  # in the table of weights, but not parameters
@@ -50,21 +52,43 @@ def parameters_by_rank(
         parallel: Its layout.
         stages: Units of each pipeline stage, as `PipelineLayout.stages` has them.
     """
-    size = parallel.pipeline_model_parallel_size
-    rank_of_layer = [stage % size for stage, units in enumerate(stages) for unit in units if unit == DECODER]
-    held: list[Counter[Group]] = [Counter() for _ in range(size)]
-    for weight in weights(config):
-        if not weight.name.endswith(BUFFERS):
-            elements = sum(prod(shape) for shape in weight.hf.values())
-            group = Group(part_of(weight.name), ".experts." in weight.name)
-            held[_pipeline_rank(weight.name, rank_of_layer, size)][group] += elements * _share(weight.name, parallel)
+    counted = (
+        (weight.name, sum(prod(shape) for shape in weight.hf.values()) * _share(weight.name, parallel))
+        for weight in weights(config)
+        if not weight.name.endswith(BUFFERS)
+    )
+    return _by_pipeline_rank(counted, parallel.pipeline_model_parallel_size, stages)
+
+
+def adapters_by_rank(
+    config: GlmvConfig, parallel: ParallelConfig, stages: Sequence[Sequence[str]], lora: LoraConfig
+) -> list[Counter[Group]]:
+    """Return the parameters of adapters that a rank holds, for every pipeline rank.
+
+    An adapter's first factor is split where the layer splits its columns, the second where it splits its rows.
+    """
+    counted = []
+    for site in selected_sites(config, lora.targets) if lora.rank else ():
+        name = f"{site.linear}.weight"
+        share = _share(name, parallel)  # of experts, it is a number of experts: none is split
+        whole = share if site.expert is not None else Fraction(1)
+        first, second = (share, whole) if SPLITS_COLUMNS.search(name) else (whole, share)
+        counted.append((name, lora.rank * (site.width * first + sum(site.rows) * second)))
+    return _by_pipeline_rank(counted, parallel.pipeline_model_parallel_size, stages)
+
+
+def _by_pipeline_rank(
+    counted: Iterable[tuple[str, Fraction]], pipeline_size: int, stages: Sequence[Sequence[str]]
+) -> list[Counter[Group]]:
+    """Sum counts of parameters by the pipeline rank that holds them; a count is a mean over the experts."""
+    rank_of_layer = [stage % pipeline_size for stage, units in enumerate(stages) for unit in units if unit == DECODER]
+    held: list[dict[Group, Fraction]] = [defaultdict(Fraction) for _ in range(pipeline_size)]
+    for name, count in counted:
+        rank = pipeline_size - 1 if name.startswith(AFTER_THE_LAYERS) else 0
+        if layer := DECODER_LAYER.match(name):
+            rank = rank_of_layer[int(layer[1])]
+        held[rank][Group(part_of(name), ".experts." in name)] += count
     return [Counter({group: int(count) for group, count in one.items()}) for one in held]
-
-
-def _pipeline_rank(name: str, rank_of_layer: Sequence[int], pipeline_size: int) -> int:
-    if layer := DECODER_LAYER.match(name):
-        return rank_of_layer[int(layer[1])]
-    return pipeline_size - 1 if name.startswith(AFTER_THE_LAYERS) else 0
 
 
 def _share(name: str, parallel: ParallelConfig) -> Fraction:

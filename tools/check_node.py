@@ -25,12 +25,14 @@ import typer
 from common.sizes import parse_size
 from tools.help_text import keep_lines
 
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 MODULES = ("torch", "megatron.core", "transformers", "omegaconf", "av")
 SHM = Path("/dev/shm")
 ALL_REDUCE_BYTES = 64 << 20
 ALL_REDUCE_ROUNDS = 5
 
 
+@app.command(help=keep_lines(__doc__))
 def main(
     gpus: Annotated[int, typer.Option(min=0, help="GPUs that the machine must have; 0: it computes on CPUs")] = 0,
     output_dir: Annotated[Path, typer.Option(help="folder of the run, which must be writable")] = Path("."),
@@ -167,6 +169,4 @@ def check_network(on_gpus: bool, timeout: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(help=keep_lines(__doc__))(main)
     app()

@@ -37,6 +37,7 @@ from training.start_point import with_positions
 
 REPO = Path(__file__).parent.parent
 SCHEMAS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "long_context": RunConfig, "sft": SftConfig}
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 MOST_NODES = 4096  # up to here a suitable number is looked for
 
 
@@ -60,6 +61,7 @@ class Stage:
     nodes: int
 
 
+@app.command(help=keep_lines(__doc__))
 def main(
     nodes: Annotated[str, typer.Option(help="number of nodes; with --chain also one per stage: 32,32,16")],
     config: Annotated[
@@ -277,12 +279,5 @@ def _write(stages: Sequence[Stage], scripts: Sequence[str], after: str, out: Pat
     )
 
 
-def run() -> None:
-    """Read the command line."""
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(help=keep_lines(__doc__))(main)
-    app()
-
-
 if __name__ == "__main__":
-    run()
+    app()

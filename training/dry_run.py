@@ -23,11 +23,12 @@ from model.checkpoint_metadata import check_metadata
 from model.config import ConfigError, GlmvConfig
 from model.hf_weights import check_names_and_shapes
 from model.pipeline_layout import DECODER, EMBEDDING, LOSS, layout_for
-from model.rank_sizes import Group, parameters_by_rank
+from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
 from model.safetensors_folder import SafetensorsFolder
 from model.weight_table import hf_shapes
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank
+from training.lora_base import check_lora
 from training.optimizer import DTYPES
 from training.setup import prepare
 from training.start_point import StartPoint, find_start_point, with_positions
@@ -82,6 +83,7 @@ def _without_files(config: RunConfig, processes: int) -> Iterator[str]:
         raise ConfigError("--skip-files needs model.preset: it does not open model.init_from to see which model it is")
     model = with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
     config.check_layout(model, processes)
+    check_lora(config, model)
     segments = max(config.train.seq_length // ASSUMED_SEGMENT, 1)
     image = [ASSUMED_IMAGE_PATCHES] * segments
     yield from _plan(config, model, processes, [min(ASSUMED_SEGMENT, config.train.seq_length)] * segments, image)
@@ -134,6 +136,7 @@ def _plan(
     sizes = (parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size)
     layout = layout_for(model, *sizes, segment_lengths=segment_lengths, image_patches=image_patches)
     held = parameters_by_rank(model, parallel, layout.stages)
+    adapters = adapters_by_rank(model, parallel, layout.stages, config.lora)
     whole = sum(sum(one.values()) for one in parameters_by_rank(model, type(parallel)(), one_stage(model)))
     yield f"model           {whole:,} parameters, {model.variant}"
     yield (
@@ -146,7 +149,7 @@ def _plan(
         f"{train.global_batch_size // replicas:,} on each data-parallel rank"
     )
     yield "\nwhat a rank holds of each pipeline stage, without activations; GiB, and parameters by part:"
-    yield _table(list(_rank_rows(config, held, processes)))
+    yield _table(list(_rank_rows(config, held, adapters, processes)))
     if layout.pipeline_size > 1:
         yield f"\npipeline layout:\n{layout.table()}"
 
@@ -156,20 +159,22 @@ def one_stage(model: GlmvConfig) -> list[list[str]]:
     return [[EMBEDDING, *[DECODER] * model.decoder.num_hidden_layers, LOSS]]
 
 
-def _rank_rows(config: RunConfig, held: Sequence[Counter[Group]], processes: int) -> Iterator[list[str]]:
+def _rank_rows(
+    config: RunConfig, held: Sequence[Counter[Group]], adapters: Sequence[Counter[Group]], processes: int
+) -> Iterator[list[str]]:
     parts = [
         part for part in ("vision", "adapter", "decoder", "router") if any(g.part == part for h in held for g in h)
     ]
-    yield ["pipeline rank", "weights", "gradients", "optimizer", "total", "parameters", *parts, "(experts)"]
-    for number, one in enumerate(held):
-        sizes = rank_bytes(config, one, processes)
+    yield ["pipeline rank", "weights", "gradients", "optimizer", "total", "parameters", *parts, "(experts)", "adapters"]
+    for number, (one, added) in enumerate(zip(held, adapters, strict=True)):
+        sizes = rank_bytes(config, one, added, processes)
         counts = [sum(n for group, n in one.items() if group.part == part) for part in parts]
         experts = sum(n for group, n in one.items() if group.is_expert)
         gib = [f"{size / GIB:.2f}" for size in (sizes.weights, sizes.gradients, sizes.optimizer, sizes.total)]
-        yield [str(number), *gib, *(f"{n:,}" for n in (sum(one.values()), *counts, experts))]
+        yield [str(number), *gib, *(f"{n:,}" for n in (sum(one.values()), *counts, experts, sum(added.values())))]
 
 
-def rank_bytes(config: RunConfig, held: Counter[Group], processes: int) -> RankBytes:
+def rank_bytes(config: RunConfig, held: Counter[Group], adapters: Counter[Group], processes: int) -> RankBytes:
     """Return the bytes of weights, gradients and optimizer state on a rank's device.
 
     The state of a parameter is shared by the ranks that hold the same parameter: data and context parallelism repeat
@@ -178,6 +183,7 @@ def rank_bytes(config: RunConfig, held: Counter[Group], processes: int) -> RankB
     Args:
         config: the run.
         held: parameters on the rank.
+        adapters: parameters of its adapters (LoRA), which alone are trained where there are any.
         processes: number of processes.
     """
     parallel, optimizer, dtype = config.parallel, config.optimizer, PRECISIONS[config.train.precision]
@@ -189,9 +195,10 @@ def rank_bytes(config: RunConfig, held: Counter[Group], processes: int) -> RankB
     main_weight = 0 if config.train.precision == "fp32" else 4
     moments = DTYPES[optimizer.exp_avg_dtype].itemsize + DTYPES[optimizer.exp_avg_sq_dtype].itemsize
     state = (main_weight + moments) * (1 - optimizer.offload_fraction)
-    trained = {group: n for group, n in held.items() if not is_frozen(group, config.freeze)}
+    trainable = adapters if config.lora.rank else held
+    trained = {group: n for group, n in trainable.items() if not is_frozen(group, config.freeze)}
     return RankBytes(
-        weights=sum(held.values()) * dtype.itemsize,
+        weights=(sum(held.values()) + sum(adapters.values())) * dtype.itemsize,
         gradients=sum(trained.values()) * DTYPES[optimizer.main_grads].itemsize,
         optimizer=sum(n * state / owners[group.is_expert] for group, n in trained.items()),
     )

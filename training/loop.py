@@ -18,7 +18,7 @@ from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig
 from training.distributed import check_processes, process_group
 from training.errors import EXPECTED_ERRORS
-from training.fallback import set_aside_damaged, settle_start_point
+from training.fallback import keep_damaged, settle_start_point
 from training.guard import Guard, guarded
 from training.hf_files import read_inherited, write_hf_files
 from training.meter import Meter
@@ -115,7 +115,7 @@ class Run:
             with writes_to(self.folder / RUN_CONFIG):
                 write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(keys)))
             with writes_to(self.folder / CHECKPOINTS):
-                set_aside_damaged(start_point)
+                keep_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
         tokenizer = self.loader.tokenizer

@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
+from model.lora_targets import adapted_parts
 from training.config import RunConfig
 from training.step import StepReport, TrainStep
 from training.throughput import StepFlops, device_peak
@@ -38,7 +39,8 @@ class Meter:
         trainer.expert_load.dead_after = config.metrics.dead_expert_steps
         self.peak = device_peak(config.metrics.peak_tflops, config.train.precision) * TERA
         self.tokens_total = 0
-        self._flops = StepFlops(model, trainer.part_norms.trained, has_lora=config.lora.rank > 0)
+        adapted = adapted_parts(model, config.lora) if config.lora.rank else None
+        self._flops = StepFlops(model, config.freeze, adapted)
         self._process = psutil.Process()
         self._on_gpu = torch.accelerator.is_available()
         self._ends = deque([time.perf_counter()], maxlen=ETA_STEPS + 1)

@@ -20,7 +20,7 @@ from data_pipeline.encoding.batch import Batch
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.loader import PackedLoader
-from model.checkpoint import read_train_state
+from model.checkpoint import find_checkpoint, is_checkpoint, load_checkpoint, read_train_state
 from model.config import ConfigError
 from model.context_slicing import my_context_tokens
 from training.batch_broadcast import broadcast_batches
@@ -40,7 +40,11 @@ ONE_PROCESS = (
     "parallel.sequence_parallel=false",
     "parallel.vision=images",
 )
-ALWAYS = ("data.num_workers=0", "parallel.virtual_pipeline_model_parallel_size=1")  # there is one micro-batch at a time
+ALWAYS = (
+    "data.num_workers=0",
+    "parallel.virtual_pipeline_model_parallel_size=1",  # there is one micro-batch at a time
+    "lora.dropout=0.0",  # nothing is drawn at random
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Prelude:
 
     prepared: Prepared
     weights: Path | None
+    adapters: Path | None  # a checkpoint of adapters over these weights
     description: str
     steps_between: int | None
 
@@ -110,14 +115,29 @@ def prepare_replay(run: Path, step: int, checkpoint: Path | None = None, overrid
     config = load_config(RunConfig, run / RUN_CONFIG, [*ALWAYS, *layout, *overrides])
     before = [folder for folder in step_folders(run) if int(folder.name.removeprefix("step_")) < step]
     own = before[-1] if before else None
-    weights = find_weights(str(checkpoint)) if checkpoint else own or find_weights(config.model.init_from)
-    model = resolve_model(config.model, StartPoint(weights=weights))
+    chosen = _find(checkpoint) if checkpoint else own
+    weights, adapters = _weights_and_adapters(config, chosen)
+    model = resolve_model(config.model, StartPoint(weights=chosen or weights))
     config.parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
     loader = build_loader(config, model)
     done = _move_to(loader, step, own, config.checkpoint.allow_changes)
     prepared = Prepared(config, model, loader, lay_out_pipeline(config, model, loader))
-    description = f"the weights of {weights}" if weights else f"random weights of seed {config.train.seed}"
-    return Prelude(prepared, weights, description, None if checkpoint else step - 1 - done)
+    origin = chosen or weights
+    description = f"the weights of {origin}" if origin else f"random weights of seed {config.train.seed}"
+    return Prelude(prepared, weights, adapters, description, None if checkpoint else step - 1 - done)
+
+
+def _find(path: Path) -> Path | None:
+    return find_checkpoint(path) if is_checkpoint(path) else find_weights(str(path))
+
+
+def _weights_and_adapters(config: RunConfig, chosen: Path | None) -> tuple[Path | None, Path | None]:
+    """Return what to fill the model with, and the checkpoint of adapters to load after that, if it is one."""
+    if chosen is None:
+        return find_weights(config.model.init_from), None
+    if config.lora.rank and is_checkpoint(chosen) and read_train_state(chosen).base:
+        return find_weights(config.model.init_from), chosen
+    return chosen, None
 
 
 def _move_to(loader: PackedLoader, step: int, checkpoint: Path | None, allow_changes: bool) -> int:
@@ -148,6 +168,8 @@ def replay(prelude: Prelude, step: int, only: Collection[int] = ()) -> tuple[Rep
     prepared = prelude.prepared
     with process_group():
         trainer = build_trainer(prepared, StartPoint(weights=prelude.weights))
+        if prelude.adapters is not None:
+            load_checkpoint(prelude.adapters, trainer.model_chunks, verify=prepared.config.checkpoint.verify)
         batches = broadcast_batches(prepared.loader.next_step)
         if not batches:
             raise DataError(f"the data ends before step {step}")

@@ -134,10 +134,13 @@ class Saver:
 
     def close(self) -> None:
         """Let the save in the background end where the run ends with an error. Its own error is only logged then."""
+        step = self._writing.step if self._writing is not None else 0
         try:
             self.wait()
-        except Exception as error:
-            logger.warning("the save in the background failed too: %s", str(error).splitlines()[0])
+        except CheckpointError as error:
+            logger.warning("%s", error)
+        except Exception:  # with another process lost, which the run reports
+            logger.warning("the save of step %d in the background was not finished", step)
 
     def _wait_for_the_one_before(self, step: int) -> None:
         if self._writing is not None:

@@ -1,8 +1,7 @@
 """Model FLOPs utilisation: the useful FLOPs of a step over what the devices could compute in its time.
 
 FLOPs come from `model.flops` by the real segments and images of the packs: no padding, no recomputation. A frozen part
-has no gradients of weights, and none of its inputs where nothing below it is trained. With LoRA no part has gradients
-of weights; the adapters, a few per cent of the model, are not counted.
+has no gradients of weights, and none of its inputs where nothing below it is trained.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 
 from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
-from model.flops import FORWARD_AND_BACKWARD, SegmentCost, adapter_cost, decoder_cost, tower_cost
+from model.flops import SegmentCost, adapter_cost, decoder_cost, tower_cost
 
 # TFLOP/s of dense bfloat16 matrix products, from NVIDIA's data sheets (which give the double, with sparsity). The first
 # name that the device's name contains counts.
@@ -60,30 +59,40 @@ def peak_of(device: str) -> float:
     return next((peak for name, peak in PEAKS.items() if f" {name} " in words), 0.0)
 
 
+def _passes(forward: SegmentCost, *, weights: bool, inputs: bool) -> SegmentCost:
+    """Return the cost of a part's passes from that of its forward pass.
+
+    The gradients of weights and of inputs take one pass each. Attention has no weights, but two products.
+
+    Args:
+        forward: the cost of the forward pass.
+        weights: whether the part's weights have gradients.
+        inputs: whether gradients go through the part.
+    """
+    return SegmentCost(forward.linear * (1 + weights + inputs), forward.squared * (1 + 2 * inputs))
+
+
 class StepFlops:
-    """Counts the FLOPs of packs.
+    """Counts the FLOPs of packs. Those of adapters themselves are too few to count.
 
     Args:
         model: the model.
-        trained: parts that have trained weights or LoRA's adapters.
-        has_lora: whether only LoRA's adapters are trained.
+        frozen: parts that are not trained.
+        adapted: parts with adapters, whose own weights are frozen; None without LoRA. With LoRA all weights are frozen.
     """
 
-    def __init__(self, model: GlmvConfig, trained: Collection[str], has_lora: bool = False) -> None:
-        costs = {
+    def __init__(self, model: GlmvConfig, frozen: Collection[str], adapted: Collection[str] | None = None) -> None:
+        forward = {
             "vision": tower_cost(model.vision),
             "adapter": adapter_cost(model.vision),
             "decoder": decoder_cost(model.decoder),
         }
-        passes_gradients = False  # whether this part's inputs, or weights in it, need gradients
-        for part, forward in costs.items():
-            has_weights = part in trained and not has_lora
-            passes_gradients |= part in trained
-            if passes_gradients:  # those of inputs take one pass, those of weights another; attention has no weights
-                linear = forward.linear * (FORWARD_AND_BACKWARD - (not has_weights))
-                costs[part] = SegmentCost(linear, forward.squared * FORWARD_AND_BACKWARD)
-        self._image = costs["vision"] + costs["adapter"]
-        self._segment = costs["decoder"]
+        learns_below, costs = False, dict[str, SegmentCost]()
+        for part, cost in forward.items():  # in the order of the forward pass
+            weights = adapted is None and part not in frozen
+            learns_below |= weights or part in (adapted or ())
+            costs[part] = _passes(cost, weights=weights, inputs=learns_below)
+        self._image, self._segment = costs["vision"] + costs["adapter"], costs["decoder"]
 
     def of(self, batches: Sequence[Batch]) -> int:
         """Return the useful FLOPs of the forward and backward passes of these packs."""

@@ -3,7 +3,7 @@
 torch's DataLoader starts them, distributes the work and keeps the order. This module handles what it does not:
 
     the run is killed       its workers die with it
-    the job is signalled    the workers go on until the training process ends them
+    the job gets a signal    the workers continue until the training process ends them
     /dev/shm is full        an error, instead of a run that hangs
     a worker is killed      the error says which sample it was reading; the sample may have used up the memory or
                             crashed a library

@@ -10,11 +10,14 @@ import torch
 
 from model.backend import select_backend
 from model.config import GlmvConfig
+from model.lora import add_adapters
+from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import part_of
 from model.pipeline_layout import PipelineLayout, layout_for
-from model.rank_sizes import Group, parameters_by_rank
+from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
 from tests.te.fake_ranks import Rank, built
+from training.dry_run import one_stage
 
 pytestmark = pytest.mark.fast
 
@@ -58,6 +61,21 @@ def test_counts_equal_the_modules_of_every_pipeline_rank(preset: str, processes:
                 for name, parameter in chunk.named_parameters():
                     held[Group(part_of(name), ".experts." in name)] += parameter.numel()
         assert counts == held
+
+
+@pytest.mark.parametrize("vision", ["images", "tensor"])
+def test_adapters_are_counted_as_they_are_built(vision: str) -> None:
+    model = GlmvConfig.from_preset("tiny_moe")
+    layout = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "vision": vision, **SP}
+    lora = LoraConfig(rank=4, targets=["all-linear", "experts.*"])
+    [counted] = adapters_by_rank(model, ParallelConfig(**layout), one_stage(model), lora)
+    held: Counter[Group] = Counter()
+    with built("tiny_moe", Rank(1, 2, layout), select_backend("torch", torch.float32), torch.float32) as chunk:
+        add_adapters(chunk, lora)
+        for name, parameter in chunk.named_parameters():
+            if ".lora." in name:
+                held[Group(part_of(name), ".experts." in name)] += parameter.numel()
+    assert counted == held
 
 
 WHOLE = {"glm45v": 107_710_927_360, "glm41v_9b": 10_292_777_472}

@@ -1,4 +1,4 @@
-"""A real SLURM on this machine, in a folder of its own: slurmctld, several slurmd and munged, from Debian's packages."""
+"""A real SLURM on this machine, in a folder of its own: slurmctld, several slurmd and munged, of Debian's packages."""
 
 from __future__ import annotations
 

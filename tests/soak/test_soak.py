@@ -32,7 +32,7 @@ from tests.training.test_saving import files_of_run
 pytestmark = pytest.mark.slow
 
 ROUNDS, FAULTS_PER_ROUND = 5, 10
-STEPS, INTERVAL = 150, 3
+STEPS, INTERVAL = 100, 3
 DISK = 320 << 20  # bytes of the file system of the run folder
 OPTIONS = [
     f"train.steps={STEPS}",

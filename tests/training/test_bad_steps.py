@@ -144,7 +144,7 @@ def tensors_of(checkpoint: Path) -> dict[str, str]:
 # Real losses that only scatter, and a factor so small that their scatter is a spike.
 SKIP_SPIKES = [
     *("health.on_spike=skip", "health.spike_factor=1.001", "health.spike_window=2", "health.max_skipped=9"),
-    *("optimizer.lr=1e-4", "optimizer.min_lr=1e-5", "optimizer.warmup_steps=0"),
+    *("optimizer.lr=1e-6", "optimizer.min_lr=1e-7", "optimizer.warmup_steps=0"),
     *("train.deterministic=true", "train.steps=8", "checkpoint.save_interval=1"),
 ]
 

@@ -8,6 +8,7 @@ import pickle
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -163,6 +164,6 @@ def test_bytes_are_those_of_the_objects_of_a_run(hf_folder, config_file: Path, l
     config, model = load_config(RunConfig, config_file), small_config(case_of(hf_folder)["variant"])
     config.parallel, _ = layout_of(layout)
     [held] = parameters_by_rank(model, config.parallel, one_stage(model))
-    counted = rank_bytes(config, held, processes=2)
+    counted = rank_bytes(config, held, Counter(), processes=2)
     assert [(rank["weights"], rank["gradients"]) for rank in ranks] == [(counted.weights, counted.gradients)] * 2
     assert sum(rank["optimizer"] for rank in ranks) == 2 * counted.optimizer

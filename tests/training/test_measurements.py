@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from data_pipeline.encoding.batch import Batch
+from model.flops import vision_cost
 from model.glmv import GlmvModel
 from model.lora import add_adapters
 from model.lora_targets import LoraConfig
@@ -22,7 +22,7 @@ from model.moe import MODALITIES
 from model.parts import freeze
 from tests.launch import metrics, train
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step
-from tests.reference import Element, Image, Text, forward_inputs, make_sample, pack, transformers_loss
+from tests.reference import Image, Text, forward_inputs, make_sample, pack, transformers_loss
 from tests.training.test_parts import part_of_transformers
 from training.metrics import duration, step_line
 from training.step import TrainStep
@@ -91,68 +91,62 @@ def test_experts_without_tokens_are_counted_over_steps(hf_folder: object, build:
 
 # --- FLOPs ------------------------------------------------------------------------------------------------------------
 
-SAMPLES: list[list[Element]] = [[Text(2), Image(16, 16), Image(12, 12), Text(6)], [Text(40)]]
-SIDES, PATCHES = (16, 12), 16 * 16 + 12 * 12
 FREEZES: list[list[str]] = [[], ["vision"], ["adapter"], ["decoder"], ["vision", "adapter"], ["vision", "decoder"]]
-TARGETS = [["visual.*.qkv"], ["q_proj"], ["visual.*.qkv", "q_proj"]]
-
-
-def pack_of_samples(model: GlmvModel) -> Batch:
-    """Make a pack without padding."""
-    samples = [make_sample(model.glmv_config, elements, seed=n) for n, elements in enumerate(SAMPLES)]
-    return pack(samples, seq_length=sum(len(sample.encoded) for sample in samples), segment_multiple=1)
-
-
-def counted_by_torch(model: GlmvModel, batch: Batch, *, trains_table: bool, frozen_router: bool) -> int:
-    """Count the FLOPs of forward and backward passes, without those that the cost model does not count.
-
-    These are the position table, the half of attention that the mask hides, the tokens by modality, and the gradient of
-    frozen routers, which megatron-core computes too.
-    """
-    counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):
-        model(**forward_inputs(batch)).sum().backward()
-    vision, decoder = model.glmv_config.vision, model.glmv_config.decoder
-    table = sum(2 * n * vision.position_grid * (vision.position_grid + n) * vision.hidden_size for n in SIDES)
-    squares = sum(n * n for n in batch.segment_lengths.tolist())
-    hidden_half = 2 * decoder.num_attention_heads * decoder.head_dim * squares * decoder.num_hidden_layers
-    extra = table * (1 + trains_table) + 3 * hidden_half
-    if decoder.is_moe:
-        products = 2 * len(batch.input_ids) * decoder.n_routed_experts * len(model.routers())
-        extra += products * (len(MODALITIES) + decoder.hidden_size * frozen_router)
-    return counter.get_total_flops() - extra
 
 
 @pytest.mark.parametrize("frozen", FREEZES, ids=str)
 def test_flops_of_a_step_are_those_that_torch_counts(build: Callable[..., GlmvModel], frozen: list[str]) -> None:
+    """Two images and a text. torch also counts the position table, and the half of attention that the mask hides."""
     model = build().train()
-    vision, trained = model.glmv_config.vision, {"vision", "adapter", "decoder"} - set(frozen)
-    batch = pack_of_samples(model)
+    vision, decoder = model.glmv_config.vision, model.glmv_config.decoder
+    samples = [
+        make_sample(model.glmv_config, elements, seed=n)
+        for n, elements in enumerate([[Text(2), Image(16, 16), Image(12, 12), Text(6)], [Text(40)]])
+    ]
+    batch = pack(samples, seq_length=sum(len(sample.encoded) for sample in samples), segment_multiple=1)
     freeze(model, frozen)
-    counted = counted_by_torch(model, batch, trains_table="vision" in trained, frozen_router="decoder" in frozen)
-    not_needed = 0  # the gradients of pixels, and of the adapter's input where the tower is frozen
-    if "vision" in trained:
-        not_needed = 2 * 1176 * vision.hidden_size * PATCHES
-    elif "adapter" in trained:
-        not_needed = 2 * vision.out_hidden_size**2 * PATCHES // 4
-    assert StepFlops(model.glmv_config, trained).of([batch]) == counted + not_needed
+    counter = FlopCounterMode(display=False)
+    with counter, sdpa_kernel(SDPBackend.MATH):
+        model(**forward_inputs(batch)).sum().backward()
+
+    side, patches, trains = vision.position_grid, 16 * 16 + 12 * 12, "vision" not in frozen
+    table = sum(2 * n * side * (side + n) * vision.hidden_size for n in (16, 12))
+    squares = sum(len(sample.encoded) ** 2 for sample in samples)
+    hidden_half = 2 * decoder.num_attention_heads * decoder.head_dim * squares * decoder.num_hidden_layers
+    extra = table * (1 + trains) + 3 * hidden_half
+    # Gradients that nothing needs: of pixels, and of the adapter's input where the tower is frozen.
+    extra -= 2 * 1176 * vision.hidden_size * patches * trains
+    if not trains and "adapter" not in frozen:
+        extra -= 2 * vision.out_hidden_size**2 * patches // 4
+    if decoder.is_moe:  # counting tokens by modality; megatron-core computes the gradient of frozen routers too
+        products = 2 * len(batch.input_ids) * decoder.n_routed_experts * len(model.routers())
+        extra += products * (len(MODALITIES) + decoder.hidden_size * ("decoder" in frozen))
+    assert StepFlops(model.glmv_config, frozen).of([batch]) == counter.get_total_flops() - extra
 
 
-@pytest.mark.parametrize("targets", TARGETS, ids=str)
-def test_flops_with_lora_are_nearly_those_that_torch_counts(
-    build: Callable[..., GlmvModel], targets: list[str]
+@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
+def test_flops_with_adapters_are_those_that_torch_counts_less_the_adapters(
+    hf_folder: object, build: Callable[..., GlmvModel]
 ) -> None:
-    """Torch also counts the adapters, of rank 1, and no gradients below the first of them."""
-    model = build().train()
-    batch = pack_of_samples(model)
-    add_adapters(model, LoraConfig(rank=1, targets=targets))
-    trained = TrainStep([model], OPTIMIZER, steps=1, seq_length=len(batch.input_ids)).part_norms.trained
-    counted = counted_by_torch(model, batch, trains_table=False, frozen_router=True)
-    if "vision" in trained:  # the gradient of pixels, which nothing needs
-        counted += 2 * 1176 * model.glmv_config.vision.hidden_size * PATCHES
-    flops, without_lora = (StepFlops(model.glmv_config, trained, has_lora).of([batch]) for has_lora in (True, False))
-    assert flops == pytest.approx(counted, rel=0.03)
-    assert abs(flops - counted) < abs(without_lora - counted)
+    """What the adapters cost grows with their rank, so the counts of two ranks tell that of rank 0."""
+    config = build().glmv_config
+    decoder, text = config.decoder, make_sample(config, [Text(40)], seed=0)
+    batch = pack([text], seq_length=40, segment_multiple=1)
+    counts = []
+    for rank in (1, 2):
+        model = build().train()
+        add_adapters(model, LoraConfig(rank=rank, targets=["language_model.*"]))
+        counter = FlopCounterMode(display=False)
+        with counter, sdpa_kernel(SDPBackend.MATH):
+            model(**forward_inputs(batch)).sum().backward()
+        counts.append(counter.get_total_flops())
+    q = decoder.num_attention_heads * decoder.head_dim
+    hidden_half = 3 * 2 * q * 40**2 * decoder.num_hidden_layers
+    side = config.vision.position_grid
+    black_image = vision_cost(config.vision).of(4)  # computed where a pack has no image, with its position table
+    black_image += 2 * 2 * side * (side + 2) * config.vision.hidden_size
+    counted = 2 * counts[0] - counts[1] - hidden_half - black_image
+    assert StepFlops(config, [], {"decoder"}).of([batch]) == counted
 
 
 def test_peaks_are_found_by_the_name_of_the_device() -> None:

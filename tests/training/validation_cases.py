@@ -38,6 +38,7 @@ def run(config: str, overrides: Sequence[str], layout: str, steps: int, validate
     def look() -> None:
         assert prepared.validation.loader is not None
         if validate:
+            assert held_out_loss(trainer, prepared.validation.loader, may_continue=lambda: False) is None
             loss = held_out_loss(trainer, prepared.validation.loader, settings.validation.steps)
             losses.append(vars(loss))
             answers.append(
