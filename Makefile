@@ -21,6 +21,10 @@ TE := .venv-te
 WITH_TE := $(HIDE_GPUS) PYTHONPATH=$(TE)
 PYTEST_TE := $(WITH_TE) $(PYTEST) -p tests.te.stand_in tests/te
 
+# Weights & Biases and MLflow, likewise.
+TRACKERS := .venv-trackers
+PYTEST_TRACKERS := $(HIDE_GPUS) PYTHONPATH=$(TRACKERS) $(PYTEST) tests/trackers
+
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: demo demo-data test test-data test-training test-te test-gpu test-fast test-full te-tables check format docs clean
@@ -54,9 +58,10 @@ test-gpu: $(VENV)/installed
 test-fast: $(VENV)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "fast and not slow"
 
-test-full: $(VENV)/installed $(TE)/installed
+test-full: $(VENV)/installed $(TE)/installed $(TRACKERS)/installed
 	$(HIDE_GPUS) $(PYTEST)
 	$(PYTEST_TE)
+	$(PYTEST_TRACKERS)
 
 te-tables: $(TE)/installed  # write tests/te/golden again
 	$(WITH_TE) $(BIN)/python -m tests.te.write_tables
@@ -83,6 +88,11 @@ $(TE)/installed: tests/te/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(TE) -r $<
 	touch $@
 
+$(TRACKERS)/installed: tests/trackers/requirements.txt $(VENV)/installed
+	rm -rf $(TRACKERS)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(TRACKERS) -r $<
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TE) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(TE) $(TRACKERS) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

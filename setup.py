@@ -34,7 +34,12 @@ setup(
         "tools",
         "training",
     ],
-    package_data={"": ["py.typed"], "demo": ["media.yaml"], "tools": ["view_page.html"]},
+    package_data={
+        "": ["py.typed"],
+        "demo": ["media.yaml"],
+        "tools": ["report_page.html", "view_page.html"],
+        "training": ["samples_page.html"],
+    },
     install_requires=[
         "ahocorasick_rs",
         "av",
@@ -56,6 +61,7 @@ setup(
         "python-bidi",
         "python-pptx",
         "pyyaml",
+        "rapidfuzz",
         "requests",
         "rich",
         "safetensors",
@@ -74,6 +80,9 @@ setup(
         # `--executor ray` of tools.shard; screenshots of web pages for grounding, which also need a Chromium.
         "ray": ["ray"],
         "gui": ["playwright"],
+        # metrics.wandb and metrics.mlflow; sqlalchemy and alembic are for MLflow's own data bases.
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny", "sqlalchemy", "alembic"],
         # HEIC photographs.
         "heic": ["pillow-heif"],
         "test": [

@@ -30,6 +30,14 @@ class BadSample(DataError):
         return type(self), (self.reason, self.detail)
 
 
+class LostShard(BadSample):
+    """A shard cannot be opened or read at all: no sample of it can be used."""
+
+
+class Unavailable(Exception):
+    """A shard cannot be read now, but another attempt may succeed. The message says why."""
+
+
 @dataclass(frozen=True)
 class UnusedSample:
     """One sample that was not used: a line of rejected.jsonl, filtered.jsonl (and reported.jsonl) or quarantine.jsonl.

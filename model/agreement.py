@@ -9,20 +9,28 @@ import torch.distributed as dist
 from model.errors import CheckpointError
 
 
-def raise_everywhere(problem: str | None) -> None:
+def raise_everywhere(problem: str | None, group: dist.ProcessGroup | None = None) -> None:
     """Raise on every process if any of them has a problem. Collective.
+
+    Args:
+        problem: What is wrong on this process; None or empty where nothing is.
+        group: All processes, where another thread uses the default group at the same time.
 
     Raises:
         CheckpointError: the problem of the first process that has one.
     """
     problems: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(problems, problem)
+    dist.all_gather_object(problems, problem, group=group)
     if found := next(filter(None, problems), None):
         raise CheckpointError(found)
 
 
-def on_main_process(action: Callable[[], object]) -> None:
+def on_main_process(action: Callable[[], object], group: dist.ProcessGroup | None = None) -> None:
     """Run `action` on the main process, rank 0, and wait for it. Collective.
+
+    Args:
+        action: What the main process does.
+        group: All processes, where another thread uses the default group at the same time.
 
     Raises:
         CheckpointError: on every process, if `action` failed with an OSError or a CheckpointError.
@@ -35,4 +43,4 @@ def on_main_process(action: Callable[[], object]) -> None:
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except CheckpointError as error:
             problem = str(error)
-    raise_everywhere(problem)
+    raise_everywhere(problem, group)

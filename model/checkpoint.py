@@ -12,7 +12,6 @@ Only tensors are written and read; `model.checkpoint_metadata` says what is chec
 from __future__ import annotations
 
 import json
-import queue
 import re
 import shutil
 from collections.abc import Callable, Sequence
@@ -22,17 +21,17 @@ from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.optimizer import MegatronOptimizer
 from torch import nn
 from torch.distributed.checkpoint.api import CheckpointException
 
-from common.disk import free_space, why_not_writable
+from common.disk import free_space
 from common.files import sync_folder, write_json, write_text
 from model.agreement import on_main_process, raise_everywhere
 from model.checkpoint_manifest import check_manifest, write_manifest
 from model.checkpoint_metadata import check_metadata
+from model.checkpoint_state import sharded_state
+from model.checkpoint_writer import write_tensors
 from model.errors import CheckpointError
 from model.finite import nonfinite
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
@@ -53,22 +52,12 @@ __all__ = [
     "remove_old",
     "remove_unfinished",
     "save_checkpoint",
+    "write_checkpoint",
 ]
 
 STEP_FOLDER = re.compile(r"step_\d+")
 STATE, TRAIN_STATE, HF_FILES, LATEST = "state", "train_state.json", "hf", "latest"
 UNFINISHED = ".unfinished_"  # in front of a step folder's name until it is complete
-
-# The optimizer's state on disk: tensors of the parameters' own shapes, with the same keys at every layout. They are
-# assembled in main memory, on one data-parallel rank: on every rank's device they would take the state's size again.
-OPTIMIZER_FORMAT = {
-    "distrib_optim_sharding_type": "fully_reshardable",
-    "distrib_optim_fully_reshardable_mem_efficient": True,
-    "chained_optim_avoid_prefix": True,
-}
-
-# What torch.save says where it cannot write its file, in place of the cause.
-FAILED_WRITES = ("PytorchStreamWriter", "inline_container", "iostream error")
 
 
 @dataclass
@@ -79,10 +68,18 @@ class TrainState:
     these counters. The learning rate is a function of the step.
     """
 
-    step: int  # optimizer steps done
+    step: int  # steps done
     data: dict[str, Any] = field(default_factory=dict)  # counters of the loader
     config: dict[str, Any] = field(default_factory=dict)  # configuration of the run
+    updates: int | None = None  # Adam's step count: updates behind its moments; None in older checkpoints: as steps
+    bad_steps: dict[str, Any] = field(default_factory=dict)  # state of the detector of bad steps
+    metrics: dict[str, Any] = field(default_factory=dict)  # what metrics count over the whole run
     base: str = ""  # fingerprint of the frozen weights, where the checkpoint holds only adapters (LoRA)
+
+    @property
+    def updates_done(self) -> int:
+        """Adam's step count."""
+        return self.step if self.updates is None else self.updates
 
 
 # --- finding ----------------------------------------------------------------------------------------------------------
@@ -151,25 +148,41 @@ def save_checkpoint(
     Raises:
         CheckpointError: the file system is full or does not allow it. Nothing is left of the unfinished checkpoint.
     """
+    write_checkpoint(path, lambda: sharded_state(model_chunks, optimizer), hf_files=hf_files, train_state=train_state)
+
+
+def write_checkpoint(
+    path: Path,
+    state: Callable[[], dict[str, Any]],
+    *,
+    hf_files: Callable[[Path], None],
+    train_state: TrainState | None = None,
+    group: dist.ProcessGroup | None = None,
+) -> None:
+    """Write a checkpoint as `save_checkpoint` does, of a state that was collected before. Collective.
+
+    Args:
+        path: Step folder to make.
+        state: Gives the sharded state (model.checkpoint_state).
+        hf_files: Fills the folder it is given with the Hugging Face files; called on rank 0.
+        train_state: State of the run; None where only weights are kept.
+        group: All processes, where another thread uses the default group at the same time.
+
+    Raises:
+        CheckpointError: the file system is full or does not allow it. Nothing is left of the unfinished checkpoint.
+    """
     unfinished = path.with_name(UNFINISHED + path.name)
     try:
-        on_main_process(lambda: _begin(unfinished, hf_files, train_state))
-        # megatron-core would start a manager process to collect the results of asynchronous writes. These writes are
-        # synchronous, and a manager takes seconds to start and outlives a rank that is killed.
-        filesystem_async._results_queue = queue.Queue()
-        dist_checkpointing.save(_sharded_state(model_chunks, optimizer, is_loading=False), str(unfinished / STATE))
-        write_manifest(unfinished)
-        on_main_process(lambda: _commit(unfinished, path))
-    except (OSError, CheckpointError, CheckpointException, RuntimeError) as error:
-        reason = _reason(error)
-        if any(text in reason for text in FAILED_WRITES):
-            reason = why_not_writable(unfinished)
-        elif isinstance(error, RuntimeError):
-            raise
+        on_main_process(lambda: _begin(unfinished, hf_files, train_state), group)
+        write_tensors(unfinished / STATE, state(), group)
+        write_manifest(unfinished, group)
+        on_main_process(lambda: _commit(unfinished, path), group)
+    except (OSError, CheckpointError, CheckpointException) as error:
         if dist.get_rank() == 0:
             shutil.rmtree(unfinished, ignore_errors=True)
         raise CheckpointError(
-            f"cannot write the checkpoint {path}: {reason} ({free_space(path)}); what was written of it is removed"
+            f"cannot write the checkpoint {path}: {_reason(error)} ({free_space(path)}); what was written of it is "
+            "removed"
         ) from error
 
 
@@ -211,16 +224,28 @@ def remove_unfinished(checkpoints: Path) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
 
 
-def remove_old(newest: Path, keep_last: int) -> None:
+def remove_old(newest: Path, keep_last: int, keep_every: int = 0) -> None:
     """Remove the step folders before the last `keep_last` up to `newest`, which has just been saved.
 
     Zero keeps all. Folders with other names, such as a user's copies, stay, and so do later steps, which a run that
     was set back has not reached again.
+
+    Args:
+        newest: The step folder that has just been saved.
+        keep_last: How many to keep; 0: all.
+        keep_every: Keep the multiples of this step too; 0: none.
     """
-    steps = sorted(path for path in newest.parent.iterdir() if STEP_FOLDER.fullmatch(path.name))
-    steps = [path for path in steps if path.name <= newest.name]
-    for old in steps[:-keep_last] if keep_last else []:
-        shutil.rmtree(old)
+    steps = {step_of(path): path for path in newest.parent.iterdir() if STEP_FOLDER.fullmatch(path.name)}
+    reached = sorted(step for step in steps if step <= step_of(newest))
+    for step in reached[:-keep_last] if keep_last else []:
+        if not keep_every or step % keep_every:
+            removed = steps[step].rename(newest.with_name(UNFINISHED + steps[step].name))
+            shutil.rmtree(removed)  # killed here, the next start removes the rest of it
+
+
+def step_of(path: Path) -> int:
+    """Return the step of a step folder, from its name."""
+    return int(path.name.removeprefix("step_"))
 
 
 # --- loading ----------------------------------------------------------------------------------------------------------
@@ -251,7 +276,7 @@ def load_checkpoint(
             "`export-lora` for PEFT's files"
         )
     groups_as_configured = _hyperparameters(optimizer)
-    wanted = _sharded_state(model_chunks, optimizer, is_loading=True)
+    wanted = sharded_state(model_chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
@@ -264,7 +289,7 @@ def load_checkpoint(
     raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
-        _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).step)
+        _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).updates_done)
 
 
 def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | None:
@@ -289,30 +314,14 @@ def read_train_state(path: Path) -> TrainState:
         raise CheckpointError(f"{path} holds only weights (no {TRAIN_STATE}); start from it with model.init_from")
     try:
         state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
-        if type(state.step) is not int or not (isinstance(state.data, dict) and isinstance(state.config, dict)):
-            raise TypeError("step must be an integer, data and config JSON objects")
+        if {type(state.step), type(state.updates_done)} != {int}:
+            raise TypeError("step and updates must be integers")
+        if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps, state.metrics)):
+            raise TypeError("data, config, bad_steps and metrics must be JSON objects")
         if not isinstance(state.base, str):
             raise TypeError("base must be a string")
     except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
-    return state
-
-
-def _sharded_state(
-    model_chunks: Sequence[nn.Module], optimizer: MegatronOptimizer | None, is_loading: bool
-) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    for number, chunk in enumerate(model_chunks):
-        sharded: Any = chunk
-        # Objects (megatron-core's `_extra_state`, empty in this model) would be written, and read back, with pickle.
-        state[f"model{number}"] = {
-            key: value for key, value in sharded.sharded_state_dict().items() if not isinstance(value, ShardedObject)
-        }
-    if optimizer is not None:
-        optimizer_: Any = optimizer
-        state["optimizer"] = optimizer_.sharded_state_dict(
-            dict(state), is_loading=is_loading, metadata=OPTIMIZER_FORMAT
-        )
     return state
 
 
@@ -322,7 +331,7 @@ def _hyperparameters(optimizer: MegatronOptimizer | None) -> list[dict[str, Any]
 
 
 def _restore_hyperparameters(optimizer: MegatronOptimizer, configured: list[dict[str, Any]], step: int) -> None:
-    """Put the configured hyperparameters and the step back into the optimizer's groups.
+    """Put the configured hyperparameters and Adam's step count back into the optimizer's groups.
 
     Loading replaced them by those of some group with the same weight decay, which is all that megatron-core tells
     groups apart by, and left `step` out of the groups of an optimizer that rank 0 has no part in. Every rank has the

@@ -33,31 +33,35 @@ READ_BYTES = 2**23
 logger = logging.getLogger(__name__)
 
 
-def write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path, group: dist.ProcessGroup | None = None) -> None:
     """Write the manifest of a step folder that is otherwise complete. Collective.
 
     Every process reads back what it wrote itself: the checksums are of what the file system gives.
+
+    Args:
+        folder: The step folder.
+        group: All processes, where another thread uses the default group at the same time.
 
     Raises:
         CheckpointError: a file cannot be read, or the manifest cannot be written.
     """
     sizes: dict[str, int] = {}
-    on_main_process(lambda: sizes.update(_sizes(folder)))
-    sizes = _from_main_process(sizes)
+    on_main_process(lambda: sizes.update(_sizes(folder)), group)
+    sizes = _from_main_process(sizes, group)
     own, problem = {}, None
     try:
         own = {block: _checksum(folder / block[0], block[1]) for block in _own_blocks(sizes)}
     except OSError as error:
         problem = f"{error.filename}: {error.strerror}"
-    raise_everywhere(problem)
+    raise_everywhere(problem, group)
     everyone: list[dict[tuple[str, int], str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(everyone, own)
+    dist.all_gather_object(everyone, own, group=group)
     checksums = {block: checksum for part in everyone for block, checksum in part.items()}
     files = {
         name: {"bytes": size, "xxh3_64": [checksums[name, number] for number in range(_block_count(size))]}
         for name, size in sizes.items()
     }
-    on_main_process(lambda: write_json(folder / MANIFEST, {"block_bytes": BLOCK_BYTES, "files": files}))
+    on_main_process(lambda: write_json(folder / MANIFEST, {"block_bytes": BLOCK_BYTES, "files": files}), group)
 
 
 def check_manifest(folder: Path, verify: str = "full") -> None:
@@ -197,7 +201,7 @@ def _checksum(path: Path, number: int) -> str:
     return digest.hexdigest()
 
 
-def _from_main_process(value: dict[str, Any]) -> dict[str, Any]:
+def _from_main_process(value: dict[str, Any], group: dist.ProcessGroup | None = None) -> dict[str, Any]:
     shared = [value]
-    dist.broadcast_object_list(shared, src=0)
+    dist.broadcast_object_list(shared, src=0, group=group)
     return shared[0]

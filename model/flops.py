@@ -48,14 +48,23 @@ class SegmentCost:
         return sum((self.linear + self.squared * n) * n for n in lengths)
 
 
-def vision_cost(vision: VisionConfig) -> SegmentCost:
-    """Return the cost of tower and adapter for an image or frame pair of n PATCHES."""
-    d, width, inside = vision.hidden_size, vision.out_hidden_size, vision.intermediate_size
-    patches_per_token = vision.spatial_merge_size**2
+def tower_cost(vision: VisionConfig) -> SegmentCost:
+    """Return the cost of the tower for an image or frame pair of n PATCHES."""
+    d, width = vision.hidden_size, vision.out_hidden_size
     patch_values = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
     block = SegmentCost(2 * (4 * d * d + 3 * d * width), squared=4 * d)
-    adapter = 2 * (width * width + 3 * width * inside) // patches_per_token
-    return SegmentCost(2 * patch_values * d) + block * vision.depth + SegmentCost(2 * d * width + adapter)
+    return SegmentCost(2 * patch_values * d) + block * vision.depth + SegmentCost(2 * d * width)
+
+
+def adapter_cost(vision: VisionConfig) -> SegmentCost:
+    """Return the cost of the adapter for an image or frame pair of n PATCHES."""
+    width, inside = vision.out_hidden_size, vision.intermediate_size
+    return SegmentCost(2 * (width * width + 3 * width * inside) // vision.spatial_merge_size**2)
+
+
+def vision_cost(vision: VisionConfig) -> SegmentCost:
+    """Return the cost of tower and adapter for an image or frame pair of n PATCHES."""
+    return tower_cost(vision) + adapter_cost(vision)
 
 
 def image_cost(vision: VisionConfig, h: int, w: int) -> int:

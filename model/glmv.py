@@ -31,7 +31,7 @@ from model.embedding_exchange import EmbeddingExchange
 from model.image_constants import MERGE_SIZE
 from model.lora_targets import LoraConfig
 from model.lora_weights import sharded_adapters
-from model.moe import SegmentRouter
+from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
 from model.parameter_marks import VISION_PARTS, mark_parameters
 from model.recompute import RecomputeConfig, recompute_fields
@@ -179,6 +179,10 @@ class GlmvModel(MegatronModule):
         hidden_states = None
         if self.pre_process:
             hidden_states = self._embed(input_ids, tokens, cu_seqlens, patches, grid_thw, frames_per_image)
+        members = None
+        if self.config.num_moe_experts:
+            modalities = token_modalities(input_ids, self.glmv_config.image_token_id, grid_thw, frames_per_image)
+            members = self._members(cu_seqlens, segment_lengths, tokens, modalities)
         out = self.language_model(
             input_ids=None,
             position_ids=position_ids[:, None].to(device, non_blocking=True),
@@ -186,7 +190,7 @@ class GlmvModel(MegatronModule):
             decoder_input=hidden_states,
             labels=None if labels is None else labels[None, tokens].to(device, non_blocking=True),
             packed_seq_params=packed_segments(cu_seqlens, segment_lengths),
-            padding_mask=self._members(cu_seqlens, segment_lengths, tokens) if self.config.num_moe_experts else None,
+            padding_mask=members,
         )
         return out[0] if self.post_process else out
 
@@ -244,12 +248,14 @@ class GlmvModel(MegatronModule):
         )
         return rows if len(images) else rows[:0]
 
-    def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor) -> Tensor:
-        """Return `segment_members` of this rank's tokens, for the routers (model.moe)."""
+    def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor, modalities: Tensor) -> Tensor:
+        """Return the table of members of this rank's tokens, for the routers (model.moe)."""
         device = torch.cuda.current_device()
         if self.config.sequence_parallel:
             tokens = slice_for_tensor_rank(tokens)
-        return segment_members(*(x.to(device, non_blocking=True) for x in (cu_seqlens, segment_lengths, tokens)))
+        own = (cu_seqlens, segment_lengths, tokens, modalities[tokens])
+        cu_seqlens, segment_lengths, tokens, modalities = (x.to(device, non_blocking=True) for x in own)
+        return segment_members(cu_seqlens, segment_lengths, tokens) * modalities
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
@@ -289,3 +295,22 @@ def segment_members(cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor)
     """
     begins = cu_seqlens[:-1, None]
     return (tokens >= begins) & (tokens < begins + segment_lengths[:, None])
+
+
+def token_modalities(input_ids: Tensor, image_token_id: int, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:
+    """Return what each token of a pack stands for: uint8 [tokens], 1 + its index in MODALITIES.
+
+    Args:
+        input_ids: int64 [tokens], in main memory.
+        image_token_id: Id of the image token.
+        grid_thw: int64 [images, 3], each (1, h, w) in patches.
+        frames_per_image: int32 [images].
+
+    >>> token_modalities(torch.tensor([7, 9, 7, 9, 7]), 9, torch.tensor([[1, 2, 2], [1, 2, 2]]), torch.tensor([1, 2]))
+    tensor([1, 2, 1, 3, 1], dtype=torch.uint8)
+    """
+    text, image = (1 + MODALITIES.index(name) for name in ("text", "image"))
+    modalities = torch.full_like(input_ids, text, dtype=torch.uint8)
+    of_image = (frames_per_image - 1 + image).to(torch.uint8)  # a frame pair is a part of a video
+    modalities[input_ids == image_token_id] = of_image.repeat_interleave(grid_thw.prod(dim=1) // MERGE_SIZE**2)
+    return modalities

@@ -9,6 +9,8 @@ the useful tokens of each segment:
                 0 0 0 0 0 0 0 0 1 1 1 0      third segment
 
 The table is passed in megatron-core's argument `padding_mask`, which reaches every layer, recomputed layers included.
+Where the example has 1, it holds what the token stands for: 1 text, 2 a part of an image, 3 a part of a video. So loads
+are counted for each of these MODALITIES.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from torch import Tensor
 
 BALANCE_LOSS = "balance_loss"
+MODALITIES = ("text", "image", "video")  # the table of members holds 1 + the index of a token's modality
 
 
 def normalized_topk_routing(
@@ -57,19 +60,22 @@ class SegmentRouter(TopKRouter):
         balance_loss_coeff: Weight of the balance loss.
         mean_tokens_per_pack: Useful tokens of the global batch per pack. The training loop sets it at every step.
             (The schedules divide by the number of micro-batches, and DDP by the data-parallel size.)
+        local_tokens_by_modality: This rank's tokens per modality and expert; the training loop reads and clears it.
     """
 
     def __init__(self, config: Any, pg_collection: Any) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
         self.balance_loss_coeff = float(config.moe_aux_loss_coeff)
         self.mean_tokens_per_pack = 1.0
+        counts = torch.zeros(len(MODALITIES), self.num_experts, device=torch.cuda.current_device())
+        self.register_buffer("local_tokens_by_modality", counts, persistent=False)
 
     def routing(self, logits: Tensor, padding_mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Choose the experts of each token.
 
         Args:
             logits: [tokens, 1, experts].
-            padding_mask: The table of members, bool [segments, tokens].
+            padding_mask: The table of members, uint8 [segments, tokens].
 
         Returns:
             Probabilities (float32) and chosen experts (bool), both [tokens, experts].
@@ -86,10 +92,18 @@ class SegmentRouter(TopKRouter):
         # With recompute the forward pass runs twice, the first time without gradients: count only once.
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
-                self.local_tokens_per_expert += padding_mask.any(0).to(probs.dtype) @ routing_map.to(probs.dtype)
+                self._count(padding_mask.amax(0), routing_map)
             if self.balance_loss_coeff:
                 probs = self._add_balance_loss(probs, logits, members=padding_mask)
         return probs, routing_map
+
+    def _count(self, modalities: Tensor, routing_map: Tensor) -> None:
+        """Add the experts [tokens, experts] of useful tokens, whose modality is uint8 [tokens], to the counts."""
+        numbers = torch.arange(1, len(MODALITIES) + 1, device=modalities.device)
+        dtype = self.local_tokens_by_modality.dtype
+        counts = (modalities == numbers[:, None]).to(dtype) @ routing_map.to(dtype)  # [modalities, experts]
+        self.local_tokens_by_modality += counts
+        self.local_tokens_per_expert += counts.sum(0)
 
     def _add_balance_loss(self, probs: Tensor, logits: Tensor, members: Tensor) -> Tensor:
         """Attach this rank's part of the balance loss to `probs`, whose backward pass then adds its gradient.
@@ -99,7 +113,7 @@ class SegmentRouter(TopKRouter):
         """
         chosen, scores = compute_routing_scores_for_aux_loss(logits, self.topk, self.score_function)
         with torch.no_grad():
-            is_member = members.to(scores.dtype)
+            is_member = (members != 0).to(scores.dtype)
             counts = is_member @ chosen.to(scores.dtype)  # [segments, experts]
             if self.tp_cp_group.size() > 1:
                 torch.distributed.all_reduce(counts, group=self.tp_cp_group)
@@ -121,7 +135,7 @@ class SegmentMoELayer(MoELayer):
         Args:
             hidden_states: [tokens, 1, hidden].
             intermediate_tensors: Unused, megatron-core passes it.
-            padding_mask: The table of members, bool [segments, tokens].
+            padding_mask: The table of members, uint8 [segments, tokens].
 
         Returns:
             [tokens, 1, hidden], and None for megatron-core's bias.

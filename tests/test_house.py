@@ -226,7 +226,7 @@ def test_python_that_does_not_work_is_refused_by_name(tmp_path: Path) -> None:
 def test_pages_name_only_files_that_exist() -> None:
     for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"(?<![\w/])(?:configs|docs|tools|benchmarks|demo|tests|common|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
+            r"(?<![\w/])(?:configs|docs|slurm|docker|tools|benchmarks|demo|tests|common|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
             page.read_text(),
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Install the Debian packages that some tests need: a browser, and fonts of Chinese, Japanese
-# and Korean. Called by make. Without apt-get or root, it only prints the names of the missing ones.
+# Install the Debian packages that some tests need: a browser, fonts of Chinese, Japanese and Korean,
+# and SLURM with its authentication. Called by make. Without apt-get or root, it only prints the names of the missing ones.
 set -euo pipefail
-packages=(chromium fonts-noto-cjk)
+packages=(chromium fonts-noto-cjk slurm-wlm munge shellcheck)
 missing=()
 for package in "${packages[@]}"; do
     dpkg-query -W -f '${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")

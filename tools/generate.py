@@ -13,17 +13,19 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 import typer
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from data_pipeline.domains.documents import split_placeholders
+from data_pipeline.domains.prompts import document_prompt, place_media
 from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.encode import encode_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
@@ -74,28 +76,6 @@ def main(
     print(answer)
 
 
-# --- prompts: text, images and videos in order ------------------------------------------------------------------------
-
-
-def document_prompt(prompt: str, *, images: int, videos: int) -> list[Element]:
-    """Return the elements of the beginning of a pretraining document."""
-    return [Token("[gMASK]"), Token("<sop>"), *_content(prompt, images, videos)]
-
-
-def _content(prompt: str, images: int, videos: int) -> list[Element]:
-    """Put images and videos where the prompt says <image> and <video>, or before it if it says neither."""
-    content = split_placeholders(prompt, loss=False)
-    for kind, given, mark in ((Image, images, "<image>"), (Video, videos, "<video>")):
-        marked = sum(isinstance(element, kind) for element in content)
-        if marked not in (0, given):
-            raise GenerateError(
-                f"the prompt says {mark} {marked} times, but {given} are given; write {mark} once for each, or never"
-            )
-        if marked == 0:
-            content = [*(kind() for _ in range(given)), *content]
-    return content
-
-
 # --- an exported model ------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +114,7 @@ class Exported:
             raise GenerateError(f"{self.folder}: the chat template always thinks; remove --no-thinking")
         typed: list[str] = []
         parts = []
-        for element in _content(prompt, images, videos):
+        for element in place_media(prompt, images=images, videos=videos):
             if isinstance(element, Text):
                 # A placeholder that no template interprets. _elements puts back the typed text as plain text.
                 parts.append({"type": "text", "text": f"\ue000{len(typed)}\ue001"})
@@ -151,22 +131,29 @@ class Exported:
         sample = Sample("prompt", tuple(elements))
         return encode_sample(sample, images, videos, tokenizer=self.glm_tokenizer, budget=self.budget)
 
-    @torch.no_grad()
     def generate(self, sample: EncodedSample, *, max_new_tokens: int, greedy: bool = True) -> str:
         """Return what the model writes after `sample`, with special tokens such as <think>, without the end token."""
-        inputs = transformers_inputs(sample, self.model.config.image_token_id, self.preprocessor)
+        return self.generate_batch([sample], max_new_tokens=max_new_tokens, greedy=greedy)[0]
+
+    @torch.no_grad()
+    def generate_batch(
+        self, samples: Sequence[EncodedSample], *, max_new_tokens: int, greedy: bool = True
+    ) -> list[str]:
+        """Return what the model writes after each of `samples`, which it computes together."""
+        inputs = padded_inputs(
+            samples, self.model.config.image_token_id, self.preprocessor, pad_id=self.glm_tokenizer.pad_id
+        )
         ends = self.model.generation_config.eos_token_id or self.model.config.text_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or ())
-        written = self.model.generate(
+        length = inputs["input_ids"].size(1)
+        rows = self.model.generate(
             **{name: tensor.to(self.model.device) for name, tensor in inputs.items()},
             max_new_tokens=max_new_tokens,
             do_sample=not greedy,
             eos_token_id=ends,
             pad_token_id=self.glm_tokenizer.pad_id,
-        )[0, len(sample) :].tolist()
-        if written and written[-1] in ends:
-            written.pop()
-        return self.tokenizer.decode(written)
+        )[:, length:].tolist()
+        return [self.tokenizer.decode(list(takewhile(lambda token: token not in ends, row))) for row in rows]
 
 
 MEDIA: dict[str, Element] = {
@@ -206,6 +193,25 @@ def transformers_inputs(sample: EncodedSample, image_token_id: int, preprocessor
         inputs["image_grid_thw"] = torch.tensor([(1, *grid) for grid in sample.grids])
         inputs["mm_token_type_ids"] = (input_ids == image_token_id).long()
     return inputs
+
+
+def padded_inputs(
+    samples: Sequence[EncodedSample], image_token_id: int, preprocessor: dict[str, Any], pad_id: int
+) -> dict[str, Tensor]:
+    """Return `transformers_inputs` of several samples, padded on the left to the longest."""
+    each = [transformers_inputs(sample, image_token_id, preprocessor) for sample in samples]
+    if any(sample.grids for sample in samples):
+        for inputs in each:
+            inputs.setdefault("mm_token_type_ids", torch.zeros_like(inputs["input_ids"]))
+    longest = max(len(sample) for sample in samples)
+    joined = {}
+    for name in dict.fromkeys(name for inputs in each for name in inputs):
+        tensors = [inputs[name] for inputs in each if name in inputs]
+        if name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            filling = pad_id if name == "input_ids" else 0
+            tensors = [F.pad(tensor, (longest - tensor.size(1), 0), value=filling) for tensor in tensors]
+        joined[name] = torch.cat(tensors)
+    return joined
 
 
 def pixel_values(sample: EncodedSample, preprocessor: dict[str, Any]) -> Tensor:

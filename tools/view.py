@@ -9,7 +9,6 @@ the boxes that the text names. Every token shows whether it carries loss, its id
 
 from __future__ import annotations
 
-import re
 import webbrowser
 from collections.abc import Sequence
 from itertools import chain
@@ -17,11 +16,9 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from rich.console import Console
 from rich.progress import track
 
-from common.files import write_text
 from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
@@ -35,6 +32,7 @@ from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
 from tools.shard_paths import shards_of
 from tools.view_content import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
+from tools.view_page import write_page
 from training.config import RunConfig, load_config
 from training.setup import build_loader
 from training.start_point import find_start_point, resolve_model
@@ -42,9 +40,6 @@ from training.start_point import find_start_point, resolve_model
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
 _T = TypeVar("_T")
-# Characters of a sample that a page cannot hold or would hide: control characters, characters that change the direction
-# of text, halves of surrogate pairs. They are shown as \u202e.
-_UNSEEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x80-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 Out = Annotated[Path, typer.Option(help="the page to write")]
 Open = Annotated[bool, typer.Option("--open", help="show it in a browser")]
@@ -175,17 +170,9 @@ def _view(
     return view_of_sample(encoded, tokenizer, raw.record)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    return f"\\u{ord(found[0]):04x}"
-
-
 def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> None:
-    # All text of a sample comes from outside: the template escapes all of it.
-    pages = Environment(loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined)
-    page = _UNSEEN.sub(_escaped, pages.get_template("view_page.html").render(title=title, packs=packs))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, page)
-    console.print(f"{out}: {title}, {len(page) / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
+    size = write_page(out, title, packs)
+    console.print(f"{out}: {title}, {size / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
     if open_page:
         webbrowser.open(out.resolve().as_uri())
 

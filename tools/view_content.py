@@ -24,7 +24,7 @@ from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample
 from data_pipeline.media.boxes import written_boxes
 from data_pipeline.media.image_sizes import tokens_of
-from data_pipeline.media.pixel_budget import MERGE_SIZE, PATCH_SIZE
+from data_pipeline.media.images import unpatchify
 
 MAX_IMAGES = 48  # per sample; a long video has hundreds of frame pairs
 MAX_TOKENS = 4000  # per sample, not counting image tokens
@@ -200,18 +200,6 @@ def unpack(batch: Batch, image_id: int) -> Iterator[EncodedSample]:
             grids=tuple(grids[first_image:image]),
             frames_per_image=tuple(frames[first_image:image]),
         )
-
-
-def unpatchify(patches: torch.Tensor, grid: tuple[int, int], frames: int) -> np.ndarray:
-    """Return the pixels, uint8 [frames, height, width, 3], of patches, uint8 [h * w * frames, 588].
-
-    The inverse of `images.patchify`. `grid` is (h, w) in patches.
-    """
-    h, w = grid
-    blocks = patches.reshape(
-        h // MERGE_SIZE, w // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE, frames, PATCH_SIZE, PATCH_SIZE, 3
-    )
-    return blocks.permute(4, 0, 2, 5, 1, 3, 6, 7).reshape(frames, h * PATCH_SIZE, w * PATCH_SIZE, 3).numpy()
 
 
 # --- tokens -----------------------------------------------------------------------------------------------------------

@@ -6,28 +6,28 @@ is the key's documentation (training.keys).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, is_dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_origin
+from typing import TypeVar
 
 import torch
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from data_pipeline.config import DataConfig
 from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
-from model.config import ConfigError
+from model.config import ConfigError, GlmvConfig
 from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.health import HealthConfig
-from training.keys import Key, keys_of, probable_keys, unknown_key
+from training.metrics_config import MetricsConfig
 from training.optimizer import OptimizerConfig
+from training.profiler import ProfileConfig
+from training.recipe import merge, read_layers
+from training.validation import ValidationConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
@@ -41,6 +41,7 @@ class ModelChoice:
 
     preset: str = ""  # name of a file in configs/model; optional where model.init_from says which model it is
     init_from: str = ""  # Hugging Face folder, checkpoint or run folder to take the weights from; empty: random weights
+    init_optimizer: bool = False  # take Adam's moments from model.init_from, too; the steps begin at 1 all the same
     # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
     # change when a run resumes
     backend: str = "auto"
@@ -117,6 +118,8 @@ class CheckpointConfig:
 
     save_interval: int = 1000  # steps between checkpoints, and one at the end; 0: never
     keep_last: int = 0  # newest checkpoints to keep; 0: all
+    keep_every: int = 0  # keep every checkpoint whose step is a multiple of this, whatever keep_last says; 0: none
+    async_save: bool = False  # write checkpoints in the background, from a copy of the state in main memory
     resume: str = "auto"  # auto: resume the run found in train.output_dir; never: refuse to touch it
     verify: str = "full"  # check of a checkpoint that is loaded: full (sizes and checksums of its files) or sizes
     allow_changes: bool = False  # resume although keys that decide the model or the data plan have changed
@@ -124,7 +127,12 @@ class CheckpointConfig:
     def __post_init__(self) -> None:
         _one_of("checkpoint.resume", self.resume, RESUME)
         _one_of("checkpoint.verify", self.verify, VERIFY)
-        check_bounds("checkpoint", self, {"save_interval": NOT_NEGATIVE, "keep_last": NOT_NEGATIVE})
+        check_bounds("checkpoint", self, dict.fromkeys(("save_interval", "keep_last", "keep_every"), NOT_NEGATIVE))
+        if self.save_interval and self.keep_every % self.save_interval:
+            raise ConfigError(
+                f"checkpoint.keep_every={self.keep_every} is not a multiple of "
+                f"checkpoint.save_interval={self.save_interval}: most of these steps are not saved; choose a multiple"
+            )
 
 
 @dataclass
@@ -144,6 +152,9 @@ class RunConfig:
     lora: LoraConfig = field(default_factory=LoraConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     health: HealthConfig = field(default_factory=HealthConfig)
+    metrics: MetricsConfig = field(default_factory=MetricsConfig)
+    profile: ProfileConfig = field(default_factory=ProfileConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     def check(self) -> None:
         """Check what must hold whatever the number of processes. Each section has checked itself.
@@ -158,6 +169,8 @@ class RunConfig:
             raise ConfigError(
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
             )
+        if self.model.init_optimizer and not self.model.init_from:
+            raise ConfigError("model.init_optimizer=true needs model.init_from, the run to take the moments from")
         self.select_backend()
         optimizer.check_steps(train.steps)
         optimizer.check_precision(train.precision)
@@ -169,6 +182,7 @@ class RunConfig:
                 f"data.segment_multiple={self.data.segment_multiple}, to which every sample is padded"
             )
         check_freeze(self.freeze)
+        self.validation.check()
 
     @property
     def moe_in_effect(self) -> MoeConfig:
@@ -186,12 +200,16 @@ class RunConfig:
         backend = select_backend(self.model.backend, dtype, allow_untested)
         return backend.with_separate_norms() if self.lora.rank else backend
 
-    def check_world(self, world_size: int) -> None:
-        """Check what depends on the number of processes.
+    def check_layout(self, model: GlmvConfig, world_size: int) -> None:
+        """Check what depends on the model and on the number of processes.
 
         Raises:
-            ConfigError: the global batch does not divide over the data-parallel ranks or the pipeline schedule.
+            ConfigError: the layout is impossible, or the global batch does not divide over the data-parallel ranks or
+                the pipeline schedule.
         """
+        if "router" in self.freeze and not model.decoder.is_moe:
+            raise ConfigError("freeze names router, but the model is dense and has none; remove it")
+        self.parallel.check(model, world_size, self.train.seq_length, self.data.segment_multiple)
         ranks = self.parallel.data_parallel_size(world_size)
         if self.train.global_batch_size % ranks:
             raise ConfigError(
@@ -199,6 +217,7 @@ class RunConfig:
                 f"data-parallel ranks that {world_size} processes make"
             )
         self.parallel.check_micro_batches(self.train.global_batch_size // ranks)
+        self.profile.check(self.train.steps, world_size)
 
 
 def _one_of(key: str, value: str, choices: Collection[str]) -> None:
@@ -216,69 +235,15 @@ def _check_seed(key: str, value: int) -> None:
 Schema = TypeVar("Schema", bound=RunConfig)
 
 
-def load_config(schema: type[Schema], path: Path, overrides: Sequence[str] = ()) -> Schema:
-    """Read a YAML file and `dotted.key=value` overrides into `schema`.
+def load_config(schema: type[Schema], files: Path | Sequence[Path], overrides: Sequence[str] = ()) -> Schema:
+    """Read YAML files, each over the ones before it, and `dotted.key=value` overrides into `schema`.
 
     Raises:
-        ConfigError: the file cannot be read, a key is unknown (the probable ones are named), a value is of the wrong
+        ConfigError: a file cannot be read, a key is unknown (the probable ones are named), a value is of the wrong
             type, or keys contradict each other.
     """
-    if not path.is_file():
-        raise ConfigError(f"--config {path}: {'this is a folder' if path.is_dir() else 'there is no such file'}")
-    if malformed := [o for o in overrides if "=" not in o]:
-        raise ConfigError(f"{malformed[0]!r} is not an override; write dotted.key=value")
-    known = {key.name: key for key in keys_of(schema)}
-    try:
-        layers = [OmegaConf.load(path), *(_read_override(override) for override in overrides)]
-        for layer in layers:
-            _check_section(OmegaConf.to_container(layer), known, prefix="")
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), *layers))
-    except ConfigError:
-        raise
-    except OmegaConfBaseException as error:
-        key = f"{error.full_key}: " if getattr(error, "full_key", None) else ""
-        raise ConfigError(f"{path} with the overrides given: {key}{str(error).splitlines()[0]}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from None
-    except OSError as error:  # OmegaConf raises it for a file that holds a single number, too
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror or 'it holds no keys'}") from None
+    layers = read_layers([files] if isinstance(files, Path) else files, overrides)
+    config = merge(schema, layers)
     assert isinstance(config, schema)
     config.check()
     return config
-
-
-def _read_override(override: str) -> Any:
-    # "key=" sets an empty string, not YAML's null.
-    text = f"{override}''" if override.endswith("=") else override
-    try:
-        return OmegaConf.from_dotlist([text])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{override!r} cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def _check_section(content: Any, known: Mapping[str, Key], prefix: str) -> None:
-    """Check names, and the kinds that OmegaConf converts or reports badly."""
-    if not isinstance(content, dict):
-        raise ConfigError(f"{prefix.rstrip('.') or 'the file'} is {content!r}: give its keys, each with a value")
-    for name, value in content.items():
-        key = known.get(f"{prefix}{name}")
-        if key is None:
-            below = value if isinstance(value, dict) else ()
-            names, keys = [f"{prefix}{name}", *(f"{prefix}{name}.{leaf}" for leaf in below)], list(known.values())
-            raise ConfigError(unknown_key(next((n for n in names if probable_keys(n, keys)), names[0]), keys))
-        if isinstance(value, str) and "${" in value:  # OmegaConf resolves and checks it
-            continue
-        if key.is_section:
-            _check_section(value, known, f"{key.name}.")
-        elif get_origin(key.kind) is list:
-            _check_list(value, key, known)
-        elif key.kind is bool and isinstance(value, int) and value not in (0, 1):
-            raise ConfigError(f"{key.name}={value}: give true or false")
-
-
-def _check_list(value: Any, key: Key, known: Mapping[str, Key]) -> None:
-    if not isinstance(value, list):
-        raise ConfigError(f"{key.name}={value!r}: give a list, {key.name}=[...]")
-    if any(is_dataclass(item) for item in getattr(key.kind, "__args__", ())):
-        for item in value:
-            _check_section(item, known, f"{key.name}[].")

@@ -11,6 +11,7 @@ from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import nn
 
 from model.hf_weights import canonical_name
+from training.update import KeptExpertBiases
 
 Result = TypeVar("Result")
 
@@ -38,14 +39,10 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Resul
     """
     names = [canonical_name(chunk, name) for chunk in model_chunks for name in trained(chunk)]
     # Forward and backward passes of a mixture of experts also move the expert biases.
-    biases = [
-        buffer for chunk in model_chunks for name, buffer in chunk.named_buffers() if name.endswith("expert_bias")
-    ]
-    before = [bias.clone() for bias in biases]
+    biases = KeptExpertBiases(model_chunks)
     compute()
     first = fingerprints(model_chunks)
-    for bias, value in zip(biases, before, strict=True):
-        bias.copy_(value)
+    biases.restore()
     clear_aux_losses_tracker()
     result = compute()
     differ = [name for name, a, b in zip(names, first, fingerprints(model_chunks), strict=True) if a != b]

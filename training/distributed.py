@@ -16,6 +16,8 @@ from megatron.core import parallel_state
 from model.backend import device_count, process_group_arguments
 from model.config import ConfigError
 
+# NCCL keeps a record of its last collectives; by its older and its newer name in torch. See training.stacks.
+NCCL_RECORDS = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000"}
 TIMEOUT = timedelta(minutes=30)  # of a collective; reading weights delays a rank's first collective by minutes
 
 
@@ -64,10 +66,12 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     """
     # One queue to the device, so that communication starts before the computation with which it overlaps.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
+    for variable, value in NCCL_RECORDS.items():
+        os.environ.setdefault(variable, value)
     torch.cuda.set_device(local_rank())
     store: dist.Store = dist.HashStore()
     if "RANK" in os.environ:
-        # torchrun restarts processes with the same store: without a prefix they would find the addresses of the dead.
+        # torchrun restarts processes with the same store: without a prefix they find old addresses.
         shared, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
         store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
     meeting: dict[str, Any] = {"store": store, "rank": rank(), "world_size": world_size()}

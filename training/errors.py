@@ -14,7 +14,7 @@ from model.safetensors_folder import WeightsError
 from training.determinism import NonDeterministicStep
 from training.distributed import NodeError, local_rank, rank
 from training.metrics import RunFolderError
-from training.step import StepError
+from training.step_errors import StepError
 
 EXPECTED_ERRORS = (
     ConfigError,

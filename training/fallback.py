@@ -60,7 +60,7 @@ def _earlier(config: RunConfig, model: GlmvConfig, damaged: dict[Path, str]) -> 
     return start_point
 
 
-def set_aside_damaged(start_point: StartPoint) -> None:
+def keep_damaged(start_point: StartPoint) -> None:
     """Rename the damaged checkpoints, make the one that is used the latest, and say so. On the main process."""
     for path, reason in start_point.damaged:
         names = (f"{path.name}{DAMAGED}{number or ''}" for number in itertools.count())

@@ -120,18 +120,21 @@ def unknown_key(name: str, known: Sequence[Key]) -> str:
 
 
 def probable_keys(name: str, known: Sequence[Key]) -> list[str]:
-    """Return the keys that an unknown name probably means, those with the same last word first; none if none is near.
+    """Return the keys that an unknown name probably means; none if none is near.
 
-    train.lr         -> optimizer.lr                                      the same leaf elsewhere
-    data.batch_size  -> train.global_batch_size, train.micro_batch_size   all its words
-    train.stepz      -> train.steps                                       similar spelling
+    checkpoint.interval -> checkpoint.save_interval                          all its words, in its own section
+    train.lr            -> optimizer.lr                                      the same leaf elsewhere
+    data.batch_size     -> train.global_batch_size, train.micro_batch_size   all its words
+    train.stepz         -> train.steps                                       similar spelling
     """
     section, _, leaf = name.rpartition(".")
     own = [key for key in known if key.section == section]
     others = [key for key in known if "[]" not in key.name]
+    words = set(leaf.split("_"))
+    if in_section := [key.name for key in own if words <= set(key.leaf.split("_"))]:
+        return in_section
     if same := [key.name for key in others if key.leaf == leaf]:
         return same
-    words = set(leaf.split("_"))
     for keys in (own, others):
         if with_words := [key.name for key in keys if words <= set(key.leaf.split("_"))]:
             return with_words

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from model.config import ConfigError
 from training.config import RunConfig, load_config
+from training.distributed import rank
+from training.dry_run import dry_run
 from training.errors import expected_errors
 from training.keys import help_command
 from training.loop import run
+from training.recipe import commented_yaml, read_layers
 
 
 def main(schema: type[RunConfig], description: str | None) -> None:
@@ -26,12 +30,35 @@ def main(schema: type[RunConfig], description: str | None) -> None:
 
     @app.command(cls=help_command(schema), help=unwrapped)
     def train(
-        config: Annotated[Path, typer.Option(help="the run's YAML file")],
+        config: Annotated[list[Path], typer.Option(help="the run's YAML file; may be repeated: later ones win")],
         overrides: Annotated[
-            list[str] | None, typer.Argument(help="keys that replace those of the file", metavar="dotted.key=value")
+            list[str] | None, typer.Argument(help="keys that replace those of the files", metavar="dotted.key=value")
         ] = None,
+        print_config: Annotated[
+            bool, typer.Option("--print-config", help="print all keys, and where each value comes from; then stop")
+        ] = False,
+        dry: Annotated[
+            bool, typer.Option("--dry-run", help="print what the run would do; nothing is written or started")
+        ] = False,
+        world_size: Annotated[
+            int | None, typer.Option(min=1, help="with --dry-run: number of processes; default: WORLD_SIZE, or 1")
+        ] = None,
+        skip_files: Annotated[
+            bool, typer.Option("--skip-files", help="with --dry-run: open no data, tokenizer or model.init_from")
+        ] = False,
     ) -> None:
         with expected_errors(on_every_process=False):
-            run(load_config(schema, config, overrides or ()))
+            if not dry and (world_size is not None or skip_files):
+                raise ConfigError("--world-size and --skip-files belong to --dry-run; add it, or remove them")
+            if dry and print_config:
+                raise ConfigError("--print-config and --dry-run: give one of them")
+            run_config = load_config(schema, config, overrides or ())
+            if print_config:
+                if rank() == 0:
+                    print(commented_yaml(run_config, read_layers(config, overrides or ())), end="")
+            elif dry:
+                dry_run(run_config, world_size, skip_files)
+            else:
+                run(run_config)
 
     app()

@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from megatron.core import parallel_state
 from omegaconf import OmegaConf
 
-from common.files import write_json, write_text
+from common.files import write_text
 from data_pipeline.encoding.batch import Batch
-from model.checkpoint import TrainState, remove_old, remove_unfinished, save_checkpoint
-from training.batch_broadcast import broadcast_batches, is_lead
+from model.checkpoint import TrainState, remove_unfinished
+from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig
 from training.distributed import check_processes, process_group
 from training.errors import EXPECTED_ERRORS
-from training.fallback import set_aside_damaged, settle_start_point
+from training.fallback import keep_damaged, settle_start_point
 from training.guard import Guard, guarded
 from training.hf_files import read_inherited, write_hf_files
+from training.meter import Meter
 from training.metrics import RunLog, logger, writes_to
+from training.profiler import StepProfiler
 from training.run_lock import agree_on_lock, run_lock
 from training.run_state import (
     COMPLETE,
@@ -33,17 +34,20 @@ from training.run_state import (
     note_refusal,
     write_state,
 )
+from training.sample_list import gather_packs, write_samples
+from training.saving import Saver
 from training.setup import Prepared, build_trainer, prepare, resume
 from training.start_point import (
     CHECKPOINTS,
     RUN_CONFIG,
     StartPoint,
-    announce_first_save,
     find_start_point,
-    make_latest,
 )
 from training.start_report import log_start
-from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
+from training.step import StepReport
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
+from training.trackers import open_trackers
+from training.validator import Validator
 
 
 def run(config: RunConfig) -> None:
@@ -91,48 +95,60 @@ class Run:
         self.folder = Path(self.config.train.output_dir)
         self.base = start_point.base
         self.trainer = build_trainer(prepared, start_point)
-        self.done = resume(prepared, self.trainer, start_point.resume) if start_point.resume else 0
-        self.saved = self.started_at = self.done
-        self._write_hf_files = partial(
+        self.meter = Meter(self.config, prepared.model, self.trainer)
+        self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
+        self.started_at = self.done
+        hf_files = partial(
             write_hf_files,
             model=prepared.model,
             data=self.config.data,
             inherited=read_inherited(start_point.hf_files, prepared.model),
         )
+        self.saver = Saver(self.config, self.trainer, self._state, hf_files, saved=self.done)
+        self.profiler = StepProfiler(self.config.profile, self.folder, dist.get_rank())
         self.log: RunLog | None = None
         self.stopped_by = ""
         guard.requests.forget_old_file()
         if dist.get_rank() == 0:
+            keys = asdict(self.config)
             self.log = RunLog(self.folder, self.done, self.config.train.steps)
             with writes_to(self.folder / RUN_CONFIG):
-                write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(asdict(self.config))))
+                write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(keys)))
             with writes_to(self.folder / CHECKPOINTS):
-                set_aside_damaged(start_point)
+                keep_damaged(start_point)
+            self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
+        tokenizer = self.loader.tokenizer
+        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self._may_validate)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
-        interval = self.config.checkpoint.save_interval
         try:
             self._note_state(RUNNING)
             while self.done < self.config.train.steps and not self._is_stopped() and self._take_step():
-                if interval and self.done % interval == 0:
-                    self._save()
-            if interval and self.done > self.saved:  # the last step, of the run or of the data
-                self._save()
+                self._validate_if_due()
+                self._save_if_due()
+            self._end()
             return self._finish()
         finally:
             self.guard.watchdog.mark(self.done, "closing", slow=True)
+            self.saver.close()
             self.loader.close()
+            self.profiler.close()
             if self.log is not None:
                 self.log.close()
 
     def _take_step(self) -> bool:
         """Train on the next packs. Returns False where the data has ended."""
+        with self.profiler.step(self.done + 1):
+            return self._train_on_next_packs()
+
+    def _train_on_next_packs(self) -> bool:
         started = time.perf_counter()
         step, is_first = self.done + 1, self.done == self.started_at
         self.guard.watchdog.mark(step, "data", slow=is_first)
         batches = broadcast_batches(self.loader.next_step)
+        data_seconds = time.perf_counter() - started
         if not batches:
             if self.log is not None:
                 logger.info("the data ends here: all sources have used up their epochs before step %d", step)
@@ -142,16 +158,20 @@ class Run:
             report = self.trainer.run(step, batches)
         except NonFiniteWeights:
             raise
-        except NonFiniteStep as error:
-            raise NonFiniteStep(f"{error}; {self._list_samples('nonfinite', step, batches)}") from None
+        except (NonFiniteStep, Spike) as error:
+            raise type(error)(f"{error}; {self._list_samples(step, error, batches)}") from None
         except (NoSamples, NothingToLearn) as error:
             self._count_samples(step, 0, gather_quarantined(batches))
             if isinstance(error, NoSamples):
                 raise
-            raise NothingToLearn(f"{error}; {self._list_samples('nothing_to_learn', step, batches)}") from None
+            raise NothingToLearn(f"{error}; {self._list_samples(step, error, batches)}") from None
         self.done = step
+        seconds = time.perf_counter() - started
+        measured = self.meter.measure(step, report, batches, data_seconds, seconds)
         if self.log is not None:
-            self.log.step(step, report, time.perf_counter() - started)
+            self.log.step(step, report, seconds, measured)
+        if report.bad is not None:
+            self._note_bad_step(step, report, batches)
         self._count_samples(step, report.samples, gather_quarantined(batches) if report.quarantined else [])
         return True
 
@@ -165,7 +185,9 @@ class Run:
         if self.log is not None:
             self.guard.requests.remove_file()
             if self.stopped_by:
-                outlook = "the same command resumes" if self.saved == self.done else "nothing is saved, as configured"
+                outlook = (
+                    "the same command resumes" if self.saver.saved == self.done else "nothing is saved, as configured"
+                )
                 logger.info("stopped at step %d by %s; %s", self.done, self.stopped_by, outlook)
         return self._note_state(STOPPED if self.stopped_by else COMPLETE)
 
@@ -182,44 +204,55 @@ class Run:
         self.loader.tally.add(samples, quarantined)
         self.loader.tally.check(self.config.data.max_quarantined_fraction, str(self.folder / "quarantine.jsonl"))
 
-    def _list_samples(self, kind: str, step: int, batches: list[Batch]) -> str:
-        """Write the names of a failed step's samples into files, one per data-parallel rank, and return where."""
-        if is_lead():
-            samples = [[sample for sample in batch.sample_ids if sample] for batch in batches]
-            file = self.folder / f"{kind}_step_{step}_rank_{dist.get_rank()}.json"
-            with writes_to(file):
-                write_json(file, {"step": step, "packs": samples})
-        return f"its samples are listed in {self.folder}/{kind}_step_{step}_rank_*.json"
+    def _note_bad_step(self, step: int, report: StepReport, batches: list[Batch]) -> None:
+        """Write down the samples of a step that was skipped, or is worth a warning. Collective."""
+        assert report.bad is not None
+        facts = {"reason": report.bad.reason, "action": report.bad.action}
+        facts |= {"loss": report.loss, "grad_norm": report.grad_norm}
+        file = write_samples(self.folder, step, facts, batches)
+        if self.log is not None:
+            self.log.bad_step(step, report.bad, file)
 
-    def _save(self) -> None:
-        """Write a checkpoint and make it the latest. Collective."""
+    def _list_samples(self, step: int, error: StepError, batches: list[Batch]) -> str:
+        """Write down the samples of the step that ends the run, and return where. Collective."""
+        facts = {"reason": str(error).removeprefix(f"step {step}: "), "action": "stop"}
+        return f"its samples are listed in {write_samples(self.folder, step, facts, batches)}"
+
+    def _may_validate(self) -> bool:
+        """Note progress of a validation; return whether nobody asked the run to stop. Collective."""
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        return not self.guard.requests.agree()
+
+    def _validate_if_due(self) -> None:
+        self.guard.watchdog.mark(self.done, "validating", slow=True)
+        self.validator.after_step(self.trainer, self.done, is_last=self.done == self.config.train.steps)
+
+    def _end(self) -> None:
+        """Validate where the data has ended, unless the run was asked to stop, and save the last step."""
         self.guard.watchdog.mark(self.done, "saving", slow=True)
-        path = self.folder / CHECKPOINTS / f"step_{self.done:07d}"
-        state = TrainState(step=self.done, data=self.loader.state_dict(), config=asdict(self.config), base=self.base)
-        if dist.get_rank() == 0:
-            with writes_to(path.parent):
-                announce_first_save(path)
-        self.trainer.synchronize_weights()
-        save_checkpoint(
-            path,
-            self.trainer.model_chunks,
-            hf_files=self._write_hf_files,
-            optimizer=self.trainer.optimizer,
-            train_state=state,
+        if not self.stopped_by:
+            self.validator.after_end(self.trainer, self.done)
+        self.saver.save_last(self.done)
+
+    def _save_if_due(self) -> None:
+        is_due = self.saver.is_due(self.done)
+        self.guard.watchdog.mark(self.done, "saving", slow=is_due)
+        self.saver.after_step(self.done)
+        if is_due:
+            self._note_state(RUNNING)
+
+    def _state(self, step: int) -> TrainState:
+        return TrainState(
+            step=step,
+            data=self.loader.state_dict(),
+            config=asdict(self.config),
+            updates=self.trainer.updates,
+            bad_steps=self.trainer.bad_steps.state_dict(),
+            metrics=self.meter.state(),
+            base=self.base,
         )
-        if dist.get_rank() == 0:
-            with writes_to(path.parent):
-                make_latest(path)
-                remove_old(path, self.config.checkpoint.keep_last)
-            logger.info("saved %s", path)
-        self.saved = self.done
-        self._note_state(RUNNING)
 
 
 def gather_quarantined(batches: list[Batch]) -> list[dict[str, Any]]:
     """Return the quarantined samples of the global batch, in the order of its packs, each once. Collective."""
-    own = [batch.quarantined for batch in batches]
-    everyone: list[Any] = [None] * parallel_state.get_data_parallel_world_size()
-    dist.all_gather_object(everyone, own, group=parallel_state.get_data_parallel_group())
-    # Rank r of n has packs r, r+n, r+2n ...: the first of every rank come first.
-    return [record for packs in zip(*everyone, strict=True) for records in packs for record in records]
+    return [record for records in gather_packs([batch.quarantined for batch in batches]) for record in records]

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 from common.files import write_text
+from training.bad_steps import BadStep
 from training.step import StepReport
+from training.trackers import Tracker
 
 logger = logging.getLogger("glmv")
+VALIDATION = "validation.jsonl"
 TENSORBOARD_THREAD = "_AsyncWriterThread"  # the class of the thread that writes TensorBoard's file
 
 
@@ -48,7 +52,7 @@ def hide_tensorboard_traceback() -> None:
     threading.excepthook = excepthook
 
 
-def metrics_line(step: int, report: StepReport, seconds: float) -> dict[str, Any]:
+def metrics_line(step: int, report: StepReport, seconds: float, measured: Mapping[str, float]) -> dict[str, Any]:
     """Return one line of metrics.jsonl."""
     return {
         "step": step,
@@ -64,8 +68,54 @@ def metrics_line(step: int, report: StepReport, seconds: float) -> dict[str, Any
         "tokens_per_second": report.tokens / seconds,
         **{f"loss/{domain}": loss for domain, loss in report.domain_losses.items()},
         **{f"lr/{part}": lr for part, lr in report.scaled_lrs.items()},
+        **{f"grad_norm/{part}": norm for part, norm in report.part_norms.items()},
         **report.moe,
+        **({"skipped": 1} if report.bad and not report.bad.updates else {}),
+        **measured,
     }
+
+
+def finite_or_null(value: Any) -> Any:
+    """Return None, JSON's null, for a number that is not finite, and everything else as it is."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def step_line(line: Mapping[str, Any], steps: int) -> str:
+    """Return what is printed of a step: of a line of metrics.jsonl what a trainer watches."""
+    shown = [
+        f"step {line['step']}/{steps}",
+        f"loss {line['loss']:.4f}",
+        f"grad_norm {line['grad_norm']:.3f}",
+        f"lr {line['lr']:.2e}",
+        f"{line['tokens_per_second']:,.0f} tokens/s",
+    ]
+    if "mfu" in line:
+        shown.append(f"MFU {line['mfu']:.1%}")
+    if "memory_gb" in line:
+        shown.append(f"memory {line['memory_gb']:.1f} GB")
+    if "data_seconds" in line:
+        shown.append(f"data {line['data_seconds']:.2f} s")
+    shown.append(f"padding {line['padding_fraction']:.1%}")
+    if "eta_seconds" in line:
+        shown.append(f"ETA {duration(line['eta_seconds'])}")
+    return "  ".join(shown)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in its two largest units.
+
+    >>> duration(42.4), duration(100), duration(7300), duration(200_000)
+    ('42 s', '1 min 40 s', '2 h 1 min', '2 d 7 h')
+    """
+    units = {"d": 86400, "h": 3600, "min": 60, "s": 1}
+    left, parts = round(seconds), list[str]()
+    for name, size in units.items():
+        count, left = divmod(left, size)
+        if count:
+            parts.append(f"{count} {name}")
+        if parts and (len(parts) == 2 or not count):
+            break
+    return " ".join(parts) or "0 s"
 
 
 class RunLog:
@@ -76,17 +126,23 @@ class RunLog:
         resumed_at: the checkpoint's step; 0 for a new run.
         steps: length of the run.
 
+    Attributes:
+        trackers: other places that get the lines of the steps.
+
     Raises:
         RunFolderError: from every method, if a file cannot be written.
     """
 
     def __init__(self, folder: Path, resumed_at: int, steps: int) -> None:
         self.folder, self.steps = folder, steps
+        self.trackers: list[Tracker] = []
         hide_tensorboard_traceback()
         with writes_to(folder):
             folder.mkdir(parents=True, exist_ok=True)
             kept = keep_earlier(folder / "metrics.jsonl") if resumed_at == 0 else None
-            for name in ("metrics.jsonl", "quarantine.jsonl"):
+            if resumed_at == 0:
+                keep_earlier(folder / VALIDATION)
+            for name in ("metrics.jsonl", "quarantine.jsonl", VALIDATION):
                 cut_back(folder / name, resumed_at)
             self._metrics = (folder / "metrics.jsonl").open("a")
             self._quarantine = (folder / "quarantine.jsonl").open("a")
@@ -100,19 +156,36 @@ class RunLog:
         if kept is not None:
             logger.warning("there is no checkpoint: the run begins again; its earlier metrics are in %s", kept.name)
 
-    def step(self, step: int, report: StepReport, seconds: float) -> None:
-        """Write what a step did."""
-        line = metrics_line(step, report, seconds)
+    def step(self, step: int, report: StepReport, seconds: float, measured: Mapping[str, float]) -> None:
+        """Write what a step did, with what was measured of it (training.meter)."""
+        line = metrics_line(step, report, seconds, measured)
         with writes_to(self.folder / "metrics.jsonl"):
-            print(json.dumps(line), file=self._metrics, flush=True)
+            written = {key: finite_or_null(value) for key, value in line.items()}
+            print(json.dumps(written, allow_nan=False), file=self._metrics, flush=True)
             for key, value in line.items():
                 if key != "step":
                     self._tensorboard.add_scalar(key, value, step)
-        logger.info(
-            "step %d/%d  loss %.4f  grad_norm %.3f  lr %.2e  %s tokens/s  padding %.1f%%",
-            *(step, self.steps, report.loss, report.grad_norm, report.lr),
-            *(f"{report.tokens / seconds:,.0f}", 100 * report.padding_fraction),
-        )
+        for tracker in self.trackers:
+            tracker.step(step, line)
+        logger.info("%s", step_line(line, self.steps))
+
+    def bad_step(self, step: int, bad: BadStep, samples: Path) -> None:
+        """Say that a step was bad, and where its samples are listed."""
+        what = "" if bad.updates else " was skipped"
+        logger.warning("step %d%s: %s; its samples are listed in %s", step, what, bad.reason, samples)
+
+    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Write numbers that are not part of every step's line into TensorBoard and the trackers."""
+        for key, value in values.items():
+            if key != "step":
+                self._tensorboard.add_scalar(key, value, step)
+        for tracker in self.trackers:
+            tracker.step(step, dict(values))
+
+    @property
+    def tensorboard(self) -> SummaryWriter:
+        """The writer, for what is neither a number nor written at every step."""
+        return self._tensorboard
 
     def quarantined(self, step: int, records: Sequence[dict[str, Any]]) -> None:
         """Write down the quarantined samples of a step."""
@@ -130,6 +203,8 @@ class RunLog:
                 file.close()
             except OSError as error:
                 logger.warning("%s: %s", self.folder, error)
+        for tracker in self.trackers:
+            tracker.close()
         for handler in self._handlers:
             logger.removeHandler(handler)
             handler.close()
@@ -139,8 +214,8 @@ def keep_earlier(metrics: Path) -> Path | None:
     """Rename the metrics of a run that left no checkpoint, and return their new path; None where there are none."""
     if not metrics.exists() or not metrics.stat().st_size:
         return None
-    number = next(n for n in itertools.count(1) if not metrics.with_name(f"metrics.{n}.jsonl").exists())
-    return metrics.rename(metrics.with_name(f"metrics.{number}.jsonl"))
+    names = (metrics.with_name(f"{metrics.stem}.{number}.jsonl") for number in itertools.count(1))
+    return metrics.rename(next(name for name in names if not name.exists()))
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
-from model.config import ConfigError, GlmvConfig
+from model.config import GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.lora import add_adapters
@@ -29,9 +29,11 @@ from training.config import PRECISIONS, RunConfig
 from training.distributed import rank, world_size
 from training.hf_files import check_tokenizer, read_inherited
 from training.lora_base import check_lora
+from training.meter import Meter
 from training.pack_cost import pack_cost
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
+from training.validator import PreparedValidation, prepare_validation
 
 
 @dataclass
@@ -42,28 +44,35 @@ class Prepared:
     model: GlmvConfig
     loader: PackedLoader
     layout: PipelineLayout | None  # the layers of each pipeline stage; None without pipeline parallelism
+    validation: PreparedValidation
 
 
-def prepare(config: RunConfig) -> Prepared:
+def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
     """Check all that can be checked in one process, and open the data. Writes nothing.
+
+    Args:
+        config: the run.
+        processes: number of processes of a run on other machines, whose devices cannot be checked; None: the run is
+            here, on the processes that torchrun started.
 
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
             folders that it names.
     """
     start_point, parallel = find_start_point(config), config.parallel
-    config.optimizer.check_machine()
+    if processes is None:
+        config.optimizer.check_machine()
+        processes = world_size()
     model = resolve_model(config.model, start_point)
-    if "router" in config.freeze and not model.decoder.is_moe:
-        raise ConfigError("freeze names router, but the model is dense and has none; remove it")
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
-    parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
-    config.check_world(world_size())
+    config.check_layout(model, processes)
     check_lora(config, model)
-    data_parallel_rank = parallel.data_parallel_rank(rank(), world_size())
-    loader = build_loader(config, model, data_parallel_rank, parallel.data_parallel_size(world_size()))
+    data_parallel_rank = parallel.data_parallel_rank(rank(), processes)
+    data_parallel_size = parallel.data_parallel_size(processes)
+    loader = build_loader(config, model, data_parallel_rank, data_parallel_size)
     check_tokenizer(model, loader.tokenizer)
-    return Prepared(config, model, loader, lay_out_pipeline(config, model, loader))
+    validation = prepare_validation(config, model, loader, data_parallel_rank, data_parallel_size)
+    return Prepared(config, model, loader, lay_out_pipeline(config, model, loader), validation)
 
 
 def build_loader(
@@ -124,13 +133,19 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         recompute=config.recompute,
         backend=config.select_backend(),
     )
-    if start_point.resume is None or config.lora.rank:
+    if (start_point.resume is None and not start_point.with_optimizer) or config.lora.rank:
         fill_weights(model_chunks, start_point.weights, train.seed, config.checkpoint.verify)
     if config.lora.rank:
         add_new_adapters(model_chunks, config.lora, train.seed)
     for chunk in model_chunks:
         freeze(chunk, config.freeze)
-    return TrainStep(model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism)
+    trainer = TrainStep(
+        model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism, config.health
+    )
+    if start_point.with_optimizer and start_point.weights is not None:
+        load_checkpoint(start_point.weights, trainer.model_chunks, trainer.optimizer, config.checkpoint.verify)
+        trainer.updates = read_train_state(start_point.weights).updates_done
+    return trainer
 
 
 def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: int, verify: str) -> None:
@@ -157,8 +172,8 @@ def add_new_adapters(model_chunks: Sequence[GlmvModel], lora: LoraConfig, seed: 
     fill_adapters(model_chunks, RandomAdapters(model_chunks[0].glmv_config, lora, seed))
 
 
-def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
-    """Load a checkpoint into model, optimizer and loader, and return its step. Collective.
+def resume(prepared: Prepared, trainer: TrainStep, meter: Meter, checkpoint: Path) -> int:
+    """Load a checkpoint into model, optimizer, loader and meter, and return its step. Collective.
 
     Raises:
         CheckpointError: it is damaged or of another model.
@@ -169,4 +184,7 @@ def resume(prepared: Prepared, trainer: TrainStep, checkpoint: Path) -> int:
     load_checkpoint(checkpoint, trainer.model_chunks, trainer.optimizer, verify="sizes")
     state = read_train_state(checkpoint)
     prepared.loader.load_state_dict(state.data, allow_changes=policy.allow_changes)
+    trainer.updates = state.updates_done
+    trainer.bad_steps.load_state_dict(state.bad_steps)
+    meter.load_state(state.metrics)
     return state.step

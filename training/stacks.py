@@ -39,7 +39,7 @@ class StackFile:
         self._file: TextIO = self.path.open("a", encoding="utf-8")
 
     def dump_after(self, seconds: float) -> None:
-        """Let a timer write the stacks and end the process after so many seconds, unless this is called again."""
+        """Let a timer write the stacks and end the process after this time, unless this is called again."""
         faulthandler.dump_traceback_later(seconds, exit=True, file=self._file)
 
     def dump(self, title: str) -> None:

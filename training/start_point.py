@@ -31,12 +31,14 @@ from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
 from training.distributed import rank
+from training.init_optimizer import check_init_optimizer
 from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
 FIXED = (
     "model.preset",
     "model.init_from",
+    "model.init_optimizer",
     "model.max_position_embeddings",
     "model.rope_theta",
     "lora.alpha",
@@ -60,6 +62,7 @@ class StartPoint:
 
     resume: Path | None = None  # a checkpoint to resume, with its optimizer state and data counters
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
+    with_optimizer: bool = False  # whether to take the optimizer's moments from `weights`, too
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
     base: str = ""  # fingerprint of `weights`, the frozen weights of a run with adapters (training.lora_base)
     damaged: tuple[tuple[Path, str], ...] = ()  # newer checkpoints, and what is wrong with them
@@ -202,6 +205,9 @@ def make_latest(path: Path) -> None:
 
 def _from_weights(config: RunConfig) -> StartPoint:
     weights = find_weights(config.model.init_from)
+    if weights is not None and config.model.init_optimizer:
+        check_init_optimizer(config, weights)
+        return StartPoint(weights=weights, with_optimizer=True)
     return StartPoint(weights=weights, base=base_fingerprint(weights, config.train.seed) if config.lora.rank else "")
 
 
@@ -223,6 +229,10 @@ def find_weights(init_from: str) -> Path | None:
     if steps := step_folders(path):
         raise ConfigError(
             f"model.init_from={path} has no {CHECKPOINTS}/{LATEST}: give one of its step folders, such as {steps[-1]}"
+        )
+    if not path.exists():
+        raise ConfigError(
+            f"model.init_from={path}: there is no such folder; run the stage that writes it, or name another model"
         )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
@@ -263,6 +273,8 @@ def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[st
     if old["data.tokenizer"] != new["data.tokenizer"]:
         yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
         old["data.tokenizer"] = new["data.tokenizer"]
+    if old["data.root"] != new["data.root"]:
+        yield f"data.root has moved from {shown(old['data.root'])!r} to {shown(new['data.root'])!r}: the same samples"
     if new["lora.rank"] and old["model.init_from"] != new["model.init_from"]:  # check_same_base compared the content
         yield f"model.init_from has moved from {old['model.init_from']} to {new['model.init_from']}: the same weights"
         old["model.init_from"] = new["model.init_from"]

@@ -12,10 +12,12 @@ from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
 from training.metrics import logger
+from training.prompts import CHAT_FORMS
 from training.setup import Prepared
 from training.start_point import StartPoint
+from training.throughput import device_peak
+from training.validation import describe_held_out
 
-CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each published model variant writes chats
 TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
 
 
@@ -34,6 +36,8 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     for line in start_point.moved:
         logger.info(line)
     logger.info("backend: %s", backend)
+    if not device_peak(config.metrics.peak_tflops, config.train.precision):
+        logger.info("no mfu: the peak of this device is not known; set metrics.peak_tflops to its TFLOP/s")
     if prepared.layout is not None:
         logger.info("pipeline layout:\n%s", prepared.layout.table())
     mixture = prepared.loader.planned_mixture()
@@ -41,6 +45,9 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
         logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
     for warning in warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)):
         logger.warning(warning)
+    if prepared.validation.loader is not None:
+        for line in describe_held_out(prepared.validation.loader, prepared.loader):
+            logger.info(line)
     if done == config.train.steps:
         logger.info("nothing is left to do; raise train.steps to continue")
 
@@ -65,8 +72,13 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"{model.decoder.max_position_embeddings}, and engines refuse longer prompts: set "
             f"model.max_position_embeddings={config.train.seq_length}, and model.rope_theta if its base should change"
         )
+    if 0 < config.health.hang_seconds <= config.data.retry_seconds:
+        yield (
+            f"data.retry_seconds={config.data.retry_seconds:g} is not below health.hang_seconds="
+            f"{config.health.hang_seconds}: a run that waits for a lost shard would be ended as if it hung"
+        )
     yield from _other_chat_forms(model, loader)
-    yield from _keys_without_effect(config, model)
+    yield from settings_without_effect(config, model)
     yield from _unused_parts(config, loader)
     for use in loader.source_use():
         if use.is_repeated:
@@ -88,7 +100,7 @@ def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
             )
 
 
-def _keys_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
+def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:
     """Warn about keys that were set for a part of the model that is frozen or missing."""
     reasons = {part: f"freeze names {part}" for part in config.freeze}
     if config.lora.rank:

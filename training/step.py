@@ -14,7 +14,7 @@ each rank's own tokens, the second scales the balance loss with the layout.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,7 +24,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
+from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
@@ -32,30 +32,18 @@ from data_pipeline.encoding.batch import Batch
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.hf_weights import canonical_name
-from model.moe import BALANCE_LOSS
+from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
+from training.expert_load import ExpertLoad
+from training.grad_norms import PartNorms
+from training.health import HealthConfig
 from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike
+from training.timers import FORWARD_BACKWARD, StepTimers
+from training.update import KeptExpertBiases, apply_update, prepare_update
 
-
-class StepError(ArithmeticError):
-    """A step that must not update the model. Raised on all ranks."""
-
-
-class NonFiniteStep(StepError):
-    """The loss or the gradient norm is infinite or not a number. Only the newest checkpoint is usable afterwards."""
-
-
-class NonFiniteWeights(NonFiniteStep):
-    """The loss is not finite because weights are not: the samples are not the cause."""
-
-
-class NoSamples(StepError):
-    """No sample of the global batch could be read."""
-
-
-class NothingToLearn(StepError):
-    """The global batch has samples, but none of their tokens carries loss."""
+KeepLosses = Callable[[Batch, Tensor], None]  # takes a pack and the losses of its tokens, [tokens / CP]
 
 
 @dataclass
@@ -74,6 +62,8 @@ class StepReport:
     domain_losses: dict[str, float] = field(default_factory=dict)
     scaled_lrs: dict[str, float] = field(default_factory=dict)  # learning rates of the scaled parts
     moe: dict[str, float] = field(default_factory=dict)  # expert load and balance loss; empty for the dense model
+    bad: BadStep | None = None  # what is wrong with the step, which was skipped unless bad.updates
+    part_norms: dict[str, float] = field(default_factory=dict)  # gradient norms of the trained parts, before clipping
 
 
 class TrainStep:
@@ -85,6 +75,11 @@ class TrainStep:
         steps: length of the run, over which the learning rate decays.
         seq_length: tokens per pack.
         check_determinism: compute the gradients of every N-th step twice and compare; 0: never.
+        health: which steps are bad, and what happens to them.
+
+    Attributes:
+        updates: steps that have updated the weights; Adam's step count.
+        bad_steps: judges the steps.
     """
 
     def __init__(
@@ -94,8 +89,11 @@ class TrainStep:
         steps: int,
         seq_length: int,
         check_determinism: int = 0,
+        health: HealthConfig | None = None,
     ) -> None:
         self.check_determinism = check_determinism
+        self.bad_steps = BadStepDetector(health or HealthConfig())
+        self.updates = 0
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
@@ -112,8 +110,13 @@ class TrainStep:
         ]
         self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype)
         self.scheduler = build_scheduler(optimizer_config, self.optimizer, steps)
-        self._expert_tokens: Tensor | None = None
+        self.part_norms = PartNorms(self.ddp, self.optimizer)
+        self.expert_load = ExpertLoad(model_chunks)
+        self.timers = StepTimers()
         for chunk in model_chunks:
+            if chunk.pre_process:
+                self.timers.watch_vision(chunk.vision_model, chunk.adapter)
+            chunk.config.timers = self.timers
             chunk.config.grad_scale_func = self.optimizer.scale_loss
             chunk.config.finalize_model_grads_func = self._finalize_gradients
             if optimizer_config.overlap_grad_reduce:
@@ -130,7 +133,7 @@ class TrainStep:
 
         Raises:
             NoSamples, NothingToLearn: no token of the global batch carries loss. Nothing was computed.
-            NonFiniteStep: the loss or the gradient norm is infinite or not a number.
+            NonFiniteStep, Spike: the step is bad, and the policy is to stop. Nothing was updated.
             NonDeterministicStep: the step was computed twice, and its gradients differ.
         """
         ranks = parallel_state.get_data_parallel_world_size()
@@ -143,23 +146,18 @@ class TrainStep:
                 f"step {step}: none of the {tokens} tokens of the global batch carries loss; look at their sources, "
                 "and at data.too_long: truncate may have cut off the answers"
             )
-        for chunk in self.model_chunks:
-            for router in chunk.routers():
-                router.mean_tokens_per_pack = tokens / packs
-
+        self._set_mean_tokens(tokens / packs)
         lr = set_step(self.scheduler, step)
+        biases = KeptExpertBiases(self.model_chunks)
         compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens)
         twice = self.check_determinism and step % self.check_determinism == 0
         loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
-        if not math.isfinite(loss):
-            self._check_weights(step, loss)
-            raise NonFiniteStep(f"step {step}: the loss is {loss}")
-        updated, grad_norm, _ = self.optimizer.step()
-        if not updated or not math.isfinite(grad_norm):
-            raise NonFiniteStep(f"step {step}: the gradient norm is {grad_norm}, the loss {loss}")
+        part_norms = self.part_norms.compute()
+        with self.timers.count("optimizer"):
+            grad_norm, bad = self._update_unless_bad(step, loss, biases)
         return StepReport(
             loss=loss,
-            grad_norm=float(grad_norm),
+            grad_norm=grad_norm,
             lr=lr,
             tokens=tokens,
             padding_fraction=1 - tokens / (packs * self.seq_length),
@@ -169,25 +167,75 @@ class TrainStep:
             quarantined=quarantined,
             domain_losses=domain_losses,
             scaled_lrs=scaled_learning_rates(self.scheduler),
-            moe=self._moe_report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
+            moe=self.expert_load.report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
+            bad=bad,
+            part_norms=part_norms,
         )
 
-    def _forward_backward(self, batches: Sequence[Batch], loss_scale: float) -> tuple[float, dict[str, float]]:
+    def measure(self, batches: Sequence[Batch], keep_losses: KeepLosses) -> tuple[float, float]:
+        """Return the mean loss and the gradient norm of packs, and leave the model as it is. Collective.
+
+        Args:
+            batches: the packs of this rank's data-parallel rank. Some token of the global batch carries loss.
+            keep_losses: called with each pack and its losses, on the last pipeline stage.
+        """
+        biases = KeptExpertBiases(self.model_chunks)
+        loss_tokens, tokens, *_ = self._totals(batches)
+        packs = len(batches) * parallel_state.get_data_parallel_world_size()
+        self._set_mean_tokens(tokens / packs)
+        loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses)
+        biases.restore()
+        clear_aux_losses_tracker()
+        return loss, prepare_update(self.optimizer)
+
+    def _set_mean_tokens(self, tokens_per_pack: float) -> None:
+        for chunk in self.model_chunks:
+            for router in chunk.routers():
+                router.mean_tokens_per_pack = tokens_per_pack
+
+    def _update_unless_bad(self, step: int, loss: float, biases: KeptExpertBiases) -> tuple[float, BadStep | None]:
+        """Update the weights, or put the expert biases back; return the gradient norm and what is wrong. Collective.
+
+        Raises:
+            NonFiniteStep, Spike: the policy is to stop.
+        """
+        grad_norm = math.nan
+        if math.isfinite(loss):
+            grad_norm = prepare_update(self.optimizer)
+        else:
+            self._check_weights(step, loss)
+        # The ranks' norms may differ in the last bit. All judge those of rank 0.
+        judged = torch.tensor([loss, grad_norm], dtype=torch.float64, device=torch.cuda.current_device())
+        dist.broadcast(judged, src=0)
+        bad = self.bad_steps.judge(*judged.tolist())
+        if bad is None or bad.updates:
+            apply_update(self.optimizer, grad_norm)
+            self.updates += 1
+            return grad_norm, bad
+        biases.restore()
+        if bad.action == "stop":
+            raise (Spike if bad.is_finite else NonFiniteStep)(f"step {step}: {bad.reason}")
+        return grad_norm, bad
+
+    def _forward_backward(
+        self, batches: Sequence[Batch], loss_scale: float, keep_losses: KeepLosses | None = None
+    ) -> tuple[float, dict[str, float]]:
         """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
-        reports = get_forward_backward_func()(
-            forward_step_func=partial(forward_step, loss_scale=loss_scale),
-            data_iterator=[
-                broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
-            ],
-            model=self.ddp,
-            num_microbatches=len(batches),
-            seq_length=self.seq_length,
-            micro_batch_size=1,
-            forward_only=False,
-        )
+        with self.timers.count(FORWARD_BACKWARD):
+            reports = get_forward_backward_func()(
+                forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
+                data_iterator=[
+                    broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
+                ],
+                model=self.ddp,
+                num_microbatches=len(batches),
+                seq_length=self.seq_length,
+                micro_batch_size=1,
+                forward_only=False,
+            )
         return reduce_losses(reports)
 
     def synchronize_weights(self) -> None:
@@ -230,54 +278,28 @@ class TrainStep:
 
     def _finalize_gradients(self, *args: Any, **kwargs: Any) -> None:
         """Keep the experts' token counts, which megatron-core uses for the expert bias and then clears."""
-        if routers := [router for chunk in self.model_chunks for router in chunk.routers()]:
-            self._expert_tokens = torch.stack([router.local_tokens_per_expert for router in routers])
-        finalize_model_grads(*args, **kwargs)
-
-    def _moe_report(self, micro_batches: int) -> dict[str, float]:
-        """Return the balance loss and the highest and lowest load of an expert.
-
-        The loss is the mean over layers; loads are of any layer, as multiples of an even share.
-        """
-        same_stage = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
-        stages = parallel_state.get_pipeline_model_parallel_group()
-        device = torch.cuda.current_device()
-        loads = torch.tensor([-math.inf, -math.inf], device=device)  # for a stage without experts
-        if self._expert_tokens is not None:
-            dist.all_reduce(self._expert_tokens, group=same_stage)
-            load = self._expert_tokens / self._expert_tokens.mean(dim=1, keepdim=True).clamp(min=1)
-            loads = torch.stack([load.max(), -load.min()]).to(loads.dtype)
-            self._expert_tokens = None
-        dist.all_reduce(loads, op=dist.ReduceOp.MAX, group=stages)
-        highest, lowest = loads.tolist()
-        report = {"expert_load/max": highest, "expert_load/min": -lowest}
-        if self.config.moe_aux_loss_coeff:
-            values = torch.zeros((), device=device)
-            if tracked := get_moe_layer_wise_logging_tracker().get(BALANCE_LOSS):
-                values = tracked["values"].sum()
-            dist.all_reduce(values, group=same_stage)
-            dist.all_reduce(values, group=stages)
-            layers = sum(self.config.moe_layer_freq)
-            packs = micro_batches * parallel_state.get_data_parallel_world_size()
-            report["balance_loss"] = values.item() / (layers * packs)
-            clear_aux_losses_tracker()
-        return report
+        self.expert_load.take()
+        with self.timers.count("communication"):
+            finalize_model_grads(*args, **kwargs)
 
 
 # --- one micro-batch --------------------------------------------------------------------------------------------------
 
 
-def forward_step(batches: Iterator[Batch], model: Any, loss_scale: float) -> tuple[Tensor, Any]:
+def forward_step(
+    batches: Iterator[Batch], model: Any, loss_scale: float, keep_losses: KeepLosses | None = None
+) -> tuple[Tensor, Any]:
     """Compute one micro-batch for megatron-core's schedules: the losses per token, and the function that sums them."""
     batch = next(batches)
     losses = forward(model, batch)
-    return losses, partial(weighted_loss, batch, loss_scale)
+    return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
 
 
-def forward(model: Any, batch: Batch) -> Tensor:
+def forward(model: Any, batch: Batch, *, with_labels: bool = True) -> Tensor:
     """Return the loss of every token of a pack that this context rank has, float32 [tokens / CP].
 
-    On a pipeline stage that is not the last, return the input of the next stage.
+    Without labels, return the tokens' logits. On a pipeline stage that is not the last, return the input of the next
+    stage.
     """
     names = (
         "input_ids",
@@ -287,16 +309,20 @@ def forward(model: Any, batch: Batch) -> Tensor:
         "patches",
         "grid_thw",
         "frames_per_image",
-        "labels",
     )
-    return model(**{name: getattr(batch, name) for name in names})
+    inputs = {name: getattr(batch, name) for name in names}
+    return model(**inputs, labels=batch.labels if with_labels else None)
 
 
-def weighted_loss(batch: Batch, loss_scale: float, losses: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def weighted_loss(
+    batch: Batch, loss_scale: float, losses: Tensor, keep_losses: KeepLosses | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum losses [tokens / CP]: the scaled sum for the backward pass, and sums and counts by domain [domains, 2]."""
     tokens = my_context_tokens(batch.cu_seqlens)
     mask = batch.loss_mask[tokens].to(losses.device, non_blocking=True)
     of_domain = domain_masks(batch)[:, tokens].to(losses.device, non_blocking=True) * mask
+    if keep_losses is not None:
+        keep_losses(batch, losses.detach())
     report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)
     return (losses * mask).sum() * loss_scale, {"domains": report}
 

@@ -61,6 +61,7 @@ class Batch:
     grid_thw: torch.Tensor  # int64 [images, 3]: one row per still image or frame pair, t = 1, h and w in patches
     frames_per_image: torch.Tensor  # int32 [images]: 1 for a still image, 2 for a frame pair
     sample_ids: list[str]  # "shard.tar/KEY" of each segment; "" for the tail and for segments of padding alone
+    segment_sources: list[str] = field(default_factory=list)  # label of the source of each segment; "" for the tail
     quarantined: list[dict[str, Any]] = field(default_factory=list)  # errors.UnusedSample.as_json() of each
 
     @property
@@ -110,6 +111,7 @@ def collate(
     segment_multiple: int,
     pad_id: int,
     segment_sizes: Sequence[int] | None = None,
+    segment_sources: Sequence[str] | None = None,
     quarantined: Sequence[dict[str, Any]] = (),
 ) -> Batch:
     """Lay samples one after the other, each padded to a multiple of segment_multiple.
@@ -121,6 +123,7 @@ def collate(
         pad_id: The padding token.
         segment_sizes: Tokens reserved for each of `samples`, multiples of segment_multiple. For packs in which some
             samples are shorter than was planned; by default the padded lengths of the samples.
+        segment_sources: Label of the source of each of `samples`; by default "".
         quarantined: What `Batch.quarantined` will hold.
     """
     if segment_sizes is None:
@@ -153,6 +156,7 @@ def collate(
             [count for sample in samples for count in sample.frames_per_image], dtype=torch.int32
         ),
         sample_ids=[sample.sample_id for sample in samples] + [""] * tail,
+        segment_sources=[*(segment_sources or [""] * len(samples)), *[""] * tail],
         quarantined=list(quarantined),
     )
 

@@ -18,12 +18,13 @@ from data_pipeline.domains import build_sample
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.encoding.encode import LongSample, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
-from data_pipeline.errors import BadSample, UnusedSample
+from data_pipeline.errors import BadSample, DataError, LostShard, UnusedSample
 from data_pipeline.loading.quarantine import TOO_LONG, Failure, substitute
 from data_pipeline.loading.source import Source, StoredSample
 from data_pipeline.loading.workers import WorkerNotes
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.plan import Pack, Piece
+from data_pipeline.shards.lost import LostShards
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
 
@@ -31,7 +32,11 @@ KEPT_LONG_SAMPLES = 4  # the pieces of a long sample are fetched shortly after e
 
 
 class PackFetcher(Dataset):
-    """Maps a Pack to its Batch. Samples that cannot be used are listed in Batch.quarantined; bad files never raise."""
+    """Maps a Pack to its Batch. Samples that cannot be used are listed in Batch.quarantined; bad files never raise.
+
+    Where a shard is lost and the run must stop, the answer is the error: a raised one would arrive from the worker with
+    its stack trace.
+    """
 
     def __init__(
         self,
@@ -43,6 +48,7 @@ class PackFetcher(Dataset):
         segment_multiple: int,
         truncate: bool = False,
         cache: ShardCache | None = None,
+        lost: LostShards | None = None,
         notes: WorkerNotes | None = None,
     ) -> None:
         """Prepare to fetch; no file is opened yet.
@@ -55,15 +61,24 @@ class PackFetcher(Dataset):
             segment_multiple: Segments are padded to a multiple of this many tokens.
             truncate: Whether only the beginning of a sample longer than a pack is used.
             cache: Where copies of remote shards are kept.
+            lost: How long to wait for a shard that cannot be read, and whether one that stays lost is an error. By
+                default its samples are quarantined at once.
             notes: Where this process notes which sample it is reading.
         """
         self.sources, self.tokenizer, self.budget = sources, tokenizer, budget
         self.seq_length, self.segment_multiple, self.truncate = seq_length, segment_multiple, truncate
-        self._reader = ShardReader(cache=cache)
+        self._lost = lost or LostShards()
+        self._reader = ShardReader(cache=cache, lost=self._lost)
         self._notes = notes or WorkerNotes(workers=0)
         self._long: OrderedDict[tuple[int, int], LongSample] = OrderedDict()
 
-    def __getitem__(self, pack: Pack) -> Batch:
+    def __getitem__(self, pack: Pack) -> Batch | DataError:
+        try:
+            return self._batch(pack)
+        except DataError as error:
+            return error
+
+    def _batch(self, pack: Pack) -> Batch:
         quarantined = [self._too_long_record(piece).as_json() for piece in pack.too_long]
         samples, padded_lengths = [], []
         for piece in pack.pieces:
@@ -79,6 +94,7 @@ class PackFetcher(Dataset):
             segment_multiple=self.segment_multiple,
             pad_id=self.tokenizer.pad_id,
             segment_sizes=padded_lengths,
+            segment_sources=[self.sources[piece.source].label for piece in pack.pieces],
             quarantined=quarantined,
         )
 
@@ -95,6 +111,12 @@ class PackFetcher(Dataset):
                 sample = self._fetch(candidate, stored)
                 break
             except BadSample as error:
+                if isinstance(error, LostShard) and not self._lost.give_up:
+                    raise DataError(
+                        f"a shard of source {source.label!r} is lost: {error.detail}. Bring it back and start the run "
+                        "again: it resumes from its newest checkpoint. data.retry_seconds is how long a run waits for "
+                        "it; data.on_lost_shard=quarantine trains without its samples"
+                    ) from error
                 failures.append(Failure(candidate.row, error.reason))
                 unused.append(UnusedSample(error.reason, error.detail, shard=stored.shard_name, key=stored.sample.key))
             row = substitute(source, space, self.segment_multiple, failures)

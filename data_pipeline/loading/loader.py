@@ -40,6 +40,7 @@ from data_pipeline.plan.blend import StreamPosition
 from data_pipeline.plan.mixture_report import DomainShare, SourceUse, planned_mixture, source_use
 from data_pipeline.plan.pack_cost import PackCost
 from data_pipeline.plan.plan import Pack, Plan, PlanPosition
+from data_pipeline.shards.lost import LostShards
 from data_pipeline.shards.shard_cache import ShardCache
 
 STATE_FORMAT = 3
@@ -88,7 +89,8 @@ class PackedLoader:
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
         cache = ShardCache(config.cache_dir, config.cache_bytes)
         self.sources = [
-            Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.sources
+            Source(config.located(source), tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache)
+            for source in config.sources
         ]
         self.plan = Plan(
             self.sources,
@@ -99,8 +101,8 @@ class PackedLoader:
             cost=cost,
             too_long=config.too_long,
         )
-        self._rank, self._ranks = data_parallel_rank, data_parallel_size
-        self._packs_per_rank = global_batch_size // data_parallel_size
+        packs_per_rank = global_batch_size // data_parallel_size
+        self._rank, self._ranks, self._packs_per_rank = data_parallel_rank, data_parallel_size, packs_per_rank
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._pinned = torch.accelerator.is_available()
         self._notes = WorkerNotes(config.num_workers)
@@ -112,6 +114,7 @@ class PackedLoader:
             segment_multiple=config.segment_multiple,
             truncate=config.too_long == "truncate",
             cache=cache,
+            lost=LostShards(config.retry_seconds, give_up=config.on_lost_shard == "quarantine"),
             notes=self._notes,
         )
         self.tally = Tally()
@@ -181,6 +184,11 @@ class PackedLoader:
         self.close()
         for _, position in islice(self.plan.steps(self._position), steps):
             self._position = position
+
+    def rewind(self) -> None:
+        """Go back to the first step."""
+        self.close()
+        self._position = PlanPosition.start(len(self.sources))
 
     def close(self) -> None:
         """Stop the workers. The loader can be used again; it continues at the next step."""
@@ -321,9 +329,9 @@ class PackedLoader:
 
     # --- reading ------------------------------------------------------------------------------------------------------
 
-    def _read_here(self, pack: Pack) -> Batch:
+    def _read_here(self, pack: Pack) -> Batch | DataError:
         batch = self._fetcher[pack]
-        return batch.pin_memory() if self._pinned else batch
+        return batch.pin_memory() if self._pinned and isinstance(batch, Batch) else batch
 
     def _planned_packs(self) -> Iterator[Pack]:
         for packs, position in self.plan.steps(self._position):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -139,6 +139,16 @@ class Source:
         """
         names = "/".join(f"{shard.name}:{shard.rows}" for shard in self.shards)
         return f"{zlib.crc32(self.lengths.tobytes(), zlib.crc32(names.encode())):08x}"
+
+    def checksums(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the checksums of the files of samples, part by part of the table.
+
+        Yields:
+            uint64 [files], of records, images and videos; int64 [rows + 1], where the files of each row begin.
+        """
+        for batch in self._batches:
+            ends = batch.column("members").offsets.to_numpy().astype(np.int64)
+            yield _fields(batch, "members", "xxh3")[0], ends - ends[0]
 
     @property
     def has_media(self) -> bool:

@@ -3,7 +3,7 @@
 torch's DataLoader starts them, distributes the work and keeps the order. This module handles what it does not:
 
     the run is killed       its workers die with it
-    the job is signalled    the workers go on until the training process ends them
+    the job gets a signal    the workers continue until the training process ends them
     /dev/shm is full        an error, instead of a run that hangs
     a worker is killed      the error says which sample it was reading; the sample may have used up the memory or
                             crashed a library
@@ -76,6 +76,8 @@ def to_shared_memory(batch: Any) -> Batch | DataError:
     Otherwise torch would move it while sending, in a thread of the worker whose errors are lost. The error is returned
     because a raised one would arrive with its stack trace.
     """
+    if isinstance(batch, DataError):
+        return batch
     try:
         return batch.with_tensors(torch.Tensor.share_memory_)
     except RuntimeError as error:

@@ -72,3 +72,15 @@ def image_patches(data: bytes, max_tokens: int) -> tuple[torch.Tensor, tuple[int
     rgb = decode_image(data)
     size = resized_size(rgb.shape[0], rgb.shape[1], max_tokens=max_tokens)
     return patchify(resize(as_frames(rgb), size)), grid_of(size)
+
+
+def unpatchify(patches: torch.Tensor, grid: tuple[int, int], frames: int) -> np.ndarray:
+    """Return the pixels, uint8 [frames, height, width, 3], of patches, uint8 [h * w * frames, 588].
+
+    The inverse of `patchify`. `grid` is (h, w) in patches.
+    """
+    h, w = grid
+    blocks = patches.reshape(
+        h // MERGE_SIZE, w // MERGE_SIZE, MERGE_SIZE, MERGE_SIZE, frames, PATCH_SIZE, PATCH_SIZE, 3
+    )
+    return blocks.permute(4, 0, 2, 5, 1, 3, 6, 7).reshape(frames, h * PATCH_SIZE, w * PATCH_SIZE, 3).numpy()

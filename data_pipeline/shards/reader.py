@@ -7,11 +7,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
-from data_pipeline.errors import BadSample
+from data_pipeline.errors import BadSample, LostShard, Unavailable
+from data_pipeline.shards.lost import PASSING, LostShards
 from data_pipeline.shards.members import Member, ShardSample, index_command
 from data_pipeline.shards.shard_cache import ShardCache, is_url, shown
 from data_pipeline.shards.tar import size_in
@@ -29,14 +31,15 @@ class RawSample:
 class ShardReader:
     """Reads samples from tars in any order, and keeps the most recently used files open."""
 
-    def __init__(self, keep_open: int = 64, cache: ShardCache | None = None) -> None:
+    def __init__(self, keep_open: int = 64, cache: ShardCache | None = None, lost: LostShards | None = None) -> None:
         """Create a reader.
 
         Args:
             keep_open: The largest number of open files.
             cache: Where copies of shards behind a URL are kept.
+            lost: How long to wait for a shard that cannot be read; by default not at all.
         """
-        self.keep_open, self.cache = keep_open, cache or ShardCache()
+        self.keep_open, self.cache, self.lost = keep_open, cache or ShardCache(), lost or LostShards()
         self._open: OrderedDict[str, int] = OrderedDict()
         self._fetched_again: set[str] = set()
 
@@ -49,8 +52,9 @@ class ShardReader:
             tar_fingerprint: The fingerprint of the tar as it was indexed; a URL needs it.
 
         Raises:
-            BadSample: `unreadable_shard`, if the tar is missing, shorter than its index says, or another one;
-                `checksum`, if it is the right one but bytes of this sample have changed; `bad_record`.
+            LostShard: `unreadable_shard`, if the tar is missing or storage fails, even after waiting for it.
+            BadSample: `unreadable_shard`, if the tar is shorter than its index says, or another one; `checksum`, if it
+                is the right one but bytes of this sample have changed; `bad_record`.
         """
         contents: dict[str, list[bytes]] = {"json": [], "txt": [], "image": [], "video": []}
         for member, data in zip(sample.members, self.read_members(path, sample, tar_fingerprint), strict=True):
@@ -76,12 +80,15 @@ class ShardReader:
             os.close(self._open.popitem()[1])
 
     def _read(self, path: str, sample: ShardSample, tar_fingerprint: str) -> list[bytes]:
-        descriptor = self._descriptor(path, tar_fingerprint)
+        return self.lost.attempt(path, partial(self._read_once, path, sample, tar_fingerprint))
+
+    def _read_once(self, path: str, sample: ShardSample, tar_fingerprint: str, may_wait: bool) -> list[bytes]:
+        descriptor = self._descriptor(path, tar_fingerprint, may_wait)
         try:
             contents = [os.pread(descriptor, member.size, member.offset) for member in sample.members]
         except OSError as error:
             self._close(path)
-            raise BadSample("unreadable_shard", f"{shown(path)} cannot be read ({error.strerror})") from error
+            raise _failure(error, f"{shown(path)} cannot be read ({error.strerror})", may_wait) from error
         for member, data in zip(sample.members, contents, strict=True):
             if xxh3_64_intdigest(data) != member.xxh3:
                 raise self._changed(path, descriptor, member, len(data), tar_fingerprint)
@@ -99,18 +106,30 @@ class ShardReader:
             )
         return BadSample("checksum", f"its {member.kind} of {member.size} bytes differs from what was indexed")
 
-    def _descriptor(self, path: str, tar_fingerprint: str) -> int:
+    def _descriptor(self, path: str, tar_fingerprint: str, may_wait: bool) -> int:
         descriptor = self._open.get(path, -1)
         if descriptor >= 0:
             self._open.move_to_end(path)
             return descriptor
         self._make_room()
         try:
-            descriptor = self.cache.open(path, tar_fingerprint) if is_url(path) else os.open(path, os.O_RDONLY)
+            if is_url(path):
+                delays = () if self.lost.seconds else None  # one loop of attempts, not two
+                descriptor = self.cache.open(path, tar_fingerprint, delays=delays, may_wait=may_wait)
+            else:
+                descriptor = self._open_file(path, tar_fingerprint, may_wait)
         except OSError as error:
             what = f"{shown(path)} cannot be opened ({error.strerror}): restore it"
-            raise BadSample("unreadable_shard", what) from error
+            raise _failure(error, what, may_wait) from error
         self._open[path] = descriptor
+        return descriptor
+
+    def _open_file(self, path: str, tar_fingerprint: str, may_wait: bool) -> int:
+        descriptor = os.open(path, os.O_RDONLY)
+        size = os.fstat(descriptor).st_size
+        if may_wait and self.lost.is_missing(path) and tar_fingerprint and size < size_in(tar_fingerprint):
+            os.close(descriptor)
+            raise Unavailable(f"{size} of its {size_in(tar_fingerprint)} bytes are back")
         return descriptor
 
     def _make_room(self) -> None:
@@ -121,6 +140,13 @@ class ShardReader:
 
     def _close(self, path: str) -> None:
         os.close(self._open.pop(path))
+
+
+def _failure(error: OSError, what: str, may_wait: bool) -> Exception:
+    """Return the error to raise for what the file system says."""
+    if may_wait and error.errno in PASSING:
+        return Unavailable(error.strerror or what)
+    return LostShard("unreadable_shard", what)
 
 
 def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, Any]:

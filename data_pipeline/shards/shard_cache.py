@@ -21,7 +21,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ from urllib.parse import quote, unquote
 import fsspec
 import requests
 
-from data_pipeline.errors import BadSample, DataError
+from data_pipeline.errors import DataError, LostShard, Unavailable
 from data_pipeline.shards.tar import size_in
 
 DEFAULT_FOLDER = "~/.cache/glmv-train/shards"
@@ -116,9 +116,9 @@ class ShardCache:
             DataError: There is none, or it cannot be fetched.
         """
         try:
-            path = self.folder / f"{_digest(shown(url), _with_retries(lambda: _version(url)))}.arrow"
+            path = self.folder / f"{_digest(shown(url), _with_retries(lambda: _version(url), DELAYS))}.arrow"
             if not path.is_file():
-                self._fetch(url, path, size=None)
+                self._fetch(url, path, None, DELAYS)
         except DataError:
             raise
         except Exception as error:  # every file system raises errors of its own
@@ -126,25 +126,28 @@ class ShardCache:
             raise DataError(f"{shown(url)} cannot be fetched ({_message(error, url)}): {advice}") from error
         return path
 
-    def open(self, url: str, fingerprint: str) -> int:
+    def open(self, url: str, fingerprint: str, *, delays: Sequence[float] | None = None, may_wait: bool = False) -> int:
         """Open a copy of a shard.
 
         Args:
             url: The shard.
             fingerprint: The fingerprint of the tar as it was indexed.
+            delays: Seconds before every further request, if the first fails; by default DELAYS.
+            may_wait: Whether the caller opens it again later if another request may succeed then.
 
         Returns:
             A file descriptor.
 
         Raises:
-            BadSample: `unreadable_shard`, if it cannot be fetched.
+            LostShard: `unreadable_shard`, if it cannot be fetched.
+            Unavailable: With `may_wait`, if it may be fetched later.
         """
         path = self._copy(url, fingerprint)
         while True:
             try:
                 descriptor = os.open(path, os.O_RDONLY)
             except FileNotFoundError:
-                self._fetch_or_give_up(url, path, size_in(fingerprint))
+                self._fetch_or_give_up(url, path, size_in(fingerprint), DELAYS if delays is None else delays, may_wait)
                 continue
             with suppress(OSError):  # the copy of another user, or a read-only disk
                 os.utime(descriptor, ns=(time.time_ns(),) * 2)  # when it was opened last: see _evict
@@ -157,19 +160,21 @@ class ShardCache:
     def _copy(self, url: str, fingerprint: str) -> Path:
         return self.folder / f"{_digest(shown(url), fingerprint)}.tar"
 
-    def _fetch_or_give_up(self, url: str, path: Path, size: int) -> None:
+    def _fetch_or_give_up(self, url: str, path: Path, size: int, delays: Sequence[float], may_wait: bool) -> None:
         when, message = self._failed.get(url, (0.0, ""))
         if not message or time.monotonic() - when > GIVE_UP_SECONDS:
             try:
-                self._fetch(url, path, size)
+                self._fetch(url, path, size, delays)
                 self._failed.pop(url, None)
                 return
             except Exception as error:  # as above
                 message = _message(error, url)
+                if may_wait and (_is_missing(error) or not _is_final(error)):
+                    raise Unavailable(message) from error
                 self._failed[url] = (time.monotonic(), message)
-        raise BadSample("unreadable_shard", f"{shown(url)} cannot be fetched: {message}")
+        raise LostShard("unreadable_shard", f"{shown(url)} cannot be fetched: {message}")
 
-    def _fetch(self, url: str, path: Path, size: int | None) -> None:
+    def _fetch(self, url: str, path: Path, size: int | None, delays: Sequence[float]) -> None:
         """Copy a file into the cache, unless another process has just done so.
 
         A copy of another size than was indexed is fetched once more, in case the transfer was cut. If the size is the
@@ -184,7 +189,7 @@ class ShardCache:
                 return
             try:
                 for _ in range(2):
-                    _with_retries(lambda: _download(url, temporary))
+                    _with_retries(lambda: _download(url, temporary), delays)
                     if size is None or temporary.stat().st_size == size:
                         break
                 os.replace(temporary, path)
@@ -235,9 +240,9 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _with_retries(work: Callable[[], Result]) -> Result:
-    """Do `work`, and try again after a while what may succeed then."""
-    for delay in DELAYS:
+def _with_retries(work: Callable[[], Result], delays: Sequence[float]) -> Result:
+    """Do `work`, and try again after each delay what may succeed then."""
+    for delay in delays:
         try:
             return work()
         except Exception as error:  # every file system raises errors of its own

@@ -23,6 +23,14 @@ def pytest_collection_modifyitems() -> None:
         raise pytest.UsageError("tests/gpu needs a GPU, and torch finds none here")
 
 
+@pytest.fixture(autouse=True)
+def deterministic_in_this_test_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Many runs share this process; `train.deterministic` of one must not reach the next."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first matrix product runs
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
 @pytest.fixture(scope="session")
 def single_process() -> Iterator[None]:
     """One process, as on CPUs, but under NCCL."""

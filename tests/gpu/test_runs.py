@@ -9,6 +9,7 @@ import pytest
 from model.installed import has_transformer_engine
 from tests.launch import metrics, train
 from tests.training.test_resume import trace
+from tests.training.test_saving import files_of_run
 from training.config import RunConfig, load_config
 from training.loop import run
 
@@ -95,3 +96,17 @@ def test_small_optimizer_states_follow_float32_and_resume_bit_for_bit(
     set_back(small)
     run_here(config_file, small, *EXACT, *options)
     assert trace(small) == whole
+
+
+@pytest.mark.parametrize("options", [["model.backend=torch"], *OPTIMIZERS.values()], ids=["plain", *OPTIMIZERS])
+def test_saves_in_the_background_have_the_bytes_of_other_saves(
+    config_file: Path, tmp_path: Path, options: list[str]
+) -> None:
+    if options[0].startswith("optimizer.") and not has_transformer_engine():
+        pytest.skip("needs Transformer Engine")
+    common = [*EXACT, *options, "checkpoint.save_interval=1"]
+    here = run_here(config_file, tmp_path / "at_once", *common)
+    there = run_here(config_file, tmp_path / "background", *common, "checkpoint.async_save=true")
+    assert files_of_run(here) == files_of_run(there)
+    assert len(files_of_run(there)) == 6
+    assert trace(here) == trace(there)

@@ -175,6 +175,33 @@ def test_old_steps_are_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
+def test_multiples_of_keep_every_are_never_removed(tmp_path: Path) -> None:
+    folders = make_steps(tmp_path, 100, 200, 300, 400, 500)
+    remove_old(folders[4], keep_last=1, keep_every=200)
+    assert [folder.exists() for folder in folders] == [False, True, False, True, True]
+    remove_old(folders[4], keep_last=1)
+    assert [folder.exists() for folder in folders] == [False, False, False, False, True]
+    assert not list(folders[0].parent.glob(".*"))
+
+
+@pytest.mark.fast
+def test_keep_every_counts_steps_beyond_seven_digits(tmp_path: Path) -> None:
+    folders = make_steps(tmp_path, 9_999_000, 10_000_000, 10_001_000)
+    remove_old(folders[2], keep_last=1, keep_every=10_000_000)
+    assert [folder.exists() for folder in folders] == [False, True, True]
+
+
+@pytest.mark.fast
+def test_run_that_was_set_back_removes_no_later_step_with_keep_every(tmp_path: Path) -> None:
+    folders = make_steps(tmp_path, 300, 500, 600, 900, 1000)
+    copy = folders[0].with_name("step_0000300_best")
+    copy.mkdir()
+    mark_latest(folders[2])
+    remove_old(folders[2], keep_last=1, keep_every=500)
+    assert [folder.exists() for folder in (*folders, copy)] == [False, True, True, True, True, True]
+
+
+@pytest.mark.fast
 def test_copy_of_a_step_folder_is_neither_removed_nor_counted(tmp_path: Path) -> None:
     folders = make_steps(tmp_path, 100, 200)
     copies = [folder.with_name(f"{folder.name}_best") for folder in folders]

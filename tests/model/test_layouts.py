@@ -228,6 +228,7 @@ def reports_agree(reports: list[dict[str, Any]], expected: list[dict[str, Any]])
         assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=EXACT), f"gradient norm of step {step}"
         assert got["domain_losses"] == pytest.approx(want["domain_losses"], rel=EXACT)
         assert got["moe"] == pytest.approx(want["moe"], rel=EXACT)
+        assert got["part_norms"] == pytest.approx(want["part_norms"], rel=EXACT)
         assert {key: got[key] for key in SAME_COUNTS} == {key: want[key] for key in SAME_COUNTS}
 
 

@@ -56,8 +56,10 @@ CASES = [(preset, rank) for preset, ranks in LAYOUTS_OF.items() for rank in rank
 
 
 @contextmanager
-def built(preset: str, rank: Rank, backend: Backend, dtype: torch.dtype = torch.bfloat16) -> Iterator[GlmvModel]:
-    """Yield the part of a preset's model that `rank` holds. Tensors are fake inside the block."""
+def built(
+    preset: str, rank: Rank, backend: Backend, dtype: torch.dtype = torch.bfloat16, **options: Any
+) -> Iterator[GlmvModel]:
+    """Yield the part of a preset's model that `rank` holds; `options` are GlmvModel's. Tensors are fake inside."""
     parallel = ParallelConfig(**rank.layout)
     without_gloo = partial(parallel_state.initialize_model_parallel, create_gloo_process_groups=False)
     dist.init_process_group("fake", store=FakeStore(), rank=rank.number, world_size=rank.world_size)
@@ -69,7 +71,7 @@ def built(preset: str, rank: Rank, backend: Backend, dtype: torch.dtype = torch.
             mock.patch.object(CudaRNGStatesTracker, "fork", return_value=nullcontext()),  # real states, fake tensors
             pretended_gpu(),
         ):
-            yield GlmvModel(GlmvConfig.from_preset(preset), parallel, dtype=dtype, backend=backend)
+            yield GlmvModel(GlmvConfig.from_preset(preset), parallel, dtype=dtype, backend=backend, **options)
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()

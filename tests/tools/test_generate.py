@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
 from typer.testing import CliRunner
 
+from data_pipeline.domains.prompts import document_prompt
 from data_pipeline.encoding.batch import EncodedSample
 from tests.data_pipeline import media_files
 from tests.hf_folders import VARIANTS, save_whole_folder
-from tools.generate import Exported, GenerateError, app, document_prompt, transformers_inputs
+from tools.generate import Exported, GenerateError, app, transformers_inputs
 
 pytestmark = pytest.mark.fast
 

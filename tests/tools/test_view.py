@@ -22,12 +22,12 @@ from data_pipeline.encoding.batch import collate
 from data_pipeline.encoding.encode import encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.image_files import decode_image
-from data_pipeline.media.images import patchify
+from data_pipeline.media.images import patchify, unpatchify
 from data_pipeline.media.pixel_budget import PixelBudget
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 from tools.shard import app as shard_app
 from tools.view import app
-from tools.view_content import MAX_BOXES, unpack, unpatchify, view_of_sample
+from tools.view_content import MAX_BOXES, unpack, view_of_sample
 
 pytestmark = pytest.mark.fast
 

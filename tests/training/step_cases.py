@@ -28,8 +28,10 @@ from tests.model.layout_cases import (
 )
 from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_model_difference
 from tests.reference import pack, small_config
+from training.health import HealthConfig
 from training.optimizer import LrScale
-from training.step import StepError, TrainStep
+from training.step import TrainStep
+from training.step_errors import StepError
 
 
 def make_trainer(
@@ -42,6 +44,7 @@ def make_trainer(
     recompute: dict[str, str] | None = None,
     optimizer: dict[str, Any] | None = None,
     check_determinism: int = 0,
+    health: HealthConfig | None = None,
 ) -> TrainStep:
     """Build a model with the weights in `folder`, its optimizer and schedule, over the processes that call."""
     parallel, stages = layout_of(layout)
@@ -59,7 +62,7 @@ def make_trainer(
     for chunk in chunks:
         freeze(chunk.train(), frozen)
     settings = replace(OPTIMIZER, lr_scale=LrScale(**(lr_scale or {})), **(optimizer or {}))
-    return TrainStep(chunks, settings, 3, SEQ_LENGTH, check_determinism)
+    return TrainStep(chunks, settings, 3, SEQ_LENGTH, check_determinism, health)
 
 
 def train(
@@ -142,6 +145,52 @@ def train_with_nan(variant: str, folder: str, layout: str) -> str:
     return "no error"
 
 
+def train_over_a_bad_step(variant: str, folder: str, layout: str) -> dict[str, Any]:
+    """Train steps 1, 2 and 3, of which 2 has a weight so large that the loss is not finite; and steps 1 and 3 alone.
+
+    Returns:
+        The steps that were skipped, the tensors of this rank that differ between the two, and how many were compared.
+    """
+    health = HealthConfig(on_nonfinite="skip")
+    states, skipped = [], []
+    for steps in ((1, 2, 3), (1, 3)):
+        trainer = make_trainer(variant, folder, layout, health=health)
+        for step in steps:
+            trainer.synchronize_weights()
+            large = step == 2
+            norms = [
+                parameter
+                for chunk in trainer.model_chunks
+                for name, parameter in chunk.named_parameters()
+                if "decoder.final_layernorm" in name
+            ]
+            kept = [norm.detach().clone() for norm in norms]
+            for norm in norms * large:
+                norm.data[0] = 3e38
+            report = trainer.run(step, of_this_rank(packs_of_step(variant, step)))
+            skipped += [step] * (report.bad is not None)
+            for norm, value in zip(norms * large, kept, strict=False):
+                norm.data.copy_(value)
+        trainer.synchronize_weights()
+        states.append(copies(trainer) | optimizer_state(trainer))
+    two, one = states
+    assert two.keys() == one.keys()
+    differences = [name for name in two if not torch.equal(two[name], one[name])]
+    return {"skipped": skipped, "differences": differences, "compared": len(two)}
+
+
+def optimizer_state(trainer: TrainStep) -> dict[str, Tensor]:
+    """Copy the moments and step counts of this rank's part of the optimizer."""
+    found: dict[str, Tensor] = {}
+    for number, part in enumerate(trainer.optimizer.chained_optimizers):
+        for index, group in enumerate(part.param_groups):
+            found[f"{number}.{index}.step"] = torch.tensor(group["step"])
+            for place, parameter in enumerate(group["params"]):
+                for name, value in part.optimizer.state[parameter].items():
+                    found[f"{number}.{index}.{place}.{name}"] = value.clone()
+    return found
+
+
 def copies(trainer: TrainStep) -> dict[str, Tensor]:
     """Copy the parameters and expert biases that this rank holds."""
     return {name: tensor.clone() for name, tensor in tensors_of(trainer.model_chunks).items()}
@@ -163,8 +212,22 @@ def train_alike(answers: list[dict[str, Any]], one: dict[str, Any]) -> None:
     """Check that the last steps equal those of one process: reports, parameters, and expert biases to the bit."""
     for answer in answers:
         for got, want in zip(reversed(answer["reports"]), reversed(one["reports"]), strict=False):
-            for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe"):
+            for key in ("loss", "grad_norm", "lr", "domain_losses", "scaled_lrs", "moe", "part_norms"):
                 assert got[key] == pytest.approx(want[key], rel=EXACT), key
     assert whole_model_difference(answers) <= EXACT
     errors = tensor_errors(answer["differences"] for answer in answers)
     assert not any(error for name, error in errors.items() if name.endswith("expert_bias"))
+
+
+def bytes_held(variant: str, folder: str, layout: str) -> dict[str, int]:
+    """Take a step, and return the bytes of this rank's weights, of their gradients, and of the optimizer's moments."""
+    trainer = make_trainer(variant, folder, layout)
+    take_steps(trainer, variant, (1,), with_empty=False)
+    weights = [p for chunk in trainer.model_chunks for p in chunk.parameters()]
+    optimizers = getattr(trainer.optimizer, "chained_optimizers", [trainer.optimizer])
+    states = [state for each in optimizers for state in each.optimizer.state.values()]
+    return {
+        "weights": sum(p.nbytes for p in weights),
+        "gradients": sum(p.main_grad.nbytes for p in weights),
+        "optimizer": sum(state[name].nbytes for state in states for name in ("exp_avg", "exp_avg_sq")),
+    }

@@ -6,8 +6,11 @@ import json
 import re
 from pathlib import Path
 
+from model.config import GlmvConfig
 from tests.launch import fail, metrics
 from tests.training_data import build, sentence
+from training.config import RunConfig, load_config
+from training.setup import build_loader
 
 
 def test_samples_of_a_step_that_is_not_finite_are_listed(config_file: Path, tmp_path: Path) -> None:
@@ -15,18 +18,25 @@ def test_samples_of_a_step_that_is_not_finite_are_listed(config_file: Path, tmp_
     errors = fail(config_file, ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "optimizer.clip_grad=0"])
     steps = len(metrics(run))
     assert 1 <= steps < 6
-    files = f"{run}/nonfinite_step_{steps + 1}_rank_*.json"
+    file = run / "bad_steps" / f"step_{steps + 1:07d}.json"
     assert set(errors) <= {
-        f"step {steps + 1}: the loss is {loss}; its samples are listed in {files}" for loss in ("nan", "inf")
+        f"step {steps + 1}: the loss is {loss}; its samples are listed in {file}" for loss in ("nan", "inf")
     }
-    lists = [json.loads(file.read_text()) for file in run.glob("nonfinite_step_*_rank_*.json")]
-    assert len(lists) == 2  # one per data-parallel rank
-    for listed in lists:
-        assert listed["step"] == steps + 1
-        assert len(listed["packs"]) == 2
-        names = [name for names in listed["packs"] for name in names]
-        assert names
-        assert all(re.fullmatch(r"(images|text|videos)-.*\.tar/.+", name) for name in names)
+    assert list(file.parent.iterdir()) == [file]
+    listed = json.loads(file.read_text())
+    assert listed["step"] == steps + 1
+    assert listed["action"] == "stop"
+    assert re.fullmatch("the loss is (nan|inf)", listed["reason"])
+    config = load_config(RunConfig, config_file, ["data.num_workers=0"])
+    loader = build_loader(config, GlmvConfig.from_preset("tiny_moe"))
+    loader.skip(steps)
+    packs = loader.next_step()  # of both data-parallel ranks, in order
+    assert [pack["pack"] for pack in listed["packs"]] == [0, 1, 2, 3]
+    for pack, batch in zip(listed["packs"], packs, strict=True):
+        names = [f"{sample['shard']}/{sample['key']}" for sample in pack["samples"]]
+        assert names == [name for name in batch.sample_ids if name]
+        assert sum(sample["tokens"] for sample in pack["samples"]) == batch.num_tokens
+        assert all(sample["shard"].startswith(f"{sample['source']}-") for sample in pack["samples"])
 
 
 def test_chats_without_their_answers_do_not_train_at_loss_0(

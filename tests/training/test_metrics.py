@@ -29,7 +29,7 @@ def write_until_full(folder: Path, answers: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (2048, 2048))
     try:
         for step in range(1, 100):
-            log.step(step, REPORT, seconds=1.0)
+            log.step(step, REPORT, seconds=1.0, measured={})
     except RunFolderError as error:
         log.close()
         answers.send(str(error))

@@ -191,7 +191,7 @@ def test_length_and_rope_base_of_the_configuration_replace_those_of_the_model(co
     assert unchanged.decoder.rope_theta == 10000.0
 
 
-def test_damaged_newest_checkpoints_are_passed_over(run: Path, config_file: Path) -> None:
+def test_damaged_newest_checkpoints_are_skipped(run: Path, config_file: Path) -> None:
     steps = [run / "checkpoints" / f"step_000000{number}" for number in (3, 4, 5, 6)]
     for step in steps[1:]:
         shutil.copytree(steps[0], step)

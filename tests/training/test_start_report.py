@@ -107,3 +107,12 @@ def test_source_smaller_than_a_step_is_warned_about_with_the_number(
     repeated = [sum(name.startswith("one-") for name in step) for step in steps]
     assert float(found[2]) == pytest.approx(sum(repeated) / 4, rel=0.2)
     assert int(found[1]) == round(float(found[2]))
+
+
+def test_wait_for_lost_shards_that_would_count_as_a_hang_is_named(config_file: Path, shards: Path) -> None:
+    times = ["health.hang_seconds=60", "data.retry_seconds=300"]
+    assert warnings(config_file, sources(shards, ["text", "images"]), *times) == [
+        "data.retry_seconds=300 is not below health.hang_seconds=60: a run that waits for a lost shard would be ended "
+        "as if it hung"
+    ]
+    assert not warnings(config_file, sources(shards, ["text", "images"]), "health.hang_seconds=0")

@@ -22,7 +22,8 @@ from tests.training import step_cases
 from tests.training.step_cases import case_of, train_alike
 from training.adam import GroupStepAdamW
 from training.optimizer import OptimizerConfig, set_step
-from training.step import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, TrainStep
+from training.step import TrainStep
+from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
 
 
 def test_three_steps_equal_transformers_and_adamw(

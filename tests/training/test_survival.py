@@ -180,3 +180,22 @@ def test_full_disk_ends_the_run_with_its_last_checkpoint_whole(
         assert stored_tensors(tmp_path / "run") == stored_tensors(whole)
     finally:
         subprocess.run(["umount", checkpoints], check=True)
+
+
+@pytest.mark.slow
+def test_full_disk_during_metrics_ends_the_run_in_one_line(
+    config_file: Path, undisturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    """Rank 0 may not write files above 100 bytes after step 4; rank 1 learns why it is alone."""
+    whole, run = undisturbed(config_file, *DETERMINISTIC), tmp_path / "run"
+    launcher = start(config_file, DETERMINISTIC)
+    wait_until(has_reached, launcher, run, step=4)
+    process_of_rank(launcher, 0).rlimit(psutil.RLIMIT_FSIZE, (100, 100))
+    output = finish(launcher)
+    assert launcher.returncode != 0
+    [error] = re.findall("^error.*", output, re.MULTILINE)
+    assert error.startswith("error on rank 0: ")
+    assert "File too large" in error
+    assert "training/loop.py" not in output
+    train(config_file, DETERMINISTIC)
+    assert trace(run) == trace(whole)

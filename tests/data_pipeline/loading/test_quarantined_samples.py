@@ -156,7 +156,7 @@ def test_samples_of_a_shard_corrupted_between_two_runs_are_replaced(own_shards, 
 def test_samples_of_a_deleted_shard_are_replaced_from_the_others(own_shards, undamaged, workers):
     folder, config = own_shards
     wanted, image_id = undamaged
-    packed = loader(replace(config, num_workers=workers))
+    packed = loader(replace(config, num_workers=workers, retry_seconds=0.0, on_lost_shard="quarantine"))
     shard = find_shards(str(folder))[0]
     index = read_index(shard)
     quarantined = {f"{shard.name}/{index.sample(row).key}": "unreadable_shard" for row in range(index.table.num_rows)}
@@ -170,7 +170,7 @@ def test_samples_of_a_deleted_shard_are_replaced_from_the_others(own_shards, und
 
 def test_packs_are_padding_if_all_shards_are_deleted(own_shards):
     folder, config = own_shards
-    packed = loader(config)
+    packed = loader(replace(config, retry_seconds=0.0, on_lost_shard="quarantine"))
     for shard in find_shards(str(folder)):
         shard.unlink()
     batches = take(packed, 2)

@@ -1,0 +1,77 @@
+"""Submit the shipped job scripts as a user does, on nodes without GPUs, and compare what the runs leave behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.launch import ROOT, has_reached
+from tests.slurm.cluster import Cluster, wait_for
+
+# A node of the tests takes part with one process on its CPU. Its GPUs are files that nobody opens.
+FEW_CORES = ("--cpus-per-task=1",)
+
+
+def submit_training(
+    cluster: Cluster,
+    script: str,
+    config: Path,
+    run: Path,
+    *overrides: str,
+    options: tuple[str, ...] = (),
+    **variables: str,
+) -> int:
+    """Submit slurm/SCRIPT on two nodes, from the root of the clone."""
+    settings = {
+        "CONFIG": str(config),
+        "OUTPUT_DIR": str(run),
+        "PYTHON": sys.executable,
+        "NPROC_PER_NODE": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        "CHECK_NODES": "0",
+        **variables,
+    }
+    log = f"--output={run.parent / run.name}.log"
+    words = ("--nodes=2", "--gpus-per-node=0", *FEW_CORES, log, *options, f"slurm/{script}", *overrides)
+    return cluster.submit(*words, cwd=ROOT, variables=settings)
+
+
+def log_of(run: Path) -> str:
+    """Return what the job of a run has printed."""
+    file = run.parent / f"{run.name}.log"
+    return file.read_text() if file.exists() else "(no log)"
+
+
+def state(run: Path) -> dict[str, Any]:
+    """Return the state that the run has written."""
+    return dict(json.loads((run / "state.json").read_text()))
+
+
+def tensors(run: Path, step: int) -> dict[str, object]:
+    """Return the checksums of weights and optimizer state in a checkpoint of a run."""
+    files = json.loads((run / "checkpoints" / f"step_{step:07d}" / "manifest.json").read_text())["files"]
+    return {name: entry for name, entry in files.items() if name.endswith(".distcp")}
+
+
+def weight_files(folder: Path) -> dict[str, str]:
+    """Return the hashes of all safetensors files in a folder."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*.safetensors"))}
+
+
+def wait_for_log(run: Path, text: str, timeout: float = 120) -> None:
+    """Wait until the job of a run has printed `text`."""
+    try:
+        wait_for(lambda: text in log_of(run), f"{text!r} in the log of {run}", timeout)
+    except AssertionError as error:
+        raise AssertionError(f"{error}:\n{log_of(run)}") from None
+
+
+def wait_for_step(run: Path, step: int, timeout: float = 120) -> None:
+    """Wait until a run has recorded a step."""
+    try:
+        wait_for(lambda: has_reached(run, step), f"step {step} of {run}", timeout)
+    except AssertionError as error:
+        raise AssertionError(f"{error}:\n{log_of(run)}") from None

@@ -1,0 +1,186 @@
+"""The shipped job scripts on a real SLURM: a run that is preempted and queued again ends like one that was not."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch import ROOT, has_reached, metrics, train
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.jobs import log_of, state, submit_training, tensors, wait_for_log, wait_for_step, weight_files
+
+STEPS = 30
+RUN = [f"train.steps={STEPS}", "checkpoint.save_interval=1000", "train.deterministic=true", "optimizer.warmup_steps=2"]
+
+
+def test_preempted_job_is_queued_again_and_ends_with_the_same_bits(
+    cluster: Cluster, config_file: Path, tmp_path: Path
+) -> None:
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    job = submit_training(cluster, "pretrain.sbatch", config_file, run, *RUN, CHECK_NODES="1")
+    wait_for_step(run, 2)
+    cluster.preempt(job)
+    wait_for_log(run, "queued again")
+    stopped = state(run)
+    assert (stopped["state"], 2 <= stopped["step"] < STEPS) == ("stopped", True)
+    ended = cluster.wait(job, timeout=150)
+    log = log_of(run)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
+    assert state(run) == {"state": "complete", "step": STEPS, "steps": STEPS, "reason": ""}
+    assert "node node1: " in log
+    assert "node node2: " in log
+    assert "network: 2 processes" in log
+    assert not (run / "stop").exists()
+    train(config_file, [*RUN, f"train.output_dir={undisturbed}"])
+    assert [line["loss"] for line in metrics(run)] == [line["loss"] for line in metrics(undisturbed)]
+    assert tensors(run, STEPS) == tensors(undisturbed, STEPS)
+
+
+def test_mistakes_end_a_job_at_once_and_cancel_the_jobs_that_wait_for_it(
+    cluster: Cluster, config_file: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    nothing = submit_training(cluster, "pretrain.sbatch", Path(), run)
+    waiting = submit_training(
+        cluster,
+        "sft.sbatch",
+        config_file,
+        tmp_path / "later",
+        options=(f"--dependency=afterok:{nothing}", "--kill-on-invalid-dep=yes"),
+    )
+    ended = cluster.wait(nothing, timeout=60)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "2:0", "0")
+    assert "error: CONFIG is empty" in log_of(run)
+    assert cluster.wait(waiting, timeout=60)["JobState"] == "CANCELLED"
+    assert not (tmp_path / "later").exists()
+
+
+def test_sbatch_accepts_the_scripts_as_they_are(cluster: Cluster) -> None:
+    for script in sorted((ROOT / "slurm").glob("*.sbatch")):
+        cluster.command("sbatch", "--test-only", "--nodes=1", f"{script}")
+
+
+# --- slow -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_chain_of_stages_with_a_preemption_in_each(
+    cluster: Cluster, shards: Path, config_file: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Pretrain, long context, fine-tune and export, as a user chains them; all files equal the undisturbed ones."""
+    disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
+    disturbed.mkdir()
+    scripts = {"pretrain": "pretrain.train", "long_context": "pretrain.train", "sft": "sft.train"}
+    longer = ["train.seq_length=256", "train.global_batch_size=2"]
+    keys = {"pretrain": RUN, "long_context": [*RUN, *longer], "sft": [*RUN, *longer, _chats(shards)]}
+
+    def overrides(folder: Path, stage: str, before: str) -> list[str]:
+        start = [f"model.init_from={folder / before}"] if before else []
+        return [*keys[stage], *start]
+
+    jobs: dict[str, int] = {}
+    before = ""
+    for stage in scripts:
+        after = (f"--dependency=afterok:{jobs[before]}", "--kill-on-invalid-dep=yes") if before else ()
+        words = overrides(disturbed, stage, before)
+        jobs[stage] = submit_training(cluster, f"{stage}.sbatch", config_file, disturbed / stage, *words, options=after)
+        before = stage
+    export = cluster.submit(
+        f"--output={disturbed}/export.log",
+        "--cpus-per-task=1",
+        f"--dependency=afterok:{jobs['sft']}",
+        "slurm/convert.sbatch",
+        *("export", "--checkpoint", str(disturbed / "sft"), "--out", str(disturbed / "hf")),
+        cwd=ROOT,
+        variables={"PYTHON": sys.executable},
+    )
+    for stage, job in jobs.items():
+        wait_for_step(disturbed / stage, 3, timeout=240)
+        cluster.preempt(job)
+        ended = cluster.wait(job, timeout=240)
+        assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log_of(disturbed / stage)
+    assert cluster.wait(export, timeout=120)["JobState"] == "COMPLETED", (disturbed / "export.log").read_text()
+
+    before = ""
+    for stage, entry in scripts.items():
+        words = [*overrides(undisturbed, stage, before), f"train.output_dir={undisturbed / stage}"]
+        train(config_file, words, entry=entry)
+        assert tensors(disturbed / stage, STEPS) == tensors(undisturbed / stage, STEPS), stage
+        before = stage
+    from tools.convert import export_checkpoint
+
+    export_checkpoint(undisturbed / "sft", undisturbed / "hf")
+    assert weight_files(disturbed / "hf") == weight_files(undisturbed / "hf") != {}
+
+
+def _chats(shards: Path) -> str:
+    return f"data.sources=[{{path: {shards / 'chats'}}}]"
+
+
+@pytest.mark.slow
+def test_killed_node_does_not_end_the_run(cluster: Cluster, config_file: Path, tmp_path: Path) -> None:
+    run, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
+    keys = [*RUN, "checkpoint.save_interval=4"]
+    job = submit_training(cluster, "pretrain.sbatch", config_file, run, *keys)
+    wait_for_step(run, 6)
+    cluster.kill_node("node2", job)
+    cluster.start_node("node2")
+    ended = cluster.wait(job, timeout=200)
+    assert (ended["JobState"], int(ended["Restarts"]) >= 1) == ("COMPLETED", True), log_of(run)
+    train(config_file, [*keys, f"train.output_dir={undisturbed}"])
+    assert tensors(run, STEPS) == tensors(undisturbed, STEPS)
+
+
+@pytest.mark.slow
+def test_crashing_run_is_queued_again_a_limited_number_of_times(
+    cluster: Cluster, config_file: Path, tmp_path: Path
+) -> None:
+    """The processes are killed at every start, so that no checkpoint is ever written."""
+    run = tmp_path / "run"
+    kill = f"while sleep 0.5; do pkill -9 -f 'output_dir={run} ' ; done"
+    job = submit_training(
+        cluster, "pretrain.sbatch", config_file, run, *RUN, "health.hang_seconds=60", MAX_RESTARTS="0", MAX_CRASHES="1"
+    )
+    del kill
+    for start in range(2):
+        wait_for(lambda start=start: log_of(run).count("start ") > start and has_reached(run, 1), "a step", 120)
+        cluster.kill_processes_of(job)
+        wait_for_log(run, "the run crashed")
+    ended = cluster.wait(job, timeout=100)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "1"), log_of(run)
+    assert "crashed 1 times without a new checkpoint: given up" in log_of(run)
+
+
+@pytest.mark.slow
+def test_bad_node_is_named_and_left_out(config_file: Path, tmp_path: Path) -> None:
+    from tests.slurm.conftest import require_slurm
+
+    require_slurm()
+    small = {"node2": "mount -t tmpfs -o size=1m tmpfs /dev/shm"}
+    run = tmp_path / "run"
+    with Cluster(tmp_path / "slurm", nodes=3, mounts=small) as cluster:
+        job = submit_training(
+            cluster, "pretrain.sbatch", config_file, run, *RUN, CHECK_NODES="1", options=("-w", "node1,node2")
+        )
+        ended = cluster.wait(job, timeout=240)
+    assert ended["JobState"] == "FAILED"
+    assert "bad node node2: /dev/shm has 1 MiB free" in log_of(run)
+
+
+@pytest.mark.slow
+def test_failed_shard_is_one_failed_task(cluster: Cluster, tokenizer_folder: Path, tmp_path: Path) -> None:
+    source, out = tmp_path / "texts", tmp_path / "shards"
+    source.mkdir()
+    for number in range(4):
+        lines = [{"domain": "text", "text": f"line {n} of file {number}"} for n in range(20)]
+        (source / f"{number}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    words = ["build", "--input", str(source), "--out", str(out), "--tokenizer", str(tokenizer_folder)]
+    options = ("--array=0-3", "--cpus-per-task=1", f"--output={tmp_path}/%a.log", "slurm/shard_array.sbatch")
+    job = cluster.submit(*options, *words, "--executor", "here", cwd=ROOT, variables={"PYTHON": sys.executable})
+    for task in range(4):
+        ended = cluster.wait(f"{job}_{task}", timeout=150)
+        assert ended["JobState"] == "COMPLETED", (tmp_path / f"{task}.log").read_text()
+    assert (out / "manifest.json").exists()

@@ -1,0 +1,3 @@
+from tests.training_data import config_file, shards
+
+__all__ = ["config_file", "shards"]

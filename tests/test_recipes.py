@@ -1,0 +1,213 @@
+"""The recipes in configs/glm45v and configs/glm41v: complete, as published, possible on their GPUs, trained as twins.
+
+A twin is a recipe with configs/tiny/twin_*.yaml over it, on two CPU processes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_pipeline.sharding.build import build_shards
+from demo.records import Library
+from demo.records import sources as sources_of_the_demo
+from model.config import ConfigError
+from sft.train import SftConfig
+from tests.launch import ROOT, metrics, train
+from training.config import RunConfig, load_config
+from training.dry_run import dry_run
+
+CONFIGS = ROOT / "configs"
+FILES = [path for folder in ("base", "glm45v", "glm41v") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
+STAGES = ("pretrain", "long_context", "sft", "sft_64k", "sft_lora")
+RECIPES = [(model, stage) for model in ("glm45v", "glm41v") for stage in STAGES]
+TWINS = {"glm45v": "twin_moe", "glm41v": "twin_dense"}
+HEADER = re.compile(
+    r"^# .*Not run on a GPU\.\n"
+    r"# (\d+) GPUs of 80 GB: torchrun --nnodes (\d+) --nproc_per_node 8 -m (\w+)\.train --config (\S+)\n"
+)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe, with what its first lines say."""
+
+    file: Path
+    gpus: int
+    nodes: int
+    entry: str
+    shown_file: str  # in the launch command
+
+    def load(self, *overrides: str, over: str = "") -> RunConfig:
+        files = [self.file, *([CONFIGS / "tiny" / f"{over}.yaml"] if over else [])]
+        return load_config(SftConfig if self.entry == "sft" else RunConfig, files, overrides)
+
+
+def recipe(model: str, stage: str) -> Recipe:
+    file = CONFIGS / model / f"{stage}.yaml"
+    header = HEADER.match(file.read_text())
+    assert header, f"{file} does not begin with its launch command"
+    return Recipe(file, int(header[1]), int(header[2]), header[3], header[4])
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def leaves(text: str) -> Iterator[tuple[str, int]]:
+    """Yield name and line of every value, from 0; a list is one value."""
+
+    def walk(node: Any, prefix: str) -> Iterator[tuple[str, int]]:
+        for key, value in node.value:
+            if isinstance(value, yaml.MappingNode):
+                yield from walk(value, f"{prefix}{key.value}.")
+            else:
+                yield f"{prefix}{key.value}", key.start_mark.line
+
+    yield from walk(yaml.compose(text, yaml.SafeLoader), "")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_every_value_says_whether_it_is_published(file: Path) -> None:
+    lines = file.read_text().splitlines()
+    for name, number in leaves(file.read_text()):
+        own, above = lines[number].partition(" # ")[2], []
+        for line in reversed(lines[:number]):
+            if not line.lstrip().startswith("#"):
+                break
+            above.append(line.lstrip().removeprefix("# "))
+        said = own or (above[-1] if above else "")
+        assert name == "base" or re.match(r"(published|ours): \w", said), f"{file}: {name} has no published: or ours:"
+
+
+@pytest.mark.fast
+def test_every_recipe_exists_and_every_file_is_one() -> None:
+    assert {path for path in FILES if path.parent.name != "base"} == {recipe(*names).file for names in RECIPES}
+
+
+# Of the report (arXiv 2507.01006, sections 3.2 and 4); None: not published.
+PUBLISHED = {
+    # stage: tokens, packs, steps
+    "pretrain": (8192, 1536, 120_000),
+    "long_context": (32_768, 1536, 10_000),
+    "sft": (32_768, 32, None),
+}
+PARALLEL = {
+    # TP, EP, PP, CP at 32,768 tokens
+    "glm45v": (1, 8, 4, 4),
+    "glm41v": (2, 1, 1, 4),
+}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("model", "stage"), [(m, s) for m, s in RECIPES if s in PUBLISHED])
+def test_published_numbers(model: str, stage: str) -> None:
+    config = recipe(model, stage).load()
+    tokens, packs, steps = PUBLISHED[stage]
+    assert (config.train.seq_length, config.train.global_batch_size) == (tokens, packs)
+    assert steps in (None, config.train.steps)
+    tp, ep, pp, cp = PARALLEL[model]
+    assert config.parallel.tensor_model_parallel_size == tp
+    assert config.parallel.expert_model_parallel_size == ep
+    assert config.parallel.pipeline_model_parallel_size == pp
+    assert config.parallel.context_parallel_size == (cp if tokens > 8192 else 1)
+    assert (config.moe.balance_loss_coeff, config.moe.expert_bias_update_rate) == (1e-4, 1e-3)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("model", "stage"), RECIPES)
+def test_recipe_is_possible_on_its_gpus_and_on_no_odd_number(
+    model: str, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = recipe(model, stage)
+    assert chosen.gpus == 8 * chosen.nodes
+    assert ROOT / chosen.shown_file == chosen.file
+    assert chosen.entry == ("sft" if stage.startswith("sft") else "pretrain")
+    config = chosen.load()
+    dry_run(config, chosen.gpus, skip_files=True)
+    output = capsys.readouterr().out
+    assert f"{chosen.gpus} processes: " in output
+    assert {"glm45v": "107,710,927,360", "glm41v": "10,292,777,472"}[model] in output
+    per_rank = [float(line.split()[4]) for line in output.splitlines() if re.match(r" +\d+ +\d+\.\d\d ", line)]
+    assert len(per_rank) == config.parallel.pipeline_model_parallel_size
+    assert max(per_rank) < 60  # GiB, of 80 GB; the rest is for activations
+    with pytest.raises(ConfigError, match=r"does not divide the \d+ processes|is not a multiple of the \d+ data-paral"):
+        dry_run(config, chosen.gpus + 1 if model == "glm45v" else chosen.gpus - 1, skip_files=True)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("model", "stage"), RECIPES)
+def test_sources_are_those_of_the_demo_and_video_comes_late(model: str, stage: str, tmp_path: Path) -> None:
+    names = {source.path for source in recipe(model, stage).load().data.sources}
+    assert names <= set(sources_of_the_demo(Library(tmp_path)))
+    assert not [name for name in names if name.startswith("held_out")]
+    assert bool([name for name in names if "video" in name]) == (stage != "pretrain")
+    if stage.startswith("sft"):
+        assert {"chat_think", "chat_describe", "chat_text"} <= names  # with thinking, without, and text alone
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("model", TWINS)
+def test_twin_needs_a_folder_of_its_own(model: str) -> None:
+    with pytest.raises(ConfigError, match=r"train.output_dir is empty"):
+        recipe(model, "pretrain").load(over=TWINS[model])
+
+
+# --- twins ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def demo_shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
+    """The demo's sources, ten samples of each."""
+    out = tmp_path_factory.mktemp("recipes")
+    library = Library(out / "records")
+    (out / "records").mkdir()
+    for name, records in sources_of_the_demo(library).items():
+        if not name.startswith("held_out"):
+            jsonl = library.root / f"{name}.jsonl"
+            jsonl.write_text("".join(json.dumps(record) + "\n" for record in islice(records, 10)), encoding="utf-8")
+            assert not build_shards([jsonl], out / name, tokenizer=tokenizer_folder, name=name).counts.rejected
+    return out
+
+
+def trains_and_resumes(
+    model: str, stage: str, shards: Path, tokenizer: Path, out: Path, init_from: Path | str = ""
+) -> None:
+    """Train 5 steps, then steps 4 and 5 again from the checkpoint of step 3."""
+    chosen, run = recipe(model, stage), out / stage
+    over = CONFIGS / "tiny" / f"{TWINS[model]}.yaml"
+    arguments = ["--config", str(over), f"train.output_dir={run}", f"model.init_from={init_from}"]
+    arguments += [f"data.root={shards}", f"data.tokenizer={tokenizer}"]
+    train(chosen.file, arguments, entry=f"{chosen.entry}.train")
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    (run / "checkpoints" / "latest").write_text("step_0000003\n")
+    assert "step 3 of 5" in train(chosen.file, arguments, entry=f"{chosen.entry}.train")
+    kept = ("step", "loss", "grad_norm", "lr", "tokens", "samples")
+    assert [[line[key] for key in kept] for line in metrics(run)] == [[line[key] for key in kept] for line in lines]
+
+
+@pytest.mark.parametrize(("model", "stage"), [("glm45v", "pretrain"), ("glm41v", "long_context")])
+def test_twin_trains_and_resumes(
+    model: str, stage: str, demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    trains_and_resumes(model, stage, demo_shards, tokenizer_folder, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", TWINS)
+def test_every_twin_trains_and_resumes_from_the_stage_before(
+    model: str, demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    before = {"long_context": "pretrain", "sft": "long_context", "sft_64k": "sft", "sft_lora": "sft"}
+    for stage in STAGES:
+        init_from = tmp_path / before[stage] if stage in before else ""
+        trains_and_resumes(model, stage, demo_shards, tokenizer_folder, tmp_path, init_from)

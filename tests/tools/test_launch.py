@@ -1,0 +1,132 @@
+"""tools.launch: what it checks, and the scripts that it writes."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from tests.launch import ROOT
+from tests.training_data import config_file, shards
+from tools.launch import app
+
+__all__ = ["config_file", "shards"]
+
+RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/glm4*/*.yaml"))
+TINY = [Path(f"configs/tiny/{name}.yaml") for name in ("pretrain", "long_context", "sft")]
+ON_CPUS = ["--gpus-per-node", "0", "--processes-per-node", "1"]
+
+
+def launch(*words: object) -> str:
+    """Return what tools.launch prints where it succeeds."""
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def refuse(*words: object) -> str:
+    """Return the message of tools.launch where it refuses."""
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 2, done.output
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    return done.stderr
+
+
+def published_nodes(recipe: Path) -> str:
+    """Return the number of nodes in the launch command at the head of a recipe."""
+    (number,) = re.findall(r"--nnodes (\d+)", (ROOT / recipe).read_text())
+    return str(number)
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
+def test_recipe_gives_a_script_that_bash_reads(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    nodes = published_nodes(recipe)
+    script = launch("--config", recipe, "--nodes", nodes, "--skip-files", "--time", "1-0", "train.seed=5")
+    assert f"#SBATCH --nodes={nodes}\n" in script
+    assert "#SBATCH --time=1-0\n" in script
+    printed = 'printf "%s|" "$CONFIG" "$OUTPUT_DIR" "${OVERRIDES[@]}"'
+    settings = script[: script.index("# shellcheck source")] + printed
+    done = subprocess.run(["bash", "-c", settings, "bash", "a=b"], capture_output=True, text=True, check=True)
+    config, output_dir, *overrides = done.stdout.split("|")[:-1]
+    assert Path(config) == ROOT / recipe
+    assert Path(output_dir).is_relative_to(ROOT / "runs")
+    assert overrides == ["train.seed=5", "a=b"]
+    file = tmp_path / "job.sbatch"
+    file.write_text(script)
+    subprocess.run(["bash", "-n", file], check=True)
+    subprocess.run(["shellcheck", "-x", file], cwd=ROOT, check=True)
+
+
+def test_script_is_the_shipped_one_but_for_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = (ROOT / "slurm" / "sft.sbatch").read_text().splitlines()
+    words = ["--config", TINY[2], "--nodes", 2, *ON_CPUS, "--skip-files", "--container", "/images/a b.sqsh"]
+    script = launch(*words, "--mounts", "/data:/data", "--account", "me", "model.preset=tiny_moe").splitlines()
+    changed = [line.split("  ")[0] for line in script if line not in shipped]
+    assert changed[0].startswith("# Written from slurm/sft.sbatch by: python -m tools.launch")
+    assert changed[1:] == [
+        "#SBATCH --nodes=2",
+        "#SBATCH --account=me",
+        f"REPO={ROOT}",
+        f"CONFIG={ROOT / TINY[2]}",
+        f"OUTPUT_DIR={ROOT / 'demo_out/runs/tiny/sft'}",
+        'OVERRIDES=(model.preset=tiny_moe "$@")',
+        "CONTAINER_IMAGE='/images/a b.sqsh'",
+        "CONTAINER_MOUNTS=/data:/data # FROM:TO,... beside the clone and OUTPUT_DIR: data, models",
+        "NPROC_PER_NODE=1 # processes per node; default: one per GPU",
+    ]
+    assert [line for line in shipped if line not in script and line.startswith("#SBATCH")] == [
+        "#SBATCH --nodes=16",
+        "#SBATCH --gpus-per-node=8",
+    ]
+
+
+def test_run_that_cannot_start_is_refused_with_what_would_do(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    recipe = ["--config", "configs/glm45v/pretrain.yaml", "--skip-files"]
+    wrong = refuse(*recipe, "--nodes", 30)
+    assert "does not divide the 240 processes; suitable numbers of nodes: 24, 32" in wrong
+    tiny = ["--config", config_file, "--stage", "pretrain", *ON_CPUS]
+    assert "suitable numbers of nodes: 2, 4" in refuse(*tiny, "--nodes", 3)
+    assert "init_from" in refuse(*tiny, "--nodes", 2, "model.init_from=nowhere")
+    assert "there is no such file" in refuse("--config", "nowhere.yaml", "--stage", "sft", "--nodes", 2)
+    assert "give --stage" in refuse("--config", config_file, "--nodes", 2)
+    assert "--submit: sbatch is not on this machine" in _without_sbatch(monkeypatch, [*tiny, "--nodes", 2, "--submit"])
+    assert f"CONFIG={config_file}" in launch(*tiny, "--nodes", 2)
+
+
+def _without_sbatch(monkeypatch: pytest.MonkeyPatch, words: list[object]) -> str:
+    with monkeypatch.context() as changed:
+        changed.setenv("PATH", "/nowhere")
+        return refuse(*words)
+
+
+def test_options_that_contradict_each_other_are_refused(config_file: Path) -> None:
+    tiny = ["--config", config_file, "--stage", "pretrain", *ON_CPUS, "--nodes", 2]
+    assert "give one of them" in refuse(*tiny, "--submit", "--out", "x")
+    assert "--after x" in refuse(*tiny, "--after", "x")
+    assert "--mounts has no effect" in refuse(*tiny, "--mounts", "/a:/a")
+    assert "--processes-per-node" in refuse("--config", config_file, "--nodes", 2, "--gpus-per-node", 0)
+    assert "--nodes two" in refuse("--config", config_file, "--nodes", "two")
+    assert "give --submit, or a folder" in refuse("--nodes", 2, "--chain", config_file)
+    assert "--config, or" in refuse("--nodes", 2)
+
+
+def test_chain_is_written_with_the_order_of_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    chain = [f"configs/glm45v/{name}.yaml" for name in ("pretrain", "long_context", "sft")]
+    said = launch("--nodes", "32,32,16", "--skip-files", "--out", tmp_path / "jobs", "--chain", *chain, "train.seed=3")
+    names = ["1_pretrain.sbatch", "2_long_context.sbatch", "3_sft.sbatch"]
+    assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == names
+    assert said.count("--dependency=afterok:JOB --kill-on-invalid-dep=yes") == 2
+    assert "#SBATCH --nodes=16\n" in (tmp_path / "jobs" / names[2]).read_text()
+    assert "2 numbers for 3 stages" in refuse("--nodes", "32,16", "--skip-files", "--out", "x", "--chain", *chain)
+    twice = refuse("--nodes", 32, "--skip-files", "--out", "x", "--chain", chain[0], chain[0])
+    assert "both write to train.output_dir" in twice

@@ -1,0 +1,116 @@
+"""Runs that write to the real Weights & Biases (offline) and MLflow: their files hold the values of metrics.jsonl.
+
+`make test-full` runs this with both packages laid over .venv.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.tracking import MlflowClient
+from wandb.proto import wandb_internal_pb2
+
+from tests.launch import finish, has_reached, kill_rank_when, metrics, start, train
+
+Values = dict[int, dict[str, float]]
+BLOCK, HEADER = 1 << 15, 7  # of the records of a .wandb file, which is a log of LevelDB
+FILE_HEADER = 7  # ":W&B", a magic number, a version
+
+
+def wandb_records(file: Path) -> Iterator[Any]:
+    """Yield the records of a run that was written offline."""
+    content, position, parts = file.read_bytes(), FILE_HEADER, b""
+    while position + HEADER <= len(content):
+        if (left := BLOCK - position % BLOCK) < HEADER:
+            position += left
+            continue
+        length, kind = struct.unpack("<HB", content[position + 4 : position + HEADER])
+        parts += content[position + HEADER : position + HEADER + length]
+        position += HEADER + length
+        if kind in (1, 4):  # whole, or the last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
+def wandb_values(run: Path) -> tuple[set[str], Values]:
+    """Return the ids of the runs in a folder, and what they hold by step; a later file does not replace a step."""
+    ids, values = set(), Values()
+    for file in sorted((run / "wandb").glob("offline-run-*/*.wandb")):
+        for record in wandb_records(file):
+            if record.WhichOneof("record_type") == "run":
+                ids.add(record.run.run_id)
+            if record.WhichOneof("record_type") == "history":
+                items = {(item.key or "/".join(item.nested_key)): item.value_json for item in record.history.item}
+                line = {key: json.loads(value) for key, value in items.items() if not key.startswith("_")}
+                values.setdefault(json.loads(items["_step"]), line)
+    return ids, values
+
+
+def mlflow_values(uri: str) -> tuple[list[Any], Values]:
+    """Return the runs, and what the first one holds by step."""
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("glmv-train")
+    runs = client.search_runs([experiment.experiment_id])
+    values = Values()
+    for key in runs[0].data.metrics:
+        for metric in client.get_metric_history(runs[0].info.run_id, key):
+            assert key not in values.setdefault(metric.step, {}), f"{key} has two values at step {metric.step}"
+            values[metric.step][key] = metric.value
+    return runs, values
+
+
+@pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file://{}/mlruns"])
+def test_killed_and_resumed_run_is_one_run_with_the_values_of_the_metrics(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
+    uri, run = store.format(tmp_path), tmp_path / "run"
+    options = ["metrics.wandb=glm", f"metrics.mlflow={uri}", "train.steps=40", f"train.output_dir={run}"]
+    command = [*options, "checkpoint.save_interval=10", "model.preset=tiny_dense"]
+    launcher = start(config_file, command, processes=1)
+    kill_rank_when(has_reached, launcher, run, step=33, rank=0)
+    finish(launcher)
+    output = train(config_file, command, processes=1)
+    assert output.count("there is no API key") == 1
+
+    expected = {line.pop("step"): line for line in metrics(run)}
+    assert sorted(expected) == list(range(1, 41))
+    ids, of_wandb = wandb_values(run)
+    runs, of_mlflow = mlflow_values(uri)
+    known = json.loads((run / "trackers.json").read_text())
+    assert ids == {known["wandb"]}
+    assert [one.info.run_id for one in runs] == [known["mlflow"]]
+    assert runs[0].info.status == "FINISHED"
+    assert runs[0].data.params["model.preset"] == "tiny_dense"
+    for values in (of_wandb, of_mlflow):
+        assert sorted(values) == list(range(1, 41))
+        for step, line in expected.items():
+            assert set(values[step]) == set(line)
+            repeatable = {key for key in line if not key.startswith(OWN)}
+            for key in line if step > 33 else repeatable:
+                assert values[step][key] == pytest.approx(line[key], rel=1e-12), f"{key} of step {step}"
+
+
+OWN = "step_seconds", "tokens_per_second", "eta_seconds", "data_seconds", "seconds/", "memory_gb", "tflops", "mfu"
+
+
+def test_server_that_does_not_answer_stops_nothing(config_file: Path, tmp_path: Path) -> None:
+    options = ["metrics.mlflow=http://127.0.0.1:9", "train.steps=3", "optimizer.warmup_steps=1"]
+    output = train(config_file, [*options, f"train.output_dir={tmp_path}/run"], processes=1)
+    assert output.count("mlflow gets no more metrics, metrics.jsonl does:") == 1
+    assert len(metrics(tmp_path / "run")) == 3
+
+
+def test_packages_are_those_of_the_requirements() -> None:
+    pinned = (Path(__file__).parent / "requirements.txt").read_text()
+    assert f"mlflow_skinny=={mlflow.__version__}\n" in pinned

@@ -1,0 +1,87 @@
+"""A window of steps under torch's profiler: RUN/profile/rank_N.json.gz, which opens in Perfetto or chrome://tracing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from model.config import ConfigError
+from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+
+PROFILES = "profile"
+
+
+@dataclass
+class ProfileConfig:
+    """Which steps are profiled, on which ranks."""
+
+    start: int = 0  # first step to profile, from 1; 0: none
+    steps: int = 2  # number of steps to profile
+    ranks: list[int] = field(default_factory=lambda: [0])  # ranks that write a trace
+
+    def __post_init__(self) -> None:
+        check_bounds("profile", self, {"start": NOT_NEGATIVE, "steps": POSITIVE})
+
+    def check(self, steps: int, world_size: int) -> None:
+        """Check what depends on the run.
+
+        Raises:
+            ConfigError: no step or rank would be profiled although `start` is set.
+        """
+        if self.start > steps:
+            raise ConfigError(f"profile.start={self.start} is after the last step, train.steps={steps}: lower it")
+        if self.start and not self.ranks:
+            raise ConfigError("profile.ranks is empty: name the ranks to profile, or set profile.start=0")
+        for rank in self.ranks:
+            if self.start and not 0 <= rank < world_size:
+                raise ConfigError(
+                    f"profile.ranks names {rank}: {world_size} processes have ranks 0 to {world_size - 1}"
+                )
+
+
+class StepProfiler:
+    """Profiles the window's steps on this rank, and writes the trace after the last of them.
+
+    Args:
+        config: the window.
+        folder: the run folder.
+        rank: this process.
+    """
+
+    def __init__(self, config: ProfileConfig, folder: Path, rank: int) -> None:
+        chosen = config.start and rank in config.ranks
+        self._window = range(config.start, config.start + config.steps) if chosen else range(0)
+        self._file = folder / PROFILES / f"rank_{rank}.json.gz"
+        self._profiler: Any = None
+
+    @contextmanager
+    def step(self, number: int) -> Iterator[None]:
+        """Profile the body if step `number` is in the window; its marker in the trace is `step N`."""
+        if number not in self._window:
+            yield
+            return
+        if self._profiler is None:
+            activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.accelerator.is_available() else [])]
+            self._profiler = profile(activities=activities)
+            self._profiler.start()
+        with record_function(f"step {number}"):
+            yield
+        if number == self._window[-1]:
+            self.close()
+
+    def close(self) -> None:
+        """End the window, and write its trace; does nothing outside of it."""
+        if self._profiler is None:
+            return
+        profiler, self._profiler, self._window = self._profiler, None, range(0)
+        profiler.stop()
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self._file.with_name(f".unfinished_{self._file.name}")
+        profiler.export_chrome_trace(str(unfinished))
+        unfinished.replace(self._file)

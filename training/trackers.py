@@ -1,0 +1,253 @@
+"""Weights & Biases and MLflow: the lines of metrics.jsonl, sent from threads of their own.
+
+Training never waits for a network: a tracker connects, sends and ends in its thread. What it cannot do is said once,
+and the run continues without it. Both hold the same values as metrics.jsonl, under the same names.
+
+A resumed run continues the same run of the tracker, whose name is in `trackers.json` of the run folder. Steps that the
+tracker has already are not sent again: after a crash the run repeats them, with the same values.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import logging
+import math
+import netrc
+import os
+import queue
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from common.files import write_json
+from model.config import ConfigError
+
+logger = logging.getLogger("glmv")
+IDS = "trackers.json"
+WANDB_SERVER = "https://api.wandb.ai"
+INIT_TIMEOUT = 60  # seconds for W&B to connect; then it records offline
+END_TIMEOUT = 60.0  # seconds that the end of a run waits for what is still to be sent
+REQUEST_TIMEOUT, REQUEST_RETRIES = 10, 2  # of MLflow's requests
+
+
+def check_trackers(wandb: str, mlflow: str, experiment: str) -> None:
+    """Check the keys `metrics.wandb`, `metrics.mlflow` and `metrics.mlflow_experiment`.
+
+    Raises:
+        ConfigError: a package that they need is missing.
+    """
+    for key, value, package in (("wandb", wandb, "wandb"), ("mlflow", mlflow, "mlflow")):
+        if value and importlib.util.find_spec(package) is None:
+            raise ConfigError(
+                f"metrics.{key}={value} needs the package {package}: pip install -c constraints.txt -e '.[{package}]', "
+                f"or leave metrics.{key} empty"
+            )
+    if mlflow and not experiment:
+        raise ConfigError("metrics.mlflow_experiment is empty: name the experiment of MLflow")
+
+
+def open_trackers(config: Any, folder: Path, resumed_at: int, keys: dict[str, Any]) -> list[Tracker]:
+    """Start the trackers that `config` (MetricsConfig) names.
+
+    Args:
+        config: the section `metrics`.
+        folder: the run folder.
+        resumed_at: step of the checkpoint from which the run resumes, 0 for a new run.
+        keys: the run's whole configuration, which the trackers show.
+    """
+    made: list[Tracker] = []
+    if config.wandb:
+        made.append(WandbTracker(config.wandb, folder, resumed_at, keys))
+    if config.mlflow:
+        made.append(MlflowTracker(config.mlflow, config.mlflow_experiment, folder, resumed_at, keys))
+    return made
+
+
+class Tracker(threading.Thread):
+    """A thread that sends the lines of steps. Subclasses connect, send and end.
+
+    Args:
+        folder: the run folder.
+        resumed_at: as above.
+        keys: as above.
+    """
+
+    name_of_service = ""
+
+    def __init__(self, folder: Path, resumed_at: int, keys: dict[str, Any]) -> None:
+        super().__init__(daemon=True, name=self.name_of_service)
+        self.folder, self.keys = folder, keys
+        known = _read_ids(folder) if resumed_at else {}
+        self.run_id: str = known.get(self.name_of_service, "")
+        self._lines: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
+        self.start()
+
+    def connect(self) -> None:
+        """Begin a run of the service, or continue `run_id`; set `run_id`."""
+        raise AssertionError("a tracker connects")
+
+    def send(self, step: int, line: dict[str, float]) -> None:
+        """Send the numbers of one step."""
+        raise AssertionError("a tracker sends")
+
+    def end(self) -> None:
+        """Send what is left, and end the run of the service."""
+        raise AssertionError("a tracker ends")
+
+    def step(self, step: int, line: dict[str, Any]) -> None:
+        """Send the line of a step, later."""
+        self._lines.put((step, line))
+
+    def run(self) -> None:
+        """Work until `close`: the body of the thread."""
+        try:
+            self.connect()
+            _write_id(self.folder, self.name_of_service, self.run_id)
+            while (item := self._lines.get()) is not None:
+                step, line = item
+                self.send(step, {key: value for key, value in line.items() if key != "step"})
+            self.end()
+        except Exception as error:
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            logger.warning("%s gets no more metrics, metrics.jsonl does: %s", self.name_of_service, said[0])
+
+    def close(self) -> None:
+        """End the run of the service; wait for it as long as END_TIMEOUT."""
+        self._lines.put(None)
+        self.join(END_TIMEOUT)
+        if self.is_alive():
+            logger.warning("%s did not get its last metrics within %.0f s", self.name_of_service, END_TIMEOUT)
+
+
+def _read_ids(folder: Path) -> dict[str, str]:
+    file = folder / IDS
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+_ids_lock = threading.Lock()
+
+
+def _write_id(folder: Path, service: str, run_id: str) -> None:
+    with _ids_lock:
+        write_json(folder / IDS, {**_read_ids(folder), service: run_id})
+
+
+class WandbTracker(Tracker):
+    """Weights & Biases; offline without a key, or where it cannot be reached."""
+
+    name_of_service = "wandb"
+
+    def __init__(self, project: str, folder: Path, resumed_at: int, keys: dict[str, Any]) -> None:
+        self.project = project
+        super().__init__(folder, resumed_at, keys)
+
+    def connect(self) -> None:
+        """Begin or continue the run."""
+        wandb: Any = importlib.import_module("wandb")
+        self.run_id = self.run_id or uuid.uuid4().hex[:8]
+        mode = os.environ.get("WANDB_MODE") or None
+        if mode is None and not _has_wandb_key():
+            mode = "offline"
+            logger.warning(
+                "metrics.wandb: there is no API key (WANDB_API_KEY, or wandb login), so the run is recorded in %s; "
+                "send it with wandb sync",
+                self.folder / "wandb",
+            )
+        try:
+            self._begin(wandb, mode)
+        except Exception as error:
+            if mode is not None:
+                raise
+            logger.warning("metrics.wandb: %s; the run is recorded offline", str(error).splitlines()[0])
+            self._begin(wandb, "offline")
+
+    def _begin(self, wandb: Any, mode: str | None) -> None:
+        settings = wandb.Settings(init_timeout=INIT_TIMEOUT, console="off", silent=True)
+        self._run = wandb.init(
+            project=self.project,
+            id=self.run_id,
+            name=self.folder.name,
+            dir=str(self.folder),
+            config=self.keys,
+            mode=mode,
+            resume="allow",
+            settings=settings,
+        )
+
+    def send(self, step: int, line: dict[str, float]) -> None:
+        """Send the numbers of one step; the service ignores steps that it has."""
+        self._run.log(line, step=step)
+
+    def end(self) -> None:
+        """Send what is left."""
+        self._run.finish()
+
+
+def _has_wandb_key() -> bool:
+    """Whether the environment or the file that `wandb login` writes has a key."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", WANDB_SERVER)).hostname or ""
+    try:
+        return netrc.netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
+class MlflowTracker(Tracker):
+    """MLflow, by its tracking URI: a server, a folder or a database."""
+
+    name_of_service = "mlflow"
+
+    def __init__(self, uri: str, experiment: str, folder: Path, resumed_at: int, keys: dict[str, Any]) -> None:
+        self.uri, self.experiment = uri, experiment
+        super().__init__(folder, resumed_at, keys)
+
+    def connect(self) -> None:
+        """Begin or continue the run."""
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder as URI, which MLflow discourages
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT))
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(REQUEST_RETRIES))
+        tracking: Any = importlib.import_module("mlflow.tracking")
+        self._entities: Any = importlib.import_module("mlflow.entities")
+        self._client = tracking.MlflowClient(tracking_uri=self.uri)
+        self._sent = 0
+        if self.run_id:
+            history = self._client.get_metric_history(self.run_id, "loss")
+            self._sent = max((metric.step for metric in history), default=0)
+            self._client.update_run(self.run_id, status="RUNNING")
+            return
+        known = self._client.get_experiment_by_name(self.experiment)
+        experiment = known.experiment_id if known else self._client.create_experiment(self.experiment)
+        self.run_id = self._client.create_run(experiment, run_name=self.folder.name).info.run_id
+        values = [self._entities.Param(key, str(value)[:6000]) for key, value in _flat(self.keys)]
+        for begin in range(0, len(values), 100):  # the most of one request
+            self._client.log_batch(self.run_id, params=values[begin : begin + 100])
+
+    def send(self, step: int, line: dict[str, float]) -> None:
+        """Send the numbers of one step."""
+        if step > self._sent:
+            now = int(time.time() * 1000)
+            finite = {key: value for key, value in line.items() if math.isfinite(value)}
+            metrics = [self._entities.Metric(key, value, now, step) for key, value in finite.items()]
+            self._client.log_batch(self.run_id, metrics=metrics)
+
+    def end(self) -> None:
+        """Mark the run as finished."""
+        self._client.set_terminated(self.run_id)
+
+
+def _flat(keys: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Return dotted names and values."""
+    found: list[tuple[str, Any]] = []
+    for key, value in keys.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", value))
+    return found
