@@ -36,6 +36,10 @@ prepare_job() {
     fi
     mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
     set_environment
+    if [ -n "${GPUS_PER_NODE:-}" ] && [ -z "$NPROC_PER_NODE" ]; then
+        [ "$GPUS_PER_NODE" != 0 ] || fail $EXIT_FIX "the job has no GPUs: give NPROC_PER_NODE, the number of processes on a node's CPUs"
+        NPROC_PER_NODE=$GPUS_PER_NODE
+    fi
     say "job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-}"
 }
 
@@ -115,17 +119,17 @@ run_and_wait() { # COMMAND...
     while true; do
         status=0
         wait "$process" || status=$?
-        if ! kill -0 "$process" 2>/dev/null; then return $status; fi
+        if ! kill -0 "$process" 2>/dev/null; then break; fi
         if [ -n "$signalled" ]; then ask_to_stop "$process"; fi
     done
+    rm -f "$OUTPUT_DIR/stop" # one that was written while the run ended
+    return "$status"
 }
 
 # Ask training to save and stop. A run that is still loading removes a file that it takes to be old, so write it again.
 ask_to_stop() { # PROCESS
     while kill -0 "$1" 2>/dev/null; do
-        if [ -n "${OUTPUT_DIR:-}" ] && [ -d "$OUTPUT_DIR" ] && [ ! -e "$OUTPUT_DIR/stop" ]; then
-            printf 'job %s\n' "$SLURM_JOB_ID" >"$OUTPUT_DIR/stop" || true
-        fi
+        [ -e "$OUTPUT_DIR/stop" ] || printf 'job %s\n' "$SLURM_JOB_ID" >"$OUTPUT_DIR/stop" || true
         sleep 2
     done
 }
@@ -139,8 +143,7 @@ on_signal() {
 
 check_nodes() {
     if [ "${CHECK_NODES:-1}" = 0 ]; then return; fi
-    local report status=0 bad gpus=$NPROC_PER_NODE
-    [ -n "${SLURM_GPUS_ON_NODE:-}" ] || gpus=0
+    local report status=0 bad
     report=$(mktemp)
     torchrun_options
     # shellcheck disable=SC2016 # the inner shell expands these, on each node
@@ -148,8 +151,8 @@ check_nodes() {
         "$1" -m tools.check_node --gpus "$2" --output-dir "$3" || exit 1
         shift 3
         exec "$@"
-    ' bash "$PYTHON" "$gpus" "${OUTPUT_DIR:-.}" \
-        "${torchrun[@]}" --max-restarts 0 -m tools.check_node --all-reduce --gpus "$gpus" >"$report" || status=$?
+    ' bash "$PYTHON" "$GPUS_PER_NODE" "$OUTPUT_DIR" \
+        "${torchrun[@]}" --max-restarts 0 -m tools.check_node --all-reduce --gpus "$GPUS_PER_NODE" >"$report" || status=$?
     cat "$report"
     bad=$(sed -n 's/^bad node \([^: ]*\):.*/\1/p' "$report" | sort -u | paste -sd, -)
     rm -f "$report"
@@ -169,13 +172,11 @@ step_of_run() { sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$OUTPUT_DIR/state.json"
 
 train_until_done() { # MODULE ARGUMENTS...
     local before status=0
-    mkdir -p "$OUTPUT_DIR"
     before=$(stat -c '%Y %i' "$OUTPUT_DIR/state.json" 2>/dev/null || true)
     torchrun_options
     if [ -z "$signalled" ]; then
         run_and_wait on_every_node "${torchrun[@]}" --max-restarts "${MAX_RESTARTS:-3}" -m "$@" || status=$?
     fi
-    rm -f "$OUTPUT_DIR/stop" # one that was written while the run ended
     if [ "$(stat -c '%Y %i' "$OUTPUT_DIR/state.json" 2>/dev/null || true)" = "$before" ]; then
         if [ -n "$signalled" ]; then requeue "the time ended before the first step"; fi
         fail $EXIT_FIX "the run did not start (exit code $status): the reason is above; it is not tried again"

@@ -1,6 +1,6 @@
-"""The recipes in configs/glm45v and configs/glm41v: complete, as published, possible on their GPUs, trained as twins.
+"""The recipes in configs/glm45v and configs/glm41v: complete, as published, possible on their GPUs, trained small.
 
-A twin is a recipe with configs/tiny/twin_*.yaml over it, on two CPU processes.
+A miniature is a recipe with configs/tiny/miniature_*.yaml over it, on two CPU processes.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CONFIGS = ROOT / "configs"
 FILES = [path for folder in ("base", "glm45v", "glm41v") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
 STAGES = ("pretrain", "long_context", "sft", "sft_64k", "sft_lora")
 RECIPES = [(model, stage) for model in ("glm45v", "glm41v") for stage in STAGES]
-TWINS = {"glm45v": "twin_moe", "glm41v": "twin_dense"}
+MINIATURES = {"glm45v": "miniature_moe", "glm41v": "miniature_dense"}
 HEADER = re.compile(
     r"^# .*Not run on a GPU\.\n"
     r"# (\d+) GPUs of 80 GB: torchrun --nnodes (\d+) --nproc_per_node 8 -m (\w+)\.train --config (\S+)\n"
@@ -155,59 +155,71 @@ def test_sources_are_those_of_the_demo_and_video_comes_late(model: str, stage: s
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("model", TWINS)
-def test_twin_needs_a_folder_of_its_own(model: str) -> None:
+@pytest.mark.parametrize("model", MINIATURES)
+def test_miniature_needs_a_folder_of_its_own(model: str) -> None:
     with pytest.raises(ConfigError, match=r"train.output_dir is empty"):
-        recipe(model, "pretrain").load(over=TWINS[model])
+        recipe(model, "pretrain").load(over=MINIATURES[model])
 
 
-# --- twins ------------------------------------------------------------------------------------------------------------
+# --- miniatures -------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def demo_shards(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -> Path:
-    """The demo's sources, ten samples of each."""
+    """The demo's sources, five samples of each."""
     out = tmp_path_factory.mktemp("recipes")
     library = Library(out / "records")
     (out / "records").mkdir()
     for name, records in sources_of_the_demo(library).items():
         if not name.startswith("held_out"):
             jsonl = library.root / f"{name}.jsonl"
-            jsonl.write_text("".join(json.dumps(record) + "\n" for record in islice(records, 10)), encoding="utf-8")
+            jsonl.write_text("".join(json.dumps(record) + "\n" for record in islice(records, 5)), encoding="utf-8")
             assert not build_shards([jsonl], out / name, tokenizer=tokenizer_folder, name=name).counts.rejected
     return out
 
 
-def trains_and_resumes(
-    model: str, stage: str, shards: Path, tokenizer: Path, out: Path, init_from: Path | str = ""
+def trains(
+    model: str,
+    stage: str,
+    shards: Path,
+    tokenizer: Path,
+    out: Path,
+    *,
+    init_from: Path | str = "",
+    resumes: bool = True,
 ) -> None:
-    """Train 5 steps, then steps 4 and 5 again from the checkpoint of step 3."""
+    """Train 5 steps; if it `resumes`, then steps 4 and 5 again, from the checkpoint of step 3."""
     chosen, run = recipe(model, stage), out / stage
-    over = CONFIGS / "tiny" / f"{TWINS[model]}.yaml"
+    over = CONFIGS / "tiny" / f"{MINIATURES[model]}.yaml"
     arguments = ["--config", str(over), f"train.output_dir={run}", f"model.init_from={init_from}"]
     arguments += [f"data.root={shards}", f"data.tokenizer={tokenizer}"]
     train(chosen.file, arguments, entry=f"{chosen.entry}.train")
     lines = metrics(run)
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    if not resumes:
+        return
     (run / "checkpoints" / "latest").write_text("step_0000003\n")
     assert "step 3 of 5" in train(chosen.file, arguments, entry=f"{chosen.entry}.train")
     kept = ("step", "loss", "grad_norm", "lr", "tokens", "samples")
     assert [[line[key] for key in kept] for line in metrics(run)] == [[line[key] for key in kept] for line in lines]
 
 
-@pytest.mark.parametrize(("model", "stage"), [("glm45v", "pretrain"), ("glm41v", "long_context")])
-def test_twin_trains_and_resumes(
-    model: str, stage: str, demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
+def test_miniature_of_a_recipe_for_glm45v_trains_and_resumes(
+    demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
-    trains_and_resumes(model, stage, demo_shards, tokenizer_folder, tmp_path)
+    trains("glm45v", "pretrain", demo_shards, tokenizer_folder, tmp_path)
+
+
+def test_miniature_of_a_recipe_for_glm41v_trains(demo_shards: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    trains("glm41v", "long_context", demo_shards, tokenizer_folder, tmp_path, resumes=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", TWINS)
-def test_every_twin_trains_and_resumes_from_the_stage_before(
+@pytest.mark.parametrize("model", MINIATURES)
+def test_every_miniature_trains_and_resumes_from_the_stage_before(
     model: str, demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     before = {"long_context": "pretrain", "sft": "long_context", "sft_64k": "sft", "sft_lora": "sft"}
     for stage in STAGES:
         init_from = tmp_path / before[stage] if stage in before else ""
-        trains_and_resumes(model, stage, demo_shards, tokenizer_folder, tmp_path, init_from)
+        trains(model, stage, demo_shards, tokenizer_folder, tmp_path, init_from=init_from)

@@ -46,9 +46,7 @@ def check_processes() -> None:
     Raises:
         NodeError: a variable is missing, or there are more processes than GPUs.
     """
-    needed = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if "RANK" in os.environ and (missing := [name for name in needed if name not in os.environ]):
-        raise NodeError(f"RANK is set and {', '.join(missing)} not: start the run with torchrun, or unset RANK")
+    _need_beside_rank("WORLD_SIZE")
     processes, gpus = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local_rank() + 1), device_count()
     if gpus is not None and processes > gpus:
         raise NodeError(
@@ -57,13 +55,23 @@ def check_processes() -> None:
         )
 
 
+def _need_beside_rank(*variables: str) -> None:
+    missing = [name for name in variables if name not in os.environ]
+    if "RANK" in os.environ and missing:
+        raise NodeError(f"RANK is set and {', '.join(missing)} not: start the run with torchrun, or unset RANK")
+
+
 @contextmanager
 def process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun, form a group of one process.
 
     Args:
         timeout: of a collective.
+
+    Raises:
+        NodeError: a variable of the launcher is missing.
     """
+    _need_beside_rank("MASTER_ADDR", "MASTER_PORT")
     # One queue to the device, so that communication starts before the computation with which it overlaps.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     for variable, value in NCCL_RECORDS.items():

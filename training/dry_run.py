@@ -165,7 +165,7 @@ def _rank_rows(
     parts = [
         part for part in ("vision", "adapter", "decoder", "router") if any(g.part == part for h in held for g in h)
     ]
-    yield ["pipeline rank", "weights", "gradients", "optimizer", "total", "parameters", *parts, "(experts)", "adapters"]
+    yield ["pipeline rank", "weights", "gradients", "optimizer", "total", "parameters", *parts, "(experts)", "LoRA"]
     for number, (one, added) in enumerate(zip(held, adapters, strict=True)):
         sizes = rank_bytes(config, one, added, processes)
         counts = [sum(n for group, n in one.items() if group.part == part) for part in parts]

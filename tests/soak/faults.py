@@ -61,6 +61,14 @@ class Run:
             self.outputs[self.launcher.pid] = finish(self.launcher, timeout=WAIT)
         return self.outputs[self.launcher.pid]
 
+    def kill(self) -> None:
+        """Kill all that is left of it."""
+        if not self.has_ended:
+            launcher = psutil.Process(self.launcher.pid)
+            for process in (*launcher.children(recursive=True), launcher):
+                process.kill()
+            self.launcher.wait()
+
     def rank(self) -> psutil.Process:
         """Return the process of either rank."""
         return process_of_rank(self.launcher, self.rng.choice((0, 1)))

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean
 
@@ -29,10 +30,10 @@ from tests.soak.poisoned_train import POISON
 from tests.training.test_resume import trace
 from tests.training.test_saving import files_of_run
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROUNDS, FAULTS_PER_ROUND = 5, 10
-STEPS, INTERVAL = 100, 3
+STEPS, INTERVAL = 70, 3
 DISK = 320 << 20  # bytes of the file system of the run folder
 OPTIONS = [
     f"train.steps={STEPS}",
@@ -108,8 +109,9 @@ def test_run_survives_ten_faults_and_equals_an_undisturbed_one(
     poison = tmp_path / "poison"
     monkeypatch.setenv(POISON, str(poison))
     folder.mkdir()
-    with full_file_system(folder, DISK):
+    with full_file_system(folder, DISK), ExitStack() as stack:
         run = Run(folder, tmp_path / "shards", launch(config), rng, INTERVAL, poison)
+        stack.callback(run.kill)
         for name in faults_of_round(seed):
             if run.has_ended:
                 run.launcher = launch(config)

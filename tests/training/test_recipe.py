@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -12,8 +12,8 @@ import yaml
 
 from model.config import ConfigError
 from sft.train import SftConfig
-from tests.launch import ROOT
 from training.config import RunConfig, load_config
+from training.launch import main
 
 pytestmark = pytest.mark.fast
 
@@ -109,25 +109,31 @@ def test_mistake_between_keys_of_several_files_is_reported(folder: Path) -> None
 AWKWARD = ["a: b # c", "'", '"', "two\nlines", "null", "1e-5", "on", "- x", " ", "é\u2028", "x" * 300]
 
 
-def test_printed_configuration_is_the_same_configuration_and_says_where_values_come_from(folder: Path) -> None:
+def test_printed_configuration_is_the_same_configuration_and_says_where_values_come_from(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     top = write(folder / "top.yaml", "base: base/complete.yaml\noptimizer: {lr: 3.0e-5}\nfreeze: [vision]")
     sources = [{"path": path, "weight": 1 / 3, "name": str(number)} for number, path in enumerate(AWKWARD)]
     over = write(folder / "over.yaml", yaml.safe_dump({"data": {"sources": sources, "cache_dir": AWKWARD[3]}}))
-    command = [*(sys.executable, "-m", "sft.train", "--config", top, "--config", over, "--print-config")]
-    done = subprocess.run(
-        [*command, "model.init_from=here", "data.seed=7"], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert done.returncode == 0, done.stderr
-    printed = write(folder / "printed.yaml", done.stdout)
+    options = ["--config", str(top), "--config", str(over), "--print-config"]
+    monkeypatch.setattr(sys, "argv", ["sft.train", *options, "model.init_from=here", "data.seed=7"])
+    with pytest.raises(SystemExit) as ended:
+        main(SftConfig, "")
+    output = capsys.readouterr().out
+    assert not ended.value.code
+    printed = write(folder / "printed.yaml", output)
     before = load_config(SftConfig, [top, over], ["model.init_from=here", "data.seed=7"])
     assert asdict(load_config(SftConfig, printed)) == asdict(before)
-    origins = {
-        line.split(":")[0].strip(): line.rpartition("  # ")[2] for line in done.stdout.splitlines() if "  # " in line
-    }
-    assert origins["lr"] == origins["freeze"] == str(top)
-    assert origins["steps"] == f"{folder}/base/complete.yaml"
-    assert origins["sources"] == origins["cache_dir"] == str(over)
-    assert origins["seed"] == "default"  # the last one: train.seed
-    assert "  seed: 7  # command line" in done.stdout
-    assert "  beta2: 0.98  # default" in done.stdout  # fine-tuning's own
+    complete = f"{folder}/base/complete.yaml"
+    for line in (
+        f"  lr: 3.0e-05  # {top}",
+        f"freeze: [vision]  # {top}",
+        f"  steps: 6  # {complete}",
+        f"  sources:  # {over}",
+        "  seed: 7  # command line",
+        "  seed: 1234  # default",
+        "  beta2: 0.98  # default",  # fine-tuning's own
+    ):
+        assert f"\n{line}\n" in f"\n{output}", line
+    assert re.search(rf"^  cache_dir: .*  # {over}$", output, re.MULTILINE)
     assert sorted(path.name for path in folder.iterdir()) == ["base", "over.yaml", "printed.yaml", "top.yaml"]
