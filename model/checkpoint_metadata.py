@@ -42,6 +42,7 @@ SAFE_GLOBALS = {
 }
 
 EMBEDDING = "language_model.embedding.word_embeddings.weight"
+ADAPTERS = "lora."  # in front of their keys
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -81,13 +82,15 @@ def check_metadata(state: Path) -> None:
 
 
 def stored_dtype(state: Path) -> torch.dtype:
-    """Return the dtype of the parameters in a checkpoint's folder of tensors, float32 or bfloat16.
+    """Return the dtype of the parameters, or adapters, in a checkpoint's folder of tensors, float32 or bfloat16.
 
     Raises:
         CheckpointError: it holds another model, or is not safe to read.
     """
     check_metadata(state)
-    weight = dist_checkpointing.load_tensors_metadata(str(state)).get(EMBEDDING)
+    stored = dist_checkpointing.load_tensors_metadata(str(state))
+    adapters = (tensor for key, tensor in stored.items() if key.startswith(ADAPTERS))
+    weight = stored.get(EMBEDDING) or next(adapters, None)
     if weight is None or weight.dtype not in (torch.float32, torch.bfloat16):
         raise CheckpointError(f"{state.parent} does not hold the weights of a GLM-V model")
     return weight.dtype

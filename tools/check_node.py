@@ -12,7 +12,6 @@ import importlib
 import os
 import shutil
 import socket
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -57,9 +56,10 @@ def main(
         ]
     for problem in problems:
         print(f"bad node {node_name()}: {problem}", flush=True)
-    if problems:
-        sys.stdout.flush()
+    if problems and all_reduce:
         os._exit(1)  # a process group that has failed may wait for ever at its end
+    if problems:
+        raise typer.Exit(1)
     if not all_reduce:
         print(f"node {node_name()}: imports, {gpus} GPUs, shared memory and disk are in order", flush=True)
 

@@ -207,17 +207,20 @@ def _preset(config: RunConfig) -> GlmvConfig:
 
 def _suitable(stage: Stage, processes: int) -> str:
     """Name the numbers of nodes that would do, if it is the number that is wrong."""
-    if not stage.config.model.preset or _fits(stage, stage.nodes * processes):
+    if not stage.config.model.preset:
         return ""
-    fewer = (n for n in range(stage.nodes - 1, 0, -1) if _fits(stage, n * processes))
-    more = (n for n in range(stage.nodes + 1, MOST_NODES) if _fits(stage, n * processes))
+    model = _preset(stage.config)
+    if _fits(stage.config, model, stage.nodes * processes):
+        return ""
+    fewer = (n for n in range(stage.nodes - 1, 0, -1) if _fits(stage.config, model, n * processes))
+    more = (n for n in range(stage.nodes + 1, MOST_NODES) if _fits(stage.config, model, n * processes))
     numbers = [str(n) for n in (next(fewer, None), next(more, None)) if n is not None]
     return f"; suitable numbers of nodes: {', '.join(numbers)}" if numbers else ""
 
 
-def _fits(stage: Stage, processes: int) -> bool:
+def _fits(config: RunConfig, model: GlmvConfig, processes: int) -> bool:
     try:
-        stage.config.check_layout(_preset(stage.config), processes)
+        config.check_layout(model, processes)
     except ConfigError:
         return False
     return True

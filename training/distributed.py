@@ -46,9 +46,7 @@ def check_processes() -> None:
     Raises:
         NodeError: a variable is missing, or there are more processes than GPUs.
     """
-    needed = ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if "RANK" in os.environ and (missing := [name for name in needed if name not in os.environ]):
-        raise NodeError(f"RANK is set and {', '.join(missing)} not: start the run with torchrun, or unset RANK")
+    _need_beside_rank("WORLD_SIZE")
     processes, gpus = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), local_rank() + 1), device_count()
     if gpus is not None and processes > gpus:
         raise NodeError(
@@ -57,13 +55,23 @@ def check_processes() -> None:
         )
 
 
+def _need_beside_rank(*variables: str) -> None:
+    missing = [name for name in variables if name not in os.environ]
+    if "RANK" in os.environ and missing:
+        raise NodeError(f"RANK is set and {', '.join(missing)} not: start the run with torchrun, or unset RANK")
+
+
 @contextmanager
 def process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     """Join the processes that torchrun started; without torchrun, form a group of one process.
 
     Args:
         timeout: of a collective.
+
+    Raises:
+        NodeError: a variable of the launcher is missing.
     """
+    _need_beside_rank("MASTER_ADDR", "MASTER_PORT")
     # One queue to the device, so that communication starts before the computation with which it overlaps.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
     for variable, value in NCCL_RECORDS.items():
@@ -71,9 +79,11 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     torch.cuda.set_device(local_rank())
     store: dist.Store = dist.HashStore()
     if "RANK" in os.environ:
-        # torchrun restarts processes with the same store: without a prefix they find old addresses.
-        shared, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
-        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+            # torchrun restarts processes with the same store: without a prefix they find old addresses. Each machine
+            # counts restarts for itself, so that a run on several needs a new store each time (slurm/common.sh).
+            store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     meeting: dict[str, Any] = {"store": store, "rank": rank(), "world_size": world_size()}
     dist.init_process_group(**process_group_arguments(local_rank()), timeout=timeout, **meeting)
     parallel_state.destroy_model_parallel()  # forget the groups of an earlier process group

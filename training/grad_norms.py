@@ -49,7 +49,7 @@ class PartNorms:
         self._parts = torch.tensor(parts, dtype=torch.int64, device=device)
         found = self._parts.bincount(minlength=len(PARTS))
         dist.all_reduce(found)
-        self._trained = [count > 0 for count in found.tolist()]
+        self._trained = [part for part, count in zip(PARTS, found.tolist(), strict=True) if count]  # on any rank
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
@@ -62,12 +62,7 @@ class PartNorms:
             norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).double()
             squares.index_add_(0, self._parts, norms.square())
         dist.all_reduce(squares)
-        norms_of_parts = squares.sqrt().tolist()
-        return {
-            part: norm
-            for part, norm, is_trained in zip(PARTS, norms_of_parts, self._trained, strict=True)
-            if is_trained
-        }
+        return {part: norm for part, norm in zip(PARTS, squares.sqrt().tolist(), strict=True) if part in self._trained}
 
 
 def _counts(parameter: Any, optimizer: Any) -> bool:

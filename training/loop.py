@@ -207,7 +207,7 @@ class Run:
     def _note_bad_step(self, step: int, report: StepReport, batches: list[Batch]) -> None:
         """Write down the samples of a step that was skipped, or is worth a warning. Collective."""
         assert report.bad is not None
-        facts = {"reason": report.bad.reason, "action": report.bad.action}
+        facts: dict[str, Any] = {"reason": report.bad.reason, "action": report.bad.action}
         facts |= {"loss": report.loss, "grad_norm": report.grad_norm}
         file = write_samples(self.folder, step, facts, batches)
         if self.log is not None:

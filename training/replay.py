@@ -29,6 +29,7 @@ from training.distributed import process_group, world_size
 from training.setup import Prepared, build_loader, build_trainer, lay_out_pipeline
 from training.start_point import RUN_CONFIG, StartPoint, find_weights, resolve_model, step_folders
 from training.step import TrainStep
+from training.validator import PreparedValidation
 
 # One process has the whole model, whatever the run's layout was.
 ONE_PROCESS = (
@@ -121,7 +122,8 @@ def prepare_replay(run: Path, step: int, checkpoint: Path | None = None, overrid
     config.parallel.check(model, world_size(), config.train.seq_length, config.data.segment_multiple)
     loader = build_loader(config, model)
     done = _move_to(loader, step, own, config.checkpoint.allow_changes)
-    prepared = Prepared(config, model, loader, lay_out_pipeline(config, model, loader))
+    no_validation = PreparedValidation(None, [])
+    prepared = Prepared(config, model, loader, lay_out_pipeline(config, model, loader), no_validation)
     origin = chosen or weights
     description = f"the weights of {origin}" if origin else f"random weights of seed {config.train.seed}"
     return Prelude(prepared, weights, adapters, description, None if checkpoint else step - 1 - done)

@@ -103,8 +103,7 @@ class PackedLoader:
         packs_per_rank = global_batch_size // data_parallel_size
         self._rank, self._ranks, self._packs_per_rank = data_parallel_rank, data_parallel_size, packs_per_rank
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
-        self._pinned = torch.accelerator.is_available()
-        self._notes = WorkerNotes(config.num_workers)
+        self._pinned, self._notes = torch.accelerator.is_available(), WorkerNotes(config.num_workers)
         self._fetcher = PackFetcher(
             self.sources,
             self.tokenizer,

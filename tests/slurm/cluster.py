@@ -10,7 +10,11 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
+import pytest
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "unshare")
 GPUS = 8  # of a node: files that look like devices; nothing in a test opens them
@@ -48,12 +52,14 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 """
 NODE = "NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:{gpus}\n"  # noqa: E501
-GRES_CONF = "NodeName=node[1-{nodes}] Name=gpu File={folder}/nvidia[0-{last}] Flags=nvidia_gpu_env\n"
+GRES_CONF = "NodeName=node[1-{nodes}] Name=gpu File={folder}/nvidia[0-{last}] Flags=no_gpu_env\n"
 
 
-def missing_programs() -> list[str]:
-    """Return what a cluster needs and this machine lacks."""
-    return [name for name in PROGRAMS if shutil.which(name) is None] + (["root"] if os.geteuid() else [])
+def require_slurm() -> None:
+    """Fail where SLURM cannot be started: these tests are part of `make test`."""
+    missing = [name for name in PROGRAMS if shutil.which(name) is None] + (["root"] if os.geteuid() else [])
+    if missing:
+        pytest.fail(f"SLURM cannot be started, {', '.join(missing)} missing: run tools/debian.sh as root")
 
 
 class Cluster:
@@ -131,6 +137,23 @@ class Cluster:
         """Start a slurmd that knows the names of all nodes."""
         mounts = f"mount --bind {self.folder}/hosts /etc/hosts; {self.mounts.get(name, ':')}"
         self._start(name, ["unshare", "-m", "bash", "-ec", f"{mounts}; exec slurmd -D -N {name}"])
+
+    def kill_node(self, name: str, job: int) -> None:
+        """Let a node die, with all that a job has on it."""
+        self.stop(name, signal.SIGKILL)
+        self.kill_processes(SLURMD_NODENAME=name, SLURM_JOB_ID=str(job))
+        self.command("scontrol", "update", f"NodeName={name}", "State=DOWN", "Reason=killed")
+
+    def kill_processes(self, **variables: str) -> int:
+        """Kill the processes of this cluster that have these variables, and return how many there were."""
+        wanted = {"SLURM_CONF": self.environment["SLURM_CONF"], **variables}
+        killed = 0
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if wanted.items() <= process.environ().items():
+                    process.kill()
+                    killed += 1
+        return killed
 
     def stop(self, name: str, number: int = signal.SIGTERM) -> None:
         """Stop one of the daemons."""

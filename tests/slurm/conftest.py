@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.slurm.cluster import Cluster, missing_programs
+from tests.slurm.cluster import Cluster, require_slurm
 from tests.training_data import config_file, shards
 
 __all__ = ["config_file", "shards"]
@@ -17,9 +17,3 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     require_slurm()
     with Cluster(tmp_path_factory.mktemp("slurm")) as running:
         yield running
-
-
-def require_slurm() -> None:
-    """Fail where SLURM cannot be started: these tests are part of `make test`."""
-    if missing := missing_programs():
-        pytest.fail(f"SLURM cannot be started, {', '.join(missing)} missing: run tools/debian.sh as root")

@@ -11,32 +11,39 @@ from typing import Any
 from tests.launch import ROOT, has_reached
 from tests.slurm.cluster import Cluster, wait_for
 
-# A node of the tests takes part with one process on its CPU. Its GPUs are files that nobody opens.
-FEW_CORES = ("--cpus-per-task=1",)
-
 
 def submit_training(
     cluster: Cluster,
     script: str,
-    config: Path,
+    config: Path | None,
     run: Path,
     *overrides: str,
     options: tuple[str, ...] = (),
     **variables: str,
 ) -> int:
-    """Submit slurm/SCRIPT on two nodes, from the root of the clone."""
+    """Submit slurm/SCRIPT on two nodes, from the root of the clone.
+
+    The job gets the nodes' GPUs, which are files that nobody opens, and trains with one process per node on the CPU.
+    """
     settings = {
-        "CONFIG": str(config),
+        "CONFIG": str(config or ""),
         "OUTPUT_DIR": str(run),
         "PYTHON": sys.executable,
+        "GPUS_PER_NODE": "0",
         "NPROC_PER_NODE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "CHECK_NODES": "0",
+        "END_SECONDS": "4",
         **variables,
     }
     log = f"--output={run.parent / run.name}.log"
-    words = ("--nodes=2", "--gpus-per-node=0", *FEW_CORES, log, *options, f"slurm/{script}", *overrides)
+    words = ("--nodes=2", log, *options, f"slurm/{script}", *overrides)
     return cluster.submit(*words, cwd=ROOT, variables=settings)
+
+
+def shard_files(folder: Path) -> dict[str, str]:
+    """Return the hashes of all tars in a folder."""
+    return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.glob("*.tar"))}
 
 
 def log_of(run: Path) -> str:

@@ -73,6 +73,7 @@ def test_killed_and_resumed_run_is_one_run_with_the_values_of_the_metrics(
 ) -> None:
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
     uri, run = store.format(tmp_path), tmp_path / "run"
     options = ["metrics.wandb=glm", f"metrics.mlflow={uri}", "train.steps=40", f"train.output_dir={run}"]

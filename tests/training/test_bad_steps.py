@@ -152,7 +152,8 @@ SKIP_SPIKES = [
 def skipped_steps(run: Path) -> list[int]:
     """Check that a run with SKIP_SPIKES skipped the steps that it should, without a trace, and return them."""
     lines = metrics(run)
-    expected, updated = [], []
+    expected: list[int] = []
+    updated: list[tuple[float, float]] = []
     for line in lines:
         values = (line["loss"], line["grad_norm"])
         last = list(zip(*updated[-2:], strict=True))

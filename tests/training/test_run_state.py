@@ -10,7 +10,7 @@ import pytest
 
 from model.config import ConfigError
 from tests.launch import ROOT
-from training.distributed import check_processes
+from training.distributed import check_processes, process_group
 from training.run_state import end_restart_of_an_ended_run, note_refusal, read_state, write_state
 
 pytestmark = pytest.mark.fast
@@ -60,6 +60,8 @@ def test_rank_without_world_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("MASTER_PORT", "1")
-    with pytest.raises(ConfigError, match="RANK is set and WORLD_SIZE, MASTER_ADDR not: start the run with torchrun"):
+    with pytest.raises(ConfigError, match="RANK is set and WORLD_SIZE not: start the run with torchrun, or unset RANK"):
         check_processes()
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(ConfigError, match="RANK is set and MASTER_ADDR not: start the run with"), process_group():
+        pass
