@@ -88,6 +88,7 @@ setup(
         "test": [
             "coverage",
             "mypy",
+            "peft",  # the reference of LoRA
             "pytest",
             "pytest-timeout",
             "ruff",
