@@ -88,7 +88,7 @@ setup(
         "test": [
             "coverage",
             "mypy",
-            "peft",  # the reference of LoRA
+            "peft",
             "pytest",
             "pytest-timeout",
             "ruff",

@@ -33,6 +33,7 @@ def submit_training(
         "NPROC_PER_NODE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "CHECK_NODES": "0",
+        "END_SECONDS": "4",
         **variables,
     }
     log = f"--output={run.parent / run.name}.log"
