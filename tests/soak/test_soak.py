@@ -58,7 +58,8 @@ def records() -> Iterator[list[Record]]:
     for fault, outcome, duration in made:
         seconds[fault, outcome].append(duration)
     print(
-        "\n\n| fault | outcome | number | seconds with the steps before and the restart, mean and longest |\n|---|---|---|---|"
+        "\n\n| fault | outcome | number | seconds with the steps before and the restart, mean and longest |\n"
+        "|---|---|---|---|"
     )
     for (fault, outcome), durations in sorted(seconds.items()):
         print(f"| {fault} | {outcome} | {len(durations)} | {mean(durations):.1f}, {max(durations):.1f} |")
