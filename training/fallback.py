@@ -10,6 +10,7 @@ checksums of the tensors are compared after that, each process a share of them.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 from model.agreement import on_main_process
@@ -39,25 +40,26 @@ def settle_start_point(start_point: StartPoint, config: RunConfig, model: GlmvCo
     start_point = agree_on_start_point(start_point)
     while (path := start_point.resume) is not None:
         try:
-            on_main_process(lambda path=path: check_metadata(path / STATE))
+            on_main_process(partial(check_metadata, path / STATE))
             check_manifest(path, config.checkpoint.verify)
             return start_point
         except CheckpointError as error:
             damaged = {**dict(start_point.damaged), path: str(error)}
         found = [start_point]
-        on_main_process(lambda found=found, damaged=damaged: found.append(_earlier(config, model, damaged)))
+        on_main_process(partial(_find_earlier, found, config, model, damaged))
         start_point = agree_on_start_point(found[-1])
     return start_point
 
 
-def _earlier(config: RunConfig, model: GlmvConfig, damaged: dict[Path, str]) -> StartPoint:
+def _find_earlier(found: list[StartPoint], config: RunConfig, model: GlmvConfig, damaged: dict[Path, str]) -> None:
+    """Append where the run starts without the damaged checkpoints."""
     try:
         start_point = find_start_point(config, damaged)
         if resolve_model(config.model, start_point) != model:
             raise ConfigError(f"{start_point.folder}, the one before the damaged checkpoint, is of another model")
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    return start_point
+    found.append(start_point)
 
 
 def keep_damaged(start_point: StartPoint) -> None:
