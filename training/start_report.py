@@ -111,6 +111,11 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
         reasons["router"] = reasons["decoder"]
     if not config.lora.rank:
         reasons["lora"] = "lora.rank is 0"
+    if config.optimizer.offload_fraction or config.optimizer.is_low_precision:
+        yield (
+            "optimizer.offload_fraction and moments below fp32 were not run on a GPU before this version: "
+            "compare a resumed run's first losses with those of an uninterrupted one (tests/gpu does so)"
+        )
     if config.optimizer.decay_style == "constant" and config.optimizer.min_lr != type(config)().optimizer.min_lr:
         yield "optimizer.min_lr has no effect, because optimizer.decay_style=constant keeps optimizer.lr"
     set_keys = [
