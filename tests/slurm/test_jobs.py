@@ -172,7 +172,7 @@ def test_crashing_run_is_queued_again_a_limited_number_of_times(
 
 
 @pytest.mark.slow
-def test_bad_node_is_named_and_left_out(config_file: Path, tmp_path: Path) -> None:
+def test_bad_node_is_named_and_excluded(config_file: Path, tmp_path: Path) -> None:
     require_slurm()
     small = {"node2": "mount -t tmpfs -o size=1m tmpfs /dev/shm"}
     run = tmp_path / "run"
