@@ -207,7 +207,6 @@ def test_failed_shard_is_one_failed_task(cluster: Cluster, tokenizer_folder: Pat
         return [cluster.wait(f"{job}_{number}", timeout=150)["JobState"] for number in range(4)]
 
     assert submit() == ["COMPLETED", "COMPLETED", "FAILED", "COMPLETED"]
-    assert not (out / "manifest.json").exists()  # the last task to finish would have written it
     assert submit() == ["COMPLETED"] * 4
     undisturbed = tmp_path / "undisturbed"
     build_shards(sorted(source.iterdir()), undisturbed, tokenizer=tokenizer_folder, name="s", shard_bytes=4000)
