@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ LR, BETA1, BETA2, EPS, DECAY = 1e-3, 0.9, 0.95, 1e-8, 0.1
 
 def tensors(checkpoint: Path) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint with torch alone."""
-    metadata = dcp.FileSystemReader(str(checkpoint / "state")).read_metadata().state_dict_metadata
+    metadata: Mapping[str, Any] = dcp.FileSystemReader(str(checkpoint / "state")).read_metadata().state_dict_metadata
     state = {key: torch.empty(kind.size, dtype=kind.properties.dtype) for key, kind in metadata.items()}
     dcp.load(state, checkpoint_id=str(checkpoint / "state"), no_dist=True)
     return state
