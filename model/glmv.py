@@ -29,8 +29,8 @@ from model.context_slicing import my_context_tokens, slice_for_tensor_rank
 from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
 from model.image_constants import MERGE_SIZE
+from model.lora_layers import sharded_adapters
 from model.lora_targets import LoraConfig
-from model.lora_weights import sharded_adapters
 from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
 from model.parameter_marks import VISION_PARTS, mark_parameters

@@ -15,7 +15,8 @@ from model.checkpoint import find_checkpoint, load_checkpoint
 from model.config import GlmvConfig
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
-from model.lora import adapters_of, add_adapters
+from model.lora import add_adapters
+from model.lora_layers import adapters_of
 from model.lora_targets import LoraConfig
 from model.lora_weights import fill_adapters
 from model.parallel import initialize_model_parallel
