@@ -24,12 +24,12 @@ from model.recompute import RecomputeConfig
 from model.whole_model import build_whole_model
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, layout_of, of_this_rank, packs_of_step
 from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors
-from tests.reference import Image, Text, forward_inputs, make_sample, pack, small_config
+from tests.reference import Element, Image, Text, forward_inputs, make_sample, pack, small_config
 from tools.convert import export_checkpoint
 from tools.lora_output import export_lora, merge, read_adapter_checkpoint
 from training.step import TrainStep
 
-SAMPLE = [Text(9), Image(4, 6), Text(20)]
+SAMPLE: list[Element] = [Text(9), Image(4, 6), Text(20)]
 
 
 def make_trainer(variant: str, folder: str, layout: str, targets: str, adapters: str, recompute: str) -> TrainStep:

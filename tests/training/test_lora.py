@@ -63,7 +63,7 @@ def test_adapters_resume_export_and_merge(config_file: Path, undisturbed: Callab
     sample = sample_for(tmp_path / "base")
     with torch.no_grad():
         without = transformers_logits(model, sample)
-        adapted = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
+        adapted: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
         with_adapters = transformers_logits(adapted.base_model.model, sample)
         assert (with_adapters - without).abs().max() > 1e-2
         assert (with_adapters - ours).abs().max() <= 1e-5
