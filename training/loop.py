@@ -79,6 +79,8 @@ def run(config: RunConfig) -> None:
             if dist.get_rank() == 0:
                 remove_unfinished(folder / CHECKPOINTS)
             with guarded(config) as guard:
+                if dist.get_rank() == 0:
+                    guard.requests.forget_old_file()
                 exit_code = Run(prepared, settle_start_point(start_point, config, prepared.model), guard).train()
     if exit_code:
         raise SystemExit(exit_code)
@@ -118,7 +120,6 @@ class Run:
             self.log = RunLog(self.folder, self.done, self.config.train.steps)
             with writes_to(self.folder / RUN_CONFIG):
                 write_text(self.folder / RUN_CONFIG, OmegaConf.to_yaml(OmegaConf.create(keys)))
-            guard.requests.forget_old_file()
             with writes_to(self.folder / CHECKPOINTS):
                 keep_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)

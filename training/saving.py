@@ -198,11 +198,13 @@ class _Writing(threading.Thread):
         self.step = step
         self.error: BaseException | None = None
         self._work = work
+        self._device = torch.cuda.current_device()
         self.start()
 
     def run(self) -> None:
         """Write; keep the error for the main thread."""
         try:
+            torch.cuda.set_device(self._device)  # a new thread has the first GPU of the machine
             self._work()
         except BaseException as error:
             self.error = error

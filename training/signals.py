@@ -59,7 +59,7 @@ class StopRequests:
         """
         if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and self.file.exists():
             self.remove_file()
-            logger.warning("%s was there before the first step: it is removed, and the run does not stop", self.file)
+            logger.warning("%s is older than this run: it is removed, and the run does not stop", self.file)
 
     def remove_file(self) -> None:
         """Remove the file, so that the next start does not stop."""
