@@ -32,6 +32,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "text.color": INK,
+    "text.parse_math": False,  # a run may be called a$b$c
     "xtick.color": INK,
     "ytick.color": INK,
 }

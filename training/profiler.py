@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from model.config import ConfigError
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.metrics import writes_to
 
 PROFILES = "profile"
 
@@ -76,12 +77,17 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """End the window, and write its trace; does nothing outside of it."""
+        """End the window, and write its trace; does nothing outside of it.
+
+        Raises:
+            RunFolderError: the trace cannot be written.
+        """
         if self._profiler is None:
             return
         profiler, self._profiler, self._window = self._profiler, None, range(0)
         profiler.stop()
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._file.with_name(f".unfinished_{self._file.name}")
-        profiler.export_chrome_trace(str(unfinished))
-        unfinished.replace(self._file)
+        with writes_to(self._file):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(unfinished))
+            unfinished.replace(self._file)

@@ -123,12 +123,14 @@ def check_loss_tokens(config: ValidationConfig, data: DataConfig, *, global_batc
         plan: the other arguments of `build_held_out_loader`.
 
     Raises:
-        DataError: none has.
+        DataError: none has, or a shard cannot be read.
     """
     whole = {"global_batch_size": global_batch_size, "data_parallel_rank": 0, "data_parallel_size": 1}
     loader = build_held_out_loader(config, replace(data, num_workers=0), **whole, **plan)
     samples, unused = 0, Counter[str]()
     for pack in islice(loader.read_packs(), config.steps * global_batch_size or None):
+        if isinstance(pack, DataError):
+            raise DataError(f"validation.sources: {pack}")
         if pack.num_loss_tokens:
             return
         samples += pack.num_samples
