@@ -82,7 +82,7 @@ def facts(run: RunRecord) -> Iterator[tuple[str, str]]:
         return
     loss = run.last_loss()
     tokens = run.last("tokens_total") or sum(run.values("tokens"))
-    yield "loss of the last steps", f"{loss:.4f}"
+    yield "loss of the last steps", "not finite" if loss is None else f"{loss:.4f}"
     if validated := next((line["validation/loss"] for line in reversed(run.validation)), None):
         yield "validation loss", f"{validated:.4f}"
     yield "useful tokens", short_number(tokens)

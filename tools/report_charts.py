@@ -33,6 +33,7 @@ STYLE: dict[Any, Any] = {  # of matplotlib, which types its keys as the union of
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "text.color": INK,
+    "text.parse_math": False,  # a run may be called a$b$c
     "xtick.color": INK,
     "ytick.color": INK,
 }

@@ -160,7 +160,10 @@ class Validator:
             may_continue=self.may_continue,
         )
         seconds = time.perf_counter() - started
-        if self.log is None or answers is None:
+        if self.log is None:
+            return
+        if answers is None:
+            logger.info("the answers at step %d are given up, because the run was asked to stop", step)
             return
         page = write_samples(
             self.folder / "samples", step, self.prepared.prompts, answers, self.tokenizer, self.log.tensorboard

@@ -26,6 +26,7 @@ from tests.training.run_folders import interrupted_run
 from tools.lora_output import export_lora, merge, read_adapter_checkpoint
 from training.config import RunConfig, load_config
 from training.lora_base import check_lora
+from training.replay import prepare_replay
 from training.start_point import StartPoint, find_start_point
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
@@ -211,6 +212,21 @@ def test_base_model_that_has_moved_is_accepted_and_another_is_not(
     assert any("model.init_from has moved" in line for line in found.moved)
     with pytest.raises(ConfigError, match=f"model.init_from={other} is another base model than the one"):
         start_point(config_file, *options, f"model.init_from={other}")
+
+
+@pytest.mark.fast
+def test_base_model_is_compared_where_adapters_are_merged_or_replayed(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    step = saved_adapters(config_file, run)
+    (step / HF_FILES).mkdir()
+    write_json(step / HF_FILES / CONFIG_FILE, GlmvConfig.from_preset("tiny_moe").to_hf())
+    with pytest.raises(ConfigError, match=r"the base model is not found: .*say with --base where it is now"):
+        merge(step, tmp_path / "out", base=str(tmp_path / "none"))
+    shutil.copy(config_file, run / "config.yaml")
+    with pytest.raises(ConfigError, match=r"another base model .*: found random weights of seed 5"):
+        prepare_replay(run, 5, overrides=["lora.rank=4", "train.seed=5"])
+    with pytest.raises(ConfigError, match=r"lora\.rank was 4 .* and is 8 now"):
+        prepare_replay(run, 5, overrides=["lora.rank=8"])
 
 
 @pytest.mark.fast
