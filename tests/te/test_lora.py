@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from model.backend import Backend, TorchSpecProvider
-from model.hf_weights import canonical_name
-from model.lora import adapters_of, add_adapters
+from model.canonical_names import canonical_name
+from model.lora import add_adapters
+from model.lora_layers import adapters_of, sharded_adapters
 from model.lora_targets import LoraConfig
 from model.transformer_engine import TransformerEngineSpecProvider
 from tests.te.fake_ranks import LAYOUTS_OF, RANKS, built
@@ -29,7 +30,7 @@ def held(preset: str, rank: str, backend: Backend) -> tuple[dict[str, Any], dict
             canonical_name(model, name): (tuple(factor.shape), [getattr(factor, mark, None) for mark in MARKS])
             for name, factor in trained.items()
         }
-        shards: Any = model.sharded_state_dict().values()
+        shards: Any = sharded_adapters(model).values()
         written = {s.key: (s.global_shape, s.global_offset, s.local_shape, s.replica_id) for s in shards}
     return factors, written
 
