@@ -123,11 +123,11 @@ run_and_wait() { # COMMAND...
     "$@" &
     process=$!
     while kill -0 "$process" 2>/dev/null; do
-        # A run that is still loading removes a file that it takes to be old, so it is written as long as it takes.
+        # A run that starts removes a file that it takes to be old, so it is written as long as it takes.
         if [ -n "$signalled" ] && [ ! -e "$OUTPUT_DIR/stop" ] && ! run_has_ended; then
             printf 'job %s\n' "$SLURM_JOB_ID" >"$OUTPUT_DIR/stop" || true
         fi
-        if run_has_ended; then ended=$((ended + 1)); fi
+        if run_may_be_started_again; then ended=$((ended + 1)); fi
         if [ $ended = "${END_SECONDS:-30}" ]; then kill "$process"; fi
         sleep 1
     done
@@ -141,7 +141,8 @@ state_of_run() { sed -n 's/.*"state": *"\([a-z]*\)".*/\1/p' "$OUTPUT_DIR/state.j
 step_of_run() { sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$OUTPUT_DIR/state.json" 2>/dev/null || true; }
 
 run_has_started() { [ "$(stat_of_run)" != "$before" ]; } # it has written its state since `before`
-run_has_ended() { run_has_started && [ "$(state_of_run)" != running ]; }
+run_has_ended() { run_has_started && [[ $(state_of_run) == @(stopped|failed|complete) ]]; }
+run_may_be_started_again() { run_has_started && [[ $(state_of_run) == @(stopped|failed) ]]; } # by torchrun
 
 on_signal() {
     signalled=yes

@@ -14,22 +14,38 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from model.checkpoint import CheckpointError
+from model.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
 from model.config import ConfigError, GlmvConfig
+from model.hf_weights import SafetensorsFolder
+from model.lora import add_adapters
+from model.whole_model import build_whole_model
 from tests.launch import metrics, train
-from tests.model import lora_cases
-from tests.processes import Processes
-from tests.reference import make_sample, transformers_logits
+from tests.reference import Image, Text, forward_inputs, make_sample, pack, transformers_logits
+from tests.tools.test_convert import run_python
 from tests.training.run_folders import interrupted_run
 from tools.lora_output import export_lora, merge, read_adapter_checkpoint
 from training.config import RunConfig, load_config
 from training.lora_base import check_lora
+from training.replay import prepare_replay
 from training.start_point import StartPoint, find_start_point
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
 COMMON = [*EXPERTS_OVER_TWO, "train.precision=fp32", "train.deterministic=true"]
 LORA = ["lora.rank=4", "lora.alpha=32", "lora.targets=[all-linear,experts.*]"]
 SAME = ("step", "loss", "grad_norm", "lr")
+
+# A conversion starts and ends a process group, of which a test session has only one: it runs in its own process.
+CONVERT = """
+import sys
+from pathlib import Path
+from tools.convert import export_checkpoint, export_lora, merge
+
+if __name__ == "__main__":
+    run, base = map(Path, sys.argv[1:])
+    export_lora(run, Path("peft"))
+    merge(run, Path("merged"))
+    export_checkpoint(base, Path("base"))
+"""
 
 
 def trace(run: Path) -> list[list[object]]:
@@ -51,19 +67,21 @@ def test_adapters_resume_export_and_merge(config_file: Path, undisturbed: Callab
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "step_0000006")
     (resumed / "checkpoints" / "latest").write_text("step_0000003\n")
-    train(config_file, [*common, f"train.output_dir={resumed}"])
+    train(config_file, [*common, f"train.output_dir={resumed}", "checkpoint.async_save=true"])
     assert trace(resumed) == trace(whole)
     assert stored(resumed) == stored(whole)
     size_of = {run: sum(f.stat().st_size for f in (run / "checkpoints").rglob("*.distcp")) for run in (base, whole)}
     assert size_of[whole] < size_of[base]  # two checkpoints of adapters, one of everything
 
-    with Processes(1) as processes:
-        ours = processes.run(lora_cases.convert_and_compute, run=str(whole), base=str(base), folder=str(tmp_path))[0]
+    script = tmp_path / "convert.py"
+    script.write_text(CONVERT)
+    run_python(str(script), str(whole), str(base), cwd=tmp_path)
+    ours = logits(whole, tmp_path / "base")
     model = load(tmp_path / "base")
     sample = sample_for(tmp_path / "base")
     with torch.no_grad():
         without = transformers_logits(model, sample)
-        adapted = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
+        adapted: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
         with_adapters = transformers_logits(adapted.base_model.model, sample)
         assert (with_adapters - without).abs().max() > 1e-2
         assert (with_adapters - ours).abs().max() <= 1e-5
@@ -74,6 +92,17 @@ def test_adapters_resume_export_and_merge(config_file: Path, undisturbed: Callab
         torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-7)
 
 
+def logits(run: Path, base: Path) -> torch.Tensor:
+    """Return this model's logits of the sample, with the adapters of a run."""
+    checkpoint, config = find_checkpoint(run), GlmvConfig.from_hf(base)
+    model = build_whole_model(config, SafetensorsFolder(base)).eval()
+    add_adapters(model, read_adapter_checkpoint(checkpoint).lora)
+    load_checkpoint(checkpoint, [model])
+    sample = sample_for(base)
+    with torch.no_grad():
+        return model(**forward_inputs(pack([sample], 48)))[: len(sample.encoded.input_ids)]
+
+
 def load(folder: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
@@ -81,7 +110,7 @@ def load(folder: Path) -> Any:
 
 
 def sample_for(folder: Path) -> Any:
-    return make_sample(GlmvConfig.from_hf(folder), lora_cases.SAMPLE, seed=3)
+    return make_sample(GlmvConfig.from_hf(folder), [Text(9), Image(4, 6), Text(20)], seed=3)
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
@@ -183,6 +212,21 @@ def test_base_model_that_has_moved_is_accepted_and_another_is_not(
     assert any("model.init_from has moved" in line for line in found.moved)
     with pytest.raises(ConfigError, match=f"model.init_from={other} is another base model than the one"):
         start_point(config_file, *options, f"model.init_from={other}")
+
+
+@pytest.mark.fast
+def test_base_model_is_compared_where_adapters_are_merged_or_replayed(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    step = saved_adapters(config_file, run)
+    (step / HF_FILES).mkdir()
+    write_json(step / HF_FILES / CONFIG_FILE, GlmvConfig.from_preset("tiny_moe").to_hf())
+    with pytest.raises(ConfigError, match=r"the base model is not found: .*say with --base where it is now"):
+        merge(step, tmp_path / "out", base=str(tmp_path / "none"))
+    shutil.copy(config_file, run / "config.yaml")
+    with pytest.raises(ConfigError, match=r"another base model .*: found random weights of seed 5"):
+        prepare_replay(run, 5, overrides=["lora.rank=4", "train.seed=5"])
+    with pytest.raises(ConfigError, match=r"lora\.rank was 4 .* and is 8 now"):
+        prepare_replay(run, 5, overrides=["lora.rank=8"])
 
 
 @pytest.mark.fast
