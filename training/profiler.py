@@ -14,7 +14,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from model.config import ConfigError
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
-from training.metrics import writes_to
 
 PROFILES = "profile"
 logger = logging.getLogger("glmv")

@@ -20,9 +20,7 @@ from model.parallel import initialize_model_parallel
 from model.recompute import RecomputeConfig
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, layout_of, of_this_rank, packs_of_step
 from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors
-from tests.reference import Element, Image, Text, forward_inputs, make_sample, pack, small_config
-from tools.convert import export_checkpoint
-from tools.lora_output import export_lora, merge, read_adapter_checkpoint
+from tests.reference import Element, Image, Text, small_config
 from training.step import TrainStep
 
 SAMPLE: list[Element] = [Text(9), Image(4, 6), Text(20)]
