@@ -125,10 +125,12 @@ def check_loss_tokens(config: ValidationConfig, data: DataConfig, *, global_batc
     Raises:
         DataError: none has.
     """
-    whole = {"global_batch_size": global_batch_size, "data_parallel_rank": 0, "data_parallel_size": 1}
+    whole: dict[str, Any] = {"global_batch_size": global_batch_size, "data_parallel_rank": 0, "data_parallel_size": 1}
     loader = build_held_out_loader(config, replace(data, num_workers=0), **whole, **plan)
     samples, unused = 0, Counter[str]()
     for pack in islice(loader.read_packs(), config.steps * global_batch_size or None):
+        if isinstance(pack, DataError):
+            raise pack
         if pack.num_loss_tokens:
             return
         samples += pack.num_samples

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.loading.loader import PackedLoader
@@ -54,7 +55,7 @@ def prepare_validation(
     loader = None
     if options.interval:
         lengths = {"seq_length": config.train.seq_length, "global_batch_size": config.train.global_batch_size}
-        plan = {**lengths, "cost": pack_cost(model)}
+        plan: dict[str, Any] = {**lengths, "cost": pack_cost(model)}
         loader = build_held_out_loader(
             options, config.data, **plan, data_parallel_rank=data_parallel_rank, data_parallel_size=data_parallel_size
         )

@@ -68,7 +68,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -
         "words": [{"domain": "text", "text": sentence(60 + n, 30 + 4 * n)} for n in range(7)],
     }
     sources = [build_shards(folder / name, lines, tokenizer_folder) for name, lines in records.items()]
-    prompts = [
+    prompts: list[dict[str, Any]] = [
         {"prompt": "What is this?", "images": [str(media / "8.jpg")], "answer": "a house"},
         {"prompt": "a small", "document": True},
         {"prompt": "", "images": [str(media / "9.jpg")], "document": True},
@@ -297,7 +297,7 @@ def test_held_out_samples_without_a_loss_token_are_refused(
     config: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     """Questions longer than a sequence, whose answers are cut off."""
-    records = [
+    records: list[dict[str, object]] = [
         {
             "domain": "chat",
             "messages": [{"role": "user", "content": sentence(n, 400)}, {"role": "assistant", "content": "x"}],
