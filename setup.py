@@ -88,6 +88,7 @@ setup(
         "test": [
             "coverage",
             "mypy",
+            "peft",
             "pytest",
             "pytest-timeout",
             "ruff",

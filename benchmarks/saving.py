@@ -72,7 +72,9 @@ def bench(folder: Path, repetitions: int) -> None:
         for saver in savers.values():
             saver.poll()
 
-    plain, stopped, background, beside = [], {False: [], True: []}, [], []
+    plain, background = list[float](), list[float]()
+    stopped: dict[bool, list[float]] = {False: [], True: []}
+    beside: list[tuple[int, float]] = []
     for repetition in range(repetitions + 1):  # the first one only warms up
         steps = [seconds(take_step) for _ in range(3)]
         at_once = seconds(partial(savers[False].save, step))

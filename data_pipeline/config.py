@@ -53,8 +53,12 @@ class DataConfig:
     cache_bytes: int = 0  # most bytes of shards to keep there; 0: all
     segment_multiple: int = 8  # every sample is padded to a multiple of this many tokens, at every layout
 
-    def located(self, source: SourceConfig) -> SourceConfig:
-        """Return a source with its path under `root`, unless the path is absolute or a URL."""
+    @property
+    def located(self) -> list[SourceConfig]:
+        """The sources with their paths under `root`, unless a path is absolute or a URL."""
+        return [self._under_root(source) for source in self.sources]
+
+    def _under_root(self, source: SourceConfig) -> SourceConfig:
         if not self.root or is_url(source.path) or Path(source.path).is_absolute():
             return source
         path = url_in(self.root.rstrip("/"), source.path) if is_url(self.root) else str(Path(self.root, source.path))

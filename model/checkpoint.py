@@ -240,7 +240,8 @@ def remove_old(newest: Path, keep_last: int, keep_every: int = 0) -> None:
     for step in reached[:-keep_last] if keep_last else []:
         if not keep_every or step % keep_every:
             removed = steps[step].rename(newest.with_name(UNFINISHED + steps[step].name))
-            shutil.rmtree(removed)  # killed here, the next start removes the rest of it
+            # What stays, because of a kill or of a file that NFS keeps while it is open, is removed by the next save.
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def step_of(path: Path) -> int:
@@ -270,16 +271,16 @@ def load_checkpoint(
     check_metadata(path / STATE)
     check_manifest(path, verify)
     chunk: Any = model_chunks[0]
-    if chunk.lora is None and (path / TRAIN_STATE).is_file() and read_train_state(path).base:
-        raise CheckpointError(
-            f"{path} holds only the adapters of a LoRA run: use `python -m tools.convert merge` for a whole model, or "
-            "`export-lora` for PEFT's files"
-        )
     groups_as_configured = _hyperparameters(optimizer)
     wanted = sharded_state(model_chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
+        if chunk.lora is None and (path / TRAIN_STATE).is_file() and read_train_state(path).base:
+            raise CheckpointError(
+                f"{path} holds only the adapters of a LoRA run: use `python -m tools.convert merge` for a whole model, "
+                "or `export-lora` for PEFT's files"
+            ) from None
         raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
     problems = [
         _fill(chunk, loaded.get(f"model{number}", {}), wanted[f"model{number}"])
@@ -320,7 +321,7 @@ def read_train_state(path: Path) -> TrainState:
             raise TypeError("data, config, bad_steps and metrics must be JSON objects")
         if not isinstance(state.base, str):
             raise TypeError("base must be a string")
-    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
+    except (OSError, ValueError, TypeError) as error:  # unreadable, not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
     return state
 

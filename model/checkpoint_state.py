@@ -16,6 +16,8 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_repl
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch import Tensor, nn
 
+from model.lora_layers import sharded_adapters
+
 # The optimizer's state on disk: tensors of the parameters' own shapes, with the same keys at every layout. They are
 # assembled in main memory, on one data-parallel rank: on every rank's device they would take the state's size again.
 OPTIMIZER_FORMAT = {
@@ -46,10 +48,9 @@ def _model_state(model_chunks: Sequence[nn.Module]) -> dict[str, Any]:
     state: dict[str, Any] = {}
     for number, chunk in enumerate(model_chunks):
         sharded: Any = chunk
+        held = sharded.sharded_state_dict() if sharded.lora is None else sharded_adapters(sharded)
         # Objects (megatron-core's `_extra_state`, empty in this model) would be written, and read back, with pickle.
-        state[f"model{number}"] = {
-            key: value for key, value in sharded.sharded_state_dict().items() if not isinstance(value, ShardedObject)
-        }
+        state[f"model{number}"] = {key: value for key, value in held.items() if not isinstance(value, ShardedObject)}
     return state
 
 

@@ -30,7 +30,6 @@ from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
 from model.image_constants import MERGE_SIZE
 from model.lora_targets import LoraConfig
-from model.lora_weights import sharded_adapters
 from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
 from model.parameter_marks import VISION_PARTS, mark_parameters
@@ -260,12 +259,7 @@ class GlmvModel(MegatronModule):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
     ) -> ShardedStateDict:
-        """Return megatron-core's state dict; of parameters that all tensor ranks hold, rank 0 writes the only copy.
-
-        Of a model with adapters these are all: the frozen weights are not part of its checkpoints.
-        """
-        if self.lora is not None:
-            return sharded_adapters(self, prefix)
+        """Return megatron-core's state dict; of parameters that all tensor ranks hold, rank 0 writes the only copy."""
         state = super().sharded_state_dict(prefix, sharded_offsets, metadata)
         if self.parallel.vision == "images":
             tp_rank = parallel_state.get_tensor_model_parallel_rank()

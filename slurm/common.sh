@@ -74,6 +74,10 @@ set_environment() {
         default TORCH_FR_DUMP_TEMP_FILE "$OUTPUT_DIR/flight_recorder_"
     fi
 
+    # A new store for every start of the processes, which each node counts for itself: with one store for all starts the
+    # nodes would not find each other after a crash.
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+
     # Compiled kernels: on the node's own disk, because thousands of small files burden a shared one.
     default TRITON_CACHE_DIR "${TMPDIR:-/tmp}/triton-$(id -u)"
     default TORCHINDUCTOR_CACHE_DIR "${TMPDIR:-/tmp}/inductor-$(id -u)"
@@ -81,7 +85,7 @@ set_environment() {
 
 # --- running on the nodes ---------------------------------------------------------------------------------------------
 
-# Run a command on every node of the job, once per node, in the container if there is one.
+# Become a command that runs on every node of the job, once per node, in the container if there is one.
 on_every_node() { # COMMAND...
     local options=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1)
     if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it from the job by itself
@@ -98,7 +102,7 @@ on_every_node() { # COMMAND...
         )
     fi
     # SIGUSR1 is for this script: torchrun, which does not know it, would die of it. Training takes it (train_until_done).
-    srun "${options[@]}" bash -c "trap '' USR1; exec \"\$@\"" bash "$@"
+    exec srun "${options[@]}" bash -c "trap '' USR1; exec \"\$@\"" bash "$@"
 }
 
 torchrun_options() { # sets the array `torchrun`
@@ -111,28 +115,34 @@ torchrun_options() { # sets the array `torchrun`
     )
 }
 
-# Run in the background and wait. A signal interrupts `wait`, so wait until the process has ended.
+# Run in the background, so that signals are heard meanwhile. Ask training to stop when SLURM announces the end, and end
+# the step when the run has ended: torchrun would start again what stopped on purpose, on each node by itself.
 run_and_wait() { # COMMAND...
-    local process status
+    local process status=0 ended=0
+    before=$(stat_of_run)
     "$@" &
     process=$!
-    while true; do
-        status=0
-        wait "$process" || status=$?
-        if ! kill -0 "$process" 2>/dev/null; then break; fi
-        if [ -n "$signalled" ]; then ask_to_stop "$process"; fi
+    while kill -0 "$process" 2>/dev/null; do
+        # A run that starts removes a file that it takes to be old, so it is written as long as it takes.
+        if [ -n "$signalled" ] && [ ! -e "$OUTPUT_DIR/stop" ] && ! run_has_ended; then
+            printf 'job %s\n' "$SLURM_JOB_ID" >"$OUTPUT_DIR/stop" || true
+        fi
+        if run_may_be_started_again; then ended=$((ended + 1)); fi
+        if [ $ended = "${END_SECONDS:-30}" ]; then kill "$process"; fi
+        sleep 1
     done
+    wait "$process" || status=$?
     rm -f "$OUTPUT_DIR/stop" # one that was written while the run ended
     return "$status"
 }
 
-# Ask training to save and stop. A run that is still loading removes a file that it takes to be old, so write it again.
-ask_to_stop() { # PROCESS
-    while kill -0 "$1" 2>/dev/null; do
-        [ -e "$OUTPUT_DIR/stop" ] || printf 'job %s\n' "$SLURM_JOB_ID" >"$OUTPUT_DIR/stop" || true
-        sleep 2
-    done
-}
+stat_of_run() { stat -c '%Y %i' "$OUTPUT_DIR/state.json" 2>/dev/null || true; }
+state_of_run() { sed -n 's/.*"state": *"\([a-z]*\)".*/\1/p' "$OUTPUT_DIR/state.json" 2>/dev/null || true; }
+step_of_run() { sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$OUTPUT_DIR/state.json" 2>/dev/null || true; }
+
+run_has_started() { [ "$(stat_of_run)" != "$before" ]; } # it has written its state since `before`
+run_has_ended() { run_has_started && [[ $(state_of_run) == @(stopped|failed|complete) ]]; }
+run_may_be_started_again() { run_has_started && [[ $(state_of_run) == @(stopped|failed) ]]; } # by torchrun
 
 on_signal() {
     signalled=yes
@@ -143,7 +153,7 @@ on_signal() {
 
 check_nodes() {
     if [ "${CHECK_NODES:-1}" = 0 ]; then return; fi
-    local report status=0 bad
+    local before report status=0 bad
     report=$(mktemp)
     torchrun_options
     # shellcheck disable=SC2016 # the inner shell expands these, on each node
@@ -167,17 +177,14 @@ check_nodes() {
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-state_of_run() { sed -n 's/.*"state": *"\([a-z]*\)".*/\1/p' "$OUTPUT_DIR/state.json" 2>/dev/null || true; }
-step_of_run() { sed -n 's/.*"step": *\([0-9]*\).*/\1/p' "$OUTPUT_DIR/state.json" 2>/dev/null || true; }
-
 train_until_done() { # MODULE ARGUMENTS...
     local before status=0
-    before=$(stat -c '%Y %i' "$OUTPUT_DIR/state.json" 2>/dev/null || true)
+    before=$(stat_of_run)
     torchrun_options
     if [ -z "$signalled" ]; then
         run_and_wait on_every_node "${torchrun[@]}" --max-restarts "${MAX_RESTARTS:-3}" -m "$@" || status=$?
     fi
-    if [ "$(stat -c '%Y %i' "$OUTPUT_DIR/state.json" 2>/dev/null || true)" = "$before" ]; then
+    if ! run_has_started; then
         if [ -n "$signalled" ]; then requeue "the time ended before the first step"; fi
         fail $EXIT_FIX "the run did not start (exit code $status): the reason is above; it is not tried again"
     fi

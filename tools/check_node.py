@@ -84,7 +84,7 @@ def check_imports() -> Iterator[str]:
 
 
 def check_gpus(wanted: int) -> Iterator[str]:
-    """Check that so many GPUs are seen, and that each computes."""
+    """Check that the GPUs are seen, and that each computes."""
     if not wanted:
         return
     import torch

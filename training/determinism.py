@@ -10,10 +10,12 @@ import torch.distributed as dist
 from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import nn
 
-from model.hf_weights import canonical_name
+from model.canonical_names import canonical_name
 from training.update import KeptExpertBiases
 
 Result = TypeVar("Result")
+
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # integers of the size of a gradient
 
 
 class NonDeterministicStep(ArithmeticError):
@@ -58,14 +60,15 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Resul
 
 
 def fingerprints(model_chunks: Sequence[nn.Module]) -> list[int]:
-    """Return a checksum of every gradient: of its float32 bits and of the order of its rows."""
+    """Return a checksum of every gradient: of its bits and of the order of its rows."""
     sums = []
     for parameter in (parameter for chunk in model_chunks for parameter in trained(chunk).values()):
-        of_row = parameter.main_grad.view(torch.int32).reshape(len(parameter), -1).sum(1, dtype=torch.int64)
+        bits = parameter.main_grad.view(BITS[parameter.main_grad.dtype])
+        of_row = bits.reshape(len(parameter), -1).sum(1, dtype=torch.int64)
         sums.append((of_row * torch.arange(1, len(of_row) + 1, device=of_row.device)).sum())
     return torch.stack(sums).tolist() if sums else []
 
 
 def trained(model: nn.Module) -> dict[str, Any]:
-    """Return the parameters that have gradients; once DDP wraps the model, they have `main_grad`, float32."""
+    """Return the parameters that have gradients; once DDP wraps the model, they have `main_grad`."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

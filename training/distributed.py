@@ -79,9 +79,11 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     torch.cuda.set_device(local_rank())
     store: dist.Store = dist.HashStore()
     if "RANK" in os.environ:
-        # torchrun restarts processes with the same store: without a prefix they find old addresses.
-        shared, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
-        store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+        store, _, _ = next(iter(dist.rendezvous("env://", timeout=timeout)))
+        if os.environ.get("TORCH_DISABLE_SHARE_RDZV_TCP_STORE") != "1":
+            # torchrun restarts processes with the same store: without a prefix they find old addresses. Each machine
+            # counts restarts for itself, so that a run on several needs a new store each time (slurm/common.sh).
+            store = dist.PrefixStore(f"attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     meeting: dict[str, Any] = {"store": store, "rank": rank(), "world_size": world_size()}
     dist.init_process_group(**process_group_arguments(local_rank()), timeout=timeout, **meeting)
     parallel_state.destroy_model_parallel()  # forget the groups of an earlier process group

@@ -10,6 +10,7 @@ checksums of the tensors are compared after that, each process a share of them.
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
 
 from model.agreement import on_main_process
@@ -39,29 +40,35 @@ def settle_start_point(start_point: StartPoint, config: RunConfig, model: GlmvCo
     start_point = agree_on_start_point(start_point)
     while (path := start_point.resume) is not None:
         try:
-            on_main_process(lambda path=path: check_metadata(path / STATE))
+            on_main_process(partial(check_metadata, path / STATE))
             check_manifest(path, config.checkpoint.verify)
             return start_point
         except CheckpointError as error:
             damaged = {**dict(start_point.damaged), path: str(error)}
         found = [start_point]
-        on_main_process(lambda found=found, damaged=damaged: found.append(_earlier(config, model, damaged)))
+        on_main_process(partial(_find_earlier, found, config, model, damaged))
         start_point = agree_on_start_point(found[-1])
     return start_point
 
 
-def _earlier(config: RunConfig, model: GlmvConfig, damaged: dict[Path, str]) -> StartPoint:
+def _find_earlier(found: list[StartPoint], config: RunConfig, model: GlmvConfig, damaged: dict[Path, str]) -> None:
+    """Append where the run starts without the damaged checkpoints."""
     try:
         start_point = find_start_point(config, damaged)
         if resolve_model(config.model, start_point) != model:
             raise ConfigError(f"{start_point.folder}, the one before the damaged checkpoint, is of another model")
     except ConfigError as error:
         raise CheckpointError(str(error)) from None
-    return start_point
+    found.append(start_point)
 
 
 def keep_damaged(start_point: StartPoint) -> None:
-    """Rename the damaged checkpoints, make the one that is used the latest, and say so. On the main process."""
+    """Make the checkpoint that is used the latest, rename the damaged ones, and say so. On the main process.
+
+    In this order: killed between the two, the run resumes from the same checkpoint.
+    """
+    if start_point.damaged and start_point.resume is not None:
+        mark_latest(start_point.resume)
     for path, reason in start_point.damaged:
         names = (f"{path.name}{DAMAGED}{number or ''}" for number in itertools.count())
         kept = next(path.with_name(name) for name in names if not path.with_name(name).exists())
@@ -73,5 +80,3 @@ def keep_damaged(start_point: StartPoint) -> None:
             "the checkpoint %s is damaged: the run falls back to %s. The cause: %s. It is kept as %s",
             *(path.name, start_point.resume and start_point.resume.name, reason, kept),
         )
-    if start_point.damaged and start_point.resume is not None:
-        mark_latest(start_point.resume)

@@ -9,7 +9,7 @@ import math
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,18 @@ def duration(seconds: float) -> str:
     return " ".join(parts) or "0 s"
 
 
+class LogFile(logging.FileHandler):
+    """log.txt, which may be cut short where the disk is full: the console has the same lines, and the error."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        """Print no stack trace."""
+
+    def close(self) -> None:
+        """Close the file, also where what is left of it cannot be written."""
+        with suppress(OSError):
+            super().close()
+
+
 class RunLog:
     """The records of one run folder. When a run resumes they are cut back to the checkpoint's step.
 
@@ -147,7 +159,7 @@ class RunLog:
             self._metrics = (folder / "metrics.jsonl").open("a")
             self._quarantine = (folder / "quarantine.jsonl").open("a")
             self._tensorboard = SummaryWriter(str(folder / "tensorboard"), purge_step=resumed_at + 1)
-            console, file = logging.StreamHandler(sys.stdout), logging.FileHandler(folder / "log.txt")
+            console, file = logging.StreamHandler(sys.stdout), LogFile(folder / "log.txt")
         self._handlers: list[logging.Handler] = [console, file]
         for handler in self._handlers:
             handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))

@@ -159,6 +159,11 @@ class OptimizerConfig:
             raise ConfigError(
                 f"optimizer.offload_fraction={self.offload_fraction}: there is no GPU to offload from; set it to 0"
             )
+        if self.offload_fraction and not has_fused_adam():  # megatron-core asks for its version
+            raise ConfigError(
+                f"optimizer.offload_fraction={self.offload_fraction} needs Transformer Engine; install it (README.md "
+                "says how), or set it to 0"
+            )
 
 
 CHOICES: dict[str, Collection[str]] = {

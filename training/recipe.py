@@ -35,6 +35,11 @@ class Layer:
     content: Any  # of OmegaConf
 
     @property
+    def plain(self) -> Any:
+        """Its content as dictionaries and lists."""
+        return OmegaConf.to_container(self.content)
+
+    @property
     def where(self) -> str:
         """What comes before a message about it: the file; nothing for an override, which names itself."""
         return "" if self.origin == COMMAND_LINE else f"{self.origin}: "
@@ -60,7 +65,7 @@ def merge(schema: type, layers: Sequence[Layer]) -> Any:
     merged: Any = OmegaConf.structured(schema)
     for layer in layers:
         try:
-            _check_section(OmegaConf.to_container(layer.content), known, prefix="")
+            _check_section(layer.plain, known, prefix="")
             merged = OmegaConf.merge(merged, layer.content)
         except ConfigError as error:
             raise ConfigError(f"{layer.where}{error}") from None
@@ -79,7 +84,7 @@ def commented_yaml(config: Any, layers: Sequence[Layer]) -> str:
       lr: 2.0e-05  # configs/glm45v/sft.yaml
       eps: 1.0e-08  # default
     """
-    origins = {name: layer.origin for layer in layers for name in _leaves(OmegaConf.to_container(layer.content))}
+    origins = {name: layer.origin for layer in layers for name in _leaves(layer.plain)}
     return "".join(f"{line}\n" for line in _lines(asdict(config), origins, prefix=""))
 
 
@@ -129,13 +134,14 @@ def _read_file(file: Path, named_by: str, above: tuple[Path, ...]) -> Iterator[L
     if file.resolve() in [one.resolve() for one in above]:
         raise ConfigError(f"{named_by}: the bases run in a circle: {' -> '.join(map(_shown, chain))}")
     content = _load(file, named_by)
-    bases = OmegaConf.to_container(content).pop(BASE, []) if OmegaConf.is_dict(content) else []
+    plain: Any = OmegaConf.to_container(content)
+    bases = plain.get(BASE, []) if isinstance(plain, dict) else []
     bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(base, str) and base for base in bases):
         raise ConfigError(f"{_shown(file)}: {BASE}={bases!r}: give the path of a file, or a list of paths")
     for base in bases:
         yield from _read_file(file.parent / base, f"{_shown(file)}: {BASE} {base}", chain)
-    if OmegaConf.is_dict(content):
+    if isinstance(plain, dict):
         content.pop(BASE, None)
     yield Layer(_shown(file), content)
 

@@ -89,8 +89,7 @@ class PackedLoader:
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
         cache = ShardCache(config.cache_dir, config.cache_bytes)
         self.sources = [
-            Source(config.located(source), tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache)
-            for source in config.sources
+            Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.located
         ]
         self.plan = Plan(
             self.sources,

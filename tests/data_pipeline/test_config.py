@@ -53,3 +53,23 @@ def test_config_value_that_cannot_work_is_an_error(changes, says):
     config = DataConfig(**{"tokenizer": "tok", "sources": [SourceConfig("a")], **changes})
     with pytest.raises(DataError, match=says):
         config.check()
+
+
+ROOTS = [
+    # data.root, path of a source, where its shards are
+    ("", "captions", "captions"),
+    ("/data", "captions/part-*.tar", "/data/captions/part-*.tar"),
+    ("shards/", "captions", "shards/captions"),
+    ("/data", "/elsewhere/captions", "/elsewhere/captions"),
+    ("/data", "s3://bucket/captions", "s3://bucket/captions"),
+    ("s3://bucket/shards/", "captions", "s3://bucket/shards/captions"),
+    ("https://host/shards?sig=abc", "two words", "https://host/shards/two%20words?sig=abc"),
+]
+
+
+@pytest.mark.parametrize(("root", "path", "expected"), ROOTS)
+def test_root_stands_before_relative_paths(root: str, path: str, expected: str) -> None:
+    source = SourceConfig(path, weight=2.0, epochs=3.0)
+    [located] = DataConfig(root=root, sources=[source]).located
+    assert located.path == expected
+    assert (located.label(), located.weight, located.epochs) == (source.label(), 2.0, 3.0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +12,18 @@ from torch import Tensor
 import training.step
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
-from model.lora import adapters_of, add_adapters
+from model.lora import add_adapters
+from model.lora_layers import adapters_of
 from model.lora_targets import LoraConfig
 from model.lora_weights import fill_adapters
 from model.parallel import initialize_model_parallel
 from model.recompute import RecomputeConfig
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, layout_of, of_this_rank, packs_of_step
 from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors
-from tests.reference import small_config
+from tests.reference import Element, Image, Text, small_config
 from training.step import TrainStep
+
+SAMPLE: list[Element] = [Text(9), Image(4, 6), Text(20)]
 
 
 def make_trainer(variant: str, folder: str, layout: str, targets: str, adapters: str, recompute: str) -> TrainStep:
@@ -51,8 +53,8 @@ def gradients(
     # Give every rank whole gradients; the distributed optimizer would leave it a part of them.
     true_schedule = training.step.get_forward_backward_func
     training.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
-    true_step, norm = trainer.optimizer.step, 0.0
-    trainer.optimizer.step = lambda: (True, norm, 0)
+    true_step = trainer.optimizer.step
+    trainer.optimizer.step = lambda: (True, 0.0, 0)
     try:
         report = trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
     finally:
@@ -87,7 +89,3 @@ def train(
     """Train and return the report of each step."""
     trainer = make_trainer(variant, folder, layout, targets, adapters, recompute)
     return [vars(trainer.run(step, of_this_rank(packs_of_step(variant, step)))) for step in range(1, steps + 1)]
-
-
-def saved(path: Path) -> str:
-    return str(path)

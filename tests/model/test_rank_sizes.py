@@ -21,7 +21,7 @@ from training.dry_run import one_stage
 
 pytestmark = pytest.mark.fast
 
-SP = {"sequence_parallel": True}
+SP: dict[str, Any] = {"sequence_parallel": True}
 CASES = [
     # preset, processes, layout: the published ones, and every way to split
     ("glm45v", 256, {"expert_model_parallel_size": 8, "pipeline_model_parallel_size": 4}),
@@ -66,7 +66,7 @@ def test_counts_equal_the_modules_of_every_pipeline_rank(preset: str, processes:
 @pytest.mark.parametrize("vision", ["images", "tensor"])
 def test_adapters_are_counted_as_they_are_built(vision: str) -> None:
     model = GlmvConfig.from_preset("tiny_moe")
-    layout = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "vision": vision, **SP}
+    layout: dict[str, Any] = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "vision": vision, **SP}
     lora = LoraConfig(rank=4, targets=["all-linear", "experts.*"])
     [counted] = adapters_by_rank(model, ParallelConfig(**layout), one_stage(model), lora)
     held: Counter[Group] = Counter()

@@ -33,6 +33,7 @@ def submit_training(
         "NPROC_PER_NODE": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "CHECK_NODES": "0",
+        "END_SECONDS": "4",
         **variables,
     }
     log = f"--output={run.parent / run.name}.log"
@@ -67,10 +68,10 @@ def weight_files(folder: Path) -> dict[str, str]:
     return {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(folder.rglob("*.safetensors"))}
 
 
-def wait_for_log(run: Path, text: str, timeout: float = 120) -> None:
-    """Wait until the job of a run has printed `text`."""
+def wait_for_log(run: Path, text: str, times: int = 1, timeout: float = 120) -> None:
+    """Wait until the job of a run has printed `text` this number of times."""
     try:
-        wait_for(lambda: text in log_of(run), f"{text!r} in the log of {run}", timeout)
+        wait_for(lambda: log_of(run).count(text) >= times, f"{text!r} in the log of {run}", timeout)
     except AssertionError as error:
         raise AssertionError(f"{error}:\n{log_of(run)}") from None
 

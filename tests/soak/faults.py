@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import time
@@ -26,6 +27,7 @@ class Run:
 
     folder: Path
     shards: Path  # its own copy
+    launch: Callable[[], Popen[str]]
     launcher: Popen[str]
     rng: random.Random
     interval: int  # of checkpoints
@@ -169,24 +171,22 @@ def damage_newest(run: Run) -> Outcome:
 
 
 def lose_shard(run: Run) -> Outcome:
-    """Delete a shard, which comes back before training gives up, or after."""
+    """Delete a shard, which comes back while the run has it open, or after a start without it."""
     shard = run.rng.choice(sorted(run.shards.rglob("*.tar")))
     elsewhere = run.shards.parent / shard.name
     shard.rename(elsewhere)
 
     def give_back() -> None:
-        if elsewhere.exists():
-            elsewhere.rename(shard)
+        elsewhere.rename(shard)
 
-    if run.rng.random() < 0.5:
+    if run.rng.random() < 0.3:
         time.sleep(run.rng.uniform(0.5, 2))
         give_back()
         return Outcome(ends=False)
-    target = run.step + 10
-    if run.wait(lambda: run.step >= target):  # it has what it needs of the shard in memory
-        give_back()
-        return Outcome(ends=False)
-    return Outcome(reason=shard.name, undo=give_back)
+    run.rank().kill()
+    run.finish()
+    run.launcher = run.launch()
+    return Outcome(reason=re.escape(str(shard)), undo=give_back)
 
 
 def poison_gradient(run: Run) -> Outcome:

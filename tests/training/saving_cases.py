@@ -18,8 +18,9 @@ def save_copies(variant: str, folder: str, layout: str, frozen: Sequence[str], o
     group, state_copy = dist.new_group(backend="gloo"), StateCopy()
     take_steps(trainer, variant, [1, 2])
     for step in (2, 3):
-        common = {"hf_files": lambda _: None, "train_state": TrainState(step=step)}
-        save_checkpoint(Path(out) / f"state_{step}", trainer.model_chunks, optimizer=trainer.optimizer, **common)
-        copied = state_copy.take(trainer.model_chunks, trainer.optimizer)
+        at_once, copied, state = Path(out) / f"state_{step}", Path(out) / f"copy_{step}", TrainState(step=step)
+        chunks, optimizer = trainer.model_chunks, trainer.optimizer
+        save_checkpoint(at_once, chunks, hf_files=lambda _: None, optimizer=optimizer, train_state=state)
+        of_this_moment = state_copy.take(chunks, optimizer)
         take_steps(trainer, variant, [3])
-        write_checkpoint(Path(out) / f"copy_{step}", copied, group=group, **common)
+        write_checkpoint(copied, of_this_moment, hf_files=lambda _: None, train_state=state, group=group)

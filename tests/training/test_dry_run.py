@@ -71,7 +71,7 @@ def test_everything_is_shown_and_nothing_is_touched(
 
 
 def test_command_line_needs_no_run_folder_and_no_torchrun(config_file: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pretrain.train", "--config", config_file, "--dry-run"]
+    command = [sys.executable, "-m", "pretrain.train", "--config", str(config_file), "--dry-run"]
     environment = {**os.environ, "WORLD_SIZE": "3"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
     assert done.returncode == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import psutil
@@ -21,7 +22,7 @@ def has_warned(run: Path, _step: int) -> bool:
     return "cannot be read (No such file or directory); trying again" in (run / "log.txt").read_text()
 
 
-def move_unopened(folder: Path, launcher: psutil.Popen) -> dict[Path, Path]:
+def move_unopened(folder: Path, launcher: subprocess.Popen[str]) -> dict[Path, Path]:
     """Rename the shards that no process of the run has open, and return {where they are: where they were}."""
     processes = psutil.Process(launcher.pid).children(recursive=True)
     opened = {Path(file.path) for process in processes for file in process.open_files()}

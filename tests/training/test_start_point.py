@@ -211,3 +211,8 @@ def test_damaged_newest_checkpoints_are_skipped(run: Path, config_file: Path) ->
         CheckpointError, match=rf"no checkpoint of the run at {run} can be used: .*step_0000003 holds only"
     ):
         start_point(config_file)
+
+
+def test_moved_root_is_accepted_on_resume(run: Path, config_file: Path) -> None:
+    [line] = start_point(config_file, "data.root=/elsewhere").moved
+    assert line == "data.root has moved from '' to '/elsewhere': the same samples"

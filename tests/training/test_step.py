@@ -246,7 +246,7 @@ def test_bf16_gradients_are_float32_gradients_to_rounding(hf_folder: object, bui
     norms = {}
     for main_grads, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         model = build(dtype=torch.bfloat16).train()
-        trainer = TrainStep([model], replace(OPTIMIZER, main_grads=main_grads), steps=2, seq_length=SEQ_LENGTH)
+        trainer = TrainStep([model], replace(OPTIMIZER, main_grads=main_grads), 2, SEQ_LENGTH, check_determinism=1)
         assert {p.main_grad.dtype for p in model.parameters()} == {dtype}
         norms[main_grads] = [trainer.run(step, packs_of_step("glm4v_moe", step)).grad_norm for step in (1, 2)]
     assert norms["bf16"] == pytest.approx(norms["fp32"], rel=2**-8)

@@ -312,6 +312,16 @@ def test_held_out_samples_without_a_loss_token_are_refused(
         prepare(load_config(RunConfig, config, overrides))
 
 
+@pytest.mark.fast
+def test_held_out_shard_that_cannot_be_read_is_named(config: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    source = build_shards(tmp_path / "lost", [{"domain": "text", "text": sentence(1, 20)}], tokenizer_folder)
+    [shard] = source.glob("*.tar")
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(DataError, match=r"validation\.sources: a shard of source 'lost' is lost: .*cannot be read"):
+        prepare(load_config(RunConfig, config, [f"validation.sources=[{{path: {source}}}]"]))
+
+
 def test_mistakes_are_one_line_of_the_command(config: Path, tmp_path: Path) -> None:
     errors = fail(config, ["validation.sources=[{path: nowhere}]"], processes=1)
     assert len(errors) == 1
