@@ -299,7 +299,9 @@ def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | No
     missing = [key for key in keys.missing_keys if key in wanted or chunk.lora is None]  # frozen weights are not saved
     if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"
-    if bad := nonfinite(dict(local_tensors(chunk))):
+    # With adapters they alone are read: frozen weights may not be filled yet.
+    read = {name: tensor for name, tensor in local_tensors(chunk) if name in wanted or chunk.lora is None}
+    if bad := nonfinite(read):
         return f"has values that are not finite (NaN or infinity) in {', '.join(bad[:3])}; use another step"
     return None
 

@@ -139,8 +139,11 @@ def adapters_of(model: nn.Module) -> Iterator[tuple[str, Adapter]]:
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def sharded_adapters(model: nn.Module, prefix: str = "") -> ShardedStateDict:
-    """Return what this rank writes of a checkpoint of adapters, and reads again, by the model's own names."""
+def sharded_adapters(model: nn.Module) -> ShardedStateDict:
+    """Return what this rank writes of a checkpoint of adapters, and reads again, by the model's own names.
+
+    The frozen weights are not part of it.
+    """
     state: ShardedStateDict = {}
     data_parallel_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -155,5 +158,5 @@ def sharded_adapters(model: nn.Module, prefix: str = "") -> ShardedStateDict:
                 replica = (0, 0, expert_replica)
             key = f"{ADAPTERS}.{canonical_name(model, local)}"
             data = adapter.get_parameter(factor)
-            state[prefix + local] = ShardedTensor.from_rank_offsets(key, data, *offsets, replica_id=replica)
+            state[local] = ShardedTensor.from_rank_offsets(key, data, *offsets, replica_id=replica)
     return state

@@ -157,7 +157,7 @@ def merge_adapters(model: GlmvModel) -> None:
     size = sizes(config)
     table = {weight.name: weight for weight in weights(config)}
     for name, module in list(model.named_modules()):
-        if not hasattr(module, ADAPTERS):
+        if module is model or not hasattr(module, ADAPTERS):  # the model's own attribute is its LoraConfig
             continue
         for leaf, weight in list(module.named_parameters(recurse=False)):
             row = table.get(canonical_name(model, f"{name}.{leaf}"))

@@ -20,10 +20,8 @@ from model.parallel import initialize_model_parallel
 from model.recompute import RecomputeConfig
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, layout_of, of_this_rank, packs_of_step
 from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors
-from tests.reference import Element, Image, Text, small_config
+from tests.reference import small_config
 from training.step import TrainStep
-
-SAMPLE: list[Element] = [Text(9), Image(4, 6), Text(20)]
 
 
 def make_trainer(variant: str, folder: str, layout: str, targets: str, adapters: str, recompute: str) -> TrainStep:
@@ -51,15 +49,13 @@ def gradients(
     trainer = make_trainer(variant, folder, layout, targets, adapters, recompute)
     chunks: Any = trainer.model_chunks
     # Give every rank whole gradients; the distributed optimizer would leave it a part of them.
-    true_schedule = training.step.get_forward_backward_func
+    true_schedule, true_update = training.step.get_forward_backward_func, training.step.apply_update
     training.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
-    true_step = trainer.optimizer.step
-    trainer.optimizer.step = lambda: (True, 0.0, 0)
+    training.step.apply_update = lambda *_: None  # it would clip them
     try:
-        report = trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
+        loss, _ = trainer.measure(of_this_rank(packs_of_step(variant, 1)), lambda *_: None)
     finally:
-        training.step.get_forward_backward_func = true_schedule
-        trainer.optimizer.step = true_step
+        training.step.get_forward_backward_func, training.step.apply_update = true_schedule, true_update
     found = {id(p): p.main_grad.clone() for chunk in chunks for p in chunk.parameters() if p.requires_grad}
     fill_adapters(chunks, Tensors(torch.load(expected, weights_only=True)))
     differences = {}
@@ -68,7 +64,7 @@ def gradients(
             want: Any = adapter.get_parameter(factor)
             differences[f"{adapter.site.adapter}.{factor}"] = squares(found.pop(id(want)), want)
     assert not found, "something else than adapters is trained"
-    return {"loss": report.loss, "differences": differences}
+    return {"loss": loss, "differences": differences}
 
 
 def squares(found: Tensor, expected: Tensor) -> tuple[float, float]:
