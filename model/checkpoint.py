@@ -36,6 +36,7 @@ from model.errors import CheckpointError
 from model.finite import nonfinite
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
 from model.hf_weights import local_tensors
+from model.lora import ADAPTERS
 
 __all__ = [
     "HF_FILES",
@@ -298,7 +299,8 @@ def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | No
     missing = [key for key in keys.missing_keys if key in wanted or chunk.lora is None]  # frozen weights are not saved
     if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"
-    if bad := nonfinite(dict(local_tensors(chunk))):
+    read = {name: tensor for name, tensor in local_tensors(chunk) if chunk.lora is None or ADAPTERS in name.split(".")}
+    if bad := nonfinite(read):
         return f"has values that are not finite (NaN or infinity) in {', '.join(bad[:3])}; use another step"
     return None
 

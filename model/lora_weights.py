@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import GlmvConfig
 from model.hf_weights import WeightSource, canonical_name, check_names_and_shapes
@@ -156,15 +156,15 @@ def merge_adapters(model: GlmvModel) -> None:
     size = sizes(config)
     table = {weight.name: weight for weight in weights(config)}
     for name, module in list(model.named_modules()):
-        if not hasattr(module, ADAPTERS):
+        layer: Any = getattr(module, ADAPTERS, None)
+        if not isinstance(layer, nn.Module):
             continue
         for leaf, weight in list(module.named_parameters(recurse=False)):
             row = table.get(canonical_name(model, f"{name}.{leaf}"))
             if row is None or weight.dim() != 2:
                 continue
-            layer: Any = getattr(module, ADAPTERS)
-            layer = layer if leaf == "weight" else layer[int(leaf.removeprefix("weight"))]
-            change = _change(row, list(layer.values()), size)
+            adapters = layer if leaf == "weight" else layer[int(leaf.removeprefix("weight"))]
+            change = _change(row, list(adapters.values()), size)
             weight.copy_((weight.float() + change).to(weight.dtype))
         remove_adapters(module)
     model.lora = None
