@@ -36,7 +36,6 @@ from model.errors import CheckpointError
 from model.finite import nonfinite
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
 from model.hf_weights import local_tensors
-from model.lora import ADAPTERS
 
 __all__ = [
     "HF_FILES",
@@ -241,7 +240,8 @@ def remove_old(newest: Path, keep_last: int, keep_every: int = 0) -> None:
     for step in reached[:-keep_last] if keep_last else []:
         if not keep_every or step % keep_every:
             removed = steps[step].rename(newest.with_name(UNFINISHED + steps[step].name))
-            shutil.rmtree(removed)  # killed here, the next start removes the rest of it
+            # What stays, because of a kill or of a file that NFS keeps while it is open, is removed by the next save.
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def step_of(path: Path) -> int:
@@ -271,16 +271,16 @@ def load_checkpoint(
     check_metadata(path / STATE)
     check_manifest(path, verify)
     chunk: Any = model_chunks[0]
-    if chunk.lora is None and (path / TRAIN_STATE).is_file() and read_train_state(path).base:
-        raise CheckpointError(
-            f"{path} holds only the adapters of a LoRA run: use `python -m tools.convert merge` for a whole model, or "
-            "`export-lora` for PEFT's files"
-        )
     groups_as_configured = _hyperparameters(optimizer)
     wanted = sharded_state(model_chunks, optimizer, is_loading=True)
     try:
         loaded = dist_checkpointing.load(wanted, str(path / STATE))
     except (Exception, CheckpointException) as error:  # of many kinds; all mean that this folder does not fit
+        if chunk.lora is None and (path / TRAIN_STATE).is_file() and read_train_state(path).base:
+            raise CheckpointError(
+                f"{path} holds only the adapters of a LoRA run: use `python -m tools.convert merge` for a whole model, "
+                "or `export-lora` for PEFT's files"
+            ) from None
         raise CheckpointError(f"{path} does not load into this model: {_reason(error)}") from error
     problems = [
         _fill(chunk, loaded.get(f"model{number}", {}), wanted[f"model{number}"])
@@ -299,7 +299,8 @@ def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | No
     missing = [key for key in keys.missing_keys if key in wanted or chunk.lora is None]  # frozen weights are not saved
     if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"
-    read = {name: tensor for name, tensor in local_tensors(chunk) if chunk.lora is None or ADAPTERS in name.split(".")}
+    # With adapters they alone are read: frozen weights may not be filled yet.
+    read = {name: tensor for name, tensor in local_tensors(chunk) if name in wanted or chunk.lora is None}
     if bad := nonfinite(read):
         return f"has values that are not finite (NaN or infinity) in {', '.join(bad[:3])}; use another step"
     return None
@@ -322,7 +323,7 @@ def read_train_state(path: Path) -> TrainState:
             raise TypeError("data, config, bad_steps and metrics must be JSON objects")
         if not isinstance(state.base, str):
             raise TypeError("base must be a string")
-    except (ValueError, TypeError) as error:  # not UTF-8, not JSON, or other keys or types
+    except (OSError, ValueError, TypeError) as error:  # unreadable, not UTF-8, not JSON, or other keys or types
         raise CheckpointError(f"{file} is damaged ({_reason(error)}); use another step") from None
     return state
 

@@ -101,7 +101,7 @@ def check_alone(folder: Path, verify: str, *, only_small: bool) -> None:
     """
     if not (folder / MANIFEST).is_file():
         return
-    files = _parse_manifest(folder / MANIFEST)
+    files = parse_manifest(folder / MANIFEST)
     small = {name: entry for name, entry in files.items() if not name.startswith(TENSORS)}
     _compare_sizes(folder, small if only_small else files)
     blocks = ((name, number) for name, size in _bytes(small).items() for number in range(_block_count(size)))
@@ -116,12 +116,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             "%s has no %s, so damaged files would not be noticed: it is of an earlier version", folder, MANIFEST
         )
         return {}
-    files = _parse_manifest(folder / MANIFEST)
+    files = parse_manifest(folder / MANIFEST)
     _compare_sizes(folder, files)
     return files
 
 
-def _parse_manifest(file: Path) -> dict[str, Any]:
+def parse_manifest(file: Path) -> dict[str, Any]:
+    """Return the files of a manifest.
+
+    Raises:
+        CheckpointError: it cannot be read, or is damaged.
+    """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         files: dict[str, Any] = content["files"]
@@ -129,6 +134,8 @@ def _parse_manifest(file: Path) -> dict[str, Any]:
         complete = content["block_bytes"] == BLOCK_BYTES and all(
             len(entry["xxh3_64"]) == _block_count(wanted[name]) for name, entry in files.items()
         )
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read ({error.strerror}); use another step") from None
     except (ValueError, KeyError, TypeError, AttributeError):
         complete = False
     if not complete:

@@ -16,7 +16,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_repl
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch import Tensor, nn
 
-from model.lora_weights import sharded_adapters
+from model.lora_layers import sharded_adapters
 
 # The optimizer's state on disk: tensors of the parameters' own shapes, with the same keys at every layout. They are
 # assembled in main memory, on one data-parallel rank: on every rank's device they would take the state's size again.

@@ -10,15 +10,14 @@ tensor is read whole, one at a time, and sliced. `model.weight_table` says which
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
 
-from model.decoder import FUSED_NORMS
+from model.canonical_names import canonical_name
 from model.random_weights import RandomWeights
 from model.safetensors_folder import SafetensorsFolder, WeightsError, some
 from model.weight_table import hf_shapes, sizes, weights
@@ -109,31 +108,6 @@ def local_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     for name, buffer in model.named_buffers():
         if name.endswith(".expert_bias"):
             yield canonical_name(model, name), buffer
-
-
-DECODER_LAYER = re.compile(r"(language_model\.decoder\.layers\.)(\d+)")
-LOCAL_EXPERT = re.compile(r"(.*\.mlp\.experts)\.local_experts\.(\d+)\.")
-GROUPED_EXPERT = re.compile(r"(\.mlp\.experts)\.(linear_fc[12])\.weight(\d+)$")
-GROUPED_ADAPTER = re.compile(r"(\.mlp\.experts)\.(linear_fc[12])\.lora\.(\d+)\.")
-
-
-def canonical_name(model: nn.Module, name: str) -> str:
-    """Return the name of a local parameter in the whole model.
-
-    Layers and experts are counted over all ranks, and names are those of the torch backend, whatever the backend.
-    """
-    canonical = GROUPED_EXPERT.sub(r"\1.local_experts.\3.\2.weight", name)
-    canonical = GROUPED_ADAPTER.sub(r"\1.local_experts.\3.\2.lora.", canonical)
-    for fused, alone in FUSED_NORMS.items():
-        canonical = canonical.replace(fused, alone)
-    if expert := LOCAL_EXPERT.match(canonical):
-        experts: Any = model.get_submodule(expert[1])
-        first = parallel_state.get_expert_model_parallel_rank() * experts.num_local_experts
-        canonical = f"{expert[1]}.local_experts.{first + int(expert[2])}.{canonical[expert.end() :]}"
-    if layer := DECODER_LAYER.match(name):
-        number = model.get_submodule(layer[0]).layer_number  # from 1
-        canonical = f"{layer[1]}{number - 1}{canonical[layer.end() :]}"  # type: ignore[operator]
-    return canonical
 
 
 def this_ranks_slice(whole: Tensor, local: Tensor, name: str, stacked: int) -> Tensor:

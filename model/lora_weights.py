@@ -1,4 +1,4 @@
-"""The tensors of adapters: fill them, export them as PEFT names them, merge them into the weights, checkpoint them.
+"""The tensors of adapters: fill them, export them as PEFT names them, merge them into the weights.
 
 PEFT's tensors of a module are `base_model.model.MODULE.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]. Routed
 experts share one pair per parameter of transformers' `mlp.experts`, with the experts next to each other:
@@ -17,13 +17,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedStateDict, ShardedTensor
-from torch import Tensor, nn
+from torch import Tensor
 
+from model.canonical_names import canonical_name
 from model.config import GlmvConfig
-from model.hf_weights import WeightSource, canonical_name, check_names_and_shapes
-from model.lora import ADAPTERS, Adapter, adapters_of, remove_adapters
+from model.hf_weights import WeightSource, check_names_and_shapes
+from model.lora import remove_adapters
+from model.lora_layers import ADAPTERS, Adapter, adapters_of
 from model.lora_targets import LoraConfig, Site, selected_sites
 from model.weight_table import Weight, sizes, weights
 
@@ -53,7 +53,8 @@ def peft_names(chosen: Sequence[Site]) -> dict[str, str]:
 def peft_shapes(config: GlmvConfig, lora: LoraConfig) -> dict[str, tuple[int, ...]]:
     """Return name and shape of every tensor of a PEFT adapter."""
     chosen = selected_sites(config, lora.targets)
-    names, shapes = peft_names(chosen), {}
+    names = peft_names(chosen)
+    shapes: dict[str, tuple[int, ...]] = {}
     for site in chosen:
         rank = lora.rank * (1 if site.expert is None else config.decoder.n_routed_experts)
         shapes[f"{names[site.module]}.lora_A.weight"] = (rank, site.width)
@@ -141,7 +142,7 @@ def export_adapters(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
     size = sizes(config)
     names = peft_names(selected_sites(config, lora.targets))
     for module, adapters in _by_module(adapter for _, adapter in adapters_of(model)).items():
-        pairs = [(adapter.get_parameter("a"), torch.cat(adapter.blocks)) for adapter in adapters]
+        pairs: list[tuple[Tensor, Tensor]] = [(one.get_parameter("a"), torch.cat(one.blocks)) for one in adapters]
         a, b = pairs[0]
         if adapters[0].site.expert is not None:
             a, b = torch.cat([a for a, _ in pairs]), torch.stack([b for _, b in pairs], dim=-1).flatten(1)
@@ -156,15 +157,15 @@ def merge_adapters(model: GlmvModel) -> None:
     size = sizes(config)
     table = {weight.name: weight for weight in weights(config)}
     for name, module in list(model.named_modules()):
-        layer: Any = getattr(module, ADAPTERS, None)
-        if not isinstance(layer, nn.Module):
+        if module is model or not hasattr(module, ADAPTERS):  # the model's own attribute is its LoraConfig
             continue
         for leaf, weight in list(module.named_parameters(recurse=False)):
             row = table.get(canonical_name(model, f"{name}.{leaf}"))
             if row is None or weight.dim() != 2:
                 continue
-            adapters = layer if leaf == "weight" else layer[int(leaf.removeprefix("weight"))]
-            change = _change(row, list(adapters.values()), size)
+            layer: Any = getattr(module, ADAPTERS)
+            layer = layer if leaf == "weight" else layer[int(leaf.removeprefix("weight"))]
+            change = _change(row, list(layer.values()), size)
             weight.copy_((weight.float() + change).to(weight.dtype))
         remove_adapters(module)
     model.lora = None
@@ -181,29 +182,3 @@ def _change(row: Weight, adapters: Sequence[Adapter], size: dict[str, int]) -> T
         return products[0]
     parts = [products.get(part, torch.zeros(rows, width)) for part, rows in enumerate(layer_rows)]
     return row.transform.to_megatron(parts, size)
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def sharded_adapters(model: GlmvModel) -> ShardedStateDict:
-    """Return what this rank writes of a checkpoint of adapters, and reads again, by the model's own names.
-
-    The frozen weights are not part of it.
-    """
-    state: ShardedStateDict = {}
-    data_parallel_rank = parallel_state.get_data_parallel_rank(with_context_parallel=True)
-    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-    expert_replica = parallel_state.get_expert_data_parallel_rank()
-    for name, adapter in adapters_of(model):
-        for factor in adapter.factors:
-            local = f"{name}.{factor}"
-            dim = adapter.split_dim(factor)
-            offsets = [] if dim is None else [(dim, adapter.group.rank(), adapter.group.size())]
-            replica = (0, 0 if dim is not None else tensor_rank, data_parallel_rank)
-            if adapter.site.expert is not None:
-                replica = (0, 0, expert_replica)
-            key = f"{ADAPTERS}.{canonical_name(model, local)}"
-            data = adapter.get_parameter(factor)
-            state[local] = ShardedTensor.from_rank_offsets(key, data, *offsets, replica_id=replica)
-    return state

@@ -123,7 +123,7 @@ run_and_wait() { # COMMAND...
     "$@" &
     process=$!
     while kill -0 "$process" 2>/dev/null; do
-        # A run that is still loading removes a file that it takes to be old, so it is written as long as it takes.
+        # A run that starts removes a file that it takes to be old, so it is written as long as it takes.
         if [ -n "$signalled" ] && [ ! -e "$OUTPUT_DIR/stop" ] && ! run_has_ended; then
             printf 'job %s\n' "$SLURM_JOB_ID" >"$OUTPUT_DIR/stop" || true
         fi

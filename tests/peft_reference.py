@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.reference import small_config, transformers_model
 
-RANK, ALPHA = 4, 6.0
+RANK, ALPHA = 4, 6
 EXPERTS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "attn.qkv", "attn.proj", "merger.proj"]
 MLP = ["gate_proj", "up_proj", "down_proj"]
@@ -60,7 +59,7 @@ class Tensors:
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         self.tensors = tensors
 
-    def names(self) -> Sequence[str]:
+    def names(self) -> list[str]:
         return list(self.tensors)
 
     def shape(self, name: str) -> tuple[int, ...]:

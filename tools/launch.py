@@ -160,8 +160,12 @@ def _node_counts(text: str, stages: int) -> list[int]:
 
 
 def _read_stage(files: list[Path], keys: Sequence[str], name: str, nodes: int) -> Stage:
+    if not files[0].is_file():
+        raise ConfigError(f"{files[0]}: {'this is a folder' if files[0].is_dir() else 'there is no such file'}")
+    if name and name not in SCHEMAS:
+        raise ConfigError(f"--stage {name}: give {' or '.join(SCHEMAS)}")
     name = name or next((known for known in SCHEMAS if files[0].stem.startswith(known)), "")
-    if name not in SCHEMAS:
+    if not name:
         raise ConfigError(f"{files[0]}: its name does not say which stage it is; give --stage {' or '.join(SCHEMAS)}")
     return Stage(name, files, load_config(SCHEMAS[name], files, keys), nodes)
 
@@ -189,6 +193,8 @@ def _check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, wai
 
 def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: bool) -> None:
     """Check what a run checks at its start, as far as its files are here."""
+    if config.model.preset:  # a wrong number of nodes first: it needs no file
+        config.check_layout(_preset(config), processes)
     if not skip_files and not later:
         prepare(config, processes).loader.close()
         return
@@ -270,9 +276,9 @@ def _write(stages: Sequence[Stage], scripts: Sequence[str], after: str, out: Pat
         return
     files = [out]
     if len(stages) > 1:
-        out.mkdir(parents=True, exist_ok=True)
         files = [out / f"{number}_{stage.name}.sbatch" for number, stage in enumerate(stages, 1)]
     for file, script in zip(files, scripts, strict=True):
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, script)
     commands = [shlex.join(["sbatch", *_dependency(after if n == 0 else "JOB"), str(f)]) for n, f in enumerate(files)]
     print(

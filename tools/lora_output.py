@@ -146,7 +146,10 @@ def merge(
     check_options(dtype, verify)
     refuse_full(out)
     found = read_adapter_checkpoint(checkpoint)
-    weights = find_weights(base or found.init_from)
+    try:
+        weights = find_weights(base or found.init_from)
+    except ConfigError as error:
+        raise ConfigError(f"the base model is not found: {error}; say with --base where it is now") from None
     if (fingerprint := base_fingerprint(weights, found.seed)) != found.base:
         raise ConfigError(
             f"{weights or 'random weights'} is another base model than the one that the adapters in {found.path} were "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -33,7 +33,7 @@ from training.timers import PARTS as TIMED_PARTS
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 console = Console()
-Section = tuple[str, list[Chart]]
+Draw = Callable[[Sequence[RunRecord], str], Chart | None]  # takes the runs and the label of the x axis
 
 
 class XAxis(StrEnum):
@@ -69,7 +69,7 @@ def page(runs: Sequence[RunRecord], x_label: str) -> str:
     return environment.get_template("report_page.html").render(
         runs=runs,
         facts=[(run, dict(facts(run))) for run in runs],
-        sections=[(name, charts) for name, charts in sections(runs, x_label) if charts],
+        sections=list(sections(runs, x_label)),
         differences=different_keys(runs),
         quarantined=[(shard, reason, [run.quarantined[shard, reason] for run in runs]) for shard, reason in reasons],
     )
@@ -82,7 +82,7 @@ def facts(run: RunRecord) -> Iterator[tuple[str, str]]:
         return
     loss = run.last_loss()
     tokens = run.last("tokens_total") or sum(run.values("tokens"))
-    yield "loss of the last steps", f"{loss:.4f}"
+    yield "loss of the last steps", "not finite" if loss is None else f"{loss:.4f}"
     if validated := next((line["validation/loss"] for line in reversed(run.validation)), None):
         yield "validation loss", f"{validated:.4f}"
     yield "useful tokens", short_number(tokens)
@@ -106,86 +106,43 @@ def facts(run: RunRecord) -> Iterator[tuple[str, str]]:
 # --- the charts -------------------------------------------------------------------------------------------------------
 
 
-def sections(runs: Sequence[RunRecord], x_label: str) -> Iterator[Section]:
-    """Yield the sections of the page with their charts; charts without data are omitted."""
+def _curves(
+    title: str,
+    key: str,
+    *,
+    note: str = "",
+    log: bool = False,
+    percent: bool = False,
+    from_zero: bool = False,
+    of_validation: bool = False,
+) -> Draw:
+    def draw(runs: Sequence[RunRecord], x_label: str) -> Chart | None:
+        curves = [Curve(run.curve(key, of_validation=of_validation), run.color) for run in runs]
+        return curves_chart(title, curves, x_label, note=note, log=log, percent=percent, from_zero=from_zero)
 
-    def chart(title: str, key: str, **options: object) -> Chart | None:
-        curves = [Curve(run.curve(key), run.color) for run in runs]
-        return curves_chart(title, curves, x_label, **options)  # type: ignore[arg-type]
-
-    def held_out(title: str, key: str) -> Chart | None:
-        return curves_chart(title, [Curve(run.curve(key, of_validation=True), run.color) for run in runs], x_label)
-
-    domains = [domain for domain in DOMAINS if any(run.curve(f"loss/{domain}")[0] for run in runs)]
-    yield (
-        "Loss",
-        _drawn(
-            chart("all domains", "loss", note="cross-entropy per token that carries loss"),
-            *(chart(domain, f"loss/{domain}") for domain in domains if len(domains) > 1),
-        ),
-    )
-    yield (
-        "Validation",
-        _drawn(
-            held_out("all domains, held out", "validation/loss"),
-            *(held_out(f"{domain}, held out", f"validation/loss/{domain}") for domain in DOMAINS),
-        ),
-    )
-    yield (
-        "Optimizer",
-        _drawn(
-            chart("learning rate", "lr", from_zero=True),
-            chart("gradient norm", "grad_norm", log=True, note="before clipping"),
-            *(chart(f"gradient norm: {part}", f"grad_norm/{part}", log=True) for part in NORM_PARTS),
-        ),
-    )
-    yield (
-        "Data",
-        _drawn(
-            shares_chart(
-                "mixture", _sums(runs, [f"tokens/{domain}" for domain in DOMAINS]), note="useful tokens by domain"
-            ),
-            chart("padding", "padding_fraction", percent=True, from_zero=True, note="share of the packs' tokens"),
-            chart("images and frame pairs per step", "images", from_zero=True),
-            chart("useful tokens per step", "tokens", from_zero=True),
-        ),
-    )
-    yield (
-        "Experts",
-        _drawn(
-            _expert_load(runs, x_label),
-            *(
-                chart(f"busiest expert: {kind} tokens", f"expert_load/{kind}/max", from_zero=True)
-                for kind in MODALITIES
-            ),
-            chart("experts without a token in the step", "dead_experts", from_zero=True),
-            chart("balance loss", "balance_loss", note="1: balanced"),
-        ),
-    )
-    yield (
-        "Speed",
-        _drawn(
-            chart("tokens per second", "tokens_per_second", from_zero=True),
-            chart("MFU", "mfu", percent=True, from_zero=True, note="useful FLOPs over the devices' peak"),
-            chart("seconds per step", "step_seconds", from_zero=True),
-            chart("wait for data, seconds", "data_seconds", from_zero=True, note="of the slowest rank"),
-            shares_chart(
-                "where the time goes",
-                _sums(runs, [f"seconds/{part}" for part in TIMED_PARTS]),
-                note="each of its slowest rank",
-            ),
-            chart("memory, GB", "memory_gb", from_zero=True, note="of the fullest rank"),
-        ),
-    )
+    return draw
 
 
-def _drawn(*charts: Chart | None) -> list[Chart]:
-    return [chart for chart in charts if chart is not None]
+def _domain_loss(domain: str) -> Draw:
+    """Draw the loss of one domain, unless it is the only one."""
+    draw_loss = _curves(domain, f"loss/{domain}")
+
+    def draw(runs: Sequence[RunRecord], x_label: str) -> Chart | None:
+        present = [one for one in DOMAINS if any(run.curve(f"loss/{one}")[0] for run in runs)]
+        return draw_loss(runs, x_label) if len(present) > 1 else None
+
+    return draw
 
 
-def _sums(runs: Sequence[RunRecord], keys: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Return the sum of each key over a run's steps, by the last part of the key, without those that are 0."""
-    return {run.name: {key.split("/")[1]: total for key in keys if (total := sum(run.values(key))) > 0} for run in runs}
+def _shares(title: str, prefix: str, names: Sequence[str], *, note: str) -> Draw:
+    """Draw the sums of PREFIX/NAME over each run's steps, without those that are 0."""
+
+    def draw(runs: Sequence[RunRecord], x_label: str) -> Chart | None:
+        totals = {run.name: {name: sum(run.values(f"{prefix}/{name}")) for name in names} for run in runs}
+        drawn = {run: {name: total for name, total in sums.items() if total > 0} for run, sums in totals.items()}
+        return shares_chart(title, drawn, note=note)
+
+    return draw
 
 
 def _expert_load(runs: Sequence[RunRecord], x_label: str) -> Chart | None:
@@ -195,6 +152,50 @@ def _expert_load(runs: Sequence[RunRecord], x_label: str) -> Chart | None:
         curves.append(Curve(run.curve("expert_load/min"), run.color, dashed=True))
     note = "busiest (solid) and least busy expert (dashed) of any layer; 1: an even share"
     return curves_chart("expert load", curves, x_label, from_zero=True, note=note)
+
+
+SECTIONS: dict[str, list[Draw]] = {
+    "Loss": [
+        _curves("all domains", "loss", note="cross-entropy per token that carries loss"),
+        *(_domain_loss(domain) for domain in DOMAINS),
+    ],
+    "Validation": [
+        _curves("all domains, held out", "validation/loss", of_validation=True),
+        *(_curves(f"{domain}, held out", f"validation/loss/{domain}", of_validation=True) for domain in DOMAINS),
+    ],
+    "Optimizer": [
+        _curves("learning rate", "lr", from_zero=True),
+        _curves("gradient norm", "grad_norm", log=True, note="before clipping"),
+        *(_curves(f"gradient norm: {part}", f"grad_norm/{part}", log=True) for part in NORM_PARTS),
+    ],
+    "Data": [
+        _shares("mixture", "tokens", DOMAINS, note="useful tokens by domain"),
+        _curves("padding", "padding_fraction", percent=True, from_zero=True, note="share of the packs' tokens"),
+        _curves("images and frame pairs per step", "images", from_zero=True),
+        _curves("useful tokens per step", "tokens", from_zero=True),
+    ],
+    "Experts": [
+        _expert_load,
+        *(_curves(f"busiest expert: {kind} tokens", f"expert_load/{kind}/max", from_zero=True) for kind in MODALITIES),
+        _curves("experts without a token in the step", "dead_experts", from_zero=True),
+        _curves("balance loss", "balance_loss", note="1: balanced"),
+    ],
+    "Speed": [
+        _curves("tokens per second", "tokens_per_second", from_zero=True),
+        _curves("MFU", "mfu", percent=True, from_zero=True, note="useful FLOPs over the devices' peak"),
+        _curves("seconds per step", "step_seconds", from_zero=True),
+        _curves("wait for data, seconds", "data_seconds", from_zero=True, note="of the slowest rank"),
+        _shares("where the time goes", "seconds", TIMED_PARTS, note="each of its slowest rank"),
+        _curves("memory, GB", "memory_gb", from_zero=True, note="of the fullest rank"),
+    ],
+}
+
+
+def sections(runs: Sequence[RunRecord], x_label: str) -> Iterator[tuple[str, list[Chart]]]:
+    """Yield the sections of the page with their charts; charts and sections without data are omitted."""
+    for name, draws in SECTIONS.items():
+        if charts := [chart for draw in draws if (chart := draw(runs, x_label)) is not None]:
+            yield name, charts
 
 
 if __name__ == "__main__":

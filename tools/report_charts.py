@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,7 +22,7 @@ INK, GRID, PALE = "#334155", "#e2e8f0", "#94a3b8"
 MOST_POINTS = 1500  # of a curve: more are averaged in groups
 SMOOTHED = 60  # a curve of more points than this is drawn smoothed, above its raw values
 WIDTH, HEIGHT = 5.4, 2.75  # inches
-STYLE = {
+STYLE: dict[Any, Any] = {  # of matplotlib, which types its keys as the union of all their names
     "svg.fonttype": "none",
     "svg.hashsalt": "glmv",  # the same data give the same page
     "font.family": "sans-serif",
@@ -32,6 +33,7 @@ STYLE = {
     "axes.spines.right": False,
     "axes.axisbelow": True,
     "text.color": INK,
+    "text.parse_math": False,  # a run may be called a$b$c
     "xtick.color": INK,
     "ytick.color": INK,
 }

@@ -20,6 +20,7 @@ IOU_THRESHOLD = 0.5
 _ANSWER = re.compile(r"<answer>(.*?)(?:</answer>|\Z)", re.DOTALL)
 _BOXED = re.compile(re.escape(BOX_BEGIN) + "(.*?)" + re.escape(BOX_END), re.DOTALL)
 _NUMBER = re.compile(r"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:/\d+)?")
+LONGEST_NUMBER = 1000  # characters: a model may repeat a digit without end, and Python reads no more than 4300
 
 
 def final_answer(text: str) -> str:
@@ -65,7 +66,7 @@ def number_of(text: str) -> Fraction | None:
     bare = text.strip().removeprefix("$").removesuffix("%").strip()
     if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d*)?", bare):
         bare = bare.replace(",", "")
-    if not _NUMBER.fullmatch(bare):
+    if len(bare) > LONGEST_NUMBER or not _NUMBER.fullmatch(bare):
         return None
     above, _, below = bare.partition("/")
     divisor = Fraction(below or 1)

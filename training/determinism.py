@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import nn
 
-from model.hf_weights import canonical_name
+from model.canonical_names import canonical_name
 from training.update import KeptExpertBiases
 
 Result = TypeVar("Result")

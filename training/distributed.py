@@ -12,12 +12,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch.torch_version import TorchVersion
 
 from model.backend import device_count, process_group_arguments
 from model.config import ConfigError
 
-# NCCL keeps a record of its last collectives; by its older and its newer name in torch. See training.stacks.
-NCCL_RECORDS = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_FR_BUFFER_SIZE": "2000"}
+# NCCL keeps a record of its last collectives (training.stacks). torch 2.13 warns of the older name of the variable.
+NCCL_RECORDS = "TORCH_FR_BUFFER_SIZE" if TorchVersion(torch.__version__) >= "2.13" else "TORCH_NCCL_TRACE_BUFFER_SIZE"
 TIMEOUT = timedelta(minutes=30)  # of a collective; reading weights delays a rank's first collective by minutes
 
 
@@ -74,8 +75,7 @@ def process_group(timeout: timedelta = TIMEOUT) -> Iterator[None]:
     _need_beside_rank("MASTER_ADDR", "MASTER_PORT")
     # One queue to the device, so that communication starts before the computation with which it overlaps.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
-    for variable, value in NCCL_RECORDS.items():
-        os.environ.setdefault(variable, value)
+    os.environ.setdefault(NCCL_RECORDS, "2000")
     torch.cuda.set_device(local_rank())
     store: dist.Store = dist.HashStore()
     if "RANK" in os.environ:

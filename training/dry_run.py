@@ -64,9 +64,15 @@ def dry_run(config: RunConfig, processes: int | None, skip_files: bool) -> None:
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: as for a real run.
     """
+    assumed = processes is None and "WORLD_SIZE" not in os.environ
     processes = processes or _world_size()
     lines = _without_files(config, processes) if skip_files else _with_files(config, processes)
-    text = "\n".join(lines)  # all of it, before anything is printed
+    try:
+        text = "\n".join(lines)  # all of it, before anything is printed
+    except ConfigError as error:
+        if assumed and "process" in str(error):
+            raise ConfigError(f"{error}; --world-size is not given, so 1 process is assumed") from None
+        raise
     if rank() == 0:
         print(text, flush=True)
 

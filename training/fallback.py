@@ -63,7 +63,12 @@ def _find_earlier(found: list[StartPoint], config: RunConfig, model: GlmvConfig,
 
 
 def keep_damaged(start_point: StartPoint) -> None:
-    """Rename the damaged checkpoints, make the one that is used the latest, and say so. On the main process."""
+    """Make the checkpoint that is used the latest, rename the damaged ones, and say so. On the main process.
+
+    In this order: killed between the two, the run resumes from the same checkpoint.
+    """
+    if start_point.damaged and start_point.resume is not None:
+        mark_latest(start_point.resume)
     for path, reason in start_point.damaged:
         names = (f"{path.name}{DAMAGED}{number or ''}" for number in itertools.count())
         kept = next(path.with_name(name) for name in names if not path.with_name(name).exists())
@@ -75,5 +80,3 @@ def keep_damaged(start_point: StartPoint) -> None:
             "the checkpoint %s is damaged: the run falls back to %s. The cause: %s. It is kept as %s",
             *(path.name, start_point.resume and start_point.resume.name, reason, kept),
         )
-    if start_point.damaged and start_point.resume is not None:
-        mark_latest(start_point.resume)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from training.config import RunConfig
 from training.errors import EXPECTED_ERRORS, expected_errors
-from training.run_state import EXIT_FAILED, FAILED, write_state
+from training.run_state import EXIT_FAILED, FAILED, read_state, write_state
 from training.signals import StopRequests
 from training.watchdog import EXIT_GONE, Watchdog, tell
 
@@ -67,8 +67,9 @@ def _errors_end_the_run(config: RunConfig, watchdog: Watchdog) -> Iterator[None]
     except EXPECTED_ERRORS as error:
         print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)
         if watchdog.announce_error(str(error), EXIT_FAILED):
-            step = watchdog.board.own.step
-            write_state(Path(config.train.output_dir), FAILED, step, config.train.steps, str(error))
+            folder = Path(config.train.output_dir)
+            step = watchdog.step or read_state(folder).get("step", 0)  # 0: it has not resumed yet
+            write_state(folder, FAILED, step, config.train.steps, str(error))
         raise SystemExit(EXIT_FAILED) from None
     except Exception as error:
         if not is_lost_peer(error):

@@ -17,7 +17,7 @@ class HealthConfig:
     """When a run is given up, when a step is bad, and what happens then."""
 
     hang_seconds: int = 900  # a process without progress for so long ends the run, with all stacks; 0: never
-    allowance_seconds: int = 1800  # added while weights are loaded or saved, and in the first step
+    allowance_seconds: int = 1800  # added in loading, saving, validating and the first step
     # a loss or gradient norm that is not finite: stop the run, or skip (no update of weights, optimizer state and
     # expert biases; the learning rate and the data continue)
     on_nonfinite: str = "stop"

@@ -32,6 +32,7 @@ from training.run_state import (
     STOPPED,
     end_restart_of_an_ended_run,
     note_refusal,
+    note_start,
     write_state,
 )
 from training.sample_list import gather_packs, write_samples
@@ -71,11 +72,15 @@ def run(config: RunConfig) -> None:
     with run_lock(folder) as refusal:
         # Look again: until this run had the lock, another one may have been saving its last checkpoint.
         start_point = find_start_point(config)
+        if not refusal:
+            note_start(folder, config.train.steps)
         with process_group(config.health.collective_timeout):
             agree_on_lock(refusal)
             if dist.get_rank() == 0:
                 remove_unfinished(folder / CHECKPOINTS)
             with guarded(config) as guard:
+                if dist.get_rank() == 0:
+                    guard.requests.forget_old_file()
                 exit_code = Run(prepared, settle_start_point(start_point, config, prepared.model), guard).train()
     if exit_code:
         raise SystemExit(exit_code)
@@ -94,10 +99,12 @@ class Run:
         self.config, self.loader, self.guard = prepared.config, prepared.loader, guard
         self.folder = Path(self.config.train.output_dir)
         self.base = start_point.base
+        guard.watchdog.mark(0, "loading", slow=True)  # the checksums had their own time
         self.trainer = build_trainer(prepared, start_point)
         self.meter = Meter(self.config, prepared.model, self.trainer)
         self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
         self.started_at = self.done
+        guard.watchdog.mark(self.done, "loading", slow=True)
         hf_files = partial(
             write_hf_files,
             model=prepared.model,
@@ -108,7 +115,6 @@ class Run:
         self.profiler = StepProfiler(self.config.profile, self.folder, dist.get_rank())
         self.log: RunLog | None = None
         self.stopped_by = ""
-        guard.requests.forget_old_file()
         if dist.get_rank() == 0:
             keys = asdict(self.config)
             self.log = RunLog(self.folder, self.done, self.config.train.steps)

@@ -13,7 +13,7 @@ from typing import Any
 import xxhash
 
 from model.checkpoint import STATE, TRAIN_STATE, TrainState, is_checkpoint, read_train_state
-from model.checkpoint_manifest import MANIFEST
+from model.checkpoint_manifest import MANIFEST, parse_manifest
 from model.config import ConfigError, GlmvConfig
 from model.lora_targets import adapted_parts, selected_sites
 from model.safetensors_folder import SafetensorsFolder
@@ -31,6 +31,7 @@ def base_fingerprint(weights: Path | None, seed: int) -> str:
         seed: Seed of random weights.
 
     Raises:
+        CheckpointError: The manifest of the checkpoint is damaged.
         WeightsError: The folder has no readable weights.
     """
     if weights is None:
@@ -50,7 +51,7 @@ def _checksums(checkpoint: Path) -> dict[str, Any]:
     """Return the checksums of a checkpoint's weights; only sizes where an earlier version wrote no manifest."""
     manifest = checkpoint / MANIFEST
     if manifest.is_file():
-        files = json.loads(manifest.read_text(encoding="utf-8"))["files"]
+        files = parse_manifest(manifest)
         return {name: entry for name, entry in files.items() if name.startswith(f"{STATE}/")}
     return {path.name: path.stat().st_size for path in (checkpoint / STATE).iterdir()}
 

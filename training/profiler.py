@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from model.config import ConfigError
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 
 PROFILES = "profile"
+logger = logging.getLogger("glmv")
 
 
 @dataclass
@@ -76,12 +78,15 @@ class StepProfiler:
             self.close()
 
     def close(self) -> None:
-        """End the window, and write its trace; does nothing outside of it."""
+        """End the window, and write its trace; does nothing outside of it. A full disk costs the trace, not the run."""
         if self._profiler is None:
             return
         profiler, self._profiler, self._window = self._profiler, None, range(0)
         profiler.stop()
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         unfinished = self._file.with_name(f".unfinished_{self._file.name}")
-        profiler.export_chrome_trace(str(unfinished))
-        unfinished.replace(self._file)
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            profiler.export_chrome_trace(str(unfinished))
+            unfinished.replace(self._file)
+        except OSError as error:
+            logger.warning("%s cannot be written (%s)", self._file, error.strerror or error)

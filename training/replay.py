@@ -26,6 +26,7 @@ from model.context_slicing import my_context_tokens
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig, load_config
 from training.distributed import process_group, world_size
+from training.lora_base import base_fingerprint, check_same_adapters, check_same_base
 from training.setup import Prepared, build_loader, build_trainer, lay_out_pipeline
 from training.start_point import RUN_CONFIG, StartPoint, find_weights, resolve_model, step_folders
 from training.step import TrainStep
@@ -44,7 +45,6 @@ ONE_PROCESS = (
 ALWAYS = (
     "data.num_workers=0",
     "parallel.virtual_pipeline_model_parallel_size=1",  # there is one micro-batch at a time
-    "lora.dropout=0.0",  # nothing is drawn at random
 )
 
 
@@ -134,11 +134,18 @@ def _find(path: Path) -> Path | None:
 
 
 def _weights_and_adapters(config: RunConfig, chosen: Path | None) -> tuple[Path | None, Path | None]:
-    """Return what to fill the model with, and the checkpoint of adapters to load after that, if it is one."""
+    """Return what to fill the model with, and the checkpoint of adapters to load after that, if it is one.
+
+    Raises:
+        ConfigError: the adapters are of another base model, or the run has others.
+    """
     if chosen is None:
         return find_weights(config.model.init_from), None
-    if config.lora.rank and is_checkpoint(chosen) and read_train_state(chosen).base:
-        return find_weights(config.model.init_from), chosen
+    if config.lora.rank and is_checkpoint(chosen) and (before := read_train_state(chosen)).base:
+        weights = find_weights(config.model.init_from)
+        check_same_adapters(before, config, chosen)
+        check_same_base(before, config, base_fingerprint(weights, config.train.seed), chosen)
+        return weights, chosen
     return chosen, None
 
 

@@ -39,6 +39,16 @@ def write_state(folder: Path, state: str, step: int, steps: int, reason: str = "
         logger.warning("%s cannot be written (%s)", folder / RUN_STATE, error.strerror)
 
 
+def note_start(folder: Path, steps: int) -> None:
+    """Write `running` over how the run ended before. The main process writes, and holds the run folder's lock.
+
+    Weights are loaded after this. A process that is lost meanwhile is restarted by torchrun, and must not take the end
+    of the run before for that of this one. A run that has not ended before has no state until its first step.
+    """
+    if rank() == 0 and (before := read_state(folder)):
+        write_state(folder, RUNNING, before.get("step", 0), steps)
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """Return the content of state.json; empty where there is none that can be read."""
     try:

@@ -120,7 +120,7 @@ class Saver:
         dist.all_reduce(found, op=dist.ReduceOp.MAX)
         is_alive, has_failed = found.tolist()
         if has_failed or not is_alive:
-            self._end()
+            self._end(failed=bool(has_failed))
 
     def wait(self) -> None:
         """Wait until the save in the background is done, if there is one.
@@ -155,13 +155,13 @@ class Saver:
                     before,
                 )
 
-    def _end(self) -> None:
-        """Forget the save in the background, of which all processes know that it is done or has failed."""
+    def _end(self, *, failed: bool = False) -> None:
+        """Forget the save in the background, which is done on this process, or has failed on any."""
         writing, self._writing = self._writing, None
         assert writing is not None
         if writing.error is not None:
             raise writing.error
-        if writing.is_alive():
+        if failed:
             raise CheckpointError(f"the save of step {writing.step} failed on another process")
 
     def _write(self, path: Path, train_state: TrainState, state: Callable[[], dict[str, Any]]) -> None:
@@ -198,11 +198,13 @@ class _Writing(threading.Thread):
         self.step = step
         self.error: BaseException | None = None
         self._work = work
+        self._device = torch.cuda.current_device()
         self.start()
 
     def run(self) -> None:
         """Write; keep the error for the main thread."""
         try:
+            torch.cuda.set_device(self._device)  # a new thread has the first GPU of the machine
             self._work()
         except BaseException as error:
             self.error = error

@@ -17,7 +17,7 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from training.metrics import logger
+from training.metrics import logger, writes_to
 
 STOP_FILE = "stop"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -53,14 +53,18 @@ class StopRequests:
         self.received = self.received or number
 
     def forget_old_file(self) -> None:
-        """Remove a `stop` that an earlier run did not see. A restart by torchrun obeys it: the run is the same."""
-        if dist.get_rank() == 0 and os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and self.file.exists():
+        """Remove a `stop` that an earlier run did not see. On the main process.
+
+        A restart by torchrun obeys it: the run is the same.
+        """
+        if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" and self.file.exists():
             self.remove_file()
-            logger.warning("%s was older than this run: it is removed, and the run goes its way", self.file)
+            logger.warning("%s is older than this run: it is removed, and the run does not stop", self.file)
 
     def remove_file(self) -> None:
         """Remove the file, so that the next start does not stop."""
-        self.file.unlink(missing_ok=True)
+        with writes_to(self.file):
+            self.file.unlink(missing_ok=True)
 
     def agree(self) -> str:
         """Return who asked the run to stop, the same on every process; empty: nobody. Collective."""

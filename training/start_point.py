@@ -362,12 +362,12 @@ def agree_on_start_point(start_point: StartPoint) -> StartPoint:
     """
     choice = [start_point]
     dist.broadcast_object_list(choice, src=0)
-    missing = torch.tensor(float(choice[0].folder is not None and not choice[0].folder.is_dir()))
-    missing = missing.to(torch.cuda.current_device())
+    folders = [path for path in (choice[0].resume, choice[0].weights) if path is not None]
+    missing = torch.tensor(float(not all(path.is_dir() for path in folders)), device=torch.cuda.current_device())
     dist.all_reduce(missing)
     if missing:
         raise CheckpointError(
-            f"{choice[0].folder} is not seen by {int(missing)} of {dist.get_world_size()} processes: train.output_dir "
-            "and model.init_from must be on a file system that all nodes share"
+            f"{' or '.join(map(str, folders))} is not seen by {int(missing)} of {dist.get_world_size()} processes: "
+            "train.output_dir and model.init_from must be on a file system that all nodes share"
         )
     return choice[0]

@@ -118,6 +118,11 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
         )
     if config.optimizer.decay_style == "constant" and config.optimizer.min_lr != type(config)().optimizer.min_lr:
         yield "optimizer.min_lr has no effect, because optimizer.decay_style=constant keeps optimizer.lr"
+    held_out = config.validation
+    if held_out.sources and not held_out.interval:
+        yield "validation.sources has no effect, because validation.interval is 0: set it to a number of steps"
+    if (held_out.samples or held_out.samples_file) and not held_out.samples_interval:
+        yield "the prompts of validation have no effect, because validation.samples_interval is 0: set it"
     set_keys = [
         (f"optimizer.lr_scale.{part}", part) for part, scale in asdict(config.optimizer.lr_scale).items() if scale != 1
     ]

@@ -29,9 +29,9 @@ from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
+from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
-from model.hf_weights import canonical_name
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice

@@ -1,4 +1,4 @@
-"""Weights & Biases and MLflow: the lines of metrics.jsonl, sent from threads of their own.
+"""Weights & Biases and MLflow: the lines of metrics.jsonl and validation.jsonl, sent from threads of their own.
 
 Training never waits for a network: a tracker connects, sends and ends in its thread. What it cannot do is said once,
 and the run continues without it. Both hold the same values as metrics.jsonl, under the same names.

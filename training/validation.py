@@ -75,7 +75,14 @@ class ValidationConfig:
 
 
 def build_held_out_loader(
-    config: ValidationConfig, data: DataConfig, *, seq_length: int, global_batch_size: int, cost: PackCost, **rank: int
+    config: ValidationConfig,
+    data: DataConfig,
+    *,
+    seq_length: int,
+    global_batch_size: int,
+    cost: PackCost,
+    data_parallel_rank: int,
+    data_parallel_size: int,
 ) -> PackedLoader:
     """Open the held-out sources.
 
@@ -85,7 +92,8 @@ def build_held_out_loader(
         seq_length: tokens per pack.
         global_batch_size: packs per step.
         cost: by which packs are balanced.
-        rank: data_parallel_rank and data_parallel_size.
+        data_parallel_rank: of this process.
+        data_parallel_size: of the run.
 
     Raises:
         DataError: a source cannot be used.
@@ -93,7 +101,14 @@ def build_held_out_loader(
     once = [source if config.steps or source.epochs else replace(source, epochs=1.0) for source in config.sources]
     data = replace(data, sources=once, seed=SEED)
     try:
-        return PackedLoader(data, seq_length=seq_length, global_batch_size=global_batch_size, cost=cost, **rank)
+        return PackedLoader(
+            data,
+            seq_length=seq_length,
+            global_batch_size=global_batch_size,
+            cost=cost,
+            data_parallel_rank=data_parallel_rank,
+            data_parallel_size=data_parallel_size,
+        )
     except DataError as error:
         raise DataError(f"validation.sources: {error}") from None
 
@@ -113,22 +128,34 @@ def check_overlap(held_out: PackedLoader, training: PackedLoader, *, allowed: bo
         )
 
 
-def check_loss_tokens(config: ValidationConfig, data: DataConfig, *, global_batch_size: int, **plan: Any) -> None:
+def check_loss_tokens(
+    config: ValidationConfig, data: DataConfig, *, seq_length: int, global_batch_size: int, cost: PackCost
+) -> None:
     """Read held-out packs in this process until one has a token that carries loss: usually one pack.
 
     Args:
         config: names the sources.
         data: the other keys of the data.
+        seq_length: tokens per pack.
         global_batch_size: packs per step.
-        plan: the other arguments of `build_held_out_loader`.
+        cost: by which packs are balanced.
 
     Raises:
-        DataError: none has.
+        DataError: none has, or a shard is lost.
     """
-    whole = {"global_batch_size": global_batch_size, "data_parallel_rank": 0, "data_parallel_size": 1}
-    loader = build_held_out_loader(config, replace(data, num_workers=0), **whole, **plan)
+    loader = build_held_out_loader(
+        config,
+        replace(data, num_workers=0),
+        seq_length=seq_length,
+        global_batch_size=global_batch_size,
+        cost=cost,
+        data_parallel_rank=0,
+        data_parallel_size=1,
+    )
     samples, unused = 0, Counter[str]()
     for pack in islice(loader.read_packs(), config.steps * global_batch_size or None):
+        if isinstance(pack, DataError):
+            raise DataError(f"validation.sources: {pack}") from pack
         if pack.num_loss_tokens:
             return
         samples += pack.num_samples

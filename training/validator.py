@@ -53,14 +53,22 @@ def prepare_validation(
     options = config.validation
     loader = None
     if options.interval:
-        lengths = {"seq_length": config.train.seq_length, "global_batch_size": config.train.global_batch_size}
-        plan = {**lengths, "cost": pack_cost(model)}
+        seq_length, global_batch_size = config.train.seq_length, config.train.global_batch_size
+        cost = pack_cost(model)
         loader = build_held_out_loader(
-            options, config.data, **plan, data_parallel_rank=data_parallel_rank, data_parallel_size=data_parallel_size
+            options,
+            config.data,
+            seq_length=seq_length,
+            global_batch_size=global_batch_size,
+            cost=cost,
+            data_parallel_rank=data_parallel_rank,
+            data_parallel_size=data_parallel_size,
         )
         check_overlap(loader, training, allowed=options.allow_overlap)
         if rank() == 0:
-            check_loss_tokens(options, config.data, **plan)
+            check_loss_tokens(
+                options, config.data, seq_length=seq_length, global_batch_size=global_batch_size, cost=cost
+            )
     prompts = []
     if options.samples_interval:
         budget = PixelBudget(config.data.image_max_tokens, config.data.video_max_tokens)
@@ -152,7 +160,10 @@ class Validator:
             may_continue=self.may_continue,
         )
         seconds = time.perf_counter() - started
-        if self.log is None or answers is None:
+        if self.log is None:
+            return
+        if answers is None:
+            logger.info("the answers at step %d are given up, because the run was asked to stop", step)
             return
         page = write_samples(
             self.folder / "samples", step, self.prepared.prompts, answers, self.tokenizer, self.log.tensorboard

@@ -76,6 +76,11 @@ class Watchdog:
         hang, allowance = self.config.hang_seconds, self.config.allowance_seconds
         self._mark = Mark(time.monotonic(), step, phase, hang + allowance * slow if hang else math.inf)
 
+    @property
+    def step(self) -> int:
+        """The step of the last mark."""
+        return self._mark.step
+
     def close(self) -> None:
         """Leave: the others no longer expect signs of life."""
         self._closing.set()

@@ -32,7 +32,7 @@ def chat_prompt(prompt: str, *, images: int, videos: int, thinking: bool, form: 
     turn: list[Element] = [Token("[gMASK]"), Token("<sop>"), Token("<|user|>"), Text("\n"), *content]
     if thinking:
         return [*turn, Token("<|assistant|>"), Text("\n")]
-    empty_thought = [Text("\n"), Token("<think>"), Token("</think>"), Text("\n")]
+    empty_thought: list[Element] = [Text("\n"), Token("<think>"), Token("</think>"), Text("\n")]
     return [*turn, Token(NO_THINK), Token("<|assistant|>"), *empty_thought]
 
 

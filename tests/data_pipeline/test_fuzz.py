@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from data_pipeline.config import SourceConfig
+from data_pipeline.encoding.batch import Batch
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.fetch import PackFetcher
@@ -357,6 +358,7 @@ def run_case(kind: str, rng: random.Random, folder: Path, tokenizer: GlmTokenize
     fetcher = PackFetcher([source], tokenizer, BUDGET, seq_length=1 << 17, segment_multiple=8)
     for row in range(len(source)):
         batch = fetcher[Pack([Piece(0, row, 0, int(source.lengths[row]))])]
+        assert isinstance(batch, Batch), batch
         stored = source.sample(row)
         name = f"{stored.shard_name}/{stored.sample.key}"
         failed = [record["reason"] for record in batch.quarantined if f"{record['shard']}/{record['key']}" == name]

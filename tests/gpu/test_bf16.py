@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from data_pipeline.encoding.batch import Batch
 from model.backend import Backend
+from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import canonical_name
 from model.whole_model import build_whole_model
 from tests.model.test_parity import PACK, first_two_segments_joined, logits, one_segment_off, sample
 from tests.reference import (

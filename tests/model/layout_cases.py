@@ -266,9 +266,8 @@ def gradients(
         # Give every rank whole gradients; the distributed optimizer would leave it a part of them.
         true_schedule = training.step.get_forward_backward_func
         training.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
-        trainer.optimizer.step = lambda: (True, 0.0, 0)
         try:
-            trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
+            trainer.measure(of_this_rank(packs_of_step(variant, 1)), lambda *_: None)
         finally:
             training.step.get_forward_backward_func = true_schedule
     held = {

@@ -21,7 +21,7 @@ from training.dry_run import one_stage
 
 pytestmark = pytest.mark.fast
 
-SP = {"sequence_parallel": True}
+SP: dict[str, Any] = {"sequence_parallel": True}
 CASES = [
     # preset, processes, layout: the published ones, and every way to split
     ("glm45v", 256, {"expert_model_parallel_size": 8, "pipeline_model_parallel_size": 4}),

@@ -209,7 +209,7 @@ def wait_for(condition: Callable[[], bool], what: str, timeout: float = 30) -> N
 def free_ports(number: int) -> list[int]:
     """Return ports that nobody listens on, below those that the kernel gives to clients."""
     sockets = []
-    ports = []
+    ports: list[int] = []
     port = 10000 + os.getpid() % 9000
     while len(ports) < number:
         one = socket.socket()

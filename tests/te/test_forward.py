@@ -16,9 +16,10 @@ from torch import Tensor, nn
 import model.transformer_engine as backend_module
 from model.attention import packed_segments
 from model.backend import Backend, TorchSpecProvider
+from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, WeightsError, canonical_name, load_weights
+from model.hf_weights import SafetensorsFolder, WeightsError, load_weights
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.transformer_engine import FUSED_KERNELS, TransformerEngineSpecProvider, on_device
 from tests.reference import Element, Image, Text, Video, forward_inputs, make_sample, pack

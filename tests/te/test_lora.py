@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from model.backend import Backend, TorchSpecProvider
-from model.hf_weights import canonical_name
-from model.lora import adapters_of, add_adapters
+from model.canonical_names import canonical_name
+from model.lora import add_adapters
+from model.lora_layers import adapters_of, sharded_adapters
 from model.lora_targets import LoraConfig
-from model.lora_weights import sharded_adapters
 from model.transformer_engine import TransformerEngineSpecProvider
 from tests.te.fake_ranks import LAYOUTS_OF, RANKS, built
 

@@ -18,9 +18,10 @@ from megatron.core.transformer.mlp import MLPSubmodules
 
 import model.decoder as model_decoder
 from model.backend import Backend, TorchSpecProvider
+from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import canonical_name, local_tensors
+from model.hf_weights import local_tensors
 from model.transformer_engine import TransformerEngineSpecProvider
 from model.weight_table import weights
 from tests.te import tables

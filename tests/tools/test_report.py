@@ -126,6 +126,15 @@ def test_run_before_its_first_step_and_a_run_with_an_infinite_loss(tmp_path: Pat
     assert [one.text for one in page.select(".cards h3")] == ["run", "other"]
 
 
+def test_run_whose_losses_are_all_infinite(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "$a$b$", 2, 1e-4, experts=False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    (run / "metrics.jsonl").write_text("".join(json.dumps({**line, "loss": None}) + "\n" for line in lines))
+    text, _ = make_page(tmp_path / "page.html", run)
+    assert "not finite" in text
+    assert "$a$b$" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

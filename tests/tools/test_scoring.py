@@ -119,6 +119,8 @@ def test_exactly_one_closed_box_is_a_result() -> None:
         ("3 cats", "3", False),
         ("nan", "inf", False),
         ("", "0", False),
+        ("7" * 5000, "7", False),  # more digits than Python reads as a number
+        ("7" * 5000, "7" * 5000, True),
     ],
 )
 def test_results_are_compared_as_numbers_or_text(given: str, expected: str, same: bool) -> None:

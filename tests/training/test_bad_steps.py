@@ -195,8 +195,9 @@ def test_spikes_are_skipped_exactly_and_equally_after_a_resume(
 def test_losses_that_are_not_finite_are_skipped_then_stop_the_run(config_file: Path, tmp_path: Path) -> None:
     """A learning rate that makes weights huge in the first step: no later loss is finite."""
     rate = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "optimizer.clip_grad=0"]
-    policy = ["health.on_nonfinite=skip", "health.max_skipped=3", "checkpoint.save_interval=1"]
-    errors = fail(config_file, [*rate, *policy])
+    policy = ["health.on_nonfinite=skip", "health.max_skipped=3"]
+    saving = ["checkpoint.save_interval=1", "checkpoint.async_save=true"]  # the last save may not be done at the end
+    errors = fail(config_file, [*rate, *policy, *saving])
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
 
     def refuse(constant: str) -> None:
@@ -210,6 +211,8 @@ def test_losses_that_are_not_finite_are_skipped_then_stop_the_run(config_file: P
     assert len({line["lr"] for line in read}) == len(read)  # the schedule continues
     assert all(f"step {first + 3}: the loss is " in error for error in errors)
     assert all("the 3 steps before it were skipped (health.max_skipped)" in error for error in errors)
+    ended = json.loads((tmp_path / "run" / "state.json").read_text())
+    assert (ended["state"], ended["step"]) == ("failed", first + 2)
     checkpoints = tmp_path / "run" / "checkpoints"
     states = [tensors_of(checkpoints / f"step_{step:07d}") for step in range(first - 1, first + 3)]
     assert states[0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from model.config import ConfigError
 from tests.launch import metrics, train
@@ -29,8 +29,12 @@ LR, BETA1, BETA2, EPS, DECAY = 1e-3, 0.9, 0.95, 1e-8, 0.1
 
 def tensors(checkpoint: Path) -> dict[str, Tensor]:
     """Read all tensors of a checkpoint with torch alone."""
-    metadata: Mapping[str, Any] = dcp.FileSystemReader(str(checkpoint / "state")).read_metadata().state_dict_metadata
-    state = {key: torch.empty(kind.size, dtype=kind.properties.dtype) for key, kind in metadata.items()}
+    metadata = dcp.FileSystemReader(str(checkpoint / "state")).read_metadata().state_dict_metadata
+    state = {
+        key: torch.empty(kind.size, dtype=kind.properties.dtype)
+        for key, kind in metadata.items()
+        if isinstance(kind, TensorStorageMetadata)
+    }
     dcp.load(state, checkpoint_id=str(checkpoint / "state"), no_dist=True)
     return state
 

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from model.checkpoint import CheckpointError, find_checkpoint, load_checkpoint
+from common.files import write_json
+from model.checkpoint import HF_FILES, CheckpointError, find_checkpoint, load_checkpoint
 from model.config import ConfigError, GlmvConfig
+from model.hf_config import CONFIG_FILE
 from model.hf_weights import SafetensorsFolder
 from model.lora import add_adapters
 from model.whole_model import build_whole_model
@@ -26,6 +28,7 @@ from tests.training.run_folders import interrupted_run
 from tools.lora_output import export_lora, merge, read_adapter_checkpoint
 from training.config import RunConfig, load_config
 from training.lora_base import check_lora
+from training.replay import prepare_replay
 from training.start_point import StartPoint, find_start_point
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
@@ -80,7 +83,7 @@ def test_adapters_resume_export_and_merge(config_file: Path, undisturbed: Callab
     sample = sample_for(tmp_path / "base")
     with torch.no_grad():
         without = transformers_logits(model, sample)
-        adapted = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
+        adapted: Any = peft.PeftModel.from_pretrained(model, str(tmp_path / "peft"))
         with_adapters = transformers_logits(adapted.base_model.model, sample)
         assert (with_adapters - without).abs().max() > 1e-2
         assert (with_adapters - ours).abs().max() <= 1e-5
@@ -100,6 +103,37 @@ def logits(run: Path, base: Path) -> torch.Tensor:
     sample = sample_for(base)
     with torch.no_grad():
         return model(**forward_inputs(pack([sample], 48)))[: len(sample.encoded.input_ids)]
+
+
+@pytest.mark.slow
+def test_adapters_fall_back_from_a_damaged_checkpoint_that_was_saved_in_the_background(
+    config_file: Path, shards: Path, undisturbed: Callable[..., Path], tmp_path: Path
+) -> None:
+    base, whole, damaged = undisturbed(config_file, *COMMON), tmp_path / "whole", tmp_path / "damaged"
+    two_stages = ["parallel.pipeline_model_parallel_size=2", "train.precision=fp32", "train.deterministic=true"]
+    held_out = [f"validation.sources=[{{path: {shards}/chats}}]", "validation.interval=2", "validation.steps=1"]
+    common = [*two_stages, *LORA, *held_out, f"model.init_from={base}", "checkpoint.async_save=true"]
+    train(config_file, [*common, f"train.output_dir={whole}"])
+    shutil.copytree(whole, damaged)
+    file = damaged / "checkpoints" / "step_0000006" / "state" / "__1_0.distcp"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    output = train(config_file, [*common, f"train.output_dir={damaged}"])
+    assert "the checkpoint step_0000006 is damaged: the run falls back to step_0000003" in output
+    assert trace(damaged) == trace(whole)
+    assert stored(damaged) == stored(whole)
+    assert sorted(path.name for path in (damaged / "checkpoints").iterdir()) == [
+        "latest",
+        "step_0000003",
+        "step_0000006",
+        "step_0000006.damaged",
+    ]
+    losses = [(run / "validation.jsonl").read_text().splitlines() for run in (whole, damaged)]
+    assert [json.loads(line)["step"] for line in losses[0]] == [2, 4, 6]
+    assert [json.loads(line)["validation/loss"] for line in losses[0]] == [
+        json.loads(line)["validation/loss"] for line in losses[1]
+    ]
 
 
 def load(folder: Path) -> Any:
@@ -211,6 +245,21 @@ def test_base_model_that_has_moved_is_accepted_and_another_is_not(
     assert any("model.init_from has moved" in line for line in found.moved)
     with pytest.raises(ConfigError, match=f"model.init_from={other} is another base model than the one"):
         start_point(config_file, *options, f"model.init_from={other}")
+
+
+@pytest.mark.fast
+def test_base_model_is_compared_where_adapters_are_merged_or_replayed(config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    step = saved_adapters(config_file, run)
+    (step / HF_FILES).mkdir()
+    write_json(step / HF_FILES / CONFIG_FILE, GlmvConfig.from_preset("tiny_moe").to_hf())
+    with pytest.raises(ConfigError, match=r"the base model is not found: .*say with --base where it is now"):
+        merge(step, tmp_path / "out", base=str(tmp_path / "none"))
+    shutil.copy(config_file, run / "config.yaml")
+    with pytest.raises(ConfigError, match=r"another base model .*: found random weights of seed 5"):
+        prepare_replay(run, 5, overrides=["lora.rank=4", "train.seed=5"])
+    with pytest.raises(ConfigError, match=r"lora\.rank was 4 .* and is 8 now"):
+        prepare_replay(run, 5, overrides=["lora.rank=8"])
 
 
 @pytest.mark.fast

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,7 @@ from model.moe import MODALITIES
 from model.parts import freeze
 from tests.launch import metrics, train
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, packs_of_step, samples_of_step
-from tests.reference import Image, Text, forward_inputs, make_sample, pack, transformers_loss
+from tests.reference import Element, Image, Text, forward_inputs, make_sample, pack, transformers_loss
 from tests.training.test_parts import part_of_transformers
 from training.metrics import duration, step_line
 from training.step import TrainStep
@@ -36,7 +36,7 @@ def test_norms_of_the_parts_are_those_of_transformers(build: Callable[..., GlmvM
     variant = model.glmv_config.variant
     report = TrainStep([model], OPTIMIZER, steps=1, seq_length=SEQ_LENGTH).run(1, packs_of_step(variant, 1))
     transformers_loss(reference, chain(*samples_of_step(variant, 1))).backward()
-    squares: Counter[str] = Counter()
+    squares: dict[str, float] = defaultdict(float)
     for name, parameter in reference.named_parameters():
         if parameter.grad is not None:
             squares[part_of_transformers(name)] += parameter.grad.double().square().sum().item()
@@ -99,10 +99,8 @@ def test_flops_of_a_step_are_those_that_torch_counts(build: Callable[..., GlmvMo
     """Two images and a text. torch also counts the position table, and the half of attention that the mask hides."""
     model = build().train()
     vision, decoder = model.glmv_config.vision, model.glmv_config.decoder
-    samples = [
-        make_sample(model.glmv_config, elements, seed=n)
-        for n, elements in enumerate([[Text(2), Image(16, 16), Image(12, 12), Text(6)], [Text(40)]])
-    ]
+    contents: list[list[Element]] = [[Text(2), Image(16, 16), Image(12, 12), Text(6)], [Text(40)]]
+    samples = [make_sample(model.glmv_config, elements, seed=n) for n, elements in enumerate(contents)]
     batch = pack(samples, seq_length=sum(len(sample.encoded) for sample in samples), segment_multiple=1)
     freeze(model, frozen)
     counter = FlopCounterMode(display=False)

@@ -11,7 +11,7 @@ import pytest
 from model.config import ConfigError
 from tests.launch import ROOT
 from training.distributed import check_processes, process_group
-from training.run_state import end_restart_of_an_ended_run, note_refusal, read_state, write_state
+from training.run_state import end_restart_of_an_ended_run, note_refusal, note_start, read_state, write_state
 
 pytestmark = pytest.mark.fast
 
@@ -54,6 +54,19 @@ def test_restart_by_torchrun_ends_where_the_run_had_ended(
     with pytest.raises(SystemExit) as caught:
         end_restart_of_an_ended_run(tmp_path)
     assert caught.value.code == exit_code
+
+
+def test_end_of_the_run_before_is_not_taken_for_that_of_a_run_that_crashes_while_it_loads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    note_start(tmp_path, steps=6)
+    assert read_state(tmp_path) == {}  # as long as there was no step
+    write_state(tmp_path, "stopped", step=3, steps=6, reason="by SIGTERM on rank 1")
+    note_start(tmp_path, steps=9)
+    assert read_state(tmp_path) == {"state": "running", "step": 3, "steps": 9, "reason": ""}
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    end_restart_of_an_ended_run(tmp_path)
 
 
 def test_rank_without_world_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

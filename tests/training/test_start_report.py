@@ -81,6 +81,14 @@ def test_keys_of_frozen_or_missing_parts_are_named(config_file: Path, shards: Pa
     assert warnings(config_file, *settings) == []
 
 
+def test_validation_that_never_happens_is_named(config_file: Path, shards: Path) -> None:
+    keys = [f"validation.sources=[{{path: {shards}/images}}]", "validation.samples=[{prompt: Why?}]"]
+    assert warnings(config_file, *keys) == [
+        "validation.sources has no effect, because validation.interval is 0: set it to a number of steps",
+        "the prompts of validation have no effect, because validation.samples_interval is 0: set it",
+    ]
+
+
 def test_sequences_longer_than_the_model_allows_are_warned_about(config_file: Path, shards: Path) -> None:
     mixture = sources(shards, ["text", "images"])
     longer = [mixture, "train.seq_length=16384", "data.sources=[{path: " + f"{shards}/images, epochs: 1}}]"]

@@ -68,7 +68,7 @@ def held_out(tmp_path_factory: pytest.TempPathFactory, tokenizer_folder: Path) -
         "words": [{"domain": "text", "text": sentence(60 + n, 30 + 4 * n)} for n in range(7)],
     }
     sources = [build_shards(folder / name, lines, tokenizer_folder) for name, lines in records.items()]
-    prompts = [
+    prompts: list[dict[str, Any]] = [
         {"prompt": "What is this?", "images": [str(media / "8.jpg")], "answer": "a house"},
         {"prompt": "a small", "document": True},
         {"prompt": "", "images": [str(media / "9.jpg")], "document": True},
@@ -297,7 +297,7 @@ def test_held_out_samples_without_a_loss_token_are_refused(
     config: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     """Questions longer than a sequence, whose answers are cut off."""
-    records = [
+    records: list[dict[str, object]] = [
         {
             "domain": "chat",
             "messages": [{"role": "user", "content": sentence(n, 400)}, {"role": "assistant", "content": "x"}],
@@ -310,6 +310,16 @@ def test_held_out_samples_without_a_loss_token_are_refused(
         DataError, match=r"no token of 0 samples carries loss \(samples that cannot be used: 3 nothing_to_learn\)"
     ):
         prepare(load_config(RunConfig, config, overrides))
+
+
+@pytest.mark.fast
+def test_held_out_shard_that_cannot_be_read_is_named(config: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    source = build_shards(tmp_path / "lost", [{"domain": "text", "text": sentence(1, 20)}], tokenizer_folder)
+    [shard] = source.glob("*.tar")
+    shard.unlink()
+    shard.mkdir()
+    with pytest.raises(DataError, match=r"validation\.sources: a shard of source 'lost' is lost: .*cannot be read"):
+        prepare(load_config(RunConfig, config, [f"validation.sources=[{{path: {source}}}]"]))
 
 
 def test_mistakes_are_one_line_of_the_command(config: Path, tmp_path: Path) -> None:
