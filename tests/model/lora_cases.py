@@ -49,13 +49,12 @@ def gradients(
     trainer = make_trainer(variant, folder, layout, targets, adapters, recompute)
     chunks: Any = trainer.model_chunks
     # Give every rank whole gradients; the distributed optimizer would leave it a part of them.
-    true_schedule, true_update = training.step.get_forward_backward_func, training.step.apply_update
+    true_schedule = training.step.get_forward_backward_func
     training.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
-    training.step.apply_update = lambda *_: None  # it would clip them
     try:
         loss, _ = trainer.measure(of_this_rank(packs_of_step(variant, 1)), lambda *_: None)
     finally:
-        training.step.get_forward_backward_func, training.step.apply_update = true_schedule, true_update
+        training.step.get_forward_backward_func = true_schedule
     found = {id(p): p.main_grad.clone() for chunk in chunks for p in chunk.parameters() if p.requires_grad}
     fill_adapters(chunks, Tensors(torch.load(expected, weights_only=True)))
     differences = {}
