@@ -62,7 +62,7 @@ class OptimizerConfig:
     min_lr: float = 1e-5  # learning rate of the last step
     lr_scale: LrScale = field(default_factory=LrScale)
     warmup_steps: int = 0  # steps in which the learning rate rises linearly from 0; below train.steps
-    # cosine or linear: from lr after the warm-up to min_lr at the last step; constant: lr; wsd (warm-up, stable, decay;
+    # cosine or linear: from lr after warmup_steps to min_lr at the last step; constant: lr; wsd (warmup, stable, decay;
     # also called constant with cooldown): lr until the last cooldown_steps, which end at min_lr
     decay_style: str = "cosine"
     cooldown_steps: int = 0  # last steps of decay_style=wsd, in which the learning rate falls to min_lr
