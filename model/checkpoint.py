@@ -300,7 +300,7 @@ def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | No
     if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"
     # With adapters they alone are read: frozen weights may not be filled yet.
-    read = {name: tensor for name, tensor in local_tensors(chunk) if name in wanted or chunk.lora is None}
+    read = {name: tensor for name, tensor in local_tensors(chunk) if chunk.lora is None or ".lora." in name}
     if bad := nonfinite(read):
         return f"has values that are not finite (NaN or infinity) in {', '.join(bad[:3])}; use another step"
     return None

@@ -133,6 +133,11 @@ class CheckpointConfig:
                 f"checkpoint.keep_every={self.keep_every} is not a multiple of "
                 f"checkpoint.save_interval={self.save_interval}: most of these steps are not saved; choose a multiple"
             )
+        if self.keep_every and not self.keep_last:
+            raise ConfigError(
+                f"checkpoint.keep_every={self.keep_every} has no effect, because checkpoint.keep_last=0 keeps every "
+                "checkpoint; set checkpoint.keep_last, or remove it"
+            )
 
 
 @dataclass

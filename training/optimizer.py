@@ -63,7 +63,7 @@ class OptimizerConfig:
     lr_scale: LrScale = field(default_factory=LrScale)
     warmup_steps: int = 0  # steps in which the learning rate rises linearly from 0; below train.steps
     # cosine or linear: from lr after the warm-up to min_lr at the last step; constant: lr; wsd (warm-up, stable, decay;
-    # also called constant with cool-down): lr until the last cooldown_steps, which end at min_lr
+    # also called constant with cooldown): lr until the last cooldown_steps, which end at min_lr
     decay_style: str = "cosine"
     cooldown_steps: int = 0  # last steps of decay_style=wsd, in which the learning rate falls to min_lr
     cooldown_style: str = "linear"  # shape of that fall: linear, cosine, exponential (halving) or minus_sqrt
@@ -118,7 +118,7 @@ class OptimizerConfig:
         """Check the schedule against the length of the run.
 
         Raises:
-            ConfigError: warm-up and cool-down do not fit into `steps`.
+            ConfigError: warm-up and cooldown do not fit into `steps`.
         """
         if self.warmup_steps >= steps:
             raise ConfigError(f"optimizer.warmup_steps={self.warmup_steps} must be below train.steps={steps}")

@@ -90,6 +90,7 @@ MESSAGES = [
     ("parallel.tensor_model_parallel_size=2", r"tensor_model_parallel_size=2 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=3", r"expert_model_parallel_size=3 does not divide the 1 processes"),
     ("parallel.expert_model_parallel_size=0", r"expert_model_parallel_size=0 must be at least 1"),
+    ("checkpoint.keep_every=3", r"checkpoint.keep_every=3 has no effect, because checkpoint.keep_last=0 keeps every"),
     ("optimizer.decay_style=WSD", r"optimizer.decay_style='WSD': choose one of cosine, linear, constant, wsd"),
     ("optimizer.decay_style=wsd", r"decay_style=wsd needs optimizer.cooldown_steps"),
     ("optimizer.cooldown_steps=2", r"cooldown_steps=2 belongs to optimizer.decay_style=wsd, and the style is cosine"),

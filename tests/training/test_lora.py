@@ -107,37 +107,6 @@ def logits(run: Path, base: Path) -> torch.Tensor:
         return model(**forward_inputs(pack([sample], 48)))[: len(sample.encoded.input_ids)]
 
 
-@pytest.mark.slow
-def test_adapters_fall_back_from_a_damaged_checkpoint_that_was_saved_in_the_background(
-    config_file: Path, shards: Path, undisturbed: Callable[..., Path], tmp_path: Path
-) -> None:
-    base, whole, damaged = undisturbed(config_file, *COMMON), tmp_path / "whole", tmp_path / "damaged"
-    two_stages = ["parallel.pipeline_model_parallel_size=2", "train.precision=fp32", "train.deterministic=true"]
-    held_out = [f"validation.sources=[{{path: {shards}/chats}}]", "validation.interval=2", "validation.steps=1"]
-    common = [*two_stages, *LORA, *held_out, f"model.init_from={base}", "checkpoint.async_save=true"]
-    train(config_file, [*common, f"train.output_dir={whole}"])
-    shutil.copytree(whole, damaged)
-    file = damaged / "checkpoints" / "step_0000006" / "state" / "__1_0.distcp"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    output = train(config_file, [*common, f"train.output_dir={damaged}"])
-    assert "the checkpoint step_0000006 is damaged: the run falls back to step_0000003" in output
-    assert trace(damaged) == trace(whole)
-    assert stored(damaged) == stored(whole)
-    assert sorted(path.name for path in (damaged / "checkpoints").iterdir()) == [
-        "latest",
-        "step_0000003",
-        "step_0000006",
-        "step_0000006.damaged",
-    ]
-    losses = [(run / "validation.jsonl").read_text().splitlines() for run in (whole, damaged)]
-    assert [json.loads(line)["step"] for line in losses[0]] == [2, 4, 6]
-    assert [json.loads(line)["validation/loss"] for line in losses[0]] == [
-        json.loads(line)["validation/loss"] for line in losses[1]
-    ]
-
-
 def load(folder: Path) -> Any:
     return AutoModelForImageTextToText.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True
