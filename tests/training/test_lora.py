@@ -59,7 +59,9 @@ def stored(run: Path) -> dict[str, object]:
     return {name: entry for name, entry in files.items() if name.endswith(".distcp")}
 
 
-def test_adapters_resume_export_and_merge(config_file: Path, undisturbed: Callable[..., Path], tmp_path: Path) -> None:
+def test_adapters_resume_export_and_merge(
+    config_file: Path, undisturbed: Callable[..., Path], single_process: None, tmp_path: Path
+) -> None:
     """One test, because each run takes many seconds."""
     base, whole = undisturbed(config_file, *COMMON), tmp_path / "whole"
     common = [*COMMON, *LORA, f"model.init_from={base}"]
