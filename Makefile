@@ -36,7 +36,7 @@ demo-data: $(VENV)/installed
 	$(BIN)/python -m demo.data --out demo_out
 
 test: $(VENV)/installed $(TE)/installed
-	$(MAKE) --jobs=2 --output-sync=line test-data test-training
+	$(MAKE) --jobs=2 test-data test-training
 
 # Two halves that run at the same time: the tests of the data mostly have one process, those of training several that
 # wait for each other.

@@ -27,7 +27,7 @@ PRODUCTION_PATH = {  # file of megatron-core: functions that a training step goe
     "optimizer/distrib_optimizer.py": ("step_with_ready_grads", "_copy_model_grads_to_main_grads"),
     "transformer/transformer_block.py": ("forward",),
     "transformer/moe/moe_layer.py": ("routed_experts_compute",),
-    "dist_checkpointing/serialization.py": ("save",),
+    "dist_checkpointing/strategies/state_dict_saver.py": ("save_state_dict_async_plan",),
 }
 
 
