@@ -27,7 +27,7 @@ PYTEST_TRACKERS := $(HIDE_GPUS) PYTHONPATH=$(TRACKERS) $(PYTEST) tests/trackers
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-data test-training test-te test-gpu test-fast test-full te-tables check format docs clean
+.PHONY: demo demo-data test test-parts test-runs test-te test-gpu test-fast test-full te-tables check format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo --variant $(VARIANT)
@@ -36,17 +36,16 @@ demo-data: $(VENV)/installed
 	$(BIN)/python -m demo.data --out demo_out
 
 test: $(VENV)/installed $(TE)/installed
-	$(MAKE) --jobs=2 test-data test-training
+	$(MAKE) --jobs=2 test-parts test-runs
 
-# Two halves that run at the same time: the tests of the data mostly have one process, those of training several that
-# wait for each other.
-DATA := data_pipeline demo tools
+# Two halves that run at the same time and take about as long: the data, the model and the commands; whole runs.
+PARTS := common data_pipeline demo model tools
 
-test-data: $(VENV)/installed
-	$(HIDE_GPUS) $(PYTEST) -m "not slow" $(DATA:%=tests/%)
+test-parts: $(VENV)/installed
+	$(HIDE_GPUS) $(PYTEST) -m "not slow" $(PARTS:%=tests/%)
 
-test-training: $(VENV)/installed $(TE)/installed
-	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(DATA:%=--ignore=tests/%)
+test-runs: $(VENV)/installed $(TE)/installed
+	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(PARTS:%=--ignore=tests/%)
 	$(PYTEST_TE)
 
 test-te: $(TE)/installed
