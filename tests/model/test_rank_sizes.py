@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
-import torch
 
-from model.backend import select_backend
 from model.config import GlmvConfig
-from model.lora import add_adapters
 from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
-from model.parts import part_of
 from model.pipeline_layout import PipelineLayout, layout_for
-from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
-from tests.te.fake_ranks import Rank, built
+from model.rank_sizes import adapters_by_rank, parameters_by_rank
+from tests.model import rank_size_cases
+from tests.te.fake_ranks import Rank
 from training.dry_run import one_stage
 
 pytestmark = pytest.mark.fast
@@ -37,45 +36,43 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def new_process() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
 def layout_of(model: GlmvConfig, parallel: ParallelConfig) -> PipelineLayout:
     sizes = (parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size)
     return layout_for(model, *sizes, segment_lengths=[512] * 4, image_patches=[1024] * 4)
 
 
 @pytest.mark.parametrize(("preset", "processes", "layout"), CASES)
-def test_counts_equal_the_modules_of_every_pipeline_rank(preset: str, processes: int, layout: dict[str, Any]) -> None:
+def test_counts_equal_the_modules_of_every_pipeline_rank(
+    new_process: ProcessPoolExecutor, preset: str, processes: int, layout: dict[str, Any]
+) -> None:
     if layout.get("expert_tensor_parallel_size"):
         layout = {**layout, **SP}
     model, parallel = GlmvConfig.from_preset(preset), ParallelConfig(**layout)
     pipeline = layout_of(model, parallel)
     virtual = parallel.virtual_pipeline_model_parallel_size
-    counted = parameters_by_rank(model, parallel, pipeline.stages)
-    backend = select_backend("torch", torch.float32)
+    chunks = [
+        {"pipeline_layout": pipeline.stages, "vp_stage": stage if virtual > 1 else None} for stage in range(virtual)
+    ]
     per_stage = processes // parallel.pipeline_model_parallel_size
-    for pipeline_rank, counts in enumerate(counted):
+    for pipeline_rank, counted in enumerate(parameters_by_rank(model, parallel, pipeline.stages)):
         rank = Rank((pipeline_rank + 1) * per_stage - 1, processes, layout)
-        held: Counter[Group] = Counter()
-        for stage in range(virtual):
-            options = {"pipeline_layout": pipeline.stages, "vp_stage": stage if virtual > 1 else None}
-            with built(preset, rank, backend, torch.float32, **options) as chunk:
-                for name, parameter in chunk.named_parameters():
-                    held[Group(part_of(name), ".experts." in name)] += parameter.numel()
-        assert counts == held
+        assert counted == new_process.submit(rank_size_cases.parameters, preset, rank, chunks).result(timeout=120)
 
 
 @pytest.mark.parametrize("vision", ["images", "tensor"])
-def test_adapters_are_counted_as_they_are_built(vision: str) -> None:
+def test_adapters_are_counted_as_they_are_built(new_process: ProcessPoolExecutor, vision: str) -> None:
     model = GlmvConfig.from_preset("tiny_moe")
     layout: dict[str, Any] = {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 2, "vision": vision, **SP}
     lora = LoraConfig(rank=4, targets=["all-linear", "experts.*"])
     [counted] = adapters_by_rank(model, ParallelConfig(**layout), one_stage(model), lora)
-    held: Counter[Group] = Counter()
-    with built("tiny_moe", Rank(1, 2, layout), select_backend("torch", torch.float32), torch.float32) as chunk:
-        add_adapters(chunk, lora)
-        for name, parameter in chunk.named_parameters():
-            if ".lora." in name:
-                held[Group(part_of(name), ".experts." in name)] += parameter.numel()
-    assert counted == held
+    rank = Rank(1, 2, layout)
+    assert counted == new_process.submit(rank_size_cases.adapters, "tiny_moe", rank, lora).result(timeout=120)
 
 
 WHOLE = {"glm45v": 107_710_927_360, "glm41v_9b": 10_292_777_472}
