@@ -65,6 +65,8 @@ def main(
         if out is not None:
             content = {"hf": str(hf), "scores": result.summary(), "unscored": dict(result.unscored)}
             write_json(out, {**content, "rows": result.rows} if rows else content)
+        if not result.rows:
+            raise GenerateError("no sample of --shards has an expected answer that can be scored: give other shards")
 
 
 @dataclass

@@ -135,3 +135,11 @@ def test_limit_and_mistakes(hf: Path, shards: Path, tmp_path: Path) -> None:
     code, output = run("--out", str(tmp_path / "none" / "scores.json"))
     assert (code, output.startswith("error: --out ")) == (2, True)
     assert run("--shards", "nowhere")[0] == 2
+
+
+@pytest.mark.fast
+def test_shards_without_anything_to_score_are_an_error(hf: Path, tmp_path: Path) -> None:
+    text = build(tmp_path / "text", RECORDS[-1:], hf, chat_form=form_of(hf))
+    result = CliRunner().invoke(app, ["--hf", str(hf), "--shards", str(text)])
+    assert result.exit_code == 2
+    assert "error: no sample of --shards has an expected answer that can be scored: give other shards" in result.output
