@@ -162,8 +162,6 @@ class RunConfig:
         if self.model.init_optimizer and not self.model.init_from:
             raise ConfigError("model.init_optimizer=true needs model.init_from, the run to take the moments from")
         self.select_backend()
-        if self.fp8.enabled:  # megatron-core 0.16.1 would train a dense model unquantised, without a message
-            raise ConfigError(f"fp8.recipe={self.fp8.recipe} is not supported yet; set fp8.recipe=none")
         optimizer.check_steps(train.steps)
         optimizer.check_precision(train.precision)
         self.data.check()
