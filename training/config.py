@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig
 from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError, GlmvConfig
+from model.fp8 import Fp8Config
 from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
@@ -30,7 +31,6 @@ from training.recipe import merge, read_layers
 from training.validation import ValidationConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
 RESUME = ("auto", "never")
 MAX_SEED = 2**63 - 1  # of torch's generators
 
@@ -98,21 +98,6 @@ class MoeConfig:
 
 
 @dataclass
-class Fp8Config:
-    """FP8 training, which is not supported."""
-
-    recipe: str = "none"  # none; the others (blockwise, mxfp8, tensorwise, delayed) are not supported yet
-
-    def __post_init__(self) -> None:
-        _one_of("fp8.recipe", self.recipe, FP8_RECIPES)
-        if self.recipe != "none":  # megatron-core 0.16.1 would train a dense model unquantised, without a message
-            raise ConfigError(
-                f"fp8.recipe={self.recipe} is not supported, with or without Transformer Engine; set fp8.recipe=none "
-                "and train.precision=bf16"
-            )
-
-
-@dataclass
 class CheckpointConfig:
     """When checkpoints are written, and what happens to a run that is found in the output folder."""
 
@@ -177,6 +162,8 @@ class RunConfig:
         if self.model.init_optimizer and not self.model.init_from:
             raise ConfigError("model.init_optimizer=true needs model.init_from, the run to take the moments from")
         self.select_backend()
+        if self.fp8.enabled:  # megatron-core 0.16.1 would train a dense model unquantised, without a message
+            raise ConfigError(f"fp8.recipe={self.fp8.recipe} is not supported yet; set fp8.recipe=none")
         optimizer.check_steps(train.steps)
         optimizer.check_precision(train.precision)
         self.data.check()
