@@ -19,6 +19,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 
 from model.attention import SegmentAttention
 from model.config import ConfigError
+from model.fp8 import Fp8Config
 from model.installed import (
     check_transformer_engine_version,
     has_transformer_engine,
@@ -48,6 +49,9 @@ class Backend(BackendSpecProvider, Protocol):
     def with_separate_norms(self) -> Backend:
         """Return the same modules, with no norm fused into a linear layer: adapters take the output of the norm."""
 
+    def with_fp8(self, fp8: Fp8Config) -> Backend:
+        """Return the modules of layers in FP8; the same where megatron-core tells them so when they run."""
+
 
 class TorchSpecProvider(BackendSpecProvider):
     """megatron-core's own parallel linear layers, with a norm and a core attention in plain torch."""
@@ -57,6 +61,11 @@ class TorchSpecProvider(BackendSpecProvider):
 
     def with_separate_norms(self) -> Backend:
         return self
+
+    def with_fp8(self, fp8: Fp8Config) -> Backend:
+        from model.fp8_emulation import EmulatedFp8SpecProvider
+
+        return EmulatedFp8SpecProvider(fp8)
 
     def column_parallel_linear(self) -> type:
         return ColumnParallelLinear

@@ -56,6 +56,11 @@ class Fp8Config:
         """The format in effect: hybrid or e4m3; only with a recipe."""
         return FORMAT_OF_RECIPE[self.recipe] if self.format == "auto" else self.format
 
+    def covers_layer(self, number: int, layers: int) -> bool:
+        """Return whether decoder layer `number` of `layers`, from 0, computes in FP8."""
+        kept = self.first_last_layers_bf16
+        return self.enabled and kept <= number < layers - kept
+
     @property
     def multiple(self) -> int:
         """What the kernels need both dimensions of every matrix to be a multiple of; only with a recipe."""

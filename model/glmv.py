@@ -28,6 +28,7 @@ from model.config import DecoderConfig, GlmvConfig, VisionConfig
 from model.context_slicing import my_context_tokens, slice_for_tensor_rank
 from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
+from model.fp8 import Fp8Config
 from model.image_constants import MERGE_SIZE
 from model.lora_targets import LoraConfig
 from model.moe import MODALITIES, SegmentRouter
@@ -66,6 +67,7 @@ class GlmvModel(MegatronModule):
         balance_loss_coeff: See `decoder_transformer_config`.
         expert_bias_update_rate: See `decoder_transformer_config`.
         recompute: Which activations are recomputed; none by default.
+        fp8: Which linear layers compute in FP8, and how; none by default.
         backend: Provider of the leaf modules; this machine's default if None.
     """
 
@@ -80,10 +82,11 @@ class GlmvModel(MegatronModule):
         balance_loss_coeff: float = 0.0,
         expert_bias_update_rate: float = 0.0,
         recompute: RecomputeConfig | None = None,
+        fp8: Fp8Config | None = None,
         backend: Backend | None = None,
     ) -> None:
         backend = backend or select_backend(dtype=dtype)
-        recompute = recompute or RecomputeConfig()
+        recompute, fp8 = recompute or RecomputeConfig(), fp8 or Fp8Config()
         transformer = decoder_transformer_config(
             config.decoder,
             dtype=dtype,
@@ -95,7 +98,7 @@ class GlmvModel(MegatronModule):
             **backend.config_fields,
         )
         super().__init__(transformer)
-        self.glmv_config, self.parallel, self.backend = config, parallel, backend
+        self.glmv_config, self.parallel, self.backend, self.fp8 = config, parallel, backend, fp8
         # Attributes that megatron-core's schedules and gradient reduction read.
         self.vp_stage = vp_stage
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -105,7 +108,8 @@ class GlmvModel(MegatronModule):
 
         # Modules in the order of the forward pass, in which weights are gathered.
         if self.pre_process:
-            self.vision_model, self.adapter = _vision_modules(config.vision, parallel, backend, dtype, recompute.vision)
+            modules = backend.with_fp8(fp8) if fp8.enabled and fp8.vision else backend
+            self.vision_model, self.adapter = _vision_modules(config.vision, parallel, modules, dtype, recompute.vision)
             self.embedding_exchange = EmbeddingExchange(config.vision, parallel.vision)
         self.language_model = self._build_decoder(config.decoder, transformer)
         self.model_type = self.language_model.model_type
@@ -116,7 +120,7 @@ class GlmvModel(MegatronModule):
         """Build this stage's part of the decoder, with this model's rope."""
         language_model = GPTModel(
             transformer,
-            decoder_block_spec(decoder, transformer, self.backend, self.vp_stage),
+            decoder_block_spec(decoder, transformer, self.backend, self.vp_stage, self.fp8),
             vocab_size=decoder.vocab_size,
             max_sequence_length=decoder.max_position_embeddings,
             pre_process=self.pre_process,
@@ -130,6 +134,11 @@ class GlmvModel(MegatronModule):
             decoder.rotary_dim, decoder.rope_theta, interleaved=transformer.rotary_interleaved
         )
         return language_model
+
+    @property
+    def description(self) -> str:
+        """What computes the model, for the log."""
+        return (self.backend.with_fp8(self.fp8) if self.fp8.enabled else self.backend).description
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Take the hidden states of the previous stage; megatron-core's schedules call it."""

@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import GlmvConfig
+from model.fp8_delayed import load_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.lora import add_adapters
@@ -131,6 +132,7 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         balance_loss_coeff=config.moe_in_effect.balance_loss_coeff,
         expert_bias_update_rate=config.moe_in_effect.expert_bias_update_rate,
         recompute=config.recompute,
+        fp8=config.fp8,
         backend=config.select_backend(),
     )
     if (start_point.resume is None and not start_point.with_optimizer) or config.lora.rank:
@@ -187,4 +189,5 @@ def resume(prepared: Prepared, trainer: TrainStep, meter: Meter, checkpoint: Pat
     trainer.updates = state.updates_done
     trainer.bad_steps.load_state_dict(state.bad_steps)
     meter.load_state(state.metrics)
+    load_scales(trainer.model_chunks, state.fp8)
     return state.step
