@@ -75,6 +75,7 @@ class TrainState:
     bad_steps: dict[str, Any] = field(default_factory=dict)  # state of the detector of bad steps
     metrics: dict[str, Any] = field(default_factory=dict)  # what metrics count over the whole run
     base: str = ""  # fingerprint of the frozen weights, where the checkpoint holds only adapters (LoRA)
+    fp8: dict[str, Any] = field(default_factory=dict)  # what the scales of fp8.recipe=delayed follow from, emulated
 
     @property
     def updates_done(self) -> int:
@@ -319,8 +320,9 @@ def read_train_state(path: Path) -> TrainState:
         state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
         if {type(state.step), type(state.updates_done)} != {int}:
             raise TypeError("step and updates must be integers")
-        if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps, state.metrics)):
-            raise TypeError("data, config, bad_steps and metrics must be JSON objects")
+        parts = (state.data, state.config, state.bad_steps, state.metrics, state.fp8)
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("data, config, bad_steps, metrics and fp8 must be JSON objects")
         if not isinstance(state.base, str):
             raise TypeError("base must be a string")
     except (OSError, ValueError, TypeError) as error:  # unreadable, not UTF-8, not JSON, or other keys or types

@@ -31,6 +31,7 @@ from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
+from model.fp8_delayed import end_step
 from model.glmv import GlmvModel
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
@@ -187,6 +188,7 @@ class TrainStep:
         self._set_mean_tokens(tokens / packs)
         loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses)
         biases.restore()
+        end_step(self.model_chunks, updated=False)
         clear_aux_losses_tracker()
         return loss, prepare_update(self.optimizer)
 
@@ -210,6 +212,7 @@ class TrainStep:
         judged = torch.tensor([loss, grad_norm], dtype=torch.float64, device=torch.cuda.current_device())
         dist.broadcast(judged, src=0)
         bad = self.bad_steps.judge(*judged.tolist())
+        end_step(self.model_chunks, updated=bad is None or bad.updates)
         if bad is None or bad.updates:
             apply_update(self.optimizer, grad_norm)
             self.updates += 1
