@@ -99,7 +99,9 @@ def _without_files(config: RunConfig, processes: int) -> Iterator[str]:
         f"\nnot opened (--skip-files): the data, its tokenizer and model.init_from={config.model.init_from or '(none)'}"
         ". So there is no mixture, and the pipeline table is for packs of which half the tokens are of images"
     )
-    yield from (f"warning: {line}" for line in (*settings_without_effect(config, model), *fp8_warnings(config)))
+    yield from (
+        f"warning: {line}" for line in (*settings_without_effect(config, model), *fp8_warnings(config, here=False))
+    )
 
 
 def _with_files(config: RunConfig, processes: int) -> Iterator[str]:

@@ -43,7 +43,6 @@ def check_fp8(config: RunConfig, model: GlmvConfig, *, here: bool) -> None:
     """
     if not config.fp8.enabled:
         return
-    _check_reproducible(config)
     if is_emulated(config, here=here):
         check_layers(config.fp8, model, config.parallel.pipeline_model_parallel_size)
         if config.fp8.param_gather:
@@ -57,17 +56,6 @@ def check_fp8(config: RunConfig, model: GlmvConfig, *, here: bool) -> None:
         _check_machine(config)
 
 
-def _check_reproducible(config: RunConfig) -> None:
-    """Check what the scales of `delayed`, which depend on earlier steps, do not allow."""
-    if config.fp8.recipe != "delayed":
-        return
-    if config.train.check_determinism:
-        raise ConfigError(
-            f"fp8.recipe=delayed changes its scales in every forward pass, and train.check_determinism="
-            f"{config.train.check_determinism} computes a step twice; set it to 0, or fp8.recipe=tensorwise"
-        )
-
-
 def _check_kernels(config: RunConfig, model: GlmvConfig) -> None:
     fp8, recipe = config.fp8, f"fp8.recipe={config.fp8.recipe}"
     if config.train.precision != "bf16":
@@ -76,11 +64,7 @@ def _check_kernels(config: RunConfig, model: GlmvConfig) -> None:
             "to bf16, or model.backend=torch to emulate FP8"
         )
     if fp8.recipe == "delayed":
-        if config.train.deterministic:
-            raise ConfigError(
-                "fp8.recipe=delayed takes its scales from earlier steps, which checkpoints do not hold: a resumed run "
-                "would differ, and train.deterministic=true forbids it; set fp8.recipe=tensorwise"
-            )
+        _check_reproducible(config)
         recomputed = {"decoder": config.recompute.decoder, "vision": config.recompute.vision if fp8.vision else "none"}
         for part, choice in recomputed.items():
             if choice == "selective":
@@ -91,6 +75,21 @@ def _check_kernels(config: RunConfig, model: GlmvConfig) -> None:
     if fp8.param_gather:
         _check_weights_in_fp8(config)
     check_sizes(fp8, model, config.parallel, config.train.seq_length)
+
+
+def _check_reproducible(config: RunConfig) -> None:
+    """Check what the scales of `delayed`, which depend on earlier passes, do not allow."""
+    train = config.train
+    if train.deterministic:
+        raise ConfigError(
+            "fp8.recipe=delayed takes its scales from earlier steps, which checkpoints do not hold with Transformer "
+            "Engine: a resumed run would differ, and train.deterministic=true forbids it; set fp8.recipe=tensorwise"
+        )
+    if train.check_determinism:
+        raise ConfigError(
+            f"fp8.recipe=delayed changes its scales in every pass, and train.check_determinism="
+            f"{train.check_determinism} computes a step twice; set it to 0, or fp8.recipe=tensorwise"
+        )
 
 
 def _check_weights_in_fp8(config: RunConfig) -> None:
@@ -154,21 +153,20 @@ def describe_fp8(config: RunConfig, model: GlmvConfig, *, here: bool = True) -> 
     yield f"fp8: share of the weights that are multiplied with in FP8: {shares}"
 
 
-def fp8_warnings(config: RunConfig) -> Iterator[str]:
+def fp8_warnings(config: RunConfig, *, here: bool = True) -> Iterator[str]:
     """Warn about keys of `fp8` without an effect, and about what has not run on a GPU."""
     fp8, default = config.fp8, type(config.fp8)()
     if not fp8.enabled:
         for key in ("format", "first_last_layers_bf16", "param_gather", "vision"):
             if getattr(fp8, key) != getattr(default, key):
                 yield f"fp8.{key} has no effect, because fp8.recipe is none"
-        return
-    if config.model.backend != "torch":
+    elif not is_emulated(config, here=here):
         yield (
             "FP8 kernels were not run on a GPU before this version: compare the first losses and gradient norms with "
             "those of fp8.recipe=none"
         )
-    if fp8.recipe == "delayed":
-        yield (
-            "fp8.recipe=delayed begins with scales of 1 at the start and whenever the run resumes, because checkpoints "
-            "do not hold them: look at the first losses, or set fp8.recipe=tensorwise"
-        )
+        if fp8.recipe == "delayed":
+            yield (
+                "fp8.recipe=delayed begins with scales of 1, also when the run resumes, because checkpoints do not "
+                "hold them: look at the first losses, or set fp8.recipe=tensorwise"
+            )

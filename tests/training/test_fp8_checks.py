@@ -62,7 +62,7 @@ WRONG = [
     (
         1,
         "tensorwise",
-        [BF16, "fp8.param_gather=true", "lora.rank=4", "model.init_from={root}"],
+        [BF16, "fp8.param_gather=true", "lora.rank=4"],
         r"keeps only FP8 of weights that lora.rank=4 freezes; set it to false",
     ),
     (1, "tensorwise", [BF16, "fp8.param_gather=true", "freeze=[decoder]"], r"freeze names decoder; set it to false"),
@@ -98,7 +98,7 @@ WRONG = [
         r"multiples of 32, and .*experts.* is .*176.* there; set a smaller parallel.expert_tensor_parallel_size "
         r"\(now 8\) or another fp8.recipe",
     ),
-    (4, "mxfp8", [BF16, *TP4], r"multiples of 32, and .*shared_experts.* is 128 x 24 there"),
+    (4, "mxfp8", [BF16, *TP4], r"multiples of 32, and .*layers.0.mlp.linear_fc2.weight is 128 x 80 there"),
     (4, "tensorwise", [BF16, *TP4], r"multiples of 16, and .*shared_experts.* is 128 x 24 there"),
     (
         4,
@@ -131,8 +131,7 @@ WRONG = [
 
 
 def checked(config_file: Path, processes: int, recipe: str, overrides: list[str]) -> RunConfig:
-    wanted = [each.format(root=config_file.parent) for each in overrides]
-    config = load_config(RunConfig, config_file, [f"fp8.recipe={recipe}", *wanted])
+    config = load_config(RunConfig, config_file, [f"fp8.recipe={recipe}", *overrides])
     prepare(config, processes)
     return config
 
@@ -185,6 +184,7 @@ def test_gpu_without_transformer_engine_is_refused(
 ) -> None:
     """The torch backend, which `auto` takes there, would emulate FP8: slower than bf16."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     config = load_config(RunConfig, config_file, ["fp8.recipe=tensorwise", BF16])
     with pytest.raises(
         ConfigError, match=r"needs Transformer Engine, which is not installed here .* model.backend=torch"
@@ -199,8 +199,8 @@ RIGHT = [
     (1, "delayed", [BF16, "recompute.decoder=full"]),
     (1, "blockwise", [BF16, "fp8.param_gather=true", "fp8.vision=true"]),
     (1, "mxfp8", [BF16, "fp8.format=hybrid", "fp8.first_last_layers_bf16=1"]),
-    (2, "blockwise", [BF16, *TP2]),
-    (8, "tensorwise", ["model.preset=glm41v_9b", "train.global_batch_size=64", BF16, *TP8, "train.seq_length=1024"]),
+    (2, "blockwise", [BF16, *TP2, "train.seq_length=512"]),
+    (2, "tensorwise", ["model.preset=glm41v_9b", BF16, *TP2]),
     (8, "blockwise", [*LARGE, *TP8, "fp8.first_last_layers_bf16=1", "train.seq_length=1024"]),
 ]
 
