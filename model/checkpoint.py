@@ -34,6 +34,7 @@ from model.checkpoint_state import sharded_state
 from model.checkpoint_writer import write_tensors
 from model.errors import CheckpointError
 from model.finite import nonfinite
+from model.fp8_weights import keep_first_values, round_from_main_weights
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
 from model.hf_weights import local_tensors
 
@@ -291,12 +292,14 @@ def load_checkpoint(
     raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
         optimizer.load_state_dict(loaded["optimizer"])
+        round_from_main_weights(optimizer)
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).updates_done)
 
 
 def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """Load a chunk's state, which is empty for a stage without layers, and return what is wrong with it."""
     keys = chunk.load_state_dict(state, strict=False)
+    keep_first_values(chunk, state)
     missing = [key for key in keys.missing_keys if key in wanted or chunk.lora is None]  # frozen weights are not saved
     if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"

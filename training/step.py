@@ -32,6 +32,7 @@ from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
 from model.fp8_delayed import end_step
+from model.fp8_weights import gather_weights
 from model.glmv import GlmvModel
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
@@ -251,7 +252,7 @@ class TrainStep:
         """
         if self.ddp[0].ddp_config.overlap_param_gather:
             for ddp in self.ddp:
-                ddp.disable_forward_pre_hook(param_sync=True)
+                gather_weights(ddp)
                 ddp.enable_forward_pre_hook()
 
     def _check_weights(self, step: int, loss: float) -> None:
