@@ -29,7 +29,7 @@ from model.context_slicing import my_context_tokens, slice_for_tensor_rank
 from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
 from model.image_constants import MERGE_SIZE
-from model.linear_cross_entropy import output_layer_loss
+from model.linear_cross_entropy import OutputLayer
 from model.lora_targets import LoraConfig
 from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
@@ -127,6 +127,8 @@ class GlmvModel(MegatronModule):
             rotary_base=int(decoder.rope_theta),
             vp_stage=self.vp_stage,
         )
+        if self.post_process:
+            language_model.output_layer.__class__ = OutputLayer  # the same parameters, another forward pass
         language_model.rotary_pos_emb = DecoderRope(
             decoder.rotary_dim, decoder.rope_theta, interleaved=transformer.rotary_interleaved
         )
@@ -193,10 +195,9 @@ class GlmvModel(MegatronModule):
         )
         if not self.post_process:
             return hidden_states
-        output_layer = self.language_model.output_layer
-        if labels is None:
-            return output_layer(hidden_states)[0].squeeze(1)
-        return output_layer_loss(output_layer, hidden_states, labels[tokens].to(device, non_blocking=True))
+        if labels is not None:
+            labels = labels[tokens].to(device, non_blocking=True)
+        return self.language_model.output_layer(hidden_states, labels)
 
     def _embed(
         self,

@@ -26,23 +26,30 @@ from torch import Tensor
 LOGITS_AT_ONCE = 2**25  # float32, so 128 MiB
 
 
-def output_layer_loss(output_layer: ColumnParallelLinear, hidden_states: Tensor, labels: Tensor) -> Tensor:
-    """Return the cross-entropy of every token.
+class OutputLayer(ColumnParallelLinear):
+    """megatron-core's output layer, which computes its loss too. It has no bias.
 
-    Args:
-        output_layer: Its weight [V, H] is this tensor rank's part of the vocabulary. It has no bias.
-        hidden_states: [tokens, 1, H]; under sequence parallelism [tokens / TP, 1, H].
-        labels: int64 [tokens], on the device of the hidden states.
-
-    Returns:
-        float32 [tokens], the same on all tensor ranks.
+    The weight is read by a call of this module alone, because DDP waits then for the gathering of its parameters.
     """
-    group: Any = output_layer.tp_group
-    if output_layer.sequence_parallel:
-        hidden_states = gather_from_sequence_parallel_region(hidden_states, group=group)
-    else:
-        hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=group)
-    return LinearCrossEntropy.apply(hidden_states.squeeze(1), output_layer.weight, labels, group, LOGITS_AT_ONCE)
+
+    def forward(self, hidden_states: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Return the cross-entropy of every token, or without labels its logits.
+
+        Args:
+            hidden_states: [tokens, 1, H]; under sequence parallelism [tokens / TP, 1, H].
+            labels: int64 [tokens], on the device of the hidden states.
+
+        Returns:
+            Losses, float32 [tokens], the same on all tensor ranks; or logits [tokens, V].
+        """
+        if labels is None:
+            return super().forward(hidden_states)[0].squeeze(1)
+        group: Any = self.tp_group
+        if self.sequence_parallel:
+            hidden_states = gather_from_sequence_parallel_region(hidden_states, group=group)
+        else:
+            hidden_states = copy_to_tensor_model_parallel_region(hidden_states, group=group)
+        return LinearCrossEntropy.apply(hidden_states.squeeze(1), self.weight, labels, group, LOGITS_AT_ONCE)
 
 
 class LinearCrossEntropy(torch.autograd.Function):
