@@ -33,6 +33,10 @@ prepare_job() {
     fi
     if [ -z "${CONTAINER_IMAGE:-}" ]; then
         command -v "$PYTHON" >/dev/null || fail $EXIT_FIX "PYTHON=$PYTHON is not there: make it with tools/venv.sh, or set CONTAINER_IMAGE"
+    elif [[ $(srun --help) != *--container-image* ]]; then
+        fail $EXIT_FIX "CONTAINER_IMAGE needs NVIDIA's plugin pyxis: srun --help does not list --container-image on this node"
+    elif [ -n "${OUTPUT_DIR:-}" ]; then
+        OUTPUT_DIR=$(realpath -m "$OUTPUT_DIR") # mounted under this name: a link to it would not be found in the container
     fi
     mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
     set_environment
@@ -45,9 +49,12 @@ prepare_job() {
 
 # --- environment ------------------------------------------------------------------------------------------------------
 
+variables=() # what `default` has set
+
 default() { # NAME VALUE: set and export NAME unless the user has
     [ -n "${!1+set}" ] || printf -v "$1" '%s' "$2"
     export "${1?}"
+    variables+=("$1")
 }
 
 set_environment() {
@@ -87,22 +94,28 @@ set_environment() {
 
 # Become a command that runs on every node of the job, once per node, in the container if there is one.
 on_every_node() { # COMMAND...
-    local options=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1)
+    local in_container=() options=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1)
     if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it from the job by itself
         options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
     fi
     if [ -n "${CONTAINER_IMAGE:-}" ]; then # enroot and pyxis
-        local mounts="$REPO:$REPO"
-        if [ -n "${OUTPUT_DIR:-}" ]; then mounts+=",$(realpath -m "$OUTPUT_DIR"):$(realpath -m "$OUTPUT_DIR")"; fi
+        local mounts="$REPO:$REPO" name file files
+        if [ -n "${OUTPUT_DIR:-}" ]; then mounts+=",$OUTPUT_DIR:$OUTPUT_DIR"; fi
+        mapfile -d : -t files < <(printf '%s' "${CONFIG:-}")
+        for file in "${files[@]}"; do # those beside the clone
+            if [[ $file = /* && $file != "$REPO"/* ]]; then mounts+=",$file:$file"; fi
+        done
         options+=(
             --container-image="$CONTAINER_IMAGE"
             --container-mounts="$mounts${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
             --container-workdir="$REPO"
             --no-container-mount-home # Python packages of a home directory would be found before the image's
         )
+        in_container=(env) # variables of the image would replace ours
+        for name in "${variables[@]}"; do in_container+=("$name=${!name}"); done
     fi
     # SIGUSR1 is for this script: torchrun, which does not know it, would die of it. Training takes it (train_until_done).
-    exec srun "${options[@]}" bash -c "trap '' USR1; exec \"\$@\"" bash "$@"
+    exec srun "${options[@]}" bash -c "trap '' USR1; exec \"\$@\"" bash "${in_container[@]}" "$@"
 }
 
 torchrun_options() { # sets the array `torchrun`
