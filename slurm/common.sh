@@ -73,6 +73,7 @@ set_environment() {
     # PyTorch.
     default CUDA_DEVICE_MAX_CONNECTIONS 1 # communication starts before the computation with which it overlaps
     default PYTORCH_CUDA_ALLOC_CONF expandable_segments:True # packs differ: less memory is lost in gaps
+    default TORCH_ALLOW_TF32_CUBLAS_OVERRIDE 0 # 1 in NVIDIA's image: products of float32, such as the router's, in TF32
     default TORCH_NCCL_AVOID_RECORD_STREAMS 1 # memory of communicated tensors is free again earlier
     default TORCH_NCCL_ASYNC_ERROR_HANDLING 1 # a failed collective ends its process instead of hanging
     default TORCH_FR_BUFFER_SIZE 2000 # the flight recorder keeps the last collectives ...

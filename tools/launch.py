@@ -251,7 +251,7 @@ def _warn_of_missing_mounts(stages: Sequence[Stage], mounts: str) -> None:
         missing = not_in_container(paths, mounts, [REPO, *outputs])
         if missing:
             print(
-                f"warning: --mounts does not bring into the container what {stage.files[0]} reads: {', '.join(missing)}",
+                f"warning: --mounts does not bring in what {stage.files[0]} reads: {', '.join(missing)}",
                 file=sys.stderr,
             )
 

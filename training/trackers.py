@@ -50,8 +50,8 @@ def check_trackers(wandb: str, mlflow: str, experiment: str) -> None:
     """
     if mlflow and urlsplit(mlflow).scheme in ("", "file"):
         raise ConfigError(
-            f"metrics.mlflow={mlflow} is a folder, where MLflow cannot hold both loss and loss/DOMAIN: give a database, "
-            "sqlite:////FOLDER/mlflow.db, or a server, http://HOST:PORT"
+            f"metrics.mlflow={mlflow} is a folder, where MLflow cannot hold both loss and loss/DOMAIN: give "
+            "a database, sqlite:////FOLDER/mlflow.db, or a server, http://HOST:PORT"
         )
     for key, value, package in (("wandb", wandb, "wandb"), ("mlflow", mlflow, "mlflow")):
         if value and importlib.util.find_spec(package) is None:

@@ -137,7 +137,7 @@ def test_container_is_told_of_what_it_does_not_see(config_file: Path, shards: Pa
         assert done.exit_code == 0, done.output
         return done.stderr
 
-    assert f"--mounts does not bring into the container what {config_file} reads: " in warnings()
+    assert f"--mounts does not bring in what {config_file} reads: " in warnings()
     assert str(shards) in warnings()
     assert warnings("--mounts", f"{shards.parent.parent}:{shards.parent.parent}") == ""
 
