@@ -27,6 +27,10 @@ require() { # NAMES: each is a setting that must not be empty
 
 prepare_job() {
     [ -n "${SLURM_JOB_ID:-}" ] || fail $EXIT_FIX "this is a job script: submit it with sbatch"
+    local word
+    for word in "${OVERRIDES[@]:-}"; do
+        if [[ $word = train.output_dir=* ]]; then fail $EXIT_FIX "give the run folder as OUTPUT_DIR instead of $word"; fi
+    done
     PYTHON=${PYTHON:-}
     if [ -z "$PYTHON" ]; then
         if [ -n "${CONTAINER_IMAGE:-}" ]; then PYTHON=python; else PYTHON=$REPO/.venv/bin/python; fi
@@ -124,8 +128,8 @@ torchrun_options() { # sets the array `torchrun`
         "$PYTHON" -m torch.distributed.run
         --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node "$NPROC_PER_NODE"
         --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
-        # A port per job: two jobs may share a node.
-        --rdzv_endpoint "${nodes[0]}:${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
+        # A port per job, below those that the kernel gives to clients: two jobs may share a node.
+        --rdzv_endpoint "${nodes[0]}:${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}"
     )
 }
 
@@ -167,7 +171,7 @@ on_signal() {
 
 check_nodes() {
     if [ "${CHECK_NODES:-1}" = 0 ]; then return; fi
-    local before report status=0 bad
+    local before report status=0 bad number
     report=$(mktemp)
     torchrun_options
     # shellcheck disable=SC2016 # the inner shell expands these, on each node
@@ -183,6 +187,10 @@ check_nodes() {
     if [ -n "$signalled" ]; then requeue "the time ended during the check of the nodes"; fi
     if [ "$status" = 0 ]; then return; fi
     if [ -z "$bad" ]; then fail 1 "the check of the nodes failed without naming one: see the lines above; CHECK_NODES=0 skips it"; fi
+    number=$(tr , '\n' <<<"$bad" | wc -l)
+    if [ "$number" -gt 1 ] && [ "$number" = "$SLURM_JOB_NUM_NODES" ]; then
+        fail 1 "all $number nodes fail the check, so that no node is the cause: see the lines above; CHECK_NODES=0 skips it"
+    fi
     if [ "${REPLACE_BAD_NODES:-1}" = 0 ] || [ "$(count_requeues bad_nodes)" -gt "${MAX_BAD_NODES:-3}" ]; then
         fail 1 "bad nodes: $bad. Submit again with --exclude=$bad, and tell the cluster's administrators"
     fi

@@ -67,6 +67,9 @@ def test_mistakes_end_a_job_at_once_and_cancel_the_jobs_that_wait_for_it(
     assert "error: CONFIG is empty" in log_of(run)
     assert cluster.wait(waiting, timeout=60)["JobState"] == "CANCELLED"
     assert not (tmp_path / "later").exists()
+    elsewhere = submit_training(cluster, "pretrain.sbatch", config_file, run, f"train.output_dir={tmp_path}/elsewhere")
+    assert cluster.wait(elsewhere, timeout=60)["ExitCode"] == "2:0"
+    assert "error: give the run folder as OUTPUT_DIR instead of train.output_dir=" in log_of(run)
 
 
 def test_sbatch_accepts_the_scripts_as_they_are(cluster: Cluster) -> None:
@@ -184,6 +187,18 @@ def test_bad_node_is_named_and_excluded(config_file: Path, tmp_path: Path) -> No
     assert "bad node node2: /dev/shm has 1 MiB free, and the job wants 64 MiB" in log
     assert "node node3: imports, 0 GPUs, shared memory and disk are in order" in log
     assert "network: 2 processes" in log
+
+
+@pytest.mark.slow
+def test_check_that_fails_on_all_nodes_excludes_none(cluster: Cluster, config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = submit_training(
+        cluster, "pretrain.sbatch", config_file, run, *RUN, CHECK_NODES="1", GPUS_PER_NODE="1", CUDA_VISIBLE_DEVICES=""
+    )
+    ended = cluster.wait(job, timeout=200)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0"), log_of(run)
+    assert log_of(run).count("0 GPUs are seen, and the job wants 1") == 2
+    assert "all 2 nodes fail the check" in log_of(run)
 
 
 @pytest.mark.slow
