@@ -129,7 +129,7 @@ def test_options_that_contradict_each_other_are_refused(config_file: Path) -> No
     assert "--config, or" in refuse("--nodes", 2)
 
 
-def test_container_is_told_of_what_it_does_not_see(config_file: Path, shards: Path) -> None:
+def test_paths_that_the_container_does_not_see_are_named(config_file: Path, shards: Path) -> None:
     tiny = ["--config", config_file, "--stage", "pretrain", *ON_CPUS, "--nodes", 2, "--container", "org#glm:1"]
 
     def warnings(*words: object) -> str:
