@@ -30,6 +30,11 @@ def is_emulated(config: RunConfig, *, here: bool = True) -> bool:
     return config.model.backend == "torch" or (here and config.model.backend == "auto" and not has_gpu())
 
 
+def has_kernels(config: RunConfig) -> bool:
+    """Return whether kernels on this machine compute a run in FP8."""
+    return config.fp8.enabled and not is_emulated(config)
+
+
 def check_fp8(config: RunConfig, model: GlmvConfig, *, here: bool) -> None:
     """Check the section `fp8` against the rest of a run, the model, and this machine.
 

@@ -11,7 +11,7 @@ from model.config import GlmvConfig
 from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
-from training.fp8_checks import describe_fp8, fp8_warnings
+from training.fp8_checks import describe_fp8, fp8_warnings, has_kernels
 from training.metrics import logger
 from training.prompts import CHAT_FORMS
 from training.setup import Prepared
@@ -39,7 +39,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     logger.info("backend: %s", backend)
     for line in describe_fp8(config, prepared.model):
         logger.info(line)
-    if not device_peak(config.metrics.peak_tflops, config.train.precision):
+    if not device_peak(config.metrics.peak_tflops, config.train.precision, fp8=has_kernels(config)):
         logger.info("no mfu: the peak of this device is not known; set metrics.peak_tflops to its TFLOP/s")
     if prepared.layout is not None:
         logger.info("pipeline layout:\n%s", prepared.layout.table())
