@@ -139,6 +139,8 @@ def _check_matrix(fp8: Fp8Config, model: GlmvConfig, matrix: Matrix) -> None:
 def token_multiple(fp8: Fp8Config, parallel: ParallelConfig) -> int:
     """Return what the tokens of a pack must be a multiple of, so that every rank's share fits the kernels."""
     shares = parallel.context_parallel_size
+    if not fp8.enabled:
+        return shares * parallel.tensor_model_parallel_size
     if parallel.sequence_parallel:
         shares *= parallel.tensor_model_parallel_size
     of_a_rank = BLOCK if fp8.recipe == "blockwise" and parallel.sequence_parallel else fp8.multiple
