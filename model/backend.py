@@ -20,6 +20,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from model.attention import SegmentAttention
 from model.config import ConfigError
 from model.fp8 import Fp8Config
+from model.fp8_rules import Gpu
 from model.installed import (
     check_transformer_engine_version,
     has_transformer_engine,
@@ -45,6 +46,7 @@ class Backend(BackendSpecProvider, Protocol):
 
     description: str  # for the log
     config_fields: dict[str, Any]  # TransformerConfig fields that go with its modules
+    has_fp8_kernels: bool  # whether TransformerConfig's fields of FP8 are for it; else FP8 is emulated
 
     def with_separate_norms(self) -> Backend:
         """Return the same modules, with no norm fused into a linear layer: adapters take the output of the norm."""
@@ -58,6 +60,7 @@ class TorchSpecProvider(BackendSpecProvider):
 
     description = "torch (megatron-core's linear layers, torch's attention and norms)"
     config_fields = NO_FUSED_KERNELS
+    has_fp8_kernels = False
 
     def with_separate_norms(self) -> Backend:
         return self
@@ -135,6 +138,14 @@ def has_gpu() -> bool:
 def has_fused_adam() -> bool:
     """Return whether megatron-core takes Transformer Engine's FusedAdam here."""
     return has_gpu() and has_transformer_engine()
+
+
+def gpu() -> Gpu | None:
+    """Return what FP8 needs to know of this process's GPU; None without one."""
+    if not has_gpu():
+        return None
+    major, minor = (torch.version.cuda or "0.0").split(".")[:2]
+    return Gpu(torch.cuda.get_device_capability(), (int(major), int(minor)))
 
 
 def device_count() -> int | None:

@@ -10,6 +10,8 @@ attention, and the adapter's projection and LayerNorm. Weights and optimizer sta
     delayed      a tensor                                      its recent maxima      8.9 and above
     blockwise    1 x 128 values (weights: 128 x 128)           the block itself       9.0 and above, CUDA 12.9
     mxfp8        32 values, as a power of two                  the block itself       10.x
+
+`model.fp8_rules` says what each needs.
 """
 
 from __future__ import annotations
@@ -24,6 +26,10 @@ FORMATS = ("auto", "hybrid", "e4m3")
 # Formats of `auto`: a scale for a whole tensor needs the range of e5m2 for gradients, a scale for a block does not.
 FORMAT_OF_RECIPE = {"tensorwise": "hybrid", "delayed": "hybrid", "blockwise": "e4m3", "mxfp8": "e4m3"}
 AMAX_HISTORY = 1024  # steps whose largest value decides the scale of `delayed`: Transformer Engine's own default
+# Recipes whose weights can be kept in FP8. The two copies of an mxfp8 weight are gathered through the gradient buffer,
+# which megatron-core 0.16.1 overwrites while a second optimizer (the experts') still needs it. The scales of delayed
+# would have to be part of a checkpoint.
+GATHERED_RECIPES = ("tensorwise", "blockwise")
 
 
 @dataclass
@@ -45,11 +51,26 @@ class Fp8Config:
                 raise ConfigError(f"fp8.{key}={getattr(self, key)!r}: choose one of {', '.join(choices)}")
         if self.first_last_layers_bf16 < 0:
             raise ConfigError(f"fp8.first_last_layers_bf16={self.first_last_layers_bf16}: give 0 or more layers")
+        if self.recipe == "delayed" and self.first_last_layers_bf16:
+            raise ConfigError(
+                "fp8.recipe=delayed scales the whole decoder at once; set fp8.first_last_layers_bf16=0, or "
+                "fp8.recipe=tensorwise"
+            )
+        if self.enabled and self.param_gather and self.recipe not in GATHERED_RECIPES:
+            raise ConfigError(
+                f"fp8.param_gather=true is supported with fp8.recipe={' or '.join(GATHERED_RECIPES)}, not with "
+                f"{self.recipe}; set it to false"
+            )
 
     @property
     def enabled(self) -> bool:
         """Whether there is a recipe."""
         return self.recipe != "none"
+
+    @property
+    def gathers_fp8(self) -> bool:
+        """Whether weights are kept in FP8."""
+        return self.enabled and self.param_gather
 
     @property
     def number_format(self) -> str:
@@ -63,12 +84,14 @@ class Fp8Config:
 
     @property
     def multiple(self) -> int:
-        """What the kernels need both dimensions of every matrix to be a multiple of; only with a recipe."""
+        """What the kernels need tokens, and both dimensions of a matrix, to be a multiple of; only with a recipe."""
         return 32 if self.recipe == "mxfp8" else 16
+
+    # --- as megatron-core's fields, with Transformer Engine -----------------------------------------------------------
 
     @property
     def decoder_fields(self) -> dict[str, Any]:
-        """The decoder's fields of TransformerConfig, with Transformer Engine; empty without a recipe."""
+        """The decoder's fields of TransformerConfig; empty without a recipe."""
         if not self.enabled:
             return {}
         return self._matrix_fields | {
@@ -79,7 +102,7 @@ class Fp8Config:
 
     @property
     def vision_fields(self) -> dict[str, Any]:
-        """The fields of TransformerConfig of the tower and the adapter, with Transformer Engine."""
+        """The fields of TransformerConfig of the tower and the adapter."""
         return self._matrix_fields if self.enabled and self.vision else {}
 
     @property
@@ -93,18 +116,11 @@ class Fp8Config:
         }
 
     @property
-    def gathers_for_mxfp8(self) -> bool:
-        """Whether weights are gathered through the gradient buffer: the two copies of mxfp8 have no common form."""
-        return self.recipe == "mxfp8" and self.param_gather
-
-    @property
     def data_parallel_fields(self) -> dict[str, Any]:
-        """The fields of DistributedDataParallelConfig, with Transformer Engine."""
-        gathers = self.enabled and self.param_gather
-        return {"fp8_param_gather": gathers, "reuse_grad_buf_for_mxfp8_param_ag": self.gathers_for_mxfp8}
+        """The fields of DistributedDataParallelConfig."""
+        return {"fp8_param_gather": True} if self.gathers_fp8 else {}
 
     @property
     def optimizer_fields(self) -> dict[str, Any]:
-        """The fields of megatron-core's OptimizerConfig, with Transformer Engine."""
-        recipe = self.recipe if self.enabled else None
-        return {"fp8_recipe": recipe, "reuse_grad_buf_for_mxfp8_param_ag": self.gathers_for_mxfp8}
+        """The fields of megatron-core's OptimizerConfig, which matter to weights in FP8 alone."""
+        return {"fp8_recipe": self.recipe} if self.gathers_fp8 else {}

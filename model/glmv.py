@@ -30,6 +30,7 @@ from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
 from model.fp8 import Fp8Config
 from model.image_constants import MERGE_SIZE
+from model.image_padding import image_multiple, pad_images
 from model.lora_targets import LoraConfig
 from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
@@ -87,6 +88,7 @@ class GlmvModel(MegatronModule):
     ) -> None:
         backend = backend or select_backend(dtype=dtype)
         recompute, fp8 = recompute or RecomputeConfig(), fp8 or Fp8Config()
+        kernels = fp8 if backend.has_fp8_kernels else Fp8Config()
         transformer = decoder_transformer_config(
             config.decoder,
             dtype=dtype,
@@ -96,9 +98,12 @@ class GlmvModel(MegatronModule):
             **recompute_fields(recompute.decoder),
             **parallel.transformer_fields,
             **backend.config_fields,
+            **kernels.decoder_fields,
         )
         super().__init__(transformer)
         self.glmv_config, self.parallel, self.backend, self.fp8 = config, parallel, backend, fp8
+        self.fp8_kernels = kernels
+        self.image_multiple = image_multiple(kernels)
         # Attributes that megatron-core's schedules and gradient reduction read.
         self.vp_stage = vp_stage
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -109,7 +114,9 @@ class GlmvModel(MegatronModule):
         # Modules in the order of the forward pass, in which weights are gathered.
         if self.pre_process:
             modules = backend.with_fp8(fp8) if fp8.enabled and fp8.vision else backend
-            self.vision_model, self.adapter = _vision_modules(config.vision, parallel, modules, dtype, recompute.vision)
+            self.vision_model, self.adapter = _vision_modules(
+                config.vision, parallel, modules, dtype, recompute.vision, kernels
+            )
             self.embedding_exchange = EmbeddingExchange(config.vision, parallel.vision)
         self.language_model = self._build_decoder(config.decoder, transformer)
         self.model_type = self.language_model.model_type
@@ -251,10 +258,10 @@ class GlmvModel(MegatronModule):
         else:
             own = patches.new_zeros(MERGE_SIZE**2, patches.size(1))  # a black image of one token
             shapes, frames_per_image = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]]), frames_per_image.new_ones(1)
-        rows = self.adapter(
-            self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames_per_image)
-        )
-        return rows if len(images) else rows[:0]
+        useful = int(shapes.prod(dim=1).sum()) // MERGE_SIZE**2 if len(images) else 0
+        own, shapes, frames_per_image = pad_images(own, shapes, frames_per_image, self.image_multiple)
+        own = own.to(torch.cuda.current_device(), non_blocking=True)
+        return self.adapter(self.vision_model(own, shapes, frames_per_image))[:useful]
 
     def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor, modalities: Tensor) -> Tensor:
         """Return the table of members of this rank's tokens, for the routers (model.moe)."""
@@ -280,11 +287,12 @@ class GlmvModel(MegatronModule):
 
 
 def _vision_modules(
-    vision: VisionConfig, parallel: ParallelConfig, backend: Backend, dtype: torch.dtype, recompute: str
+    vision: VisionConfig, parallel: ParallelConfig, backend: Backend, dtype: torch.dtype, recompute: str, fp8: Fp8Config
 ) -> tuple[VisionEncoder, PatchMerger]:
-    """Build the vision tower and the adapter; `recompute` is that of the tower."""
+    """Build the vision tower and the adapter; `recompute` is that of the tower, `fp8` what kernels compute."""
     groups = vision_groups(parallel)
     fields: dict[str, Any] = {"tensor_model_parallel_size": groups.tp.size(), **backend.config_fields}
+    fields |= fp8.vision_fields
     tower_config = vision_transformer_config(vision, dtype=dtype, **recompute_fields(recompute), **fields)
     adapter_config = adapter_transformer_config(vision, dtype=dtype, **fields)
     return VisionEncoder(vision, tower_config, backend, groups), PatchMerger(adapter_config, backend, groups)

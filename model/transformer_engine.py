@@ -33,6 +33,7 @@ class TransformerEngineSpecProvider(TESpecProvider):
 
     description = f"transformer_engine {transformer_engine_version()} (fused norms, linear layers, attention, experts)"
     config_fields = FUSED_KERNELS
+    has_fp8_kernels = True
 
     def with_separate_norms(self) -> TransformerEngineSpecProvider:
         """Return the same modules, with no norm fused into a linear layer."""

@@ -28,6 +28,7 @@ from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank, world_size
+from training.fp8_checks import check_fp8
 from training.hf_files import check_tokenizer, read_inherited
 from training.lora_base import check_lora
 from training.meter import Meter
@@ -61,12 +62,14 @@ def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
             folders that it names.
     """
     start_point, parallel = find_start_point(config), config.parallel
+    here = processes is None
     if processes is None:
         config.optimizer.check_machine()
         processes = world_size()
     model = resolve_model(config.model, start_point)
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
     config.check_layout(model, processes)
+    check_fp8(config, model, here=here)
     check_lora(config, model)
     data_parallel_rank = parallel.data_parallel_rank(rank(), processes)
     data_parallel_size = parallel.data_parallel_size(processes)

@@ -98,18 +98,20 @@ class TrainStep:
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
+        fp8 = model_chunks[0].fp8_kernels
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=optimizer_config.main_grads == "fp32",
             use_distributed_optimizer=True,
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,
+            **fp8.data_parallel_fields,
         )
         # The backward pass begins with the last chunk. Its reduction, in one bucket, overlaps with earlier chunks.
         self.ddp = [
             DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
             for number, chunk in enumerate(model_chunks)
         ]
-        self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype)
+        self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype, fp8)
         self.scheduler = build_scheduler(optimizer_config, self.optimizer, steps)
         self.part_norms = PartNorms(self.ddp, self.optimizer)
         self.expert_load = ExpertLoad(model_chunks)
