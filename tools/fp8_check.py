@@ -9,8 +9,8 @@ distance is above its limit:
 
     loss        mean of the relative differences of all steps: 0.25%, which DeepSeek-V3 reports for its FP8 training
                 (arXiv 2412.19437, section 3.3)
-    gradient    of the whole model, relative difference by norm and cosine, in the first step: --max-gradient, by default
-                what rounding itself explains: docs/fp8.md derives it
+    gradient    relative difference by norm of the whole gradient in the first step: twice what the rounding of one
+                layer's operands explains
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from training.config import RunConfig, load_config
 from training.distributed import process_group, rank
 from training.errors import expected_errors
 from training.fp8_distance import Fp8Distance, ModuleDistance, compare, prepare_pair
-from training.metrics import finite_or_null
+from training.metrics import finite_content
 
 MAX_LOSS = 0.0025  # mean relative difference; DeepSeek-V3, arXiv 2412.19437, section 3.3
 
@@ -83,6 +83,7 @@ def main(
 # Relative error of a rounded value, by root mean square over values whose logarithms are spread evenly: neighbours at
 # distance q round with an error of q / sqrt(12), and q is 1/8 (E4M3) or 1/4 (E5M2) of a power of two.
 ERROR_E4M3, ERROR_E5M2 = 0.0265, 0.0531
+MARGIN = 2.0
 PRODUCTS_OF_A_LAYER = 4  # in the forward pass: qkv, projection, and two of the MLP; as many in the backward pass
 
 
@@ -99,14 +100,14 @@ class Limits:
 
 
 def gradient_limit(fp8: Fp8Config) -> float:
-    """Return the relative difference of the gradient that rounding explains: errors of one layer's products, added up.
+    """Return the limit of the gradient's relative difference: MARGIN times that of independent errors in one layer.
 
-    Errors of all layers add up in the residual stream, but so does the stream, and its relative error stays that of a
-    layer.
+    The errors of all layers add up in the residual stream, but so does the stream, so that its relative error stays
+    near that of a layer. The margin is for this estimate, and for tokens whose experts change.
     """
     of_gradients = ERROR_E5M2 if fp8.number_format == "hybrid" else ERROR_E4M3
     forward, backward = 2 * ERROR_E4M3**2, ERROR_E4M3**2 + of_gradients**2
-    return (PRODUCTS_OF_A_LAYER * (forward + backward)) ** 0.5
+    return float(MARGIN * (PRODUCTS_OF_A_LAYER * (forward + backward)) ** 0.5)
 
 
 # --- report -----------------------------------------------------------------------------------------------------------
@@ -114,13 +115,20 @@ def gradient_limit(fp8: Fp8Config) -> float:
 
 def report(distance: Fp8Distance, limits: Limits) -> None:
     """Print the table of losses, the modules and what the limits say."""
-    console = Console(width=110)
-    console.print(f"recipe {distance.recipe}, computed by {distance.computed_by}", markup=False)
+    console = Console(width=120)
+    console.print(distance.description, markup=False)
     steps = Table("step", Column("loss"), Column("in FP8"), Column("difference"), box=SIMPLE_HEAD)
     for step, (base, fp8) in enumerate(zip(distance.losses, distance.fp8_losses, strict=True), start=1):
         steps.add_row(str(step), f"{base:.4f}", f"{fp8:.4f}", f"{fp8 / base - 1:+.3%}")
     console.print(steps)
-    modules = Table("gradient of", "modules", "relative difference", "largest", "cosine, smallest", box=SIMPLE_HEAD)
+    modules = Table(
+        Column("gradient of", no_wrap=True),
+        "modules",
+        "relative difference",
+        "largest",
+        "cosine, smallest",
+        box=SIMPLE_HEAD,
+    )
     for kind, found in by_kind(distance.modules):
         relative = [module.relative for module in found]
         smallest = min(module.cosine for module in found)
@@ -143,7 +151,7 @@ def by_kind(modules: Sequence[ModuleDistance]) -> list[tuple[str, list[ModuleDis
 def as_json(distance: Fp8Distance, limits: Limits) -> dict[str, Any]:
     """Return all numbers, with limits and verdict; infinity and NaN as null."""
     content = {**asdict(distance), "loss_distances": distance.loss_distances, "limits": asdict(limits)}
-    return {**finite_or_null(content), "within_limits": limits.are_kept(distance)}
+    return {**finite_content(content), "within_limits": limits.are_kept(distance)}
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from model.config import ConfigError
 from model.fp8 import Fp8Config
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig
+from training.fp8_checks import describe_fp8
 from training.setup import Prepared, build_trainer, prepare
-from training.start_point import StartPoint, find_start_point
+from training.start_point import find_start_point
 from training.step import TrainStep
 
 
@@ -41,7 +42,7 @@ class Fp8Distance:
     """What the two trainings gave."""
 
     recipe: str
-    computed_by: str  # description of the backend
+    description: str  # what is in FP8, and by what it is computed
     losses: list[float]  # without FP8, of each step
     fp8_losses: list[float]
     gradient: ModuleDistance  # of the whole model
@@ -58,7 +59,6 @@ class _Training:
     losses: list[float]
     gradients: list[Tensor]  # this rank's shards, float32 in main memory
     names: list[str]
-    description: str
 
 
 def prepare_pair(config: RunConfig, nowhere: Path) -> tuple[Prepared, Prepared]:
@@ -108,7 +108,8 @@ def compare(without: Prepared, with_fp8: Prepared, steps: int, advance: Callable
             totals[name] = totals.get(name, 0) + torch.tensor(values, dtype=torch.float64)
     modules = [_distance(name, values) for name, values in sorted(totals.items())]
     whole = _distance("", sum(totals.values(), torch.zeros(4, dtype=torch.float64)))
-    return Fp8Distance(with_fp8.config.fp8.recipe, fp8.description, base.losses, fp8.losses, whole, modules)
+    description = " ".join(describe_fp8(with_fp8.config, with_fp8.model))
+    return Fp8Distance(with_fp8.config.fp8.recipe, description, base.losses, fp8.losses, whole, modules)
 
 
 def _distance(module: str, sums: Tensor) -> ModuleDistance:
@@ -120,8 +121,7 @@ def _distance(module: str, sums: Tensor) -> ModuleDistance:
 
 def _train(prepared: Prepared, steps: int, advance: Callable[[], None]) -> _Training:
     """Compute the gradients of the first step, then take `steps` steps."""
-    start_point: StartPoint = find_start_point(prepared.config)
-    trainer = build_trainer(prepared, start_point)
+    trainer = build_trainer(prepared, find_start_point(prepared.config))
     losses: list[float] = []
     gradients: list[Tensor] = []
     for step in range(1, steps + 1):
@@ -137,8 +137,7 @@ def _train(prepared: Prepared, steps: int, advance: Callable[[], None]) -> _Trai
         losses.append(trainer.run(step, batches).loss)
         advance()
     prepared.loader.close()
-    names = _module_names(trainer)
-    return _Training(losses, gradients, names, trainer.model_chunks[0].description)
+    return _Training(losses, gradients, _module_names(trainer))
 
 
 def _module_names(trainer: TrainStep) -> list[str]:
