@@ -176,12 +176,15 @@ class TrainStep:
             part_norms=part_norms,
         )
 
-    def measure(self, batches: Sequence[Batch], keep_losses: KeepLosses) -> tuple[float, float]:
-        """Return the mean loss and the gradient norm of packs, and leave the model as it is. Collective.
+    def measure(
+        self, batches: Sequence[Batch], keep_losses: KeepLosses | None = None, *, moves_scales: bool = False
+    ) -> tuple[float, float]:
+        """Return the mean loss and the gradient norm of packs, and leave the weights as they are. Collective.
 
         Args:
             batches: the packs of this rank's data-parallel rank. Some token of the global batch carries loss.
             keep_losses: called with each pack and its losses, on the last pipeline stage.
+            moves_scales: whether the scales of fp8.recipe=delayed, emulated, follow these packs.
         """
         biases = KeptExpertBiases(self.model_chunks)
         loss_tokens, tokens, *_ = self._totals(batches)
@@ -189,7 +192,7 @@ class TrainStep:
         self._set_mean_tokens(tokens / packs)
         loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses)
         biases.restore()
-        end_step(self.model_chunks, updated=False)
+        end_step(self.model_chunks, updated=moves_scales)
         clear_aux_losses_tracker()
         return loss, prepare_update(self.optimizer)
 
