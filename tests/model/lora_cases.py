@@ -13,6 +13,7 @@ import training.step
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.lora import add_adapters
+from model.lora_dropout import PackNumber
 from model.lora_layers import adapters_of
 from model.lora_targets import LoraConfig
 from model.lora_weights import fill_adapters
@@ -23,8 +24,18 @@ from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors
 from tests.reference import small_config
 from training.step import TrainStep
 
+SEED = 11  # of the run
 
-def make_trainer(variant: str, folder: str, layout: str, targets: str, adapters: str, recompute: str) -> TrainStep:
+
+def make_trainer(
+    variant: str,
+    folder: str,
+    layout: str,
+    targets: str,
+    adapters: str,
+    recompute: str = "none",
+    dropout: float = 0.0,
+) -> TrainStep:
     """Build the model in a layout with the weights in `folder` and the adapters in the file `adapters`."""
     parallel, stages = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
@@ -33,26 +44,35 @@ def make_trainer(variant: str, folder: str, layout: str, targets: str, adapters:
     )
     load_weights(chunks, SafetensorsFolder(folder))
     for chunk in chunks:
-        add_adapters(chunk, LoraConfig(rank=RANK, alpha=ALPHA, targets=TARGETS[targets][0]))
+        add_adapters(chunk, LoraConfig(RANK, ALPHA, dropout, TARGETS[targets][0]), seed=SEED)
     fill_adapters(chunks, Tensors(torch.load(adapters, weights_only=True)))
     return TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, 3, SEQ_LENGTH)
 
 
 def gradients(
-    variant: str, folder: str, layout: str, targets: str, adapters: str, expected: str, recompute: str = "none"
+    variant: str,
+    folder: str,
+    layout: str,
+    targets: str,
+    adapters: str,
+    expected: str,
+    recompute: str = "none",
+    dropout: float = 0.0,
 ) -> dict[str, Any]:
     """Compare the gradients of the first step with those in the file `expected`.
 
     Returns:
         The loss, and for every factor the summed squares of the difference and of the expected gradient.
     """
-    trainer = make_trainer(variant, folder, layout, targets, adapters, recompute)
+    trainer = make_trainer(variant, folder, layout, targets, adapters, recompute, dropout)
     chunks: Any = trainer.model_chunks
     # Give every rank whole gradients; the distributed optimizer would leave it a part of them.
     true_schedule = training.step.get_forward_backward_func
     training.step.get_forward_backward_func = lambda: partial(get_forward_backward_func(), force_all_reduce=True)
     try:
-        loss, _ = trainer.measure(of_this_rank(packs_of_step(variant, 1)), lambda *_: None)
+        packs = packs_of_step(variant, 1)
+        numbers = of_this_rank([PackNumber(1, number) for number in range(len(packs))])
+        loss, _ = trainer.measure(of_this_rank(packs), lambda *_: None, numbers)
     finally:
         training.step.get_forward_backward_func = true_schedule
     found = {id(p): p.main_grad.clone() for chunk in chunks for p in chunk.parameters() if p.requires_grad}
@@ -79,8 +99,8 @@ def train(
     targets: str,
     adapters: str,
     steps: int = 3,
-    recompute: str = "none",
+    dropout: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Train and return the report of each step."""
-    trainer = make_trainer(variant, folder, layout, targets, adapters, recompute)
+    trainer = make_trainer(variant, folder, layout, targets, adapters, dropout=dropout)
     return [vars(trainer.run(step, of_this_rank(packs_of_step(variant, step)))) for step in range(1, steps + 1)]
