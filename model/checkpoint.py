@@ -64,8 +64,8 @@ UNFINISHED = ".unfinished_"  # in front of a step folder's name until it is comp
 class TrainState:
     """Everything that must survive a crash besides tensors.
 
-    There is no random state: the model has no dropout, and randomness in the data is a function of the seed and of
-    these counters. The learning rate is a function of the step.
+    There is no random state: the data and the masks of dropout are functions of the seed and of these counters. The
+    learning rate is a function of the step.
     """
 
     step: int  # steps done

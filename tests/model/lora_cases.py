@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 import training.step
+from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.lora import add_adapters
@@ -22,7 +25,8 @@ from model.recompute import RecomputeConfig
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, layout_of, of_this_rank, packs_of_step
 from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors
 from tests.reference import small_config
-from training.step import TrainStep
+from training.step import TrainStep, forward
+from training.validation import evaluation
 
 SEED = 11  # of the run
 
@@ -104,3 +108,37 @@ def train(
     """Train and return the report of each step."""
     trainer = make_trainer(variant, folder, layout, targets, adapters, dropout=dropout)
     return [vars(trainer.run(step, of_this_rank(packs_of_step(variant, step)))) for step in range(1, steps + 1)]
+
+
+def continue_run(
+    variant: str,
+    folder: str,
+    layout: str,
+    targets: str,
+    adapters: str,
+    dropout: float,
+    steps: Sequence[int],
+    load_from: str = "",
+    checkpoint: str = "",
+    save_at: int = 0,
+) -> dict[str, Any]:
+    """Evaluate, then train some steps, from the start or from a checkpoint.
+
+    Returns:
+        This rank's losses of its first pack in the evaluation, the report of each step, and the adapters at the end.
+    """
+    trainer = make_trainer(variant, folder, layout, targets, adapters, dropout=dropout)
+    if load_from:
+        load_checkpoint(Path(load_from), trainer.model_chunks, trainer.optimizer)
+    with evaluation(trainer):
+        held_out = forward(trainer.ddp[0], of_this_rank(packs_of_step(variant, 9))[0])
+    reports = []
+    for step in steps:
+        reports.append(vars(trainer.run(step, of_this_rank(packs_of_step(variant, step)))))
+        if step == save_at:
+            state = TrainState(step=step)
+            chunks, optimizer = trainer.model_chunks, trainer.optimizer
+            save_checkpoint(Path(checkpoint), chunks, hf_files=lambda _: None, optimizer=optimizer, train_state=state)
+    trainer.synchronize_weights()
+    trained = [p.detach().clone() for chunk in trainer.model_chunks for p in chunk.parameters() if p.requires_grad]
+    return {"held out": held_out.tolist(), "reports": reports, "adapters": [p.tolist() for p in trained]}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -162,3 +163,25 @@ def test_model_equals_peft_with_the_same_masks(
     assert all(answer["loss"] == pytest.approx(expected.loss, rel=EXACT) for answer in answers)
     errors = tensor_errors(answer["differences"] for answer in answers)
     assert max(errors.values()) <= EXACT, max(errors, key=errors.__getitem__)
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
+def test_run_resumes_bit_for_bit_and_evaluates_without_dropout(
+    processes, hf_folder: tuple[Path, nn.Module], expect, tmp_path: Path
+) -> None:
+    variant, checkpoint = variant_of(hf_folder), str(tmp_path / "step_0000002")
+    case: dict[str, Any] = {"variant": variant, "folder": str(hf_folder[0]), "targets": TARGETS[variant]}
+    case |= {"adapters": expect(variant).adapters, "dropout": DROPOUT}
+    run = partial(processes(2).run, lora_cases.continue_run, **{"layout": "DP2", **case})
+    whole = run(steps=[1, 2, 3], checkpoint=checkpoint, save_at=2)
+    resumed = run(steps=[3], load_from=checkpoint)
+    plain = run(steps=[3], load_from=checkpoint, dropout=0.0)
+    for rank in range(2):
+        assert resumed[rank]["reports"] == whole[rank]["reports"][2:]
+        assert resumed[rank]["adapters"] == whole[rank]["adapters"]
+        assert resumed[rank]["held out"] == plain[rank]["held out"]
+        assert resumed[rank]["reports"][0]["loss"] != plain[rank]["reports"][0]["loss"]
+    [alone] = processes(1).run(lora_cases.continue_run, layout="", steps=[1, 2, 3], **case)
+    for key in ("loss", "grad_norm"):
+        expected = [report[key] for report in alone["reports"]]
+        assert [report[key] for report in whole[0]["reports"]] == pytest.approx(expected, rel=EXACT)
