@@ -127,9 +127,10 @@ class DropoutMask:
         bits = words.view(torch.int16)[:, begin : begin + len(self.channels)]
         return bits >= self.threshold - STEPS // 2
 
-    def drop(self, x: Tensor) -> Tensor:
-        """Return what is left of the input [rows, ..., channels]."""
-        return (x * self.keeps().view(x.shape)).mul_(STEPS / (STEPS - self.threshold))
+    @property
+    def scale(self) -> float:
+        """What kept values are multiplied by, so that the mean stays."""
+        return STEPS / (STEPS - self.threshold)
 
 
 def mix(x: Tensor, y: Tensor | int = 0) -> Tensor:
@@ -150,16 +151,21 @@ class _DroppedLinear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, mask: DropoutMask) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.mask = mask
-        return F.linear(mask.drop(x), weight)
+        return F.linear(_drop(x, mask.keeps(), mask.scale), weight)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        of_x = ctx.mask.drop(gradient @ weight) if ctx.needs_input_grad[0] else None
+        (x, weight), keeps, scale = ctx.saved_tensors, ctx.mask.keeps(), ctx.mask.scale
+        of_x = _drop(gradient @ weight, keeps, scale) if ctx.needs_input_grad[0] else None
         of_weight = None
         if ctx.needs_input_grad[1]:
-            of_weight = gradient.flatten(0, -2).T @ ctx.mask.drop(x).flatten(0, -2)
+            of_weight = gradient.flatten(0, -2).T @ _drop(x, keeps, scale).flatten(0, -2)
         return of_x, of_weight, None
+
+
+def _drop(x: Tensor, keeps: Tensor, scale: float) -> Tensor:
+    """Return what is left of [rows, ..., channels]."""
+    return (x * keeps.view(x.shape)).mul_(scale)
 
 
 def dropped_linear(x: Tensor, weight: Tensor, mask: DropoutMask | None) -> Tensor:
