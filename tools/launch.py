@@ -189,6 +189,8 @@ def _check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, wai
             _check_stage(config, stage.nodes * processes, later, skip_files)
         except ConfigError as error:
             raise ConfigError(f"{where} on {stage.nodes} nodes: {error}{_suitable(stage, processes)}") from None
+        except EXPECTED_ERRORS as error:  # of its data, or of the model to start from
+            raise ConfigError(f"{where}: {error}") from None
 
 
 def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: bool) -> None:

@@ -1,7 +1,8 @@
 """Requests to stop: SIGTERM or SIGUSR1 to any process of the run, or a file `stop` in the run folder.
 
-A request is noted where it arrives. After every step all processes take the same decision in one small collective, so
-that they save the same step. Before the processes have joined, a signal has its usual effect: nothing can be lost.
+A request is noted where it arrives. Before every step all processes take the same decision in one small collective, so
+that they save the same step. A process that waits for lost storage cannot take part in it; the watchdog's thread tells
+it to wait no longer. Before the processes have joined, a signal has its usual effect: nothing can be lost.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -35,6 +36,8 @@ class StopRequests:
     def __init__(self, folder: Path) -> None:
         self.file = folder / STOP_FILE
         self.received = 0  # number of the first signal; 0: none
+        self._file_was_seen = False
+        self._answers: list[Callable[[], None]] = []
 
     @contextmanager
     def listening(self) -> Iterator[StopRequests]:
@@ -51,6 +54,25 @@ class StopRequests:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = self.received or number
+        self.answer()
+
+    def on_request(self, answer: Callable[[], None]) -> None:
+        """Have `answer` called when this process learns of a request: in a signal handler, or in another thread."""
+        self._answers.append(answer)
+        if self.received:
+            answer()
+
+    def answer(self) -> None:
+        """Call what waits for a request."""
+        for answer in self._answers:
+            answer()
+
+    def is_made(self) -> bool:
+        """Return whether a request has reached this process. Costs the main process a look for the file."""
+        if dist.get_rank() == 0 and not self._file_was_seen:
+            with suppress(OSError):  # of storage that fails now; the main thread looks too
+                self._file_was_seen = self.file.exists()
+        return self.received != 0 or self._file_was_seen
 
     def forget_old_file(self) -> None:
         """Remove a `stop` that an earlier run did not see. On the main process.
@@ -70,7 +92,7 @@ class StopRequests:
         """Return who asked the run to stop, the same on every process; empty: nobody. Collective."""
         rank = dist.get_rank()
         own = self.received * _RANKS + rank if self.received else 0
-        if rank == 0 and self.file.exists():
+        if rank == 0 and (self._file_was_seen or self.file.exists()):
             own = _BY_FILE
         highest = torch.tensor(own, device=torch.cuda.current_device())
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)

@@ -29,7 +29,7 @@ from data_pipeline.loading.overlap import shared_samples, shared_shards
 from data_pipeline.plan.pack_cost import PackCost
 from model.config import ConfigError
 from model.context_slicing import my_context_tokens
-from training.batch_broadcast import broadcast_batches, broadcast_patches
+from training.batch_broadcast import broadcast_patches, read_step
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.prompts import PromptConfig
 from training.step import TrainStep, domain_masks, forward
@@ -230,7 +230,7 @@ def held_out_loss(
         trainer: the model in its layout.
         loader: it is read from its first step on; on processes that are no lead it stays unused.
         steps: how many steps of packs to read; 0: all.
-        may_continue: called before every step of packs, on all processes; where it says no, the result is None.
+        may_continue: called for every step of packs, on all processes; where it says no, the result is None.
 
     Raises:
         NothingToLearn: no token carries loss.
@@ -242,9 +242,10 @@ def held_out_loss(
     try:
         with evaluation(trainer):
             for _ in range(steps) if steps else count():
+                batches = read_step(loader)
                 if not may_continue():
                     return None
-                if not (batches := broadcast_batches(loader.next_step)):
+                if not batches:
                     break
                 for report in _forward_packs(trainer, batches):
                     sums += report

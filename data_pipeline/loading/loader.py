@@ -100,6 +100,8 @@ class PackedLoader:
             cost=cost,
             too_long=config.too_long,
         )
+        locations = chain.from_iterable(source.locations() for source in self.sources)
+        self._lost = LostShards(config.retry_seconds, locations, give_up=config.on_lost_shard == "quarantine")
         packs_per_rank = global_batch_size // data_parallel_size
         self._rank, self._ranks, self._packs_per_rank = data_parallel_rank, data_parallel_size, packs_per_rank
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
@@ -112,11 +114,12 @@ class PackedLoader:
             segment_multiple=config.segment_multiple,
             truncate=config.too_long == "truncate",
             cache=cache,
-            lost=LostShards(config.retry_seconds, give_up=config.on_lost_shard == "quarantine"),
+            lost=self._lost,
             notes=self._notes,
         )
         self.tally = Tally()
         self._position = PlanPosition.start(len(self.sources))
+        self._before: PlanPosition | None = None  # the step that was read last
         self._positions_ahead: deque[PlanPosition] = deque()  # after each step whose packs were handed to the workers
         self._batches: Iterator[Batch | DataError] | None = None
 
@@ -127,7 +130,9 @@ class PackedLoader:
 
         Raises:
             DataError: A worker died or has no shared memory. The message names the samples that it was reading.
+            Interrupted: After `stop_waiting`, where a shard is lost.
         """
+        self._before = None
         if self._batches is None:
             self._batches = self.read_packs()
         try:
@@ -144,8 +149,18 @@ class PackedLoader:
                 "error"
             ) from error
         if batches:
-            self._position = self._positions_ahead.popleft()
+            self._before, self._position = self._position, self._positions_ahead.popleft()
         return batches
+
+    def unread(self) -> None:
+        """Go back before the step that `next_step` returned last, which is not used."""
+        self.close()
+        if self._before is not None:
+            self._before, self._position = None, self._before
+
+    def stop_waiting(self) -> None:
+        """Wait for lost shards no longer, because the run ends: not now, and not later."""
+        self._lost.stop_waiting()
 
     def read_packs(self) -> Iterator[Batch | DataError]:
         """Start the workers, and return an iterator over this rank's packs from the current step on.

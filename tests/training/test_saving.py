@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.launch import fail, finish, is_saving, kill_rank_when, metrics, start, train
+from tests.launch import fail, finish, is_saving, kill_rank_when, metrics, process_of_rank, start, train, wait_until
 from tests.model.test_checkpoint_files import can_mount, full_file_system
 from tests.processes import Processes
 from tests.training import saving_cases
@@ -103,6 +104,30 @@ def test_run_killed_during_a_save_in_the_background_resumes_bit_for_bit(
     assert "step 2 of 5" in output or "step 4 of 5" in output  # by which was killed first, the rank or the save
     assert trace(killed) == trace(tmp_path / "whole")
     assert files_of_run(killed)["step_0000005"] == files_of_run(tmp_path / "whole")["step_0000005"]
+
+
+def has_failed(run: Path, _step: int) -> bool:
+    return (run / "state.json").exists() and json.loads((run / "state.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_error_on_one_rank_is_announced_before_a_long_save_ends_which_is_finished(
+    config_file: Path, tmp_path: Path
+) -> None:
+    """A data worker of rank 1 is killed while both ranks write."""
+    run = tmp_path / "run"
+    launcher = start(config_file, [IN_THE_BACKGROUND, "train.steps=500"], entry="tests.training.slow_disk_train")
+    wait_until(is_saving, launcher, run, step=3)
+    for worker in process_of_rank(launcher, 1).children():
+        worker.kill()
+    wait_until(has_failed, launcher, run, step=3)
+    assert is_saving(run, 3)
+    output = finish(launcher)
+    assert launcher.returncode != 0
+    [error] = re.findall(r"^error.*", output, re.MULTILINE)
+    assert error.startswith("error on rank 1: a data worker died")
+    assert (run / "checkpoints" / "latest").read_text() == "step_0000003\n"
+    assert "state/__1_0.distcp" in hashes(run / "checkpoints" / "step_0000003")
 
 
 @pytest.mark.parametrize("fits", [pytest.param(0, marks=pytest.mark.slow), 1])
