@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
 from tests.launch import fail, finish, is_saving, kill_rank_when, metrics, process_of_rank, start, train, wait_until
 from tests.model.test_checkpoint_files import can_mount, full_file_system
@@ -50,6 +51,18 @@ def test_copy_that_is_written_after_the_next_step_has_the_bytes_of_its_moment(
     for step in (2, 3):
         assert hashes(tmp_path / f"copy_{step}") == hashes(tmp_path / f"state_{step}")
     assert hashes(tmp_path / "state_2")["state/__0_0.distcp"] != hashes(tmp_path / "state_3")["state/__0_0.distcp"]
+
+
+def test_storage_that_fails_on_one_rank_is_said_on_all(two: Processes, tmp_path: Path) -> None:
+    """Rank 1 compares its own file. Reading the begin of /proc/self/mem, of 0 bytes, is an input/output error."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "__1_0.distcp").symlink_to("/proc/self/mem")
+    entry = {"bytes": 0, "xxh3_64": [xxhash.xxh3_64(b"").hexdigest()]}
+    manifest = {"block_bytes": 2**30, "files": {"state/__1_0.distcp": entry}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    said = two.run(saving_cases.verify, folder=str(tmp_path))
+    assert said[0] == said[1]
+    assert said[0].startswith(f"StorageError: {tmp_path}/state/__1_0.distcp cannot be read (Input/output error)")
 
 
 def files_of_run(run: Path) -> dict[str, dict[str, str]]:
