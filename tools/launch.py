@@ -26,6 +26,7 @@ import typer
 
 from common.files import write_text
 from model.config import ConfigError, GlmvConfig
+from pretrain.train import PretrainConfig
 from sft.train import SftConfig
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
@@ -36,7 +37,11 @@ from training.setup import build_loader, prepare
 from training.start_point import with_positions
 
 REPO = Path(__file__).parent.parent
-SCHEMAS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "long_context": RunConfig, "sft": SftConfig}
+SCHEMAS: dict[str, type[RunConfig]] = {
+    "pretrain": PretrainConfig,
+    "long_context": PretrainConfig,
+    "sft": SftConfig,
+}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 MOST_NODES = 4096  # up to here a suitable number is looked for
 

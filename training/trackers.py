@@ -217,10 +217,9 @@ class MlflowTracker(Tracker):
         tracking: Any = importlib.import_module("mlflow.tracking")
         self._entities: Any = importlib.import_module("mlflow.entities")
         self._client = tracking.MlflowClient(tracking_uri=self.uri)
-        self._sent = 0
-        if self.run_id:
-            history = self._client.get_metric_history(self.run_id, "loss")
-            self._sent = max((metric.step for metric in history), default=0)
+        self._sent: dict[str, int] = {}  # by the first name of a line: the last step that the service had before
+        self._is_continued = bool(self.run_id)
+        if self._is_continued:
             self._client.update_run(self.run_id, status="RUNNING")
             return
         known = self._client.get_experiment_by_name(self.experiment)
@@ -231,12 +230,18 @@ class MlflowTracker(Tracker):
             self._client.log_batch(self.run_id, params=values[begin : begin + 100])
 
     def send(self, step: int, line: dict[str, float]) -> None:
-        """Send the numbers of one step."""
-        if step > self._sent:
+        """Send the numbers of one step, of its training or its validation, unless the service has them."""
+        finite = {key: value for key, value in line.items() if math.isfinite(value)}
+        if finite and step > self._last_sent(next(iter(finite))):
             now = int(time.time() * 1000)
-            finite = {key: value for key, value in line.items() if math.isfinite(value)}
             metrics = [self._entities.Metric(key, value, now, step) for key, value in finite.items()]
             self._client.log_batch(self.run_id, metrics=metrics)
+
+    def _last_sent(self, name: str) -> int:
+        if name not in self._sent:
+            history = self._client.get_metric_history(self.run_id, name) if self._is_continued else []
+            self._sent[name] = max((metric.step for metric in history), default=0)
+        return self._sent[name]
 
     def end(self) -> None:
         """Mark the run as finished."""

@@ -65,6 +65,7 @@ def prepare_validation(
             cost=cost,
             data_parallel_rank=data_parallel_rank,
             data_parallel_size=data_parallel_size,
+            micro_batch_multiple=config.parallel.micro_batch_multiple,
         )
         check_overlap(loader, training, allowed=options.allow_overlap)
         if rank() == 0:
