@@ -148,8 +148,8 @@ class ParallelConfig:
         if micro_batches % group:
             raise ConfigError(
                 "virtual pipeline stages run micro-batches in groups of "
-                f"parallel.pipeline_model_parallel_size={group}, and a data-parallel rank has {micro_batches}: change train.global_batch_size, or set "
-                "parallel.virtual_pipeline_model_parallel_size=1"
+                f"parallel.pipeline_model_parallel_size={group}, and a data-parallel rank has {micro_batches}: change "
+                "train.global_batch_size, or set parallel.virtual_pipeline_model_parallel_size=1"
             )
 
     @property

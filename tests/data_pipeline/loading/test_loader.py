@@ -414,7 +414,7 @@ def test_batch_that_the_ranks_do_not_divide_is_refused(data_config):
 
 @pytest.mark.parametrize("most", [1536, 12])
 def test_small_steps_hold_all_samples_in_few_packs_which_are_the_same_at_every_layout(data_config, most):
-    """Of 1,536 packs only those that are needed; of 12, two steps of about the same size, not a full and a small one."""
+    """Of 1,536 packs those that are needed; of 12, steps of about the same size, not a full and a small one."""
     once = replace(data_config, sources=[replace(source, epochs=1.0) for source in data_config.sources])
     samples = sum(len(source) for source in loader(once).sources)
     found = {}
