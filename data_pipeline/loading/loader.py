@@ -95,33 +95,21 @@ class PackedLoader:
         self.sources = [
             Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.located
         ]
-
-        def plan_of(packs: int) -> Plan:
-            return Plan(
-                self.sources,
-                seed=config.seed,
-                seq_length=seq_length,
-                segment_multiple=config.segment_multiple,
-                global_batch_size=packs,
-                cost=cost,
-                too_long=config.too_long,
-            )
-
-        self._plan_of = plan_of
-        self.plan = plan_of(smallest_steps(plan_of, global_batch_size) if small_steps else global_batch_size)
+        sizes = {"seq_length": seq_length, "segment_multiple": config.segment_multiple}
+        self._plan_of = partial(Plan, self.sources, seed=config.seed, cost=cost, too_long=config.too_long, **sizes)
+        packs = smallest_steps(self._plan_of, global_batch_size) if small_steps else global_batch_size
+        self.plan = self._plan_of(global_batch_size=packs)
+        self._rank, self._ranks, multiple = data_parallel_rank, data_parallel_size, small_steps or 1
+        self._packs_per_rank = -(-packs // (data_parallel_size * multiple)) * multiple
         locations = chain.from_iterable(source.locations() for source in self.sources)
         self._lost = LostShards(config.retry_seconds, locations, give_up=config.on_lost_shard == "quarantine")
-        multiple = small_steps or 1
-        packs_per_rank = -(-self.plan.global_batch_size // (data_parallel_size * multiple)) * multiple
-        self._rank, self._ranks, self._packs_per_rank = data_parallel_rank, data_parallel_size, packs_per_rank
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._pinned, self._notes = torch.accelerator.is_available(), WorkerNotes(config.num_workers)
         self._fetcher = PackFetcher(
             self.sources,
             self.tokenizer,
             budget,
-            seq_length=seq_length,
-            segment_multiple=config.segment_multiple,
+            **sizes,
             truncate=config.too_long == "truncate",
             cache=cache,
             lost=self._lost,
@@ -238,7 +226,9 @@ class PackedLoader:
 
         Covers MIN_WINDOW_PACKS packs. The same on every rank and at every restart.
         """
-        first_packs = self._plan_of(1)  # a window has at least one step, which may be thousands of packs
+        first_packs = self._plan_of(
+            global_batch_size=1
+        )  # a window has at least one step, which may be thousands of packs
         steps, _ = first_packs.window(PlanPosition.start(len(self.sources)))
         pieces = [piece for step in steps for pack in step for piece in pack.pieces]
         begun = [piece for piece in pieces if piece.start == 0]  # the first piece of a split sample stands for all

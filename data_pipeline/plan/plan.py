@@ -221,18 +221,19 @@ class _Packing(NamedTuple):
     heavy: int  # the first packs, whose costs cannot be balanced
 
 
-def smallest_steps(plan_of: Callable[[int], Plan], most: int) -> int:
+def smallest_steps(plan_of: Callable[..., Plan], most: int) -> int:
     """Return how many packs a step needs at least, for all samples to fit into as few steps as with `most` packs.
 
     Args:
-        plan_of: Makes the plan with that many packs per step. All of its sources have `epochs`.
+        plan_of: Makes the plan with `global_batch_size` packs per step. All of its sources have `epochs`.
         most: The largest number of packs per step.
     """
-    start = PlanPosition.start(len(plan_of(1).sources))
-    packs = sum(1 for _ in plan_of(1).steps(start))
+    single = plan_of(global_batch_size=1)
+    start = PlanPosition.start(len(single.sources))
+    packs = sum(1 for _ in single.steps(start))
     steps = max(-(-packs // most), 1)
     size = max(-(-packs // steps), 1)
-    while size < most and sum(1 for _ in plan_of(size).steps(start)) > steps:
+    while size < most and sum(1 for _ in plan_of(global_batch_size=size).steps(start)) > steps:
         size += max(size // 50, 1)  # the windows are others, so that the same packs need not suffice
     return min(size, most)
 

@@ -129,7 +129,8 @@ def test_error_on_one_rank_is_announced_before_a_long_save_ends_which_is_finishe
 ) -> None:
     """A data worker of rank 1 is killed while both ranks write."""
     run = tmp_path / "run"
-    launcher = start(config_file, [IN_THE_BACKGROUND, "train.steps=500"], entry="tests.training.slow_disk_train")
+    options = [IN_THE_BACKGROUND, "train.steps=500", "parallel.expert_model_parallel_size=2"]
+    launcher = start(config_file, options, entry="tests.training.slow_disk_train")
     wait_until(is_saving, launcher, run, step=3)
     for worker in process_of_rank(launcher, 1).children():
         worker.kill()
