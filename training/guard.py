@@ -64,6 +64,8 @@ def guarded(config: RunConfig) -> Iterator[Guard]:
     folder = Path(config.train.output_dir)
     with StopRequests(folder).listening() as requests:
         with expected_errors(on_every_process=True):
+            if dist.get_rank() == 0:
+                requests.forget_old_file()  # before the watchdog looks for one
             watchdog = Watchdog(config.health, folder, requests)
         try:
             with _errors_end_the_run(guard := Guard(config, watchdog, requests)):

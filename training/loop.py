@@ -80,8 +80,6 @@ def run(config: RunConfig) -> None:
             if dist.get_rank() == 0:
                 remove_unfinished(folder / CHECKPOINTS)
             with guarded(config) as guard:
-                if dist.get_rank() == 0:
-                    guard.requests.forget_old_file()
                 exit_code = Run(prepared, settle_start_point(start_point, config, prepared.model), guard).train()
     if exit_code:
         raise SystemExit(exit_code)

@@ -38,6 +38,7 @@ class StopRequests:
         self.received = 0  # number of the first signal; 0: none
         self._file_was_seen = False
         self._answers: list[Callable[[], None]] = []
+        self._is_answered = False
 
     @contextmanager
     def listening(self) -> Iterator[StopRequests]:
@@ -59,11 +60,12 @@ class StopRequests:
     def on_request(self, answer: Callable[[], None]) -> None:
         """Have `answer` called when this process learns of a request: in a signal handler, or in another thread."""
         self._answers.append(answer)
-        if self.received:
+        if self._is_answered:
             answer()
 
     def answer(self) -> None:
-        """Call what waits for a request."""
+        """Call what waits for a request, and from now on whatever comes to wait for one."""
+        self._is_answered = True
         for answer in self._answers:
             answer()
 
