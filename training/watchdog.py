@@ -139,7 +139,7 @@ class Watchdog:
                 if not end and seconds > mark.limit:
                     end = self.board.announce_end(HANG, f"no progress for {mark.limit:.0f} s {_during(mark)}")
                 self._spread_stop(mark)
-                if not end and self._requests.received and (gone := self.board.gone()):
+                if not end and self._requests.received() and (gone := self.board.gone()):
                     end = self.board.announce_end(GONE, _gone(gone))
                     if end["rank"] == self.board.rank:
                         tell(end["text"])
