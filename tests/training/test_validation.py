@@ -224,7 +224,7 @@ def validations(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.slow
 def test_validation_that_a_stop_has_interrupted_is_repeated(config: Path, tmp_path: Path) -> None:
     """Once between two steps, once after the last: the second run is not complete before its last validation."""
-    common = ["train.steps=3", "train.deterministic=true", "validation.samples_interval=0", "validation.steps=150"]
+    common = ["train.steps=3", "train.deterministic=true", "validation.samples_interval=0", "validation.steps=40"]
     train(config, [*common, f"train.output_dir={tmp_path}/whole"], processes=1)
     run = tmp_path / "run"
     for step in (2, 3):
