@@ -19,19 +19,19 @@ def test_signal_is_known_while_the_main_thread_waits_for_another_process(tmp_pat
     store = dist.HashStore()
 
     def other_process(requests: StopRequests) -> int:
-        """Send a signal, and let the main thread go on once the signal is known, or after a while."""
+        """Send a signal, and let the main thread continue once the signal is known, or after a while."""
         os.kill(os.getpid(), signal.SIGUSR1)
         until = time.monotonic() + 5
         while not requests.received() and time.monotonic() < until:
             time.sleep(0.01)
         seen = requests.received()
-        store.set("go on", "yes")
+        store.set("seen", "yes")
         return seen
 
     with StopRequests(tmp_path).listening() as requests, ThreadPoolExecutor(1) as threads:
         assert threading.current_thread() is threading.main_thread()
         seen = threads.submit(other_process, requests)
-        store.wait(["go on"], timedelta(seconds=30))
+        store.wait(["seen"], timedelta(seconds=30))
         assert seen.result() == signal.SIGUSR1
         assert requests.received() == signal.SIGUSR1
 
