@@ -202,7 +202,7 @@ def two_processes() -> Iterator[Processes]:
         yield processes
 
 
-# Sums in another order differ in the last bits of float32, and a value halfway between two numbers of FP8 may then become
+# Sums in another order differ in the last bits of float32, and a value between two numbers of FP8 may then become
 # the other one: a few of all values move by a step of the format.
 FLIPS = 1e-4
 
