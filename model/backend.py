@@ -20,6 +20,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from model.attention import SegmentAttention
 from model.config import ConfigError
 from model.fp8 import Fp8Config
+from model.fp8_emulation import emulated_linear_layers
 from model.fp8_rules import Gpu
 from model.installed import (
     check_transformer_engine_version,
@@ -66,8 +67,6 @@ class TorchSpecProvider(BackendSpecProvider):
         return self
 
     def with_fp8(self, fp8: Fp8Config) -> Backend:
-        from model.fp8_emulation import EmulatedFp8SpecProvider
-
         return EmulatedFp8SpecProvider(fp8)
 
     def column_parallel_linear(self) -> type:
@@ -95,6 +94,29 @@ class TorchSpecProvider(BackendSpecProvider):
 
     def activation_func(self) -> Any:
         return None
+
+
+class EmulatedFp8SpecProvider(TorchSpecProvider):
+    """The torch backend with linear layers whose FP8 is emulated.
+
+    Args:
+        fp8: The recipe, not none.
+    """
+
+    def __init__(self, fp8: Fp8Config) -> None:
+        self.description = f"{TorchSpecProvider.description}, linear layers in FP8, emulated (recipe {fp8.recipe})"
+        self._column, self._row = emulated_linear_layers(fp8)
+
+    def column_parallel_linear(self) -> type:
+        return self._column
+
+    def row_parallel_linear(self) -> type:
+        return self._row
+
+    def grouped_mlp_modules(
+        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
+    ) -> tuple[type, MLPSubmodules | None]:
+        return SequentialMLP, MLPSubmodules(linear_fc1=self._column, linear_fc2=self._row)
 
 
 def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, allow_untested: bool = False) -> Backend:

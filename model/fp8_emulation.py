@@ -24,11 +24,8 @@ from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
 )
-from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor, nn
 
-from model.backend import Backend, TorchSpecProvider
 from model.fp8 import Fp8Config
 from model.fp8_delayed import ROLES, DelayedScales
 from model.fp8_rounding import number_format, round_operand
@@ -138,28 +135,12 @@ class EmulatedRowParallelLinear(EmulatedLinear, RowParallelLinear):
     """megatron-core's layer that splits a matrix by its columns, with a rounded product."""
 
 
-class EmulatedFp8SpecProvider(TorchSpecProvider):
-    """The torch backend with emulated linear layers.
+def emulated_linear_layers(fp8: Fp8Config) -> tuple[type, type]:
+    """Return the classes of linear layers that split a matrix by its rows, and by its columns.
 
     Args:
         fp8: The recipe, not none.
     """
-
-    def __init__(self, fp8: Fp8Config) -> None:
-        self.description = f"{TorchSpecProvider.description}, linear layers in FP8, emulated (recipe {fp8.recipe})"
-        self._column = type("Fp8ColumnParallelLinear", (EmulatedColumnParallelLinear,), {"fp8": fp8})
-        self._row = type("Fp8RowParallelLinear", (EmulatedRowParallelLinear,), {"fp8": fp8})
-
-    def with_fp8(self, fp8: Fp8Config) -> Backend:
-        return EmulatedFp8SpecProvider(fp8)
-
-    def column_parallel_linear(self) -> type:
-        return self._column
-
-    def row_parallel_linear(self) -> type:
-        return self._row
-
-    def grouped_mlp_modules(
-        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
-    ) -> tuple[type, MLPSubmodules | None]:
-        return SequentialMLP, MLPSubmodules(linear_fc1=self._column, linear_fc2=self._row)
+    column = type("Fp8ColumnParallelLinear", (EmulatedColumnParallelLinear,), {"fp8": fp8})
+    row = type("Fp8RowParallelLinear", (EmulatedRowParallelLinear,), {"fp8": fp8})
+    return column, row

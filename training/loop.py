@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from common.files import write_text
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, remove_unfinished
-from model.fp8_delayed import gather_scales
+from model.fp8_scales import gather_scales
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig
 from training.distributed import check_processes, process_group

@@ -23,7 +23,7 @@ from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import TRAIN_STATE, find_checkpoint, is_checkpoint, load_checkpoint, read_train_state
 from model.config import ConfigError
 from model.context_slicing import my_context_tokens
-from model.fp8_delayed import load_scales
+from model.fp8_scales import load_scales
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig, load_config
 from training.distributed import process_group, world_size

@@ -17,7 +17,7 @@ from megatron.core import parallel_state
 from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import GlmvConfig
-from model.fp8_delayed import load_scales
+from model.fp8_scales import load_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.lora import add_adapters

@@ -31,7 +31,7 @@ from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
-from model.fp8_delayed import end_step
+from model.fp8_scales import end_step
 from model.fp8_weights import gather_weights
 from model.glmv import GlmvModel
 from training.bad_steps import BadStep, BadStepDetector

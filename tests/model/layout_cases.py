@@ -23,7 +23,7 @@ from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
 from model.embedding_exchange import ImageTokenError
 from model.fp8 import Fp8Config
-from model.fp8_delayed import gather_scales
+from model.fp8_scales import gather_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.parallel import ParallelConfig, initialize_model_parallel

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from data_pipeline.encoding.batch import Batch
 from model import fp8_rounding
 from model.fp8 import AMAX_HISTORY, RECIPES, Fp8Config
-from model.fp8_delayed import DelayedScales, delayed_scales
+from model.fp8_delayed import DelayedScales
 from model.fp8_emulation import RoundedProduct, Rounding
 from model.fp8_rounding import E4M3, E5M2
+from model.fp8_scales import delayed_scales
 from model.glmv import GlmvModel
 from model.lora import add_adapters
 from model.lora_targets import LoraConfig
