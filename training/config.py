@@ -14,7 +14,7 @@ from typing import TypeVar
 import torch
 
 from data_pipeline.config import DataConfig
-from model.backend import Backend, TorchSpecProvider, select_backend
+from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError, GlmvConfig
 from model.fp8 import Fp8Config
@@ -161,9 +161,7 @@ class RunConfig:
             )
         if self.model.init_optimizer and not self.model.init_from:
             raise ConfigError("model.init_optimizer=true needs model.init_from, the run to take the moments from")
-        backend = self.select_backend()
-        if self.fp8.enabled and not isinstance(backend, TorchSpecProvider):
-            raise ConfigError(f"fp8.recipe={self.fp8.recipe} is not supported yet; set fp8.recipe=none")
+        self.select_backend()
         optimizer.check_steps(train.steps)
         optimizer.check_precision(train.precision)
         self.data.check()
