@@ -51,10 +51,9 @@ def fused_combine(x: Tensor, group: Any, handle: Any, **_: bool) -> tuple[Tensor
 @contextmanager
 def deep_ep_over_gloo() -> Iterator[None]:
     """Give megatron-core the functions that it misses where DeepEP is not installed."""
-    names = {
-        "fused_dispatch": fused_dispatch,
-        "fused_combine": fused_combine,
-        "set_deepep_num_sms": lambda _: None,
-    }
-    with patch.multiple(token_dispatcher, **names):
+    with (
+        patch.object(token_dispatcher, "fused_dispatch", fused_dispatch),
+        patch.object(token_dispatcher, "fused_combine", fused_combine),
+        patch.object(token_dispatcher, "set_deepep_num_sms", lambda _: None),
+    ):
         yield
