@@ -103,8 +103,8 @@ class TrainStep:
             use_distributed_optimizer=True,
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,
-            align_param_gather=optimizer_config.overlap_param_gather and len(model_chunks) > 1,
         )
+        settings.align_param_gather = settings.overlap_param_gather and len(model_chunks) > 1
         # The backward pass begins with the last chunk. Its reduction, in one bucket, overlaps with earlier chunks.
         self.ddp = [
             DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)

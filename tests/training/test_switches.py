@@ -68,24 +68,8 @@ def test_dispatcher_for_deep_ep_trains_like_one_process(
 @MOE
 @pytest.mark.parametrize("layout", ["DP2", "EP2"])
 def test_update_gathers_every_weight_once(two_processes: Processes, hf_folder, layout: str) -> None:
-    apart = {"overlap_grad_reduce": False, "overlap_param_gather": False}
-    for answer in two_processes.run(
-        switch_cases.gathers_of_a_step, layout=layout, optimizer=apart, **case_of(hf_folder)
-    ):
-        assert sum(event for event in answer["events"] if isinstance(event, int)) == answer["weights"]
-
-
-@pytest.mark.parametrize("hf_folder", ["glm4v_moe", "glm4v"], indirect=True)
-def test_weights_of_a_virtual_stage_are_gathered_while_the_one_before_computes(
-    two_processes: Processes, hf_folder
-) -> None:
-    overlapped = {"overlap_grad_reduce": True, "overlap_param_gather": True}
-    for answer in two_processes.run(
-        switch_cases.gathers_of_a_step, layout="PP2 VPP2", optimizer=overlapped, **case_of(hf_folder)
-    ):
-        first_forward = answer["events"].index("stage 0")
-        assert sum(answer["events"][:first_forward]) == answer["weights"]
-        assert all(isinstance(event, str) for event in answer["events"][first_forward:])
+    for gathered, weights in two_processes.run(switch_cases.gathered_by_an_update, layout=layout, **case_of(hf_folder)):
+        assert gathered == weights
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
