@@ -60,6 +60,7 @@ IN_FP8 = [
     )
     for recipe in ("tensorwise", "blockwise")
 ]
+TABLES = [pytest.param(*case, marks=[pytest.mark.slow] if case[0] in FULL else []) for case in IN_FP8]
 
 
 def weights_table(preset: str, rank: str, fp8: Fp8Config, backend: Backend | None = None) -> list[list[str]]:
@@ -91,7 +92,7 @@ def kept_in_fp8(recipe: str) -> Fp8Config:
     return Fp8Config(recipe=recipe, param_gather=True, vision=True, first_last_layers_bf16=1)
 
 
-@pytest.mark.parametrize(("preset", "rank", "recipe"), IN_FP8)
+@pytest.mark.parametrize(("preset", "rank", "recipe"), TABLES)
 def test_weights_in_fp8_equal_the_golden_table(preset: str, rank: str, recipe: str) -> None:
     with golden(preset, rank, recipe).open(newline="") as file:
         expected = list(csv.reader(file))[1:]
