@@ -12,7 +12,7 @@ Every difference that the code must know is here, with the version that it serve
 | 0.18 | Triton is imported everywhere, and is no dependency | setup.py |
 | 0.19 | Adam is built with `capturable` | `GroupStepAdamW.__init__` ignores it: it is for CUDA graphs |
 | 0.19 | groups of the optimizer are found by their learning rates too | `with_groups_of` |
-| 0.19 | what is no tensor is pickled among the tensors; before in common.pt | `model.checkpoint_writer` writes common.pt |
+| 0.19 | what is no tensor is pickled among the tensors, not in common.pt | `model.checkpoint_writer` writes common.pt |
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 
 import megatron.core
 from megatron.core.transformer.moe import moe_utils
-from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 MEGATRON_CORE: str = megatron.core.__version__
