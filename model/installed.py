@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 
@@ -35,7 +34,6 @@ def transformer_engine_version() -> str:
     return installed_version("transformer-engine")
 
 
-@cache
 def installed_version(package: str) -> str:
     """Return the version of a package, or "unknown" if it is not installed as one."""
     try:

@@ -9,7 +9,8 @@ import pytest
 
 from model.backend import TorchSpecProvider, select_backend
 from model.config import ConfigError
-from model.installed import check_version, refuse_broken_installations
+from model.installed import check_version, describe_versions, refuse_broken_installations
+from training.config import ModelChoice, RunConfig
 
 pytestmark = pytest.mark.fast
 
@@ -54,6 +55,19 @@ def test_other_versions_are_refused_unless_allowed(package: str, version: str, t
     message = rf"{package} .*is not tested .*{tested}.*set model.allow_untested_versions=true"
     with pytest.raises(ConfigError, match=message):
         check_version(package, version, allow_untested=False)
+
+
+def test_untested_megatron_core_is_refused_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "megatron_core-0.20.0.dist-info" / "METADATA"
+    installed.parent.mkdir()
+    installed.write_text("Metadata-Version: 2.1\nName: megatron-core\nVersion: 0.20.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = ModelChoice(preset="tiny_moe", backend="torch")
+    with pytest.raises(ConfigError, match=r"megatron-core 0.20.0 is not tested"):
+        RunConfig(model=model).select_backend()
+    model.allow_untested_versions = True
+    RunConfig(model=model).select_backend()
+    assert describe_versions(transformer_engine=False).startswith("megatron-core 0.20.0 (tested: >=0.16,<0.20), torch ")
 
 
 def install(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, *, code: str = "") -> Path:
