@@ -52,7 +52,7 @@ setup(
         "markdown-it-py",
         "matplotlib",
         "megatron-core>=0.16.1,<0.20",  # 0.17 and later need Python 3.12
-        "numpy",
+        "numpy>=2",
         "omegaconf",
         "pillow",
         "psutil",
