@@ -1,29 +1,32 @@
-"""What a process of tests/new with Transformer Engine runs: load a checkpoint into its modules and save it again."""
+"""What a process of tests/new with Transformer Engine runs: load a checkpoint into its modules and save it again.
+
+Imports are in the functions: megatron-core looks for Transformer Engine once, so that the stand-in for its compiled part
+comes first. The process of the test itself has neither.
+"""
 
 from __future__ import annotations
 
-import tests.te.stand_in  # isort: skip  (before megatron-core, which looks for Transformer Engine only once)
-
+from importlib import import_module
 from pathlib import Path
-
-import megatron.core
-import transformer_engine
-
-from model.checkpoint import load_checkpoint, save_checkpoint
-from model.config import GlmvConfig
-from model.glmv import GlmvModel
-from model.parallel import ParallelConfig, initialize_model_parallel
-from model.transformer_engine import TransformerEngineSpecProvider
-from tests.te.fake_ranks import pretended_gpu
-
-__all__ = ["load_and_save_weights", "tests", "versions"]
 
 
 def versions() -> tuple[str, str]:
+    import_module("tests.te.stand_in")
+    import megatron.core
+    import transformer_engine
+
     return str(megatron.core.__version__), str(transformer_engine.__version__)
 
 
 def load_and_save_weights(folder: str, source: str, target: str) -> None:
+    import_module("tests.te.stand_in")
+    from model.checkpoint import load_checkpoint, save_checkpoint
+    from model.config import GlmvConfig
+    from model.glmv import GlmvModel
+    from model.parallel import ParallelConfig, initialize_model_parallel
+    from model.transformer_engine import TransformerEngineSpecProvider
+    from tests.te.fake_ranks import pretended_gpu
+
     initialize_model_parallel(ParallelConfig(), seed=1)
     with pretended_gpu():
         model = GlmvModel(GlmvConfig.from_hf(Path(folder)), ParallelConfig(), backend=TransformerEngineSpecProvider())
