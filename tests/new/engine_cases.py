@@ -1,7 +1,7 @@
 """What a process of tests/new with Transformer Engine runs: load a checkpoint into its modules and save it again.
 
-Imports are in the functions: megatron-core looks for Transformer Engine once, so that the stand-in for its compiled part
-comes first. The process of the test itself has neither.
+Imports are in the functions: megatron-core looks for Transformer Engine once, so the stand-in for its compiled part is
+first. The process of the test itself has neither.
 """
 
 from __future__ import annotations
