@@ -27,6 +27,7 @@ INSTALLED = ROOT / ".venv-new"
 ENGINES = {"oldest": ROOT / ".venv-te", "newest": INSTALLED / "engine"}
 VERSIONS = {"oldest": ("0.16.1", "2.11.0"), "newest": ("0.19.2", "2.20.2")}
 OTHER = {"oldest": "newest", "newest": "oldest"}
+SECONDS = 400  # for a call: the first one of a process imports everything
 
 # Which version saves, processes and layout that save, processes and layout that load.
 MOE = [
@@ -89,7 +90,12 @@ def saved(
         if key not in made:
             made[key] = tmp_path_factory.mktemp("saved") / "step_0000002"
             ends[version, size].run(
-                cases.train_and_save, **of(hf_folder), layout=layout, checkpoint=str(made[key]), dtype=dtype
+                cases.train_and_save,
+                timeout=SECONDS,
+                **of(hf_folder),
+                layout=layout,
+                checkpoint=str(made[key]),
+                dtype=dtype,
             )
         return made[key]
 
@@ -122,7 +128,7 @@ def assert_equal_bits(found: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 @pytest.mark.fast
 def test_the_processes_have_both_ends(ends: dict[tuple[str, int], Processes]) -> None:
     for (version, _), processes in ends.items():
-        assert set(processes.run(cases.version)) == {VERSIONS[version][0]}
+        assert set(processes.run(cases.version, timeout=SECONDS)) == {VERSIONS[version][0]}
 
 
 @pytest.mark.parametrize(("hf_folder", "version", "before", "after"), PAIRS, indirect=["hf_folder"])
@@ -138,7 +144,7 @@ def test_checkpoint_loads_with_the_other_version(
     source, target = saved(version, *before), tmp_path / "step_0000002"
     size, layout = after
     ends[OTHER[version], size].run(
-        cases.load_and_save, **of(hf_folder), layout=layout, source=str(source), target=str(target)
+        cases.load_and_save, timeout=SECONDS, **of(hf_folder), layout=layout, source=str(source), target=str(target)
     )
     expected = tensors(source)
     assert any(key.startswith("optimizer.") for key in expected)
@@ -154,6 +160,7 @@ def test_bf16_run_with_another_learning_rate(
     source, target = saved(version, 2, "TP2 SP", "bfloat16"), tmp_path / "step_0000002"
     answers = ends[OTHER[version], 2].run(
         cases.load_and_save,
+        timeout=SECONDS,
         **of(hf_folder),
         layout="EP2",
         source=str(source),
@@ -172,9 +179,13 @@ def test_modules_of_transformer_engine_load_the_other_version(hf_folder, saved, 
     other = OTHER[version]
     packages = [INSTALLED / other, ENGINES[other], ENGINES["oldest"]]  # the last has what both engines import
     with Processes(1, packages) as process:
-        assert process.run(engine_cases.versions) == [VERSIONS[other]]
+        assert process.run(engine_cases.versions, timeout=SECONDS) == [VERSIONS[other]]
         process.run(
-            engine_cases.load_and_save_weights, folder=str(hf_folder[0]), source=str(source), target=str(target)
+            engine_cases.load_and_save_weights,
+            timeout=SECONDS,
+            folder=str(hf_folder[0]),
+            source=str(source),
+            target=str(target),
         )
     weights = {key: tensor for key, tensor in tensors(source).items() if not key.startswith("optimizer.")}
     assert_equal_bits(tensors(target), weights)
