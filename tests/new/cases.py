@@ -14,7 +14,7 @@ STEPS = (1, 2)
 
 
 def version() -> str:
-    return str(megatron.core.__version__)
+    return str(megatron.core.__version__).split("+")[0]
 
 
 def train_and_save(variant: str, folder: str, layout: str, checkpoint: str, dtype: str = "float32") -> None:

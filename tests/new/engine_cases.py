@@ -15,7 +15,7 @@ def versions() -> tuple[str, str]:
     import megatron.core
     import transformer_engine
 
-    return str(megatron.core.__version__), str(transformer_engine.__version__)
+    return str(megatron.core.__version__).split("+")[0], str(transformer_engine.__version__)
 
 
 def load_and_save_weights(folder: str, source: str, target: str) -> None:
