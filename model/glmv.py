@@ -30,12 +30,14 @@ from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
 from model.image_constants import MERGE_SIZE
 from model.linear_cross_entropy import OutputLayer
+from model.lora_dropout import AdapterDropout, PackNumber
 from model.lora_targets import LoraConfig
 from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
 from model.parameter_marks import VISION_PARTS, mark_parameters
 from model.recompute import RecomputeConfig, recompute_fields
 from model.rope import DecoderRope
+from model.to_device import to_device
 from model.vision import VisionEncoder, vision_transformer_config
 
 
@@ -66,6 +68,8 @@ class GlmvModel(MegatronModule):
         dtype: Dtype of the parameters, float32 or bfloat16.
         balance_loss_coeff: See `decoder_transformer_config`.
         expert_bias_update_rate: See `decoder_transformer_config`.
+        dispatcher: See `decoder_transformer_config`.
+        shared_expert_overlap: See `decoder_transformer_config`.
         recompute: Which activations are recomputed; none by default.
         backend: Provider of the leaf modules; this machine's default if None.
     """
@@ -80,6 +84,8 @@ class GlmvModel(MegatronModule):
         dtype: torch.dtype = torch.float32,
         balance_loss_coeff: float = 0.0,
         expert_bias_update_rate: float = 0.0,
+        dispatcher: str = "alltoall",
+        shared_expert_overlap: bool = False,
         recompute: RecomputeConfig | None = None,
         backend: Backend | None = None,
     ) -> None:
@@ -90,6 +96,8 @@ class GlmvModel(MegatronModule):
             dtype=dtype,
             balance_loss_coeff=balance_loss_coeff,
             expert_bias_update_rate=expert_bias_update_rate,
+            dispatcher=dispatcher,
+            shared_expert_overlap=shared_expert_overlap,
             pipeline_model_parallel_layout=pipeline_layout and [list(stage) for stage in pipeline_layout],
             **recompute_fields(recompute.decoder),
             **parallel.transformer_fields,
@@ -102,7 +110,8 @@ class GlmvModel(MegatronModule):
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.share_embeddings_and_output_weights = False
-        self.lora: LoraConfig | None = None  # set by model.lora.add_adapters
+        self.lora: LoraConfig | None = None  # set by model.lora.add_adapters, as is the next
+        self.adapter_dropout = AdapterDropout()
 
         # Modules in the order of the forward pass, in which weights are gathered.
         if self.pre_process:
@@ -152,6 +161,7 @@ class GlmvModel(MegatronModule):
         grid_thw: Tensor,
         frames_per_image: Tensor,
         labels: Tensor | None = None,
+        pack: PackNumber | None = None,
     ) -> Tensor:
         """Run one pack.
 
@@ -167,6 +177,7 @@ class GlmvModel(MegatronModule):
             grid_thw: int64 [images, 3], each (1, h, w) in patches.
             frames_per_image: int32 [images].
             labels: int64 [tokens], the token that each position predicts.
+            pack: Which pack of the run it is. It decides what `lora.dropout` drops in training; None: nothing.
 
         Returns:
             On the last stage with labels: the losses of this context rank's tokens (`my_context_tokens`), float32
@@ -176,8 +187,8 @@ class GlmvModel(MegatronModule):
         Raises:
             ImageTokenError: An image has more or fewer image tokens than its grid needs (first stage only).
         """
-        device = torch.cuda.current_device()
         tokens = my_context_tokens(cu_seqlens)
+        self.adapter_dropout.begin(pack if self.training else None)
         hidden_states = None
         if self.pre_process:
             hidden_states = self._embed(input_ids, tokens, cu_seqlens, patches, grid_thw, frames_per_image)
@@ -185,9 +196,10 @@ class GlmvModel(MegatronModule):
         if self.config.num_moe_experts:
             modalities = token_modalities(input_ids, self.glmv_config.image_token_id, grid_thw, frames_per_image)
             members = self._members(cu_seqlens, segment_lengths, tokens, modalities)
+        self.adapter_dropout.work_on(tokens)
         hidden_states = self.language_model(
             input_ids=None,
-            position_ids=position_ids[:, None].to(device, non_blocking=True),
+            position_ids=to_device(position_ids[:, None]),
             attention_mask=None,
             decoder_input=hidden_states,
             packed_seq_params=packed_segments(cu_seqlens, segment_lengths),
@@ -196,7 +208,7 @@ class GlmvModel(MegatronModule):
         if not self.post_process:
             return hidden_states
         if labels is not None:
-            labels = labels[tokens].to(device, non_blocking=True)
+            labels = to_device(labels[tokens])
         return self.language_model.output_layer(hidden_states, labels)
 
     def _embed(
@@ -216,11 +228,10 @@ class GlmvModel(MegatronModule):
         table = self.embedding_exchange.table(input_ids, self.glmv_config.image_token_id, grid_thw, cu_seqlens)
         computed = self.embed_images(table.images, patches, grid_thw, frames_per_image)
         received = self.embedding_exchange.send(table, computed)
-        ids = input_ids[None, tokens].to(received.device, non_blocking=True)
-        embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
+        embeddings = self.language_model.embedding(input_ids=to_device(input_ids[None, tokens]), position_ids=None)
         if not self.config.sequence_parallel:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
-        positions = table.received_positions.to(embeddings.device, non_blocking=True)
+        positions = to_device(table.received_positions)
         embeddings = embeddings.index_copy(0, positions, received[:, None].to(embeddings.dtype))
         if not self.config.sequence_parallel:
             embeddings = gather_from_sequence_parallel_region(embeddings, tensor_parallel_output_grad=False)
@@ -248,18 +259,19 @@ class GlmvModel(MegatronModule):
         else:
             own = patches.new_zeros(MERGE_SIZE**2, patches.size(1))  # a black image of one token
             shapes, frames_per_image = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]]), frames_per_image.new_ones(1)
-        rows = self.adapter(
-            self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames_per_image)
-        )
+        places = places_of_patches(images, grid_thw) if len(images) else torch.arange(MERGE_SIZE**2)
+        self.adapter_dropout.work_on(places)
+        rows = self.vision_model(to_device(own), shapes, frames_per_image)
+        self.adapter_dropout.work_on(places[:: MERGE_SIZE**2] // MERGE_SIZE**2)
+        rows = self.adapter(rows)
         return rows if len(images) else rows[:0]
 
     def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor, modalities: Tensor) -> Tensor:
         """Return the table of members of this rank's tokens, for the routers (model.moe)."""
-        device = torch.cuda.current_device()
         if self.config.sequence_parallel:
             tokens = slice_for_tensor_rank(tokens)
         own = (cu_seqlens, segment_lengths, tokens, modalities[tokens])
-        cu_seqlens, segment_lengths, tokens, modalities = (x.to(device, non_blocking=True) for x in own)
+        cu_seqlens, segment_lengths, tokens, modalities = map(to_device, own)
         return segment_members(cu_seqlens, segment_lengths, tokens) * modalities
 
     def sharded_state_dict(
@@ -305,6 +317,17 @@ def segment_members(cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor)
     """
     begins = cu_seqlens[:-1, None]
     return (tokens >= begins) & (tokens < begins + segment_lengths[:, None])
+
+
+def places_of_patches(images: Tensor, grid_thw: Tensor) -> Tensor:
+    """Return the places, among all patches of a pack, of the patches of some of its images: int64 [patches].
+
+    >>> places_of_patches(torch.tensor([0, 2]), torch.tensor([[1, 2, 2], [1, 4, 4], [1, 2, 2]])).tolist()
+    [0, 1, 2, 3, 20, 21, 22, 23]
+    """
+    lengths = grid_thw.prod(dim=1)
+    of_image = torch.arange(int(lengths.sum())).split(lengths.tolist())
+    return torch.cat([of_image[image] for image in images.tolist()])
 
 
 def token_modalities(input_ids: Tensor, image_token_id: int, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:

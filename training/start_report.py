@@ -79,6 +79,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"data.retry_seconds={config.data.retry_seconds:g} is not below health.hang_seconds="
             f"{config.health.hang_seconds}: a run that waits for a lost shard would be ended as if it hung"
         )
+    yield from config.warnings_of_domains({domain for source in loader.sources for domain in source.domains})
     yield from _other_chat_forms(model, loader)
     yield from settings_without_effect(config, model)
     yield from _unused_parts(config, loader)
@@ -129,7 +130,9 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
         (f"optimizer.lr_scale.{part}", part) for part, scale in asdict(config.optimizer.lr_scale).items() if scale != 1
     ]
     set_keys += [
-        (f"moe.{key}", "router") for key, value in asdict(config.moe).items() if value != getattr(MoeConfig, key)
+        (f"moe.{key}", "router")
+        for key in ("balance_loss_coeff", "expert_bias_update_rate")
+        if getattr(config.moe, key) != getattr(MoeConfig, key)
     ]
     set_keys += [
         (f"lora.{key}", "lora") for key, value in asdict(config.lora).items() if value != getattr(LoraConfig(), key)
