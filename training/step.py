@@ -32,8 +32,8 @@ from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
-from model.megatron_versions import clear_recorded_losses
 from model.lora_dropout import PackNumber
+from model.megatron_versions import clear_recorded_losses
 from model.to_device import to_device
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
