@@ -8,6 +8,7 @@ from dataclasses import asdict
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
+from model.installed import describe_versions
 from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
@@ -37,6 +38,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     for line in start_point.moved:
         logger.info(line)
     logger.info("backend: %s", backend)
+    logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))
     for line in describe_fp8(config, prepared.model):
         logger.info(line)
     if not device_peak(config.metrics.peak_tflops, config.train.precision, fp8=has_kernels(config)):
