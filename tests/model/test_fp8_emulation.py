@@ -203,8 +203,8 @@ def two_processes() -> Iterator[Processes]:
 
 
 # Sums in another order differ in the last bits of float32, and a value between two numbers of FP8 may then become
-# the other one: a few of all values move by a step of the format.
-FLIPS = 1e-4
+# the other one, a step away. In one process, weights that were changed by one bit changed the norms by up to 2.8e-3.
+FLIPS = 3e-3
 
 LAYOUTS = [
     ("glm4v", "delayed", "TP2"),
@@ -229,7 +229,7 @@ def test_two_ranks_train_like_one_process(
     [unrounded] = one_process.run(layout_cases.train, layout="", **case)
     for answer in two_processes.run(layout_cases.train, layout=layout, fp8=recipe, **case):
         for got, want, other in zip(answer["reports"], expected["reports"], unrounded["reports"], strict=True):
-            assert got["loss"] == pytest.approx(want["loss"], rel=FLIPS)
+            assert got["loss"] == pytest.approx(want["loss"], rel=FLIPS / 10)
             assert got["part_norms"] == pytest.approx(want["part_norms"], rel=FLIPS)
-            assert got["part_norms"] != pytest.approx(other["part_norms"], rel=5 * FLIPS)
+            assert got["part_norms"] != pytest.approx(other["part_norms"], rel=4 * FLIPS)
         assert answer["scales"].keys() == expected["scales"].keys()
