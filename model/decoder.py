@@ -40,6 +40,7 @@ from torch import Tensor, nn
 from model.backend import Backend
 from model.config import DecoderConfig
 from model.fp8 import Fp8Config
+from model.megatron_versions import NO_CUDA_GRAPHS
 from model.moe import SegmentMoELayer, SegmentRouter
 
 
@@ -108,7 +109,7 @@ def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str,
         "attention_dropout": 0.0,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        "cuda_graph_scope": [],
+        **NO_CUDA_GRAPHS,
         "bf16": dtype == torch.bfloat16,
         # model.hf_weights.load_weights fills all weights later.
         "init_method": _leave_uninitialised,

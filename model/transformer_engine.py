@@ -16,6 +16,7 @@ from torch import Tensor
 
 from model.fp8 import Fp8Config
 from model.installed import has_fused_weight_gradients, transformer_engine_version
+from model.megatron_versions import experts_of
 from model.to_device import to_device
 
 # TransformerConfig fields that turn fused kernels on. The kernel for rotary embedding of packed segments is not used,
@@ -46,6 +47,12 @@ class TransformerEngineSpecProvider(TESpecProvider):
 
     def core_attention(self) -> type:
         return SegmentDotProductAttention
+
+    def grouped_mlp_modules(
+        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool = False
+    ) -> tuple[type, Any]:
+        """Return class and submodules of the experts, which later versions of megatron-core give as a builder."""
+        return experts_of(super().grouped_mlp_modules, moe_use_grouped_gemm)
 
 
 class SeparateNorms(TransformerEngineSpecProvider):

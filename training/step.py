@@ -25,7 +25,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
@@ -36,6 +35,7 @@ from model.fp8_scales import end_step
 from model.fp8_weights import gather_weights
 from model.glmv import GlmvModel
 from model.lora_dropout import PackNumber
+from model.megatron_versions import clear_recorded_losses
 from model.to_device import to_device
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
@@ -207,7 +207,7 @@ class TrainStep:
         loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses, numbers)
         biases.restore()
         end_step(self.model_chunks, updated=moves_scales)
-        clear_aux_losses_tracker()
+        clear_recorded_losses()
         return loss, prepare_update(self.optimizer)
 
     def _set_mean_tokens(self, tokens_per_pack: float) -> None:
