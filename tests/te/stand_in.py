@@ -48,7 +48,8 @@ class CompiledPart(ModuleType):
     # Indices of a module's quantisers.
     FP8FwdTensors = IntEnum(
         "FP8FwdTensors",
-        "GEMM1_INPUT GEMM1_WEIGHT GEMM1_OUTPUT GEMM2_INPUT GEMM2_WEIGHT GEMM2_OUTPUT GEMM3_INPUT GEMM3_WEIGHT GEMM3_OUTPUT",
+        "GEMM1_INPUT GEMM1_WEIGHT GEMM1_OUTPUT GEMM2_INPUT GEMM2_WEIGHT GEMM2_OUTPUT "
+        "GEMM3_INPUT GEMM3_WEIGHT GEMM3_OUTPUT",
         start=0,
     )
     FP8BwdTensors = IntEnum(
