@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.fp8_utils import get_fp8_context
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.transformer.mlp import MLP
@@ -56,14 +57,16 @@ class PatchMerger(MegatronModule):
         width, dtype, device = config.hidden_size, config.params_dtype, torch.cuda.current_device()
         self.proj = nn.Linear(width, width, bias=False, dtype=dtype, device=device)
         self.norm = nn.LayerNorm(width, dtype=dtype, device=device)
-        self.mlp = MLP(
-            config,
-            mlp_submodules(backend, backend.column_parallel_linear()),
-            ffn_hidden_size=config.ffn_hidden_size,
-            tp_group=pg_collection.tp,
-        )
+        with get_fp8_context(config, is_init=True):  # megatron-core enters it in its TransformerBlock alone
+            self.mlp = MLP(
+                config,
+                mlp_submodules(backend, backend.column_parallel_linear()),
+                ffn_hidden_size=config.ffn_hidden_size,
+                tp_group=pg_collection.tp,
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [image tokens, out_hidden_size] to the same shape."""
         x = F.gelu(self.norm(self.proj(x)))
-        return self.mlp(x.unsqueeze(1))[0].squeeze(1)
+        with get_fp8_context(self.config):
+            return self.mlp(x.unsqueeze(1))[0].squeeze(1)

@@ -19,6 +19,9 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 
 from model.attention import SegmentAttention
 from model.config import ConfigError
+from model.fp8 import Fp8Config
+from model.fp8_emulation import emulated_linear_layers
+from model.fp8_rules import Gpu
 from model.installed import (
     check_version,
     has_transformer_engine,
@@ -45,9 +48,13 @@ class Backend(BackendSpecProvider, Protocol):
 
     description: str  # for the log
     config_fields: dict[str, Any]  # TransformerConfig fields that go with its modules
+    has_fp8_kernels: bool  # whether TransformerConfig's fields of FP8 are for it; else FP8 is emulated
 
     def with_separate_norms(self) -> Backend:
         """Return the same modules, with no norm fused into a linear layer: adapters take the output of the norm."""
+
+    def with_fp8(self, fp8: Fp8Config) -> Backend:
+        """Return the modules of layers in FP8; the same where megatron-core tells them so when they run."""
 
 
 class TorchSpecProvider(BackendSpecProvider):
@@ -55,9 +62,13 @@ class TorchSpecProvider(BackendSpecProvider):
 
     description = "torch (megatron-core's linear layers, torch's attention and norms)"
     config_fields = NO_FUSED_KERNELS
+    has_fp8_kernels = False
 
     def with_separate_norms(self) -> Backend:
         return self
+
+    def with_fp8(self, fp8: Fp8Config) -> Backend:
+        return EmulatedFp8SpecProvider(fp8)
 
     def column_parallel_linear(self) -> type:
         return ColumnParallelLinear
@@ -84,6 +95,29 @@ class TorchSpecProvider(BackendSpecProvider):
 
     def activation_func(self) -> Any:
         return None
+
+
+class EmulatedFp8SpecProvider(TorchSpecProvider):
+    """The torch backend with linear layers whose FP8 is emulated.
+
+    Args:
+        fp8: The recipe, not none.
+    """
+
+    def __init__(self, fp8: Fp8Config) -> None:
+        self.description = f"{TorchSpecProvider.description}, linear layers in FP8, emulated (recipe {fp8.recipe})"
+        self._column, self._row = emulated_linear_layers(fp8)
+
+    def column_parallel_linear(self) -> type:
+        return self._column
+
+    def row_parallel_linear(self) -> type:
+        return self._row
+
+    def grouped_mlp_modules(
+        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
+    ) -> tuple[type, MLPSubmodules | None]:
+        return SequentialMLP, MLPSubmodules(linear_fc1=self._column, linear_fc2=self._row)
 
 
 def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, allow_untested: bool = False) -> Backend:
@@ -128,6 +162,14 @@ def has_gpu() -> bool:
 def has_fused_adam() -> bool:
     """Return whether megatron-core takes Transformer Engine's FusedAdam here."""
     return has_gpu() and has_transformer_engine()
+
+
+def gpu() -> Gpu | None:
+    """Return what FP8 needs to know of this process's GPU; None without one."""
+    if not has_gpu():
+        return None
+    major, minor = (torch.version.cuda or "0.0").split(".")[:2]
+    return Gpu(torch.cuda.get_device_capability(), (int(major), int(minor)))
 
 
 def device_count() -> int | None:

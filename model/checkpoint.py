@@ -35,6 +35,7 @@ from model.checkpoint_state import sharded_state
 from model.checkpoint_writer import write_tensors
 from model.errors import CheckpointError
 from model.finite import nonfinite
+from model.fp8_weights import keep_first_values, round_from_main_weights
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
 from model.hf_weights import local_tensors
 from model.megatron_versions import with_groups_of
@@ -77,6 +78,7 @@ class TrainState:
     bad_steps: dict[str, Any] = field(default_factory=dict)  # state of the detector of bad steps
     metrics: dict[str, Any] = field(default_factory=dict)  # what metrics count over the whole run
     base: str = ""  # fingerprint of the frozen weights, where the checkpoint holds only adapters (LoRA)
+    fp8: dict[str, Any] = field(default_factory=dict)  # what the scales of fp8.recipe=delayed follow from, emulated
 
     @property
     def updates_done(self) -> int:
@@ -293,12 +295,14 @@ def load_checkpoint(
     raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
         optimizer.load_state_dict(with_groups_of(optimizer, loaded["optimizer"]))
+        round_from_main_weights(optimizer)
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).updates_done)
 
 
 def _fill(chunk: Any, state: dict[str, Any], wanted: dict[str, Any]) -> str | None:
     """Load a chunk's state, which is empty for a stage without layers, and return what is wrong with it."""
     keys = chunk.load_state_dict(state, strict=False)
+    keep_first_values(chunk, state)
     missing = [key for key in keys.missing_keys if key in wanted or chunk.lora is None]  # frozen weights are not saved
     if wrong := [key for key in (*missing, *keys.unexpected_keys) if not key.endswith("_extra_state")]:
         return f"does not fit this model: {', '.join(wrong[:5])}"
@@ -323,8 +327,9 @@ def read_train_state(path: Path) -> TrainState:
         state = TrainState(**json.loads(patiently(file.read_bytes, file)))
         if {type(state.step), type(state.updates_done)} != {int}:
             raise TypeError("step and updates must be integers")
-        if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps, state.metrics)):
-            raise TypeError("data, config, bad_steps and metrics must be JSON objects")
+        parts = (state.data, state.config, state.bad_steps, state.metrics, state.fp8)
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("data, config, bad_steps, metrics and fp8 must be JSON objects")
         if not isinstance(state.base, str):
             raise TypeError("base must be a string")
     except (OSError, ValueError, TypeError) as error:  # unreadable, not UTF-8, not JSON, or other keys or types

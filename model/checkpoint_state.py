@@ -1,7 +1,8 @@
 """Collect what a checkpoint holds: weights and the optimizer's state, as they are or as a copy of this moment.
 
 The copy is what an asynchronous save writes while training changes the weights. It is made of this process's own
-tensors, without communication: assembling the optimizer's state, which takes longer, is left to the one who writes.
+tensors, without communication (except for weights that are kept in FP8, see model.fp8_weights): assembling the
+optimizer's state, which takes longer, is left to the one who writes.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, is_main_repl
 from megatron.core.optimizer import ChainedOptimizer, MegatronOptimizer
 from torch import Tensor, nn
 
+from model.fp8_weights import with_exact_weights
 from model.lora_layers import sharded_adapters
 
 # The optimizer's state on disk: tensors of the parameters' own shapes, with the same keys at every layout. They are
@@ -41,7 +43,7 @@ def sharded_state(
     state = _model_state(model_chunks)
     if optimizer is not None:
         state["optimizer"] = _optimizer_state(optimizer, state, is_loading)
-    return state
+    return with_exact_weights(state, optimizer, is_loading=is_loading)
 
 
 def _model_state(model_chunks: Sequence[nn.Module]) -> dict[str, Any]:
@@ -77,7 +79,8 @@ class StateCopy:
         """
         self._used = 0
         live = _model_state(model_chunks)
-        copied = {chunk: {key: self._copy_shard(value) for key, value in part.items()} for chunk, part in live.items()}
+        exact = with_exact_weights(live, optimizer, is_loading=False)
+        copied = {chunk: {key: self._copy_shard(value) for key, value in part.items()} for chunk, part in exact.items()}
         frozen = self._freeze(optimizer)
         torch.cuda.synchronize()
 

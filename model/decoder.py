@@ -37,7 +37,9 @@ from megatron.core.transformer.transformer_layer import (
 )
 from torch import Tensor, nn
 
+from model.backend import Backend
 from model.config import DecoderConfig
+from model.fp8 import Fp8Config
 from model.megatron_versions import NO_CUDA_GRAPHS
 from model.moe import SegmentMoELayer, SegmentRouter
 
@@ -120,17 +122,30 @@ def _leave_uninitialised(weight: Tensor) -> None:
 
 
 def decoder_block_spec(
-    decoder: DecoderConfig, config: TransformerConfig, backend: BackendSpecProvider, vp_stage: int | None
+    decoder: DecoderConfig,
+    config: TransformerConfig,
+    backend: Backend,
+    vp_stage: int | None,
+    fp8: Fp8Config,
 ) -> TransformerBlockSubmodules:
-    """Return the specs of this pipeline stage's decoder layers and of the final norm."""
+    """Return the specs of this pipeline stage's decoder layers and of the final norm.
+
+    Args:
+        decoder: Sizes of the decoder.
+        config: From `decoder_transformer_config`.
+        backend: Provider of the leaf modules.
+        vp_stage: Which of this rank's virtual pipeline stages; None if it has one stage.
+        fp8: Which layers compute in FP8.
+    """
     norm = backend.layer_norm(rms_norm=True)
     sandwich = ModuleSpec(module=NormThenAdd, params={"config": config, "norm": norm})
     add = get_bias_dropout_add if decoder.is_moe else sandwich
-    dense = layer_spec(backend, AttnMaskType.causal, add=add)
-    moe = layer_spec(backend, AttnMaskType.causal, add=add, moe=_moe_spec(config, backend))
     first = get_transformer_layer_offset(config, vp_stage)
-    numbers = range(first, first + get_num_layers_to_build(config, vp_stage))
-    layers = [moe if decoder.is_moe_layer(n) else dense for n in numbers]
+    layers = []
+    for number in range(first, first + get_num_layers_to_build(config, vp_stage)):
+        modules = backend.with_fp8(fp8) if fp8.covers_layer(number, decoder.num_hidden_layers) else backend
+        moe = _moe_spec(config, modules) if decoder.is_moe_layer(number) else None
+        layers.append(layer_spec(modules, AttnMaskType.causal, add=add, moe=moe))
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=norm)
 
 

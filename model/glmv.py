@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.models.gpt import GPTModel
@@ -28,7 +29,9 @@ from model.config import DecoderConfig, GlmvConfig, VisionConfig
 from model.context_slicing import my_context_tokens, slice_for_tensor_rank
 from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
+from model.fp8 import Fp8Config
 from model.image_constants import MERGE_SIZE
+from model.image_padding import image_multiple, pad_images
 from model.linear_cross_entropy import OutputLayer
 from model.lora_dropout import AdapterDropout, PackNumber
 from model.lora_targets import LoraConfig
@@ -71,6 +74,7 @@ class GlmvModel(MegatronModule):
         dispatcher: See `decoder_transformer_config`.
         shared_expert_overlap: See `decoder_transformer_config`.
         recompute: Which activations are recomputed; none by default.
+        fp8: Which linear layers compute in FP8, and how; none by default.
         backend: Provider of the leaf modules; this machine's default if None.
     """
 
@@ -87,10 +91,12 @@ class GlmvModel(MegatronModule):
         dispatcher: str = "alltoall",
         shared_expert_overlap: bool = False,
         recompute: RecomputeConfig | None = None,
+        fp8: Fp8Config | None = None,
         backend: Backend | None = None,
     ) -> None:
         backend = backend or select_backend(dtype=dtype)
-        recompute = recompute or RecomputeConfig()
+        recompute, fp8 = recompute or RecomputeConfig(), fp8 or Fp8Config()
+        kernels = fp8 if backend.has_fp8_kernels else Fp8Config()
         transformer = decoder_transformer_config(
             config.decoder,
             dtype=dtype,
@@ -102,9 +108,12 @@ class GlmvModel(MegatronModule):
             **recompute_fields(recompute.decoder),
             **parallel.transformer_fields,
             **backend.config_fields,
+            **kernels.decoder_fields,
         )
         super().__init__(transformer)
-        self.glmv_config, self.parallel, self.backend = config, parallel, backend
+        self.glmv_config, self.parallel, self.backend, self.fp8 = config, parallel, backend, fp8
+        self.fp8_kernels = kernels
+        self.image_multiple = image_multiple(kernels)
         # Attributes that megatron-core's schedules and gradient reduction read.
         self.vp_stage = vp_stage
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
@@ -115,7 +124,10 @@ class GlmvModel(MegatronModule):
 
         # Modules in the order of the forward pass, in which weights are gathered.
         if self.pre_process:
-            self.vision_model, self.adapter = _vision_modules(config.vision, parallel, backend, dtype, recompute.vision)
+            modules = backend.with_fp8(fp8) if fp8.enabled and fp8.vision else backend
+            self.vision_model, self.adapter = _vision_modules(
+                config.vision, parallel, modules, dtype, recompute.vision, kernels
+            )
             self.embedding_exchange = EmbeddingExchange(config.vision, parallel.vision)
         self.language_model = self._build_decoder(config.decoder, transformer)
         self.model_type = self.language_model.model_type
@@ -126,7 +138,7 @@ class GlmvModel(MegatronModule):
         """Build this stage's part of the decoder, with this model's rope."""
         language_model = HiddenStateGPT(
             transformer,
-            decoder_block_spec(decoder, transformer, self.backend, self.vp_stage),
+            decoder_block_spec(decoder, transformer, self.backend, self.vp_stage, self.fp8),
             vocab_size=decoder.vocab_size,
             max_sequence_length=decoder.max_position_embeddings,
             pre_process=self.pre_process,
@@ -142,6 +154,11 @@ class GlmvModel(MegatronModule):
             decoder.rotary_dim, decoder.rope_theta, interleaved=transformer.rotary_interleaved
         )
         return language_model
+
+    @property
+    def description(self) -> str:
+        """What computes the model, for the log."""
+        return (self.backend.with_fp8(self.fp8) if self.fp8.enabled else self.backend).description
 
     def set_input_tensor(self, input_tensor: Any) -> None:
         """Take the hidden states of the previous stage; megatron-core's schedules call it."""
@@ -259,12 +276,14 @@ class GlmvModel(MegatronModule):
         else:
             own = patches.new_zeros(MERGE_SIZE**2, patches.size(1))  # a black image of one token
             shapes, frames_per_image = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]]), frames_per_image.new_ones(1)
+        useful = int(shapes.prod(dim=1).sum()) // MERGE_SIZE**2 if len(images) else 0
+        own, shapes, frames_per_image = pad_images(own, shapes, frames_per_image, self.image_multiple)
         places = places_of_patches(images, grid_thw) if len(images) else torch.arange(MERGE_SIZE**2)
+        places = F.pad(places, (0, int(shapes.prod(dim=1).sum()) - len(places)))
         self.adapter_dropout.work_on(places)
         rows = self.vision_model(to_device(own), shapes, frames_per_image)
         self.adapter_dropout.work_on(places[:: MERGE_SIZE**2] // MERGE_SIZE**2)
-        rows = self.adapter(rows)
-        return rows if len(images) else rows[:0]
+        return self.adapter(rows)[:useful]
 
     def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor, modalities: Tensor) -> Tensor:
         """Return the table of members of this rank's tokens, for the routers (model.moe)."""
@@ -299,11 +318,12 @@ class HiddenStateGPT(GPTModel):
 
 
 def _vision_modules(
-    vision: VisionConfig, parallel: ParallelConfig, backend: Backend, dtype: torch.dtype, recompute: str
+    vision: VisionConfig, parallel: ParallelConfig, backend: Backend, dtype: torch.dtype, recompute: str, fp8: Fp8Config
 ) -> tuple[VisionEncoder, PatchMerger]:
-    """Build the vision tower and the adapter; `recompute` is that of the tower."""
+    """Build the vision tower and the adapter; `recompute` is that of the tower, `fp8` what kernels compute."""
     groups = vision_groups(parallel)
     fields: dict[str, Any] = {"tensor_model_parallel_size": groups.tp.size(), **backend.config_fields}
+    fields |= fp8.vision_fields
     tower_config = vision_transformer_config(vision, dtype=dtype, **recompute_fields(recompute), **fields)
     adapter_config = adapter_transformer_config(vision, dtype=dtype, **fields)
     return VisionEncoder(vision, tower_config, backend, groups), PatchMerger(adapter_config, backend, groups)

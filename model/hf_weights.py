@@ -18,6 +18,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.canonical_names import canonical_name
+from model.fp8_weights import first_values
 from model.random_weights import RandomWeights
 from model.safetensors_folder import SafetensorsFolder, WeightsError, some
 from model.weight_table import hf_shapes, sizes, weights
@@ -66,6 +67,7 @@ def load_weights(model_chunks: Sequence[GlmvModel], source: WeightSource) -> Non
     table = {weight.name: weight for weight in weights(config)}
     size = sizes(config)
     filled: set[str] = set()
+    first = {canonical_name(model, name): copy for model in model_chunks for name, copy in first_values(model)}
     for name, local in (named for model in model_chunks for named in local_tensors(model)):
         if name not in table:
             raise WeightsError(f"the model's parameter {name} has no row in model/weight_table.py")
@@ -73,7 +75,10 @@ def load_weights(model_chunks: Sequence[GlmvModel], source: WeightSource) -> Non
             raise WeightsError(f"the model holds {name} twice")
         weight = table[name]
         whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
-        local.copy_(this_ranks_slice(whole, local, name, weight.transform.stacked))
+        own = this_ranks_slice(whole, local, name, weight.transform.stacked)
+        local.copy_(own)
+        if name in first:
+            first[name].copy_(own)
         filled.add(name)
     if _holds_whole_model() and (absent := [weight.name for weight in table.values() if weight.name not in filled]):
         raise WeightsError(f"the model lacks {some(absent)}, which the weights hold")

@@ -14,6 +14,7 @@ from megatron.core.extensions.transformer_engine_spec_provider import TESpecProv
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
+from model.fp8 import Fp8Config
 from model.installed import has_fused_weight_gradients, transformer_engine_version
 from model.megatron_versions import experts_of
 from model.to_device import to_device
@@ -34,10 +35,15 @@ class TransformerEngineSpecProvider(TESpecProvider):
 
     description = f"transformer_engine {transformer_engine_version()} (fused norms, linear layers, attention, experts)"
     config_fields = FUSED_KERNELS
+    has_fp8_kernels = True
 
     def with_separate_norms(self) -> TransformerEngineSpecProvider:
         """Return the same modules, with no norm fused into a linear layer."""
         return SeparateNorms()
+
+    def with_fp8(self, fp8: Fp8Config) -> TransformerEngineSpecProvider:
+        """Return the same modules: megatron-core enters Transformer Engine's context for layers in FP8."""
+        return self
 
     def core_attention(self) -> type:
         return SegmentDotProductAttention

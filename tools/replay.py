@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -26,7 +26,7 @@ from tools.view_content import PackView, view_of_pack
 from tools.view_page import shown_text, write_page
 from training.distributed import rank
 from training.errors import expected_errors
-from training.metrics import finite_or_null
+from training.metrics import finite_content
 from training.replay import Replay, SampleLoss, prepare_replay, replay
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -56,7 +56,7 @@ def main(
                 typer.echo(line)
             if json is not None:
                 json.parent.mkdir(parents=True, exist_ok=True)
-                write_json(json, _finite(asdict(replayed)))
+                write_json(json, finite_content(asdict(replayed)))
             if html is not None:
                 views = views_of(replayed, batches, prelude.prepared.loader.tokenizer)
                 write_page(html, f"step {step} of {run}", views)
@@ -109,15 +109,6 @@ def _facts(sample: SampleLoss) -> dict[str, str]:
         return {"source": sample.source}
     highest = f"{_number(sample.max_loss)} of {sample.max_text!r} at token {sample.max_token}"
     return {"source": sample.source, "loss": _number(sample.loss), "highest": highest}
-
-
-def _finite(content: Any) -> Any:
-    """Return JSON content with null in place of numbers that are not finite."""
-    if isinstance(content, dict):
-        return {name: _finite(value) for name, value in content.items()}
-    if isinstance(content, list):
-        return [_finite(value) for value in content]
-    return finite_or_null(content)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError, GlmvConfig
 from model.dispatch import DISPATCHERS, check_dispatch
+from model.fp8 import Fp8Config
 from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
@@ -31,7 +32,6 @@ from training.recipe import merge, read_layers
 from training.validation import ValidationConfig
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
-FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
 RESUME = ("auto", "never")
 COMMANDS = {"pretrain": "pretrain.train", "long_context": "pretrain.train", "sft": "sft.train"}  # by train.stage
 MAX_SEED = 2**63 - 1  # of torch's generators
@@ -107,21 +107,6 @@ class MoeConfig:
     def __post_init__(self) -> None:
         _one_of("moe.dispatcher", self.dispatcher, DISPATCHERS)
         check_bounds("moe", self, {"balance_loss_coeff": NOT_NEGATIVE, "expert_bias_update_rate": NOT_NEGATIVE})
-
-
-@dataclass
-class Fp8Config:
-    """FP8 training, which is not supported."""
-
-    recipe: str = "none"  # none; the others (blockwise, mxfp8, tensorwise, delayed) are not supported yet
-
-    def __post_init__(self) -> None:
-        _one_of("fp8.recipe", self.recipe, FP8_RECIPES)
-        if self.recipe != "none":  # megatron-core 0.16.1 would train a dense model unquantised, without a message
-            raise ConfigError(
-                f"fp8.recipe={self.recipe} is not supported, with or without Transformer Engine; set fp8.recipe=none "
-                "and train.precision=bf16"
-            )
 
 
 @dataclass

@@ -28,6 +28,7 @@ from model.safetensors_folder import SafetensorsFolder
 from model.weight_table import hf_shapes
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank
+from training.fp8_checks import check_fp8, describe_fp8, fp8_warnings
 from training.lora_base import check_lora
 from training.optimizer import DTYPES
 from training.setup import prepare
@@ -90,6 +91,7 @@ def _without_files(config: RunConfig, processes: int) -> Iterator[str]:
         raise ConfigError("--skip-files needs model.preset: it does not open model.init_from to see which model it is")
     model = with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
     config.check_layout(model, processes)
+    check_fp8(config, model, here=False)
     check_lora(config, model)
     segments = max(config.train.seq_length // ASSUMED_SEGMENT, 1)
     image = [ASSUMED_IMAGE_PATCHES] * segments
@@ -98,7 +100,9 @@ def _without_files(config: RunConfig, processes: int) -> Iterator[str]:
         f"\nnot opened (--skip-files): the data, its tokenizer and model.init_from={config.model.init_from or '(none)'}"
         ". So there is no mixture, and the pipeline table is for packs of which half the tokens are of images"
     )
-    yield from (f"warning: {line}" for line in settings_without_effect(config, model))
+    yield from (
+        f"warning: {line}" for line in (*settings_without_effect(config, model), *fp8_warnings(config, here=False))
+    )
 
 
 def _with_files(config: RunConfig, processes: int) -> Iterator[str]:
@@ -148,6 +152,7 @@ def _plan(
     adapters = adapters_by_rank(model, parallel, layout.stages, config.lora)
     whole = sum(sum(one.values()) for one in parameters_by_rank(model, type(parallel)(), one_stage(model)))
     yield f"model           {whole:,} parameters, {model.variant}"
+    yield from describe_fp8(config, model, here=False)
     yield (
         f"layout          {processes} processes: TP {parallel.tensor_model_parallel_size} x "
         f"CP {parallel.context_parallel_size} x PP {sizes[0]} x DP {replicas}; experts: "

@@ -51,14 +51,16 @@ class PartNorms:
         dist.all_reduce(found)
         self._trained = [part for part, count in zip(PARTS, found.tolist(), strict=True) if count]  # on any rank
 
+    def shards(self) -> list[tuple[Any, Tensor]]:
+        """Return the parameters that count on this rank, each with its shard of the reduced gradient."""
+        return [(parameter, parameter.main_grad.view(-1)[begin:end]) for parameter, begin, end in self._shards]
+
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
         """Return the norm of each part that is trained. Collective. Call it between backward pass and update."""
         squares = torch.zeros(len(PARTS), dtype=torch.float64, device=self._parts.device)
         if self._shards:
-            gradients: list[Tensor] = [
-                parameter.main_grad.view(-1)[begin:end] for parameter, begin, end in self._shards
-            ]
+            gradients = [shard for _, shard in self.shards()]
             norms = torch.stack(torch._foreach_norm(gradients, 2, dtype=torch.float32)).double()
             squares.index_add_(0, self._parts, norms.square())
         dist.all_reduce(squares)

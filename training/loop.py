@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from common.files import write_text
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, remove_unfinished
+from model.fp8_scales import gather_scales
 from training.batch_broadcast import read_step
 from training.config import RunConfig
 from training.distributed import check_processes, process_group
@@ -127,7 +128,7 @@ class Run:
             with writes_to(self.folder / CHECKPOINTS):
                 keep_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
-            log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
+            log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].description)
         tokenizer = self.loader.tokenizer
         self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self.done, self._may_validate)
 
@@ -269,6 +270,7 @@ class Run:
             bad_steps=self.trainer.bad_steps.state_dict(),
             metrics=self.meter.state(),
             base=self.base,
+            fp8=gather_scales(self.trainer.model_chunks),
         )
 
 

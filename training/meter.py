@@ -17,6 +17,7 @@ from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
 from model.lora_targets import adapted_parts
 from training.config import RunConfig
+from training.fp8_checks import has_kernels
 from training.step import StepReport, TrainStep
 from training.throughput import StepFlops, device_peak
 from training.timers import PARTS
@@ -37,7 +38,7 @@ class Meter:
     def __init__(self, config: RunConfig, model: GlmvConfig, trainer: TrainStep) -> None:
         self.trainer, self.steps = trainer, config.train.steps
         trainer.expert_load.dead_after = config.metrics.dead_expert_steps
-        self.peak = device_peak(config.metrics.peak_tflops, config.train.precision) * TERA
+        self.peak = device_peak(config.metrics.peak_tflops, config.train.precision, fp8=has_kernels(config)) * TERA
         self.tokens_total = 0
         adapted = adapted_parts(model, config.lora) if config.lora.rank else None
         self._flops = StepFlops(model, config.freeze, adapted)

@@ -80,6 +80,15 @@ def finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def finite_content(content: Any) -> Any:
+    """Return JSON content with null in place of numbers that are not finite."""
+    if isinstance(content, dict):
+        return {name: finite_content(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [finite_content(value) for value in content]
+    return finite_or_null(content)
+
+
 def step_line(line: Mapping[str, Any], steps: int) -> str:
     """Return what is printed of a step: of a line of metrics.jsonl what a trainer watches."""
     shown = [

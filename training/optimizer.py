@@ -15,6 +15,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from model.backend import has_fused_adam, has_gpu
 from model.config import ConfigError
+from model.fp8 import Fp8Config
 from model.parts import part_of
 from training.adam import prefer_group_step_adamw
 from training.bounds import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, check_bounds
@@ -176,9 +177,12 @@ CHOICES: dict[str, Collection[str]] = {
 
 
 def build_optimizer(
-    config: OptimizerConfig, model: Sequence[DistributedDataParallel], dtype: torch.dtype
+    config: OptimizerConfig,
+    model: Sequence[DistributedDataParallel],
+    dtype: torch.dtype,
+    fp8: Fp8Config | None = None,
 ) -> MegatronOptimizer:
-    """Build the distributed optimizer, with float32 main weights if the model's are bf16."""
+    """Build the distributed optimizer, with float32 main weights if the model's are bf16 or FP8."""
     prefer_group_step_adamw()
     settings = MegatronOptimizerConfig(
         optimizer="adam",
@@ -201,6 +205,7 @@ def build_optimizer(
         optimizer_cpu_offload=config.offload_fraction > 0,
         optimizer_offload_fraction=config.offload_fraction,
         overlap_cpu_optimizer_d2h_h2d=True,
+        **(fp8 or Fp8Config()).optimizer_fields,
     )
     overrides = get_standard_config_overrides(settings) | learning_rates_of_parts(config)
     return get_megatron_optimizer(settings, list(model), config_overrides=overrides)

@@ -20,9 +20,10 @@ from data_pipeline.encoding.batch import Batch
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.loader import PackedLoader
-from model.checkpoint import find_checkpoint, is_checkpoint, load_checkpoint, read_train_state
+from model.checkpoint import TRAIN_STATE, find_checkpoint, is_checkpoint, load_checkpoint, read_train_state
 from model.config import ConfigError
 from model.context_slicing import my_context_tokens
+from model.fp8_scales import load_scales
 from model.lora_dropout import PackNumber
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig, load_config
@@ -180,6 +181,8 @@ def replay(prelude: Prelude, step: int, only: Collection[int] = ()) -> tuple[Rep
         trainer = build_trainer(prepared, StartPoint(weights=prelude.weights))
         if prelude.adapters is not None:
             load_checkpoint(prelude.adapters, trainer.model_chunks, verify=prepared.config.checkpoint.verify)
+        if prelude.weights is not None and (prelude.weights / TRAIN_STATE).is_file():
+            load_scales(trainer.model_chunks, read_train_state(prelude.weights).fp8)
         batches = broadcast_batches(prepared.loader.next_step)
         if not batches:
             raise DataError(f"the data ends before step {step}")

@@ -25,6 +25,7 @@ from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_l
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from model.context_slicing import my_context_tokens
+from model.fp8_rules import token_multiple
 from model.parallel import same_packs_group
 from training.prompts import Prompt
 from training.step import TrainStep, forward
@@ -64,12 +65,16 @@ def answer(
     rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     own = [_Writing(prompt.sample, len(prompt.sample)) for prompt in prompts[rank::ranks]]
     per_rank = _micro_batches(math.ceil(len(prompts) / ranks))
-    ends = trainer.model_chunks[0].glmv_config.decoder.eos_token_id
+    model = trainer.model_chunks[0]
+    ends = model.glmv_config.decoder.eos_token_id
+    multiple = math.lcm(segment_multiple, token_multiple(model.fp8_kernels, model.parallel))
     with evaluation(trainer):
         for _ in range(max_tokens):
             if not may_continue():
                 return None
-            packs = _packs([each for each in own if not each.ended], per_rank, segment_multiple, tokenizer.pad_id)
+            packs = _packs(
+                [each for each in own if not each.ended], per_rank, multiple, segment_multiple, tokenizer.pad_id
+            )
             tokens = _next_tokens(trainer, packs, banned=tokenizer.image_id)
             for each, token in zip([each for each in own if not each.ended], tokens, strict=False):
                 each.add(token, ends, tokenizer.image_id)
@@ -122,11 +127,8 @@ def _micro_batches(prompts: int) -> int:
     return padded_length(prompts, parallel_state.get_pipeline_model_parallel_world_size())
 
 
-def _packs(writing: Sequence[_Writing], count: int, segment_multiple: int, pad_id: int) -> list[Batch]:
-    """Return packs of one prompt each, all of the same length; the last ones may be empty."""
-    tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
-    context_ranks = parallel_state.get_context_parallel_world_size()
-    multiple = math.lcm(segment_multiple, tensor_ranks * context_ranks)
+def _packs(writing: Sequence[_Writing], count: int, multiple: int, segment_multiple: int, pad_id: int) -> list[Batch]:
+    """Return packs of one prompt each, all of the same length, a multiple; the last ones may be empty."""
     longest = max((len(each.sample) for each in writing), default=1)
     fill = partial(
         collate, seq_length=padded_length(longest, multiple), segment_multiple=segment_multiple, pad_id=pad_id

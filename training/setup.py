@@ -18,6 +18,7 @@ from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import GlmvConfig
 from model.dispatch import check_dispatch_kernels
+from model.fp8_scales import load_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.lora import add_adapters
@@ -28,6 +29,7 @@ from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from training.config import PRECISIONS, RunConfig
 from training.distributed import rank, world_size
+from training.fp8_checks import check_fp8
 from training.hf_files import check_tokenizer, read_inherited
 from training.lora_base import check_lora
 from training.meter import Meter
@@ -67,6 +69,7 @@ def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
     model = resolve_model(config.model, start_point)
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
     config.check_layout(model, processes)
+    check_fp8(config, model, here=here)
     if here:
         check_dispatch_kernels(config.moe.dispatcher)
     check_lora(config, model)
@@ -136,6 +139,7 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         dispatcher=config.moe.dispatcher,
         shared_expert_overlap=config.moe.shared_expert_overlap,
         recompute=config.recompute,
+        fp8=config.fp8,
         backend=config.select_backend(),
     )
     if (start_point.resume is None and not start_point.with_optimizer) or config.lora.rank:
@@ -192,4 +196,5 @@ def resume(prepared: Prepared, trainer: TrainStep, meter: Meter, checkpoint: Pat
     trainer.updates = state.updates_done
     trainer.bad_steps.load_state_dict(state.bad_steps)
     meter.load_state(state.metrics)
+    load_scales(trainer.model_chunks, state.fp8)
     return state.step

@@ -12,6 +12,7 @@ from model.installed import describe_versions
 from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
+from training.fp8_checks import describe_fp8, fp8_warnings, has_kernels
 from training.metrics import logger
 from training.prompts import CHAT_FORMS
 from training.setup import Prepared
@@ -37,8 +38,10 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     for line in start_point.moved:
         logger.info(line)
     logger.info("backend: %s", backend)
+    for line in describe_fp8(config, prepared.model):
+        logger.info(line)
     logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))
-    if not device_peak(config.metrics.peak_tflops, config.train.precision):
+    if not device_peak(config.metrics.peak_tflops, config.train.precision, fp8=has_kernels(config)):
         logger.info("no mfu: the peak of this device is not known; set metrics.peak_tflops to its TFLOP/s")
     if prepared.layout is not None:
         logger.info("pipeline layout:\n%s", prepared.layout.table())
@@ -82,6 +85,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
     yield from config.warnings_of_domains({domain for source in loader.sources for domain in source.domains})
     yield from _other_chat_forms(model, loader)
     yield from settings_without_effect(config, model)
+    yield from fp8_warnings(config)
     yield from _unused_parts(config, loader)
     for use in loader.source_use():
         if use.is_repeated:

@@ -31,6 +31,8 @@ from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
+from model.fp8_scales import end_step
+from model.fp8_weights import gather_weights
 from model.glmv import GlmvModel
 from model.lora_dropout import PackNumber
 from model.megatron_versions import clear_recorded_losses
@@ -100,11 +102,13 @@ class TrainStep:
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
+        fp8 = model_chunks[0].fp8_kernels
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=optimizer_config.main_grads == "fp32",
             use_distributed_optimizer=True,
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,
+            **fp8.data_parallel_fields,
         )
         settings.align_param_gather = settings.overlap_param_gather and len(model_chunks) > 1
         # The backward pass begins with the last chunk. Its reduction, in one bucket, overlaps with earlier chunks.
@@ -112,7 +116,7 @@ class TrainStep:
             DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
             for number, chunk in enumerate(model_chunks)
         ]
-        self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype)
+        self.optimizer = build_optimizer(optimizer_config, self.ddp, self.config.params_dtype, fp8)
         self.scheduler = build_scheduler(optimizer_config, self.optimizer, steps)
         self.part_norms = PartNorms(self.ddp, self.optimizer)
         self.expert_load = ExpertLoad(model_chunks)
@@ -181,14 +185,20 @@ class TrainStep:
         )
 
     def measure(
-        self, batches: Sequence[Batch], keep_losses: KeepLosses, numbers: Sequence[PackNumber] = ()
+        self,
+        batches: Sequence[Batch],
+        keep_losses: KeepLosses | None = None,
+        numbers: Sequence[PackNumber] = (),
+        *,
+        moves_scales: bool = False,
     ) -> tuple[float, float]:
-        """Return the mean loss and the gradient norm of packs, and leave the model as it is. Collective.
+        """Return the mean loss and the gradient norm of packs, and leave the weights as they are. Collective.
 
         Args:
             batches: the packs of this rank's data-parallel rank. Some token of the global batch carries loss.
             keep_losses: called with each pack and its losses, on the last pipeline stage.
             numbers: which packs of the run they are, which decides what `lora.dropout` drops. Empty: nothing.
+            moves_scales: whether the scales of fp8.recipe=delayed, emulated, follow these packs.
         """
         biases = KeptExpertBiases(self.model_chunks)
         loss_tokens, tokens, *_ = self._totals(batches)
@@ -196,6 +206,7 @@ class TrainStep:
         self._set_mean_tokens(tokens / packs)
         loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses, numbers)
         biases.restore()
+        end_step(self.model_chunks, updated=moves_scales)
         clear_recorded_losses()
         return loss, prepare_update(self.optimizer)
 
@@ -219,6 +230,7 @@ class TrainStep:
         judged = torch.tensor([loss, grad_norm], dtype=torch.float64, device=torch.cuda.current_device())
         dist.broadcast(judged, src=0)
         bad = self.bad_steps.judge(*judged.tolist())
+        end_step(self.model_chunks, updated=bad is None or bad.updates)
         if bad is None or bad.updates:
             apply_update(self.optimizer, grad_norm)
             self.updates += 1
@@ -262,7 +274,7 @@ class TrainStep:
         """
         if self.ddp[0].ddp_config.overlap_param_gather:
             for ddp in self.ddp:
-                ddp.disable_forward_pre_hook(param_sync=True)
+                gather_weights(ddp)
                 ddp.enable_forward_pre_hook()
 
     def _check_weights(self, step: int, loss: float) -> None:

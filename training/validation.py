@@ -29,6 +29,7 @@ from data_pipeline.loading.overlap import shared_samples, shared_shards
 from data_pipeline.plan.pack_cost import PackCost
 from model.config import ConfigError
 from model.context_slicing import my_context_tokens
+from model.fp8_weights import gather_weights
 from training.batch_broadcast import broadcast_patches, read_step
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.prompts import PromptConfig
@@ -196,7 +197,7 @@ def evaluation(trainer: TrainStep) -> Iterator[None]:
     random_states = (torch.get_rng_state(), torch.cuda.get_rng_state(), tracker.get_states())
     for ddp in trainer.ddp:
         if overlapped:
-            ddp.disable_forward_pre_hook(param_sync=True)
+            gather_weights(ddp)
         ddp.eval()
     try:
         with torch.no_grad():

@@ -22,6 +22,8 @@ from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
 from model.embedding_exchange import ImageTokenError
+from model.fp8 import Fp8Config
+from model.fp8_scales import gather_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.parallel import ParallelConfig, initialize_model_parallel
@@ -133,15 +135,36 @@ def packs_with_neighbour(variant: str, seed: int) -> list[Batch]:
 
 
 def make_trainer(
-    variant: str, folder: str, layout: str, steps: int = 1, dtype: str = "float32", balance: bool = True
+    variant: str,
+    folder: str,
+    layout: str,
+    steps: int = 1,
+    dtype: str = "float32",
+    balance: bool = True,
+    fp8: str = "none",
 ) -> TrainStep:
-    """Build the model in a layout, with the weights in `folder`, and everything that trains it."""
+    """Build the model in a layout, with the weights in `folder`, and everything that trains it.
+
+    Args:
+        variant: Of the tiny model.
+        folder: Of Hugging Face.
+        layout: Its name.
+        steps: Length of the run.
+        dtype: Of the weights.
+        balance: Whether experts are balanced.
+        fp8: The recipe of all linear layers, the tower's too.
+    """
     parallel, stages = layout_of(layout)
     model.linear_cross_entropy.LOGITS_AT_ONCE = LOGITS_AT_ONCE
     initialize_model_parallel(parallel, seed=1)
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
     chunks = build_model_chunks(
-        small_config(variant), parallel, pipeline_layout=stages, dtype=getattr(torch, dtype), **coefficients
+        small_config(variant),
+        parallel,
+        pipeline_layout=stages,
+        dtype=getattr(torch, dtype),
+        fp8=Fp8Config(recipe=fp8, vision=fp8 != "none"),
+        **coefficients,
     )
     load_weights(chunks, SafetensorsFolder(folder))
     return TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, steps, SEQ_LENGTH)
@@ -158,6 +181,7 @@ def train(
     layout: str,
     steps: Sequence[int] = (1, 2, 3),
     dtype: str = "float32",
+    fp8: str = "none",
     load_from: str = "",
     checkpoint: str = "",
     save_to: str = "",
@@ -166,10 +190,10 @@ def train(
     """Train the given steps from the weights in `folder`, or from the checkpoint `load_from`.
 
     Returns:
-        The report of each step. With `compare_with`, for every tensor the summed squares of its difference and of the
-        tensor itself.
+        The report of each step, and the scales of FP8 recipe delayed. With `compare_with`, for every tensor the summed
+        squares of its difference and of the tensor itself.
     """
-    trainer = make_trainer(variant, folder, layout, steps[-1], dtype)
+    trainer = make_trainer(variant, folder, layout, steps[-1], dtype, fp8=fp8)
     chunks = trainer.model_chunks
     if load_from:
         load_checkpoint(Path(load_from), chunks, trainer.optimizer)
@@ -189,7 +213,7 @@ def train(
     differences = {}
     if compare_with:
         differences = differences_of(held, small_config(variant), torch.load(compare_with, weights_only=True))
-    return {"reports": reports, "differences": differences}
+    return {"reports": reports, "differences": differences, "scales": gather_scales(chunks)}
 
 
 def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:

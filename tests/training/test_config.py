@@ -85,7 +85,6 @@ MESSAGES = [
     ("checkpoint.keep_every=1000", r"keep_every=1000 is not a multiple of checkpoint.save_interval=3: most of these"),
     ("checkpoint.keep_every=-3", r"checkpoint.keep_every=-3: give 0 or a positive number"),
     ("checkpoint.verify=none", r"checkpoint.verify='none': choose one of full, sizes"),
-    ("fp8.recipe=blockwise", r"fp8.recipe=blockwise is not supported, .*; set fp8.recipe=none"),
     ("fp8.recipe=e4m3", r"fp8.recipe='e4m3': choose one of"),
     ("model.preset=", r"model.preset and model.init_from are both empty"),
     ("model.preset=glm5v", r"model.preset='glm5v' is unknown; choose one of: .*tiny_moe"),
