@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,6 +58,7 @@ def held_out_losses(preset: str, recipe: str, seed: int, folder: Path) -> dict[i
     """Return the held-out loss by step of one run, which is trained unless `folder` has it."""
     losses = read_losses(folder)
     if STEPS not in losses:
+        shutil.rmtree(folder, ignore_errors=True)  # a run that was interrupted
         sources = ", ".join(f"{{path: demo_out/shards/held_out_{name}}}" for name in HELD_OUT)
         keys = {
             "model.preset": preset,

@@ -38,9 +38,9 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     for line in start_point.moved:
         logger.info(line)
     logger.info("backend: %s", backend)
+    logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))
     for line in describe_fp8(config, prepared.model):
         logger.info(line)
-    logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))
     if not device_peak(config.metrics.peak_tflops, config.train.precision, fp8=has_kernels(config)):
         logger.info("no mfu: the peak of this device is not known; set metrics.peak_tflops to its TFLOP/s")
     if prepared.layout is not None:

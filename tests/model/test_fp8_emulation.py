@@ -23,7 +23,7 @@ from model.lora import add_adapters
 from model.lora_targets import LoraConfig
 from tests.model import layout_cases
 from tests.model.layout_cases import packs_of_step
-from tests.model.test_layouts import reports_agree, variant_of
+from tests.model.test_layouts import variant_of
 from tests.processes import Processes
 from tests.reference import forward_inputs
 
@@ -202,12 +202,16 @@ def two_processes() -> Iterator[Processes]:
         yield processes
 
 
+# Sums in another order differ in the last bits of float32, and a value between two numbers of FP8 may then become
+# the other one, a step away. In one process, weights that were changed by one bit changed the norms by up to 2.8e-3.
+FLIPS = 3e-3
+
 LAYOUTS = [
-    ("glm4v_moe", "mxfp8", "TP2 SP"),
-    ("glm4v_moe", "delayed", "TP2 SP"),
-    ("glm4v_moe", "blockwise", "PP2 VPP2"),
-    ("glm4v", "mxfp8", "TP2"),
-    ("glm4v", "delayed", "DP2"),
+    ("glm4v", "delayed", "TP2"),
+    pytest.param("glm4v_moe", "mxfp8", "TP2 SP", marks=pytest.mark.slow),
+    pytest.param("glm4v_moe", "delayed", "TP2 SP", marks=pytest.mark.slow),
+    pytest.param("glm4v_moe", "blockwise", "PP2 VPP2", marks=pytest.mark.slow),
+    pytest.param("glm4v", "mxfp8", "TP2", marks=pytest.mark.slow),
 ]
 
 
@@ -215,9 +219,17 @@ LAYOUTS = [
 def test_two_ranks_train_like_one_process(
     one_process: Processes, two_processes: Processes, hf_folder: tuple[Path, nn.Module], recipe: str, layout: str
 ) -> None:
-    """In layouts that scale the same values together: sequence parallelism gathers, 32 values are on one rank."""
-    case = {"variant": variant_of(hf_folder), "folder": str(hf_folder[0]), "fp8": recipe, "steps": (1, 2)}
-    [expected] = one_process.run(layout_cases.train, layout="", **case)
-    for answer in two_processes.run(layout_cases.train, layout=layout, **case):
-        reports_agree(answer["reports"], expected["reports"])
+    """In layouts that scale the same values together: sequence parallelism gathers, 32 values are on one rank.
+
+    Not with more data-parallel ranks and `delayed`: gradients are larger by their number before they are averaged, and
+    the scales of the first step are 1.
+    """
+    case: dict[str, Any] = {"variant": variant_of(hf_folder), "folder": str(hf_folder[0]), "steps": (1, 2)}
+    [expected] = one_process.run(layout_cases.train, layout="", fp8=recipe, **case)
+    [unrounded] = one_process.run(layout_cases.train, layout="", **case)
+    for answer in two_processes.run(layout_cases.train, layout=layout, fp8=recipe, **case):
+        for got, want, other in zip(answer["reports"], expected["reports"], unrounded["reports"], strict=True):
+            assert got["loss"] == pytest.approx(want["loss"], rel=FLIPS / 10)
+            assert got["part_norms"] == pytest.approx(want["part_norms"], rel=FLIPS)
+            assert got["part_norms"] != pytest.approx(other["part_norms"], rel=4 * FLIPS)
         assert answer["scales"].keys() == expected["scales"].keys()
