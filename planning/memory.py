@@ -5,13 +5,16 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
+Sent = tuple[str, tuple[int, ...]]  # operation, and the ranks of its group
 
 
 class MemoryTrace(TorchDispatchMode):
@@ -25,7 +28,7 @@ class MemoryTrace(TorchDispatchMode):
     Attributes:
         live: Bytes of the storages that live.
         peak: Most of them since `reset_peak`.
-        traffic: Bytes that this rank sends to others, by the ranks of the group and the operation.
+        traffic: Bytes that this rank sends to others, by operation and ranks of the group.
         scalars_read: Numbers that the host read from the device, each of which waits for it.
     """
 
@@ -33,7 +36,7 @@ class MemoryTrace(TorchDispatchMode):
         super().__init__()
         self.selected, self.with_host = selected, with_host
         self.live = self.peak = self.scalars_read = 0
-        self.traffic: Counter[tuple[tuple[int, ...], str]] = Counter()
+        self.traffic: Counter[Sent] = Counter()
         self.at_peak: Counter[tuple[str, tuple[int, ...], torch.dtype]] = Counter()
         self._storages: dict[int, Any] = {}
         self._origins: dict[int, tuple[str, tuple[int, ...], torch.dtype, int]] = {}
@@ -78,6 +81,11 @@ class MemoryTrace(TorchDispatchMode):
         self.live -= size
 
     def _collective(self, func: Any, args: Any, kwargs: Any) -> Any:
+        operation = OPERATIONS.get(func)
+        if operation is not None:
+            ranks = dist.get_process_group_ranks(dist.ProcessGroup.unbox(args[operation.group]))
+            size = sum(x.nbytes for x in _tensors(args[operation.tensors]))
+            self.traffic[operation.name, tuple(ranks)] += int(size * operation.share(len(ranks)))
         if func in COALESCED:
             return torch._C._distributed_c10d.FakeWork().boxed()
         return func(*args, **kwargs)
@@ -91,6 +99,29 @@ def _tensors(out: Any) -> Iterator[Tensor]:
             yield from _tensors(one)
 
 
+class Operation(NamedTuple):
+    """How many bytes a rank sends in a collective operation, by the ring algorithm."""
+
+    name: str
+    tensors: int  # which argument holds the tensors whose bytes count
+    group: int  # which argument is the group
+    share: Callable[[int], float]  # bytes sent over the bytes of the tensors, for a group of n ranks
+
+
+ALL_GATHER = partial(Operation, "all_gather", share=lambda n: n - 1)  # of the rank's own part
+REDUCE_SCATTER = partial(Operation, "reduce_scatter", share=lambda n: (n - 1) / n)  # of the whole
+ALL_REDUCE = partial(Operation, "all_reduce", share=lambda n: 2 * (n - 1) / n)
+OPERATIONS = {
+    c10d.allreduce_.default: ALL_REDUCE(0, 1),
+    c10d.allreduce_coalesced_.default: ALL_REDUCE(0, 1),
+    c10d._allgather_base_.default: ALL_GATHER(1, 2),
+    c10d.allgather_into_tensor_coalesced_.default: ALL_GATHER(1, 2),
+    c10d._reduce_scatter_base_.default: REDUCE_SCATTER(1, 2),
+    c10d.reduce_scatter_tensor_coalesced_.default: REDUCE_SCATTER(1, 2),
+    c10d.alltoall_base_.default: Operation("all_to_all", 1, 2, lambda n: (n - 1) / n),
+    c10d.broadcast_.default: Operation("broadcast", 0, 1, lambda n: 1),
+    c10d.send.default: Operation("send", 0, 1, lambda n: 1),
+}
 COALESCED = {
     c10d.allreduce_coalesced_.default,
     c10d.allgather_into_tensor_coalesced_.default,
