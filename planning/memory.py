@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
+Origin = tuple[str, tuple[int, ...], torch.dtype]  # operation, shape and dtype
 Sent = tuple[str, tuple[int, ...]]  # operation, and the ranks of its group
 
 
@@ -29,6 +31,7 @@ class MemoryTrace(TorchDispatchMode):
         live: Bytes of the storages that live.
         peak: Most of them since `reset_peak`.
         traffic: Bytes that this rank sends to others, by operation and ranks of the group.
+        explain: Whether to keep what lives at the peak, with the operation that made it, in `at_peak`.
         scalars_read: Numbers that the host read from the device, each of which waits for it.
     """
 
@@ -37,10 +40,10 @@ class MemoryTrace(TorchDispatchMode):
         self.selected, self.with_host = selected, with_host
         self.live = self.peak = self.scalars_read = 0
         self.traffic: Counter[Sent] = Counter()
-        self.at_peak: Counter[tuple[str, tuple[int, ...], torch.dtype]] = Counter()
+        self.explain = False
+        self.at_peak: Counter[tuple[int, Origin]] = Counter()
         self._storages: dict[int, Any] = {}
-        self._origins: dict[int, tuple[str, tuple[int, ...], torch.dtype, int]] = {}
-        self.keep_origins = False
+        self._sizes: dict[int, tuple[int, Origin]] = {}
 
     def reset_peak(self) -> None:
         """Start to look for a new peak."""
@@ -63,22 +66,41 @@ class MemoryTrace(TorchDispatchMode):
     def note(self, tensor: Tensor, func: Any = "given") -> None:
         """Count the storage of a tensor, if it is new."""
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
+        key = storage._cdata
         if key in self._storages:
             return
-        self._storages[key] = weakref.ref(storage, lambda _: self._forget(key, size))
-        self.live += size
-        if self.keep_origins:
-            self._origins[key] = (str(func), tuple(tensor.shape), tensor.dtype, size)
+        self._storages[key] = weakref.ref(storage, lambda _: self._forget(key))
+        self._resize(key, storage.nbytes(), (str(func), tuple(tensor.shape), tensor.dtype))
+
+    def _resize(self, key: int, size: int, origin: Origin) -> None:
+        self.live += size - self._sizes.pop(key, (0, origin))[0]
+        self._sizes[key] = size, origin
         if self.live > self.peak:
             self.peak = self.live
-            if self.keep_origins:
-                self.at_peak = Counter(self._origins.values())
+            if self.explain:
+                self.at_peak = Counter(self._sizes.values())
 
-    def _forget(self, key: int, size: int) -> None:
+    def _forget(self, key: int) -> None:
         self._storages.pop(key, None)
-        self._origins.pop(key, None)
-        self.live -= size
+        self.live -= self._sizes.pop(key, (0, None))[0]
+
+    def __enter__(self) -> MemoryTrace:
+        # Recomputed outputs are freed, and allocated again, by their storage.
+        true_resize = torch.UntypedStorage.resize_
+
+        def resize(storage: Any, size: int) -> Any:
+            result = true_resize(storage, size)
+            if storage._cdata in self._sizes:
+                self._resize(storage._cdata, size, self._sizes[storage._cdata][1])
+            return result
+
+        self._patch = mock.patch.object(torch.UntypedStorage, "resize_", resize)
+        self._patch.start()
+        return super().__enter__()
+
+    def __exit__(self, *reason: Any) -> None:
+        super().__exit__(*reason)
+        self._patch.stop()
 
     def _collective(self, func: Any, args: Any, kwargs: Any) -> Any:
         operation = OPERATIONS.get(func)
@@ -127,7 +149,6 @@ COALESCED = {
     c10d.allgather_into_tensor_coalesced_.default,
     c10d.reduce_scatter_tensor_coalesced_.default,
 }
-FLASH_ATTENTION = 1  # torch's number of the kernel
 
 
 def _selected(trace: MemoryTrace, func: Any, args: Any, kwargs: Any) -> Tensor:
@@ -152,14 +173,9 @@ def _no_counts(trace: MemoryTrace, func: Any, args: Any, kwargs: Any) -> Tensor:
     return torch.zeros(args[2] if len(args) > 2 else kwargs["minlength"], dtype=torch.int64)
 
 
-def _attention_kernel(trace: MemoryTrace, func: Any, args: Any, kwargs: Any) -> int:
-    return FLASH_ATTENTION
-
-
 Answer = Callable[[MemoryTrace, Any, Any, Any], Any]
 ANSWERS: dict[Any, Answer] = {
     aten.masked_select.default: _selected,
     aten._local_scalar_dense.default: _scalar,
     aten.bincount.default: _no_counts,
-    aten._fused_sdp_choice.default: _attention_kernel,
 }

@@ -13,8 +13,13 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+from megatron.core.transformer.moe import moe_utils
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from torch import Tensor
+from torch.nn.attention.bias import CausalBias
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import model.cpu
@@ -47,8 +52,12 @@ def on_paper(parallel: ParallelConfig, rank: int, processes: int) -> Iterator[No
         with (
             mock.patch.object(dist, "new_group", new_group),
             mock.patch.object(model.cpu, "CPU", DEVICE),
+            mock.patch.object(F, "scaled_dot_product_attention", _flash_attention),
             mock.patch.object(tensor, "type", type_as_on_cuda),
             mock.patch.object(tensor, "cuda", lambda self, *_, **__: self.to(DEVICE)),
+            # What megatron-core keeps from step to step, in modules and classes.
+            mock.patch.object(MoEAuxLossAutoScaler, "main_loss_backward_scale", None),
+            mock.patch.dict(moe_utils._MOE_LAYER_WISE_LOGGING_TRACKER, clear=True),
             # The states of random generators are real and nothing is initialised.
             mock.patch.object(CudaRNGStatesTracker, "fork", lambda *_: nullcontext()),
         ):
@@ -57,3 +66,23 @@ def on_paper(parallel: ParallelConfig, rank: int, processes: int) -> Iterator[No
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _flash_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: CausalBias | None = None,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Attend with the kernel that torch takes for values; without them it takes the one that keeps all scores."""
+    mask = None
+    if attn_mask is not None and query.size(2) == key.size(2):
+        is_causal = True
+    elif attn_mask is not None:
+        visible = attn_mask._materialize(query.device)
+        mask = torch.where(visible, query.new_zeros(()), query.new_zeros(()))
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return kernel(query, key, value, 0.0, is_causal, attn_mask=mask, scale=scale)[0]

@@ -125,15 +125,17 @@ def trace_rank(traced: Traced, rank: int) -> RankTrace:
             gradients=sum(buffer.grad_data.nbytes for ddp in trainer.ddp for buffer in _buffers(ddp)),
         )
         result.packs = traced.packs_to_run(result.pipeline_rank)
+        batches = _batches(traced, result.packs)
         _update(trainer)
         # What an earlier step leaves behind is still there when the next begins.
-        _forward_backward(trainer, traced, min(traced.config.parallel.pipeline_model_parallel_size, result.packs))
+        few = min(traced.config.parallel.pipeline_model_parallel_size, result.packs)
+        _forward_backward(trainer, traced, batches[:few])
         _update(trainer)
         _clear_gradients(trainer)
         static = trace.live
         trace.traffic.clear()
         trace.reset_peak()
-        _forward_backward(trainer, traced, result.packs)
+        _forward_backward(trainer, traced, batches)
         result.activations = trace.peak - static
         trace.reset_peak()
         _update(trainer)
@@ -181,29 +183,34 @@ def _clear_gradients(trainer: TrainStep) -> None:
     trainer.optimizer.zero_grad()
 
 
-def _forward_backward(trainer: TrainStep, traced: Traced, packs: int) -> None:
+def _batches(traced: Traced, packs: int) -> list[Batch]:
+    """Return the packs of the step; their pixels are in main memory."""
+    device = DEVICE if traced.one_memory else "cpu"
+    return [
+        as_batch(
+            traced.shape,
+            traced.config.train.seq_length,
+            traced.config.data.segment_multiple,
+            traced.model.image_token_id,
+            device,
+        )
+        for _ in range(packs)
+    ]
+
+
+def _forward_backward(trainer: TrainStep, traced: Traced, batches: Sequence[Batch]) -> None:
     _clear_gradients(trainer)
-    train = traced.config.train
     get_forward_backward_func()(
         forward_step_func=partial(forward_step, loss_scale=1.0),
-        data_iterator=[_batches(chunk, traced, packs) for chunk in trainer.model_chunks],
+        data_iterator=[
+            broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in trainer.model_chunks
+        ],
         model=trainer.ddp,
-        num_microbatches=packs,
-        seq_length=train.seq_length,
+        num_microbatches=len(batches),
+        seq_length=traced.config.train.seq_length,
         micro_batch_size=1,
         forward_only=False,
     )
-
-
-def _batches(chunk: Any, traced: Traced, packs: int) -> Any:
-    multiple, token = traced.config.data.segment_multiple, traced.model.image_token_id
-    device = DEVICE if chunk.pre_process else "cpu"
-
-    def batch() -> Batch:
-        return as_batch(traced.shape, traced.config.train.seq_length, multiple, token, device)
-
-    batches = (batch() for _ in range(packs))
-    return broadcast_patches(batches) if chunk.pre_process else batches  # type: ignore[arg-type]
 
 
 def _update(trainer: TrainStep) -> None:
