@@ -94,6 +94,15 @@ def _grid(patches: int) -> tuple[int, int]:
     return MERGE_SIZE * height, MERGE_SIZE * (quarter // height)
 
 
-def segments_of(pieces: Sequence[tuple[int, Sequence[int]]]) -> PackShape:
-    """Return the shape of a pack from the length and the images of each of its segments."""
-    return PackShape(tuple(length for length, _ in pieces), tuple(tuple(images) for _, images in pieces))
+def segments_of(segments: Sequence[tuple[int, Sequence[int]]]) -> PackShape:
+    """Return the shape of a pack from the length and the images of each of its segments.
+
+    Images that do not fit a segment are left out: they belong to later pieces of a sample that is split.
+    """
+    images: list[tuple[int, ...]] = []
+    for length, patches in segments:
+        used = [1]  # a token before each image
+        for n in patches:
+            used.append(used[-1] + n // MERGE_SIZE**2 + 1)
+        images.append(tuple(n for n, end in zip(patches, used[1:], strict=True) if end <= length))
+    return PackShape(tuple(length for length, _ in segments), tuple(images))

@@ -34,6 +34,8 @@ def traced(variant: str, layout: str, recompute: dict[str, str], packs: int = 2)
     config.parallel, config.recompute = parallel, type(config.recompute)(**recompute)
     config.train.seq_length, config.train.precision, config.train.steps = SEQ_LENGTH, "fp32", 4
     config.data.segment_multiple = 8
+    # gloo copies the gradients that it reduces; after the backward pass that does not matter.
+    config.optimizer.overlap_grad_reduce = config.optimizer.overlap_param_gather = False
     processes = parallel.model_parallel_size if parallel.expert_model_parallel_size == 1 else 2
     config.train.global_batch_size = packs * parallel.data_parallel_size(processes)
     backend = select_backend("torch", torch.float32)
