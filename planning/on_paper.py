@@ -59,7 +59,7 @@ def on_paper(parallel: ParallelConfig, rank: int, processes: int) -> Iterator[No
             mock.patch.object(MoEAuxLossAutoScaler, "main_loss_backward_scale", None),
             mock.patch.dict(moe_utils._MOE_LAYER_WISE_LOGGING_TRACKER, clear=True),
             # The states of random generators are real and nothing is initialised.
-            mock.patch.object(CudaRNGStatesTracker, "fork", lambda *_: nullcontext()),
+            mock.patch.object(CudaRNGStatesTracker, "fork", return_value=nullcontext()),
         ):
             initialize_model_parallel(parallel, seed=1)
             yield

@@ -161,7 +161,12 @@ def traced_of(workload: Workload, processes: int, limits: Limits) -> tuple[Trace
 
 
 def make_plan(
-    workload: Workload, processes: int, limits: Limits, *, all_ranks: bool = False, stages: Sequence[int] | None = None
+    workload: Workload,
+    processes: int,
+    limits: Limits,
+    *,
+    stages: Sequence[int] | None = None,
+    quick: bool = False,
 ) -> Plan:
     """Build the ranks of a run on paper and let each take a step.
 
@@ -169,25 +174,19 @@ def make_plan(
         workload: The run.
         processes: Number of GPUs.
         limits: The memory of a GPU.
-        all_ranks: Build every rank instead of the fullest of each pipeline stage.
-        stages: Pipeline ranks to build; by default all.
+        stages: Pipeline ranks to build, each by its fullest rank; by default all.
+        quick: As for `trace_rank`.
 
     Raises:
         ConfigError: The layout is impossible on this number of GPUs.
     """
     traced, layout = traced_of(workload, processes, limits)
     ranks = _fullest_ranks(workload, processes)
-    if all_ranks:
-        ranks = list(range(processes))
-    elif stages is not None:
-        ranks = [ranks[stage] for stage in stages]
     static = static_bytes(workload, processes, layout)
-    traces = [trace_rank(traced, rank) for rank in ranks]
-    by_stage: dict[int, RankTrace] = {}
-    for trace in traces:
-        known = by_stage.setdefault(trace.pipeline_rank, trace)
-        by_stage[trace.pipeline_rank] = max(known, trace, key=lambda one: one.activations)
-    planned = [StagePlan(trace, static[stage].optimizer) for stage, trace in sorted(by_stage.items())]
+    planned = [
+        StagePlan(trace_rank(traced, ranks[stage], quick=quick), static[stage].optimizer)
+        for stage in (range(len(ranks)) if stages is None else stages)
+    ]
     return Plan(workload, processes, limits, layout, planned)
 
 
@@ -257,7 +256,7 @@ def what_would_fit(plan: Plan) -> Iterator[str]:
             pipeline_size = config.parallel.pipeline_model_parallel_size
             same = pipeline_size == plan.layout.pipeline_size
             stage = plan.worst.trace.pipeline_rank if same else 0
-            tried = make_plan(workload, plan.processes, plan.limits, stages=sorted({stage, 0}))
+            tried = make_plan(workload, plan.processes, plan.limits, stages=sorted({stage, 0}), quick=True)
         except ConfigError:
             continue
         if tried.fits:

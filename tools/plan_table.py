@@ -7,16 +7,67 @@ from collections.abc import Iterator, Sequence
 from model.flops import FORWARD_AND_BACKWARD, decoder_cost, vision_cost
 from planning.limits import GIB
 from planning.plan import Plan, Smallest
+from planning.search import Found
+from planning.step_time import StepTime
 
-HEADER = ("pipeline rank", "holds", "weights", "gradients", "optimizer", "activations", "update", "needed", "parameters")
+SEARCHED = (
+    "tensor_model_parallel_size",
+    "context_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+)
+HEADER = (
+    "pipeline rank",
+    "holds",
+    "weights",
+    "gradients",
+    "optimizer",
+    "activations",
+    "update",
+    "needed",
+    "parameters",
+)  # GiB
 
 
-def plan_text(plan: Plan, smallest: Smallest | None, changes: Sequence[str]) -> str:
+def plan_text(plan: Plan, predicted: StepTime, smallest: Smallest, changes: Sequence[str]) -> str:
     """Return a plan as text."""
-    return "\n".join([*_head(plan), "", *_table([HEADER, *stage_rows(plan)]), "", *_verdict(plan, smallest, changes)])
+    lines = [*head_lines(plan, predicted), "", "what the fullest rank of a stage needs, GiB:"]
+    return "\n".join([*lines, *_table([HEADER, *stage_rows(plan)]), "", *_verdict(plan, smallest, changes)])
 
 
-def _head(plan: Plan) -> Iterator[str]:
+def time_text(predicted: StepTime) -> str:
+    """Return the seconds of a step, and of its largest parts."""
+    largest = sorted(predicted.parts.items(), key=lambda part: -part[1])[:5]
+    shares = ", ".join(f"{name} {seconds / predicted.seconds:.0%}" for name, seconds in largest)
+    return f"about {predicted.seconds:.3g} s per step, good to compare layouts with, no promise ({shares})"
+
+
+def search_text(found: Found, processes: int) -> str:
+    """Return the result of a search as text."""
+    lines = [f"{found.possible:,} layouts are possible on {processes} GPUs; {found.built} were built"]
+    if not found.fitting:
+        return "\n".join([*lines, "none of these fits: take more GPUs, or optimizer.main_grads=bf16"])
+    rows = [["seconds", "needed GiB", "TP", "CP", "PP", "VPP", "EP", "decoder recompute", "largest parts"]]
+    for one in found.fitting:
+        parallel, plan = one.workload.config.parallel, one.plan
+        assert plan is not None
+        sizes = [getattr(parallel, name) for name in SEARCHED]
+        largest = sorted(one.time.parts.items(), key=lambda part: -part[1])[:3]
+        shares = ", ".join(f"{name} {seconds / one.time.seconds:.0%}" for name, seconds in largest)
+        needed = f"{plan.limits.needed(plan.worst.tensors) / GIB:.1f}"
+        recompute = one.workload.config.recompute.decoder
+        rows.append([f"{one.time.seconds:.3g}", needed, *map(str, sizes), recompute, shares])
+    best = found.fitting[0].workload.config
+    keys = " ".join(f"parallel.{name}={getattr(best.parallel, name)}" for name in SEARCHED)
+    more = f" parallel.sequence_parallel={str(best.parallel.sequence_parallel).lower()}"
+    more += f" recompute.decoder={best.recompute.decoder} recompute.vision=full"
+    more += f" data.segment_multiple={best.data.segment_multiple}"
+    return "\n".join([*lines, *_table(rows), "the first as keys:", keys + more])
+
+
+def head_lines(plan: Plan, predicted: StepTime) -> Iterator[str]:
+    """Yield the facts of a plan, each with its name first."""
     workload, parallel = plan.workload, plan.workload.config.parallel
     train = workload.config.train
     yield f"model           {plan.parameters:,} parameters, {workload.model.variant}"
@@ -34,6 +85,7 @@ def _head(plan: Plan) -> Iterator[str]:
     yield f"memory          {plan.limits.describe()}"
     yield f"bubble          {plan.bubble:.1%} of a step"
     yield f"checkpoint      {plan.checkpoint_bytes / 1e9:,.0f} GB"
+    yield f"time            {time_text(predicted)}"
 
 
 def step_flops(plan: Plan) -> float:
@@ -61,7 +113,7 @@ def _units(units: Sequence[str]) -> str:
     return " + ".join([*(["embedding"] if "embedding" in others else []), f"{layers}"] + ["loss"] * ("loss" in others))
 
 
-def _verdict(plan: Plan, smallest: Smallest | None, changes: Sequence[str]) -> Iterator[str]:
+def _verdict(plan: Plan, smallest: Smallest, changes: Sequence[str]) -> Iterator[str]:
     yield "sent per step by a rank of each stage, GB:"
     kinds = list(dict.fromkeys(kind for stage in plan.stages for kind in stage.trace.traffic))
     rows = [["pipeline rank", *kinds]]
@@ -73,9 +125,9 @@ def _verdict(plan: Plan, smallest: Smallest | None, changes: Sequence[str]) -> I
     worst, limits = plan.worst, plan.limits
     needed = f"pipeline rank {worst.trace.pipeline_rank} needs {limits.needed(worst.tensors) / GIB:.1f} GiB"
     yield f"{'fits' if plan.fits else 'DOES NOT FIT'}: {needed} of {limits.gpu_memory:g}"
-    if smallest is not None and smallest.processes is not None:
+    if smallest.processes is not None:
         yield f"smallest number of GPUs for this layout: {smallest.processes}; {smallest.reason}"
-    elif smallest is not None:
+    else:
         yield f"this layout fits on no number of GPUs: {smallest.reason}"
     if changes:
         yield "it would fit with one of these (what they need):"
