@@ -166,7 +166,6 @@ def make_plan(
     limits: Limits,
     *,
     stages: Sequence[int] | None = None,
-    quick: bool = False,
 ) -> Plan:
     """Build the ranks of a run on paper and let each take a step.
 
@@ -175,7 +174,6 @@ def make_plan(
         processes: Number of GPUs.
         limits: The memory of a GPU.
         stages: Pipeline ranks to build, each by its fullest rank; by default all.
-        quick: As for `trace_rank`.
 
     Raises:
         ConfigError: The layout is impossible on this number of GPUs.
@@ -184,7 +182,7 @@ def make_plan(
     ranks = _fullest_ranks(workload, processes)
     static = static_bytes(workload, processes, layout)
     planned = [
-        StagePlan(trace_rank(traced, ranks[stage], quick=quick), static[stage].optimizer)
+        StagePlan(trace_rank(traced, ranks[stage], quick=True), static[stage].optimizer)
         for stage in (range(len(ranks)) if stages is None else stages)
     ]
     return Plan(workload, processes, limits, layout, planned)
@@ -256,7 +254,7 @@ def what_would_fit(plan: Plan) -> Iterator[str]:
             pipeline_size = config.parallel.pipeline_model_parallel_size
             same = pipeline_size == plan.layout.pipeline_size
             stage = plan.worst.trace.pipeline_rank if same else 0
-            tried = make_plan(workload, plan.processes, plan.limits, stages=sorted({stage, 0}), quick=True)
+            tried = make_plan(workload, plan.processes, plan.limits, stages=sorted({stage, 0}))
         except ConfigError:
             continue
         if tried.fits:

@@ -64,7 +64,7 @@ def search(workload: Workload, processes: int, limits: Limits, rates: Rates, wan
         if any(_needs_more(config, other) for other in too_big):
             continue
         built += 1
-        plan = make_plan(candidate.workload, processes, limits, stages=_heavy_stages(config), quick=True)
+        plan = make_plan(candidate.workload, processes, limits, stages=_heavy_stages(config))
         if plan.fits:
             fitting.append(replace(candidate, plan=plan))
         else:

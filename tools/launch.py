@@ -24,10 +24,12 @@ import typer
 
 from common.files import write_text
 from model.config import ConfigError, GlmvConfig
+from planning.limits import Limits
 from sft.train import SftConfig
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
 from tools.job_script import fill_script
+from tools.launch_plan import check_fits
 from tools.slurm import (
     Job,
     check_container,
@@ -98,6 +100,10 @@ def main(
     skip_files: Annotated[
         bool, typer.Option("--skip-files", help="open no data, tokenizer or model.init_from: they are not here")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan/--no-plan", help="refuse a run that does not fit its GPUs; a minute of planning")
+    ] = True,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of a GPU, for --plan")] = Limits.gpu_memory,
     out: Annotated[Path | None, typer.Option(help="file for the script, with --chain a folder; default: print")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="submit the job with sbatch")] = False,
 ) -> None:
@@ -128,6 +134,8 @@ def main(
         counts = _node_counts(nodes, len(stacks))
         stages = [_read_stage(files, keys, stage, count) for files, count in zip(stacks, counts, strict=True)]
         _check_stages(stages, processes, skip_files, bool(after))
+        for one in stages if plan and gpus_per_node else ():
+            check_fits([file.absolute() for file in one.files], keys, one.config, one.nodes * processes, gpu_memory)
         if image:
             _warn_of_missing_mounts(stages, mounts)
         scripts = [_script(one, cluster, keys) for one in stages]
