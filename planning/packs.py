@@ -44,14 +44,14 @@ def typical_pack(seq_length: int) -> PackShape:
     return PackShape((length,) * samples, ((MERGE_SIZE**2 * (length // 2),),) * samples)
 
 
-def pack_full_of_images(seq_length: int, image_max_tokens: int) -> PackShape:
+def pack_full_of_images(seq_length: int, image_max_tokens: int, segment_multiple: int) -> PackShape:
     """Return the pack with the most patches: images as large as the budget allows, and a few words beside each."""
     lengths, images, left = [], [], seq_length
     while left > TEXT + AROUND_AN_IMAGE:
         tokens = min(image_max_tokens, left - TEXT - AROUND_AN_IMAGE)
         lengths.append(tokens + TEXT + AROUND_AN_IMAGE)
         images.append((MERGE_SIZE**2 * tokens,))
-        left -= lengths[-1]
+        left -= padded_length(lengths[-1], segment_multiple)
     return PackShape(tuple(lengths), tuple(images))
 
 

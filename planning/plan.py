@@ -16,7 +16,7 @@ from model.rank_sizes import adapters_by_rank, parameters_by_rank
 from planning.kernels import FusedKernelsOnPaper
 from planning.limits import GIB, Limits
 from planning.packs import PackShape, pack_full_of_images, segments_of, typical_pack
-from planning.trace import RankTrace, Traced, representative_ranks, trace_rank
+from planning.trace import RankTrace, Traced, on_device, representative_ranks, trace_rank
 from training.config import PRECISIONS, RunConfig
 from training.dry_run import RankBytes, one_stage, rank_bytes
 from training.lora_base import check_lora
@@ -62,7 +62,7 @@ def read_workload(config: RunConfig, processes: int, skip_files: bool) -> Worklo
     if not config.model.preset:
         raise ConfigError("--skip-files needs model.preset: it does not open model.init_from to see which model it is")
     model = with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
-    fullest = pack_full_of_images(length, config.data.image_max_tokens)
+    fullest = pack_full_of_images(length, config.data.image_max_tokens, config.data.segment_multiple)
     return Workload(config, model, fullest, typical_pack(length), "assumed: as many image tokens as a pack can hold")
 
 
@@ -77,12 +77,17 @@ class StagePlan:
 
     trace: RankTrace
     optimizer: float  # bytes of its share of the optimizer state
+    kept: float  # bytes that modules keep from the step before
+
+    @property
+    def activations(self) -> float:
+        """Bytes that live beside weights, gradients and optimizer, at most."""
+        return self.kept + max(self.trace.activations, self.trace.update)
 
     @property
     def tensors(self) -> float:
         """Bytes of tensors at the peak."""
-        trace = self.trace
-        return trace.weights + trace.gradients + self.optimizer + max(trace.activations, trace.update)
+        return self.trace.weights + self.trace.gradients + self.optimizer + self.activations
 
 
 @dataclass(frozen=True)
@@ -180,11 +185,14 @@ def make_plan(
     """
     traced, layout = traced_of(workload, processes, limits)
     ranks = _fullest_ranks(workload, processes)
-    static = static_bytes(workload, processes, layout)
-    planned = [
-        StagePlan(trace_rank(traced, ranks[stage], quick=True), static[stage].optimizer)
-        for stage in (range(len(ranks)) if stages is None else stages)
-    ]
+    # The optimizer on paper has float32 moments on the device, whatever the run has.
+    on_paper = replace(workload, config=replace(workload.config, optimizer=on_device(workload.config.optimizer)))
+    static, traced_static = (static_bytes(one, processes, layout) for one in (workload, on_paper))
+    planned = []
+    for stage in range(len(ranks)) if stages is None else stages:
+        trace = trace_rank(traced, ranks[stage], quick=True)
+        kept = max(trace.optimizer - traced_static[stage].optimizer, 0)
+        planned.append(StagePlan(trace, static[stage].optimizer, kept))
     return Plan(workload, processes, limits, layout, planned)
 
 

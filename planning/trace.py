@@ -48,7 +48,7 @@ class RankTrace:
     parameters: int = 0
     weights: int = 0
     gradients: int = 0
-    optimizer: int = 0
+    optimizer: int = 0  # and what an earlier step left behind
     activations: int = 0  # most that lives beside weights, gradients and optimizer in forward and backward passes
     update: int = 0  # likewise in the optimizer's update
     traffic: dict[str, int] = field(default_factory=dict)  # sent per step, by group

@@ -55,7 +55,7 @@ def memory_chart(plan: Plan) -> Chart:
             "weights": stage.trace.weights / GIB,
             "gradients": stage.trace.gradients / GIB,
             "optimizer": stage.optimizer / GIB,
-            "activations": max(stage.trace.activations, stage.trace.update) / GIB,
+            "activations": stage.activations / GIB,
             "fragmentation": stage.tensors * limits.fragmentation / GIB,
             "reserved": reserved,
         }

@@ -24,7 +24,6 @@ HEADER = (
     "gradients",
     "optimizer",
     "activations",
-    "update",
     "needed",
     "parameters",
 )  # GiB
@@ -102,7 +101,7 @@ def stage_rows(plan: Plan) -> Iterator[list[str]]:
     for stage in plan.stages:
         trace, size = stage.trace, plan.layout.pipeline_size
         held = [plan.layout.stages[n] for n in range(trace.pipeline_rank, len(plan.layout.stages), size)]
-        parts = (trace.weights, trace.gradients, stage.optimizer, trace.activations, trace.update)
+        parts = (trace.weights, trace.gradients, stage.optimizer, stage.activations)
         gib = [f"{part / GIB:.2f}" for part in (*parts, plan.limits.needed(stage.tensors))]
         yield [str(trace.pipeline_rank), " | ".join(map(_units, held)), *gib, f"{trace.parameters:,}"]
 
