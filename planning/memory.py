@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
 Origin = tuple[str, tuple[int, ...], torch.dtype]  # operation, shape and dtype
+UNKNOWN: Origin = ("", (), torch.uint8)
 Sent = tuple[str, tuple[int, ...]]  # operation, and the ranks of its group
 
 
@@ -70,7 +71,8 @@ class MemoryTrace(TorchDispatchMode):
         if key in self._storages:
             return
         self._storages[key] = weakref.ref(storage, lambda _: self._forget(key))
-        self._resize(key, storage.nbytes(), (str(func), tuple(tensor.shape), tensor.dtype))
+        origin = (str(func), tuple(tensor.shape), tensor.dtype) if self.explain else UNKNOWN
+        self._resize(key, storage.nbytes(), origin)
 
     def _resize(self, key: int, size: int, origin: Origin) -> None:
         self.live += size - self._sizes.pop(key, (0, origin))[0]

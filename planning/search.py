@@ -10,10 +10,11 @@ import copy
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import product
 
 from model.config import ConfigError
-from model.pipeline_layout import layout_for
+from model.pipeline_layout import PipelineLayout, layout_for
 from planning.limits import Limits
 from planning.plan import Plan, Workload, make_plan, static_bytes
 from planning.step_time import GPUS_PER_NODE, Rates, StepTime, step_time
@@ -89,19 +90,19 @@ def _candidates(workload: Workload, processes: int, limits: Limits, rates: Rates
     """Yield the layouts that are possible and whose weights, gradients and optimizer fit."""
     model = workload.model
     experts = EXPERT if model.decoder.is_moe else (1,)
+
+    @cache
+    def layout_of(pipeline: int, virtual: int) -> PipelineLayout:
+        work = {"segment_lengths": workload.typical.lengths, "image_patches": workload.typical.patches}
+        return layout_for(model, pipeline, virtual, **work)
+
     for tensor, context, pipeline, virtual, expert in product(TENSOR, CONTEXT, PIPELINE, VIRTUAL, experts):
         if tensor > GPUS_PER_NODE or (virtual > 1 and pipeline == 1):
             continue
         config = _with_layout(workload.config, tensor, context, pipeline, virtual, expert)
         try:
             config.check_layout(model, processes)
-            layout = layout_for(
-                model,
-                pipeline,
-                virtual,
-                segment_lengths=workload.typical.lengths,
-                image_patches=workload.typical.patches,
-            )
+            layout = layout_of(pipeline, virtual)
         except ConfigError:
             continue
         changed = replace(workload, config=config)

@@ -146,10 +146,11 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
         _clear_gradients(trainer)
         static = trace.live
         in_flight = traced.in_flight(result.pipeline_rank)
-        if quick and in_flight > 2:
-            one, two = (_activations(trace, trainer, traced, batches[:n]) for n in (1, 2))
-            result.activations = two + (in_flight - 2) * (two - one)
-            result.packs = 2
+        if quick and in_flight:
+            result.packs = min(in_flight, 2)
+            first = _activations(trace, trainer, traced, batches[:1])
+            second = _activations(trace, trainer, traced, batches[:2]) - first if in_flight > 1 else 0
+            result.activations = first + (in_flight - 1) * second
         else:
             result.activations = _activations(trace, trainer, traced, batches)
         trace.reset_peak()
