@@ -47,6 +47,8 @@ def decoder_transformer_config(
     dtype: torch.dtype,
     balance_loss_coeff: float = 0.0,
     expert_bias_update_rate: float = 0.0,
+    dispatcher: str = "alltoall",
+    shared_expert_overlap: bool = False,
     **fields: Any,
 ) -> TransformerConfig:
     """Return megatron-core's configuration of the decoder.
@@ -56,6 +58,8 @@ def decoder_transformer_config(
         dtype: Dtype of the parameters.
         balance_loss_coeff: Weight of the sequence-level balance loss (report: 1e-4).
         expert_bias_update_rate: Step size of the loss-free balancing (report: 1e-3).
+        dispatcher: What sends tokens to experts (model.dispatch).
+        shared_expert_overlap: Compute the shared expert while tokens travel.
         fields: The parallel layout and the backend's switches, as `TransformerConfig` names them.
     """
     if decoder.is_moe:
@@ -72,7 +76,8 @@ def decoder_transformer_config(
             "moe_router_bias_update_rate": expert_bias_update_rate,
             "moe_router_load_balancing_type": "none",  # SegmentRouter adds the balance loss itself
             "moe_aux_loss_coeff": balance_loss_coeff,
-            "moe_token_dispatcher_type": "alltoall",
+            "moe_token_dispatcher_type": dispatcher,
+            "moe_shared_expert_overlap": shared_expert_overlap,
         }
     return TransformerConfig(
         num_layers=decoder.num_hidden_layers,

@@ -128,7 +128,9 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
         (f"optimizer.lr_scale.{part}", part) for part, scale in asdict(config.optimizer.lr_scale).items() if scale != 1
     ]
     set_keys += [
-        (f"moe.{key}", "router") for key, value in asdict(config.moe).items() if value != getattr(MoeConfig, key)
+        (f"moe.{key}", "router")
+        for key in ("balance_loss_coeff", "expert_bias_update_rate")
+        if getattr(config.moe, key) != getattr(MoeConfig, key)
     ]
     set_keys += [
         (f"lora.{key}", "lora") for key, value in asdict(config.lora).items() if value != getattr(LoraConfig(), key)

@@ -34,6 +34,7 @@ from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.lora_dropout import PackNumber
+from model.to_device import to_device
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
@@ -105,6 +106,7 @@ class TrainStep:
             overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
             overlap_param_gather=optimizer_config.overlap_param_gather,
         )
+        settings.align_param_gather = settings.overlap_param_gather and len(model_chunks) > 1
         # The backward pass begins with the last chunk. Its reduction, in one bucket, overlaps with earlier chunks.
         self.ddp = [
             DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
@@ -125,6 +127,9 @@ class TrainStep:
                 # Reduce only after the last micro-batch's backward pass.
                 no_sync = [ddp.no_sync for ddp in self.ddp]
                 chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+            if settings.align_param_gather:
+                # The schedule gathers the weights of a virtual stage while the stage before computes.
+                chunk.config.param_sync_func = [ddp.start_param_sync for ddp in self.ddp]
 
     def run(self, step: int, batches: Sequence[Batch]) -> StepReport:
         """Train on the packs of one step. Collective.
@@ -333,8 +338,8 @@ def weighted_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum losses [tokens / CP]: the scaled sum for the backward pass, and sums and counts by domain [domains, 2]."""
     tokens = my_context_tokens(batch.cu_seqlens)
-    mask = batch.loss_mask[tokens].to(losses.device, non_blocking=True)
-    of_domain = domain_masks(batch)[:, tokens].to(losses.device, non_blocking=True) * mask
+    mask = to_device(batch.loss_mask[tokens])
+    of_domain = to_device(domain_masks(batch)[:, tokens]) * mask
     if keep_losses is not None:
         keep_losses(batch, losses.detach())
     report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)

@@ -27,6 +27,7 @@ from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, thi
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.weight_table import weights
 from tests.model.broken_variants import broken
+from tests.model.gathers import bytes_of_weights, recorded_gathers
 from tests.reference import (
     Element,
     Image,
@@ -209,6 +210,15 @@ def train_with_unmarked_experts(**arguments: Any) -> dict[str, Any]:
 
     with patch.object(SequentialMLP, "__init__", init_and_unmark):
         return train(**arguments)
+
+
+def gathers_of_the_second_step(variant: str, folder: str, layout: str) -> tuple[int, list[int | str]]:
+    """Take two steps; return the bytes of this rank's weights, and when the second step gathers how many of them."""
+    trainer = make_trainer(variant, folder, layout, steps=2)
+    trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
+    with recorded_gathers(trainer) as events:
+        trainer.run(2, of_this_rank(packs_of_step(variant, 2)))
+    return bytes_of_weights(trainer), events
 
 
 def created_groups(variant: str, folder: str, layout: str) -> list[Any]:
