@@ -10,12 +10,10 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from data_pipeline.encoding.batch import Batch
 from model.backend import Backend
@@ -29,10 +27,9 @@ from planning.kernels import fused_kernels
 from planning.memory import MemoryTrace
 from planning.on_paper import DEVICE, on_paper
 from planning.packs import PackShape, as_batch
-from training.batch_broadcast import broadcast_patches
 from training.config import PRECISIONS, RunConfig
 from training.optimizer import OptimizerConfig
-from training.step import TrainStep, forward_step
+from training.step import TrainStep
 from training.update import apply_update
 
 GROUPS = ("tensor", "context", "expert", "pipeline", "images", "data", "expert data")
@@ -141,18 +138,18 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
         _update(trainer)
         # What an earlier step leaves behind is still there when the next begins.
         few = min(traced.config.parallel.pipeline_model_parallel_size, result.packs)
-        _forward_backward(trainer, traced, batches[:few])
+        trainer.run_schedule(batches[:few], loss_scale=1.0)
         _update(trainer)
         _clear_gradients(trainer)
         static = trace.live
         in_flight = traced.in_flight(result.pipeline_rank)
         if quick and in_flight:
             result.packs = min(in_flight, 2)
-            first = _activations(trace, trainer, traced, batches[:1])
-            second = _activations(trace, trainer, traced, batches[:2]) - first if in_flight > 1 else 0
+            first = _activations(trace, trainer, batches[:1])
+            second = _activations(trace, trainer, batches[:2]) - first if in_flight > 1 else 0
             result.activations = first + (in_flight - 1) * second
         else:
-            result.activations = _activations(trace, trainer, traced, batches)
+            result.activations = _activations(trace, trainer, batches)
         trace.reset_peak()
         _update(trainer)
         result.update = trace.peak - static
@@ -162,13 +159,13 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
     return result
 
 
-def _activations(trace: MemoryTrace, trainer: TrainStep, traced: Traced, batches: Sequence[Batch]) -> int:
+def _activations(trace: MemoryTrace, trainer: TrainStep, batches: Sequence[Batch]) -> int:
     """Return what forward and backward passes of these packs add to the live bytes, at most."""
     _clear_gradients(trainer)
     before = trace.live
     trace.traffic.clear()
     trace.reset_peak()
-    _forward_backward(trainer, traced, batches)
+    trainer.run_schedule(batches, loss_scale=1.0)
     return trace.peak - before
 
 
@@ -222,21 +219,6 @@ def _batches(traced: Traced, packs: int) -> list[Batch]:
         )
         for _ in range(packs)
     ]
-
-
-def _forward_backward(trainer: TrainStep, traced: Traced, batches: Sequence[Batch]) -> None:
-    _clear_gradients(trainer)
-    get_forward_backward_func()(
-        forward_step_func=partial(forward_step, loss_scale=1.0),
-        data_iterator=[
-            broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in trainer.model_chunks
-        ],
-        model=trainer.ddp,
-        num_microbatches=len(batches),
-        seq_length=traced.config.train.seq_length,
-        micro_batch_size=1,
-        forward_only=False,
-    )
 
 
 def _update(trainer: TrainStep) -> None:
