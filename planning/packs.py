@@ -104,5 +104,5 @@ def segments_of(segments: Sequence[tuple[int, Sequence[int]]]) -> PackShape:
         used = [1]  # a token before each image
         for n in patches:
             used.append(used[-1] + n // MERGE_SIZE**2 + 1)
-        images.append(tuple(n for n, end in zip(patches, used[1:], strict=True) if end <= length))
+        images.append(tuple(n for n, end in zip(patches, used[1:], strict=True) if end - 1 <= length))
     return PackShape(tuple(length for length, _ in segments), tuple(images))
