@@ -148,6 +148,8 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
             first = _activations(trace, trainer, batches[:1])
             second = _activations(trace, trainer, batches[:2]) - first if in_flight > 1 else 0
             result.activations = first + (in_flight - 1) * second
+            if traced.packs_per_rank > in_flight and trainer.model_chunks[0].pre_process:
+                result.activations += batches[0].patches.nbytes  # of the next pack, which is copied ahead
         else:
             result.activations = _activations(trace, trainer, batches)
         trace.reset_peak()
