@@ -12,7 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, is_main_repl
 from model.glmv import build_model_chunks
 from model.rank_sizes import BUFFERS
 from planning.on_paper import DEVICE, on_paper
-from planning.trace import Traced
+from planning.rank_trace import Traced
 from training.config import PRECISIONS
 
 

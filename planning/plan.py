@@ -16,7 +16,7 @@ from model.rank_sizes import adapters_by_rank, parameters_by_rank
 from planning.kernels import FusedKernelsOnPaper
 from planning.limits import GIB, Limits
 from planning.packs import PackShape, pack_full_of_images, segments_of, typical_pack
-from planning.trace import RankTrace, Traced, on_device, representative_ranks, trace_rank
+from planning.rank_trace import RankTrace, Traced, on_device, representative_ranks, trace_rank
 from training.config import PRECISIONS, RunConfig
 from training.dry_run import RankBytes, one_stage, rank_bytes
 from training.lora_base import check_lora

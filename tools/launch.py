@@ -127,9 +127,7 @@ def main(
         counts = _node_counts(nodes, len(stacks))
         stages = [_read_stage(files, keys, stage, count) for files, count in zip(stacks, counts, strict=True)]
         _check_stages(stages, cluster.processes_per_node, skip_files, bool(after))
-        for one in stages if plan and gpus_per_node else ():
-            processes = one.nodes * cluster.processes_per_node
-            check_fits([file.absolute() for file in one.files], keys, one.config, processes, gpu_memory)
+        _check_fit(stages if plan and gpus_per_node else (), keys, cluster.processes_per_node, gpu_memory)
         if image:
             _warn_of_missing_mounts(stages, mounts)
         scripts = [_script(one, cluster, keys) for one in stages]
@@ -217,6 +215,12 @@ def _check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, wai
             raise ConfigError(f"{where} on {stage.nodes} nodes: {error}{_suitable(stage, processes)}") from None
         except EXPECTED_ERRORS as error:  # of its data, or of the model to start from
             raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_fit(stages: Sequence[Stage], keys: Sequence[str], processes: int, gpu_memory: float) -> None:
+    for stage in stages:
+        files = [file.absolute() for file in stage.files]
+        check_fits(files, keys, stage.config, stage.nodes * processes, gpu_memory)
 
 
 def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: bool) -> None:

@@ -16,7 +16,7 @@ from model.moe import normalized_topk_routing
 from model.parallel import initialize_model_parallel
 from planning.balanced import balanced_map
 from planning.packs import PackShape, as_batch
-from planning.trace import RankTrace, Traced, trace_rank
+from planning.rank_trace import RankTrace, Traced, trace_rank
 from tests.model.layout_cases import layout_of
 from tests.reference import small_config
 from training.config import RunConfig

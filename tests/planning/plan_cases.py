@@ -15,9 +15,9 @@ from planning.limits import Limits
 from planning.packs import PackShape, typical_pack
 from planning.parameters import distinct_parameters
 from planning.plan import Plan, Smallest, Workload, make_plan, read_workload, smallest_world, what_would_fit
+from planning.rank_trace import RankTrace, Traced, trace_rank
 from planning.search import Found, search
 from planning.step_time import Rates
-from planning.trace import RankTrace, Traced, trace_rank
 from tools.plan import app
 from training.config import RunConfig, load_config
 
