@@ -27,7 +27,8 @@ def balanced_routing(imbalance: float = 1.0) -> Iterator[None]:
     true_preprocess = MoEAlltoAllTokenDispatcher.preprocess
 
     def preprocess(self: Any, routing_map: Tensor) -> Tensor:
-        balanced = balanced_map(*routing_map.shape, self.config.moe_router_topk)
+        tokens, experts = routing_map.shape
+        balanced = balanced_map(tokens, experts, self.config.moe_router_topk)
         with mock.patch.object(dispatchers, "gather_from_sequence_parallel_region", _the_same_from_all):
             tokens_per_expert = true_preprocess(self, balanced)
         return _overload(self, tokens_per_expert, imbalance) if imbalance != 1 else tokens_per_expert

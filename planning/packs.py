@@ -55,7 +55,9 @@ def pack_full_of_images(seq_length: int, image_max_tokens: int, segment_multiple
     return PackShape(tuple(lengths), tuple(images))
 
 
-def as_batch(shape: PackShape, seq_length: int, segment_multiple: int, image_token_id: int, device: object) -> Batch:
+def as_batch(
+    shape: PackShape, seq_length: int, segment_multiple: int, image_token_id: int, device: torch.device | str
+) -> Batch:
     """Return a pack of this shape, with its pixels on `device`."""
     input_ids, boundaries, grids = torch.zeros(seq_length, dtype=torch.int64), [0], []
     for length, images in zip(shape.lengths, shape.images, strict=True):

@@ -81,7 +81,8 @@ def measured(**case: Any) -> dict[str, int]:
 
 def _balanced(logits: Any, topk: int, **options: Any) -> Any:
     """Route by the router's scores, after a preference that spreads the tokens evenly over the experts."""
-    preferred = balanced_map(*logits.shape, topk).float()
+    tokens, experts = logits.shape
+    preferred = balanced_map(tokens, experts, topk).float()
     return normalized_topk_routing(logits + 10 * preferred, topk, **options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,10 @@ def parameters(preset: str, processes: int, **layout: Any) -> int:
 
 
 def plan(preset: str, processes: int, gpu_memory: float, **run: Any) -> tuple[bool, float, Smallest, list[str]]:
-    """Return whether a run fits, the bytes that its worst stage needs, the smallest world, and what would fit."""
+    """Return whether a run fits, the bytes that its worst stage needs, the smallest world, and two changes if not."""
     made = make_plan(workload(preset, **run), processes, Limits(gpu_memory=gpu_memory, **NO_RESERVES))
-    return made.fits, made.worst.tensors, smallest_world(made), list(what_would_fit(made))
+    changes = [] if made.fits else list(islice(what_would_fit(made), 2))
+    return made.fits, made.worst.tensors, smallest_world(made), changes
 
 
 def found(preset: str, processes: int, gpu_memory: float, **run: Any) -> Found:

@@ -129,11 +129,11 @@ def test_settings_that_save_memory_do(run: Run) -> None:
 
 def test_what_fits_and_what_would(run: Run) -> None:
     """At the need of 8 GPUs, fewer do not suffice; just below it, the run does not fit, and changes are named."""
-    _, needed, _, _ = run(plan_cases.plan, "tiny_moe", 8, 1.0)
+    _, needed, _, _ = run(plan_cases.plan, "tiny_dense", 8, 1.0)
     gib = needed / 2**30
-    fits, _, smallest, changes = run(plan_cases.plan, "tiny_moe", 8, 1.000001 * gib)
+    fits, _, smallest, _ = run(plan_cases.plan, "tiny_dense", 8, 1.000001 * gib)
     assert (fits, smallest.processes) == (True, 8)
-    fits, _, smallest, changes = run(plan_cases.plan, "tiny_moe", 8, 0.99 * gib)
+    fits, _, smallest, changes = run(plan_cases.plan, "tiny_dense", 8, 0.99 * gib)
     assert not fits
     assert smallest.processes is None or smallest.processes > 8
     assert any(change.startswith("recompute.decoder=full: ") for change in changes)
