@@ -31,11 +31,11 @@ class Limits:
         return (self.gpu_memory - self.context - self.nccl - self.workspaces) * GIB
 
     def needed(self, tensors: float) -> float:
-        """Return the bytes of the GPU that are needed for so many bytes of tensors."""
+        """Return the bytes of the GPU that are needed for these bytes of tensors."""
         return tensors * (1 + self.fragmentation) + self.gpu_memory * GIB - self.bytes
 
     def fits(self, tensors: float) -> bool:
-        """Return whether tensors of so many bytes fit."""
+        """Return whether tensors of this size fit, in bytes."""
         return self.needed(tensors) <= self.gpu_memory * GIB
 
     def describe(self) -> str:

@@ -86,7 +86,7 @@ def as_batch(
 
 
 def _grid(patches: int) -> tuple[int, int]:
-    """Return even height and width of an image of so many patches, as near to a square as they allow.
+    """Return even height and width of an image of these patches, as near to a square as they allow.
 
     >>> _grid(24), _grid(4096)
     ((4, 6), (64, 64))
@@ -99,7 +99,7 @@ def _grid(patches: int) -> tuple[int, int]:
 def segments_of(segments: Sequence[tuple[int, Sequence[int]]]) -> PackShape:
     """Return the shape of a pack from the length and the images of each of its segments.
 
-    Images that do not fit a segment are left out: they belong to later pieces of a sample that is split.
+    Images that do not fit a segment are omitted: they belong to later pieces of a sample that is split.
     """
     images: list[tuple[int, ...]] = []
     for length, patches in segments:
