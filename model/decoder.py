@@ -38,6 +38,7 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
+from model.megatron_versions import NO_CUDA_GRAPHS
 from model.moe import SegmentMoELayer, SegmentRouter
 
 
@@ -106,7 +107,7 @@ def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str,
         "attention_dropout": 0.0,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        "cuda_graph_scope": [],
+        **NO_CUDA_GRAPHS,
         "bf16": dtype == torch.bfloat16,
         # model.hf_weights.load_weights fills all weights later.
         "init_method": _leave_uninitialised,

@@ -15,6 +15,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from model.installed import has_fused_weight_gradients, transformer_engine_version
+from model.megatron_versions import experts_of
 from model.to_device import to_device
 
 # TransformerConfig fields that turn fused kernels on. The kernel for rotary embedding of packed segments is not used,
@@ -40,6 +41,12 @@ class TransformerEngineSpecProvider(TESpecProvider):
 
     def core_attention(self) -> type:
         return SegmentDotProductAttention
+
+    def grouped_mlp_modules(
+        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool = False
+    ) -> tuple[type, Any]:
+        """Return class and submodules of the experts, which later versions of megatron-core give as a builder."""
+        return experts_of(super().grouped_mlp_modules, moe_use_grouped_gemm)
 
 
 class SeparateNorms(TransformerEngineSpecProvider):

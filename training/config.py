@@ -47,7 +47,7 @@ class ModelChoice:
     # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
     # change when a run resumes
     backend: str = "auto"
-    allow_untested_transformer_engine: bool = False  # accept a version of Transformer Engine that no test has run with
+    allow_untested_versions: bool = False  # accept megatron-core and Transformer Engine that no test has run with
     max_position_embeddings: int = 0  # longest sequence that the exported config.json allows; 0: as the model has it
     rope_theta: float = 0.0  # base of the decoder's rotary positions; 0: as the model has it
 
@@ -246,7 +246,7 @@ class RunConfig:
         Raises:
             ConfigError: this machine does not have what `model.backend` asks for.
         """
-        dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_transformer_engine
+        dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_versions
         backend = select_backend(self.model.backend, dtype, allow_untested)
         return backend.with_separate_norms() if self.lora.rank else backend
 

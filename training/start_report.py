@@ -8,6 +8,7 @@ from dataclasses import asdict
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
+from model.installed import describe_versions
 from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
@@ -36,6 +37,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     for line in start_point.moved:
         logger.info(line)
     logger.info("backend: %s", backend)
+    logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))
     if not device_peak(config.metrics.peak_tflops, config.train.precision):
         logger.info("no mfu: the peak of this device is not known; set metrics.peak_tflops to its TFLOP/s")
     if prepared.layout is not None:

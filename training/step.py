@@ -25,7 +25,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
@@ -34,6 +33,7 @@ from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.lora_dropout import PackNumber
+from model.megatron_versions import clear_recorded_losses
 from model.to_device import to_device
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
@@ -196,7 +196,7 @@ class TrainStep:
         self._set_mean_tokens(tokens / packs)
         loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses, numbers)
         biases.restore()
-        clear_aux_losses_tracker()
+        clear_recorded_losses()
         return loss, prepare_update(self.optimizer)
 
     def _set_mean_tokens(self, tokens_per_pack: float) -> None:
