@@ -166,7 +166,7 @@ def test_command_plans_the_data_of_a_run_and_writes_a_page(run: Run, config_file
     assert "fits: pipeline rank 0 needs" in output
     assert page.read_text().count("<svg") >= 3
     assert "<script" not in page.read_text()
-    words = ("--skip-files", "--gpu-memory", "4.01")
+    words = ("--skip-files", "--world-size", "4", "--gpu-memory", "4.01")
     status, output = run(plan_cases.command, "--config", str(config_file), *words, "train.seq_length=4096")
     assert status == 3
     assert "DOES NOT FIT: pipeline rank 0 needs" in output
