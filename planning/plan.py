@@ -250,6 +250,8 @@ def smallest_world(plan: Plan) -> Smallest:
             f"on {processes} pipeline rank {plan.stages[worst].trace.pipeline_rank} needs "
             f"{limits.needed(tensors[worst]) / GIB:.1f} GiB, of {limits.gpu_memory:g}"
         )
+    if not refused:
+        return Smallest(None, "the layout and the batch allow no number of whole nodes")
     return Smallest(None, f"{refused}: weights, gradients and activations do not become fewer with more GPUs")
 
 
