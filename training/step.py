@@ -248,11 +248,31 @@ class TrainStep:
         numbers: Sequence[PackNumber] = (),
     ) -> tuple[float, dict[str, float]]:
         """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
+        return reduce_losses(self.run_schedule(batches, loss_scale, keep_losses, numbers))
+
+    def run_schedule(
+        self,
+        batches: Sequence[Batch],
+        loss_scale: float,
+        keep_losses: KeepLosses | None = None,
+        numbers: Sequence[PackNumber] = (),
+    ) -> list[dict[str, Tensor]]:
+        """Run forward and backward passes and reduce the gradients. Collective.
+
+        Args:
+            batches: the packs of this rank's data-parallel rank.
+            loss_scale: factor of the losses in the backward pass.
+            keep_losses: as for `measure`.
+            numbers: numbers of the packs.
+
+        Returns:
+            What `reduce_losses` takes.
+        """
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         with self.timers.count(FORWARD_BACKWARD):
-            reports = get_forward_backward_func()(
+            return get_forward_backward_func()(
                 forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
                 data_iterator=[
                     zip_longest(broadcast_patches(batches) if chunk.pre_process else batches, numbers)
@@ -264,7 +284,6 @@ class TrainStep:
                 micro_batch_size=1,
                 forward_only=False,
             )
-        return reduce_losses(reports)
 
     def synchronize_weights(self) -> None:
         """Finish gathering the updated weights. Call it before they are saved or compared.
