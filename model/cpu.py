@@ -52,6 +52,7 @@ def let_megatron_run_without_cuda() -> None:
     _keep_split_sizes_on_the_host()
     _pad_uneven_gathers()
     _keep_tensors_until_sent()
+    _skip_reductions_of_one_rank()
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
@@ -244,6 +245,26 @@ def _keep_tensors_until_sent() -> None:
         module.isend = isend  # type: ignore[attr-defined]
 
 
+def _skip_reductions_of_one_rank() -> None:
+    """Skip the reduction of gradients and the gathering of weights on one rank, which gloo copies twice.
+
+    DDP passes views of the result itself, so that there is nothing to do.
+    """
+    import megatron.core.distributed.param_and_grad_buffer as buffers
+
+    def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(collective)
+        def wrapped(output: torch.Tensor, input: torch.Tensor, *args: Any, **options: Any) -> Any:
+            if options["group"].size() == 1 and output.data_ptr() == input.data_ptr():
+                return None
+            return collective(output, input, *args, **options)
+
+        return wrapped
+
+    for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
+        setattr(buffers, name, unless_alone(getattr(buffers, name)))
+
+
 def complete_megatron_without_transformer_engine() -> None:
     """Define names that megatron-core 0.16.1 uses everywhere but defines only if Transformer Engine is installed.
 
@@ -266,3 +287,21 @@ def complete_megatron_without_transformer_engine() -> None:
     for module, name, stand_in in names:
         if not hasattr(module, name):
             setattr(module, name, stand_in)
+
+
+def complete_megatron_without_apex() -> None:
+    """Add the gradients of weights to DDP's buffers with torch's products, where NVIDIA apex's kernel is missing.
+
+    Without this, `gradient_accumulation_fusion` (model.linear) raises NameError.
+    """
+    import megatron.core.tensor_parallel.layers as layers
+
+    class TorchProducts:
+        @staticmethod
+        def wgrad_gemm_accum_fp32(x: torch.Tensor, grad: torch.Tensor, main_grad: torch.Tensor) -> None:
+            main_grad.addmm_(grad.t(), x)
+
+        wgrad_gemm_accum_fp16 = wgrad_gemm_accum_fp32
+
+    if not hasattr(layers, "fused_weight_gradient_mlp_cuda"):
+        layers.fused_weight_gradient_mlp_cuda = TorchProducts

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 
 import training.step
@@ -192,19 +191,6 @@ def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
     """Train with gradients reduced and weights gathered in buckets of `bucket_size` numbers."""
     small_buckets = partial(training.step.DistributedDataParallelConfig, bucket_size=bucket_size)
     with patch.object(training.step, "DistributedDataParallelConfig", small_buckets):
-        return train(**arguments)
-
-
-def train_with_unmarked_experts(**arguments: Any) -> dict[str, Any]:
-    """Train with expert layers that do not mark their weights, as those of Transformer Engine 2.13 and later."""
-    true_init = SequentialMLP.__init__
-
-    def init_and_unmark(self: Any, *args: Any, **kwargs: Any) -> None:
-        true_init(self, *args, **kwargs)
-        for parameter in self.parameters():
-            del parameter.tensor_model_parallel
-
-    with patch.object(SequentialMLP, "__init__", init_and_unmark):
         return train(**arguments)
 
 

@@ -169,37 +169,6 @@ def test_overlap_in_many_buckets_trains_like_one_process(
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(
-    ("hf_folder", "layout"), [("glm4v_moe", "TP2 SP"), ("glm4v_moe", "TP2 SP EP2")], indirect=["hf_folder"]
-)
-def test_gradient_norm_counts_unmarked_experts_of_two_tensor_ranks(
-    two_processes: Processes, hf_folder, expected, layout: str
-) -> None:
-    unmarked_experts_train_like_one_process(two_processes, hf_folder, expected, layout)
-
-
-@pytest.mark.parametrize(
-    ("hf_folder", "layout"), [("glm4v_moe", "TP4 SP"), ("glm4v_moe", "TP2 SP EP2 ETP2")], indirect=["hf_folder"]
-)
-def test_gradient_norm_counts_unmarked_experts_of_four_ranks(
-    four_processes: Processes, hf_folder, expected, layout: str
-) -> None:
-    unmarked_experts_train_like_one_process(four_processes, hf_folder, expected, layout)
-
-
-def unmarked_experts_train_like_one_process(processes: Processes, hf_folder, expected, layout: str) -> None:
-    """The expert layers do not mark their weights as tensor parallel; the gradient norm must count them all."""
-    answers = processes.run(
-        layout_cases.train_with_unmarked_experts,
-        variant=variant_of(hf_folder),
-        folder=str(hf_folder[0]),
-        layout=layout,
-    )
-    for answer in answers:
-        reports_agree(answer["reports"], expected[0])
-
-
-@pytest.mark.fast
 @pytest.mark.parametrize(("hf_folder", "layout"), [("glm4v_moe", "CP2"), ("glm4v", "TP2")], indirect=["hf_folder"])
 def test_image_tokens_that_do_not_fit_stop_every_rank(two_processes: Processes, hf_folder, layout: str) -> None:
     errors = two_processes.run(
