@@ -52,7 +52,7 @@ def let_megatron_run_without_cuda() -> None:
     _keep_split_sizes_on_the_host()
     _pad_uneven_gathers()
     _keep_tensors_until_sent()
-    _skip_reductions_of_one_rank()
+    _skip_collectives_of_one_rank()
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
@@ -70,7 +70,7 @@ def _answer_device_queries() -> None:
 
 
 class _InertEvent:
-    """Stands in for a CUDA event: everything that it could wait for has already happened."""
+    """Stands in for a CUDA event or a communication: everything that it could wait for has already happened."""
 
     def record(self, *_: Any) -> None: ...
     def wait(self, *_: Any) -> None: ...
@@ -245,24 +245,29 @@ def _keep_tensors_until_sent() -> None:
         module.isend = isend  # type: ignore[attr-defined]
 
 
-def _skip_reductions_of_one_rank() -> None:
-    """Skip the reduction of gradients and the gathering of weights on one rank, which gloo copies twice.
+def _skip_collectives_of_one_rank() -> None:
+    """Skip reductions and gathers of a group of one rank, which gloo copies twice, and hands to another thread.
 
-    DDP passes views of the result itself, so that there is nothing to do.
+    Only those in place: DDP passes views of the result itself.
     """
     import megatron.core.distributed.param_and_grad_buffer as buffers
 
     def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(collective)
-        def wrapped(output: torch.Tensor, input: torch.Tensor, *args: Any, **options: Any) -> Any:
-            if options["group"].size() == 1 and output.data_ptr() == input.data_ptr():
-                return None
-            return collective(output, input, *args, **options)
+        def wrapped(output: torch.Tensor, *args: Any, **options: Any) -> Any:
+            in_place = all(arg.data_ptr() == output.data_ptr() for arg in args if torch.is_tensor(arg))
+            if in_place and torch.distributed.get_world_size(options.get("group")) == 1:
+                return _InertEvent() if options.get("async_op") else None
+            return collective(output, *args, **options)
 
         return wrapped
 
-    for name in ("dist_reduce_scatter_func", "dist_all_gather_func"):
-        setattr(buffers, name, unless_alone(getattr(buffers, name)))
+    for module, name in (
+        (buffers, "dist_reduce_scatter_func"),
+        (buffers, "dist_all_gather_func"),
+        (torch.distributed, "all_reduce"),
+    ):
+        setattr(module, name, unless_alone(getattr(module, name)))
 
 
 def complete_megatron_without_transformer_engine() -> None:
