@@ -266,6 +266,7 @@ def _skip_collectives_of_one_rank() -> None:
         (buffers, "dist_reduce_scatter_func"),
         (buffers, "dist_all_gather_func"),
         (torch.distributed, "all_reduce"),
+        (torch.distributed, "broadcast"),
     ):
         setattr(module, name, unless_alone(getattr(module, name)))
 
