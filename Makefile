@@ -2,7 +2,7 @@
 # make demo-data   the shards that configs/tiny trains on
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
-# make test-gpu    what only a GPU can tell, on a machine that has one
+# make test-gpu    what only a GPU can tell, on a machine that has one; a part of it: PART="bf16 runs"
 # make check       format, lint, types; make format fixes what can be fixed
 # make docs        the table of keys in docs/training.md, from the comments in the code
 # make clean       remove .venv, caches and demo_out
@@ -51,8 +51,12 @@ test-runs: $(VENV)/installed $(TE)/installed
 test-te: $(TE)/installed
 	$(PYTEST_TE)
 
+# Each part is a file tests/gpu/test_PART.py, takes less than three minutes and ends with a table of its results.
+PART ?= $(patsubst tests/gpu/test_%.py,%,$(wildcard tests/gpu/test_*.py))
+
 test-gpu: $(VENV)/installed
-	$(PYTEST) tests/gpu
+	failed=; for part in $(PART); do $(PYTEST) tests/gpu/test_$$part.py || failed+=" $$part"; done; \
+	  if [ -n "$$failed" ]; then echo "failed:$$failed"; exit 1; fi
 
 test-fast: $(VENV)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "fast and not slow"

@@ -52,7 +52,7 @@ setup(
         "markdown-it-py",
         "matplotlib",
         "megatron-core==0.16.1",
-        "numpy",
+        "numpy>=2",
         "omegaconf",
         "pillow",
         "psutil",

@@ -29,6 +29,7 @@ from model.context_slicing import my_context_tokens, slice_for_tensor_rank
 from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
 from model.image_constants import MERGE_SIZE
+from model.linear_cross_entropy import OutputLayer
 from model.lora_targets import LoraConfig
 from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
@@ -112,9 +113,9 @@ class GlmvModel(MegatronModule):
         self.cuda(torch.cuda.current_device())  # megatron-core leaves the routers' weights in main memory
         mark_parameters(self, parallel.vision)
 
-    def _build_decoder(self, decoder: DecoderConfig, transformer: TransformerConfig) -> GPTModel:
+    def _build_decoder(self, decoder: DecoderConfig, transformer: TransformerConfig) -> HiddenStateGPT:
         """Build this stage's part of the decoder, with this model's rope."""
-        language_model = GPTModel(
+        language_model = HiddenStateGPT(
             transformer,
             decoder_block_spec(decoder, transformer, self.backend, self.vp_stage),
             vocab_size=decoder.vocab_size,
@@ -126,6 +127,8 @@ class GlmvModel(MegatronModule):
             rotary_base=int(decoder.rope_theta),
             vp_stage=self.vp_stage,
         )
+        if self.post_process:
+            language_model.output_layer.__class__ = OutputLayer  # the same parameters, another forward pass
         language_model.rotary_pos_emb = DecoderRope(
             decoder.rotary_dim, decoder.rope_theta, interleaved=transformer.rotary_interleaved
         )
@@ -182,16 +185,19 @@ class GlmvModel(MegatronModule):
         if self.config.num_moe_experts:
             modalities = token_modalities(input_ids, self.glmv_config.image_token_id, grid_thw, frames_per_image)
             members = self._members(cu_seqlens, segment_lengths, tokens, modalities)
-        out = self.language_model(
+        hidden_states = self.language_model(
             input_ids=None,
             position_ids=position_ids[:, None].to(device, non_blocking=True),
             attention_mask=None,
             decoder_input=hidden_states,
-            labels=None if labels is None else labels[None, tokens].to(device, non_blocking=True),
             packed_seq_params=packed_segments(cu_seqlens, segment_lengths),
             padding_mask=members,
         )
-        return out[0] if self.post_process else out
+        if not self.post_process:
+            return hidden_states
+        if labels is not None:
+            labels = labels[tokens].to(device, non_blocking=True)
+        return self.language_model.output_layer(hidden_states, labels)
 
     def _embed(
         self,
@@ -268,6 +274,16 @@ class GlmvModel(MegatronModule):
                     replica = tensor.replica_id
                     tensor.replica_id = (replica[0], tp_rank, replica[2])
         return state
+
+
+class HiddenStateGPT(GPTModel):
+    """megatron-core's decoder without its head: on every stage it returns hidden states [tokens, 1, hidden].
+
+    The last stage has the output layer, which `GlmvModel.forward` applies.
+    """
+
+    def _postprocess(self, hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+        return hidden_states
 
 
 def _vision_modules(

@@ -27,12 +27,20 @@ require() { # NAMES: each is a setting that must not be empty
 
 prepare_job() {
     [ -n "${SLURM_JOB_ID:-}" ] || fail $EXIT_FIX "this is a job script: submit it with sbatch"
+    local word
+    for word in "${OVERRIDES[@]:-}"; do
+        if [[ $word = train.output_dir=* ]]; then fail $EXIT_FIX "give the run folder as OUTPUT_DIR instead of $word"; fi
+    done
     PYTHON=${PYTHON:-}
     if [ -z "$PYTHON" ]; then
         if [ -n "${CONTAINER_IMAGE:-}" ]; then PYTHON=python; else PYTHON=$REPO/.venv/bin/python; fi
     fi
     if [ -z "${CONTAINER_IMAGE:-}" ]; then
         command -v "$PYTHON" >/dev/null || fail $EXIT_FIX "PYTHON=$PYTHON is not there: make it with tools/venv.sh, or set CONTAINER_IMAGE"
+    elif [[ $(srun --help) != *--container-image* ]]; then
+        fail $EXIT_FIX "CONTAINER_IMAGE needs NVIDIA's plugin pyxis: srun --help does not list --container-image on this node"
+    elif [ -n "${OUTPUT_DIR:-}" ]; then
+        OUTPUT_DIR=$(realpath -m "$OUTPUT_DIR") # mounted under this name: a link to it would not be found in the container
     fi
     mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
     set_environment
@@ -45,9 +53,12 @@ prepare_job() {
 
 # --- environment ------------------------------------------------------------------------------------------------------
 
+variables=() # what `default` has set
+
 default() { # NAME VALUE: set and export NAME unless the user has
     [ -n "${!1+set}" ] || printf -v "$1" '%s' "$2"
     export "${1?}"
+    variables+=("$1")
 }
 
 set_environment() {
@@ -66,6 +77,7 @@ set_environment() {
     # PyTorch.
     default CUDA_DEVICE_MAX_CONNECTIONS 1 # communication starts before the computation with which it overlaps
     default PYTORCH_CUDA_ALLOC_CONF expandable_segments:True # packs differ: less memory is lost in gaps
+    default TORCH_ALLOW_TF32_CUBLAS_OVERRIDE 0 # 1 in NVIDIA's image: products of float32, such as the router's, in TF32
     default TORCH_NCCL_AVOID_RECORD_STREAMS 1 # memory of communicated tensors is free again earlier
     default TORCH_NCCL_ASYNC_ERROR_HANDLING 1 # a failed collective ends its process instead of hanging
     default TORCH_FR_BUFFER_SIZE 2000 # the flight recorder keeps the last collectives ...
@@ -87,22 +99,28 @@ set_environment() {
 
 # Become a command that runs on every node of the job, once per node, in the container if there is one.
 on_every_node() { # COMMAND...
-    local options=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1)
+    local in_container=() options=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1)
     if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it from the job by itself
         options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
     fi
     if [ -n "${CONTAINER_IMAGE:-}" ]; then # enroot and pyxis
-        local mounts="$REPO:$REPO"
-        if [ -n "${OUTPUT_DIR:-}" ]; then mounts+=",$(realpath -m "$OUTPUT_DIR"):$(realpath -m "$OUTPUT_DIR")"; fi
+        local mounts="$REPO:$REPO" name file files
+        if [ -n "${OUTPUT_DIR:-}" ]; then mounts+=",$OUTPUT_DIR:$OUTPUT_DIR"; fi
+        mapfile -d : -t files < <(printf '%s' "${CONFIG:-}")
+        for file in "${files[@]}"; do # those beside the clone
+            if [[ $file = /* && $file != "$REPO"/* ]]; then mounts+=",$file:$file"; fi
+        done
         options+=(
             --container-image="$CONTAINER_IMAGE"
             --container-mounts="$mounts${CONTAINER_MOUNTS:+,$CONTAINER_MOUNTS}"
             --container-workdir="$REPO"
             --no-container-mount-home # Python packages of a home directory would be found before the image's
         )
+        in_container=(env) # variables of the image would replace ours
+        for name in "${variables[@]}"; do in_container+=("$name=${!name}"); done
     fi
     # SIGUSR1 is for this script: torchrun, which does not know it, would die of it. Training takes it (train_until_done).
-    exec srun "${options[@]}" bash -c "trap '' USR1; exec \"\$@\"" bash "$@"
+    exec srun "${options[@]}" bash -c "trap '' USR1; exec \"\$@\"" bash "${in_container[@]}" "$@"
 }
 
 torchrun_options() { # sets the array `torchrun`
@@ -110,8 +128,8 @@ torchrun_options() { # sets the array `torchrun`
         "$PYTHON" -m torch.distributed.run
         --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node "$NPROC_PER_NODE"
         --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
-        # A port per job: two jobs may share a node.
-        --rdzv_endpoint "${nodes[0]}:${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 20000))}"
+        # A port per job, below those that the kernel gives to clients: two jobs may share a node.
+        --rdzv_endpoint "${nodes[0]}:${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}"
     )
 }
 
@@ -153,7 +171,7 @@ on_signal() {
 
 check_nodes() {
     if [ "${CHECK_NODES:-1}" = 0 ]; then return; fi
-    local before report status=0 bad
+    local before report status=0 bad number
     report=$(mktemp)
     torchrun_options
     # shellcheck disable=SC2016 # the inner shell expands these, on each node
@@ -169,6 +187,10 @@ check_nodes() {
     if [ -n "$signalled" ]; then requeue "the time ended during the check of the nodes"; fi
     if [ "$status" = 0 ]; then return; fi
     if [ -z "$bad" ]; then fail 1 "the check of the nodes failed without naming one: see the lines above; CHECK_NODES=0 skips it"; fi
+    number=$(tr , '\n' <<<"$bad" | wc -l)
+    if [ "$number" -gt 1 ] && [ "$number" = "$SLURM_JOB_NUM_NODES" ]; then
+        fail 1 "all $number nodes fail the check, so that no node is the cause: see the lines above; CHECK_NODES=0 skips it"
+    fi
     if [ "${REPLACE_BAD_NODES:-1}" = 0 ] || [ "$(count_requeues bad_nodes)" -gt "${MAX_BAD_NODES:-3}" ]; then
         fail 1 "bad nodes: $bad. Submit again with --exclude=$bad, and tell the cluster's administrators"
     fi

@@ -52,9 +52,11 @@ CLIP_OF_OTHER_MEANING = re.compile(
     re.IGNORECASE,
 )
 
-# Names of other projects: PyAV, python-pptx, HTML, columns of public data sets, keys of a binary file of the tests.
+# Names of other projects: torch, PyAV, python-pptx, HTML, columns of public data sets, keys of a binary file of the
+# tests.
 FOREIGN_NAMES = re.compile(
-    r"PictureType|PlaceholderPicture|pptx\.shapes\.picture|import Picture\b|Picture \||isinstance\(shape, Picture"
+    r"save_for_backward"
+    r"|PictureType|PlaceholderPicture|pptx\.shapes\.picture|import Picture\b|Picture \||isinstance\(shape, Picture"
     r"|add_picture|find_parent\(\"picture\"\)|</?picture\b|\"picture\"[,)]|f?\"picture/"
     r"|demo/pictures/|\"picture\": \"image\"|contaminated_pictures|min_pictures|min_words_per_picture"
 )

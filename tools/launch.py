@@ -14,11 +14,9 @@ cancelled.
 from __future__ import annotations
 
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +28,15 @@ from sft.train import SftConfig
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
 from tools.job_script import fill_script
+from tools.slurm import (
+    Job,
+    check_container,
+    check_slurm,
+    dependency,
+    not_in_container,
+    parse_directives,
+    submit_jobs,
+)
 from training.config import RunConfig, load_config
 from training.errors import EXPECTED_ERRORS
 from training.setup import build_loader, prepare
@@ -82,6 +89,9 @@ def main(
     account: Annotated[str, typer.Option(help="to which the time is charged")] = "",
     time: Annotated[str, typer.Option(help="limit of a job, as SLURM writes it; the run continues in a next one")] = "",
     job_name: Annotated[str, typer.Option(help="default: the stage")] = "",
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="NAME=VALUE, another option of sbatch, such as qos=high; may be repeated")
+    ] = None,
     container: Annotated[str, typer.Option(help="image for pyxis; default: no container")] = "",
     mounts: Annotated[str, typer.Option(help="FROM:TO,... into the container, beside the clone and the run")] = "",
     after: Annotated[str, typer.Option(help="number of a job that must be complete before")] = "",
@@ -95,7 +105,10 @@ def main(
         given = overrides or []
         chained = [*(chain or []), *(Path(word) for word in given if "=" not in word)] if chain else []
         keys = [word for word in given if "=" in word or not chain]
-        _check_call(chained, config or [], keys, out, submit, after, mounts if not container else "")
+        _check_call(chained, config or [], keys, out, submit, after)
+        if submit:
+            check_slurm(container)
+        image = check_container(container, mounts, open_files=not skip_files)
         processes = processes_per_node or gpus_per_node
         if not processes:
             raise ConfigError("--gpus-per-node 0 needs --processes-per-node: the number of processes on a node's CPUs")
@@ -107,16 +120,20 @@ def main(
                 "account": account or None,
                 "time": time or None,
                 "job-name": job_name or None,
+                **parse_directives(sbatch or []),
             },
-            {"CONTAINER_IMAGE": container, "CONTAINER_MOUNTS": mounts},
+            {"CONTAINER_IMAGE": image, "CONTAINER_MOUNTS": mounts},
         )
         stacks = [[file, *(config or [])] for file in chained] or [list(config or [])]
         counts = _node_counts(nodes, len(stacks))
         stages = [_read_stage(files, keys, stage, count) for files, count in zip(stacks, counts, strict=True)]
         _check_stages(stages, processes, skip_files, bool(after))
+        if image:
+            _warn_of_missing_mounts(stages, mounts)
         scripts = [_script(one, cluster, keys) for one in stages]
         if submit:
-            _submit(stages, scripts, after)
+            jobs = [Job(str(one.files[0]), script) for one, script in zip(stages, scripts, strict=True)]
+            submit_jobs(jobs, after)
         else:
             _write(stages, scripts, after, out)
 
@@ -128,7 +145,6 @@ def _check_call(
     out: Path | None,
     submit: bool,
     after: str,
-    mounts: str,
 ) -> None:
     if not chained and not config:
         raise ConfigError("give the run's YAML file with --config, or those of several stages with --chain")
@@ -136,14 +152,8 @@ def _check_call(
         raise ConfigError("--chain makes several scripts: give --submit, or a folder for them with --out")
     if submit and out is not None:
         raise ConfigError("--submit and --out: give one of them")
-    if submit and shutil.which("sbatch") is None:
-        raise ConfigError(
-            "--submit: sbatch is not on this machine; write the script with --out, and submit it where SLURM is"
-        )
     if after and not all(part.isdecimal() for part in after.split(":")):
         raise ConfigError(f"--after {after}: give the number of a job, several separated by colons")
-    if mounts:
-        raise ConfigError("--mounts has no effect without --container: remove it, or name the image")
     for key in ("train.output_dir", "model.init_from"):
         if len(chained) > 1 and any(word.startswith(f"{key}=") for word in keys):
             raise ConfigError(f"{key} differs between the stages of a chain: set it in their files")
@@ -232,6 +242,20 @@ def _fits(config: RunConfig, model: GlmvConfig, processes: int) -> bool:
     return True
 
 
+def _warn_of_missing_mounts(stages: Sequence[Stage], mounts: str) -> None:
+    for stage in stages:
+        config = stage.config
+        sources = [*config.data.located, *replace(config.data, sources=config.validation.sources).located]
+        paths = [config.data.tokenizer, config.model.init_from, *(one.path for one in sources)]
+        outputs = [Path(one.config.train.output_dir).absolute() for one in stages]
+        missing = not_in_container(paths, mounts, [REPO, *outputs])
+        if missing:
+            print(
+                f"warning: --mounts does not bring in what {stage.files[0]} reads: {', '.join(missing)}",
+                file=sys.stderr,
+            )
+
+
 # --- scripts ----------------------------------------------------------------------------------------------------------
 
 
@@ -255,21 +279,6 @@ def _script(stage: Stage, cluster: Cluster, keys: Sequence[str]) -> str:
     )
 
 
-def _dependency(after: str) -> list[str]:
-    return [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-
-
-def _submit(stages: Sequence[Stage], scripts: Sequence[str], after: str) -> None:
-    for stage, script in zip(stages, scripts, strict=True):
-        command = ["sbatch", "--parsable", *_dependency(after)]
-        done = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise ConfigError(f"sbatch refused {stage.files[0]}: {done.stderr.strip() or done.stdout.strip()}")
-        job = done.stdout.strip().split(";")[0]
-        print(f"{job} {stage.files[0]}" + (f", after {after}" if after else ""))
-        after = job
-
-
 def _write(stages: Sequence[Stage], scripts: Sequence[str], after: str, out: Path | None) -> None:
     if out is None:
         print(scripts[0], end="")
@@ -280,7 +289,7 @@ def _write(stages: Sequence[Stage], scripts: Sequence[str], after: str, out: Pat
     for file, script in zip(files, scripts, strict=True):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, script)
-    commands = [shlex.join(["sbatch", *_dependency(after if n == 0 else "JOB"), str(f)]) for n, f in enumerate(files)]
+    commands = [shlex.join(["sbatch", *dependency(after if n == 0 else "JOB"), str(f)]) for n, f in enumerate(files)]
     print(
         "written; submit with:\n"
         + "\n".join(commands)

@@ -3,8 +3,9 @@
 Training never waits for a network: a tracker connects, sends and ends in its thread. What it cannot do is said once,
 and the run continues without it. Both hold the same values as metrics.jsonl, under the same names.
 
-A resumed run continues the same run of the tracker, whose name is in `trackers.json` of the run folder. Steps that the
-tracker has already are not sent again: after a crash the run repeats them, with the same values.
+A resumed run continues the same run of the tracker, whose name is in `trackers.json` of the run folder. It first sends
+what the tracker lacks of the steps before: a process that was killed may have recorded more than it had sent. Steps
+that the tracker has are not sent again: after a crash the run repeats them, with the same values.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import queue
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from heapq import merge
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,18 +32,27 @@ from model.config import ConfigError
 
 logger = logging.getLogger("glmv")
 IDS = "trackers.json"
+WANDB_MARK = "wandb_has_step"  # key of that file
 WANDB_SERVER = "https://api.wandb.ai"
 INIT_TIMEOUT = 60  # seconds for W&B to connect; then it records offline
 END_TIMEOUT = 60.0  # seconds that the end of a run waits for what is still to be sent
 REQUEST_TIMEOUT, REQUEST_RETRIES = 10, 2  # of MLflow's requests
+RECORDS = ("metrics.jsonl", "validation.jsonl")  # whose lines are sent
+KINDS = ("loss", "validation/loss")  # a key that every line of these files has
+MARK_SECONDS = 30.0  # what was handed over to W&B so long ago is on its disk
 
 
 def check_trackers(wandb: str, mlflow: str, experiment: str) -> None:
     """Check the keys `metrics.wandb`, `metrics.mlflow` and `metrics.mlflow_experiment`.
 
     Raises:
-        ConfigError: a package that they need is missing.
+        ConfigError: a package that they need is missing, or MLflow is given a folder.
     """
+    if mlflow and urlsplit(mlflow).scheme in ("", "file"):
+        raise ConfigError(
+            f"metrics.mlflow={mlflow} is a folder, where MLflow cannot hold both loss and loss/DOMAIN: give "
+            "a database, sqlite:////FOLDER/mlflow.db, or a server, http://HOST:PORT"
+        )
     for key, value, package in (("wandb", wandb, "wandb"), ("mlflow", mlflow, "mlflow")):
         if value and importlib.util.find_spec(package) is None:
             raise ConfigError(
@@ -81,14 +93,15 @@ class Tracker(threading.Thread):
 
     def __init__(self, folder: Path, resumed_at: int, keys: dict[str, Any]) -> None:
         super().__init__(daemon=True, name=self.name_of_service)
-        self.folder, self.keys = folder, keys
+        self.folder, self.resumed_at, self.keys = folder, resumed_at, keys
         known = _read_ids(folder) if resumed_at else {}
         self.run_id: str = known.get(self.name_of_service, "")
+        self.held: dict[str, int] = {}
         self._lines: queue.SimpleQueue[tuple[int, dict[str, Any]] | None] = queue.SimpleQueue()
         self.start()
 
     def connect(self) -> None:
-        """Begin a run of the service, or continue `run_id`; set `run_id`."""
+        """Begin a run of the service, or continue `run_id`; set `run_id`, and `held` to the last step of each kind."""
         raise AssertionError("a tracker connects")
 
     def send(self, step: int, line: dict[str, float]) -> None:
@@ -107,14 +120,20 @@ class Tracker(threading.Thread):
         """Work until `close`: the body of the thread."""
         try:
             self.connect()
-            _write_id(self.folder, self.name_of_service, self.run_id)
+            _write_ids(self.folder, {self.name_of_service: self.run_id})
+            for step, line in earlier_lines(self.folder, self.resumed_at):
+                self._send_once(step, line)
             while (item := self._lines.get()) is not None:
-                step, line = item
-                self.send(step, {key: value for key, value in line.items() if key != "step"})
+                self._send_once(*item)
             self.end()
         except Exception as error:
             said = str(error).strip().splitlines() or [type(error).__name__]
             logger.warning("%s gets no more metrics, metrics.jsonl does: %s", self.name_of_service, said[0])
+
+    def _send_once(self, step: int, line: dict[str, Any]) -> None:
+        """Send what the service lacks."""
+        if not any(step <= self.held.get(kind, 0) for kind in KINDS if kind in line):
+            self.send(step, {key: value for key, value in line.items() if key != "step" and value is not None})
 
     def close(self) -> None:
         """End the run of the service; wait for it as long as END_TIMEOUT."""
@@ -124,7 +143,21 @@ class Tracker(threading.Thread):
             logger.warning("%s did not get its last metrics within %.0f s", self.name_of_service, END_TIMEOUT)
 
 
-def _read_ids(folder: Path) -> dict[str, str]:
+def earlier_lines(folder: Path, until: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the lines that a run folder has up to a step, by step; those of a step's training before its validation."""
+
+    def lines_of(file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+        if until and file.exists():
+            with file.open() as lines:
+                for text in lines:
+                    if not text.endswith("\n") or (line := json.loads(text))["step"] > until:
+                        return  # what the run writes meanwhile
+                    yield line["step"], line
+
+    yield from merge(*(lines_of(folder / name) for name in RECORDS), key=lambda item: item[0])
+
+
+def _read_ids(folder: Path) -> dict[str, Any]:
     file = folder / IDS
     return json.loads(file.read_text()) if file.exists() else {}
 
@@ -132,9 +165,9 @@ def _read_ids(folder: Path) -> dict[str, str]:
 _ids_lock = threading.Lock()
 
 
-def _write_id(folder: Path, service: str, run_id: str) -> None:
+def _write_ids(folder: Path, ids: dict[str, Any]) -> None:
     with _ids_lock:
-        write_json(folder / IDS, {**_read_ids(folder), service: run_id})
+        write_json(folder / IDS, {**_read_ids(folder), **ids})
 
 
 class WandbTracker(Tracker):
@@ -165,6 +198,10 @@ class WandbTracker(Tracker):
                 raise
             logger.warning("metrics.wandb: %s; the run is recorded offline", str(error).splitlines()[0])
             self._begin(wandb, "offline")
+        # A server says what it has. What is recorded offline is known by the marks of this run's earlier processes.
+        held = _read_ids(self.folder).get(WANDB_MARK, 0) if self._run.offline else self._run.starting_step - 1
+        self.held = dict.fromkeys(KINDS, held if self.resumed_at else 0)
+        self._marked_at, self._handed_over = time.monotonic(), self.held["loss"]
 
     def _begin(self, wandb: Any, mode: str | None) -> None:
         settings = wandb.Settings(init_timeout=INIT_TIMEOUT, console="off", silent=True)
@@ -182,6 +219,9 @@ class WandbTracker(Tracker):
     def send(self, step: int, line: dict[str, float]) -> None:
         """Send the numbers of one step; the service ignores steps that it has."""
         self._run.log(line, step=step)
+        if time.monotonic() > self._marked_at + MARK_SECONDS:
+            _write_ids(self.folder, {WANDB_MARK: self._handed_over})
+            self._marked_at, self._handed_over = time.monotonic(), step - 1
 
     def end(self) -> None:
         """Send what is left."""
@@ -210,16 +250,15 @@ class MlflowTracker(Tracker):
 
     def connect(self) -> None:
         """Begin or continue the run."""
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder as URI, which MLflow discourages
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", str(REQUEST_TIMEOUT))
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", str(REQUEST_RETRIES))
         tracking: Any = importlib.import_module("mlflow.tracking")
         self._entities: Any = importlib.import_module("mlflow.entities")
         self._client = tracking.MlflowClient(tracking_uri=self.uri)
-        self._sent = 0
         if self.run_id:
-            history = self._client.get_metric_history(self.run_id, "loss")
-            self._sent = max((metric.step for metric in history), default=0)
+            for kind in KINDS:
+                history = self._client.get_metric_history(self.run_id, kind)
+                self.held[kind] = max((metric.step for metric in history), default=0)
             self._client.update_run(self.run_id, status="RUNNING")
             return
         known = self._client.get_experiment_by_name(self.experiment)
@@ -231,11 +270,10 @@ class MlflowTracker(Tracker):
 
     def send(self, step: int, line: dict[str, float]) -> None:
         """Send the numbers of one step."""
-        if step > self._sent:
-            now = int(time.time() * 1000)
-            finite = {key: value for key, value in line.items() if math.isfinite(value)}
-            metrics = [self._entities.Metric(key, value, now, step) for key, value in finite.items()]
-            self._client.log_batch(self.run_id, metrics=metrics)
+        now = int(time.time() * 1000)
+        finite = {key: value for key, value in line.items() if math.isfinite(value)}
+        metrics = [self._entities.Metric(key, value, now, step) for key, value in finite.items()]
+        self._client.log_batch(self.run_id, metrics=metrics)
 
     def end(self) -> None:
         """Mark the run as finished."""

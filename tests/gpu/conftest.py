@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 import torch.distributed as dist
+from rich.console import Console
+from rich.table import Table
 
 from model.backend import Backend, process_group_arguments, select_backend
 from model.installed import has_transformer_engine
@@ -51,3 +53,12 @@ def backend_name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def backend(backend_name: str) -> Backend:
     return select_backend(backend_name)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print each test with its result and seconds, for docs/model.md."""
+    table = Table("test", "result", "seconds", title=torch.cuda.get_device_name(0))
+    for result in ("passed", "failed", "error", "skipped"):
+        for report in terminalreporter.getreports(result):
+            table.add_row(report.nodeid.partition("::")[2], result, f"{report.duration:.1f}")
+    Console(width=120).print(table)

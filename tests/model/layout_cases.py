@@ -15,6 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
+import model.linear_cross_entropy
 import training.step
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
@@ -39,6 +40,7 @@ from training.optimizer import OptimizerConfig
 from training.step import TrainStep
 
 SEQ_LENGTH = 192
+LOGITS_AT_ONCE = SEQ_LENGTH * 50  # the output layer works on parts of the vocabulary, as on one of full size
 OPTIMIZER = OptimizerConfig(lr=1e-3, min_lr=1e-3, decay_style="constant", weight_decay=0.1, clip_grad=1.0)
 
 # --- layouts by name --------------------------------------------------------------------------------------------------
@@ -133,6 +135,7 @@ def make_trainer(
 ) -> TrainStep:
     """Build the model in a layout, with the weights in `folder`, and everything that trains it."""
     parallel, stages = layout_of(layout)
+    model.linear_cross_entropy.LOGITS_AT_ONCE = LOGITS_AT_ONCE
     initialize_model_parallel(parallel, seed=1)
     coefficients: dict[str, Any] = {"balance_loss_coeff": 0.01, "expert_bias_update_rate": 1e-3} if balance else {}
     chunks = build_model_chunks(

@@ -52,6 +52,12 @@ SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 """
 NODE = "NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={port} CPUs=64 Boards=1 SocketsPerBoard=1 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=8000 Gres=gpu:{gpus}\n"  # noqa: E501
+# A large cluster on paper: "large" tells whether a job would start, "closed" keeps jobs in the queue.
+LARGE = """
+NodeName=large[1-32] NodeAddr=127.0.0.1 Port={port} CPUs=128 Boards=1 SocketsPerBoard=2 CoresPerSocket=64 ThreadsPerCore=1 RealMemory=2000000 Gres=gpu:{gpus} State=CLOUD
+PartitionName=large Nodes=large[1-32] MaxTime=10080 State=UP
+PartitionName=closed Nodes=large[1-32] MaxTime=10080 State=DOWN
+"""  # noqa: E501
 GRES_CONF = "NodeName=node[1-{nodes}] Name=gpu File={folder}/nvidia[0-{last}] Flags=no_gpu_env\n"
 
 
@@ -91,7 +97,9 @@ class Cluster:
             for name in self.names:
                 self.start_node(name)
             wait_for(
-                lambda: self.command("sinfo", "-h", "-N", "-o", "%T").split() == ["idle"] * len(self.names),
+                lambda: (
+                    self.command("sinfo", "-h", "-N", "-p", "tests", "-o", "%T").split() == ["idle"] * len(self.names)
+                ),
                 "idle nodes",
             )
         except BaseException:
@@ -114,11 +122,12 @@ class Cluster:
         key = self.folder / "munge" / "key"
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
-        host, ports = socket.gethostname().split(".")[0], free_ports(len(self.names) + 1)
+        host, ports = socket.gethostname().split(".")[0], free_ports(len(self.names) + 2)
         text = SLURM_CONF.format(host=host, port=ports[0], folder=self.folder)
-        for name, port in zip(self.names, ports[1:], strict=True):
+        for name, port in zip(self.names, ports[1:-1], strict=True):
             text += NODE.format(name=name, host=host, port=port, gpus=GPUS)
         text += f"PartitionName=tests Nodes={','.join(self.names)} Default=YES MaxTime=2880 State=UP\n"
+        text += LARGE.format(port=ports[-1], gpus=GPUS)
         (self.folder / "slurm.conf").write_text(text)
         for number in range(GPUS):
             os.mknod(self.folder / f"nvidia{number}", 0o600 | 0o020000, os.makedev(1, 3))

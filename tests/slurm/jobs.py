@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tests.launch import ROOT, has_reached
 from tests.slurm.cluster import Cluster, wait_for
+
+ON_CPUS = {
+    "PYTHON": sys.executable,
+    "GPUS_PER_NODE": "0",
+    "NPROC_PER_NODE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "CHECK_NODES": "0",
+    "END_SECONDS": "4",
+}
 
 
 def submit_training(
@@ -25,20 +36,26 @@ def submit_training(
 
     The job gets the nodes' GPUs, which are files that nobody opens, and trains with one process per node on the CPU.
     """
-    settings = {
-        "CONFIG": str(config or ""),
-        "OUTPUT_DIR": str(run),
-        "PYTHON": sys.executable,
-        "GPUS_PER_NODE": "0",
-        "NPROC_PER_NODE": "1",
-        "CUDA_VISIBLE_DEVICES": "",
-        "CHECK_NODES": "0",
-        "END_SECONDS": "4",
-        **variables,
-    }
+    settings = {"CONFIG": str(config or ""), "OUTPUT_DIR": str(run), **ON_CPUS, **variables}
     log = f"--output={run.parent / run.name}.log"
     words = ("--nodes=2", log, *options, f"slurm/{script}", *overrides)
     return cluster.submit(*words, cwd=ROOT, variables=settings)
+
+
+def submit_chain(cluster: Cluster, files: Sequence[Path], *keys: str) -> list[int]:
+    """Let tools.launch submit a chain on two nodes, and return the jobs; their logs lie beside the run folders."""
+    options = ["--nodes", "2", "--gpus-per-node", "0", "--processes-per-node", "1", "--submit", "--time", "30"]
+    options += ["--sbatch", f"output={files[0].parent}/%x.log"]
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.launch", *options, "--chain", *map(str, files), *keys],
+        cwd=ROOT,
+        env={**cluster.environment, **ON_CPUS},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    return [int(line.split()[0]) for line in done.stdout.splitlines()]
 
 
 def shard_files(folder: Path) -> dict[str, str]:

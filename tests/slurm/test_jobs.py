@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
 from data_pipeline.sharding.build import build_shards
 from tests.launch import ROOT, metrics, train
@@ -15,6 +17,7 @@ from tests.slurm.jobs import (
     log_of,
     shard_files,
     state,
+    submit_chain,
     submit_training,
     tensors,
     wait_for_log,
@@ -64,6 +67,9 @@ def test_mistakes_end_a_job_at_once_and_cancel_the_jobs_that_wait_for_it(
     assert "error: CONFIG is empty" in log_of(run)
     assert cluster.wait(waiting, timeout=60)["JobState"] == "CANCELLED"
     assert not (tmp_path / "later").exists()
+    elsewhere = submit_training(cluster, "pretrain.sbatch", config_file, run, f"train.output_dir={tmp_path}/elsewhere")
+    assert cluster.wait(elsewhere, timeout=60)["ExitCode"] == "2:0"
+    assert "error: give the run folder as OUTPUT_DIR instead of train.output_dir=" in log_of(run)
 
 
 def test_sbatch_accepts_the_scripts_as_they_are(cluster: Cluster) -> None:
@@ -80,22 +86,9 @@ def test_chain_of_stages_with_a_preemption_in_each(
 ) -> None:
     """Pretrain, long context, fine-tune and export, as a user chains them; all files equal the undisturbed ones."""
     disturbed, undisturbed = tmp_path / "disturbed", tmp_path / "undisturbed"
-    disturbed.mkdir()
     scripts = {"pretrain": "pretrain.train", "long_context": "pretrain.train", "sft": "sft.train"}
-    longer = ["train.seq_length=256", "train.global_batch_size=2"]
-    keys = {"pretrain": RUN, "long_context": [*RUN, *longer], "sft": [*RUN, *longer, _chats(shards)]}
-
-    def overrides(folder: Path, stage: str, before: str) -> list[str]:
-        start = [f"model.init_from={folder / before}"] if before else []
-        return [*keys[stage], *start]
-
-    jobs: dict[str, int] = {}
-    before = ""
-    for stage in scripts:
-        after = (f"--dependency=afterok:{jobs[before]}", "--kill-on-invalid-dep=yes") if before else ()
-        words = overrides(disturbed, stage, before)
-        jobs[stage] = submit_training(cluster, f"{stage}.sbatch", config_file, disturbed / stage, *words, options=after)
-        before = stage
+    stages = {folder: _write_chain(folder, config_file, shards) for folder in (disturbed, undisturbed)}
+    jobs = dict(zip(scripts, submit_chain(cluster, stages[disturbed], *RUN), strict=True))
     export = cluster.submit(
         f"--output={disturbed}/export.log",
         "--cpus-per-task=1",
@@ -112,18 +105,27 @@ def test_chain_of_stages_with_a_preemption_in_each(
         assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log_of(disturbed / stage)
     assert cluster.wait(export, timeout=120)["JobState"] == "COMPLETED", (disturbed / "export.log").read_text()
 
-    before = ""
-    for stage, entry in scripts.items():
-        words = [*overrides(undisturbed, stage, before), f"train.output_dir={undisturbed / stage}"]
-        train(config_file, words, entry=entry)
+    for (stage, entry), file in zip(scripts.items(), stages[undisturbed], strict=True):
+        train(file, RUN, entry=entry)
         assert tensors(disturbed / stage, STEPS) == tensors(undisturbed / stage, STEPS), stage
-        before = stage
     export_checkpoint(undisturbed / "sft", undisturbed / "hf")
     assert weight_files(disturbed / "hf") == weight_files(undisturbed / "hf") != {}
 
 
-def _chats(shards: Path) -> str:
-    return f"data.sources=[{{path: {shards / 'chats'}}}]"
+def _write_chain(folder: Path, base: Path, shards: Path) -> list[Path]:
+    """Write the YAML files of three stages, each of which starts from the one before, and return their paths."""
+    folder.mkdir()
+    longer = {"seq_length": 256, "global_batch_size": 2}
+    chats = {"sources": [{"path": str(shards / "chats")}]}
+    stages: dict[str, dict[str, Any]] = {
+        "pretrain": {"train": {}},
+        "long_context": {"train": longer, "model": {"init_from": str(folder / "pretrain")}},
+        "sft": {"train": longer, "model": {"init_from": str(folder / "long_context")}, "data": chats},
+    }
+    for name, keys in stages.items():
+        content = {**keys, "base": str(base), "train": {**keys["train"], "output_dir": str(folder / name)}}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
+    return [folder / f"{name}.yaml" for name in stages]
 
 
 @pytest.mark.slow
@@ -185,6 +187,18 @@ def test_bad_node_is_named_and_excluded(config_file: Path, tmp_path: Path) -> No
     assert "bad node node2: /dev/shm has 1 MiB free, and the job wants 64 MiB" in log
     assert "node node3: imports, 0 GPUs, shared memory and disk are in order" in log
     assert "network: 2 processes" in log
+
+
+@pytest.mark.slow
+def test_check_that_fails_on_all_nodes_excludes_none(cluster: Cluster, config_file: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = submit_training(
+        cluster, "pretrain.sbatch", config_file, run, *RUN, CHECK_NODES="1", GPUS_PER_NODE="1", CUDA_VISIBLE_DEVICES=""
+    )
+    ended = cluster.wait(job, timeout=200)
+    assert (ended["JobState"], ended["ExitCode"], ended["Restarts"]) == ("FAILED", "1:0", "0"), log_of(run)
+    assert log_of(run).count("0 GPUs are seen, and the job wants 1") == 2
+    assert "all 2 nodes fail the check" in log_of(run)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from tests.launch import ROOT
 from tests.test_house import pins, setup_arguments
 
 SCRIPTS = sorted(path for path in (ROOT / "slurm").iterdir() if path.suffix in (".sh", ".sbatch"))
+TRACKERS = ROOT / "tests" / "trackers" / "requirements.txt"
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 
 
@@ -48,7 +49,8 @@ def test_dockerfile_copies_what_exists_and_installs_what_is_pinned() -> None:
     packages = {package.split(".")[0] for package in setup_arguments()["packages"]}
     assert packages <= set(re.findall(r"^COPY (\w+) \./", text, flags=re.MULTILINE))
     (extras,) = re.findall(r"-e '\.\[([\w,]+)\]'", text)
+    pinned = {*pins(), *re.findall(r"^([\w-]+)==", TRACKERS.read_text().replace("_", "-"), flags=re.MULTILINE)}
     for extra in extras.split(","):
         for requirement in setup_arguments()["extras_require"][extra]:
-            assert re.sub(r"[-_.]+", "-", requirement).lower() in pins(), f"{requirement} of [{extra}] is not pinned"
+            assert re.sub(r"[-_.]+", "-", requirement).lower() in pinned, f"{requirement} of [{extra}] is not pinned"
     assert re.search(r"^ARG BASE=nvcr\.io/nvidia/pytorch:\d\d\.\d\d-py3$", text, flags=re.MULTILINE)

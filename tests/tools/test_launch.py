@@ -67,12 +67,15 @@ def test_script_is_the_shipped_one_but_for_what_was_asked(monkeypatch: pytest.Mo
     monkeypatch.chdir(ROOT)
     shipped = (ROOT / "slurm" / "sft.sbatch").read_text().splitlines()
     words = ["--config", TINY[2], "--nodes", 1, *ON_CPUS, "--skip-files", "--container", "/images/a b.sqsh"]
-    script = launch(*words, "--mounts", "/data:/data", "--account", "me", "model.preset=tiny_moe").splitlines()
+    words += ["--mounts", "/data:/data", "--account", "me", "--sbatch", "qos=high", "--sbatch", "cpus-per-task=8"]
+    script = launch(*words, "model.preset=tiny_moe").splitlines()
     changed = [line.split("  ")[0] for line in script if line not in shipped]
     assert changed[0].startswith("# Written from slurm/sft.sbatch by: python -m tools.launch")
     assert changed[1:] == [
         "#SBATCH --nodes=1",
+        "#SBATCH --cpus-per-task=8",
         "#SBATCH --account=me",
+        "#SBATCH --qos=high",
         f"REPO={ROOT}",
         f"CONFIG={ROOT / TINY[2]}",
         f"OUTPUT_DIR={ROOT / 'demo_out/runs/tiny/sft'}",
@@ -84,6 +87,7 @@ def test_script_is_the_shipped_one_but_for_what_was_asked(monkeypatch: pytest.Mo
     assert [line for line in shipped if line not in script and line.startswith("#SBATCH")] == [
         "#SBATCH --nodes=16",
         "#SBATCH --gpus-per-node=8",
+        "#SBATCH --cpus-per-task=64",
     ]
 
 
@@ -114,10 +118,28 @@ def test_options_that_contradict_each_other_are_refused(config_file: Path) -> No
     assert "give one of them" in refuse(*tiny, "--submit", "--out", "x")
     assert "--after x" in refuse(*tiny, "--after", "x")
     assert "--mounts has no effect" in refuse(*tiny, "--mounts", "/a:/a")
+    assert "give FROM:TO, two absolute paths" in refuse(*tiny, "--container", "org#glm", "--mounts", "data:/data")
+    assert "/nowhere is not there" in refuse(*tiny, "--container", "org#glm", "--mounts", "/nowhere:/data")
+    assert "there is no such file" in refuse(*tiny, "--container", "nowhere.sqsh")
+    assert "--sbatch qos: give an option" in refuse(*tiny, "--sbatch", "qos")
+    assert "tools.launch sets nodes itself" in refuse(*tiny, "--sbatch", "nodes=3")
     assert "--processes-per-node" in refuse("--config", config_file, "--nodes", 2, "--gpus-per-node", 0)
     assert "--nodes two" in refuse("--config", config_file, "--nodes", "two")
     assert "give --submit, or a folder" in refuse("--nodes", 2, "--chain", config_file)
     assert "--config, or" in refuse("--nodes", 2)
+
+
+def test_paths_that_the_container_does_not_see_are_named(config_file: Path, shards: Path) -> None:
+    tiny = ["--config", config_file, "--stage", "pretrain", *ON_CPUS, "--nodes", 2, "--container", "org#glm:1"]
+
+    def warnings(*words: object) -> str:
+        done = CliRunner().invoke(app, [str(word) for word in (*tiny, *words)], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        return done.stderr
+
+    assert f"--mounts does not bring in what {config_file} reads: " in warnings()
+    assert str(shards) in warnings()
+    assert warnings("--mounts", f"{shards.parent.parent}:{shards.parent.parent}") == ""
 
 
 def test_chain_is_written_with_the_order_of_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,21 +67,21 @@ def mlflow_values(uri: str) -> tuple[list[Any], Values]:
     return runs, values
 
 
-@pytest.mark.parametrize("store", ["sqlite:///{}/mlflow.db", "file://{}/mlruns"])
-def test_killed_and_resumed_run_is_one_run_with_the_values_of_the_metrics(
-    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+@pytest.mark.parametrize("earlier", ["killed", "without trackers"])
+def test_resumed_run_is_one_run_with_the_values_of_the_metrics(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, earlier: str
 ) -> None:
+    """Also of the steps that the earlier process had recorded, but not sent."""
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
     monkeypatch.setenv("NETRC", str(tmp_path / "no_netrc"))
-    uri, run = store.format(tmp_path), tmp_path / "run"
-    options = ["metrics.wandb=glm", f"metrics.mlflow={uri}", "train.steps=40", f"train.output_dir={run}"]
-    command = [*options, "checkpoint.save_interval=10", "model.preset=tiny_dense"]
-    launcher = start(config_file, command, processes=1)
+    uri, run = f"sqlite:///{tmp_path}/mlflow.db", tmp_path / "run"
+    options = ["model.preset=tiny_dense", "train.steps=40", f"train.output_dir={run}", "checkpoint.save_interval=10"]
+    trackers = ["metrics.wandb=glm", f"metrics.mlflow={uri}"]
+    launcher = start(config_file, options + (trackers if earlier == "killed" else []), processes=1)
     kill_rank_when(has_reached, launcher, run, step=33, rank=0)
     finish(launcher)
-    output = train(config_file, command, processes=1)
+    output = train(config_file, [*options, *trackers], processes=1)
     assert output.count("there is no API key") == 1
 
     expected = {line.pop("step"): line for line in metrics(run)}

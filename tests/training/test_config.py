@@ -58,9 +58,10 @@ MESSAGES = [
     ("metrics.dead_expert_steps=0", r"metrics.dead_expert_steps=0: give a positive number"),
     ("metrics.wandb=glm", r"metrics.wandb=glm needs the package wandb: pip install -c constraints.txt -e '.\[wandb\]'"),
     (
-        "metrics.mlflow=file:x",
-        r"metrics.mlflow=file:x needs the package mlflow: pip install .*, or leave metrics",
+        "metrics.mlflow=sqlite:///x",
+        r"metrics.mlflow=sqlite:///x needs the package mlflow: pip install .*, or leave metrics",
     ),
+    ("metrics.mlflow=runs/mlflow", r"metrics.mlflow=runs/mlflow is a folder, .* give a database, sqlite:///"),
     ("profile.start=7", r"profile.start=7 is after the last step, train.steps=6: lower it"),
     ("profile={start: 1, ranks: []}", r"profile.ranks is empty: name the ranks to profile, or set profile.start=0"),
     ("profile={start: 1, ranks: [0, 1]}", r"profile.ranks names 1: 1 processes have ranks 0 to 0"),
