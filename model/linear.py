@@ -33,6 +33,35 @@ def takes_products(weight: Any) -> bool:
     return main_grad is not None and main_grad.dtype == weight.dtype
 
 
+class WeightGradient:
+    """The gradient of a weight in a backward pass: DDP's buffer, or a new tensor.
+
+    Args:
+        weight: [rows, in].
+    """
+
+    def __init__(self, weight: Any) -> None:
+        self.weight, self.in_buffer = weight, takes_products(weight)
+        self.total = weight.main_grad if self.in_buffer else torch.empty_like(weight)
+
+    def add(self, grad: Tensor, x: Tensor, part: slice = slice(None)) -> None:
+        """Add the gradient of a part of the rows; each row is in one part.
+
+        Args:
+            grad: Gradient of the output, [tokens, rows of the part].
+            x: [tokens, in].
+            part: The rows.
+        """
+        self.total[part].addmm_(grad.t(), x, beta=int(self.in_buffer))
+
+    def result(self) -> Tensor:
+        """Return what autograd gets; if DDP's buffer has the gradient, a tensor whose content nobody reads."""
+        if not self.in_buffer:
+            return self.total
+        self.weight.grad_added_to_main_grad = True
+        return torch.empty_like(self.weight)
+
+
 class ColumnLinear(ColumnParallelLinear):
     """megatron-core's layer whose weight's gradient is added to DDP's buffer where that is possible."""
 
@@ -55,7 +84,11 @@ class RowLinear(RowParallelLinear):
 
 
 class GroupedProduct(torch.autograd.Function):
-    """Multiplies tokens that are sorted by expert by the transposed weights of their experts."""
+    """Multiplies tokens that are sorted by expert by the transposed weights of their experts.
+
+    One product per expert, in place in the results. torch's `grouped_mm` would need the weights as one tensor, and
+    returns their gradient as another: on a CPU in float32 it takes 1.1 to 1.4 times as long. Not measured on a GPU.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, tokens_per_expert: Sequence[int], *weights: Tensor) -> Tensor:
@@ -68,7 +101,6 @@ class GroupedProduct(torch.autograd.Function):
             weights: [rows, in] of each expert.
         """
         ctx.save_for_backward(x, *weights)
-        ctx.weights = weights  # with their attribute main_grad
         ctx.tokens_per_expert = tokens_per_expert
         out = x.new_empty(len(x), weights[0].size(0))
         for weight, rows in zip(weights, slices(tokens_per_expert), strict=True):
@@ -80,11 +112,14 @@ class GroupedProduct(torch.autograd.Function):
         """Return the gradients of tokens and weights."""
         x, *weights = ctx.saved_tensors
         of_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        of_weights: list[Tensor | None] = []
-        for weight, parameter, rows in zip(weights, ctx.weights, slices(ctx.tokens_per_expert), strict=True):
+        of_weights: list[Tensor | None] = [None] * len(weights)
+        for expert, (weight, rows) in enumerate(zip(weights, slices(ctx.tokens_per_expert), strict=True)):
             if of_x is not None:
                 torch.mm(grad[rows], weight, out=of_x[rows])
-            of_weights.append(_gradient(parameter, grad[rows], x[rows]) if parameter.requires_grad else None)
+            if weight.requires_grad:
+                gradient = WeightGradient(weight)
+                gradient.add(grad[rows], x[rows])
+                of_weights[expert] = gradient.result()
         return of_x, None, *of_weights
 
 
@@ -96,15 +131,6 @@ def slices(tokens_per_expert: Sequence[int]) -> list[slice]:
     """
     ends = list(accumulate(tokens_per_expert))
     return [slice(end - count, end) for count, end in zip(tokens_per_expert, ends, strict=True)]
-
-
-def _gradient(weight: Any, grad: Tensor, x: Tensor) -> Tensor:
-    """Return the gradient of a weight, or add it to DDP's buffer and return a tensor that DDP does not read."""
-    if not takes_products(weight):
-        return grad.t() @ x
-    weight.main_grad.addmm_(grad.t(), x)
-    weight.grad_added_to_main_grad = True
-    return torch.empty_like(weight)
 
 
 class GroupedLinear(nn.Module):

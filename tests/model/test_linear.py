@@ -25,16 +25,18 @@ ROWS, WIDTH = 8, 16  # torch wants rows of a multiple of 16 bytes
 
 def random_case(dtype: torch.dtype) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return tokens that are sorted by expert, weights, and the gradient of their product."""
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(sum(COUNTS), WIDTH, generator=generator).to(dtype).requires_grad_()
-    weights = [torch.randn(ROWS, WIDTH, generator=generator).to(dtype).requires_grad_() for _ in COUNTS]
-    return x, weights, torch.randn(sum(COUNTS), ROWS, generator=generator).to(dtype)
+    generator, tokens = torch.Generator().manual_seed(3), sum(COUNTS)
+    shapes = [(tokens, WIDTH), (tokens, ROWS), *[(ROWS, WIDTH)] * len(COUNTS)]
+    x, gradient, *weights = (
+        torch.randn(shape, generator=generator).to(torch.cuda.current_device(), dtype) for shape in shapes
+    )
+    return x.requires_grad_(), [weight.requires_grad_() for weight in weights], gradient
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
 def test_product_and_gradients_equal_torch(dtype: torch.dtype, tolerance: float) -> None:
     x, weights, gradient = random_case(dtype)
-    ends = torch.tensor(COUNTS).cumsum(0, dtype=torch.int32)
+    ends = torch.tensor(COUNTS, device=x.device).cumsum(0, dtype=torch.int32)
     expected = F.grouped_mm(x, torch.stack(weights).transpose(1, 2), offs=ends)
     expected_gradients = torch.autograd.grad(expected, [x, *weights], gradient)
 
@@ -50,7 +52,7 @@ def test_gradients_are_added_to_a_buffer_of_their_dtype(dtype: torch.dtype) -> N
     expected = torch.autograd.grad(GroupedProduct.apply(x, COUNTS, *weights), weights, gradient)
     for weight in weights:
         buffered: Any = weight
-        buffered.main_grad = torch.ones(weight.shape)  # float32, as DDP's buffers are
+        buffered.main_grad = torch.ones_like(weight, dtype=torch.float32)  # as DDP's buffers are
     for _ in range(2):
         for weight, passed in zip(
             weights, torch.autograd.grad(GroupedProduct.apply(x, COUNTS, *weights), weights, gradient), strict=True
