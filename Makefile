@@ -10,6 +10,7 @@
 # Every target makes .venv with the versions of constraints.txt first, where they are missing.
 
 SHELL := /bin/bash
+.SHELLFLAGS := -o pipefail -c
 VENV := .venv
 BIN := $(VENV)/bin
 VARIANT ?= moe
@@ -35,18 +36,21 @@ demo: $(VENV)/installed
 demo-data: $(VENV)/installed
 	$(BIN)/python -m demo.data --out demo_out
 
+# The output of the two halves is mixed line by line, as it comes; each line begins with the name of its half.
 test: $(VENV)/installed $(TE)/installed
-	$(MAKE) --jobs=2 test-parts test-runs
+	$(MAKE) --jobs=2 --no-print-directory LABEL=yes test-parts test-runs
+
+labelled = $(if $(LABEL), 2>&1 | sed -u 's/^/$@: /')
 
 # Two halves that run at the same time and take about as long: the data, the model and the commands; whole runs.
 PARTS := common data_pipeline demo model tools
 
 test-parts: $(VENV)/installed
-	$(HIDE_GPUS) $(PYTEST) -m "not slow" $(PARTS:%=tests/%)
+	$(HIDE_GPUS) $(PYTEST) -m "not slow" $(PARTS:%=tests/%)$(labelled)
 
 test-runs: $(VENV)/installed $(TE)/installed
-	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(PARTS:%=--ignore=tests/%)
-	$(PYTEST_TE)
+	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(PARTS:%=--ignore=tests/%)$(labelled)
+	$(PYTEST_TE)$(labelled)
 
 test-te: $(TE)/installed
 	$(PYTEST_TE)

@@ -31,7 +31,7 @@ def main() -> None:
     """Print the cost per step and per second, on rank 0."""
     with process_group(), tempfile.TemporaryDirectory() as folder:
         requests = StopRequests(Path(folder))
-        watchdog = Watchdog(HealthConfig(), Path(folder), lambda: False)
+        watchdog = Watchdog(HealthConfig(), Path(folder), requests)
         times = []
         for step in range(STEPS):
             began = time.perf_counter()

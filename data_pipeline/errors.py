@@ -34,6 +34,10 @@ class LostShard(BadSample):
     """A shard cannot be opened or read at all: no sample of it can be used."""
 
 
+class Interrupted(DataError):
+    """A shard that storage has lost was not waited for any longer, because the run was asked to stop."""
+
+
 class Unavailable(Exception):
     """A shard cannot be read now, but another attempt may succeed. The message says why."""
 

@@ -6,23 +6,24 @@ from collections.abc import Callable
 
 import torch.distributed as dist
 
+from common.storage import StorageError
 from model.errors import CheckpointError
 
 
-def raise_everywhere(problem: str | None, group: dist.ProcessGroup | None = None) -> None:
+def raise_everywhere(problem: str | StorageError | None, group: dist.ProcessGroup | None = None) -> None:
     """Raise on every process if any of them has a problem. Collective.
 
     Args:
-        problem: What is wrong on this process; None or empty where nothing is.
+        problem: What is wrong on this process; None or empty where nothing is. A StorageError is raised as it is.
         group: All processes, where another thread uses the default group at the same time.
 
     Raises:
         CheckpointError: the problem of the first process that has one.
     """
-    problems: list[str | None] = [None] * dist.get_world_size()
+    problems: list[str | StorageError | None] = [None] * dist.get_world_size()
     dist.all_gather_object(problems, problem, group=group)
     if found := next(filter(None, problems), None):
-        raise CheckpointError(found)
+        raise found if isinstance(found, StorageError) else CheckpointError(found)
 
 
 def on_main_process(action: Callable[[], object], group: dist.ProcessGroup | None = None) -> None:
@@ -34,8 +35,9 @@ def on_main_process(action: Callable[[], object], group: dist.ProcessGroup | Non
 
     Raises:
         CheckpointError: on every process, if `action` failed with an OSError or a CheckpointError.
+        StorageError: on every process, if `action` failed with it.
     """
-    problem = None
+    problem: str | StorageError | None = None
     if dist.get_rank() == 0:
         try:
             action()
@@ -43,4 +45,6 @@ def on_main_process(action: Callable[[], object], group: dist.ProcessGroup | Non
             problem = f"{error.filename}: {error.strerror}" if error.filename else str(error)
         except CheckpointError as error:
             problem = str(error)
+        except StorageError as error:
+            problem = error
     raise_everywhere(problem, group)

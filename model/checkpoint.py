@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from common.disk import free_space
 from common.files import sync_folder, write_json, write_text
+from common.storage import patiently
 from model.agreement import on_main_process, raise_everywhere
 from model.checkpoint_manifest import check_manifest, write_manifest
 from model.checkpoint_metadata import check_metadata
@@ -64,8 +65,8 @@ UNFINISHED = ".unfinished_"  # in front of a step folder's name until it is comp
 class TrainState:
     """Everything that must survive a crash besides tensors.
 
-    There is no random state: the model has no dropout, and randomness in the data is a function of the seed and of
-    these counters. The learning rate is a function of the step.
+    There is no random state: the data and the masks of dropout are functions of the seed and of these counters. The
+    learning rate is a function of the step.
     """
 
     step: int  # steps done
@@ -93,14 +94,15 @@ def latest_checkpoint(run_folder: str | Path) -> Path | None:
     """
     checkpoints = Path(run_folder) / "checkpoints"
     marker = checkpoints / LATEST
-    if not marker.is_file():
+    if not patiently(marker.is_file, marker):
         return None
-    name = marker.read_text().strip()
-    if not STEP_FOLDER.fullmatch(name) or not (checkpoints / name).is_dir():
+    name = patiently(marker.read_text, marker).strip()
+    folder = checkpoints / name
+    if not STEP_FOLDER.fullmatch(name) or not patiently(folder.is_dir, folder):
         raise CheckpointError(
             f"{marker} names {name!r}, which does not exist; write the name of an existing step folder into it"
         )
-    return checkpoints / name
+    return folder
 
 
 def find_checkpoint(path: str | Path) -> Path:
@@ -311,12 +313,13 @@ def read_train_state(path: Path) -> TrainState:
 
     Raises:
         CheckpointError: the folder holds only weights, or the file is damaged.
+        StorageError: the file cannot be read because storage fails.
     """
     file = path / TRAIN_STATE
-    if not file.is_file():
+    if not patiently(file.is_file, file):
         raise CheckpointError(f"{path} holds only weights (no {TRAIN_STATE}); start from it with model.init_from")
     try:
-        state = TrainState(**json.loads(file.read_text(encoding="utf-8")))
+        state = TrainState(**json.loads(patiently(file.read_bytes, file)))
         if {type(state.step), type(state.updates_done)} != {int}:
             raise TypeError("step and updates must be integers")
         if not all(isinstance(part, dict) for part in (state.data, state.config, state.bad_steps, state.metrics)):

@@ -14,6 +14,7 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ import torch.distributed as dist
 import xxhash
 
 from common.files import write_json
+from common.storage import StorageError, patiently
 from model.agreement import on_main_process, raise_everywhere
+from model.checkpoint_metadata import is_of_earlier_version
 from model.errors import CheckpointError, ConfigError
 
 MANIFEST = "manifest.json"
@@ -67,7 +70,7 @@ def write_manifest(folder: Path, group: dist.ProcessGroup | None = None) -> None
 def check_manifest(folder: Path, verify: str = "full") -> None:
     """Compare the files of a step folder with its manifest. Collective.
 
-    A checkpoint without a manifest, which earlier versions wrote, is accepted with a warning.
+    A checkpoint of an earlier version, which wrote no manifest, is accepted with a warning.
 
     Args:
         folder: The step folder.
@@ -75,6 +78,7 @@ def check_manifest(folder: Path, verify: str = "full") -> None:
 
     Raises:
         CheckpointError: a file is missing or has another content than the one that was saved.
+        StorageError: a file cannot be read because storage fails.
         ConfigError: `verify` has another value.
     """
     if verify not in VERIFY:
@@ -83,13 +87,18 @@ def check_manifest(folder: Path, verify: str = "full") -> None:
     on_main_process(lambda: files.update(_read_manifest(folder)))
     files = _from_main_process(files)
     if files and verify == "full":
-        raise_everywhere(_damage(folder, files, _own_blocks(_bytes(files))))
+        problem: str | StorageError | None
+        try:
+            problem = _damage(folder, files, _own_blocks(_bytes(files)))
+        except StorageError as error:
+            problem = error
+        raise_everywhere(problem)
 
 
 def check_alone(folder: Path, verify: str, *, only_small: bool) -> None:
     """Compare what one process can compare quickly: sizes, and the checksums of all files but the tensors'.
 
-    A checkpoint without a manifest is accepted.
+    A checkpoint of an earlier version, which wrote no manifest, is accepted.
 
     Args:
         folder: The step folder.
@@ -98,8 +107,9 @@ def check_alone(folder: Path, verify: str, *, only_small: bool) -> None:
 
     Raises:
         CheckpointError: a file is missing or has another content than the one that was saved.
+        StorageError: a file cannot be read because storage fails.
     """
-    if not (folder / MANIFEST).is_file():
+    if not _has_manifest(folder):
         return
     files = parse_manifest(folder / MANIFEST)
     small = {name: entry for name, entry in files.items() if not name.startswith(TENSORS)}
@@ -110,8 +120,8 @@ def check_alone(folder: Path, verify: str, *, only_small: bool) -> None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """Return the files of the manifest, after comparing their sizes; nothing if there is no manifest."""
-    if not (folder / MANIFEST).is_file():
+    """Return the files of the manifest, after comparing their sizes; nothing if an earlier version wrote none."""
+    if not _has_manifest(folder):
         logger.warning(
             "%s has no %s, so damaged files would not be noticed: it is of an earlier version", folder, MANIFEST
         )
@@ -121,14 +131,31 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return files
 
 
+def _has_manifest(folder: Path) -> bool:
+    """Return whether a step folder has a manifest.
+
+    Raises:
+        CheckpointError: it has lost it.
+    """
+    if patiently((folder / MANIFEST).is_file, folder / MANIFEST):
+        return True
+    if not is_of_earlier_version(folder / TENSORS):
+        raise CheckpointError(
+            f"{folder / MANIFEST} is missing, so that damaged files would not be noticed; use another step, or copy "
+            "the checkpoint again with all its files"
+        )
+    return False
+
+
 def parse_manifest(file: Path) -> dict[str, Any]:
     """Return the files of a manifest.
 
     Raises:
         CheckpointError: it cannot be read, or is damaged.
+        StorageError: it cannot be read because storage fails.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(patiently(file.read_bytes, file))
         files: dict[str, Any] = content["files"]
         wanted = {name: int(entry["bytes"]) for name, entry in files.items()}
         complete = content["block_bytes"] == BLOCK_BYTES and all(
@@ -147,7 +174,7 @@ def _compare_sizes(folder: Path, files: Mapping[str, Any]) -> None:
     for name, entry in files.items():
         size = entry["bytes"]
         try:
-            found = (folder / name).stat().st_size
+            found = patiently((folder / name).stat, folder / name).st_size
         except OSError as error:
             what = "is missing" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
             raise CheckpointError(f"{folder / name} {what}; use another step, or copy the checkpoint again") from None
@@ -162,7 +189,7 @@ def _damage(folder: Path, files: Mapping[str, Any], blocks: Iterable[tuple[str, 
     """Return what is wrong with these blocks."""
     for name, number in blocks:
         try:
-            if _checksum(folder / name, number) != files[name]["xxh3_64"][number]:
+            if patiently(partial(_checksum, folder / name, number), folder / name) != files[name]["xxh3_64"][number]:
                 return (
                     f"{folder / name} is damaged: its content is not what was saved (checksum of block {number}); use "
                     "another step, or copy the checkpoint again"

@@ -7,14 +7,16 @@ accepted.
 
 from __future__ import annotations
 
+import io
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from common.storage import StorageError, patiently
 from model.errors import CheckpointError
 
 SAFE_GLOBALS = {
@@ -56,24 +58,44 @@ class _MetadataUnpickler(pickle.Unpickler):
         )
 
 
-def check_metadata(state: Path) -> None:
-    """Check `.metadata` in a checkpoint's folder of tensors, before megatron-core unpickles it.
-
-    Raises:
-        CheckpointError: it is missing, damaged, or names a class that is not torch.distributed.checkpoint's own.
-    """
+def _read(state: Path) -> Metadata:
     file = state / ".metadata"
-    if not file.is_file():
+    if not patiently(file.is_file, file):
         raise CheckpointError(f"{state.parent} is incomplete: {file} is missing; use another step")
     try:
-        with file.open("rb") as stream:
-            metadata = _MetadataUnpickler(stream).load()
-        kinds = metadata.state_dict_metadata.items()
+        metadata: Any = _MetadataUnpickler(io.BytesIO(patiently(file.read_bytes, file))).load()
+        if not isinstance(metadata, Metadata):
+            raise TypeError(f"it holds a {type(metadata).__name__}")
+    except StorageError:
+        raise
     except CheckpointError as error:
         raise CheckpointError(f"{file} {error}") from None
     except Exception as error:  # a damaged pickle fails in many ways
         reason = (str(error) or type(error).__name__).splitlines()[0][:300]
         raise CheckpointError(f"{file} is damaged ({reason}); use another step") from error
+    return metadata
+
+
+def is_of_earlier_version(state: Path) -> bool:
+    """Return whether tensors were written by torch's writer, as in earlier versions, which wrote no manifest.
+
+    It gives each save a random name; ours (model.checkpoint_writer) gives none.
+
+    Raises:
+        CheckpointError, StorageError: as `check_metadata`.
+    """
+    meta = _read(state).storage_meta
+    return meta is not None and meta.save_id is not None
+
+
+def check_metadata(state: Path) -> None:
+    """Check `.metadata` in a checkpoint's folder of tensors, before megatron-core unpickles it.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or names a class that is not torch.distributed.checkpoint's own.
+        StorageError: it cannot be read because storage fails.
+    """
+    kinds = _read(state).state_dict_metadata.items()
     if objects := [key for key, kind in kinds if not isinstance(kind, TensorStorageMetadata)]:
         raise CheckpointError(
             f"{state.parent} holds pickled objects ({', '.join(objects[:3])}); they were not read. Checkpoints of this "

@@ -30,6 +30,7 @@ from model.decoder import decoder_block_spec, decoder_transformer_config
 from model.embedding_exchange import EmbeddingExchange
 from model.image_constants import MERGE_SIZE
 from model.linear_cross_entropy import OutputLayer
+from model.lora_dropout import AdapterDropout, PackNumber
 from model.lora_targets import LoraConfig
 from model.moe import MODALITIES, SegmentRouter
 from model.parallel import ParallelConfig, vision_groups
@@ -102,7 +103,8 @@ class GlmvModel(MegatronModule):
         self.pre_process = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.post_process = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
         self.share_embeddings_and_output_weights = False
-        self.lora: LoraConfig | None = None  # set by model.lora.add_adapters
+        self.lora: LoraConfig | None = None  # set by model.lora.add_adapters, as is the next
+        self.adapter_dropout = AdapterDropout()
 
         # Modules in the order of the forward pass, in which weights are gathered.
         if self.pre_process:
@@ -152,6 +154,7 @@ class GlmvModel(MegatronModule):
         grid_thw: Tensor,
         frames_per_image: Tensor,
         labels: Tensor | None = None,
+        pack: PackNumber | None = None,
     ) -> Tensor:
         """Run one pack.
 
@@ -167,6 +170,7 @@ class GlmvModel(MegatronModule):
             grid_thw: int64 [images, 3], each (1, h, w) in patches.
             frames_per_image: int32 [images].
             labels: int64 [tokens], the token that each position predicts.
+            pack: Which pack of the run it is. It decides what `lora.dropout` drops in training; None: nothing.
 
         Returns:
             On the last stage with labels: the losses of this context rank's tokens (`my_context_tokens`), float32
@@ -178,6 +182,7 @@ class GlmvModel(MegatronModule):
         """
         device = torch.cuda.current_device()
         tokens = my_context_tokens(cu_seqlens)
+        self.adapter_dropout.begin(pack if self.training else None)
         hidden_states = None
         if self.pre_process:
             hidden_states = self._embed(input_ids, tokens, cu_seqlens, patches, grid_thw, frames_per_image)
@@ -185,6 +190,7 @@ class GlmvModel(MegatronModule):
         if self.config.num_moe_experts:
             modalities = token_modalities(input_ids, self.glmv_config.image_token_id, grid_thw, frames_per_image)
             members = self._members(cu_seqlens, segment_lengths, tokens, modalities)
+        self.adapter_dropout.work_on(tokens)
         hidden_states = self.language_model(
             input_ids=None,
             position_ids=position_ids[:, None].to(device, non_blocking=True),
@@ -248,9 +254,11 @@ class GlmvModel(MegatronModule):
         else:
             own = patches.new_zeros(MERGE_SIZE**2, patches.size(1))  # a black image of one token
             shapes, frames_per_image = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]]), frames_per_image.new_ones(1)
-        rows = self.adapter(
-            self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames_per_image)
-        )
+        places = places_of_patches(images, grid_thw) if len(images) else torch.arange(MERGE_SIZE**2)
+        self.adapter_dropout.work_on(places)
+        rows = self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames_per_image)
+        self.adapter_dropout.work_on(places[:: MERGE_SIZE**2] // MERGE_SIZE**2)
+        rows = self.adapter(rows)
         return rows if len(images) else rows[:0]
 
     def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor, modalities: Tensor) -> Tensor:
@@ -305,6 +313,17 @@ def segment_members(cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor)
     """
     begins = cu_seqlens[:-1, None]
     return (tokens >= begins) & (tokens < begins + segment_lengths[:, None])
+
+
+def places_of_patches(images: Tensor, grid_thw: Tensor) -> Tensor:
+    """Return the places, among all patches of a pack, of the patches of some of its images: int64 [patches].
+
+    >>> places_of_patches(torch.tensor([0, 2]), torch.tensor([[1, 2, 2], [1, 4, 4], [1, 2, 2]])).tolist()
+    [0, 1, 2, 3, 20, 21, 22, 23]
+    """
+    lengths = grid_thw.prod(dim=1)
+    of_image = torch.arange(int(lengths.sum())).split(lengths.tolist())
+    return torch.cat([of_image[image] for image in images.tolist()])
 
 
 def token_modalities(input_ids: Tensor, image_token_id: int, grid_thw: Tensor, frames_per_image: Tensor) -> Tensor:

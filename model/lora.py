@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.canonical_names import canonical_name
+from model.lora_dropout import AdapterDropout
 from model.lora_layers import ADAPTERS, Adapter, ExpertAdapters, LinearAdapters, adapters_of
 from model.lora_targets import LoraConfig, Site, selected_sites
 from model.parallel import vision_groups
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from model.glmv import GlmvModel
 
 
-def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None = None) -> None:
+def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None = None, seed: int = 0) -> None:
     """Add adapters to one chunk of a model and freeze everything else, before DDP wraps it.
 
     Their factors are zero until `model.lora_weights` or a checkpoint fills them.
@@ -32,12 +33,14 @@ def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None
         model: The chunk.
         config: Rank, scale and targets.
         dtype: Dtype of the adapters; that of the weights if None.
+        seed: Seed of their dropout.
 
     Raises:
         ConfigError: A target matches nothing.
     """
     model.requires_grad_(False)
     model.lora = config
+    model.adapter_dropout = AdapterDropout(config.dropout, seed)
     by_linear: dict[str, list[Site]] = {}
     for site in selected_sites(model.glmv_config, config.targets):
         by_linear.setdefault(site.linear, []).append(site)
@@ -52,6 +55,9 @@ def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None
     if vision is not None and any(True for _ in adapters_of(vision)):
         vision.blocks.register_forward_pre_hook(_let_gradients_through, with_kwargs=True)
     model.language_model.decoder.register_forward_pre_hook(_let_gradients_through, with_kwargs=True)
+    if config.dropout:
+        for block in [model.language_model.decoder, *([] if vision is None else [vision.blocks])]:
+            model.adapter_dropout.follow(block)
     mark_parameters(model, model.parallel.vision)
 
 
@@ -82,7 +88,8 @@ def _adapters_for(
 
     def layer(weight: Tensor, sites: list[Site]) -> LinearAdapters:
         in_sequence = sequence_parallel and sites[0].expert is None
-        return LinearAdapters([Adapter(site, config, weight, group, in_sequence) for site in sites], weight)
+        dropout = model.adapter_dropout
+        return LinearAdapters([Adapter(site, config, weight, group, in_sequence, dropout) for site in sites], weight)
 
     if "weight" in found:
         return layer(*found["weight"])

@@ -4,7 +4,7 @@ An adapter of rank r holds A [r, in] and B [out, r], and its linear layer return
 
     W x  +  alpha / r * B (A x)
 
-How A and B are split over tensor ranks:
+where `lora.dropout` drops values of the x before A (`model.lora_dropout`). How A and B are split over tensor ranks:
 
     the layer splits     A                      B                     between A and B
     its rows             whole on every rank    rows, as the layer    z = A x is gathered (sequence parallel) or copied
@@ -33,6 +33,7 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor, nn
 
 from model.canonical_names import canonical_name
+from model.lora_dropout import AdapterDropout, DropoutMask, dropped_linear
 from model.lora_targets import LoraConfig, Site
 
 ADAPTERS = "lora"  # name of the module in a linear layer that holds its adapters
@@ -47,11 +48,20 @@ class Adapter(nn.Module):
         weight: This rank's part of the layer's matrix, which tells dtype, device and what is split.
         group: Tensor ranks that share the layer.
         sequence_parallel: Whether the layer gathers, or scatters, the sequence.
+        dropout: The dropout of the model's adapters.
     """
 
-    def __init__(self, site: Site, config: LoraConfig, weight: Tensor, group: Any, sequence_parallel: bool) -> None:
+    def __init__(
+        self,
+        site: Site,
+        config: LoraConfig,
+        weight: Tensor,
+        group: Any,
+        sequence_parallel: bool,
+        dropout: AdapterDropout,
+    ) -> None:
         super().__init__()
-        self.site, self.scale, self.group = site, config.scale, group
+        self.site, self.scale, self.group, self.dropout = site, config.scale, group, dropout
         self.sequence_parallel = sequence_parallel
         self.splits_columns = weight.size(1) != site.width
         row_ranks = sum(site.layer_rows) // weight.size(0)
@@ -77,9 +87,18 @@ class Adapter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map the layer's input [tokens, ..., in] to what is added to this matrix's output."""
-        z = self._exchange(F.linear(x, self.get_parameter("a"))) * self.scale
+        z = self._exchange(dropped_linear(x, self.get_parameter("a"), self._mask())) * self.scale
         outputs = [F.linear(z, block) for block in self.blocks]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
+    def _mask(self) -> DropoutMask | None:
+        """Return the mask of this rank's part of the input: some channels of all rows, or all channels of some rows."""
+        rank, ranks, width = self.group.rank(), self.group.size(), self.site.width
+        if self.splits_columns:
+            own = width // ranks
+            return self.dropout.mask(self.site.module, range(rank * own, (rank + 1) * own))
+        part, parts = (rank, ranks) if self.sequence_parallel else (0, 1)
+        return self.dropout.mask(self.site.module, range(width), part, parts)
 
     def _exchange(self, z: Tensor) -> Tensor:
         if self.splits_rows:

@@ -14,12 +14,14 @@ Routers, embeddings, norms and the output layer are not adapted.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from model.config import ConfigError, GlmvConfig
+from model.lora_dropout import STEPS, threshold_of
 from model.parts import part_of
 from model.weight_table import COPY, FUSED_UP, QKV, Transform, Weight, weights
 
@@ -35,7 +37,7 @@ class LoraConfig:
 
     rank: int = 0  # rank of the adapters; 0: no LoRA, all weights are trained
     alpha: float = 16.0  # an adapter's output is multiplied by alpha / rank
-    dropout: float = 0.0  # must be 0: dropout before the adapters is not supported
+    dropout: float = 0.0  # probability with which a value of an adapter's input is dropped in training, below 1
     # modules that get adapters, by the names of transformers: q_proj, mlp.down_proj, visual.*.qkv, experts.*, or
     # all-linear (docs/lora.md)
     targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
@@ -45,11 +47,9 @@ class LoraConfig:
             raise ConfigError(f"lora.rank={self.rank}: give a positive number, or 0 for no LoRA")
         if not 0 < self.alpha < float("inf"):
             raise ConfigError(f"lora.alpha={self.alpha}: give a positive number")
-        if self.dropout:
-            raise ConfigError(
-                f"lora.dropout={self.dropout} is not supported: the masks would differ between layouts; set it to 0, "
-                "and regularise with optimizer.weight_decay or a lower lora.rank"
-            )
+        threshold = threshold_of(self.dropout) if math.isfinite(self.dropout) else -1
+        if self.dropout and not 0 < threshold < STEPS:
+            raise ConfigError(f"lora.dropout={self.dropout}: give 0, or a number from 0.0001 to 0.9999")
         if self.rank and not self.targets:
             raise ConfigError("lora.targets is empty: name modules, such as [q_proj, v_proj], or set lora.rank=0")
         if twice := [target for target in self.targets if self.targets.count(target) > 1]:

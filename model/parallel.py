@@ -144,13 +144,18 @@ class ParallelConfig:
         Raises:
             ConfigError: The interleaved schedule cannot run this number.
         """
-        pp = self.pipeline_model_parallel_size
-        if self.virtual_pipeline_model_parallel_size > 1 and micro_batches % pp:
+        group = self.micro_batch_multiple
+        if micro_batches % group:
             raise ConfigError(
-                f"virtual pipeline stages run micro-batches in groups of parallel.pipeline_model_parallel_size={pp}, "
-                f"and a data-parallel rank has {micro_batches}: change train.global_batch_size, or set "
-                "parallel.virtual_pipeline_model_parallel_size=1"
+                "virtual pipeline stages run micro-batches in groups of "
+                f"parallel.pipeline_model_parallel_size={group}, and a data-parallel rank has {micro_batches}: change "
+                "train.global_batch_size, or set parallel.virtual_pipeline_model_parallel_size=1"
             )
+
+    @property
+    def micro_batch_multiple(self) -> int:
+        """Of which the packs per data-parallel rank and step are a multiple: the interleaved schedule needs groups."""
+        return self.pipeline_model_parallel_size if self.virtual_pipeline_model_parallel_size > 1 else 1
 
     # --- derived --------------------------------------------------------------------------------------------------
 

@@ -3,8 +3,29 @@
 torchrun --nproc_per_node N -m pretrain.train --config configs/tiny/pretrain.yaml [dotted.key=value ...]
 """
 
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
 from training.config import RunConfig
 from training.launch import main
 
+COMMAND = "pretrain.train"
+
+
+@dataclass
+class PretrainConfig(RunConfig):
+    """Pretraining has the keys and defaults of every run."""
+
+    def check(self) -> None:
+        """Check the keys of a run, and that it is not one of fine-tuning."""
+        self.check_command(COMMAND)
+        super().check()
+
+    def warnings_of_domains(self, domains: Collection[str]) -> Iterator[str]:
+        """Yield a warning where there are chats alone."""
+        if set(domains) == {"chat"}:
+            yield "every sample is a chat: this looks like fine-tuning, which is sft.train, with other defaults"
+
+
 if __name__ == "__main__":
-    main(RunConfig, __doc__)
+    main(PretrainConfig, __doc__)

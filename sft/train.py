@@ -3,12 +3,15 @@
 torchrun --nproc_per_node N -m sft.train --config configs/tiny/sft.yaml [dotted.key=value ...]
 """
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from model.config import ConfigError
 from training.config import RunConfig
 from training.launch import main
 from training.optimizer import OptimizerConfig
+
+COMMAND = "sft.train"
 
 
 @dataclass
@@ -23,10 +26,16 @@ class SftConfig(RunConfig):
     )
 
     def check(self) -> None:
-        """Check the keys of a run, and that there is a model to start from."""
+        """Check the keys of a run, that it is not one of pretraining, and that there is a model to start from."""
+        self.check_command(COMMAND)
         super().check()
         if not self.model.init_from:
             raise ConfigError("model.init_from is empty: fine-tuning starts from a pretrained model; name its folder")
+
+    def warnings_of_domains(self, domains: Collection[str]) -> Iterator[str]:
+        """Yield a warning where there is no chat."""
+        if "chat" not in domains:
+            yield "no sample is a chat: this looks like pretraining, which is pretrain.train, with other defaults"
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ UP_IN_TOWER = [f"model.visual.{module}.up_proj.weight" for module in ("blocks.0.
 TARGETS: dict[str, tuple[list[str], list[str], list[str] | None]] = {
     "all": (["all-linear", "experts.*"], LINEAR, [*EXPERTS, *(f"{module}.weight" for module in MLP)]),
     "all dense": (["all-linear"], [*LINEAR, *MLP, "gate_up_proj"], None),
+    "modules": (["all-linear"], [*LINEAR, *MLP], None),  # what PEFT has dropout for
     "some": (["k_proj", "visual.*.up_proj", "experts.down_proj"], ["k_proj"], [*UP_IN_TOWER, *EXPERTS[1:]]),
 }
 
@@ -32,7 +33,11 @@ def peft_model(variant: str, targets: str, seed: int = 5) -> Any:
     _, modules, parameters = TARGETS[targets]
     model: Any = transformers_model(small_config(variant))
     config = peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=modules, target_parameters=parameters)
+    model_type = model.config.model_type
+    if targets == "modules":
+        model.config.model_type = "other"  # a name for which PEFT takes no module for the routed experts
     adapted = peft.get_peft_model(model, config)
+    model.config.model_type = model_type
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for _, factor in adapters_of(adapted):

@@ -20,6 +20,7 @@ from data_pipeline.sharding.build import build_shards
 from demo.records import Library
 from demo.records import sources as sources_of_the_demo
 from model.config import ConfigError
+from pretrain.train import PretrainConfig
 from sft.train import SftConfig
 from tests.launch import ROOT, metrics, train
 from training.config import RunConfig, load_config
@@ -48,7 +49,7 @@ class Recipe:
 
     def load(self, *overrides: str, over: str = "") -> RunConfig:
         files = [self.file, *([CONFIGS / "tiny" / f"{over}.yaml"] if over else [])]
-        return load_config(SftConfig if self.entry == "sft" else RunConfig, files, overrides)
+        return load_config(SftConfig if self.entry == "sft" else PretrainConfig, files, overrides)
 
 
 def recipe(model: str, stage: str) -> Recipe:
@@ -91,6 +92,17 @@ def test_every_value_says_whether_it_is_published(file: Path) -> None:
 @pytest.mark.fast
 def test_every_recipe_exists_and_every_file_is_one() -> None:
     assert {path for path in FILES if path.parent.name != "base"} == {recipe(*names).file for names in RECIPES}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("model", "stage"), RECIPES)
+def test_recipe_is_refused_by_the_other_command(model: str, stage: str) -> None:
+    """Before model.init_from is missed, and before anything is touched."""
+    file = recipe(model, stage).file
+    schema, right = (PretrainConfig, "sft") if stage.startswith("sft") else (SftConfig, "pretrain")
+    with pytest.raises(ConfigError, match=rf"train.stage=\w+: .*run it with {right}.train, or set train.stage= if"):
+        load_config(schema, file, ["model.init_from="])
+    assert load_config(schema, file, ["train.stage=", "model.init_from=x", "model.preset=tiny_moe"]).train.stage == ""
 
 
 # Of the report (arXiv 2507.01006, sections 3.2 and 4); None: not published.

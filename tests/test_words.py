@@ -30,7 +30,7 @@ BANNED = {
     r"the dead|of the dead": "the process that died",
     r"whoever|whosoever": "the process (user, ...) that",
     r"thereby|hence|thus|herein|thereof|wherein": "so",
-    r"nothing but|save for|none but": "only, except",
+    r"nothing but|save for(?! backward)|none but": "only, except",
     r"all alike": "the same for all",
     r"companions?": "hf_files",
     r"blame|blamed|to blame": "cause",

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import typer
 
 from common.files import FULL_DISK
+from common.storage import StorageError
 
 
 @contextmanager
 def errors_in_one_line(*expected: type[Exception]) -> Iterator[None]:
-    """End the command with one line on these errors and on OSError (a full disk, a missing permission)."""
-    kinds: tuple[type[Exception], ...] = (*expected, OSError)
+    """End the command with one line on these errors and on those of files (a full disk, a missing permission)."""
+    kinds: tuple[type[Exception], ...] = (*expected, OSError, StorageError)
     try:
         yield
     except kinds as error:

@@ -24,6 +24,7 @@ import typer
 
 from common.files import write_text
 from model.config import ConfigError, GlmvConfig
+from pretrain.train import PretrainConfig
 from sft.train import SftConfig
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
@@ -43,7 +44,11 @@ from training.setup import build_loader, prepare
 from training.start_point import with_positions
 
 REPO = Path(__file__).parent.parent
-SCHEMAS: dict[str, type[RunConfig]] = {"pretrain": RunConfig, "long_context": RunConfig, "sft": SftConfig}
+SCHEMAS: dict[str, type[RunConfig]] = {
+    "pretrain": PretrainConfig,
+    "long_context": PretrainConfig,
+    "sft": SftConfig,
+}
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 MOST_NODES = 4096  # up to here a suitable number is looked for
 
@@ -199,6 +204,8 @@ def _check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, wai
             _check_stage(config, stage.nodes * processes, later, skip_files)
         except ConfigError as error:
             raise ConfigError(f"{where} on {stage.nodes} nodes: {error}{_suitable(stage, processes)}") from None
+        except EXPECTED_ERRORS as error:  # of its data, or of the model to start from
+            raise ConfigError(f"{where}: {error}") from None
 
 
 def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: bool) -> None:

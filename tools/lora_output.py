@@ -86,7 +86,10 @@ def export_lora(checkpoint: Path, out: Path, *, verify: str = "full") -> None:
 
 
 def adapter_config(found: AdapterCheckpoint) -> dict[str, Any]:
-    """Return PEFT's configuration of an adapter, with every adapted module by its whole name."""
+    """Return PEFT's configuration of an adapter, with every adapted module by its whole name.
+
+    PEFT refuses dropout beside `target_parameters`, so there it is 0. It has no effect where PEFT applies the adapter.
+    """
     modules, parameters = peft_targets(found.model, selected_sites(found.model, found.lora.targets))
     return {
         "peft_type": "LORA",
@@ -95,7 +98,7 @@ def adapter_config(found: AdapterCheckpoint) -> dict[str, Any]:
         "inference_mode": True,
         "r": found.lora.rank,
         "lora_alpha": found.lora.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": 0.0 if parameters else found.lora.dropout,
         "bias": "none",
         "fan_in_fan_out": False,
         "use_rslora": False,

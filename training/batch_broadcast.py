@@ -16,6 +16,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from data_pipeline.encoding.batch import Batch
+from data_pipeline.errors import Interrupted
+from data_pipeline.loading.loader import PackedLoader
 from model.parallel import same_packs_group
 
 
@@ -47,6 +49,18 @@ def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return batches or outcome[0]
+
+
+def read_step(loader: PackedLoader) -> list[Batch]:
+    """Read the next step's packs as `broadcast_batches` does. Collective.
+
+    Returns:
+        The packs; none where the data has ended, or where the lead was asked to stop while it waited for lost storage.
+    """
+    try:
+        return broadcast_batches(loader.next_step)
+    except Interrupted:
+        return []
 
 
 def broadcast_patches(batches: Sequence[Batch]) -> Iterator[Batch]:

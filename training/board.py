@@ -5,6 +5,7 @@ that finds a reason why the run cannot continue writes it down as the end, once,
 
     glmv/ID/3       {"beat": 17, "time": 1760000000.0, "rank": 3, "host": ..., "pid": ..., "step": 12, "phase": "step"}
     glmv/ID/end     {"kind": "hang", "rank": 0, "text": "no progress for 120 s ..."}
+    glmv/ID/stop    whether any process was asked to stop
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class Board:
         self.own = Beat(self.rank, socket.gethostname(), os.getpid(), status["started"])
         if self.rank == 0:
             self._store.set("end", "")
+            self._store.set("stop", "")
         self.beat(step=0, phase="start", seconds=0.0)
         dist.barrier()
 
@@ -83,6 +85,14 @@ class Board:
         """Write down why the run ends, unless that is written. Returns what is."""
         mine = json.dumps({"kind": kind, "rank": self.rank, "text": text})
         return _parse(self._store.compare_set("end", "", mine))
+
+    def announce_stop(self) -> None:
+        """Write down that this process was asked to stop."""
+        self._store.set("stop", "yes")
+
+    def stop_is_announced(self) -> bool:
+        """Return whether any process was asked to stop."""
+        return bool(self._store.get("stop"))
 
     def beats(self) -> list[Beat]:
         """Return the last sign of life of every process."""

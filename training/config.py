@@ -6,7 +6,7 @@ is the key's documentation (training.keys).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -32,6 +32,7 @@ from training.validation import ValidationConfig
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 FP8_RECIPES = ("none", "blockwise", "mxfp8", "tensorwise", "delayed")
 RESUME = ("auto", "never")
+COMMANDS = {"pretrain": "pretrain.train", "long_context": "pretrain.train", "sft": "sft.train"}  # by train.stage
 MAX_SEED = 2**63 - 1  # of torch's generators
 
 
@@ -65,6 +66,7 @@ class TrainConfig:
     output_dir: str = ""  # the run folder
     precision: str = "bf16"  # fp32, or bf16 with float32 main weights and gradients
     deterministic: bool = False  # refuse kernels that may give different bits in another run
+    stage: str = ""  # pretrain, long_context or sft: what a recipe is for, and so which command runs it; empty: any
     check_determinism: int = 0  # compute the gradients of every N-th step twice, and stop if a bit differs; 0: never
 
     def check(self) -> None:
@@ -84,6 +86,8 @@ class TrainConfig:
         if not self.output_dir:
             raise ConfigError("train.output_dir is empty: give the folder of the run")
         _one_of("train.precision", self.precision, PRECISIONS)
+        if self.stage:
+            _one_of("train.stage", self.stage, COMMANDS)
 
 
 @dataclass
@@ -188,6 +192,23 @@ class RunConfig:
             )
         check_freeze(self.freeze)
         self.validation.check()
+
+    def check_command(self, command: str) -> None:
+        """Check that the stage that the configuration names is one of a command's.
+
+        Raises:
+            ConfigError: it is another command's.
+        """
+        stage = self.train.stage
+        if COMMANDS.get(stage, command) != command:
+            raise ConfigError(
+                f"train.stage={stage}: this is not a configuration for {command}; run it with {COMMANDS[stage]}, or "
+                "set train.stage= if it is meant"
+            )
+
+    def warnings_of_domains(self, domains: Collection[str]) -> Iterator[str]:
+        """Yield what is rarely intended about the domains of the data; stages know more."""
+        yield from ()
 
     @property
     def moe_in_effect(self) -> MoeConfig:

@@ -33,6 +33,7 @@ from training.optimizer import DTYPES
 from training.setup import prepare
 from training.start_point import StartPoint, find_start_point, with_positions
 from training.start_report import settings_without_effect, warnings_of
+from training.validation import describe_held_out
 
 GIB = 2**30
 # What a pack is taken to hold with --skip-files: samples of 2,048 tokens, half of them of images.
@@ -112,6 +113,8 @@ def _with_files(config: RunConfig, processes: int) -> Iterator[str]:
     yield from _plan(config, model, processes, *loader.expected_work())
     mixture = loader.planned_mixture()
     yield f"\nthe next window of steps takes from every domain:\n{mixture_table(mixture)}" if mixture else ""
+    if prepared.validation.loader is not None:
+        yield from describe_held_out(prepared.validation.loader, loader)
     yield from (f"warning: {line}" for line in warnings_of(config, model, loader, too_long_share(mixture)))
 
 

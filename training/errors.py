@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from common.storage import StorageError
 from data_pipeline.errors import DataError
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
@@ -25,6 +26,7 @@ EXPECTED_ERRORS = (
     StepError,
     NonDeterministicStep,
     RunFolderError,
+    StorageError,
 )
 
 
@@ -34,12 +36,14 @@ def expected_errors(*, on_every_process: bool) -> Iterator[None]:
 
     Args:
         on_every_process: whether each process prints its own error. Before the processes have joined they all find the
-            same error, and only the main process prints it; one of a machine is printed by that machine.
+            same error, and only the main process prints it; one of a machine is printed by that machine, and one of
+            storage by each process that meets it.
     """
     try:
         yield
     except EXPECTED_ERRORS as error:
-        if on_every_process or (local_rank() if isinstance(error, NodeError) else rank()) == 0:
+        is_own = on_every_process or isinstance(error, StorageError)
+        if is_own or (local_rank() if isinstance(error, NodeError) else rank()) == 0:
             where = f" on rank {rank()}" if on_every_process else ""
             print(f"error{where}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -36,6 +36,7 @@ def settle_start_point(start_point: StartPoint, config: RunConfig, model: GlmvCo
 
     Raises:
         CheckpointError: all checkpoints of the run are damaged, or the processes do not all see the chosen one.
+        StorageError: one cannot be read because storage fails, which is not taken for damage.
     """
     start_point = agree_on_start_point(start_point)
     while (path := start_point.resume) is not None:

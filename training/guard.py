@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch.distributed as dist
@@ -14,7 +13,7 @@ from training.config import RunConfig
 from training.errors import EXPECTED_ERRORS, expected_errors
 from training.run_state import EXIT_FAILED, FAILED, read_state, write_state
 from training.signals import StopRequests
-from training.watchdog import EXIT_GONE, Watchdog, tell
+from training.watchdog import EXIT_GONE, Watchdog, exit_soon, tell
 
 # What torch says where another process is gone, in errors that are of no kind of their own.
 LOST_PEER = (
@@ -30,12 +29,26 @@ LOST_PEER = (
 )
 
 
-@dataclass
 class Guard:
-    """Handed to the run: it says where it stands, and asks whether to stop."""
+    """Handed to the run: it says where it stands, asks whether to stop, and announces the error that ends it."""
 
-    watchdog: Watchdog
-    requests: StopRequests
+    def __init__(self, config: RunConfig, watchdog: Watchdog, requests: StopRequests) -> None:
+        self.config, self.watchdog, self.requests = config, watchdog, requests
+        self._announced: Exception | None = None
+
+    def announce(self, error: Exception) -> None:
+        """Print an error that ends the run, and let all processes know; once. Not for the loss of a process."""
+        if is_lost_peer(error) or error is self._announced:
+            return
+        self._announced = error
+        if not isinstance(error, EXPECTED_ERRORS):
+            self.watchdog.announce_error(f"{type(error).__name__}: {error}")
+            return
+        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)
+        if self.watchdog.announce_error(str(error)):
+            folder = Path(self.config.train.output_dir)
+            step = self.watchdog.step or read_state(folder).get("step", 0)  # 0: it has not resumed yet
+            write_state(folder, FAILED, step, self.config.train.steps, str(error))
 
 
 @contextmanager
@@ -51,31 +64,30 @@ def guarded(config: RunConfig) -> Iterator[Guard]:
     folder = Path(config.train.output_dir)
     with StopRequests(folder).listening() as requests:
         with expected_errors(on_every_process=True):
-            watchdog = Watchdog(config.health, folder, lambda: requests.received != 0)
+            if dist.get_rank() == 0:
+                requests.forget_old_file()  # before the watchdog looks for one
+            watchdog = Watchdog(config.health, folder, requests)
         try:
-            with _errors_end_the_run(config, watchdog):
-                yield Guard(watchdog, requests)
+            with _errors_end_the_run(guard := Guard(config, watchdog, requests)):
+                yield guard
         finally:
             watchdog.close()
 
 
 @contextmanager
-def _errors_end_the_run(config: RunConfig, watchdog: Watchdog) -> Iterator[None]:
-    """Turn an expected error and the loss of a process into one line and an exit code, and let all processes know."""
+def _errors_end_the_run(guard: Guard) -> Iterator[None]:
+    """Turn an expected error and the loss of a process into one line and an exit code."""
     try:
         yield
-    except EXPECTED_ERRORS as error:
-        print(f"error on rank {dist.get_rank()}: {error}", file=sys.stderr, flush=True)
-        if watchdog.announce_error(str(error), EXIT_FAILED):
-            folder = Path(config.train.output_dir)
-            step = watchdog.step or read_state(folder).get("step", 0)  # 0: it has not resumed yet
-            write_state(folder, FAILED, step, config.train.steps, str(error))
-        raise SystemExit(EXIT_FAILED) from None
     except Exception as error:
+        guard.announce(error)
+        if isinstance(error, EXPECTED_ERRORS):
+            exit_soon(EXIT_FAILED)
+            raise SystemExit(EXIT_FAILED) from None
         if not is_lost_peer(error):
-            watchdog.announce_error(f"{type(error).__name__}: {error}", exit_code=1)
+            exit_soon(1)
             raise
-        if text := watchdog.explain_loss():
+        if text := guard.watchdog.explain_loss():
             tell(text)
         raise SystemExit(EXIT_GONE) from None
 

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from common.files import write_text
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, remove_unfinished
-from training.batch_broadcast import broadcast_batches
+from training.batch_broadcast import read_step
 from training.config import RunConfig
 from training.distributed import check_processes, process_group
 from training.errors import EXPECTED_ERRORS
@@ -49,6 +49,7 @@ from training.step import StepReport
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
 from training.trackers import open_trackers
 from training.validator import Validator
+from training.watchdog import CLOSING
 
 
 def run(config: RunConfig) -> None:
@@ -79,8 +80,6 @@ def run(config: RunConfig) -> None:
             if dist.get_rank() == 0:
                 remove_unfinished(folder / CHECKPOINTS)
             with guarded(config) as guard:
-                if dist.get_rank() == 0:
-                    guard.requests.forget_old_file()
                 exit_code = Run(prepared, settle_start_point(start_point, config, prepared.model), guard).train()
     if exit_code:
         raise SystemExit(exit_code)
@@ -105,6 +104,9 @@ class Run:
         self.done = resume(prepared, self.trainer, self.meter, start_point.resume) if start_point.resume else 0
         self.started_at = self.done
         guard.watchdog.mark(self.done, "loading", slow=True)
+        for loader in (self.loader, prepared.validation.loader):
+            if loader is not None:
+                guard.requests.on_request(loader.stop_waiting)
         hf_files = partial(
             write_hf_files,
             model=prepared.model,
@@ -112,6 +114,7 @@ class Run:
             inherited=read_inherited(start_point.hf_files, prepared.model),
         )
         self.saver = Saver(self.config, self.trainer, self._state, hf_files, saved=self.done)
+        guard.watchdog.is_saving = lambda: self.saver.is_busy
         self.profiler = StepProfiler(self.config.profile, self.folder, dist.get_rank())
         self.log: RunLog | None = None
         self.stopped_by = ""
@@ -125,19 +128,23 @@ class Run:
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].backend.description)
         tokenizer = self.loader.tokenizer
-        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self._may_validate)
+        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self.done, self._may_validate)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
         try:
             self._note_state(RUNNING)
-            while self.done < self.config.train.steps and not self._is_stopped() and self._take_step():
+            self._validate_if_due()  # what a stop has interrupted
+            while not self.stopped_by and self.done < self.config.train.steps and self._take_step():
                 self._validate_if_due()
                 self._save_if_due()
             self._end()
             return self._finish()
+        except Exception as error:
+            self.guard.announce(error)  # before the wait for a save in the background, which may be long
+            raise
         finally:
-            self.guard.watchdog.mark(self.done, "closing", slow=True)
+            self.guard.watchdog.mark(self.done, CLOSING, slow=True)
             self.saver.close()
             self.loader.close()
             self.profiler.close()
@@ -145,7 +152,7 @@ class Run:
                 self.log.close()
 
     def _take_step(self) -> bool:
-        """Train on the next packs. Returns False where the data has ended."""
+        """Train on the next packs. Returns False where the data has ended, or the run was asked to stop."""
         with self.profiler.step(self.done + 1):
             return self._train_on_next_packs()
 
@@ -153,8 +160,11 @@ class Run:
         started = time.perf_counter()
         step, is_first = self.done + 1, self.done == self.started_at
         self.guard.watchdog.mark(step, "data", slow=is_first)
-        batches = broadcast_batches(self.loader.next_step)
+        batches = read_step(self.loader)
         data_seconds = time.perf_counter() - started
+        if self._is_stopped():
+            self.loader.unread()
+            return False
         if not batches:
             if self.log is not None:
                 logger.info("the data ends here: all sources have used up their epochs before step %d", step)
@@ -182,8 +192,8 @@ class Run:
         return True
 
     def _is_stopped(self) -> bool:
-        """Return whether the run was asked to stop, which all processes learn before the same step. Collective."""
-        self.stopped_by = self.guard.requests.agree()
+        """Return whether the run was asked to stop, which all processes learn at the same step. Collective."""
+        self.stopped_by = self.stopped_by or self.guard.requests.agree()
         return bool(self.stopped_by)
 
     def _finish(self) -> int:
@@ -227,7 +237,7 @@ class Run:
     def _may_validate(self) -> bool:
         """Note progress of a validation; return whether nobody asked the run to stop. Collective."""
         self.guard.watchdog.mark(self.done, "validating", slow=True)
-        return not self.guard.requests.agree()
+        return not self._is_stopped()
 
     def _validate_if_due(self) -> None:
         self.guard.watchdog.mark(self.done, "validating", slow=True)
@@ -237,7 +247,7 @@ class Run:
         """Validate where the data has ended, unless the run was asked to stop, and save the last step."""
         self.guard.watchdog.mark(self.done, "saving", slow=True)
         if not self.stopped_by:
-            self.validator.after_end(self.trainer, self.done)
+            self.validator.after_step(self.trainer, self.done, is_last=True)
         self.saver.save_last(self.done)
 
     def _save_if_due(self) -> None:

@@ -105,7 +105,7 @@ def check_lora(config: RunConfig, model: GlmvConfig) -> None:
     """Check `lora` against the model and the other keys.
 
     Raises:
-        ConfigError: A target matches nothing, or is in a frozen part, or the layout is not supported.
+        ConfigError: A target matches nothing, or is in a frozen part, or the layout or dropout is not supported.
     """
     if not config.lora.rank:
         return
@@ -121,4 +121,9 @@ def check_lora(config: RunConfig, model: GlmvConfig) -> None:
         raise ConfigError(
             "lora.targets names routed experts, whose adapters are not split over tensor ranks: set "
             "parallel.expert_tensor_parallel_size=1"
+        )
+    if adapts_experts and config.lora.dropout:
+        raise ConfigError(
+            f"lora.dropout={config.lora.dropout} and lora.targets={config.lora.targets}: PEFT has no dropout for "
+            "adapters of routed experts; set lora.dropout=0, or name no experts in lora.targets"
         )

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from model.config import ConfigError
-from training.keys import Key, keys_of, probable_keys, unknown_key
+from training.keys import Key, flatten, keys_of, probable_keys, unknown_key
 
 BASE = "base"  # the key that names the files under a file
 COMMAND_LINE, DEFAULT = "command line", "default"
@@ -84,7 +84,7 @@ def commented_yaml(config: Any, layers: Sequence[Layer]) -> str:
       lr: 2.0e-05  # configs/glm45v/sft.yaml
       eps: 1.0e-08  # default
     """
-    origins = {name: layer.origin for layer in layers for name in _leaves(layer.plain)}
+    origins = {name: layer.origin for layer in layers for name, _ in flatten(layer.plain)}
     return "".join(f"{line}\n" for line in _lines(asdict(config), origins, prefix=""))
 
 
@@ -107,14 +107,6 @@ def _flow(value: Any) -> str:
     style = '"' if isinstance(value, str) and "\n" in value else None
     text = yaml.safe_dump(value, default_flow_style=True, default_style=style, width=10**9, sort_keys=False)
     return text.removesuffix("\n").removesuffix("\n...")
-
-
-def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for name, value in content.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
 
 
 # --- files and overrides ----------------------------------------------------------------------------------------------

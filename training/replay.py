@@ -23,6 +23,7 @@ from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import find_checkpoint, is_checkpoint, load_checkpoint, read_train_state
 from model.config import ConfigError
 from model.context_slicing import my_context_tokens
+from model.lora_dropout import PackNumber
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig, load_config
 from training.distributed import process_group, world_size
@@ -185,7 +186,10 @@ def replay(prelude: Prelude, step: int, only: Collection[int] = ()) -> tuple[Rep
         if too_high := [number for number in only if not 0 <= number < len(batches)]:
             raise DataError(f"--pack {too_high[0]}: step {step} has the packs 0 to {len(batches) - 1}")
         chosen = [number for number in range(len(batches)) if not only or number in only]
-        packs = [_run_pack(trainer, number, batches[number], prepared.loader.tokenizer) for number in chosen]
+        packs = [
+            _run_pack(trainer, PackNumber(step, number), batches[number], prepared.loader.tokenizer)
+            for number in chosen
+        ]
     prepared.loader.close()
     counted = [(pack.loss, pack.loss_tokens) for pack in packs if pack.loss is not None]
     total = sum(tokens for _, tokens in counted)
@@ -193,16 +197,16 @@ def replay(prelude: Prelude, step: int, only: Collection[int] = ()) -> tuple[Rep
     return Replay(step, prelude.description, prelude.steps_between, loss, packs), [batches[n] for n in chosen]
 
 
-def _run_pack(trainer: TrainStep, number: int, batch: Batch, tokenizer: GlmTokenizer) -> PackLoss:
+def _run_pack(trainer: TrainStep, number: PackNumber, batch: Batch, tokenizer: GlmTokenizer) -> PackLoss:
     grad_norm, losses = None, torch.zeros(batch.input_ids.numel())
     if batch.num_loss_tokens:
         kept: list[Tensor] = []
-        _, grad_norm = trainer.measure([batch], lambda _, losses: kept.append(losses))
+        _, grad_norm = trainer.measure([batch], lambda _, losses: kept.append(losses), [number])
         losses = _whole_losses(batch, kept)
     mask = batch.loss_mask > 0
     loss = losses[mask].double().mean().item() if batch.num_loss_tokens else None
     samples = list(_sample_losses(batch, losses, tokenizer))
-    return PackLoss(number, batch.num_tokens, batch.num_loss_tokens, loss, grad_norm, samples)
+    return PackLoss(number.pack, batch.num_tokens, batch.num_loss_tokens, loss, grad_norm, samples)
 
 
 def _whole_losses(batch: Batch, kept: Sequence[Tensor]) -> Tensor:

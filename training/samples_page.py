@@ -23,8 +23,16 @@ from training.metrics import writes_to
 from training.prompts import Prompt
 from training.samples import Answer, decode
 
+SAMPLES = "samples"  # the folder of the pages in a run's folder
+PAGES = "step_*.html"
 MAX_IMAGES = 8  # per prompt; a video has hundreds of frames
 SIDE = 480  # pixels of an image's longer side on the page
+
+
+def last_page(folder: Path, step: int) -> int:
+    """Return the step of the last page up to a step; 0 where there is none."""
+    steps = (int(page.stem.removeprefix("step_")) for page in folder.glob(PAGES))
+    return max((found for found in steps if found <= step), default=0)
 
 
 def write_samples(
@@ -52,7 +60,7 @@ def write_samples(
         RunFolderError: a file cannot be written.
     """
     page, samples = folder / f"step_{step:07d}.html", []
-    first_page = not any(folder.glob("step_*.html"))
+    first_page = not any(folder.glob(PAGES))
     for prompt, answer in zip(prompts, answers, strict=True):
         images = list(images_of(prompt.sample))
         samples.append(

@@ -64,6 +64,11 @@ class Saver:
         """Whether there is a save in the background, of which not all processes are known to be done."""
         return self._writing is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether this process itself is writing in the background."""
+        return self._writing is not None and self._writing.is_alive()
+
     def after_step(self, step: int) -> None:
         """Save if a checkpoint of this step is due, and look at the save in the background, if there is one.
 

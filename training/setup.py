@@ -168,7 +168,7 @@ def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: 
 def add_new_adapters(model_chunks: Sequence[GlmvModel], lora: LoraConfig, seed: int) -> None:
     """Add new adapters to a model that is filled, and freeze the rest of it."""
     for chunk in model_chunks:
-        add_adapters(chunk, lora)
+        add_adapters(chunk, lora, seed=seed)
     fill_adapters(model_chunks, RandomAdapters(model_chunks[0].glmv_config, lora, seed))
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 
 from common.files import write_text
+from common.storage import patiently
 from data_pipeline.config import SourceConfig
 from data_pipeline.shards.shard_cache import shown
 from model.checkpoint import (
@@ -32,6 +33,7 @@ from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
 from training.distributed import rank
 from training.init_optimizer import check_init_optimizer
+from training.keys import flatten
 from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
@@ -163,6 +165,7 @@ def newest_usable(
 
     Raises:
         CheckpointError: all are damaged.
+        StorageError: one cannot be read because storage fails, which is not taken for damage.
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed([step for step in step_folders(folder) if step.name <= newest.name]):
@@ -183,7 +186,7 @@ def newest_usable(
 def step_folders(folder: Path) -> list[Path]:
     """Return the step folders of a run, in order."""
     checkpoints = folder / CHECKPOINTS
-    found = checkpoints.iterdir() if checkpoints.is_dir() else ()
+    found = patiently(lambda: list(checkpoints.iterdir()) if checkpoints.is_dir() else [], checkpoints)
     return sorted(path for path in found if STEP_FOLDER.fullmatch(path.name))
 
 
@@ -248,15 +251,6 @@ def _check_output_folder(folder: Path) -> None:
 
 
 # --- what may change on resume ----------------------------------------------------------------------------------------
-
-
-def flatten(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested sections by dotted key. Lists are leaves."""
-    for key, value in content.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def with_defaults(before: dict[str, Any], config: RunConfig) -> dict[str, Any]:

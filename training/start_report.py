@@ -77,6 +77,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             f"data.retry_seconds={config.data.retry_seconds:g} is not below health.hang_seconds="
             f"{config.health.hang_seconds}: a run that waits for a lost shard would be ended as if it hung"
         )
+    yield from config.warnings_of_domains({domain for source in loader.sources for domain in source.domains})
     yield from _other_chat_forms(model, loader)
     yield from settings_without_effect(config, model)
     yield from _unused_parts(config, loader)

@@ -17,6 +17,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
+from model.lora_dropout import PackNumber
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
@@ -150,7 +152,8 @@ class TrainStep:
         self._set_mean_tokens(tokens / packs)
         lr = set_step(self.scheduler, step)
         biases = KeptExpertBiases(self.model_chunks)
-        compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens)
+        numbers = [PackNumber(step, parallel_state.get_data_parallel_rank() + n * ranks) for n in range(len(batches))]
+        compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens, numbers=numbers)
         twice = self.check_determinism and step % self.check_determinism == 0
         loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
         part_norms = self.part_norms.compute()
@@ -173,18 +176,21 @@ class TrainStep:
             part_norms=part_norms,
         )
 
-    def measure(self, batches: Sequence[Batch], keep_losses: KeepLosses) -> tuple[float, float]:
+    def measure(
+        self, batches: Sequence[Batch], keep_losses: KeepLosses, numbers: Sequence[PackNumber] = ()
+    ) -> tuple[float, float]:
         """Return the mean loss and the gradient norm of packs, and leave the model as it is. Collective.
 
         Args:
             batches: the packs of this rank's data-parallel rank. Some token of the global batch carries loss.
             keep_losses: called with each pack and its losses, on the last pipeline stage.
+            numbers: which packs of the run they are, which decides what `lora.dropout` drops. Empty: nothing.
         """
         biases = KeptExpertBiases(self.model_chunks)
         loss_tokens, tokens, *_ = self._totals(batches)
         packs = len(batches) * parallel_state.get_data_parallel_world_size()
         self._set_mean_tokens(tokens / packs)
-        loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses)
+        loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses, numbers)
         biases.restore()
         clear_aux_losses_tracker()
         return loss, prepare_update(self.optimizer)
@@ -219,7 +225,11 @@ class TrainStep:
         return grad_norm, bad
 
     def _forward_backward(
-        self, batches: Sequence[Batch], loss_scale: float, keep_losses: KeepLosses | None = None
+        self,
+        batches: Sequence[Batch],
+        loss_scale: float,
+        keep_losses: KeepLosses | None = None,
+        numbers: Sequence[PackNumber] = (),
     ) -> tuple[float, dict[str, float]]:
         """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
         for ddp in self.ddp:
@@ -229,7 +239,8 @@ class TrainStep:
             reports = get_forward_backward_func()(
                 forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
                 data_iterator=[
-                    broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in self.model_chunks
+                    zip_longest(broadcast_patches(batches) if chunk.pre_process else batches, numbers)
+                    for chunk in self.model_chunks
                 ],
                 model=self.ddp,
                 num_microbatches=len(batches),
@@ -297,15 +308,18 @@ def has_data_parallel_ranks() -> bool:
 
 
 def forward_step(
-    batches: Iterator[Batch], model: Any, loss_scale: float, keep_losses: KeepLosses | None = None
+    batches: Iterator[tuple[Batch, PackNumber | None]],
+    model: Any,
+    loss_scale: float,
+    keep_losses: KeepLosses | None = None,
 ) -> tuple[Tensor, Any]:
     """Compute one micro-batch for megatron-core's schedules: the losses per token, and the function that sums them."""
-    batch = next(batches)
-    losses = forward(model, batch)
+    batch, number = next(batches)
+    losses = forward(model, batch, number)
     return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
 
 
-def forward(model: Any, batch: Batch, *, with_labels: bool = True) -> Tensor:
+def forward(model: Any, batch: Batch, number: PackNumber | None = None, *, with_labels: bool = True) -> Tensor:
     """Return the loss of every token of a pack that this context rank has, float32 [tokens / CP].
 
     Without labels, return the tokens' logits. On a pipeline stage that is not the last, return the input of the next
@@ -321,7 +335,7 @@ def forward(model: Any, batch: Batch, *, with_labels: bool = True) -> Tensor:
         "frames_per_image",
     )
     inputs = {name: getattr(batch, name) for name in names}
-    return model(**inputs, labels=batch.labels if with_labels else None)
+    return model(**inputs, labels=batch.labels if with_labels else None, pack=number)
 
 
 def weighted_loss(

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 
 from common.files import write_json
 from model.config import ConfigError
+from training.keys import flatten
 
 logger = logging.getLogger("glmv")
 IDS = "trackers.json"
@@ -264,7 +265,7 @@ class MlflowTracker(Tracker):
         known = self._client.get_experiment_by_name(self.experiment)
         experiment = known.experiment_id if known else self._client.create_experiment(self.experiment)
         self.run_id = self._client.create_run(experiment, run_name=self.folder.name).info.run_id
-        values = [self._entities.Param(key, str(value)[:6000]) for key, value in _flat(self.keys)]
+        values = [self._entities.Param(key, str(value)[:6000]) for key, value in flatten(self.keys)]
         for begin in range(0, len(values), 100):  # the most of one request
             self._client.log_batch(self.run_id, params=values[begin : begin + 100])
 
@@ -278,14 +279,3 @@ class MlflowTracker(Tracker):
     def end(self) -> None:
         """Mark the run as finished."""
         self._client.set_terminated(self.run_id)
-
-
-def _flat(keys: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Return dotted names and values."""
-    found: list[tuple[str, Any]] = []
-    for key, value in keys.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{prefix}{key}.")
-        else:
-            found.append((f"{prefix}{key}", value))
-    return found

@@ -29,7 +29,7 @@ from data_pipeline.loading.overlap import shared_samples, shared_shards
 from data_pipeline.plan.pack_cost import PackCost
 from model.config import ConfigError
 from model.context_slicing import my_context_tokens
-from training.batch_broadcast import broadcast_batches, broadcast_patches
+from training.batch_broadcast import broadcast_patches, read_step
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.prompts import PromptConfig
 from training.step import TrainStep, domain_masks, forward
@@ -44,7 +44,7 @@ class ValidationConfig:
 
     sources: list[SourceConfig] = field(default_factory=list)  # held-out shards, in the form of data.sources
     interval: int = 0  # steps between validations, and one after the last step; 0: never
-    # packs of a validation, in steps of train.global_batch_size packs; 0: as many as use each held-out sample once
+    # packs of a validation, in steps of train.global_batch_size packs; 0: as few as use each held-out sample once
     steps: int = 0
     allow_overlap: bool = False  # accept held-out shards that are also training shards
     samples: list[PromptConfig] = field(default_factory=list)  # prompts: a list of {prompt, images, answer, ...}
@@ -83,8 +83,9 @@ def build_held_out_loader(
     cost: PackCost,
     data_parallel_rank: int,
     data_parallel_size: int,
+    micro_batch_multiple: int = 1,
 ) -> PackedLoader:
-    """Open the held-out sources.
+    """Open the held-out sources. Without `steps`, the steps are as small as hold all samples, the same at any layout.
 
     Args:
         config: names them.
@@ -94,6 +95,7 @@ def build_held_out_loader(
         cost: by which packs are balanced.
         data_parallel_rank: of this process.
         data_parallel_size: of the run.
+        micro_batch_multiple: of which a rank's packs of a step are a multiple (the pipeline schedule).
 
     Raises:
         DataError: a source cannot be used.
@@ -108,6 +110,7 @@ def build_held_out_loader(
             cost=cost,
             data_parallel_rank=data_parallel_rank,
             data_parallel_size=data_parallel_size,
+            small_steps=0 if config.steps else micro_batch_multiple,
         )
     except DataError as error:
         raise DataError(f"validation.sources: {error}") from None
@@ -230,7 +233,7 @@ def held_out_loss(
         trainer: the model in its layout.
         loader: it is read from its first step on; on processes that are no lead it stays unused.
         steps: how many steps of packs to read; 0: all.
-        may_continue: called before every step of packs, on all processes; where it says no, the result is None.
+        may_continue: called for every step of packs, on all processes; where it says no, the result is None.
 
     Raises:
         NothingToLearn: no token carries loss.
@@ -242,9 +245,10 @@ def held_out_loss(
     try:
         with evaluation(trainer):
             for _ in range(steps) if steps else count():
+                batches = read_step(loader)
                 if not may_continue():
                     return None
-                if not (batches := broadcast_batches(loader.next_step)):
+                if not batches:
                     break
                 for report in _forward_packs(trainer, batches):
                     sums += report

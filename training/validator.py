@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
+
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.media.pixel_budget import PixelBudget
@@ -22,7 +24,7 @@ from training.metrics import VALIDATION, RunLog, finite_or_null, logger, writes_
 from training.pack_cost import pack_cost
 from training.prompts import CHAT_FORMS, Prompt, encode_prompt, read_prompts
 from training.samples import answer
-from training.samples_page import write_samples
+from training.samples_page import SAMPLES, last_page, write_samples
 from training.step import TrainStep
 from training.validation import build_held_out_loader, check_loss_tokens, check_overlap, held_out_loss
 
@@ -63,6 +65,7 @@ def prepare_validation(
             cost=cost,
             data_parallel_rank=data_parallel_rank,
             data_parallel_size=data_parallel_size,
+            micro_batch_multiple=config.parallel.micro_batch_multiple,
         )
         check_overlap(loader, training, allowed=options.allow_overlap)
         if rank() == 0:
@@ -88,6 +91,7 @@ class Validator:
         prepared: its held-out packs and prompts.
         tokenizer: of the run.
         log: of the run; None except on the main process.
+        done: the step that the run starts after.
         may_continue: called again and again while it works, on all processes. Where it says no, because the run was
             asked to stop, the validation is given up.
     """
@@ -98,17 +102,21 @@ class Validator:
         prepared: PreparedValidation,
         tokenizer: GlmTokenizer,
         log: RunLog | None,
+        done: int,
         may_continue: Callable[[], bool],
     ) -> None:
         self.may_continue = may_continue
         self.config, self.prepared, self.tokenizer, self.log = config, prepared, tokenizer, log
         self.options, self.folder = config.validation, Path(config.train.output_dir)
-        self._validated = self._shown = 0  # the steps after which that was done last
-        self._stepped = False
+        # The steps after which that was done last. A run that was stopped meanwhile has no line, or page, of its step.
+        last = [0, 0]
+        if log is not None:
+            last = [_last_line(self.folder / VALIDATION), last_page(self.folder / SAMPLES, done)]
+        dist.broadcast_object_list(last, src=0)
+        self._validated, self._shown = last
 
     def after_step(self, trainer: TrainStep, step: int, *, is_last: bool = False) -> None:
-        """Validate and show answers after `step`, if their intervals or the end of the run say so."""
-        self._stepped = True
+        """Validate and show answers after `step` if they are due, by interval or at the end, and not done yet."""
         loader = self.prepared.loader
         if loader is not None and self._validated < step and (is_last or step % self.options.interval == 0):
             self._validate(trainer, step, loader)
@@ -116,11 +124,6 @@ class Validator:
         if self.prepared.prompts and self._shown < step and (is_last or step % self.options.samples_interval == 0):
             self._show(trainer, step)
             self._shown = step
-
-    def after_end(self, trainer: TrainStep, step: int) -> None:
-        """Do what is due at the end, where the data ended before the last step."""
-        if self._stepped:
-            self.after_step(trainer, step, is_last=True)
 
     def _validate(self, trainer: TrainStep, step: int, loader: PackedLoader) -> None:
         started = time.perf_counter()
@@ -166,6 +169,12 @@ class Validator:
             logger.info("the answers at step %d are given up, because the run was asked to stop", step)
             return
         page = write_samples(
-            self.folder / "samples", step, self.prepared.prompts, answers, self.tokenizer, self.log.tensorboard
+            self.folder / SAMPLES, step, self.prepared.prompts, answers, self.tokenizer, self.log.tensorboard
         )
         logger.info("answers at step %d: %s  %.1f s", step, page, seconds)
+
+
+def _last_line(file: Path) -> int:
+    """Return the step of the last line of validation.jsonl; 0 where there is none."""
+    lines = file.read_text().splitlines() if file.exists() else []
+    return int(json.loads(lines[-1])["step"]) if lines else 0

@@ -3,7 +3,8 @@
 A thread of each process gives a sign of life every second and looks at two things: has this process made progress, and
 has another process written down an end of the run. A process without progress for `health.hang_seconds` writes down a
 hang; then every process that can writes its stacks, and all end. Training is synchronous: one process that hangs stops
-all others within a step, so that each of them can notice, also where the one that hangs cannot.
+all others within a step, so that each of them can notice, also where the one that hangs cannot. It also tells processes
+that wait for data of a request to stop that has reached another one.
 
     training.board      how the processes tell each other
     training.stacks     RUN/stacks/rank_NNN.txt
@@ -25,8 +26,11 @@ from typing import Any, NamedTuple
 from training.board import ERROR, GONE, HANG, SILENT_BEATS, Beat, Board
 from training.health import HealthConfig
 from training.metrics import writes_to
+from training.signals import StopRequests
 from training.stacks import STACKS, StackFile, dump_other, process_status
 
+READING = ("data", "validating")  # phases in which a process may wait for storage
+CLOSING = "closing"  # the phase in which a run that ends closes its files
 BEAT_SECONDS = 1.0
 RANKS_PER_SECOND = 500  # more processes than that beat more slowly: one store serves them all
 LEAVE_SECONDS = 20.0  # for a process that ends by itself, with its files closed
@@ -48,12 +52,14 @@ class Watchdog:
     Args:
         config: when to give up.
         folder: the run folder.
-        is_asked_to_stop: whether a signal has reached this process. torchrun sends one to the survivors when a process
-            of theirs has died; they must not wait for it in a collective then.
+        requests: the requests to stop that have reached this process. torchrun sends a signal to the survivors when a
+            process of theirs has died; they must not wait for it in a collective then.
     """
 
-    def __init__(self, config: HealthConfig, folder: Path, is_asked_to_stop: Callable[[], bool]) -> None:
-        self.config, self.folder, self._is_asked_to_stop = config, folder, is_asked_to_stop
+    def __init__(self, config: HealthConfig, folder: Path, requests: StopRequests) -> None:
+        self.config, self.folder, self._requests = config, folder, requests
+        self.is_saving: Callable[[], bool] = lambda: False  # whether this process writes a checkpoint in the background
+        self._stop_is_known = False
         self.board = Board()
         self.interval = max(BEAT_SECONDS, self.board.size / RANKS_PER_SECOND)
         with writes_to(folder / STACKS):
@@ -73,8 +79,11 @@ class Watchdog:
             phase: what comes next, for messages.
             slow: whether it may take `health.allowance_seconds` more.
         """
+        self._mark = Mark(time.monotonic(), step, phase, self._limit(slow=slow))
+
+    def _limit(self, *, slow: bool) -> float:
         hang, allowance = self.config.hang_seconds, self.config.allowance_seconds
-        self._mark = Mark(time.monotonic(), step, phase, hang + allowance * slow if hang else math.inf)
+        return hang + allowance * slow if hang else math.inf
 
     @property
     def step(self) -> int:
@@ -90,12 +99,12 @@ class Watchdog:
         if self._stacks is not None:
             self._stacks.close()
 
-    def announce_error(self, text: str, exit_code: int) -> bool:
+    def announce_error(self, text: str) -> bool:
         """Write down that this process ends with an error, and return whether it is the first one.
 
-        The others do not wait for it then, and need not report that they lost it.
+        The others do not wait for it then, and need not report that they lost it. A save in the background is still
+        finished, here and there.
         """
-        exit_soon(exit_code)
         try:
             return bool(self.board.announce_end(ERROR, text)["rank"] == self.board.rank)
         except RuntimeError:
@@ -129,7 +138,8 @@ class Watchdog:
                 end = self.board.end()
                 if not end and seconds > mark.limit:
                     end = self.board.announce_end(HANG, f"no progress for {mark.limit:.0f} s {_during(mark)}")
-                if not end and self._is_asked_to_stop() and (gone := self.board.gone()):
+                self._spread_stop(mark)
+                if not end and self._requests.received() and (gone := self.board.gone()):
                     end = self.board.announce_end(GONE, _gone(gone))
                     if end["rank"] == self.board.rank:
                         tell(end["text"])
@@ -142,6 +152,18 @@ class Watchdog:
                 self._leave(end, mark)
                 return
 
+    def _spread_stop(self, mark: Mark) -> None:
+        """Tell the others of a request to stop, or answer theirs, where this process reads data now."""
+        if self._stop_is_known:
+            return
+        if self._requests.is_made():
+            self._stop_is_known = True
+            self.board.announce_stop()
+        elif mark.phase in READING and self.board.stop_is_announced():
+            self._stop_is_known = True
+        if self._stop_is_known:
+            self._requests.answer()
+
     def _leave(self, end: dict[str, Any], mark: Mark) -> None:
         """End this process because the run ends."""
         if end["kind"] == HANG:
@@ -149,9 +171,18 @@ class Watchdog:
                 self._report_hang(end, mark)
             finally:
                 os._exit(EXIT_HANG)
+        if end["kind"] == ERROR:
+            self._let_work_end()
         # The main thread usually gets an error from its collective and leaves by itself, with its files closed.
         if not self._closing.wait(LEAVE_SECONDS / 2):
             os._exit(EXIT_GONE)
+
+    def _let_work_end(self) -> None:
+        """Wait for the save in the background, or for the main thread that closes files, as long as these may take."""
+        until = time.monotonic() + self._limit(slow=True)
+        while (self.is_saving() or self._mark.phase == CLOSING) and time.monotonic() < until:
+            if self._closing.wait(BEAT_SECONDS / 5):
+                return
 
     def _report_hang(self, end: dict[str, Any], mark: Mark) -> None:
         """Write all stacks, and on the process that wrote down the hang, the message."""

@@ -18,7 +18,7 @@ from data_pipeline.domains import build_sample
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate, padded_length
 from data_pipeline.encoding.encode import LongSample, encode_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer
-from data_pipeline.errors import BadSample, DataError, LostShard, UnusedSample
+from data_pipeline.errors import BadSample, DataError, Interrupted, LostShard, UnusedSample
 from data_pipeline.loading.quarantine import TOO_LONG, Failure, substitute
 from data_pipeline.loading.source import Source, StoredSample
 from data_pipeline.loading.workers import WorkerNotes
@@ -146,7 +146,7 @@ class PackFetcher(Dataset):
             )
             self._check_length(piece, len(encoded))
             return encoded
-        except BadSample:
+        except (BadSample, Interrupted):
             raise
         except Exception as error:  # one unexpected sample must not end a run; many end it by the quarantined fraction
             where = traceback.extract_tb(error.__traceback__)[-1]

@@ -39,7 +39,7 @@ from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.blend import StreamPosition
 from data_pipeline.plan.mixture_report import DomainShare, SourceUse, planned_mixture, source_use
 from data_pipeline.plan.pack_cost import PackCost
-from data_pipeline.plan.plan import Pack, Plan, PlanPosition
+from data_pipeline.plan.plan import Pack, Plan, PlanPosition, smallest_steps
 from data_pipeline.shards.lost import LostShards
 from data_pipeline.shards.shard_cache import ShardCache
 
@@ -69,6 +69,7 @@ class PackedLoader:
         cost: PackCost,
         data_parallel_rank: int,
         data_parallel_size: int,
+        small_steps: int = 0,
     ) -> None:
         """Open the sources; no worker is started yet.
 
@@ -79,6 +80,9 @@ class PackedLoader:
             cost: By which packs are balanced.
             data_parallel_rank: Of this process.
             data_parallel_size: Number of data-parallel ranks.
+            small_steps: Make steps only as large as all samples need, up to global_batch_size, and give each rank a
+                multiple of this many packs of a step; some are empty. 0: every step has global_batch_size packs. All
+                sources need `epochs`.
 
         Raises:
             DataError: The data cannot be used. The message names the file or key and says how to fix it.
@@ -91,32 +95,29 @@ class PackedLoader:
         self.sources = [
             Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.located
         ]
-        self.plan = Plan(
-            self.sources,
-            seed=config.seed,
-            seq_length=seq_length,
-            segment_multiple=config.segment_multiple,
-            global_batch_size=global_batch_size,
-            cost=cost,
-            too_long=config.too_long,
-        )
-        packs_per_rank = global_batch_size // data_parallel_size
-        self._rank, self._ranks, self._packs_per_rank = data_parallel_rank, data_parallel_size, packs_per_rank
+        sizes = {"seq_length": seq_length, "segment_multiple": config.segment_multiple}
+        self._plan_of = partial(Plan, self.sources, seed=config.seed, cost=cost, too_long=config.too_long, **sizes)
+        packs = smallest_steps(self._plan_of, global_batch_size) if small_steps else global_batch_size
+        self.plan = self._plan_of(global_batch_size=packs)
+        self._rank, self._ranks, multiple = data_parallel_rank, data_parallel_size, small_steps or 1
+        self._packs_per_rank = -(-packs // (data_parallel_size * multiple)) * multiple
+        locations = chain.from_iterable(source.locations() for source in self.sources)
+        self._lost = LostShards(config.retry_seconds, locations, give_up=config.on_lost_shard == "quarantine")
         self._num_workers, self._prefetch = config.num_workers, config.prefetch
         self._pinned, self._notes = torch.accelerator.is_available(), WorkerNotes(config.num_workers)
         self._fetcher = PackFetcher(
             self.sources,
             self.tokenizer,
             budget,
-            seq_length=seq_length,
-            segment_multiple=config.segment_multiple,
+            **sizes,
             truncate=config.too_long == "truncate",
             cache=cache,
-            lost=LostShards(config.retry_seconds, give_up=config.on_lost_shard == "quarantine"),
+            lost=self._lost,
             notes=self._notes,
         )
         self.tally = Tally()
         self._position = PlanPosition.start(len(self.sources))
+        self._before: PlanPosition | None = None  # the step that was read last
         self._positions_ahead: deque[PlanPosition] = deque()  # after each step whose packs were handed to the workers
         self._batches: Iterator[Batch | DataError] | None = None
 
@@ -127,7 +128,9 @@ class PackedLoader:
 
         Raises:
             DataError: A worker died or has no shared memory. The message names the samples that it was reading.
+            Interrupted: After `stop_waiting`, where a shard is lost.
         """
+        self._before = None
         if self._batches is None:
             self._batches = self.read_packs()
         try:
@@ -144,8 +147,18 @@ class PackedLoader:
                 "error"
             ) from error
         if batches:
-            self._position = self._positions_ahead.popleft()
+            self._before, self._position = self._position, self._positions_ahead.popleft()
         return batches
+
+    def unread(self) -> None:
+        """Go back before the step that `next_step` returned last, which is not used."""
+        self.close()
+        if self._before is not None:
+            self._before, self._position = None, self._before
+
+    def stop_waiting(self) -> None:
+        """Wait for lost shards no longer, because the run ends: not now, and not later."""
+        self._lost.stop_waiting()
 
     def read_packs(self) -> Iterator[Batch | DataError]:
         """Start the workers, and return an iterator over this rank's packs from the current step on.
@@ -213,15 +226,9 @@ class PackedLoader:
 
         Covers MIN_WINDOW_PACKS packs. The same on every rank and at every restart.
         """
-        first_packs = Plan(
-            self.sources,
-            seed=self.plan.seed,
-            seq_length=self.plan.seq_length,
-            segment_multiple=self.plan.segment_multiple,
-            global_batch_size=1,  # a window has at least one step, which may be thousands of packs
-            cost=self.plan.cost,
-            too_long=self.plan.too_long,
-        )
+        first_packs = self._plan_of(
+            global_batch_size=1
+        )  # a window has at least one step, which may be thousands of packs
         steps, _ = first_packs.window(PlanPosition.start(len(self.sources)))
         pieces = [piece for step in steps for pack in step for piece in pack.pieces]
         begun = [piece for piece in pieces if piece.start == 0]  # the first piece of a split sample stands for all
@@ -334,7 +341,8 @@ class PackedLoader:
     def _planned_packs(self) -> Iterator[Pack]:
         for packs, position in self.plan.steps(self._position):
             self._positions_ahead.append(position)
-            yield from packs[self._rank :: self._ranks]
+            empty = [Pack(())] * (self._packs_per_rank * self._ranks - len(packs))
+            yield from [*packs, *empty][self._rank :: self._ranks]
 
 
 def _check_divisible(global_batch_size: int, data_parallel_size: int) -> None:

@@ -150,6 +150,10 @@ class Source:
             ends = batch.column("members").offsets.to_numpy().astype(np.int64)
             yield _fields(batch, "members", "xxh3")[0], ends - ends[0]
 
+    def locations(self) -> Iterator[str]:
+        """Yield the path or URL of every shard."""
+        return map(self._location, self.shards)
+
     @property
     def has_media(self) -> bool:
         """Whether any sample has images or videos."""

@@ -14,7 +14,7 @@ r + 2n ... of a step, and neighbouring packs of a step need about the same work.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -219,6 +219,23 @@ class _Packing(NamedTuple):
     chosen: np.ndarray  # int64 [pieces], the pack of each; -1: no pack has enough space
     packs: int  # number of packs
     heavy: int  # the first packs, whose costs cannot be balanced
+
+
+def smallest_steps(plan_of: Callable[..., Plan], most: int) -> int:
+    """Return how many packs a step needs at least, for all samples to fit into as few steps as with `most` packs.
+
+    Args:
+        plan_of: Makes the plan with `global_batch_size` packs per step. All of its sources have `epochs`.
+        most: The largest number of packs per step.
+    """
+    single = plan_of(global_batch_size=1)
+    start = PlanPosition.start(len(single.sources))
+    packs = sum(1 for _ in single.steps(start))
+    steps = max(-(-packs // most), 1)
+    size = max(-(-packs // steps), 1)
+    while size < most and sum(1 for _ in plan_of(global_batch_size=size).steps(start)) > steps:
+        size += max(size // 50, 1)  # the windows are others, so that the same packs need not suffice
+    return min(size, most)
 
 
 def _to_packs(pieces: Pieces, chosen: np.ndarray, count: int) -> list[Pack]:

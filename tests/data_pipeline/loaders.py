@@ -16,7 +16,13 @@ SEQ_LENGTH = 512
 
 
 def loader(
-    config: DataConfig, *, batch: int = 4, rank: int = 0, ranks: int = 1, seq_length: int = SEQ_LENGTH
+    config: DataConfig,
+    *,
+    batch: int = 4,
+    rank: int = 0,
+    ranks: int = 1,
+    seq_length: int = SEQ_LENGTH,
+    small_steps: int = 0,
 ) -> PackedLoader:
     return PackedLoader(
         config,
@@ -25,6 +31,7 @@ def loader(
         cost=PackCost(token=1000, token_squared=1, patch=100, patch_squared=1),
         data_parallel_rank=rank,
         data_parallel_size=ranks,
+        small_steps=small_steps,
     )
 
 

@@ -7,12 +7,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
+from model.lora_dropout import AdapterDropout, PackNumber
+from tests.dropout_reference import expected_mask
 from tests.gpu.test_runs import BF16, EXACT, WITH_TE, run_here, set_back
 from tests.launch import metrics
 from tests.training.test_resume import trace
 
-LORA = ["lora.rank=4", "lora.targets=[all-linear]"]
+LORA = ["lora.rank=4", "lora.targets=[all-linear]", "lora.dropout=0.1"]
 
 
 def test_metrics_have_times_memory_and_norms_of_parts(config_file: Path, tmp_path: Path, backend_name: str) -> None:
@@ -62,3 +65,16 @@ def test_lora_is_the_same_with_both_backends_and_resumes_bit_for_bit(config_file
     for line, expected in zip(found["transformer_engine"], found["torch"], strict=True):
         assert line["loss"] == pytest.approx(expected["loss"], rel=5e-3)
         assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=5e-2)
+
+
+def test_masks_of_dropout_are_those_of_the_formula() -> None:
+    rows, channels = range(4000, 5001), range(129, 770)
+    dropout = AdapterDropout(0.1, seed=3)
+    dropout.begin(PackNumber(step=2, pack=1))
+    dropout.work_on(torch.tensor(rows))
+    mask = dropout.mask("model.language_model.layers.0.self_attn.o_proj", channels)
+    assert mask is not None
+    found = mask.keeps()
+    assert found.is_cuda
+    expected = expected_mask("3/2/1/model.language_model.layers.0.self_attn.o_proj", rows, channels, 0.1)
+    assert (found.cpu().numpy() == expected).all()

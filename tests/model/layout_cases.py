@@ -145,8 +145,8 @@ def make_trainer(
     return TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, steps, SEQ_LENGTH)
 
 
-def of_this_rank(packs: Sequence[Batch]) -> Sequence[Batch]:
-    """Return the packs of this data-parallel rank."""
+def of_this_rank(packs: Sequence[Any]) -> Sequence[Any]:
+    """Return the packs of this data-parallel rank, or what belongs to them."""
     return packs[parallel_state.get_data_parallel_rank() :: parallel_state.get_data_parallel_world_size()]
 
 

@@ -31,11 +31,11 @@ ONE_VARIANT = pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
 
 @pytest.fixture
 def saved(build: Callable[..., GlmvModel], tmp_path: Path) -> tuple[GlmvModel, Path]:
-    """A model, and a checkpoint of it without a manifest, so that tests can change its files."""
+    """A model, and a checkpoint of it whose manifest lists no file, so that tests can change them."""
     model = build()
     path = tmp_path / "step_0000001"
     save_checkpoint(path, [model], hf_files=lambda folder: None)
-    (path / "manifest.json").unlink()
+    (path / "manifest.json").write_text('{"block_bytes": 1073741824, "files": {}}')
     return model, path
 
 

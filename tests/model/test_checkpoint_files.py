@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import resource
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -16,10 +18,13 @@ from typing import Any
 import pytest
 import xxhash
 from torch import nn
+from torch.distributed.checkpoint.metadata import StorageMeta
 
+from common import storage
 from common.files import write_json
+from common.storage import StorageError
 from model import checkpoint_manifest
-from model.checkpoint import CheckpointError, TrainState, load_checkpoint, save_checkpoint
+from model.checkpoint import CheckpointError, TrainState, load_checkpoint, read_train_state, save_checkpoint
 from model.config import ConfigError
 from model.glmv import GlmvModel
 
@@ -118,13 +123,60 @@ def test_damaged_manifest_is_named(hf_folder: Any, checkpoint: Path, model: Glmv
         load_checkpoint(checkpoint, [model])
 
 
-def test_checkpoint_without_a_manifest_loads_with_a_warning(
+def test_checkpoint_that_has_lost_its_manifest_is_refused(hf_folder: Any, checkpoint: Path, model: GlmvModel) -> None:
+    (checkpoint / "manifest.json").unlink()
+    with pytest.raises(CheckpointError, match=rf"{checkpoint}/manifest.json is missing.*copy the checkpoint again"):
+        load_checkpoint(checkpoint, [model])
+
+
+def test_checkpoint_of_an_earlier_version_loads_with_a_warning(
     hf_folder: Any, checkpoint: Path, model: GlmvModel, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Torch's own writer, which earlier versions used, names each save; they wrote no manifest."""
     (checkpoint / "manifest.json").unlink()
+    metadata = pickle.loads((checkpoint / "state" / ".metadata").read_bytes())
+    metadata.storage_meta = StorageMeta(checkpoint_id=str(checkpoint), save_id="0b6e")
+    (checkpoint / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
     with caplog.at_level(logging.WARNING):
         load_checkpoint(checkpoint, [model])
     assert f"{checkpoint} has no manifest.json" in caplog.text
+
+
+# --- storage that fails -----------------------------------------------------------------------------------------------
+
+FAILING = Path("/proc/self/mem")  # reading it at its begin is an input/output error
+
+
+def make_fail(file: Path) -> None:
+    file.unlink()
+    file.symlink_to(FAILING)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "state/.metadata", "train_state.json"])
+def test_failing_storage_is_not_damage(
+    hf_folder: Any, checkpoint: Path, model: GlmvModel, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(storage, "DELAYS", (0.1, 0.1))
+    if name == "train_state.json":  # its size would differ
+        list_no_file(checkpoint)
+    make_fail(checkpoint / name)
+    message = rf"{checkpoint}/{name} cannot be read \(Input/output error\), in 3 attempts"
+    with pytest.raises(StorageError, match=message):
+        read_train_state(checkpoint) if name == "train_state.json" else load_checkpoint(checkpoint, [model])
+
+
+def list_no_file(checkpoint: Path) -> None:
+    write_json(checkpoint / "manifest.json", {"block_bytes": checkpoint_manifest.BLOCK_BYTES, "files": {}})
+
+
+def test_storage_that_fails_for_a_moment_is_waited_for(hf_folder: Any, checkpoint: Path, model: GlmvModel) -> None:
+    manifest, kept = checkpoint / "manifest.json", checkpoint.parent / "kept"
+    shutil.copy(manifest, kept)
+    make_fail(manifest)
+    timer = threading.Timer(0.2, lambda: kept.replace(manifest))
+    timer.start()
+    load_checkpoint(checkpoint, [model])
+    timer.join()
 
 
 # --- saves that fail --------------------------------------------------------------------------------------------------

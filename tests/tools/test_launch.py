@@ -153,3 +153,15 @@ def test_chain_is_written_with_the_order_of_its_stages(tmp_path: Path, monkeypat
     assert "2 numbers for 3 stages" in refuse("--nodes", "32,16", "--skip-files", "--out", "x", "--chain", *chain)
     twice = refuse("--nodes", 32, "--skip-files", "--out", "x", "--chain", chain[0], chain[0])
     assert "both write to train.output_dir" in twice
+
+
+def test_error_in_the_data_of_a_chain_names_the_stage(config_file: Path, tmp_path: Path) -> None:
+    second = tmp_path / "sft_lost.yaml"
+    second.write_text(
+        f"base: config.yaml\nmodel: {{init_from: {tmp_path}/run}}\ntrain: {{output_dir: {tmp_path}/sft}}\n"
+        "data: {sources: [{path: nowhere}]}\n"
+    )
+    first = config_file.rename(tmp_path / "pretrain_first.yaml")
+    (tmp_path / "config.yaml").symlink_to(first)
+    words = ["--nodes", 1, *ON_CPUS, "--out", tmp_path / "jobs", "--chain", first, second]
+    assert refuse(*words).startswith(f"error: {second}: nowhere does not exist")

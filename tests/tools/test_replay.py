@@ -111,8 +111,10 @@ def test_replay_equals_the_run(config_file: Path, shards: Path, damaged: Path, t
 
 
 def test_gradient_norm_of_a_pack_alone_is_that_of_a_step_of_one_pack(config_file: Path, tmp_path: Path) -> None:
+    """Here of adapters with dropout, whose masks are those of the run."""
     run = tmp_path / "run"
-    train(config_file, ["train.global_batch_size=1", "train.steps=3", "checkpoint.save_interval=2"], processes=1)
+    options = ["lora.rank=4", "lora.targets=[all-linear]", "lora.dropout=0.4", "train.global_batch_size=1"]
+    train(config_file, [*options, "train.steps=3", "checkpoint.save_interval=2"], processes=1)
     assert_step_of_one_pack(run, 3, tmp_path, f"the weights of {run}/checkpoints/step_0000002")
 
 

@@ -17,6 +17,7 @@ from mlflow.tracking import MlflowClient
 from wandb.proto import wandb_internal_pb2
 
 from tests.launch import finish, has_reached, kill_rank_when, metrics, start, train
+from training.trackers import MlflowTracker
 
 Values = dict[int, dict[str, float]]
 BLOCK, HEADER = 1 << 15, 7  # of the records of a .wandb file, which is a log of LevelDB
@@ -103,6 +104,25 @@ def test_resumed_run_is_one_run_with_the_values_of_the_metrics(
 
 
 OWN = "step_seconds", "tokens_per_second", "eta_seconds", "data_seconds", "seconds/", "memory_gb", "tflops", "mfu"
+
+
+def test_validation_that_a_kill_kept_from_mlflow_is_sent_when_it_is_repeated(tmp_path: Path) -> None:
+    """The process was killed between the line of step 2 and that of its validation; it resumes from step 1."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    lines = {step: {"step": step, "loss": 3.0 - step, "lr": 0.1} for step in (1, 2, 3)}
+    validations = {step: {"step": step, "validation/loss": 4.0 - step} for step in (1, 2)}
+    sent = [(1, lines[1]), (1, validations[1]), (2, lines[2])]
+    for resumed_at, to_send in ((0, sent), (1, [(2, lines[2]), (2, validations[2]), (3, lines[3])])):
+        tracker = MlflowTracker(uri, "glmv-train", tmp_path, resumed_at, keys={})
+        for step, line in to_send:
+            tracker.step(step, line)
+        tracker.close()
+    runs, values = mlflow_values(uri)
+    assert len(runs) == 1
+    assert values == {
+        step: {key: value for key, value in {**lines[step], **validations.get(step, {})}.items() if key != "step"}
+        for step in lines
+    }
 
 
 def test_server_that_does_not_answer_stops_nothing(config_file: Path, tmp_path: Path) -> None:

@@ -7,9 +7,22 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from model.checkpoint import TrainState, save_checkpoint, write_checkpoint
+from common import storage
+from common.storage import StorageError
+from model.checkpoint import CheckpointError, TrainState, save_checkpoint, write_checkpoint
+from model.checkpoint_manifest import check_manifest
 from model.checkpoint_state import StateCopy
 from tests.training.step_cases import make_trainer, take_steps
+
+
+def verify(folder: str) -> str:
+    """Compare a checkpoint's files with its manifest, and return the error."""
+    storage.DELAYS = (0.1,)
+    try:
+        check_manifest(Path(folder))
+    except (CheckpointError, StorageError) as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def save_copies(variant: str, folder: str, layout: str, frozen: Sequence[str], out: str) -> None:

@@ -265,3 +265,8 @@ def test_binary_file_as_configuration_is_refused(tmp_path: Path) -> None:
     (tmp_path / "image.yaml").write_bytes(b"\xff\xd8\xff\xe0")
     with pytest.raises(ConfigError, match=r"image.yaml is not valid YAML"):
         load_config(RunConfig, tmp_path / "image.yaml")
+
+
+def test_unknown_stage_is_refused(config_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.stage='rl': choose one of pretrain, long_context, sft"):
+        load_config(RunConfig, config_file, ["train.stage=rl"])

@@ -172,3 +172,12 @@ def test_bytes_are_those_of_the_objects_of_a_run(hf_folder, config_file: Path, l
     counted = rank_bytes(config, held, Counter(), processes=2)
     assert [(rank["weights"], rank["gradients"]) for rank in ranks] == [(counted.weights, counted.gradients)] * 2
     assert sum(rank["optimizer"] for rank in ranks) == 2 * counted.optimizer
+
+
+def test_held_out_data_that_is_also_trained_on_is_counted(
+    config_file: Path, shards: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the start of the run's log counts it."""
+    output = shown(config_file, capsys, "validation.interval=2", f"validation.sources=[{{path: {shards / 'chats'}}}]")
+    assert "validation: 12 samples in 1 shards are held out\n" in output
+    assert "validation: 12 of these samples have a record, image or video that is also in the training data" in output

@@ -20,12 +20,22 @@ from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from model.hf_weights import SafetensorsFolder
 from model.lora import add_adapters
+from model.lora_targets import LoraConfig
 from model.whole_model import build_whole_model
 from tests.launch import metrics, train
-from tests.reference import Image, Text, forward_inputs, make_sample, pack, transformers_logits
+from tests.reference import (
+    Image,
+    Text,
+    forward_inputs,
+    make_sample,
+    pack,
+    small_config,
+    transformers_logits,
+    transformers_model,
+)
 from tests.tools.test_convert import run_python
 from tests.training.run_folders import interrupted_run
-from tools.lora_output import export_lora, merge, read_adapter_checkpoint
+from tools.lora_output import AdapterCheckpoint, adapter_config, export_lora, merge, read_adapter_checkpoint
 from training.config import RunConfig, load_config
 from training.lora_base import check_lora
 from training.replay import prepare_replay
@@ -117,6 +127,19 @@ def sample_for(folder: Path) -> Any:
     return make_sample(GlmvConfig.from_hf(folder), [Text(9), Image(4, 6), Text(20)], seed=3)
 
 
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("variant", "targets", "expected"),
+    [("glm4v", "all-linear", 0.25), ("glm4v_moe", "o_proj", 0.25), ("glm4v_moe", "all-linear", 0.0)],
+)
+def test_exported_dropout_is_what_peft_accepts(variant: str, targets: str, expected: float) -> None:
+    """PEFT has no dropout for parameters, as which a mixture of experts' other MLPs are exported."""
+    model, lora = small_config(variant), LoraConfig(rank=2, dropout=0.25, targets=[targets])
+    found = adapter_config(AdapterCheckpoint(Path(), model, lora, init_from="", seed=1, base="base"))
+    adapted = peft.get_peft_model(transformers_model(model), peft.LoraConfig(**found))
+    assert adapted.peft_config["default"].lora_dropout == expected
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -137,7 +160,14 @@ CONTRADICTIONS = [
         ["lora.targets=[experts.*]", "parallel.expert_tensor_parallel_size=2"],
         r"set parallel\.expert_tensor_parallel_size=1",
     ),
-    (["lora.dropout=0.1"], r"lora\.dropout=0\.1 is not supported"),
+    (
+        ["lora.dropout=0.1", "lora.targets=[experts.*]"],
+        r"lora\.dropout=0\.1 and lora\.targets=.*no experts in lora\.tar",
+    ),
+    (["lora.dropout=1"], r"lora\.dropout=1\.0: give 0, or a number from 0\.0001 to 0\.9999"),
+    (["lora.dropout=-0.1"], r"lora\.dropout=-0\.1: give 0, or"),
+    (["lora.dropout=0.000001"], r"lora\.dropout=1e-06: give 0, or"),
+    (["lora.dropout=nan"], r"lora\.dropout=nan: give 0, or"),
     (["lora.alpha=0"], r"lora\.alpha=0\.0: give a positive number"),
     (["lora.rank=-1"], r"lora\.rank=-1: give a positive number, or 0"),
     (["lora.targets=[]"], r"lora\.targets is empty"),

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,7 @@ import pytest
 import webdataset as wds
 
 from data_pipeline.sharding.foreign import index_shards
-from tests.launch import finish, has_reached, metrics, start, train, wait_until
+from tests.launch import finish, has_reached, metrics, process_of_rank, start, train, wait_until
 from tests.training_data import sentence
 
 SHARDS = 60  # more than are read together, so that some are opened late
@@ -32,11 +34,7 @@ def move_unopened(folder: Path, launcher: subprocess.Popen[str]) -> dict[Path, P
     return moved
 
 
-@pytest.mark.slow
-def test_run_waits_for_shards_that_are_moved_away_and_back(
-    config_file: Path, tokenizer_folder: Path, tmp_path: Path
-) -> None:
-    folder = tmp_path / "many"
+def make_shards(folder: Path, tokenizer_folder: Path) -> Path:
     folder.mkdir()
     for number in range(SHARDS):
         with wds.TarWriter(str(folder / f"many-{number:03d}.tar")) as sink:
@@ -44,6 +42,14 @@ def test_run_waits_for_shards_that_are_moved_away_and_back(
                 record = {"domain": "text", "text": sentence(2 * number + n, 30)}
                 sink.write({"__key__": f"{number}-{n}", "json": record})
     index_shards(sorted(folder.glob("*.tar")), tokenizer=tokenizer_folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_run_waits_for_shards_that_are_moved_away_and_back(
+    config_file: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = make_shards(tmp_path / "many", tokenizer_folder)
     common = [f"data.sources=[{{path: {folder}}}]", "train.steps=20", "checkpoint.save_interval=0"]
     train(config_file, [*common, f"train.output_dir={tmp_path}/whole"], processes=1)
 
@@ -69,3 +75,26 @@ def test_run_waits_for_shards_that_are_moved_away_and_back(
     [error] = re.findall(r"^error on rank 0: (.*)$", output, re.MULTILINE)
     assert re.match(r"a shard of source 'many' is lost: .*many-\d+\.tar cannot be opened \(No such file", error)
     assert "data.on_lost_shard=quarantine" in error
+
+
+@pytest.mark.slow
+def test_run_that_waits_for_shards_stops_within_seconds_and_resumes(
+    config_file: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Both ranks wait, one of them gets a signal, with the time of a scheduler: half a minute."""
+    folder = make_shards(tmp_path / "many", tokenizer_folder)
+    common = [f"data.sources=[{{path: {folder}}}]", "train.steps=20", "checkpoint.save_interval=1000"]
+    train(config_file, [*common, f"train.output_dir={tmp_path}/whole"])
+    run = tmp_path / "run"
+    launcher = start(config_file, [*common, "data.retry_seconds=120"])
+    wait_until(has_reached, launcher, run, step=1)
+    moved = move_unopened(folder, launcher)
+    wait_until(has_warned, launcher, run, step=0)
+    time.sleep(5)  # until the packs that were fetched ahead are used up
+    process_of_rank(launcher, 1).send_signal(signal.SIGUSR1)
+    output = finish(launcher, timeout=60)
+    assert re.search(r"stopped at step \d+ by SIGUSR1 on rank 1; the same command resumes", output), output
+    for away, path in moved.items():
+        away.rename(path)
+    train(config_file, common)
+    assert [line["loss"] for line in metrics(run)] == [line["loss"] for line in metrics(tmp_path / "whole")]

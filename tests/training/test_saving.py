@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import xxhash
 
-from tests.launch import fail, finish, is_saving, kill_rank_when, metrics, start, train
+from tests.launch import fail, finish, is_saving, kill_rank_when, metrics, process_of_rank, start, train, wait_until
 from tests.model.test_checkpoint_files import can_mount, full_file_system
 from tests.processes import Processes
 from tests.training import saving_cases
@@ -49,6 +51,18 @@ def test_copy_that_is_written_after_the_next_step_has_the_bytes_of_its_moment(
     for step in (2, 3):
         assert hashes(tmp_path / f"copy_{step}") == hashes(tmp_path / f"state_{step}")
     assert hashes(tmp_path / "state_2")["state/__0_0.distcp"] != hashes(tmp_path / "state_3")["state/__0_0.distcp"]
+
+
+def test_storage_that_fails_on_one_rank_is_said_on_all(two: Processes, tmp_path: Path) -> None:
+    """Rank 1 compares its own file. Reading the begin of /proc/self/mem, of 0 bytes, is an input/output error."""
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "__1_0.distcp").symlink_to("/proc/self/mem")
+    entry = {"bytes": 0, "xxh3_64": [xxhash.xxh3_64(b"").hexdigest()]}
+    manifest = {"block_bytes": 2**30, "files": {"state/__1_0.distcp": entry}}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    said = two.run(saving_cases.verify, folder=str(tmp_path))
+    assert said[0] == said[1]
+    assert said[0].startswith(f"StorageError: {tmp_path}/state/__1_0.distcp cannot be read (Input/output error)")
 
 
 def files_of_run(run: Path) -> dict[str, dict[str, str]]:
@@ -103,6 +117,31 @@ def test_run_killed_during_a_save_in_the_background_resumes_bit_for_bit(
     assert "step 2 of 5" in output or "step 4 of 5" in output  # by which was killed first, the rank or the save
     assert trace(killed) == trace(tmp_path / "whole")
     assert files_of_run(killed)["step_0000005"] == files_of_run(tmp_path / "whole")["step_0000005"]
+
+
+def has_failed(run: Path, _step: int) -> bool:
+    return (run / "state.json").exists() and json.loads((run / "state.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.slow
+def test_error_on_one_rank_is_announced_before_a_long_save_ends_which_is_finished(
+    config_file: Path, tmp_path: Path
+) -> None:
+    """A data worker of rank 1 is killed while both ranks write."""
+    run = tmp_path / "run"
+    options = [IN_THE_BACKGROUND, "train.steps=500", "parallel.expert_model_parallel_size=2"]
+    launcher = start(config_file, options, entry="tests.training.slow_disk_train")
+    wait_until(is_saving, launcher, run, step=3)
+    for worker in process_of_rank(launcher, 1).children():
+        worker.kill()
+    wait_until(has_failed, launcher, run, step=3)
+    assert is_saving(run, 3)
+    output = finish(launcher)
+    assert launcher.returncode != 0
+    [error] = re.findall(r"^error.*", output, re.MULTILINE)
+    assert error.startswith("error on rank 1: a data worker died")
+    assert (run / "checkpoints" / "latest").read_text() == "step_0000003\n"
+    assert "state/__1_0.distcp" in hashes(run / "checkpoints" / "step_0000003")
 
 
 @pytest.mark.parametrize("fits", [pytest.param(0, marks=pytest.mark.slow), 1])

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from common import storage
+from common.storage import StorageError
 from model.checkpoint import CheckpointError
 from model.config import ConfigError
 from tests.training.run_folders import interrupted_run
@@ -216,3 +218,21 @@ def test_damaged_newest_checkpoints_are_skipped(run: Path, config_file: Path) ->
 def test_moved_root_is_accepted_on_resume(run: Path, config_file: Path) -> None:
     [line] = start_point(config_file, "data.root=/elsewhere").moved
     assert line == "data.root has moved from '' to '/elsewhere': the same samples"
+
+
+def test_newest_checkpoint_on_failing_storage_is_neither_damaged_nor_skipped(
+    run: Path, config_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading the begin of /proc/self/mem is an input/output error."""
+    monkeypatch.setattr(storage, "DELAYS", (0.1,))
+    steps = [run / "checkpoints" / f"step_000000{number}" for number in (3, 4)]
+    shutil.copytree(steps[0], steps[1])
+    (run / "checkpoints" / "latest").write_text("step_0000004\n")
+    for name in ("manifest.json", "train_state.json"):
+        (steps[1] / name).rename(tmp := run / name)
+        (steps[1] / name).symlink_to("/proc/self/mem")
+        with pytest.raises(StorageError, match=rf"step_0000004/{name} cannot be read \(Input/output error\)"):
+            start_point(config_file)
+        tmp.rename(steps[1] / name)
+    assert start_point(config_file).resume == steps[1]
+    assert not start_point(config_file).damaged

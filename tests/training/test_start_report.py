@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from model.config import GlmvConfig
+from pretrain.train import PretrainConfig
+from sft.train import SftConfig
 from tests.training_data import build, sentence
 from training.config import RunConfig, load_config
 from training.setup import prepare
@@ -16,8 +20,8 @@ from training.start_report import warnings_of
 pytestmark = pytest.mark.fast
 
 
-def warnings(config_file: Path, *overrides: str) -> list[str]:
-    prepared = prepare(load_config(RunConfig, config_file, ["train.global_batch_size=1", *overrides]))
+def warnings(config_file: Path, *overrides: str, schema: type[RunConfig] = RunConfig) -> list[str]:
+    prepared = prepare(load_config(schema, config_file, ["train.global_batch_size=1", *overrides]))
     return list(warnings_of(prepared.config, prepared.model, prepared.loader, too_long=0.0))
 
 
@@ -124,3 +128,15 @@ def test_wait_for_lost_shards_that_would_count_as_a_hang_is_named(config_file: P
         "as if it hung"
     ]
     assert not warnings(config_file, sources(shards, ["text", "images"]), "health.hang_seconds=0")
+
+
+def test_data_of_another_stage_is_named(config_file: Path, shards: Path, tmp_path: Path) -> None:
+    init_from = f"model.init_from={tmp_path}"
+    (tmp_path / "config.json").write_text(json.dumps(GlmvConfig.from_preset("tiny_moe").to_hf()))
+    chats, captions = (sources(shards, [name]) for name in ("chats", "images"))
+    [warning] = warnings(config_file, chats, schema=PretrainConfig)
+    assert warning.startswith("every sample is a chat: this looks like fine-tuning, which is sft.train")
+    [warning] = warnings(config_file, captions, init_from, schema=SftConfig)
+    assert warning.startswith("no sample is a chat: this looks like pretraining, which is pretrain.train")
+    assert not warnings(config_file, captions, schema=PretrainConfig)
+    assert not warnings(config_file, sources(shards, ["chats", "images"]), init_from, schema=SftConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from demo.evaluate import encode, read_samples, transformers_loss
 from model.config import ConfigError
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 from tests.hf_folders import VARIANTS, save_weights
-from tests.launch import fail, metrics, train
+from tests.launch import fail, finish, has_reached, metrics, process_of_rank, start, train, wait_until
 from tests.processes import Processes
 from tests.training import validation_cases
 from tests.training_data import build as build_shards
@@ -206,12 +207,37 @@ def test_run_with_validation_equals_one_without_and_resumes(config: Path, tmp_pa
 
     shutil.rmtree(runs["with"] / "checkpoints" / "step_0000005")
     (runs["with"] / "checkpoints" / "latest").write_text("step_0000004\n")
+    validation.write_text("".join(f"{json.dumps(line)}\n" for line in lines if line["step"] != 4))  # as if given up
     train(config, [*common, f"train.output_dir={runs['with']}"], processes=1)
     again = [json.loads(line) for line in validation.read_text().splitlines()]
     times = {"validation/seconds"}
     assert [{k: line[k] for k in line.keys() - times} for line in again] == [
         {k: line[k] for k in line.keys() - times} for line in lines
     ]
+
+
+def validations(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "validation/seconds"} for line in lines]
+
+
+@pytest.mark.slow
+def test_validation_that_a_stop_has_interrupted_is_repeated(config: Path, tmp_path: Path) -> None:
+    """Once between two steps, once after the last: the second run is not complete before its last validation."""
+    common = ["train.steps=3", "train.deterministic=true", "validation.samples_interval=0", "validation.steps=40"]
+    train(config, [*common, f"train.output_dir={tmp_path}/whole"], processes=1)
+    run = tmp_path / "run"
+    for step in (2, 3):
+        launcher = start(config, [*common, f"train.output_dir={run}"], processes=1)
+        wait_until(has_reached, launcher, run, step=step)
+        process_of_rank(launcher, 0).send_signal(signal.SIGUSR1)
+        output = finish(launcher)
+        assert f"the validation at step {step} is given up" in output
+        assert f"stopped at step {step} by SIGUSR1 on rank 0; the same command resumes" in output
+    assert [line["step"] for line in validations(run)] == [2]
+    train(config, [*common, f"train.output_dir={run}"], processes=1)
+    assert validations(run) == validations(tmp_path / "whole")
+    assert json.loads((run / "state.json").read_text())["state"] == "complete"
 
 
 def tensorboard_tags(run: Path) -> list[str]:

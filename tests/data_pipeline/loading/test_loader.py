@@ -410,3 +410,32 @@ def test_sample_begins_again_if_its_pieces_have_another_length(tmp_path, tokeniz
 def test_batch_that_the_ranks_do_not_divide_is_refused(data_config):
     with pytest.raises(DataError, match=r"train\.global_batch_size 4 is not a multiple of the data-parallel size 3"):
         loader(data_config, ranks=3)
+
+
+@pytest.mark.parametrize("most", [1536, 12])
+def test_small_steps_hold_all_samples_in_few_packs_which_are_the_same_at_every_layout(data_config, most):
+    """Of 1,536 packs those that are needed; of 12, steps of about the same size, not a full and a small one."""
+    once = replace(data_config, sources=[replace(source, epochs=1.0) for source in data_config.sources])
+    plain = loader(once)
+    expected = list(iter(plain.next_step, []))
+    found = {}
+    for ranks, multiple in ((1, 1), (3, 2)):
+        readers = [loader(once, batch=most, rank=r, ranks=ranks, small_steps=multiple) for r in range(ranks)]
+        steps = []
+        while (shares := [reader.next_step() for reader in readers])[0]:
+            assert {len(share) % multiple for share in shares} == {0}
+            assert len({len(share) for share in shares}) == 1
+            steps.append([shares[n % ranks][n // ranks] for n in range(ranks * len(shares[0]))])
+        found[ranks] = [[digest(batch) for batch in step if batch.num_samples] for step in steps]
+        assert content_of(steps) == content_of(expected)
+    assert found[1] == found[3]
+    sizes = [len(step) for step in found[1]]
+    tokens = sum(int(source.lengths.sum()) for source in plain.sources)
+    assert sum(sizes) <= 1.3 * tokens / SEQ_LENGTH + 2
+    assert max(sizes) <= min(sizes) + 1
+
+
+def content_of(steps):
+    """Return the ids of all samples, and how many tokens carry loss. Long texts may be cut elsewhere."""
+    batches = [batch for step in steps for batch in step]
+    return {sample for batch in batches for sample in batch.sample_ids}, sum(batch.num_loss_tokens for batch in batches)

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.config import SourceConfig
-from data_pipeline.errors import DataError, LostShard
+from data_pipeline.errors import DataError, Interrupted, LostShard, Unavailable
 from data_pipeline.shards.catalogue import find_shards
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.lost import LostShards
@@ -92,6 +92,57 @@ def test_wait_is_not_repeated_for_every_shard_and_said_once_per_shard(own_shards
         assert all(batch.num_samples for batch in take(packed, 1))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_wait_ends_at_once_when_the_run_stops_and_the_step_is_read_again(own_shards, workers):
+    folder, config = own_shards
+    config = replace(config, num_workers=workers, retry_seconds=60.0)
+    wanted = stream(config, 8)
+    packed = loader(config)
+    moved = move_away(folder)
+    with after(1.0, packed.stop_waiting):
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            take(packed, 8)
+        assert time.monotonic() - began < 5
+    state = packed.state_dict()
+    packed.close()
+    move_back(moved)
+    assert stream(config, 8, state) == wanted
+
+
+def test_step_that_is_not_used_is_read_again(own_shards):
+    _, config = own_shards
+    wanted = stream(config, 3)
+    packed = loader(config)
+    take(packed, 1)
+    packed.unread()
+    assert [digest(batch) for batch in packed.next_step()] == wanted[0]
+    take(packed, 1)
+    packed.unread()
+    packed.unread()
+    assert packed.state_dict() == after_steps(config, 1)
+    assert [digest(batch) for batch in packed.next_step()] == wanted[1]
+
+
+def after_steps(config, steps):
+    packed = loader(config)
+    take(packed, steps)
+    return packed.state_dict()
+
+
+def test_each_of_ten_thousand_shards_has_a_time_of_its_own():
+    shards = [f"part-{number}.tar" for number in range(10_000)]
+    lost, missing = LostShards(30, shards), []
+
+    def read(may_wait: bool) -> None:
+        missing.append([shard for shard in shards if lost.is_missing(shard)])
+        if len(missing) == 1:
+            raise Unavailable("it is away")
+
+    lost.attempt(shards[17], read)
+    assert missing == [[], [shards[17]]]
+
+
 def read_first(reader: ShardReader, shard: Path, location: str = "") -> list[bytes]:
     return reader.read_members(location or str(shard), read_index(shard).sample(0), fingerprint(shard))
 
@@ -102,7 +153,7 @@ def test_shard_that_is_copied_back_is_read_when_it_is_whole(own_shards, tmp_path
     index, mark, whole = read_index(shard), fingerprint(shard), shard.read_bytes()
     wanted = read_first(ShardReader(), shard)
     shard.unlink()
-    reader = ShardReader(lost=LostShards(30))
+    reader = ShardReader(lost=LostShards(30, [str(shard)]))
 
     def copy_slowly() -> None:
         shard.write_bytes(whole[: len(whole) // 2])
@@ -125,7 +176,7 @@ def test_storage_without_permission_is_not_waited_for(own_shards):
     shard.mkdir()
     began = time.monotonic()
     with pytest.raises(LostShard, match=r"cannot be read \(Is a directory\)"):
-        ShardReader(lost=LostShards(30)).read_members(str(shard), index.sample(0), mark)
+        ShardReader(lost=LostShards(30, [str(shard)])).read_members(str(shard), index.sample(0), mark)
     assert time.monotonic() - began < 5
 
 
