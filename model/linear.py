@@ -20,7 +20,11 @@ from typing import Any
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from megatron.core.utils import divide
@@ -166,9 +170,11 @@ class GroupedLinear(nn.Module):
         shape = [output_size, input_size]
         shape[self.split_dim] = divide(shape[self.split_dim], pg_collection.expt_tp.size())
         for expert in range(num_gemms):
-            data = torch.empty(shape, dtype=config.params_dtype, device=torch.cuda.current_device())
-            init_method(data)
-            self.register_parameter(f"weight{expert}", nn.Parameter(data))
+            weight = nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=torch.cuda.current_device()))
+            set_tensor_model_parallel_attributes(weight, True, self.split_dim, 1)
+            if config.perform_initialization:
+                init_method(weight.data)
+            self.register_parameter(f"weight{expert}", weight)
 
     def forward(self, x: Tensor, tokens_per_expert: Sequence[int]) -> tuple[Tensor, None]:
         """Map tokens [tokens, in], sorted by expert, to [tokens, out]; the second value is megatron-core's bias."""
