@@ -2,6 +2,7 @@
 # make demo-data   the shards that configs/tiny trains on
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
+# make test-new    the model's tests with the newest megatron-core and Transformer Engine; test-new-fast: a third of them
 # make test-gpu    what only a GPU can tell, on a machine that has one; a part of it: PART="bf16 runs"
 # make check       format, lint, types; make format fixes what can be fixed
 # make docs        the table of keys in docs/training.md, from the comments in the code
@@ -22,13 +23,20 @@ TE := .venv-te
 WITH_TE := $(HIDE_GPUS) PYTHONPATH=$(TE)
 PYTEST_TE := $(WITH_TE) $(PYTEST) -p tests.te.stand_in tests/te
 
+# Both ends of the tested versions, each laid over .venv: only their Python, so that the same interpreter runs both.
+NEW := .venv-new
+NEW_ENDS := oldest newest engine
+NEWEST := $(CURDIR)/$(NEW)/newest
+PYTEST_NEW := $(HIDE_GPUS) PYTHONPATH=$(NEWEST) $(PYTEST)
+PYTEST_NEW_TE := $(HIDE_GPUS) PYTHONPATH=$(NEWEST):$(CURDIR)/$(NEW)/engine:$(CURDIR)/$(TE) $(PYTEST) -p tests.te.stand_in
+
 # Weights & Biases and MLflow, likewise.
 TRACKERS := .venv-trackers
 PYTEST_TRACKERS := $(HIDE_GPUS) PYTHONPATH=$(TRACKERS) $(PYTEST) tests/trackers
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-parts test-runs test-te test-gpu test-fast test-full te-tables check format docs clean
+.PHONY: demo demo-data test test-parts test-runs test-te test-new test-new-fast test-gpu test-fast test-full te-tables check format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo --variant $(VARIANT)
@@ -55,6 +63,17 @@ test-runs: $(VENV)/installed $(TE)/installed
 test-te: $(TE)/installed
 	$(PYTEST_TE)
 
+test-new: $(NEW)/installed
+	$(PYTEST_NEW) -m "not slow" tests/model tests/training tests/sft
+	$(PYTEST_NEW_TE) tests/te
+	$(HIDE_GPUS) $(PYTEST) tests/new
+
+test-new-fast: $(NEW)/installed
+	$(PYTEST_NEW) -m "fast and not slow" tests/model
+	$(PYTEST_NEW) tests/model/test_parity.py tests/model/test_checkpoint.py
+	$(PYTEST_NEW_TE) tests/te/test_specs.py
+	$(HIDE_GPUS) $(PYTEST) -m fast tests/new
+
 # Each part is a file tests/gpu/test_PART.py, takes less than three minutes and ends with a table of its results.
 PART ?= $(patsubst tests/gpu/test_%.py,%,$(wildcard tests/gpu/test_*.py))
 
@@ -69,6 +88,7 @@ test-full: $(VENV)/installed $(TE)/installed $(TRACKERS)/installed
 	$(HIDE_GPUS) $(PYTEST)
 	$(PYTEST_TE)
 	$(PYTEST_TRACKERS)
+	$(MAKE) test-new
 
 te-tables: $(TE)/installed  # write tests/te/golden again
 	$(WITH_TE) $(BIN)/python -m tests.te.write_tables
@@ -95,11 +115,20 @@ $(TE)/installed: tests/te/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(TE) -r $<
 	touch $@
 
+$(NEW)/installed: $(NEW_ENDS:%=tests/new/%.txt) $(TE)/installed
+	rm -rf $(NEW)
+	for end in $(NEW_ENDS); do \
+	    $(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --ignore-requires-python \
+	        --target $(NEW)/$$end -r tests/new/$$end.txt || exit 1; \
+	done
+	ln -s ../../$(TE)/triton $(NEW)/newest/triton
+	touch $@
+
 $(TRACKERS)/installed: tests/trackers/requirements.txt $(VENV)/installed
 	rm -rf $(TRACKERS)
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(TRACKERS) -r $<
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TE) $(TRACKERS) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(TE) $(NEW) $(TRACKERS) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

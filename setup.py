@@ -51,7 +51,7 @@ setup(
         "lxml",
         "markdown-it-py",
         "matplotlib",
-        "megatron-core==0.16.1",
+        "megatron-core>=0.16.1,<0.20",  # 0.17 and later need Python 3.12
         "numpy>=2",
         "omegaconf",
         "pillow",
@@ -69,14 +69,16 @@ setup(
         "tensorboard",
         "tokenizers",
         "torch",
-        "transformers",
+        "transformers>=5.19,<5.25",
+        # megatron-core imports it since 0.18, and torch for the CPU comes without it.
+        "triton; python_version >= '3.12' and sys_platform == 'linux'",
         "typer",
         "webdataset",
         "xxhash",
     ],
     extras_require={
         # Transformer Engine, for machines with an NVIDIA GPU; the README says how to install it.
-        "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.12"],
+        "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.21"],
         # `--executor ray` of tools.shard; screenshots of web pages for grounding, which also need a Chromium.
         "ray": ["ray"],
         "gui": ["playwright"],

@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from model.context_slicing import context_tokens
+from model.to_device import to_device
 
 CAUSAL = (AttnMaskType.causal, AttnMaskType.padding_causal)
 
@@ -183,5 +184,5 @@ def pack_order(segments: PackedSeqParams, ranks: int, device: Any) -> Tensor:
     """
     if not hasattr(segments, "_pack_order"):
         gathered = torch.cat([context_tokens(segments.cu_seqlens_kv_padded, ranks, rank) for rank in range(ranks)])
-        segments._pack_order = gathered.argsort().to(device, non_blocking=True)
+        segments._pack_order = to_device(gathered.argsort(), device)
     return segments._pack_order

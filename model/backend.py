@@ -19,8 +19,9 @@ from megatron.core.transformer.moe.experts import TEGroupedMLP
 from model.attention import SegmentAttention
 from model.config import ConfigError
 from model.installed import (
-    check_transformer_engine_version,
+    check_version,
     has_transformer_engine,
+    installed_version,
     transformer_engine_version,
 )
 from model.linear import ColumnGroupedLinear, ColumnLinear, RowGroupedLinear, RowLinear
@@ -95,14 +96,15 @@ def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, al
     Args:
         choice: One of BACKENDS.
         dtype: dtype of the parameters.
-        allow_untested: Accept a version of Transformer Engine that the tests have not run with.
+        allow_untested: Accept versions of megatron-core and Transformer Engine that the tests have not run with.
 
     Raises:
         ConfigError: there is no such backend, Transformer Engine is asked for where it cannot be used, or its version
-            is not tested.
+            or megatron-core's is not tested.
     """
     if choice not in BACKENDS:
         raise ConfigError(f"model.backend={choice!r}: choose one of {', '.join(BACKENDS)}")
+    check_version("megatron-core", installed_version("megatron-core"), allow_untested)
     needed = {
         "a GPU": has_gpu(),
         "an installed Transformer Engine (README.md says how)": has_transformer_engine(),
@@ -113,7 +115,7 @@ def select_backend(choice: str = "auto", dtype: torch.dtype = torch.bfloat16, al
         return TorchSpecProvider()
     if lacking:
         raise ConfigError(f"model.backend=transformer_engine needs {' and '.join(lacking)}; or set model.backend=auto")
-    check_transformer_engine_version(transformer_engine_version(), allow_untested)
+    check_version("transformer-engine", transformer_engine_version(), allow_untested)
     from model.transformer_engine import TransformerEngineSpecProvider
 
     return TransformerEngineSpecProvider()

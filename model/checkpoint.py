@@ -37,6 +37,7 @@ from model.errors import CheckpointError
 from model.finite import nonfinite
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
 from model.hf_weights import local_tensors
+from model.megatron_versions import with_groups_of
 
 __all__ = [
     "HF_FILES",
@@ -291,7 +292,7 @@ def load_checkpoint(
     problem = next(filter(None, problems), None)
     raise_everywhere(f"{path} {problem}" if problem else None)
     if optimizer is not None:
-        optimizer.load_state_dict(loaded["optimizer"])
+        optimizer.load_state_dict(with_groups_of(optimizer, loaded["optimizer"]))
         _restore_hyperparameters(optimizer, groups_as_configured, read_train_state(path).updates_done)
 
 

@@ -38,6 +38,7 @@ from megatron.core.transformer.transformer_layer import (
 from torch import Tensor, nn
 
 from model.config import DecoderConfig
+from model.megatron_versions import NO_CUDA_GRAPHS
 from model.moe import SegmentMoELayer, SegmentRouter
 
 
@@ -47,6 +48,8 @@ def decoder_transformer_config(
     dtype: torch.dtype,
     balance_loss_coeff: float = 0.0,
     expert_bias_update_rate: float = 0.0,
+    dispatcher: str = "alltoall",
+    shared_expert_overlap: bool = False,
     **fields: Any,
 ) -> TransformerConfig:
     """Return megatron-core's configuration of the decoder.
@@ -56,6 +59,8 @@ def decoder_transformer_config(
         dtype: Dtype of the parameters.
         balance_loss_coeff: Weight of the sequence-level balance loss (report: 1e-4).
         expert_bias_update_rate: Step size of the loss-free balancing (report: 1e-3).
+        dispatcher: What sends tokens to experts (model.dispatch).
+        shared_expert_overlap: Compute the shared expert while tokens travel.
         fields: The parallel layout and the backend's switches, as `TransformerConfig` names them.
     """
     if decoder.is_moe:
@@ -72,7 +77,8 @@ def decoder_transformer_config(
             "moe_router_bias_update_rate": expert_bias_update_rate,
             "moe_router_load_balancing_type": "none",  # SegmentRouter adds the balance loss itself
             "moe_aux_loss_coeff": balance_loss_coeff,
-            "moe_token_dispatcher_type": "alltoall",
+            "moe_token_dispatcher_type": dispatcher,
+            "moe_shared_expert_overlap": shared_expert_overlap,
         }
     return TransformerConfig(
         num_layers=decoder.num_hidden_layers,
@@ -101,7 +107,7 @@ def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str,
         "attention_dropout": 0.0,
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
-        "cuda_graph_scope": [],
+        **NO_CUDA_GRAPHS,
         "bf16": dtype == torch.bfloat16,
         # model.hf_weights.load_weights fills all weights later.
         "init_method": _leave_uninitialised,

@@ -27,6 +27,7 @@ from model.context_slicing import context_tokens
 from model.flops import image_cost
 from model.image_assignment import assign_images
 from model.image_constants import MERGE_SIZE
+from model.to_device import to_device
 
 NO_RANK = -1  # of a token that takes no part in this rank's exchange
 
@@ -209,7 +210,7 @@ class EmbeddingExchange:
             computed = _TensorAverage.apply(computed, self.tensor_ranks)
         else:
             computed = copy_to_tensor_model_parallel_region(computed)  # one tensor rank has each row's gradient: sum
-        sent = computed.index_select(0, table.sent_rows.to(computed.device, non_blocking=True))
+        sent = computed.index_select(0, to_device(table.sent_rows))
         return all_to_all(self.group, sent, table.received_counts, table.sent_counts)
 
 

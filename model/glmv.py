@@ -37,6 +37,7 @@ from model.parallel import ParallelConfig, vision_groups
 from model.parameter_marks import VISION_PARTS, mark_parameters
 from model.recompute import RecomputeConfig, recompute_fields
 from model.rope import DecoderRope
+from model.to_device import to_device
 from model.vision import VisionEncoder, vision_transformer_config
 
 
@@ -67,6 +68,8 @@ class GlmvModel(MegatronModule):
         dtype: Dtype of the parameters, float32 or bfloat16.
         balance_loss_coeff: See `decoder_transformer_config`.
         expert_bias_update_rate: See `decoder_transformer_config`.
+        dispatcher: See `decoder_transformer_config`.
+        shared_expert_overlap: See `decoder_transformer_config`.
         recompute: Which activations are recomputed; none by default.
         backend: Provider of the leaf modules; this machine's default if None.
     """
@@ -81,6 +84,8 @@ class GlmvModel(MegatronModule):
         dtype: torch.dtype = torch.float32,
         balance_loss_coeff: float = 0.0,
         expert_bias_update_rate: float = 0.0,
+        dispatcher: str = "alltoall",
+        shared_expert_overlap: bool = False,
         recompute: RecomputeConfig | None = None,
         backend: Backend | None = None,
     ) -> None:
@@ -91,6 +96,8 @@ class GlmvModel(MegatronModule):
             dtype=dtype,
             balance_loss_coeff=balance_loss_coeff,
             expert_bias_update_rate=expert_bias_update_rate,
+            dispatcher=dispatcher,
+            shared_expert_overlap=shared_expert_overlap,
             pipeline_model_parallel_layout=pipeline_layout and [list(stage) for stage in pipeline_layout],
             **recompute_fields(recompute.decoder),
             **parallel.transformer_fields,
@@ -180,7 +187,6 @@ class GlmvModel(MegatronModule):
         Raises:
             ImageTokenError: An image has more or fewer image tokens than its grid needs (first stage only).
         """
-        device = torch.cuda.current_device()
         tokens = my_context_tokens(cu_seqlens)
         self.adapter_dropout.begin(pack if self.training else None)
         hidden_states = None
@@ -193,7 +199,7 @@ class GlmvModel(MegatronModule):
         self.adapter_dropout.work_on(tokens)
         hidden_states = self.language_model(
             input_ids=None,
-            position_ids=position_ids[:, None].to(device, non_blocking=True),
+            position_ids=to_device(position_ids[:, None]),
             attention_mask=None,
             decoder_input=hidden_states,
             packed_seq_params=packed_segments(cu_seqlens, segment_lengths),
@@ -202,7 +208,7 @@ class GlmvModel(MegatronModule):
         if not self.post_process:
             return hidden_states
         if labels is not None:
-            labels = labels[tokens].to(device, non_blocking=True)
+            labels = to_device(labels[tokens])
         return self.language_model.output_layer(hidden_states, labels)
 
     def _embed(
@@ -222,11 +228,10 @@ class GlmvModel(MegatronModule):
         table = self.embedding_exchange.table(input_ids, self.glmv_config.image_token_id, grid_thw, cu_seqlens)
         computed = self.embed_images(table.images, patches, grid_thw, frames_per_image)
         received = self.embedding_exchange.send(table, computed)
-        ids = input_ids[None, tokens].to(received.device, non_blocking=True)
-        embeddings = self.language_model.embedding(input_ids=ids, position_ids=None)
+        embeddings = self.language_model.embedding(input_ids=to_device(input_ids[None, tokens]), position_ids=None)
         if not self.config.sequence_parallel:
             embeddings = scatter_to_sequence_parallel_region(embeddings)
-        positions = table.received_positions.to(embeddings.device, non_blocking=True)
+        positions = to_device(table.received_positions)
         embeddings = embeddings.index_copy(0, positions, received[:, None].to(embeddings.dtype))
         if not self.config.sequence_parallel:
             embeddings = gather_from_sequence_parallel_region(embeddings, tensor_parallel_output_grad=False)
@@ -256,18 +261,17 @@ class GlmvModel(MegatronModule):
             shapes, frames_per_image = torch.tensor([[1, MERGE_SIZE, MERGE_SIZE]]), frames_per_image.new_ones(1)
         places = places_of_patches(images, grid_thw) if len(images) else torch.arange(MERGE_SIZE**2)
         self.adapter_dropout.work_on(places)
-        rows = self.vision_model(own.to(torch.cuda.current_device(), non_blocking=True), shapes, frames_per_image)
+        rows = self.vision_model(to_device(own), shapes, frames_per_image)
         self.adapter_dropout.work_on(places[:: MERGE_SIZE**2] // MERGE_SIZE**2)
         rows = self.adapter(rows)
         return rows if len(images) else rows[:0]
 
     def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor, modalities: Tensor) -> Tensor:
         """Return the table of members of this rank's tokens, for the routers (model.moe)."""
-        device = torch.cuda.current_device()
         if self.config.sequence_parallel:
             tokens = slice_for_tensor_rank(tokens)
         own = (cu_seqlens, segment_lengths, tokens, modalities[tokens])
-        cu_seqlens, segment_lengths, tokens, modalities = (x.to(device, non_blocking=True) for x in own)
+        cu_seqlens, segment_lengths, tokens, modalities = map(to_device, own)
         return segment_members(cu_seqlens, segment_lengths, tokens) * modalities
 
     def sharded_state_dict(

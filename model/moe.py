@@ -22,12 +22,13 @@ from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.moe.moe_utils import (
     MoEAuxLossAutoScaler,
     compute_routing_scores_for_aux_loss,
-    save_to_aux_losses_tracker,
     topk_routing_with_score_function,
 )
 from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
+
+from model.megatron_versions import record_loss
 
 BALANCE_LOSS = "balance_loss"
 MODALITIES = ("text", "image", "video")  # the table of members holds 1 + the index of a token's modality
@@ -64,7 +65,7 @@ class SegmentRouter(TopKRouter):
         local_tokens_by_modality: This rank's tokens per modality and expert; the training loop reads and clears it.
     """
 
-    def __init__(self, config: Any, pg_collection: Any) -> None:
+    def __init__(self, config: Any, pg_collection: Any, **_: Any) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
         self.balance_loss_coeff = float(config.moe_aux_loss_coeff)
         self.mean_tokens_per_pack = 1.0
@@ -124,7 +125,7 @@ class SegmentRouter(TopKRouter):
             tokens = (counts.sum(1, keepdim=True) / self.topk).clamp(min=1)
             weights = is_member.T @ (counts * self.num_experts / (self.topk * tokens))  # [tokens, experts]
         loss = (scores * weights).sum() / self.mean_tokens_per_pack
-        save_to_aux_losses_tracker(BALANCE_LOSS, loss, self.layer_number, self.config.num_layers)
+        record_loss(BALANCE_LOSS, loss, self.layer_number, self.config.num_layers)
         return MoEAuxLossAutoScaler.apply(probs, loss * self.balance_loss_coeff)
 
 

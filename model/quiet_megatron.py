@@ -1,4 +1,4 @@
-"""Filters for warnings and log lines of megatron-core 0.16.1 and torch that this project cannot act on.
+"""Filters for warnings and log lines of megatron-core and torch that this project cannot act on.
 
 Each filter says why the message is of no use here. `model/__init__.py` sets them before megatron-core is imported.
 """
@@ -32,6 +32,12 @@ WARNINGS_WITHOUT_CUDA: list[dict[str, object]] = [
 LOG_MESSAGES: list[tuple[str, str]] = [
     # megatron-core knows its own MoELayer by class; model.moe.SegmentMoELayer is another class with the same arguments.
     ("megatron.core.transformer.transformer_layer", "Unknown MLP type"),
+    # Since 0.17, once per layer: it asks for another way to write a spec, which 0.16 does not know.
+    ("megatron.core.transformer.transformer_layer", "Rewrapping ModuleSpec"),
+    # Since 0.19: docs/model.md says what a move to its successor would take.
+    ("megatron.core.models.gpt.gpt_model", "GPTModel IS DEPRECATED"),
+    # Since 0.17: common.pt, which all versions read, holds no code; what replaces it is read without that check.
+    ("megatron.core.dist_checkpointing.strategies.common", "load_common is deprecated"),
     # One data-parallel rank alone writes the optimizer's state; the others report at every save that they have none.
     ("megatron.core.dist_checkpointing.validation", "common state dict differs"),
     # The errors that it logs are also raised.

@@ -15,6 +15,8 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 
 from model.installed import has_fused_weight_gradients, transformer_engine_version
+from model.megatron_versions import experts_of
+from model.to_device import to_device
 
 # TransformerConfig fields that turn fused kernels on. The kernel for rotary embedding of packed segments is not used,
 # because its positions have one axis only.
@@ -39,6 +41,12 @@ class TransformerEngineSpecProvider(TESpecProvider):
 
     def core_attention(self) -> type:
         return SegmentDotProductAttention
+
+    def grouped_mlp_modules(
+        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool = False
+    ) -> tuple[type, Any]:
+        """Return class and submodules of the experts, which later versions of megatron-core give as a builder."""
+        return experts_of(super().grouped_mlp_modules, moe_use_grouped_gemm)
 
 
 class SeparateNorms(TransformerEngineSpecProvider):
@@ -86,7 +94,7 @@ def on_device(segments: PackedSeqParams, device: Any) -> PackedSeqParams:
     """
     if not hasattr(segments, "_on_device"):
         boundaries = segments.cu_seqlens_q if segments.cu_seqlens_q_padded is None else segments.cu_seqlens_q_padded
-        boundaries = boundaries.to(device, non_blocking=True)
+        boundaries = to_device(boundaries, device)
         segments._on_device = PackedSeqParams(
             qkv_format=segments.qkv_format,
             cu_seqlens_q=boundaries,

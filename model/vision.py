@@ -35,6 +35,7 @@ from model.config import VISION_ROPE_THETA, VisionConfig
 from model.decoder import glm_transformer_fields, layer_spec
 from model.image_constants import CHANNELS, MERGE_SIZE, PIXEL_MEAN, PIXEL_STD
 from model.rope import rotary_frequencies, vision_angles
+from model.to_device import to_device
 
 
 def vision_transformer_config(vision: VisionConfig, *, dtype: torch.dtype, **fields: Any) -> TransformerConfig:
@@ -117,7 +118,7 @@ class VisionEncoder(MegatronModule):
             max_seqlen_q=max_seqlen,
             max_seqlen_kv=max_seqlen,
         )
-        rows, columns = patch_coordinates(grid_thw).to(patches.device)
+        rows, columns = to_device(patch_coordinates(grid_thw), patches.device)
 
         x = self.patch_embed(patches, lengths, frames_per_image)
         x = self.post_conv_layernorm(x)
@@ -154,8 +155,11 @@ class PatchEmbedding(nn.Conv3d):
         """
         per_patch = frames_per_image.long().repeat_interleave(lengths)  # slices of each patch, 1 or 2
         first = per_patch.cumsum(0) - per_patch
-        both = torch.stack([first, first + per_patch - 1], dim=1).to(patches.device)  # [patches, 2]
-        mean, std = (torch.tensor(v, device=patches.device).mul(255).view(CHANNELS, 1) for v in (PIXEL_MEAN, PIXEL_STD))
+        both = torch.stack([first, first + per_patch - 1], dim=1)
+        both = to_device(both, patches.device)  # [patches, 2]
+        mean, std = (
+            to_device(torch.tensor(v).mul(255).view(CHANNELS, 1), patches.device) for v in (PIXEL_MEAN, PIXEL_STD)
+        )
         # Transpose the bytes, which are cheaper to move than floats.
         colours = patches.view(-1, patches.size(1) // CHANNELS, CHANNELS).transpose(1, 2).contiguous()
         normalised = ((colours.float() - mean) / std).to(self.weight.dtype)
@@ -177,10 +181,10 @@ class PositionEmbedding(nn.Embedding):
         sampled: dict[tuple[int, int], Tensor] = {}
         for h, w in shapes:
             if (h, w) not in sampled:
-                along_rows, along_columns = (bicubic_weights(n, side).to(table.device) for n in (h, w))
+                along_rows, along_columns = (to_device(bicubic_weights(n, side), table.device) for n in (h, w))
                 grid = torch.einsum("hi,ijd->hjd", along_rows, table)
                 grid = torch.einsum("wj,hjd->hwd", along_columns, grid)
-                rows, columns = patch_coordinates(torch.tensor([[1, h, w]])).to(table.device)
+                rows, columns = to_device(patch_coordinates(torch.tensor([[1, h, w]])), table.device)
                 sampled[h, w] = grid[rows, columns]
         return torch.cat([sampled[shape] for shape in shapes])
 

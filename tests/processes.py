@@ -5,20 +5,28 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import sys
 import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 
 class Processes:
-    """A context manager of `size` processes that form one torch.distributed group."""
+    """A context manager of `size` processes that form one torch.distributed group.
 
-    def __init__(self, size: int) -> None:
+    Args:
+        size: How many.
+        packages: Folders of packages that the processes find before the installed ones.
+    """
+
+    def __init__(self, size: int, packages: Sequence[Path] = ()) -> None:
         self.size = size
+        self.packages = [str(folder) for folder in packages]
         self._start()
 
     def _start(self) -> None:
@@ -26,6 +34,7 @@ class Processes:
         self._folder = tempfile.TemporaryDirectory(prefix="glmv-gloo-")
         store = f"{self._folder.name}/store"
         self._pipes, self._processes = [], []
+        sys.path[:0] = self.packages  # a new process takes over the path
         for rank in range(self.size):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(rank, self.size, store, there), daemon=False)
@@ -33,6 +42,7 @@ class Processes:
             there.close()
             self._pipes.append(here)
             self._processes.append(process)
+        del sys.path[: len(self.packages)]
 
     def run(self, function: Callable[..., Any], *, timeout: float = 120, **arguments: Any) -> list[Any]:
         """Call a module-level function on every process and return the results in rank order.

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 from demo.data import Library
 from demo.data import sources as sources_of_the_demo
@@ -172,12 +173,18 @@ def test_package_list_is_complete() -> None:
 
 
 def pins() -> dict[str, str]:
+    """Return the pinned version of every package that this Python installs."""
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    return dict(_normal(line).split("==") for line in lines if line and not line.startswith("#"))
+    pinned = (Requirement(line) for line in lines if line and not line.startswith("#"))
+    return {_name(pin): str(pin.specifier).removeprefix("==") for pin in pinned if _is_wanted(pin)}
 
 
-def _normal(requirement: str) -> str:
-    return re.sub(r"[-_.]+", "-", requirement.split("==")[0]).lower() + "".join(re.findall(r"==.*", requirement))
+def _name(requirement: Requirement) -> str:
+    return re.sub(r"[-_.]+", "-", requirement.name).lower()
+
+
+def _is_wanted(requirement: Requirement) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate()
 
 
 def test_every_dependency_is_pinned_and_installed_at_that_version() -> None:
@@ -186,9 +193,10 @@ def test_every_dependency_is_pinned_and_installed_at_that_version() -> None:
         *arguments["install_requires"],
         *(r for e in ("ray", "gui", "test", "demo") for r in arguments["extras_require"][e]),
     ]
-    for requirement in wanted:
-        name = re.split(r"[=<>\[]", _normal(requirement))[0]
+    for requirement in filter(_is_wanted, map(Requirement, wanted)):
+        name = _name(requirement)
         assert name in pinned, f"{name} has no version in constraints.txt"
+        assert requirement.specifier.contains(pinned[name]), f"setup.py excludes {name}=={pinned[name]}"
     for name, pin in pinned.items():
         try:
             assert version(name).split("+")[0] == pin, name

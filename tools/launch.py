@@ -29,7 +29,7 @@ from sft.train import SftConfig
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
 from tools.job_script import fill_script
-from tools.slurm import (
+from tools.submission import (
     Job,
     check_container,
     check_slurm,
@@ -114,25 +114,13 @@ def main(
         if submit:
             check_slurm(container)
         image = check_container(container, mounts, open_files=not skip_files)
-        processes = processes_per_node or gpus_per_node
-        if not processes:
-            raise ConfigError("--gpus-per-node 0 needs --processes-per-node: the number of processes on a node's CPUs")
-        cluster = Cluster(
-            gpus_per_node,
-            processes,
-            {
-                "partition": partition or None,
-                "account": account or None,
-                "time": time or None,
-                "job-name": job_name or None,
-                **parse_directives(sbatch or []),
-            },
-            {"CONTAINER_IMAGE": image, "CONTAINER_MOUNTS": mounts},
-        )
+        directives = {"partition": partition, "account": account, "time": time, "job-name": job_name}
+        settings = {"CONTAINER_IMAGE": image, "CONTAINER_MOUNTS": mounts}
+        cluster = _cluster(gpus_per_node, processes_per_node, directives, sbatch or [], settings)
         stacks = [[file, *(config or [])] for file in chained] or [list(config or [])]
         counts = _node_counts(nodes, len(stacks))
         stages = [_read_stage(files, keys, stage, count) for files, count in zip(stacks, counts, strict=True)]
-        _check_stages(stages, processes, skip_files, bool(after))
+        _check_stages(stages, cluster.processes_per_node, skip_files, bool(after))
         if image:
             _warn_of_missing_mounts(stages, mounts)
         scripts = [_script(one, cluster, keys) for one in stages]
@@ -162,6 +150,20 @@ def _check_call(
     for key in ("train.output_dir", "model.init_from"):
         if len(chained) > 1 and any(word.startswith(f"{key}=") for word in keys):
             raise ConfigError(f"{key} differs between the stages of a chain: set it in their files")
+
+
+def _cluster(
+    gpus_per_node: int,
+    processes_per_node: int,
+    directives: dict[str, str],
+    sbatch: Sequence[str],
+    settings: dict[str, str],
+) -> Cluster:
+    processes = processes_per_node or gpus_per_node
+    if not processes:
+        raise ConfigError("--gpus-per-node 0 needs --processes-per-node: the number of processes on a node's CPUs")
+    named = {name: value or None for name, value in directives.items()}
+    return Cluster(gpus_per_node, processes, {**named, **parse_directives(sbatch)}, settings)
 
 
 def _node_counts(text: str, stages: int) -> list[int]:

@@ -34,6 +34,7 @@ class GroupStepAdamW(torch.optim.Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         adam_w_mode: bool = True,
+        **_: Any,
     ) -> None:
         assert adam_w_mode, "the weight decay is decoupled"
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})

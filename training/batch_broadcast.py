@@ -2,23 +2,27 @@
 
 Only the lead has a loader and data workers. It broadcasts token ids, positions, masks and sample ids to all these ranks
 through main memory. Patches are a hundred times larger: only the first pipeline stage receives them, one pack at a time
-and from device to device. So a sample that cannot be read is quarantined for all ranks.
+and from device to device. The lead copies those of the next pack to its device while the device computes the present
+one. So a sample that cannot be read is quarantined for all ranks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
 
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import Interrupted
 from data_pipeline.loading.loader import PackedLoader
 from model.parallel import same_packs_group
+from model.to_device import to_device
 
 
 def is_lead() -> bool:
@@ -64,15 +68,41 @@ def read_step(loader: PackedLoader) -> list[Batch]:
 
 
 def broadcast_patches(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """Yield the packs with their patches, on every tensor and context rank of the first stage. Collective there."""
+    """Yield the packs with their patches, on every tensor and context rank of the first stage. Collective there.
+
+    The patches are on the device.
+    """
     group, device = parallel_state.get_tensor_and_context_parallel_group(), torch.cuda.current_device()
+    copies = copied_ahead([batch.patches for batch in batches] if group.rank() == 0 else [])
     for batch in batches:
+        if group.rank() == 0:
+            patches = next(copies)
+        else:
+            slices = int((batch.grid_thw.prod(dim=1) * batch.frames_per_image).sum())
+            patches = torch.empty(slices, batch.patches.size(1), dtype=torch.uint8, device=device)
         if group.size() > 1:
-            if group.rank() == 0:
-                patches = batch.patches.to(device, non_blocking=True)
-            else:
-                slices = int((batch.grid_thw.prod(dim=1) * batch.frames_per_image).sum())
-                patches = torch.empty(slices, batch.patches.size(1), dtype=torch.uint8, device=device)
             dist.broadcast(patches, src=dist.get_global_rank(group, 0), group=group)
-            batch = replace(batch, patches=patches)
-        yield batch
+        yield replace(batch, patches=patches)
+
+
+def copied_ahead(tensors: Sequence[Tensor]) -> Iterator[Tensor]:
+    """Yield tensors on the device. The copy of each begins when the one before is asked for, on a stream of its own."""
+    stream = copy_stream()
+
+    def begin(tensor: Tensor) -> tuple[Tensor, torch.cuda.Event]:
+        with torch.cuda.stream(stream):
+            return to_device(tensor), stream.record_event()
+
+    begun = [begin(tensor) for tensor in tensors[:1]]
+    for number in range(len(tensors)):
+        begun += [begin(tensor) for tensor in tensors[number + 1 : number + 2]]
+        copied, done = begun.pop(0)
+        torch.cuda.current_stream().wait_event(done)
+        copied.record_stream(torch.cuda.current_stream())  # its memory is not given away before this stream has used it
+        yield copied
+
+
+@cache
+def copy_stream() -> Any:
+    """Return the stream of copies to the device."""
+    return torch.cuda.Stream()

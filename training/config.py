@@ -7,7 +7,7 @@ is the key's documentation (training.keys).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from data_pipeline.config import DataConfig
 from model.backend import Backend, select_backend
 from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError, GlmvConfig
+from model.dispatch import DISPATCHERS, check_dispatch
 from model.lora_targets import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
@@ -46,7 +47,7 @@ class ModelChoice:
     # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
     # change when a run resumes
     backend: str = "auto"
-    allow_untested_transformer_engine: bool = False  # accept a version of Transformer Engine that no test has run with
+    allow_untested_versions: bool = False  # accept megatron-core and Transformer Engine that no test has run with
     max_position_embeddings: int = 0  # longest sequence that the exported config.json allows; 0: as the model has it
     rope_theta: float = 0.0  # base of the decoder's rotary positions; 0: as the model has it
 
@@ -67,6 +68,9 @@ class TrainConfig:
     precision: str = "bf16"  # fp32, or bf16 with float32 main weights and gradients
     deterministic: bool = False  # refuse kernels that may give different bits in another run
     stage: str = ""  # pretrain, long_context or sft: what a recipe is for, and so which command runs it; empty: any
+    # collect Python's garbage after every N-th step, on all processes at once, and never in between, so that none waits
+    # for the collections of others; 0: whenever Python does
+    gc_interval: int = 0
     check_determinism: int = 0  # compute the gradients of every N-th step twice, and stop if a bit differs; 0: never
 
     def check(self) -> None:
@@ -76,7 +80,7 @@ class TrainConfig:
             ConfigError: a value is missing or not allowed.
         """
         check_bounds("train", self, dict.fromkeys(("steps", "global_batch_size", "seq_length"), POSITIVE))
-        check_bounds("train", self, {"check_determinism": NOT_NEGATIVE})
+        check_bounds("train", self, dict.fromkeys(("check_determinism", "gc_interval"), NOT_NEGATIVE))
         _check_seed("train.seed", self.seed)
         if self.micro_batch_size != 1:
             raise ConfigError(
@@ -92,12 +96,16 @@ class TrainConfig:
 
 @dataclass
 class MoeConfig:
-    """Load balancing of the experts (report, section 3.2). The dense model ignores it."""
+    """Load balancing of the experts (report, section 3.2), which the dense model ignores; and how tokens reach them."""
 
     balance_loss_coeff: float = 1e-4  # weight of the sequence-level balance loss, which is computed per sample
     expert_bias_update_rate: float = 1e-3  # step of the experts' biases (loss-free balancing)
+    # what sends tokens to experts on other ranks: alltoall, or flex (DeepEP; not run on a GPU)
+    dispatcher: str = "alltoall"
+    shared_expert_overlap: bool = False  # compute the shared expert while tokens travel; not run on a GPU
 
     def __post_init__(self) -> None:
+        _one_of("moe.dispatcher", self.dispatcher, DISPATCHERS)
         check_bounds("moe", self, {"balance_loss_coeff": NOT_NEGATIVE, "expert_bias_update_rate": NOT_NEGATIVE})
 
 
@@ -183,6 +191,7 @@ class RunConfig:
         self.select_backend()
         optimizer.check_steps(train.steps)
         optimizer.check_precision(train.precision)
+        self._check_moe()
         self.data.check()
         _check_seed("data.seed", self.data.seed)
         if train.seq_length % self.data.segment_multiple:
@@ -210,11 +219,26 @@ class RunConfig:
         """Yield what is rarely intended about the domains of the data; stages know more."""
         yield from ()
 
+    def _check_moe(self) -> None:
+        if self.moe.dispatcher == "flex" and self.train.precision != "bf16":
+            raise ConfigError(
+                "moe.dispatcher=flex sends tokens in bf16; set train.precision=bf16, or dispatcher=alltoall"
+            )
+        if self.moe.dispatcher == "flex" and self.train.deterministic:
+            raise ConfigError(
+                "moe.dispatcher=flex is not known to give the same bits twice; set train.deterministic=false, or "
+                "dispatcher=alltoall"
+            )
+        if self.moe.shared_expert_overlap and self.lora.rank:
+            raise ConfigError(
+                "moe.shared_expert_overlap=true is not supported with adapters; set it to false, or lora.rank=0"
+            )
+
     @property
     def moe_in_effect(self) -> MoeConfig:
         """`moe`, or no balancing where routers are frozen, by `freeze` or LoRA: its gradient would reach others."""
         frozen = {"decoder", "router"} & set(self.freeze) or self.lora.rank > 0
-        return MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
+        return replace(self.moe, balance_loss_coeff=0.0, expert_bias_update_rate=0.0) if frozen else self.moe
 
     def select_backend(self) -> Backend:
         """Return the modules that compute the model.
@@ -222,7 +246,7 @@ class RunConfig:
         Raises:
             ConfigError: this machine does not have what `model.backend` asks for.
         """
-        dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_transformer_engine
+        dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_versions
         backend = select_backend(self.model.backend, dtype, allow_untested)
         return backend.with_separate_norms() if self.lora.rank else backend
 
@@ -236,6 +260,7 @@ class RunConfig:
         if "router" in self.freeze and not model.decoder.is_moe:
             raise ConfigError("freeze names router, but the model is dense and has none; remove it")
         self.parallel.check(model, world_size, self.train.seq_length, self.data.segment_multiple)
+        check_dispatch(self.moe.dispatcher, self.moe.shared_expert_overlap, model.decoder, self.parallel)
         ranks = self.parallel.data_parallel_size(world_size)
         if self.train.global_batch_size % ranks:
             raise ConfigError(

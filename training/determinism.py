@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import nn
 
 from model.canonical_names import canonical_name
+from model.megatron_versions import clear_recorded_losses
 from training.update import KeptExpertBiases
 
 Result = TypeVar("Result")
@@ -45,7 +45,7 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Resul
     compute()
     first = fingerprints(model_chunks)
     biases.restore()
-    clear_aux_losses_tracker()
+    clear_recorded_losses()
     result = compute()
     differ = [name for name, a, b in zip(names, first, fingerprints(model_chunks), strict=True) if a != b]
     ranks = torch.tensor(float(bool(differ)), device=torch.cuda.current_device())

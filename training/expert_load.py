@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker, get_moe_layer_wise_logging_tracker
 from torch import Tensor
 
 from model.glmv import GlmvModel
+from model.megatron_versions import clear_recorded_losses, recorded_loss
 from model.moe import BALANCE_LOSS, MODALITIES
 
 
@@ -75,11 +75,11 @@ class ExpertLoad:
 
     def _balance_loss(self, micro_batches: int) -> float:
         values = torch.zeros((), device=torch.cuda.current_device())
-        if tracked := get_moe_layer_wise_logging_tracker().get(BALANCE_LOSS):
-            values = tracked["values"].sum()
+        if (recorded := recorded_loss(BALANCE_LOSS)) is not None:
+            values = recorded.sum()
         dist.all_reduce(values, group=_same_stage())
         dist.all_reduce(values, group=_stages())
-        clear_aux_losses_tracker()
+        clear_recorded_losses()
         layers = sum(self.config.moe_layer_freq)
         return values.item() / (layers * micro_batches * parallel_state.get_data_parallel_world_size())
 

@@ -19,6 +19,7 @@ from training.config import RunConfig
 from training.distributed import check_processes, process_group
 from training.errors import EXPECTED_ERRORS
 from training.fallback import keep_damaged, settle_start_point
+from training.garbage import garbage_collected_every
 from training.guard import Guard, guarded
 from training.hf_files import read_inherited, write_hf_files
 from training.meter import Meter
@@ -135,9 +136,11 @@ class Run:
         try:
             self._note_state(RUNNING)
             self._validate_if_due()  # what a stop has interrupted
-            while not self.stopped_by and self.done < self.config.train.steps and self._take_step():
-                self._validate_if_due()
-                self._save_if_due()
+            with garbage_collected_every(self.config.train.gc_interval) as garbage:
+                while not self.stopped_by and self.done < self.config.train.steps and self._take_step():
+                    self._validate_if_due()
+                    self._save_if_due()
+                    garbage.after_step(self.done)
             self._end()
             return self._finish()
         except Exception as error:

@@ -17,6 +17,7 @@ from megatron.core import parallel_state
 from data_pipeline.loading.loader import PackedLoader
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import GlmvConfig
+from model.dispatch import check_dispatch_kernels
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.lora import add_adapters
@@ -62,10 +63,12 @@ def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
     start_point, parallel = find_start_point(config), config.parallel
     if processes is None:
         config.optimizer.check_machine()
-        processes = world_size()
+    here, processes = processes is None, processes or world_size()
     model = resolve_model(config.model, start_point)
     read_inherited(start_point.hf_files, model)  # a damaged or unsuitable file is an error now, not at the first save
     config.check_layout(model, processes)
+    if here:
+        check_dispatch_kernels(config.moe.dispatcher)
     check_lora(config, model)
     data_parallel_rank = parallel.data_parallel_rank(rank(), processes)
     data_parallel_size = parallel.data_parallel_size(processes)
@@ -130,6 +133,8 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         dtype=PRECISIONS[train.precision],
         balance_loss_coeff=config.moe_in_effect.balance_loss_coeff,
         expert_bias_update_rate=config.moe_in_effect.expert_bias_update_rate,
+        dispatcher=config.moe.dispatcher,
+        shared_expert_overlap=config.moe.shared_expert_overlap,
         recompute=config.recompute,
         backend=config.select_backend(),
     )

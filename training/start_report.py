@@ -8,6 +8,7 @@ from dataclasses import asdict
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
+from model.installed import describe_versions
 from model.lora_targets import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
@@ -36,6 +37,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     for line in start_point.moved:
         logger.info(line)
     logger.info("backend: %s", backend)
+    logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))
     if not device_peak(config.metrics.peak_tflops, config.train.precision):
         logger.info("no mfu: the peak of this device is not known; set metrics.peak_tflops to its TFLOP/s")
     if prepared.layout is not None:
@@ -128,7 +130,9 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
         (f"optimizer.lr_scale.{part}", part) for part, scale in asdict(config.optimizer.lr_scale).items() if scale != 1
     ]
     set_keys += [
-        (f"moe.{key}", "router") for key, value in asdict(config.moe).items() if value != getattr(MoeConfig, key)
+        (f"moe.{key}", "router")
+        for key in ("balance_loss_coeff", "expert_bias_update_rate")
+        if getattr(config.moe, key) != getattr(MoeConfig, key)
     ]
     set_keys += [
         (f"lora.{key}", "lora") for key, value in asdict(config.lora).items() if value != getattr(LoraConfig(), key)

@@ -25,7 +25,6 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.moe_utils import clear_aux_losses_tracker
 from torch import Tensor
 
 from data_pipeline.domains import DOMAINS
@@ -34,6 +33,8 @@ from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
 from model.glmv import GlmvModel
 from model.lora_dropout import PackNumber
+from model.megatron_versions import clear_recorded_losses
+from model.to_device import to_device
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
@@ -106,6 +107,7 @@ class TrainStep:
             overlap_grad_reduce=overlap and optimizer_config.overlap_grad_reduce,
             overlap_param_gather=overlap and optimizer_config.overlap_param_gather,
         )
+        settings.align_param_gather = settings.overlap_param_gather and len(model_chunks) > 1
         # The backward pass begins with the last chunk. Its reduction, in one bucket, overlaps with earlier chunks.
         self.ddp = [
             DistributedDataParallel(chunk.config, settings, chunk, disable_bucketing=number > 0)
@@ -126,6 +128,9 @@ class TrainStep:
                 # Reduce only after the last micro-batch's backward pass.
                 no_sync = [ddp.no_sync for ddp in self.ddp]
                 chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
+            if settings.align_param_gather:
+                # The schedule gathers the weights of a virtual stage while the stage before computes.
+                chunk.config.param_sync_func = [ddp.start_param_sync for ddp in self.ddp]
 
     def run(self, step: int, batches: Sequence[Batch]) -> StepReport:
         """Train on the packs of one step. Collective.
@@ -192,7 +197,7 @@ class TrainStep:
         self._set_mean_tokens(tokens / packs)
         loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses, numbers)
         biases.restore()
-        clear_aux_losses_tracker()
+        clear_recorded_losses()
         return loss, prepare_update(self.optimizer)
 
     def _set_mean_tokens(self, tokens_per_pack: float) -> None:
@@ -343,8 +348,8 @@ def weighted_loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Sum losses [tokens / CP]: the scaled sum for the backward pass, and sums and counts by domain [domains, 2]."""
     tokens = my_context_tokens(batch.cu_seqlens)
-    mask = batch.loss_mask[tokens].to(losses.device, non_blocking=True)
-    of_domain = domain_masks(batch)[:, tokens].to(losses.device, non_blocking=True) * mask
+    mask = to_device(batch.loss_mask[tokens])
+    of_domain = to_device(domain_masks(batch)[:, tokens]) * mask
     if keep_losses is not None:
         keep_losses(batch, losses.detach())
     report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)

@@ -41,7 +41,11 @@ def apply_update(optimizer: Any, grad_norm: float) -> None:
                 total_norm=grad_norm,
                 use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
             )
-    optimizer.step_with_ready_grads()
+    for part in optimizer.chained_optimizers:
+        # Without overlap each part would gather the weights of all parts: of dense layers and of experts.
+        for ddp in optimizer.model_chunks:
+            ddp.overlap_param_gather_with_optimizer_step = part is not optimizer.chained_optimizers[-1]
+        part.step_with_ready_grads()
 
 
 def expert_biases(model_chunks: Sequence[nn.Module]) -> list[Tensor]:

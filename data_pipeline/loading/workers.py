@@ -12,6 +12,7 @@ torch's DataLoader starts them, distributes the work and keeps the order. This m
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import multiprocessing
 import os
@@ -38,6 +39,7 @@ WORKER_GONE = (ConnectionError, EOFError, FileNotFoundError)
 def init_worker(parent: int, _worker: int) -> None:
     """Prepare a worker process. parent: process id of the training process."""
     keep_freed_memory()
+    gc.enable()  # the training process, of which this is a fork, may collect at steps of its own choice
     _die_with(parent)
     _obey_only(parent)
 

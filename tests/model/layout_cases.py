@@ -23,9 +23,11 @@ from model.config import GlmvConfig
 from model.embedding_exchange import ImageTokenError
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
+from model.linear import GroupedLinear
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.weight_table import weights
 from tests.model.broken_variants import broken
+from tests.model.gathers import bytes_of_weights, recorded_gathers
 from tests.reference import (
     Element,
     Image,
@@ -195,6 +197,28 @@ def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
     small_buckets = partial(training.step.DistributedDataParallelConfig, bucket_size=bucket_size)
     with patch.object(training.step, "DistributedDataParallelConfig", small_buckets):
         return train(**arguments)
+
+
+def train_with_unmarked_experts(**arguments: Any) -> dict[str, Any]:
+    """Train with expert layers that do not mark their weights, as those of Transformer Engine 2.13 and later."""
+    true_init = GroupedLinear.__init__
+
+    def init_and_unmark(self: Any, *args: Any, **kwargs: Any) -> None:
+        true_init(self, *args, **kwargs)
+        for parameter in self.parameters():
+            del parameter.tensor_model_parallel
+
+    with patch.object(GroupedLinear, "__init__", init_and_unmark):
+        return train(**arguments)
+
+
+def gathers_of_the_second_step(variant: str, folder: str, layout: str) -> tuple[int, list[int | str]]:
+    """Take two steps; return the bytes of this rank's weights, and when the second step gathers how many of them."""
+    trainer = make_trainer(variant, folder, layout, steps=2)
+    trainer.run(1, of_this_rank(packs_of_step(variant, 1)))
+    with recorded_gathers(trainer) as events:
+        trainer.run(2, of_this_rank(packs_of_step(variant, 2)))
+    return bytes_of_weights(trainer), events
 
 
 def created_groups(variant: str, folder: str, layout: str) -> list[Any]:

@@ -9,7 +9,8 @@ import pytest
 
 from model.backend import TorchSpecProvider, select_backend
 from model.config import ConfigError
-from model.installed import check_transformer_engine_version, refuse_broken_installations
+from model.installed import check_version, describe_versions, refuse_broken_installations
+from training.config import ModelChoice, RunConfig
 
 pytestmark = pytest.mark.fast
 
@@ -31,18 +32,42 @@ def test_unavailable_backend_is_refused(choice: str, message: str) -> None:
         select_backend(choice)
 
 
-@pytest.mark.parametrize("version", ["2.9.0", "2.11.0", "2.11.0+cu13", "2.10.dev1"])
-def test_tested_versions_of_transformer_engine_are_accepted(version: str) -> None:
-    check_transformer_engine_version(version, allow_untested=False)
+@pytest.mark.parametrize(
+    ("package", "version"),
+    [
+        *(("transformer-engine", version) for version in ("2.9.0", "2.11.0+cu13", "2.10.dev1", "2.13", "2.20.2")),
+        *(("megatron-core", version) for version in ("0.16.1", "0.17.0", "0.18.2rc1", "0.19.2")),
+    ],
+)
+def test_tested_versions_are_accepted(package: str, version: str) -> None:
+    check_version(package, version, allow_untested=False)
 
 
-@pytest.mark.parametrize("version", ["1.13.0", "2.8.1", "2.12.0", "2.13", "3.9.0", "unknown", ""])
-def test_other_versions_of_transformer_engine_are_refused_unless_allowed(version: str) -> None:
-    check_transformer_engine_version(version, allow_untested=True)
-    with pytest.raises(
-        ConfigError, match=r"is not tested .*>=2.9,<2.12.*set model.allow_untested_transformer_engine=true"
-    ):
-        check_transformer_engine_version(version, allow_untested=False)
+@pytest.mark.parametrize(
+    ("package", "version", "tested"),
+    [
+        *(("transformer-engine", v, ">=2.9,<2.21") for v in ("1.13.0", "2.8.1", "2.21.0", "3.9.0", "unknown", "")),
+        *(("megatron-core", v, ">=0.16,<0.20") for v in ("0.15.3", "0.20.0rc0", "1.16.1", "unknown")),
+    ],
+)
+def test_other_versions_are_refused_unless_allowed(package: str, version: str, tested: str) -> None:
+    check_version(package, version, allow_untested=True)
+    message = rf"{package} .*is not tested .*{tested}.*set model.allow_untested_versions=true"
+    with pytest.raises(ConfigError, match=message):
+        check_version(package, version, allow_untested=False)
+
+
+def test_untested_megatron_core_is_refused_at_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    installed = tmp_path / "megatron_core-0.20.0.dist-info" / "METADATA"
+    installed.parent.mkdir()
+    installed.write_text("Metadata-Version: 2.1\nName: megatron-core\nVersion: 0.20.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    model = ModelChoice(preset="tiny_moe", backend="torch")
+    with pytest.raises(ConfigError, match=r"megatron-core 0.20.0 is not tested"):
+        RunConfig(model=model).select_backend()
+    model.allow_untested_versions = True
+    RunConfig(model=model).select_backend()
+    assert describe_versions(transformer_engine=False).startswith("megatron-core 0.20.0 (tested: >=0.16,<0.20), torch ")
 
 
 def install(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch, *, code: str = "") -> Path:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 
 import pytest
 import torch
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata
+import torch.distributed.checkpoint as torch_checkpoint
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, StorageMeta
 
 from model.checkpoint import (
     CheckpointError,
@@ -129,6 +133,36 @@ def test_object_in_place_of_a_tensor_is_refused_before_it_is_read(
     file.write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"holds pickled objects \(adapter.proj.weight\); they were not read"):
         load_checkpoint(path, [model])
+
+
+@ONE_VARIANT
+def test_code_where_megatron_core_keeps_its_common_state_does_not_run(
+    hf_folder: object, saved: tuple[GlmvModel, Path], tmp_path: Path
+) -> None:
+    """From 0.19 on it is an object among the tensors. torch reads that with a full unpickler, as is shown last."""
+    model, path = saved
+    (path / "state" / "common.pt").unlink()
+    marker, key = tmp_path / "ran", "common_state/shard_0_1"
+    torch_checkpoint.save({key: Foreign(marker)}, storage_writer=FileSystemWriter(path / "state"), no_dist=True)
+    file = path / "state" / ".metadata"
+    file.write_bytes(pickle.dumps(replace(pickle.loads(file.read_bytes()), storage_meta=StorageMeta())))
+    with pytest.raises(CheckpointError, match=rf"holds pickled objects \({key}\); they were not read"):
+        load_checkpoint(path, [model])
+    assert not marker.exists()
+    torch_checkpoint.load({key: BytesIO()}, storage_reader=FileSystemReader(path / "state"), no_dist=True)
+    assert marker.exists()
+
+
+@ONE_VARIANT
+def test_code_in_the_file_of_hyperparameters_does_not_run(
+    hf_folder: object, saved: tuple[GlmvModel, Path], tmp_path: Path
+) -> None:
+    model, path = saved
+    marker = tmp_path / "ran"
+    torch.save(Foreign(marker), path / "state" / "common.pt")
+    with pytest.raises(CheckpointError, match=r"does not load into this model: Weights only load failed"):
+        load_checkpoint(path, [model])
+    assert not marker.exists()
 
 
 @ONE_VARIANT

@@ -168,6 +168,52 @@ def test_overlap_in_many_buckets_trains_like_one_process(
     assert whole_model_difference(answers) <= EXACT
 
 
+@pytest.mark.parametrize(("hf_folder", "layout"), [("glm4v", "PP2 VPP2 DP2")], indirect=["hf_folder"])
+def test_weights_of_a_virtual_stage_are_gathered_while_the_one_before_computes(
+    four_processes: Processes, hf_folder, layout: str
+) -> None:
+    for weights, events in four_processes.run(
+        layout_cases.gathers_of_the_second_step,
+        variant=variant_of(hf_folder),
+        folder=str(hf_folder[0]),
+        layout=layout,
+    ):
+        first_forward = events.index("stage 0")
+        assert sum(events[:first_forward]) == weights
+        assert set(events[first_forward:]) == {"stage 0", "stage 1"}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("hf_folder", "layout"), [("glm4v_moe", "TP2 SP"), ("glm4v_moe", "TP2 SP EP2")], indirect=["hf_folder"]
+)
+def test_gradient_norm_counts_unmarked_experts_of_two_tensor_ranks(
+    two_processes: Processes, hf_folder, expected, layout: str
+) -> None:
+    unmarked_experts_train_like_one_process(two_processes, hf_folder, expected, layout)
+
+
+@pytest.mark.parametrize(
+    ("hf_folder", "layout"), [("glm4v_moe", "TP4 SP"), ("glm4v_moe", "TP2 SP EP2 ETP2")], indirect=["hf_folder"]
+)
+def test_gradient_norm_counts_unmarked_experts_of_four_ranks(
+    four_processes: Processes, hf_folder, expected, layout: str
+) -> None:
+    unmarked_experts_train_like_one_process(four_processes, hf_folder, expected, layout)
+
+
+def unmarked_experts_train_like_one_process(processes: Processes, hf_folder, expected, layout: str) -> None:
+    """The expert layers do not mark their weights as tensor parallel; the gradient norm must count them all."""
+    answers = processes.run(
+        layout_cases.train_with_unmarked_experts,
+        variant=variant_of(hf_folder),
+        folder=str(hf_folder[0]),
+        layout=layout,
+    )
+    for answer in answers:
+        reports_agree(answer["reports"], expected[0])
+
+
 @pytest.mark.fast
 @pytest.mark.parametrize(("hf_folder", "layout"), [("glm4v_moe", "CP2"), ("glm4v", "TP2")], indirect=["hf_folder"])
 def test_image_tokens_that_do_not_fit_stop_every_rank(two_processes: Processes, hf_folder, layout: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -45,6 +46,7 @@ SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2,sched_min_interval=0,batch_sched_delay=0
 KillWait=3
 MinJobAge=600
+FirstJobId={first_job}
 JobRequeue=1
 SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
@@ -123,7 +125,9 @@ class Cluster:
         key.write_bytes(os.urandom(1024))
         key.chmod(0o400)
         host, ports = socket.gethostname().split(".")[0], free_ports(len(self.names) + 2)
-        text = SLURM_CONF.format(host=host, port=ports[0], folder=self.folder)
+        # A job's number decides the port of its rendezvous; clusters on one machine must not meet there.
+        first_job = random.SystemRandom().randrange(1, 60000)
+        text = SLURM_CONF.format(host=host, port=ports[0], folder=self.folder, first_job=first_job)
         for name, port in zip(self.names, ports[1:-1], strict=True):
             text += NODE.format(name=name, host=host, port=port, gpus=GPUS)
         text += f"PartitionName=tests Nodes={','.join(self.names)} Default=YES MaxTime=2880 State=UP\n"

@@ -10,8 +10,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from enum import IntEnum
+from importlib import metadata
 from types import ModuleType
 from typing import Any
+
+VERSION = tuple(int(number) for number in metadata.version("transformer_engine").split(".")[:2])
 
 
 class Kernel:
@@ -34,11 +38,22 @@ class Kernel:
     def __hash__(self) -> int:
         return hash(self.name)
 
+    def __int__(self) -> int:
+        return abs(hash(self.name))
+
 
 class CompiledPart(ModuleType):
     """A stand-in for the extension module `transformer_engine_torch`."""
 
     __all__ = ("get_cudnn_version",)  # what `import *` imports
+
+    # Transformer Engine makes enumerations of its own of the numbers of these, since 2.17 and 2.19.
+    if VERSION >= (2, 17):
+        DType = IntEnum("DType", "kByte kInt32 kFloat32 kFloat16 kBFloat16 kFloat8E4M3 kFloat8E5M2 kFloat4E2M1")
+    if VERSION >= (2, 19):
+        NVTE_Fused_Attn_Backend = IntEnum(
+            "NVTE_Fused_Attn_Backend", "NVTE_F16_arbitrary_seqlen NVTE_FP8 NVTE_No_Backend"
+        )
 
     @staticmethod
     def get_cudnn_version() -> int:

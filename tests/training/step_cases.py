@@ -42,6 +42,7 @@ def make_trainer(
     frozen: Sequence[str] = (),
     lr_scale: dict[str, float] | None = None,
     recompute: dict[str, str] | None = None,
+    dispatch: dict[str, Any] | None = None,
     optimizer: dict[str, Any] | None = None,
     check_determinism: int = 0,
     health: HealthConfig | None = None,
@@ -57,6 +58,7 @@ def make_trainer(
         balance_loss_coeff=0.01 * is_balanced,
         expert_bias_update_rate=1e-3 * is_balanced,
         recompute=RecomputeConfig(**(recompute or {})),
+        **(dispatch or {}),
     )
     load_weights(chunks, SafetensorsFolder(folder))
     for chunk in chunks:

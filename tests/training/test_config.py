@@ -54,6 +54,10 @@ MESSAGES = [
     ("optimizer.clip_grad=-1", r"optimizer.clip_grad=-1.0: give 0 or a positive number"),
     ("moe.balance_loss_coeff=nan", r"moe.balance_loss_coeff=nan: give 0 or a positive number"),
     ("moe.expert_bias_update_rate=inf", r"moe.expert_bias_update_rate=inf: give 0 or a positive number"),
+    ("moe.dispatcher=deepep", r"moe.dispatcher='deepep': choose one of alltoall, flex"),
+    ("moe.dispatcher=flex", r"moe.dispatcher=flex sends tokens in bf16; set train.precision=bf16, or dispatcher=allto"),
+    ("moe.shared_expert_overlap=true", r"nothing to overlap with; set parallel.expert_model_parallel_size above 1, or"),
+    ("train.gc_interval=-1", r"train.gc_interval=-1: give 0 or a positive number"),
     ("metrics.peak_tflops=-1", r"metrics.peak_tflops=-1.0: give 0 or a positive number"),
     ("metrics.dead_expert_steps=0", r"metrics.dead_expert_steps=0: give a positive number"),
     ("metrics.wandb=glm", r"metrics.wandb=glm needs the package wandb: pip install -c constraints.txt -e '.\[wandb\]'"),
@@ -123,6 +127,9 @@ def test_wrong_value_is_answered_with_the_key_and_the_fix(
 
 
 SEQUENCE_PARALLEL = "parallel.sequence_parallel=true"
+EP2 = "parallel.expert_model_parallel_size=2"
+FLEX = ["train.precision=bf16", "moe.dispatcher=flex"]
+OVERLAP = "moe.shared_expert_overlap=true"
 LAYOUTS = [
     # world size, overrides, message
     (2, ["parallel.tensor_model_parallel_size=2"], r"needs parallel.sequence_parallel=true"),
@@ -162,6 +169,18 @@ LAYOUTS = [
         8,
         ["parallel.tensor_model_parallel_size=8", SEQUENCE_PARALLEL],
         r"tensor_model_parallel_size=8 does not divide the model's num_key_value_heads 4",
+    ),
+    (2, ["model.preset=tiny_dense", OVERLAP], r"^moe.shared_expert_overlap=true: this model is dense and has no exp"),
+    (2, [EP2, *FLEX, OVERLAP], r"belongs to moe.dispatcher=alltoall, and the dispatcher is flex; set shared_expert_"),
+    (2, [EP2, OVERLAP, "lora.rank=4"], r"overlap=true is not supported with adapters; set it to false, or lora.rank=0"),
+    (2, ["model.preset=tiny_dense", *FLEX], r"^moe.dispatcher=flex: this model is dense and has no experts; remove it"),
+    (2, FLEX, r"DeepEP has no settings for parallel.expert_model_parallel_size=1; choose one of 2, 4, 8, .*alltoall$"),
+    (4, [EP2, "parallel.expert_tensor_parallel_size=2", *FLEX], r"set parallel.expert_tensor_parallel_size=1, or disp"),
+    (2, [EP2, *FLEX, "train.deterministic=true"], r"same bits twice; set train.deterministic=false, or dispatcher=al"),
+    (
+        2,
+        [EP2, *FLEX],
+        r"flex needs a GPU and the package deep_ep \(DeepEP\), missing here; install it, or set disp",
     ),
 ]
 
