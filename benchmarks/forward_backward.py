@@ -171,7 +171,7 @@ def of_glmv_train(config: GlmvConfig, batch: Batch, folder: Path) -> Compute:
         trainer.optimizer.zero_grad()
         (report,) = get_forward_backward_func()(
             forward_step_func=step,
-            data_iterator=[iter([batch])],
+            data_iterator=[iter([(batch, None)])],
             model=trainer.ddp,
             num_microbatches=1,
             seq_length=batch.input_ids.numel(),
