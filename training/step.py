@@ -102,12 +102,12 @@ class TrainStep:
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
-        fp8 = model_chunks[0].fp8_kernels
+        fp8, overlap = model_chunks[0].fp8_kernels, has_data_parallel_ranks()
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=optimizer_config.main_grads == "fp32",
             use_distributed_optimizer=True,
-            overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
-            overlap_param_gather=optimizer_config.overlap_param_gather,
+            overlap_grad_reduce=overlap and optimizer_config.overlap_grad_reduce,
+            overlap_param_gather=overlap and optimizer_config.overlap_param_gather,
             **fp8.data_parallel_fields,
         )
         settings.align_param_gather = settings.overlap_param_gather and len(model_chunks) > 1
@@ -127,7 +127,7 @@ class TrainStep:
             chunk.config.timers = self.timers
             chunk.config.grad_scale_func = self.optimizer.scale_loss
             chunk.config.finalize_model_grads_func = self._finalize_gradients
-            if optimizer_config.overlap_grad_reduce:
+            if settings.overlap_grad_reduce:
                 # Reduce only after the last micro-batch's backward pass.
                 no_sync = [ddp.no_sync for ddp in self.ddp]
                 chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
@@ -328,6 +328,15 @@ class TrainStep:
         self.expert_load.take()
         with self.timers.count("communication"):
             finalize_model_grads(*args, **kwargs)
+
+
+def has_data_parallel_ranks() -> bool:
+    """Return whether other ranks have the same weights: otherwise there is no communication to overlap."""
+    sizes = (
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        parallel_state.get_expert_data_parallel_world_size(),
+    )
+    return max(sizes) > 1
 
 
 # --- one micro-batch --------------------------------------------------------------------------------------------------
