@@ -29,6 +29,7 @@ setup(
         "data_pipeline.shards",
         "demo",
         "model",
+        "planning",
         "pretrain",
         "sft",
         "tools",
@@ -37,7 +38,7 @@ setup(
     package_data={
         "": ["py.typed"],
         "demo": ["media.yaml"],
-        "tools": ["report_page.html", "view_page.html"],
+        "tools": ["plan_page.html", "report_page.html", "view_page.html"],
         "training": ["samples_page.html"],
     },
     install_requires=[

@@ -122,22 +122,22 @@ class SegmentAttention(MegatronModule):
             out = self._attend_across_ranks(query, key, value, lengths, order)
         else:
             out = self._attend(query, key, value, lengths, causal)
-        return out.permute(2, 0, 1, 3).reshape(-1, 1, self.hidden_size_per_partition)
+        return out.view(-1, 1, self.hidden_size_per_partition)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], causal: bool) -> Tensor:
-        """Return [1, heads, tokens, head_dim]."""
+        """Return [tokens, heads, head_dim]."""
         q, k, v = (as_heads(x).split(lengths, dim=2) for x in (query, key, value))
         grouped = query.size(1) != key.size(1)
         segments = [
             F.scaled_dot_product_attention(*qkv, is_causal=causal, scale=self.softmax_scale, enable_gqa=grouped)
             for qkv in zip(q, k, v, strict=True)
         ]
-        return torch.cat(segments, dim=2)
+        return torch.cat([as_tokens(segment) for segment in segments])
 
     def _attend_across_ranks(
         self, query: Tensor, key: Tensor, value: Tensor, lengths: list[int], order: Tensor
     ) -> Tensor:
-        """Return [1, heads, tokens of this rank, head_dim]; `order` is from `pack_order`."""
+        """Return [tokens of this rank, heads, head_dim]; `order` is from `pack_order`."""
         ranks, rank = self.context_group.size(), self.context_group.rank()
         both = gather_from_sequence_parallel_region(torch.cat([key, value], dim=-1), group=self.context_group)
         keys, values = as_heads(both.index_select(0, order)).chunk(2, dim=-1)
@@ -161,12 +161,17 @@ class SegmentAttention(MegatronModule):
                 )
                 at += size
             begin += length
-        return torch.cat(chunks, dim=2)
+        return torch.cat([as_tokens(chunk) for chunk in chunks])
 
 
 def as_heads(x: Tensor) -> Tensor:
     """View [tokens, heads, dim] as [1, heads, tokens, dim]."""
     return x.transpose(0, 1).unsqueeze(0)
+
+
+def as_tokens(x: Tensor) -> Tensor:
+    """View [1, heads, tokens, dim] as [tokens, heads, dim]."""
+    return x.squeeze(0).transpose(0, 1)
 
 
 def pack_order(segments: PackedSeqParams, ranks: int, device: Any) -> Tensor:

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 
 import torch
 from megatron.core.models.backends import BackendSpecProvider
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 
 from model.attention import SegmentAttention
 from model.config import ConfigError
@@ -28,6 +27,7 @@ from model.installed import (
     installed_version,
     transformer_engine_version,
 )
+from model.linear import ColumnGroupedLinear, ColumnLinear, RowGroupedLinear, RowLinear
 from model.norm import RMSNorm
 
 BACKENDS = ("auto", "transformer_engine", "torch")
@@ -71,10 +71,10 @@ class TorchSpecProvider(BackendSpecProvider):
         return EmulatedFp8SpecProvider(fp8)
 
     def column_parallel_linear(self) -> type:
-        return ColumnParallelLinear
+        return ColumnLinear
 
     def row_parallel_linear(self) -> type:
-        return RowParallelLinear
+        return RowLinear
 
     def fuse_layernorm_and_linear(self) -> bool:
         return False
@@ -91,7 +91,8 @@ class TorchSpecProvider(BackendSpecProvider):
     def grouped_mlp_modules(
         self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
     ) -> tuple[type, MLPSubmodules | None]:
-        return SequentialMLP, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        # megatron-core's name says Transformer Engine, but only the layers that it is given would need that.
+        return TEGroupedMLP, MLPSubmodules(linear_fc1=ColumnGroupedLinear, linear_fc2=RowGroupedLinear)
 
     def activation_func(self) -> Any:
         return None

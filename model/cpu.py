@@ -52,6 +52,7 @@ def let_megatron_run_without_cuda() -> None:
     _keep_split_sizes_on_the_host()
     _pad_uneven_gathers()
     _keep_tensors_until_sent()
+    _skip_collectives_of_one_rank()
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
@@ -69,7 +70,7 @@ def _answer_device_queries() -> None:
 
 
 class _InertEvent:
-    """Stands in for a CUDA event: everything that it could wait for has already happened."""
+    """Stands in for a CUDA event or a communication: everything that it could wait for has already happened."""
 
     def record(self, *_: Any) -> None: ...
     def wait(self, *_: Any) -> None: ...
@@ -244,6 +245,32 @@ def _keep_tensors_until_sent() -> None:
         module.isend = isend  # type: ignore[attr-defined]
 
 
+def _skip_collectives_of_one_rank() -> None:
+    """Skip reductions and gathers of a group of one rank, which gloo copies twice, and hands to another thread.
+
+    Only those in place: DDP passes views of the result itself.
+    """
+    import megatron.core.distributed.param_and_grad_buffer as buffers
+
+    def unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(collective)
+        def wrapped(output: torch.Tensor, *args: Any, **options: Any) -> Any:
+            in_place = all(arg.data_ptr() == output.data_ptr() for arg in args if torch.is_tensor(arg))
+            if in_place and torch.distributed.get_world_size(options.get("group")) == 1:
+                return _InertEvent() if options.get("async_op") else None
+            return collective(output, *args, **options)
+
+        return wrapped
+
+    for module, name in (
+        (buffers, "dist_reduce_scatter_func"),
+        (buffers, "dist_all_gather_func"),
+        (torch.distributed, "all_reduce"),
+        (torch.distributed, "broadcast"),
+    ):
+        setattr(module, name, unless_alone(getattr(module, name)))
+
+
 def complete_megatron_without_transformer_engine() -> None:
     """Define names that megatron-core 0.16.1 uses everywhere but defines only if Transformer Engine is installed.
 
@@ -266,3 +293,21 @@ def complete_megatron_without_transformer_engine() -> None:
     for module, name, stand_in in names:
         if not hasattr(module, name):
             setattr(module, name, stand_in)
+
+
+def complete_megatron_without_apex() -> None:
+    """Add the gradients of weights to DDP's buffers with torch's products, where NVIDIA apex's kernel is missing.
+
+    Without this, `gradient_accumulation_fusion` (model.linear) raises NameError.
+    """
+    import megatron.core.tensor_parallel.layers as layers
+
+    class TorchProducts:
+        @staticmethod
+        def wgrad_gemm_accum_fp32(x: torch.Tensor, grad: torch.Tensor, main_grad: torch.Tensor) -> None:
+            main_grad.addmm_(grad.t(), x)
+
+        wgrad_gemm_accum_fp16 = wgrad_gemm_accum_fp32
+
+    if not hasattr(layers, "fused_weight_gradient_mlp_cuda"):
+        layers.fused_weight_gradient_mlp_cuda = TorchProducts

@@ -23,6 +23,8 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from torch import Tensor
 
+from model.linear import WeightGradient
+
 LOGITS_AT_ONCE = 2**25  # float32, so 128 MiB
 
 
@@ -98,7 +100,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         """Return this rank's part of the gradient of `hidden`, and the gradient of `weight`."""
         hidden, weight, labels, highest, total, kept = ctx.saved_tensors
         hidden_gradient = torch.zeros_like(hidden, dtype=torch.float32)
-        weight_gradient = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        weight_gradient = WeightGradient(weight) if ctx.needs_input_grad[1] else None
         rows = torch.arange(len(hidden), device=hidden.device)
         for part in ctx.parts:
             exponentials = kept
@@ -110,8 +112,9 @@ class LinearCrossEntropy(torch.autograd.Function):
             gradient = gradient.to(hidden.dtype)
             hidden_gradient += gradient @ weight[part]
             if weight_gradient is not None:
-                torch.mm(gradient.T, hidden, out=weight_gradient[part])
-        return hidden_gradient.to(hidden.dtype), weight_gradient, None, None, None
+                weight_gradient.add(gradient, hidden, part)
+        of_weight = None if weight_gradient is None else weight_gradient.result()
+        return hidden_gradient.to(hidden.dtype), of_weight, None, None, None
 
 
 def _parts(tokens: int, vocabulary: int, logits_at_once: int) -> list[slice]:

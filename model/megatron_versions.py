@@ -74,7 +74,7 @@ def clear_recorded_losses() -> None:
 
 
 def _metrics_tracker() -> Any:
-    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker  # type: ignore[import-not-found]
+    from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
 
     return get_moe_metrics_tracker()
 

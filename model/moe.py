@@ -25,6 +25,7 @@ from megatron.core.transformer.moe.moe_utils import (
     topk_routing_with_score_function,
 )
 from megatron.core.transformer.moe.router import TopKRouter
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
 
 from model.megatron_versions import record_loss
@@ -79,7 +80,8 @@ class SegmentRouter(TopKRouter):
             padding_mask: The table of members, uint8 [segments, tokens].
 
         Returns:
-            Probabilities (float32) and chosen experts (bool), both [tokens, experts].
+            Probabilities (float32) and chosen experts (bool), both [tokens, experts]. Padding has no experts, unless
+            tokens are sorted by a fused kernel.
         """
         assert padding_mask is not None, "the router needs the table of segment members"
         logits = logits.flatten(0, 1)
@@ -96,6 +98,8 @@ class SegmentRouter(TopKRouter):
                 self._count(padding_mask.amax(0), routing_map)
             if self.balance_loss_coeff:
                 probs = self._add_balance_loss(probs, logits, members=padding_mask)
+        if not self.config.moe_permute_fusion:  # the fused kernel needs to know the number of rows beforehand
+            routing_map = routing_map & (padding_mask.amax(0) != 0)[:, None]
         return probs, routing_map
 
     def _count(self, modalities: Tensor, routing_map: Tensor) -> None:
@@ -127,6 +131,14 @@ class SegmentRouter(TopKRouter):
 
 class SegmentMoELayer(MoELayer):
     """megatron-core's layer, which passes the table of members to the router as `padding_mask`."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        dispatcher = self.token_dispatcher
+        if isinstance(dispatcher, MoEAlltoAllTokenDispatcher) and dispatcher.ep_size * dispatcher.tp_size == 1:
+            # With more than one local expert, megatron-core sorts what it received by expert, and back. Here the tokens
+            # come from one rank, sorted.
+            dispatcher.num_local_experts = 1
 
     def forward(
         self, hidden_states: Tensor, intermediate_tensors: None = None, padding_mask: Tensor | None = None

@@ -14,6 +14,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from functools import lru_cache
 from math import prod
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ SPLIT = re.compile(
 )
 SPLITS_COLUMNS = re.compile(r"\.(linear_proj|linear_fc2)\.weight$")
 DECODER_LAYER = re.compile(r"^language_model\.decoder\.layers\.(\d+)\.")
+EXPERT = re.compile(r"(\.experts\.local_experts\.)\d+\.")
 AFTER_THE_LAYERS = ("language_model.decoder.final_layernorm.", "language_model.output_layer.")
 BUFFERS = (".expert_bias",)  # in the table of weights, but not parameters
 
@@ -52,12 +54,19 @@ def parameters_by_rank(
         parallel: Its layout.
         stages: Units of each pipeline stage, as `PipelineLayout.stages` has them.
     """
-    counted = (
-        (weight.name, sum(prod(shape) for shape in weight.hf.values()) * _share(weight.name, parallel))
-        for weight in weights(config)
-        if not weight.name.endswith(BUFFERS)
-    )
+    counted = ((name, count * _share(name, parallel)) for name, count in _counts(config).items())
     return _by_pipeline_rank(counted, parallel.pipeline_model_parallel_size, stages)
+
+
+@lru_cache(maxsize=8)
+def _counts(config: GlmvConfig) -> Counter[str]:
+    """Return the number of parameters by name; a layer's experts, which are alike, are counted as its first."""
+    counts: Counter[str] = Counter()
+    for weight in weights(config):
+        if not weight.name.endswith(BUFFERS):
+            name = EXPERT.sub(r"\g<1>0.", weight.name)
+            counts[name] += sum(prod(shape) for shape in weight.hf.values())
+    return counts
 
 
 def adapters_by_rank(

@@ -11,7 +11,7 @@ The modules that megatron-core 0.16.1 can recompute by name (`recompute_modules`
     mlp             no    most of a dense layer's computation: nearly `full`
     shared_experts  no    one of nine active experts: saves little memory for its computation
     moe             no    the forward pass of model.moe.SegmentMoELayer does not support it; `full` covers it
-    moe_act         no    needs grouped experts, which the torch backend does not have
+    moe_act         no    the experts' activations, between their two matrices; not measured
 
 Routers count tokens and add the balance loss only in the run with gradients, so exactly once for each choice.
 """

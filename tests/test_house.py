@@ -33,10 +33,11 @@ FLOORS = {
     "data_pipeline": {"common", "data_pipeline"},
     "model": {"common", "model"},
     "training": {"common", "training", "model", "data_pipeline"},
+    "planning": {"common", "planning", "training", "model", "data_pipeline"},
     "pretrain": {"common", "pretrain", "training", "model", "data_pipeline"},
     "sft": {"common", "sft", "training", "model", "data_pipeline"},
-    "tools": {"common", "tools", "sft", "pretrain", "training", "model", "data_pipeline"},
-    "demo": {"common", "demo", "tools", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "tools": {"common", "tools", "planning", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "demo": {"common", "demo", "tools", "planning", "sft", "pretrain", "training", "model", "data_pipeline"},
     "benchmarks": {"common", "benchmarks", "sft", "pretrain", "training", "model", "data_pipeline"},
 }
 

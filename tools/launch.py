@@ -24,11 +24,13 @@ import typer
 
 from common.files import write_text
 from model.config import ConfigError, GlmvConfig
+from planning.limits import Limits
 from pretrain.train import PretrainConfig
 from sft.train import SftConfig
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
 from tools.job_script import fill_script
+from tools.launch_plan import check_fits
 from tools.submission import (
     Job,
     check_container,
@@ -103,6 +105,10 @@ def main(
     skip_files: Annotated[
         bool, typer.Option("--skip-files", help="open no data, tokenizer or model.init_from: they are not here")
     ] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan/--no-plan", help="refuse a run that does not fit its GPUs; a minute of planning")
+    ] = True,
+    gpu_memory: Annotated[float, typer.Option(help="GiB of a GPU, for --plan")] = Limits.gpu_memory,
     out: Annotated[Path | None, typer.Option(help="file for the script, with --chain a folder; default: print")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="submit the job with sbatch")] = False,
 ) -> None:
@@ -121,6 +127,7 @@ def main(
         counts = _node_counts(nodes, len(stacks))
         stages = [_read_stage(files, keys, stage, count) for files, count in zip(stacks, counts, strict=True)]
         _check_stages(stages, cluster.processes_per_node, skip_files, bool(after))
+        _check_fit(stages if plan and gpus_per_node else (), keys, cluster.processes_per_node, gpu_memory)
         if image:
             _warn_of_missing_mounts(stages, mounts)
         scripts = [_script(one, cluster, keys) for one in stages]
@@ -208,6 +215,12 @@ def _check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, wai
             raise ConfigError(f"{where} on {stage.nodes} nodes: {error}{_suitable(stage, processes)}") from None
         except EXPECTED_ERRORS as error:  # of its data, or of the model to start from
             raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_fit(stages: Sequence[Stage], keys: Sequence[str], processes: int, gpu_memory: float) -> None:
+    for stage in stages:
+        files = [file.absolute() for file in stage.files]
+        check_fits(files, keys, stage.config, stage.nodes * processes, gpu_memory)
 
 
 def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: bool) -> None:

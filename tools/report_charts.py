@@ -104,7 +104,7 @@ def curves_chart(
         axes.tick_params(length=0)
         axes.set_xlabel(x_label, color=PALE, fontsize=8, loc="right")
         axes.margins(x=0.01)
-        return Chart(title, _svg(figure), note)
+        return Chart(title, as_svg(figure), note)
 
 
 def short_number(value: float) -> str:
@@ -180,10 +180,10 @@ def shares_chart(title: str, runs: Mapping[str, Mapping[str, float]], *, note: s
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         figure.legend(loc="outside lower center", ncols=min(4, len(names)), frameon=False, fontsize=8, handlelength=0.8)
-        return Chart(title, _svg(figure), note)
+        return Chart(title, as_svg(figure), note)
 
 
-def _svg(figure: Figure) -> str:
+def as_svg(figure: Figure) -> str:
     """Return a figure as an <svg> that scales with the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})

@@ -102,12 +102,12 @@ class TrainStep:
         self.model_chunks = model_chunks
         self.config = model_chunks[0].config
         self.seq_length = seq_length
-        fp8 = model_chunks[0].fp8_kernels
+        fp8, overlap = model_chunks[0].fp8_kernels, has_data_parallel_ranks()
         settings = DistributedDataParallelConfig(
             grad_reduce_in_fp32=optimizer_config.main_grads == "fp32",
             use_distributed_optimizer=True,
-            overlap_grad_reduce=optimizer_config.overlap_grad_reduce,
-            overlap_param_gather=optimizer_config.overlap_param_gather,
+            overlap_grad_reduce=overlap and optimizer_config.overlap_grad_reduce,
+            overlap_param_gather=overlap and optimizer_config.overlap_param_gather,
             **fp8.data_parallel_fields,
         )
         settings.align_param_gather = settings.overlap_param_gather and len(model_chunks) > 1
@@ -127,7 +127,7 @@ class TrainStep:
             chunk.config.timers = self.timers
             chunk.config.grad_scale_func = self.optimizer.scale_loss
             chunk.config.finalize_model_grads_func = self._finalize_gradients
-            if optimizer_config.overlap_grad_reduce:
+            if settings.overlap_grad_reduce:
                 # Reduce only after the last micro-batch's backward pass.
                 no_sync = [ddp.no_sync for ddp in self.ddp]
                 chunk.config.no_sync_func = no_sync if len(no_sync) > 1 else no_sync[0]
@@ -248,11 +248,31 @@ class TrainStep:
         numbers: Sequence[PackNumber] = (),
     ) -> tuple[float, dict[str, float]]:
         """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
+        return reduce_losses(self.run_schedule(batches, loss_scale, keep_losses, numbers))
+
+    def run_schedule(
+        self,
+        batches: Sequence[Batch],
+        loss_scale: float,
+        keep_losses: KeepLosses | None = None,
+        numbers: Sequence[PackNumber] = (),
+    ) -> list[dict[str, Tensor]]:
+        """Run forward and backward passes and reduce the gradients. Collective.
+
+        Args:
+            batches: the packs of this rank's data-parallel rank.
+            loss_scale: factor of the losses in the backward pass.
+            keep_losses: as for `measure`.
+            numbers: numbers of the packs.
+
+        Returns:
+            What `reduce_losses` takes.
+        """
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         with self.timers.count(FORWARD_BACKWARD):
-            reports = get_forward_backward_func()(
+            return get_forward_backward_func()(
                 forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
                 data_iterator=[
                     zip_longest(broadcast_patches(batches) if chunk.pre_process else batches, numbers)
@@ -264,7 +284,6 @@ class TrainStep:
                 micro_batch_size=1,
                 forward_only=False,
             )
-        return reduce_losses(reports)
 
     def synchronize_weights(self) -> None:
         """Finish gathering the updated weights. Call it before they are saved or compared.
@@ -309,6 +328,15 @@ class TrainStep:
         self.expert_load.take()
         with self.timers.count("communication"):
             finalize_model_grads(*args, **kwargs)
+
+
+def has_data_parallel_ranks() -> bool:
+    """Return whether other ranks have the same weights: otherwise there is no communication to overlap."""
+    sizes = (
+        parallel_state.get_data_parallel_world_size(with_context_parallel=True),
+        parallel_state.get_expert_data_parallel_world_size(),
+    )
+    return max(sizes) > 1
 
 
 # --- one micro-batch --------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.plan.blend import StreamPosition
 from data_pipeline.plan.mixture_report import DomainShare, SourceUse, planned_mixture, source_use
 from data_pipeline.plan.pack_cost import PackCost
-from data_pipeline.plan.plan import Pack, Plan, PlanPosition, smallest_steps
+from data_pipeline.plan.plan import Pack, Piece, Plan, PlanPosition, smallest_steps
 from data_pipeline.shards.lost import LostShards
 from data_pipeline.shards.shard_cache import ShardCache
 
@@ -226,14 +226,22 @@ class PackedLoader:
 
         Covers MIN_WINDOW_PACKS packs. The same on every rank and at every restart.
         """
-        first_packs = self._plan_of(
-            global_batch_size=1
-        )  # a window has at least one step, which may be thousands of packs
+        segments = [segment for pack in self.expected_packs() for segment in pack]
+        return [length for length, _ in segments], [n for _, patches in segments for n in patches]
+
+    def expected_packs(self) -> list[list[tuple[int, list[int]]]]:
+        """Return the run's first packs: the tokens of each segment, and the patches of its images and frame pairs.
+
+        Covers MIN_WINDOW_PACKS packs. The images of a split sample are all with its first piece.
+        """
+        # A window has at least one step, which may be thousands of packs.
+        first_packs = self._plan_of(global_batch_size=1)
         steps, _ = first_packs.window(PlanPosition.start(len(self.sources)))
-        pieces = [piece for step in steps for pack in step for piece in pack.pieces]
-        begun = [piece for piece in pieces if piece.start == 0]  # the first piece of a split sample stands for all
-        patches = [n for piece in begun for n in self.sources[piece.source].image_patches(piece.row)]
-        return [piece.length for piece in pieces], patches
+        packs = [pack.pieces for step in steps for pack in step]
+        return [[(piece.length, self._patches_begun(piece)) for piece in pieces] for pieces in packs]
+
+    def _patches_begun(self, piece: Piece) -> list[int]:
+        return self.sources[piece.source].image_patches(piece.row) if piece.start == 0 else []
 
     @property
     def source_fingerprints(self) -> dict[str, str]:

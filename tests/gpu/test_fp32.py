@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from tests.model.test_linear import (  # noqa: F401
+    test_gradients_are_added_to_a_buffer_of_their_dtype,
+    test_product_and_gradients_equal_torch,
+)
 from tests.model.test_parity import (  # noqa: F401
     test_broken_pack_misses_the_tolerance_a_hundredfold,
     test_every_gradient_equals_transformers,

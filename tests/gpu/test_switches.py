@@ -23,7 +23,7 @@ def losses_and_gradients(model: GlmvModel) -> tuple[Tensor, Tensor]:
     model.train()
     losses = [model(**forward_inputs(batch), labels=batch.labels) for batch in batches]
     masks = [batch.loss_mask.to(losses[0].device) for batch in batches]
-    sum((loss * mask).sum() for loss, mask in zip(losses, masks, strict=True)).backward()  # type: ignore[union-attr]
+    sum((loss * mask).sum() for loss, mask in zip(losses, masks, strict=True)).backward()
     gradients = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return torch.cat(losses).detach().cpu(), torch.cat(gradients).cpu()
 

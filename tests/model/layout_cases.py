@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
-from megatron.core.transformer.moe.experts import SequentialMLP
 from torch import Tensor
 
 import model.linear_cross_entropy
@@ -26,6 +25,7 @@ from model.fp8 import Fp8Config
 from model.fp8_scales import gather_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
+from model.linear import GroupedLinear
 from model.parallel import ParallelConfig, initialize_model_parallel
 from model.weight_table import weights
 from tests.model.broken_variants import broken
@@ -225,14 +225,14 @@ def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
 
 def train_with_unmarked_experts(**arguments: Any) -> dict[str, Any]:
     """Train with expert layers that do not mark their weights, as those of Transformer Engine 2.13 and later."""
-    true_init = SequentialMLP.__init__
+    true_init = GroupedLinear.__init__
 
     def init_and_unmark(self: Any, *args: Any, **kwargs: Any) -> None:
         true_init(self, *args, **kwargs)
         for parameter in self.parameters():
             del parameter.tensor_model_parallel
 
-    with patch.object(SequentialMLP, "__init__", init_and_unmark):
+    with patch.object(GroupedLinear, "__init__", init_and_unmark):
         return train(**arguments)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from data_pipeline.encoding.batch import Batch
 from model import glmv, vision
+from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.embedding_exchange import ImageTokenError
 from model.glmv import GlmvModel
@@ -239,7 +240,11 @@ def test_every_gradient_equals_transformers(build, reference: nn.Module) -> None
     losses = model(**forward_inputs(batch), labels=batch.labels)
     ((losses.cpu() * batch.loss_mask).sum() / batch.loss_mask.sum()).backward()
 
-    found = {name: parameter.grad.cpu() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    found = {
+        canonical_name(model, name): parameter.grad.cpu()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
     expected = reference_gradients(reference)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():

@@ -10,7 +10,7 @@ import pytest
 from tests.launch import ROOT
 from tests.slurm.cluster import Cluster
 from tests.slurm.jobs import log_of, submit_training
-from tests.tools.test_launch import launch, refuse
+from tests.tools.test_launch import UNPLANNED, launch, refuse
 
 CHAIN = [f"configs/glm45v/{name}.yaml" for name in ("pretrain", "long_context", "sft")]
 
@@ -25,7 +25,7 @@ def user(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_recipe_could_start_on_32_nodes_of_8_gpus(cluster: Cluster, tmp_path: Path) -> None:
     script = tmp_path / "job.sbatch"
     words = ["--skip-files", "--partition", "large", "--time", "2-0", "--out", script]
-    launch("--config", CHAIN[0], "--nodes", 32, *words)
+    launch("--config", CHAIN[0], "--nodes", 32, "--no-plan", *words)
 
     def would_start(*options: str) -> str:
         command = ["sbatch", "--test-only", *options, str(script)]
@@ -39,7 +39,7 @@ def test_recipe_could_start_on_32_nodes_of_8_gpus(cluster: Cluster, tmp_path: Pa
 
 def test_chain_is_submitted_and_each_stage_waits_for_the_one_before(cluster: Cluster) -> None:
     options = ["--partition", "closed", "--sbatch", "comment=night", "--job-name", "glm"]
-    said = launch("--nodes", "32,32,16", "--skip-files", "--submit", *options, "--chain", *CHAIN, "train.seed=3")
+    said = launch("--nodes", "32,32,16", *UNPLANNED, "--submit", *options, "--chain", *CHAIN, "train.seed=3")
     numbers = [line.split()[0] for line in said.splitlines()]
     jobs = [cluster.job(number) for number in numbers]
     assert [job["NumNodes"].split("-")[0] for job in jobs] == ["32", "32", "16"]
@@ -51,9 +51,7 @@ def test_chain_is_submitted_and_each_stage_waits_for_the_one_before(cluster: Clu
 
 
 def test_chain_of_which_sbatch_refuses_a_part_leaves_no_job(cluster: Cluster) -> None:
-    said = refuse(
-        "--nodes", "32,64", "--skip-files", "--submit", "--partition", "closed", "--chain", CHAIN[0], CHAIN[1]
-    )
+    said = refuse("--nodes", "32,64", *UNPLANNED, "--submit", "--partition", "closed", "--chain", CHAIN[0], CHAIN[1])
     assert f"sbatch refused {CHAIN[1]}" in said
     (number,) = said.split("the jobs before it are cancelled:")[1].split()
     assert cluster.wait(number, timeout=60)["JobState"] == "CANCELLED"
@@ -64,7 +62,7 @@ def test_container_without_pyxis_is_refused_before_and_in_the_job(
 ) -> None:
     image = tmp_path / "image.sqsh"
     image.touch()
-    words = ["--config", CHAIN[0], "--nodes", 32, "--submit", "--container", image, "--skip-files"]
+    words = ["--config", CHAIN[0], "--nodes", 32, "--submit", "--container", image, *UNPLANNED]
     assert "does not list --container-image" in refuse(*words)
     job = submit_training(cluster, "pretrain.sbatch", config_file, tmp_path / "run", CONTAINER_IMAGE=str(image))
     ended = cluster.wait(job, timeout=60)

@@ -42,16 +42,19 @@ class Kernel:
         return abs(hash(self.name))
 
 
-TENSORS = [f"GEMM{gemm}_{tensor}" for gemm in (1, 2, 3) for tensor in ("INPUT", "WEIGHT", "OUTPUT")]
-GRADIENTS = [f"GRAD_{tensor}{gemm}" for gemm in (1, 2, 3) for tensor in ("OUTPUT", "INPUT")]
-
-
 class CompiledPart(ModuleType):
     """A stand-in for the extension module `transformer_engine_torch`."""
 
     # Indices of a module's quantisers.
-    FP8FwdTensors = IntEnum("FP8FwdTensors", TENSORS, start=0)
-    FP8BwdTensors = IntEnum("FP8BwdTensors", GRADIENTS, start=0)
+    FP8FwdTensors = IntEnum(
+        "FP8FwdTensors",
+        "GEMM1_INPUT GEMM1_WEIGHT GEMM1_OUTPUT GEMM2_INPUT GEMM2_WEIGHT GEMM2_OUTPUT "
+        "GEMM3_INPUT GEMM3_WEIGHT GEMM3_OUTPUT",
+        start=0,
+    )
+    FP8BwdTensors = IntEnum(
+        "FP8BwdTensors", "GRAD_OUTPUT1 GRAD_INPUT1 GRAD_OUTPUT2 GRAD_INPUT2 GRAD_OUTPUT3 GRAD_INPUT3", start=0
+    )
 
     __all__ = ("get_cudnn_version",)  # what `import *` imports
 

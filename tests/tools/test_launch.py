@@ -17,6 +17,7 @@ __all__ = ["config_file", "shards"]
 
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/glm4*/*.yaml"))
 TINY = [Path(f"configs/tiny/{name}.yaml") for name in ("pretrain", "long_context", "sft")]
+UNPLANNED = ["--skip-files", "--no-plan"]  # planning a recipe takes a minute
 ON_CPUS = ["--gpus-per-node", "0", "--processes-per-node", "1"]
 
 
@@ -46,7 +47,7 @@ def published_nodes(recipe: Path) -> str:
 def test_recipe_gives_a_script_that_bash_reads(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     nodes = published_nodes(recipe)
-    script = launch("--config", recipe, "--nodes", nodes, "--skip-files", "--time", "1-0", "train.seed=5")
+    script = launch("--config", recipe, "--nodes", nodes, *UNPLANNED, "--time", "1-0", "train.seed=5")
     assert f"#SBATCH --nodes={nodes}\n" in script
     assert "#SBATCH --time=1-0\n" in script
     printed = 'printf "%s|" "$CONFIG" "$OUTPUT_DIR" "${OVERRIDES[@]}"'
@@ -145,7 +146,7 @@ def test_paths_that_the_container_does_not_see_are_named(config_file: Path, shar
 def test_chain_is_written_with_the_order_of_its_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     chain = [f"configs/glm45v/{name}.yaml" for name in ("pretrain", "long_context", "sft")]
-    said = launch("--nodes", "32,32,16", "--skip-files", "--out", tmp_path / "jobs", "--chain", *chain, "train.seed=3")
+    said = launch("--nodes", "32,32,16", *UNPLANNED, "--out", tmp_path / "jobs", "--chain", *chain, "train.seed=3")
     names = ["1_pretrain.sbatch", "2_long_context.sbatch", "3_sft.sbatch"]
     assert sorted(path.name for path in (tmp_path / "jobs").iterdir()) == names
     assert said.count("--dependency=afterok:JOB --kill-on-invalid-dep=yes") == 2

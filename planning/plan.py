@@ -1,0 +1,301 @@
+"""A plan: what every pipeline stage of a run needs, whether it fits, and what would make it fit."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from data_pipeline.loading.loader import PackedLoader
+from model.config import ConfigError, GlmvConfig
+from model.flops import vision_cost
+from model.image_assignment import assign_images
+from model.pipeline_layout import PipelineLayout, layout_for
+from model.rank_sizes import adapters_by_rank, parameters_by_rank
+from planning.kernels import FusedKernelsOnPaper
+from planning.limits import GIB, Limits
+from planning.packs import PackShape, pack_full_of_images, segments_of, typical_pack
+from planning.rank_trace import RankTrace, Traced, on_device, representative_ranks, trace_rank
+from training.config import PRECISIONS, RunConfig
+from training.dry_run import RankBytes, one_stage, rank_bytes
+from training.lora_base import check_lora
+from training.setup import prepare
+from training.start_point import with_positions
+
+MOST_PROCESSES = 4096  # up to here a number of GPUs that fits is looked for
+GPUS_PER_NODE = 8
+STATE_BYTES = 12  # of a trained parameter in a checkpoint: float32 weight and two moments
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The model and the packs of a run."""
+
+    config: RunConfig
+    model: GlmvConfig
+    fullest: PackShape  # the pack with the most patches, for which memory must suffice
+    typical: PackShape  # by which layers are divided over pipeline stages
+    source: str  # where the packs come from
+
+
+def read_workload(config: RunConfig, processes: int, skip_files: bool) -> Workload:
+    """Return the packs of a run: those that its data gives first, or assumed ones.
+
+    Args:
+        config: The run.
+        processes: Number of GPUs.
+        skip_files: Do not open data, tokenizer and `model.init_from`.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, WeightsError: As for a real run.
+    """
+    length = config.train.seq_length
+    if not skip_files:
+        prepared = prepare(config, processes)
+        shapes = planned_packs(prepared.loader)
+        lengths, patches = prepared.loader.expected_work()
+        typical = PackShape(tuple(lengths), (tuple(patches), *[()] * (len(lengths) - 1)))
+        prepared.loader.close()
+        source = f"the fullest of the first {len(shapes)} packs of the run's data"
+        return Workload(config, prepared.model, max(shapes, key=lambda shape: sum(shape.patches)), typical, source)
+    if not config.model.preset:
+        raise ConfigError("--skip-files needs model.preset: it does not open model.init_from to see which model it is")
+    model = with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
+    fullest = pack_full_of_images(length, config.data.image_max_tokens, config.data.segment_multiple)
+    return Workload(config, model, fullest, typical_pack(length), "assumed: as many image tokens as a pack can hold")
+
+
+def planned_packs(loader: PackedLoader) -> list[PackShape]:
+    """Return the packs that the data gives first."""
+    return [segments_of(pack) for pack in loader.expected_packs()]
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What the fullest rank of a pipeline stage needs."""
+
+    trace: RankTrace
+    optimizer: float  # bytes of its share of the optimizer state
+    kept: float  # bytes that modules keep from the step before
+
+    @property
+    def activations(self) -> float:
+        """Bytes that live beside weights, gradients and optimizer, at most."""
+        return self.kept + max(self.trace.activations, self.trace.update)
+
+    @property
+    def tensors(self) -> float:
+        """Bytes of tensors at the peak."""
+        return self.trace.weights + self.trace.gradients + self.optimizer + self.activations
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs on some number of GPUs."""
+
+    workload: Workload
+    processes: int
+    limits: Limits
+    layout: PipelineLayout
+    stages: list[StagePlan]
+
+    @property
+    def worst(self) -> StagePlan:
+        """The stage that needs most."""
+        return max(self.stages, key=lambda stage: stage.tensors)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage fits."""
+        return self.limits.fits(self.worst.tensors)
+
+    @property
+    def packs_per_rank(self) -> int:
+        """Packs of a step on each data-parallel rank."""
+        config = self.workload.config
+        return config.train.global_batch_size // config.parallel.data_parallel_size(self.processes)
+
+    @property
+    def bubble(self) -> float:
+        """Share of a step in which a pipeline rank waits for others to fill and drain the pipeline."""
+        parallel = self.workload.config.parallel
+        waiting = (parallel.pipeline_model_parallel_size - 1) / parallel.virtual_pipeline_model_parallel_size
+        return waiting / (self.packs_per_rank + waiting)
+
+    @cached_property
+    def parameters(self) -> int:
+        """Parameters of the whole model."""
+        model, parallel = self.workload.model, type(self.workload.config.parallel)()
+        return sum(sum(one.values()) for one in parameters_by_rank(model, parallel, one_stage(model)))
+
+    @property
+    def checkpoint_bytes(self) -> int:
+        """Bytes of a checkpoint: weights, and what the optimizer keeps of trained parameters."""
+        config = self.workload.config
+        trained = sum(
+            sum(one.values())
+            for one in adapters_by_rank(
+                self.workload.model, type(config.parallel)(), one_stage(self.workload.model), config.lora
+            )
+        )
+        trained = trained if config.lora.rank else self.parameters
+        return self.parameters * PRECISIONS[config.train.precision].itemsize + trained * STATE_BYTES
+
+
+def traced_of(workload: Workload, processes: int, limits: Limits) -> tuple[Traced, PipelineLayout]:
+    """Return what the ranks of a layout have in common, and the layout.
+
+    Raises:
+        ConfigError: The layout is impossible on this number of GPUs.
+    """
+    config, parallel = workload.config, workload.config.parallel
+    config.check_layout(workload.model, processes)
+    check_lora(config, workload.model)
+    layout = layout_for(
+        workload.model,
+        parallel.pipeline_model_parallel_size,
+        parallel.virtual_pipeline_model_parallel_size,
+        segment_lengths=workload.typical.lengths,
+        image_patches=workload.typical.patches,
+    )
+    stages = layout.stages if layout.pipeline_size > 1 else None
+    backend = FusedKernelsOnPaper()
+    traced = Traced(config, workload.model, processes, stages, workload.fullest, backend, limits.imbalance)
+    return traced, layout
+
+
+def make_plan(
+    workload: Workload,
+    processes: int,
+    limits: Limits,
+    *,
+    stages: Sequence[int] | None = None,
+) -> Plan:
+    """Build the ranks of a run on paper and let each take a step.
+
+    Args:
+        workload: The run.
+        processes: Number of GPUs.
+        limits: The memory of a GPU.
+        stages: Pipeline ranks to build, each by its fullest rank; by default all.
+
+    Raises:
+        ConfigError: The layout is impossible on this number of GPUs.
+    """
+    traced, layout = traced_of(workload, processes, limits)
+    ranks = _fullest_ranks(workload, processes)
+    # The optimizer on paper has float32 moments on the device, whatever the run has.
+    on_paper = replace(workload, config=replace(workload.config, optimizer=on_device(workload.config.optimizer)))
+    static, traced_static = (static_bytes(one, processes, layout) for one in (workload, on_paper))
+    planned = []
+    for stage in range(len(ranks)) if stages is None else stages:
+        trace = trace_rank(traced, ranks[stage], quick=True)
+        kept = max(trace.optimizer - traced_static[stage].optimizer, 0)
+        planned.append(StagePlan(trace, static[stage].optimizer, kept))
+    return Plan(workload, processes, limits, layout, planned)
+
+
+def static_bytes(workload: Workload, processes: int, layout: PipelineLayout) -> list[RankBytes]:
+    """Return the bytes that a rank of each pipeline stage keeps from step to step."""
+    config, model = workload.config, workload.model
+    held = parameters_by_rank(model, config.parallel, layout.stages)
+    adapters = adapters_by_rank(model, config.parallel, layout.stages, config.lora)
+    return [rank_bytes(config, *one, processes) for one in zip(held, adapters, strict=True)]
+
+
+def _fullest_ranks(workload: Workload, processes: int) -> list[int]:
+    """Return one rank of every pipeline stage; of the first stage the one with the most patches."""
+    parallel = workload.config.parallel
+    ranks = representative_ranks(parallel, processes)
+    if parallel.vision == "images":
+        group = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+        patches = workload.fullest.patches
+        shares = assign_images([vision_cost(workload.model.vision).of(n) for n in patches], group)
+        loads = [sum(patches[image] for image in images) for images in shares]
+        ranks[0] = loads.index(max(loads))
+    return ranks
+
+
+# --- other numbers of GPUs, other settings ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Smallest:
+    """The smallest number of GPUs on which a run fits, whole nodes, and why no fewer."""
+
+    processes: int | None  # None: it fits on none
+    reason: str
+
+
+def smallest_world(plan: Plan) -> Smallest:
+    """Return the smallest number of GPUs on which this layout fits.
+
+    Activations do not depend on it, so nothing is traced again.
+    """
+    workload, limits, refused = plan.workload, plan.limits, ""
+    for processes in range(GPUS_PER_NODE, MOST_PROCESSES + 1, GPUS_PER_NODE):
+        try:
+            workload.config.check_layout(workload.model, processes)
+        except ConfigError:
+            continue
+        static = static_bytes(workload, processes, plan.layout)
+        tensors = [
+            replace(stage, optimizer=static[stage.trace.pipeline_rank].optimizer).tensors for stage in plan.stages
+        ]
+        if limits.fits(max(tensors)):
+            return Smallest(processes, refused or "no smaller number of whole nodes fits the layout and the batch")
+        worst = tensors.index(max(tensors))
+        refused = (
+            f"on {processes} pipeline rank {plan.stages[worst].trace.pipeline_rank} needs "
+            f"{limits.needed(tensors[worst]) / GIB:.1f} GiB, of {limits.gpu_memory:g}"
+        )
+    if not refused:
+        return Smallest(None, "the layout and the batch allow no number of whole nodes")
+    return Smallest(None, f"{refused}: weights, gradients and activations do not become fewer with more GPUs")
+
+
+def what_would_fit(plan: Plan) -> Iterator[str]:
+    """Yield the single changes with which a plan that does not fit would, tried on its fullest stage."""
+    for keys in _changes(plan):
+        config = _changed(plan.workload.config, keys)
+        workload = replace(plan.workload, config=config)
+        try:
+            pipeline_size = config.parallel.pipeline_model_parallel_size
+            same = pipeline_size == plan.layout.pipeline_size
+            stage = plan.worst.trace.pipeline_rank if same else 0
+            tried = make_plan(workload, plan.processes, plan.limits, stages=sorted({stage, 0}))
+        except ConfigError:
+            continue
+        if tried.fits:
+            shown = " ".join(f"{name}={str(value).lower()}" for name, value in keys.items())
+            yield f"{shown}: {plan.limits.needed(tried.worst.tensors) / GIB:.1f} GiB"
+
+
+def _changes(plan: Plan) -> Iterator[dict[str, object]]:
+    config = plan.workload.config
+    parallel, recompute = config.parallel, config.recompute
+    if recompute.decoder == "none":
+        yield {"recompute.decoder": "selective"}
+    if recompute.decoder != "full":
+        yield {"recompute.decoder": "full"}
+    if recompute.vision != "full":
+        yield {"recompute.vision": "full"}
+    if config.optimizer.main_grads == "fp32" and config.train.precision == "bf16":
+        yield {"optimizer.main_grads": "bf16"}
+    for name in ("tensor", "expert", "pipeline"):
+        key = f"{name}_model_parallel_size"
+        more: dict[str, object] = {f"parallel.{key}": 2 * getattr(parallel, key)}
+        yield more | ({"parallel.sequence_parallel": True} if name == "tensor" else {})
+    context = 2 * parallel.context_parallel_size
+    multiple = config.data.segment_multiple
+    longer: dict[str, object] = {"data.segment_multiple": 2 * context} if multiple % (2 * context) else {}
+    yield {"parallel.context_parallel_size": context} | longer
+
+
+def _changed(config: RunConfig, keys: dict[str, object]) -> RunConfig:
+    changed = copy.deepcopy(config)
+    for name, value in keys.items():
+        section, key = name.split(".")
+        setattr(getattr(changed, section), key, value)
+    return changed

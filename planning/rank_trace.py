@@ -1,0 +1,269 @@
+"""One training step of one rank on paper: what it holds, the most memory it needs, and what it sends.
+
+The modules, DDP, the distributed optimizer and the pipeline schedule are the real ones. The schedule runs as many packs
+as are in flight at once, and one more; a step of more packs repeats the last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+
+from data_pipeline.encoding.batch import Batch
+from model.backend import Backend
+from model.config import GlmvConfig
+from model.glmv import build_model_chunks
+from model.lora import add_adapters
+from model.parallel import ParallelConfig
+from model.parts import freeze
+from planning.balanced import balanced_routing
+from planning.kernels import fused_kernels
+from planning.memory import MemoryTrace
+from planning.on_paper import DEVICE, on_paper
+from planning.packs import PackShape, as_batch
+from training.config import PRECISIONS, RunConfig
+from training.optimizer import OptimizerConfig
+from training.step import TrainStep
+from training.update import apply_update
+
+GROUPS = ("tensor", "context", "expert", "pipeline", "images", "data", "expert data")
+PER_STEP = ("data", "expert data")  # groups whose traffic does not grow with the packs of a rank
+
+
+@dataclass
+class RankTrace:
+    """What a step of a rank needs; sizes in bytes."""
+
+    rank: int
+    pipeline_rank: int
+    parameters: int = 0
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0  # and what an earlier step left behind
+    activations: int = 0  # most that lives beside weights, gradients and optimizer in forward and backward passes
+    update: int = 0  # likewise in the optimizer's update
+    traffic: dict[str, int] = field(default_factory=dict)  # sent per step, by group
+    packs: int = 0  # that were run
+    seconds: float = 0.0  # of processor time that the trace took
+
+    @property
+    def static(self) -> int:
+        """Bytes that live from step to step."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
+    def peak(self) -> int:
+        """Most that ever lives."""
+        return self.static + max(self.activations, self.update)
+
+
+@dataclass(frozen=True)
+class Traced:
+    """What all ranks of a layout have in common.
+
+    Attributes:
+        config: The run.
+        model: What it trains.
+        processes: Number of ranks.
+        stages: Units of each pipeline stage; None without pipeline parallelism.
+        shape: Every pack of the step.
+        backend: Provider of the modules.
+        imbalance: Tokens that a rank receives for its experts, over an even share.
+        one_memory: The run computes on CPUs, so that host and device share one memory.
+    """
+
+    config: RunConfig
+    model: GlmvConfig
+    processes: int
+    stages: Sequence[Sequence[str]] | None
+    shape: PackShape
+    backend: Backend
+    imbalance: float = 1.0
+    one_memory: bool = False
+
+    @property
+    def packs_per_rank(self) -> int:
+        """Packs of a step on each data-parallel rank."""
+        return self.config.train.global_batch_size // self.config.parallel.data_parallel_size(self.processes)
+
+    def packs_to_run(self, pipeline_rank: int) -> int:
+        """Return how many packs show the largest number in flight."""
+        in_flight = self.in_flight(pipeline_rank)
+        stages = self.config.parallel.pipeline_model_parallel_size
+        return min(self.packs_per_rank, in_flight + 1 if in_flight else 2 * stages)
+
+    def in_flight(self, pipeline_rank: int) -> int:
+        """Return how many packs a stage keeps activations of; 0 with virtual stages, whose schedule shows it."""
+        parallel = self.config.parallel
+        if parallel.virtual_pipeline_model_parallel_size > 1:
+            return 0
+        return min(self.packs_per_rank, parallel.pipeline_model_parallel_size - pipeline_rank)
+
+
+def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
+    """Build a rank of a layout on paper and let it take a step.
+
+    Args:
+        traced: The layout and the packs.
+        rank: Number of the rank.
+        quick: Run two packs, and add for every other pack in flight what the second adds to the first.
+    """
+    config, started = traced.config, time.process_time()
+    decoder = traced.model.decoder
+    selected = decoder.num_experts_per_tok / decoder.n_routed_experts if decoder.is_moe else 1.0
+    trace = MemoryTrace(selected, with_host=traced.one_memory)
+    with (
+        on_paper(config.parallel, rank, traced.processes),
+        balanced_routing(traced.imbalance),
+        fused_kernels(not traced.one_memory),
+        trace,
+    ):
+        trainer = build(traced)
+        weights = [p for chunk in trainer.model_chunks for p in chunk.parameters()]
+        result = RankTrace(
+            rank,
+            parallel_state.get_pipeline_model_parallel_rank(),
+            parameters=sum(p.numel() for p in weights),
+            weights=sum(p.nbytes for p in weights),
+            gradients=sum(buffer.grad_data.nbytes for ddp in trainer.ddp for buffer in _buffers(ddp)),
+        )
+        result.packs = traced.packs_to_run(result.pipeline_rank)
+        batches = _batches(traced, result.packs)
+        _update(trainer)
+        # What an earlier step leaves behind is still there when the next begins.
+        few = min(traced.config.parallel.pipeline_model_parallel_size, result.packs)
+        trainer.run_schedule(batches[:few], loss_scale=1.0)
+        _update(trainer)
+        _clear_gradients(trainer)
+        static = trace.live
+        in_flight = traced.in_flight(result.pipeline_rank)
+        if quick and in_flight:
+            result.packs = min(in_flight, 2)
+            first = _activations(trace, trainer, batches[:1])
+            second = _activations(trace, trainer, batches[:2]) - first if in_flight > 1 else 0
+            result.activations = first + (in_flight - 1) * second
+            if traced.packs_per_rank > in_flight and trainer.model_chunks[0].pre_process:
+                result.activations += batches[0].patches.nbytes  # of the next pack, which is copied ahead
+        else:
+            result.activations = _activations(trace, trainer, batches)
+        trace.reset_peak()
+        _update(trainer)
+        result.update = trace.peak - static
+        result.optimizer = static - result.weights - result.gradients
+        result.traffic = _by_group(trace.traffic, result.packs, traced.packs_per_rank)
+    result.seconds = time.process_time() - started
+    return result
+
+
+def _activations(trace: MemoryTrace, trainer: TrainStep, batches: Sequence[Batch]) -> int:
+    """Return what forward and backward passes of these packs add to the live bytes, at most."""
+    _clear_gradients(trainer)
+    before = trace.live
+    trace.traffic.clear()
+    trace.reset_peak()
+    trainer.run_schedule(batches, loss_scale=1.0)
+    return trace.peak - before
+
+
+def build(traced: Traced) -> TrainStep:
+    """Build a rank's model with its optimizer, as `training.setup.build_trainer` does, without values."""
+    config, train = traced.config, traced.config.train
+    with torch.device(DEVICE):
+        chunks = build_model_chunks(
+            traced.model,
+            config.parallel,
+            pipeline_layout=traced.stages,
+            dtype=PRECISIONS[train.precision],
+            balance_loss_coeff=config.moe_in_effect.balance_loss_coeff,
+            expert_bias_update_rate=config.moe_in_effect.expert_bias_update_rate,
+            recompute=config.recompute,
+            backend=traced.backend,
+        )
+        for chunk in chunks:
+            chunk.train()
+            if config.lora.rank:
+                add_adapters(chunk, config.lora)
+            freeze(chunk, config.freeze)
+    return TrainStep(chunks, on_device(config.optimizer), max(train.steps, 2), train.seq_length)
+
+
+def on_device(optimizer: OptimizerConfig) -> OptimizerConfig:
+    """Return the optimizer with float32 moments on the device, the only kind that torch's own optimizer has."""
+    return replace(optimizer, exp_avg_dtype="fp32", exp_avg_sq_dtype="fp32", offload_fraction=0.0)
+
+
+def _buffers(ddp: Any) -> list[Any]:
+    return [*ddp.buffers, *ddp.expert_parallel_buffers]
+
+
+def _clear_gradients(trainer: TrainStep) -> None:
+    for ddp in trainer.ddp:
+        ddp.zero_grad_buffer()
+    trainer.optimizer.zero_grad()
+
+
+def _batches(traced: Traced, packs: int) -> list[Batch]:
+    """Return the packs of the step; their pixels are in main memory."""
+    device = DEVICE if traced.one_memory else "cpu"
+    return [
+        as_batch(
+            traced.shape,
+            traced.config.train.seq_length,
+            traced.config.data.segment_multiple,
+            traced.model.image_token_id,
+            device,
+        )
+        for _ in range(packs)
+    ]
+
+
+def _update(trainer: TrainStep) -> None:
+    trainer.optimizer.prepare_grads()
+    apply_update(trainer.optimizer, 1.0)
+
+
+# --- traffic ----------------------------------------------------------------------------------------------------------
+
+
+def _by_group(sent: Counter[Any], packs: int, packs_per_rank: int) -> dict[str, int]:
+    """Sum traffic by the kind of group, for a step of `packs_per_rank` packs, of which `packs` were run."""
+    kinds = _group_ranks()
+    by_group: Counter[str] = Counter()
+    for (operation, ranks), size in sent.items():
+        if len(ranks) == 1:
+            continue
+        kind = next(kind for kind, (operations, members) in kinds.items() if operation in operations and members(ranks))
+        by_group[kind] += size if kind in PER_STEP else size * packs_per_rank // packs
+    return {kind: by_group[kind] for kind in GROUPS if by_group[kind]}
+
+
+def _group_ranks() -> dict[str, Any]:
+    """Return how to recognise each kind of group: its operations, and whether it has these ranks."""
+
+    def exactly(group: Any) -> Any:
+        wanted = tuple(torch.distributed.get_process_group_ranks(group))
+        return lambda ranks: ranks == wanted
+
+    state, anything = parallel_state, ("all_gather", "reduce_scatter", "all_reduce", "all_to_all", "broadcast", "send")
+    return {
+        "expert": (("all_to_all",), exactly(state.get_expert_model_parallel_group())),
+        "pipeline": (("send",), exactly(state.get_pipeline_model_parallel_group())),
+        "context": (("send", "all_gather", "reduce_scatter"), exactly(state.get_context_parallel_group())),
+        "tensor": (anything, exactly(state.get_tensor_model_parallel_group())),
+        "images": (("all_to_all", "broadcast", "all_reduce"), exactly(state.get_tensor_and_context_parallel_group())),
+        "data": (anything, exactly(state.get_data_parallel_group(with_context_parallel=True))),
+        "expert data": (anything, exactly(state.get_expert_data_parallel_group())),
+        "other": (anything, lambda ranks: True),
+    }
+
+
+def representative_ranks(parallel: ParallelConfig, processes: int) -> list[int]:
+    """Return one rank of every pipeline stage."""
+    stages = parallel.pipeline_model_parallel_size
+    return [stage * processes // stages for stage in range(stages)]

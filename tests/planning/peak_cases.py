@@ -1,0 +1,93 @@
+"""Peaks of memory: of a step on paper, and of the same step with values, as torch's allocator saw it."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import model.moe
+from model.backend import select_backend
+from model.glmv import build_model_chunks
+from model.hf_weights import RandomWeights, load_weights
+from model.moe import normalized_topk_routing
+from model.parallel import initialize_model_parallel
+from planning.balanced import balanced_map
+from planning.packs import PackShape, as_batch
+from planning.rank_trace import RankTrace, Traced, trace_rank
+from tests.model.layout_cases import layout_of
+from tests.reference import small_config
+from training.config import RunConfig
+from training.step import TrainStep
+
+# Two samples with an image each, one text, and padding at the end: tokens, patches.
+SHAPE = PackShape((700, 520, 250), ((1024,), (768, 400), ()))
+SEQ_LENGTH = 1536
+MARK = 12_345_677  # bytes; no tensor has this size
+
+
+def traced(variant: str, layout: str, recompute: dict[str, str], packs: int = 2) -> Traced:
+    parallel, stages = layout_of(layout)
+    config = RunConfig()
+    config.parallel, config.recompute = parallel, type(config.recompute)(**recompute)
+    config.train.seq_length, config.train.precision, config.train.steps = SEQ_LENGTH, "fp32", 4
+    config.data.segment_multiple = 8
+    # gloo copies the gradients that it reduces; after the backward pass that does not matter.
+    config.optimizer.overlap_grad_reduce = config.optimizer.overlap_param_gather = False
+    processes = parallel.model_parallel_size if parallel.expert_model_parallel_size == 1 else 2
+    config.train.global_batch_size = packs * parallel.data_parallel_size(processes)
+    backend = select_backend("torch", torch.float32)
+    return Traced(config, small_config(variant), processes, stages, SHAPE, backend, one_memory=True)
+
+
+def on_paper(rank: int = 0, **case: Any) -> RankTrace:
+    return trace_rank(traced(**case), rank)
+
+
+def measured(**case: Any) -> dict[str, int]:
+    """Take two steps with values, and return what the second adds to the memory in use, at most."""
+    plan = traced(**case)
+    config = plan.config
+    initialize_model_parallel(config.parallel, seed=1)
+    chunks = build_model_chunks(
+        plan.model,
+        config.parallel,
+        pipeline_layout=plan.stages,
+        balance_loss_coeff=config.moe.balance_loss_coeff,
+        expert_bias_update_rate=config.moe.expert_bias_update_rate,
+        recompute=config.recompute,
+        backend=plan.backend,
+    )
+    load_weights(chunks, RandomWeights(plan.model, 1))
+    trainer = TrainStep([chunk.train() for chunk in chunks], config.optimizer, 4, SEQ_LENGTH)
+    batches = [
+        as_batch(SHAPE, SEQ_LENGTH, 8, plan.model.image_token_id, "cpu").with_tensors(torch.clone)
+        for _ in range(plan.packs_per_rank)
+    ]
+    for batch in batches:
+        batch.patches.zero_()
+    true_routing, model.moe.normalized_topk_routing = normalized_topk_routing, _balanced
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+            trainer.run(1, batches)
+            torch.empty(MARK, dtype=torch.uint8)
+            trainer.run(2, batches)
+    finally:
+        model.moe.normalized_topk_routing = true_routing
+    return {"peak": _peak(profiled), "parameters": sum(p.numel() for chunk in chunks for p in chunk.parameters())}
+
+
+def _balanced(logits: Any, topk: int, **options: Any) -> Any:
+    """Route by the router's scores, after a preference that spreads the tokens evenly over the experts."""
+    tokens, experts = logits.shape
+    preferred = balanced_map(tokens, experts, topk).float()
+    return normalized_topk_routing(logits + 10 * preferred, topk, **options)
+
+
+def _peak(profiled: Any) -> int:
+    """Return the most memory in use after the mark, beyond what was in use at the mark."""
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(accumulate(sizes[sizes.index(MARK) + 2 :]))

@@ -1,0 +1,79 @@
+"""What the processes of the planning tests do; a fake process group needs a process that has no other."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from model.config import GlmvConfig
+from model.parallel import ParallelConfig
+from model.pipeline_layout import layout_for
+from planning.kernels import FusedKernelsOnPaper
+from planning.limits import Limits
+from planning.packs import PackShape, typical_pack
+from planning.parameters import distinct_parameters
+from planning.plan import Plan, Smallest, Workload, make_plan, read_workload, smallest_world, what_would_fit
+from planning.rank_trace import RankTrace, Traced, trace_rank
+from planning.search import Found, search
+from planning.step_time import Rates
+from tools.plan import app
+from training.config import RunConfig, load_config
+
+SHAPE = PackShape((500, 300, 200), ((1024,), (400, 256), ()))
+NO_RESERVES = {"context": 0.0, "nccl": 0.0, "workspaces": 0.0, "fragmentation": 0.0}
+
+
+def workload(preset: str, *, packs: int = 16, recompute: str = "none", **layout: Any) -> Workload:
+    """Return a run of 1,024 tokens per pack."""
+    config = RunConfig()
+    config.parallel = ParallelConfig(**layout)
+    config.train.seq_length, config.train.steps, config.train.global_batch_size = 1024, 10, packs
+    config.data.segment_multiple = 8
+    config.recompute.decoder = config.recompute.vision = recompute
+    return Workload(config, GlmvConfig.from_preset(preset), SHAPE, SHAPE, "the test's")
+
+
+def traced(run: Workload, processes: int, imbalance: float = 1.0) -> Traced:
+    parallel = run.config.parallel
+    sizes = (parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size)
+    typical = typical_pack(8192)
+    stages = layout_for(run.model, *sizes, segment_lengths=typical.lengths, image_patches=typical.patches).stages
+    backend = FusedKernelsOnPaper()
+    return Traced(run.config, run.model, processes, stages if sizes[0] > 1 else None, SHAPE, backend, imbalance)
+
+
+def step(
+    preset: str, processes: int, rank: int, *, quick: bool = False, imbalance: float = 1.0, **run: Any
+) -> RankTrace:
+    return trace_rank(traced(workload(preset, **run), processes, imbalance), rank, quick=quick)
+
+
+def parameters(preset: str, processes: int, **layout: Any) -> int:
+    """Return the parameters of all ranks, each counted once."""
+    built = traced(workload(preset, **layout), processes)
+    return sum(distinct_parameters(built, rank) for rank in range(processes))
+
+
+def plan(preset: str, processes: int, gpu_memory: float, **run: Any) -> tuple[bool, float, Smallest, list[str]]:
+    """Return whether a run fits, the bytes that its worst stage needs, the smallest world, and two changes if not."""
+    made = make_plan(workload(preset, **run), processes, Limits(gpu_memory=gpu_memory, **NO_RESERVES))
+    changes = [] if made.fits else list(islice(what_would_fit(made), 2))
+    return made.fits, made.worst.tensors, smallest_world(made), changes
+
+
+def found(preset: str, processes: int, gpu_memory: float, **run: Any) -> Found:
+    return search(workload(preset, **run), processes, Limits(gpu_memory=gpu_memory, **NO_RESERVES), Rates(), wanted=3)
+
+
+def recipe(file: Path, processes: int) -> tuple[Plan, Smallest]:
+    made = make_plan(read_workload(load_config(RunConfig, file), processes, True), processes, Limits())
+    return made, smallest_world(made)
+
+
+def command(*words: str) -> tuple[int, str]:
+    """Return the exit status and the output of tools.plan."""
+    done = CliRunner().invoke(app, list(words), catch_exceptions=False)
+    return done.exit_code, done.output

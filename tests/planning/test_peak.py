@@ -1,0 +1,70 @@
+"""The peak of memory of a step on paper, against torch's allocator in the same step with values."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import pytest
+
+from tests.planning import peak_cases
+from tests.processes import Processes
+
+TOLERANCE = 0.01
+
+NONE: dict[str, str] = {}
+SELECTIVE = {"decoder": "selective", "vision": "selective"}
+FULL = {"decoder": "full", "vision": "full"}
+
+
+@pytest.fixture(scope="module")
+def new_process() -> Iterator[ProcessPoolExecutor]:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[Processes]:
+    with Processes(1) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> Iterator[Processes]:
+    with Processes(2) as processes:
+        yield processes
+
+
+def check(processes: Processes, on_paper: ProcessPoolExecutor, **case: Any) -> None:
+    measured = processes.run(peak_cases.measured, **case)
+    for rank, found in enumerate(measured):
+        planned = on_paper.submit(peak_cases.on_paper, rank, **case).result(timeout=120)
+        assert planned.parameters == found["parameters"]
+        assert max(planned.activations, planned.update) == pytest.approx(found["peak"], rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("recompute", [NONE, FULL], ids=["none", "full"])
+@pytest.mark.parametrize("variant", ["glm4v_moe", "glm4v"])
+def test_one_process(
+    one_process: Processes, new_process: ProcessPoolExecutor, variant: str, recompute: dict[str, str]
+) -> None:
+    check(one_process, new_process, variant=variant, layout="", recompute=recompute)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["glm4v_moe", "glm4v"])
+def test_selective_recompute(one_process: Processes, new_process: ProcessPoolExecutor, variant: str) -> None:
+    check(one_process, new_process, variant=variant, layout="", recompute=SELECTIVE)
+
+
+@pytest.mark.parametrize("layout", ["EP2", "CP2"])
+def test_two_processes(two_processes: Processes, new_process: ProcessPoolExecutor, layout: str) -> None:
+    check(two_processes, new_process, variant="glm4v_moe", layout=layout, recompute=NONE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["TP2 SP", "PP2", "CP2", "EP2"])
+def test_two_processes_with_recompute(two_processes: Processes, new_process: ProcessPoolExecutor, layout: str) -> None:
+    check(two_processes, new_process, variant="glm4v_moe", layout=layout, recompute=FULL)

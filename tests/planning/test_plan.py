@@ -1,0 +1,195 @@
+"""Plans: parameters of all ranks, memory against other counts, what fits, the search, the command."""
+
+from __future__ import annotations
+
+import multiprocessing
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model.config import GlmvConfig
+from model.parallel import ParallelConfig
+from model.rank_sizes import parameters_by_rank
+from planning.packs import as_batch, pack_full_of_images, segments_of
+from tests.launch import ROOT
+from tests.planning import plan_cases
+from tests.training_data import config_file, shards
+from training.dry_run import one_stage
+
+__all__ = ["config_file", "shards"]
+
+Run = Callable[..., Any]
+SP = {"sequence_parallel": True}
+WHOLE = 107_710_927_360  # parameters of the published mixture of experts
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """A function that runs a case in another process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield lambda case, *words, **options: pool.submit(case, *words, **options).result(timeout=900)
+
+
+def whole(preset: str) -> int:
+    model = GlmvConfig.from_preset(preset)
+    [held] = parameters_by_rank(model, ParallelConfig(), one_stage(model))
+    return sum(held.values())
+
+
+@pytest.mark.parametrize(
+    ("preset", "layout"),
+    [
+        ("tiny_moe", {"tensor_model_parallel_size": 2, "expert_model_parallel_size": 4, "vision": "tensor", **SP}),
+        ("tiny_moe", {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}),
+        (
+            "tiny_dense",
+            {"tensor_model_parallel_size": 2, "context_parallel_size": 2, "pipeline_model_parallel_size": 2},
+        ),
+    ],
+)
+def test_all_ranks_hold_the_model_once(run: Run, preset: str, layout: dict[str, Any]) -> None:
+    assert run(plan_cases.parameters, preset, 8, **layout) == whole(preset)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"pipeline_model_parallel_size": 8, "expert_model_parallel_size": 16},
+        {
+            "tensor_model_parallel_size": 2,
+            "pipeline_model_parallel_size": 4,
+            "virtual_pipeline_model_parallel_size": 2,
+            "expert_model_parallel_size": 16,
+            **SP,
+        },
+        {
+            "tensor_model_parallel_size": 4,
+            "pipeline_model_parallel_size": 2,
+            "expert_model_parallel_size": 32,
+            "vision": "tensor",
+            **SP,
+        },
+        {"context_parallel_size": 4, "pipeline_model_parallel_size": 4, "expert_model_parallel_size": 8},
+        {
+            "tensor_model_parallel_size": 2,
+            "pipeline_model_parallel_size": 4,
+            "expert_model_parallel_size": 8,
+            "expert_tensor_parallel_size": 2,
+            **SP,
+        },
+    ],
+)
+def test_512_ranks_hold_the_published_model_once(run: Run, layout: dict[str, Any]) -> None:
+    assert run(plan_cases.parameters, "glm45v", 512, packs=512, **layout) == WHOLE
+
+
+def test_a_rank_on_paper_holds_what_the_table_of_weights_says(run: Run) -> None:
+    """In bf16 with float32 gradients and moments; EP 4 of 8 ranks, so that 2 ranks share an expert and 8 the rest."""
+    trace = run(plan_cases.step, "tiny_moe", 8, 3, expert_model_parallel_size=4, packs=8)
+    model = GlmvConfig.from_preset("tiny_moe")
+    [held] = parameters_by_rank(model, ParallelConfig(expert_model_parallel_size=4), one_stage(model))
+    experts = sum(n for group, n in held.items() if group.is_expert)
+    others = sum(n for group, n in held.items() if not group.is_expert)
+    router = sum(n for group, n in held.items() if group.part == "router")
+    assert trace.parameters == experts + others
+    assert trace.weights == 2 * (experts + others) + 2 * router * (trace.weights != 2 * (experts + others))
+    assert trace.gradients == pytest.approx(4 * (experts + others), rel=1e-3)  # buffers are padded
+    assert trace.optimizer >= 12 * (experts / 2 + others / 8)
+    assert trace.traffic["expert"] > 0
+
+
+def test_packs_in_flight_beyond_the_second_add_what_the_second_adds(run: Run) -> None:
+    options: dict[str, Any] = {"pipeline_model_parallel_size": 4, "packs": 8}
+    for recompute in ("none", "full"):
+        options["recompute"] = recompute
+        whole_schedule = run(plan_cases.step, "tiny_moe", 4, 0, **options)
+        quick = run(plan_cases.step, "tiny_moe", 4, 0, quick=True, **options)
+        assert (whole_schedule.packs, quick.packs) == (5, 2)
+        assert quick.activations == pytest.approx(whole_schedule.activations, rel=0.005)
+        assert quick.traffic == pytest.approx(whole_schedule.traffic, rel=0.01)
+
+
+def test_settings_that_save_memory_do(run: Run) -> None:
+    plain, selective, full = (
+        run(plan_cases.step, "tiny_moe", 2, 0, expert_model_parallel_size=2, recompute=choice).activations
+        for choice in ("none", "selective", "full")
+    )
+    assert full < selective < plain
+    busy = run(plan_cases.step, "tiny_moe", 2, 0, expert_model_parallel_size=2, imbalance=2.0)
+    assert busy.activations > plain
+    shared = run(plan_cases.step, "tiny_moe", 2, 0, context_parallel_size=2)
+    assert shared.activations < 0.7 * plain
+    assert shared.traffic["context"] > 0
+
+
+def test_what_fits_and_what_would(run: Run) -> None:
+    """At the need of 8 GPUs, fewer do not suffice; just below it, the run does not fit, and changes are named."""
+    _, needed, _, _ = run(plan_cases.plan, "tiny_dense", 8, 1.0)
+    gib = needed / 2**30
+    fits, _, smallest, _ = run(plan_cases.plan, "tiny_dense", 8, 1.000001 * gib)
+    assert (fits, smallest.processes) == (True, 8)
+    fits, _, smallest, changes = run(plan_cases.plan, "tiny_dense", 8, 0.99 * gib)
+    assert not fits
+    assert smallest.processes is None or smallest.processes > 8
+    assert any(change.startswith("recompute.decoder=full: ") for change in changes)
+
+
+def test_search_returns_layouts_that_fit_the_fastest_first(run: Run) -> None:
+    found = run(plan_cases.found, "tiny_moe", 8, 0.25)
+    assert found.fitting
+    seconds = [one.time.seconds for one in found.fitting]
+    assert seconds == sorted(seconds)
+    for one in found.fitting:
+        assert one.plan.fits
+        one.workload.config.check_layout(one.workload.model, 8)
+    assert found.possible > found.built >= len(found.fitting)
+
+
+def test_images_of_a_pack_fill_it() -> None:
+    shape = pack_full_of_images(32768, 6144, 16)
+    batch = as_batch(shape, 32768, 16, 9, "cpu")
+    assert batch.grid_thw.prod(1).tolist() == shape.patches
+    assert int((batch.input_ids == 9).sum()) == sum(shape.patches) // 4 > 0.97 * 32768
+    assert segments_of([(10, (16, 16, 16)), (4, ())]).images == ((16, 16), ())
+
+
+def test_command_plans_the_data_of_a_run_and_writes_a_page(run: Run, config_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    status, output = run(plan_cases.command, "--config", str(config_file), "--world-size", "4", "--out", str(page))
+    assert status == 0
+    assert re.search(r"the fullest of the first \d+ packs of the run's data: \d+ samples", output)
+    assert "fits: pipeline rank 0 needs" in output
+    assert page.read_text().count("<svg") >= 3
+    assert "<script" not in page.read_text()
+    words = ("--skip-files", "--world-size", "4", "--gpu-memory", "4.01")
+    status, output = run(plan_cases.command, "--config", str(config_file), *words, "train.seq_length=4096")
+    assert status == 3
+    assert "DOES NOT FIT: pipeline rank 0 needs" in output
+    status, output = run(plan_cases.command, "--config", str(config_file), "--world-size", "3")
+    assert status == 2
+    assert "train.global_batch_size=4 is not a multiple of the 3 data-parallel ranks" in output
+
+
+RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/glm4*/*.yaml"))
+QUICK = [Path("configs/glm41v/sft_lora.yaml")]
+
+
+def gpus_of(recipe: Path) -> int:
+    (number,) = re.findall(r"^# (\d+) GPUs", (ROOT / recipe).read_text(), re.MULTILINE)
+    return int(number)
+
+
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(path, marks=() if path in QUICK else pytest.mark.slow, id=str(path)) for path in RECIPES]
+)
+def test_recipe_fits_its_gpus(run: Run, recipe: Path) -> None:
+    plan, smallest = run(plan_cases.recipe, ROOT / recipe, gpus_of(recipe))
+    assert plan.fits
+    assert smallest.processes is not None
+    assert smallest.processes <= gpus_of(recipe)
+    assert len(plan.stages) == plan.layout.pipeline_size
