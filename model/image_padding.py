@@ -1,7 +1,7 @@
 """Pad the patches of a pack with a black image, so that their number fits FP8 kernels.
 
 The black image is a segment of its own: no patch of another image attends to it, and its embeddings are dropped. So it
-changes nothing but the scales of recipes that take one scale for a whole tensor.
+changes only the scales of recipes that take one scale for a whole tensor.
 
     images of 4 and 12 patches, a multiple of 64     ->  4 + 12 + 48 patches, the last as an image of 2 x 24
 """
