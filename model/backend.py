@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from megatron.core.models.backends import BackendSpecProvider
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import TEGroupedMLP
+from megatron.core.transformer.moe.experts import SequentialMLP, TEGroupedMLP
 
 from model.attention import SegmentAttention
 from model.config import ConfigError
