@@ -67,7 +67,7 @@ def measure(name: str, tokens: int, vocabulary: int, hidden: int) -> tuple[int, 
     labels = torch.randint(vocabulary, (tokens,), generator=rng)
     for x in inputs:
         x.requires_grad_().grad = torch.ones_like(x)  # its memory exists already
-    loss = LOSSES[name]
+    loss: Callable[..., Tensor] = LOSSES[name]
     loss(inputs[0][:8], inputs[1][:64], labels[:8] % 64).sum().backward()
     before, began = _peak(), time.perf_counter()
     losses = loss(*inputs, labels)

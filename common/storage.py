@@ -13,7 +13,7 @@ FAILING = {
     *(errno.ETIMEDOUT, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNABORTED, errno.ECONNRESET, errno.ECONNREFUSED),
     *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
 }
-DELAYS = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before the second attempt, the third ...
+DELAYS: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds before the second attempt, the third ...
 
 Result = TypeVar("Result")
 

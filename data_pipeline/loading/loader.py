@@ -154,7 +154,8 @@ class PackedLoader:
         """Go back before the step that `next_step` returned last, which is not used."""
         self.close()
         if self._before is not None:
-            self._before, self._position = None, self._before
+            self._position = self._before
+            self._before = None
 
     def stop_waiting(self) -> None:
         """Wait for lost shards no longer, because the run ends: not now, and not later."""

@@ -69,7 +69,7 @@ def test_linear_layers_compute_as_the_kernels(recipe: str) -> None:
     layer: Any = te.Linear(512, 384, bias=False, params_dtype=torch.bfloat16, device="cuda")
 
     def gradients(compute: Any) -> list[torch.Tensor]:
-        own = x.clone().requires_grad_()
+        own: Any = x.clone().requires_grad_()
         layer.weight.grad = None
         y = compute(own)
         y.backward(g)

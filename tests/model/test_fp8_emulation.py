@@ -125,7 +125,7 @@ def test_gradients_are_products_of_rounded_operands(recipe: str) -> None:
     fp8 = Fp8Config(recipe=recipe)
     generator = torch.Generator().manual_seed(1)
     x, w, b, g = (torch.randn(*size, generator=generator) for size in ((2, 80, 96), (160, 96), (160,), (2, 80, 160)))
-    leaves = [value.clone().requires_grad_() for value in (x, w, b)]
+    leaves: list[Any] = [value.clone().requires_grad_() for value in (x, w, b)]
     y = RoundedProduct.apply(*leaves, Rounding(fp8, None))
     y.backward(g)
 

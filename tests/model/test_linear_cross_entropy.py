@@ -136,8 +136,8 @@ def test_memory_is_less_than_an_eighth_at_the_models_vocabulary(single_process: 
 def peak_of(loss: Any, dtype: torch.dtype) -> int:
     """Return the bytes that 8,192 tokens need beside the hidden states, the weight and their gradients."""
     with FakeTensorMode():
-        hidden = torch.empty(8192, 4096, dtype=dtype, requires_grad=True)
-        weight = torch.empty(151_552, 4096, dtype=dtype, requires_grad=True)
+        hidden: Any = torch.empty(8192, 4096, dtype=dtype, requires_grad=True)
+        weight: Any = torch.empty(151_552, 4096, dtype=dtype, requires_grad=True)
         labels = torch.empty(8192, dtype=torch.int64)
         with Peak() as peak:
             loss(hidden, weight, labels).sum().backward()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from typing import Any
 
 from training.config import RunConfig
 from training.launch import main
@@ -12,7 +13,7 @@ SECONDS = 15
 flush = os.fsync
 
 
-def flush_slowly(descriptor: int) -> None:
+def flush_slowly(descriptor: Any) -> None:
     if os.readlink(f"/proc/self/fd/{descriptor}").endswith(".distcp"):
         time.sleep(SECONDS)
     flush(descriptor)
