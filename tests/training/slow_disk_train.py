@@ -20,5 +20,6 @@ def flush_slowly(descriptor: Any) -> None:
 
 
 if __name__ == "__main__":
-    os.fsync = flush_slowly
+    system: Any = os
+    system.fsync = flush_slowly
     main(RunConfig, __doc__)
