@@ -13,7 +13,8 @@ from model.checkpoint import HF_FILES, find_checkpoint, load_checkpoint
 from model.config import GlmvConfig
 from model.whole_model import build_whole_model
 from training.distributed import process_group
-from training.step import domain_masks, forward
+from training.domain_losses import domain_masks
+from training.step import forward
 
 
 def evaluate(checkpoint: Path, packs: Iterable[Batch]) -> dict[str, float]:

@@ -27,7 +27,6 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
 from model.context_slicing import my_context_tokens
@@ -40,6 +39,7 @@ from model.to_device import to_device
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
+from training.domain_losses import domain_masks, reduce_losses
 from training.expert_load import ExpertLoad
 from training.grad_norms import PartNorms
 from training.health import HealthConfig
@@ -384,30 +384,3 @@ def weighted_loss(
         keep_losses(batch, losses.detach())
     report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)
     return (losses * mask).sum() * loss_scale, {"domains": report}
-
-
-def domain_masks(batch: Batch) -> Tensor:
-    """Return float32 [domains, tokens]: 1 where a token's segment is of the domain."""
-    masks = torch.zeros(len(DOMAINS), batch.input_ids.numel())
-    bounds = batch.cu_seqlens.tolist()
-    for domain, begin, end in zip(batch.segment_domains, bounds, bounds[1:], strict=False):
-        if domain:
-            masks[DOMAINS.index(domain), begin:end] = 1
-    return masks
-
-
-def reduce_losses(reports: Sequence[dict[str, Tensor]]) -> tuple[float, dict[str, float]]:
-    """Return the mean loss over the loss tokens of the global batch: overall, and of each domain present. Collective.
-
-    Args:
-        reports: those of this rank's micro-batches; empty except on the last pipeline stage.
-    """
-    sums = torch.zeros(len(DOMAINS), 2, device=torch.cuda.current_device())
-    if reports:
-        sums = torch.stack([report["domains"] for report in reports]).sum(0)
-        dist.all_reduce(sums, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    last = parallel_state.get_pipeline_model_parallel_last_rank()
-    dist.broadcast(sums, src=last, group=parallel_state.get_pipeline_model_parallel_group())
-    totals, counts = sums.double().T.tolist()
-    loss = sum(totals) / sum(counts)
-    return loss, {d: t / c for d, t, c in zip(DOMAINS, totals, counts, strict=True) if c}

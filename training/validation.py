@@ -32,8 +32,9 @@ from model.context_slicing import my_context_tokens
 from model.fp8_weights import gather_weights
 from training.batch_broadcast import broadcast_patches, read_step
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.domain_losses import domain_masks
 from training.prompts import PromptConfig
-from training.step import TrainStep, domain_masks, forward
+from training.step import TrainStep, forward
 from training.step_errors import NothingToLearn
 
 SEED = 0  # of the order of held-out samples
