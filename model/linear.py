@@ -56,7 +56,8 @@ class WeightGradient:
             x: [tokens, in].
             part: The rows.
         """
-        self.total[part].addmm_(grad.t(), x, beta=int(self.in_buffer))
+        total = self.total[part]
+        torch.addmm(total, grad.t(), x, beta=int(self.in_buffer), out=total)
 
     def result(self) -> Tensor:
         """Return what autograd gets; if DDP's buffer has the gradient, a tensor whose content nobody reads."""
