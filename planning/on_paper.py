@@ -19,9 +19,11 @@ from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from torch import Tensor
-from torch.nn.attention.bias import CausalBias
+from torch.nn.attention.bias import CausalBias, causal_lower_right
 from torch.testing._internal.distributed.fake_pg import FakeStore
+from torch.utils._python_dispatch import _disable_current_modes
 
+import model.attention
 import model.cpu
 from model.parallel import ParallelConfig, initialize_model_parallel
 
@@ -53,6 +55,7 @@ def on_paper(parallel: ParallelConfig, rank: int, processes: int) -> Iterator[No
             mock.patch.object(dist, "new_group", new_group),
             mock.patch.object(model.cpu, "CPU", DEVICE),
             mock.patch.object(F, "scaled_dot_product_attention", _flash_attention),
+            mock.patch.object(model.attention, "causal_lower_right", _causal_lower_right),
             mock.patch.object(tensor, "type", type_as_on_cuda),
             mock.patch.object(tensor, "cuda", lambda self, *_, **__: self.to(DEVICE)),
             # What megatron-core keeps from step to step, in modules and classes.
@@ -66,6 +69,12 @@ def on_paper(parallel: ParallelConfig, rank: int, processes: int) -> Iterator[No
     finally:
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+
+
+def _causal_lower_right(*size: int) -> CausalBias:
+    """Make a mask, which as a subclass of Tensor cannot come from an operation that is traced. It has no values."""
+    with _disable_current_modes():
+        return causal_lower_right(*size)
 
 
 def _flash_attention(

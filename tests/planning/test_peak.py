@@ -31,12 +31,6 @@ def one_process() -> Iterator[Processes]:
         yield processes
 
 
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
-
-
 def check(processes: Processes, on_paper: ProcessPoolExecutor, **case: Any) -> None:
     measured = processes.run(peak_cases.measured, **case)
     for rank, found in enumerate(measured):
@@ -57,14 +51,3 @@ def test_one_process(
 @pytest.mark.parametrize("variant", ["glm4v_moe", "glm4v"])
 def test_selective_recompute(one_process: Processes, new_process: ProcessPoolExecutor, variant: str) -> None:
     check(one_process, new_process, variant=variant, layout="", recompute=SELECTIVE)
-
-
-@pytest.mark.parametrize("layout", ["EP2", "CP2"])
-def test_two_processes(two_processes: Processes, new_process: ProcessPoolExecutor, layout: str) -> None:
-    check(two_processes, new_process, variant="glm4v_moe", layout=layout, recompute=NONE)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("layout", ["TP2 SP", "PP2", "CP2", "EP2"])
-def test_two_processes_with_recompute(two_processes: Processes, new_process: ProcessPoolExecutor, layout: str) -> None:
-    check(two_processes, new_process, variant="glm4v_moe", layout=layout, recompute=FULL)
