@@ -9,8 +9,8 @@ A fused kernel keeps only what its backward pass needs, and has no temporary ten
     SwiGLU               its input
     permutation          where each row went
 
-That is an assumption about Transformer Engine's autograd functions: its modules do not run without a GPU, and no peak on
-one has been compared yet.
+That is an assumption about Transformer Engine's autograd functions: its modules do not run without a GPU, and no peak
+on one has been compared yet.
 """
 
 from __future__ import annotations
