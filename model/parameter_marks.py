@@ -29,7 +29,7 @@ def mark_parameters(model: nn.Module, vision_sharding: str) -> None:
         if name.startswith(VISION_PARTS):
             _mark_vision(parameter, vision_sharding)
         if ".experts." in name:
-            _mark_expert(parameter)
+            _mark_expert(name, parameter)
 
 
 def _mark_vision(parameter: Any, vision_sharding: str) -> None:
@@ -41,7 +41,7 @@ def _mark_vision(parameter: Any, vision_sharding: str) -> None:
         parameter.average_gradients_across_tp_domain = True
 
 
-def _mark_expert(parameter: Any) -> None:
+def _mark_expert(name: str, parameter: Any) -> None:
     # megatron-core itself sets this only if EP > 1. With TP alone the gradients would be wrong without an error. And
     # the optimizer state on disk has the same format at every layout only if experts always have their own optimizer.
     parameter.allreduce = False
@@ -49,3 +49,5 @@ def _mark_expert(parameter: Any) -> None:
     # them; with expert tensor parallelism tensor ranks hold different parts of it. Either way each tensor rank counts
     # its own share. Transformer Engine sets this mark up to version 2.12 only.
     parameter.tensor_model_parallel = True
+    if not hasattr(parameter, "partition_dim"):  # what belongs to that mark; megatron-core 0.17 sets it itself
+        parameter.partition_dim, parameter.partition_stride = int(".linear_fc2." in name), 1
