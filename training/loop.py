@@ -145,6 +145,7 @@ class Run:
             self._end()
             return self._finish()
         except Exception as error:
+            self.guard.watchdog.mark(self.done, CLOSING, slow=True)  # the step that failed does not count
             self.guard.announce(error)  # before the wait for a save in the background, which may be long
             raise
         finally:

@@ -32,10 +32,13 @@ def noisy_the_second_time(variant: str, folder: str, layout: str, name: str) -> 
     def disturb(gradient: Tensor) -> Tensor:
         nonlocal calls
         calls += 1
-        return gradient * 1.001 if calls > packs else gradient
+        if calls > packs:
+            here[name].main_grad.mul_(1.001)  # where the gradient is added to DDP's buffer before this is called
+            return gradient * 1.001
+        return gradient
 
+    here: dict[str, Any] = {key: p for chunk in trainer.model_chunks for key, p in canonical_parameters(chunk).items()}
     if dist.get_rank() == dist.get_world_size() - 1:
-        here = {key: p for chunk in trainer.model_chunks for key, p in canonical_parameters(chunk).items()}
         here[name].register_hook(disturb)
     try:
         take_steps(trainer, variant, [1])

@@ -17,6 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from model.canonical_names import canonical_name
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
@@ -187,7 +188,7 @@ def first_step(trainer: TrainStep, variant: str) -> tuple[StepReport, dict[str, 
 
     def keep(*args: Any, **kwargs: Any) -> None:
         finalize(*args, **kwargs)
-        gradients.update({name: parameter.main_grad.clone() for name, parameter in trained(model).items()})
+        gradients.update({canonical_name(model, name): p.main_grad.clone() for name, p in trained(model).items()})
 
     model.config.finalize_model_grads_func = keep
     report = trainer.run(1, packs_of_step(variant, 1))
