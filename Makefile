@@ -58,7 +58,7 @@ test-parts: $(VENV)/installed
 
 test-runs: $(VENV)/installed $(TE)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(PARTS:%=--ignore=tests/%)$(labelled)
-	$(PYTEST_TE)$(labelled)
+	$(PYTEST_TE) -m "not slow"$(labelled)
 
 test-te: $(TE)/installed
 	$(PYTEST_TE)

@@ -79,7 +79,7 @@ def test_tested_version_is_in_the_description() -> None:
 
 
 def test_untested_version_is_refused_unless_allowed(tmp_path: Path) -> None:
-    version = "2.21.0.dev1+abc"
+    version = "2.8.1+abc"
     environment = install_other_version(tmp_path, version)
     refused = run_python(SELECT.format(allow_untested=False), environment)
     assert refused.returncode != 0
