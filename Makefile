@@ -50,15 +50,15 @@ test: $(VENV)/installed $(TE)/installed
 
 labelled = $(if $(LABEL), 2>&1 | sed -u 's/^/$@: /')
 
-# Two halves that run at the same time and take about as long: the data, the model and the commands; whole runs.
-PARTS := common data_pipeline demo model tools
+# Two halves that run at the same time and take about as long: the parts of the program; the repository and whole runs.
+PARTS := common data_pipeline demo model planning slurm tools
 
-test-parts: $(VENV)/installed
+test-parts: $(VENV)/installed $(TE)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "not slow" $(PARTS:%=tests/%)$(labelled)
-
-test-runs: $(VENV)/installed $(TE)/installed
-	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(PARTS:%=--ignore=tests/%)$(labelled)
 	$(PYTEST_TE) -m "not slow"$(labelled)
+
+test-runs: $(VENV)/installed
+	$(HIDE_GPUS) $(PYTEST) -m "not slow" tests $(PARTS:%=--ignore=tests/%)$(labelled)
 
 test-te: $(TE)/installed
 	$(PYTEST_TE)
