@@ -7,6 +7,7 @@ Every difference that the code must know is here, with the version that it serve
 | 0.17 | a backend gives experts as one builder instead of a class and its submodules | `experts_of` |
 | 0.17 | routers are built with `is_mtp_layer` | `SegmentRouter.__init__` ignores it: there is no such layer |
 | 0.17 | modules in a spec are called, with `name`, instead of given to `build_module` | `ModuleSpec` can be called |
+| 0.17 | tokens are sorted into a known number of rows | `SORTS_ANY_NUMBER`: padding is dispatched too |
 | 0.18 | balance losses are recorded by an object | `record_loss`, `recorded_loss`, `clear_recorded_losses` |
 | 0.18 | `cuda_graph_scope` is `cuda_graph_modules` | `NO_CUDA_GRAPHS` |
 | 0.18 | Triton is imported everywhere, and is no dependency | setup.py |
@@ -31,6 +32,9 @@ VERSION = tuple(int(number) for number in MEGATRON_CORE.split(".")[:2])
 # TransformerConfig's field for the parts of a layer that CUDA graphs replay.
 _CUDA_GRAPHS = "cuda_graph_modules" if VERSION >= (0, 18) else "cuda_graph_scope"
 NO_CUDA_GRAPHS: dict[str, Any] = {_CUDA_GRAPHS: []}
+
+# Whether the sorting of tokens by expert, where it is not fused, takes the number of rows from the routing map.
+SORTS_ANY_NUMBER = VERSION < (0, 17)
 
 
 def experts_of(grouped_mlp_modules: Callable[..., Any], grouped: bool) -> tuple[type, Any]:

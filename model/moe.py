@@ -28,7 +28,7 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 from torch import Tensor
 
-from model.megatron_versions import record_loss
+from model.megatron_versions import SORTS_ANY_NUMBER, record_loss
 
 BALANCE_LOSS = "balance_loss"
 MODALITIES = ("text", "image", "video")  # the table of members holds 1 + the index of a token's modality
@@ -81,7 +81,7 @@ class SegmentRouter(TopKRouter):
 
         Returns:
             Probabilities (float32) and chosen experts (bool), both [tokens, experts]. Padding has no experts, unless
-            tokens are sorted by a fused kernel.
+            tokens are sorted into a number of rows that must be known beforehand.
         """
         assert padding_mask is not None, "the router needs the table of segment members"
         logits = logits.flatten(0, 1)
@@ -98,7 +98,7 @@ class SegmentRouter(TopKRouter):
                 self._count(padding_mask.amax(0), routing_map)
             if self.balance_loss_coeff:
                 probs = self._add_balance_loss(probs, logits, members=padding_mask)
-        if not self.config.moe_permute_fusion:  # the fused kernel needs to know the number of rows beforehand
+        if SORTS_ANY_NUMBER and not self.config.moe_permute_fusion:
             routing_map = routing_map & (padding_mask.amax(0) != 0)[:, None]
         return probs, routing_map
 
