@@ -7,8 +7,9 @@ Every difference that the code must know is here, with the version that it serve
 | 0.17 | a backend gives experts as one builder instead of a class and its submodules | `experts_of` |
 | 0.17 | routers are built with `is_mtp_layer` | `SegmentRouter.__init__` ignores it: there is no such layer |
 | 0.17 | modules in a spec are called, with `name`, instead of given to `build_module` | `ModuleSpec` can be called |
+| 0.17 | the sorting of tokens returns padding too | `PERMUTE_RESULTS` |
 | 0.17 | tokens are sorted into a known number of rows | `SORTS_ANY_NUMBER`: padding is dispatched too |
-| 0.18 | balance losses are recorded by an object | `record_loss`, `recorded_loss`, `clear_recorded_losses` |
+| 0.18 | balance losses are recorded by an object | `record_loss`, `recorded_losses`, `clear_recorded_losses` |
 | 0.18 | `cuda_graph_scope` is `cuda_graph_modules` | `NO_CUDA_GRAPHS` |
 | 0.18 | Triton is imported everywhere, and is no dependency | setup.py |
 | 0.19 | Adam is built with `capturable` | `GroupStepAdamW.__init__` ignores it: it is for CUDA graphs |
@@ -35,6 +36,7 @@ NO_CUDA_GRAPHS: dict[str, Any] = {_CUDA_GRAPHS: []}
 
 # Whether the sorting of tokens by expert, where it is not fused, takes the number of rows from the routing map.
 SORTS_ANY_NUMBER = VERSION < (0, 17)
+PERMUTE_RESULTS = 3 if VERSION < (0, 17) else 5  # that `permute` returns: tokens, probabilities, places, padding
 
 
 def experts_of(grouped_mlp_modules: Callable[..., Any], grouped: bool) -> tuple[type, Any]:
@@ -60,13 +62,17 @@ def record_loss(name: str, loss: Tensor, layer_number: int, layers: int) -> None
         _metrics_tracker().record(name, loss, layer_number, layers)
 
 
+def recorded_losses() -> dict[str, Any]:
+    """Return what megatron-core records from step to step, by name."""
+    return moe_utils.get_moe_layer_wise_logging_tracker() if VERSION < (0, 18) else _metrics_tracker().metrics
+
+
 def recorded_loss(name: str) -> Tensor | None:
     """Return what is recorded under `name`, by layer; None if nothing is."""
-    if VERSION < (0, 18):
-        recorded = moe_utils.get_moe_layer_wise_logging_tracker().get(name)
-        return recorded["values"] if recorded else None
-    recorded = _metrics_tracker().metrics.get(name)
-    return recorded.values if recorded else None
+    recorded = recorded_losses().get(name)
+    if recorded is None:
+        return None
+    return recorded["values"] if VERSION < (0, 18) else recorded.values
 
 
 def clear_recorded_losses() -> None:

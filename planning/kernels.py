@@ -32,6 +32,7 @@ from torch import Tensor
 
 from model.attention import SegmentAttention
 from model.backend import NO_FUSED_KERNELS, TorchSpecProvider
+from model.megatron_versions import PERMUTE_RESULTS
 from model.norm import RMSNorm
 
 
@@ -171,9 +172,10 @@ class _ChosenProbabilities(torch.autograd.Function):
 
 def _permute(
     tokens: Tensor, routing_map: Tensor, probs: Tensor, num_out_tokens: int, **_: Any
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor | None, ...]:
     places = tokens.new_empty(len(tokens), 2 * routing_map.size(1) + 1, dtype=torch.int32)
-    return _Rows.apply(tokens, num_out_tokens), _ChosenProbabilities.apply(probs, num_out_tokens), places
+    moved, chosen = _Rows.apply(tokens, num_out_tokens), _ChosenProbabilities.apply(probs, num_out_tokens)
+    return (moved, chosen, places, *[None] * (PERMUTE_RESULTS - 3))
 
 
 def _unpermute(permuted_tokens: Tensor, sorted_indices: Tensor, restore_shape: Any, **_: Any) -> Tensor:

@@ -16,7 +16,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
-from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from torch import Tensor
 from torch.nn.attention.bias import CausalBias, causal_lower_right
@@ -25,6 +24,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 import model.attention
 import model.cpu
+from model.megatron_versions import recorded_losses
 from model.parallel import ParallelConfig, initialize_model_parallel
 
 DEVICE = torch.device("meta")
@@ -60,7 +60,7 @@ def on_paper(parallel: ParallelConfig, rank: int, processes: int) -> Iterator[No
             mock.patch.object(tensor, "cuda", lambda self, *_, **__: self.to(DEVICE)),
             # What megatron-core keeps from step to step, in modules and classes.
             mock.patch.object(MoEAuxLossAutoScaler, "main_loss_backward_scale", None),
-            mock.patch.dict(moe_utils._MOE_LAYER_WISE_LOGGING_TRACKER, clear=True),
+            mock.patch.dict(recorded_losses(), clear=True),
             # The states of random generators are real and nothing is initialised.
             mock.patch.object(CudaRNGStatesTracker, "fork", return_value=nullcontext()),
         ):

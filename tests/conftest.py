@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed as dist
 from torch import nn
 
 from demo.tokenizer import train_tokenizer
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder
-from model.parallel import ParallelConfig, initialize_model_parallel
 from model.whole_model import build_whole_model
 from tests import prose
 from tests.hf_folders import VARIANTS
+from tests.process_group import alone
+from tests.processes import Processes
 from tests.reference import save_transformers_model, small_config
 
 # What a machine may lack. A skip for any other reason is a test that should have run.
@@ -61,16 +60,34 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train_tokenizer(prose.paragraphs(), tmp_path_factory.mktemp("tokenizer"))
 
 
+# --- processes --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def one_process() -> Iterator[Processes]:
+    with Processes(1) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> Iterator[Processes]:
+    with Processes(2) as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def four_processes() -> Iterator[Processes]:
+    with Processes(4) as processes:
+        yield processes
+
+
 # --- models -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
 def single_process() -> Iterator[None]:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    initialize_model_parallel(ParallelConfig(), seed=1)
-    yield
-    dist.destroy_process_group()
+    with alone():
+        yield
 
 
 @pytest.fixture(scope="session", params=VARIANTS)

@@ -1,8 +1,9 @@
-"""BadSample across processes, and the record of a sample that was not used."""
+"""BadSample from another process, and the record of a sample that was not used."""
 
 from __future__ import annotations
 
-import pickle
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 
 import pytest
 
@@ -11,8 +12,14 @@ from data_pipeline.errors import BadSample, UnusedSample
 pytestmark = pytest.mark.fast
 
 
-def test_bad_sample_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(BadSample("checksum", "its image differs")))
+def fail() -> None:
+    raise BadSample("checksum", "its image differs")
+
+
+def test_bad_sample_reaches_another_process_whole() -> None:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        error = pool.submit(fail).exception()
+    assert isinstance(error, BadSample)
     assert (error.reason, error.detail, str(error)) == ("checksum", "its image differs", "checksum: its image differs")
 
 

@@ -128,7 +128,7 @@ def test_object_in_place_of_a_tensor_is_refused_before_it_is_read(
     """A full unpickler of torch would read what the metadata calls bytes."""
     model, path = saved
     file = path / "state" / ".metadata"
-    metadata = pickle.loads(file.read_bytes())
+    metadata = FileSystemReader(file.parent).read_metadata()
     metadata.state_dict_metadata["adapter.proj.weight"] = BytesStorageMetadata()
     file.write_bytes(pickle.dumps(metadata))
     with pytest.raises(CheckpointError, match=r"holds pickled objects \(adapter.proj.weight\); they were not read"):
@@ -145,7 +145,7 @@ def test_code_where_megatron_core_keeps_its_common_state_does_not_run(
     marker, key = tmp_path / "ran", "common_state/shard_0_1"
     torch_checkpoint.save({key: Foreign(marker)}, storage_writer=FileSystemWriter(path / "state"), no_dist=True)
     file = path / "state" / ".metadata"
-    file.write_bytes(pickle.dumps(replace(pickle.loads(file.read_bytes()), storage_meta=StorageMeta())))
+    file.write_bytes(pickle.dumps(replace(FileSystemReader(file.parent).read_metadata(), storage_meta=StorageMeta())))
     with pytest.raises(CheckpointError, match=rf"holds pickled objects \({key}\); they were not read"):
         load_checkpoint(path, [model])
     assert not marker.exists()

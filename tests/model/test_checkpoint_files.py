@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import xxhash
 from torch import nn
+from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import StorageMeta
 
 from common import storage
@@ -134,7 +135,7 @@ def test_checkpoint_of_an_earlier_version_loads_with_a_warning(
 ) -> None:
     """Torch's own writer, which earlier versions used, names each save; they wrote no manifest."""
     (checkpoint / "manifest.json").unlink()
-    metadata = pickle.loads((checkpoint / "state" / ".metadata").read_bytes())
+    metadata = FileSystemReader(checkpoint / "state").read_metadata()
     metadata.storage_meta = StorageMeta(checkpoint_id=str(checkpoint), save_id="0b6e")
     (checkpoint / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
     with caplog.at_level(logging.WARNING):

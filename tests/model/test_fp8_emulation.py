@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +188,6 @@ def test_a_forward_pass_without_gradients_leaves_no_trace(build: Callable[..., G
 
 
 # --- layouts ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[Processes]:
-    with Processes(1) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
 
 
 # Sums in another order differ in the last bits of float32, and a value between two numbers of FP8 may then become

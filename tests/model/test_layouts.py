@@ -86,24 +86,6 @@ def cases(moe: list[str], dense: list[str]) -> list[Any]:
     return [pytest.param(*pair, marks=pytest.mark.fast if pair in FAST else ()) for pair in pairs]
 
 
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def four_processes() -> Iterator[Processes]:
-    with Processes(4) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[Processes]:
-    with Processes(1) as processes:
-        yield processes
-
-
 def variant_of(hf_folder: tuple[Path, nn.Module]) -> str:
     """Return the variant of the model in the folder."""
     return str(hf_folder[1].config.model_type)  # type: ignore[union-attr]

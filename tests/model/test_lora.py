@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,18 +27,6 @@ class Expected(NamedTuple):
     adapters: str
     gradients: str
     loss: float
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[Processes]:
-    with Processes(1) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +51,6 @@ def assert_equal(difference: dict[str, Any], tolerance: float) -> None:
     assert with_ == without
     assert difference["expert tokens"]
     assert difference["expert biases"]
-
-
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
 
 
 LAYOUTS = [

@@ -25,12 +25,6 @@ def new_process() -> Iterator[ProcessPoolExecutor]:
         yield pool
 
 
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[Processes]:
-    with Processes(1) as processes:
-        yield processes
-
-
 def check(processes: Processes, on_paper: ProcessPoolExecutor, **case: Any) -> None:
     measured = processes.run(peak_cases.measured, **case)
     for rank, found in enumerate(measured):

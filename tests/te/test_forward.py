@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor, nn
@@ -20,8 +19,9 @@ from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, WeightsError, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
 from model.transformer_engine import FUSED_KERNELS, TransformerEngineSpecProvider, on_device
+from tests.process_group import alone
 from tests.reference import Element, Image, Text, Video, forward_inputs, make_sample, pack
 from tests.te.definitions import kernels_by_definition
 from tests.te.fake_ranks import pretended_gpu
@@ -31,11 +31,8 @@ TOLERANCE = 1e-5  # of logits at a scale of 1
 
 @pytest.fixture(scope="module", autouse=True)
 def one_process() -> Iterator[None]:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    initialize_model_parallel(ParallelConfig(), seed=1)
-    yield
-    dist.destroy_process_group()
+    with alone():
+        yield
 
 
 class Provider(TransformerEngineSpecProvider):

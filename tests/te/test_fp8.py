@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from megatron.core.fp8_utils import is_float8tensor
 from torch import nn
 from transformer_engine.pytorch.quantization import FP8GlobalStateManager
@@ -21,8 +20,9 @@ from model.fp8 import Fp8Config
 from model.fp8_weights import first_values, with_exact_weights
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
 from model.transformer_engine import TransformerEngineSpecProvider
+from tests.process_group import alone
 from tests.te import tables
 from tests.te.definitions import kernels_by_definition
 from tests.te.fake_ranks import CASES, RANKS, built, pretended_gpu
@@ -119,11 +119,8 @@ def test_wrong_spec_or_setting_differs_from_the_golden_table() -> None:
 
 @pytest.fixture
 def one_process() -> Iterator[None]:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    initialize_model_parallel(ParallelConfig(), seed=1)
-    yield
-    dist.destroy_process_group()
+    with alone():
+        yield
 
 
 def build(folder: Path, fp8: Fp8Config, backend: Backend, dtype: torch.dtype = torch.float32) -> GlmvModel:

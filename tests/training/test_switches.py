@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,6 @@ from training.garbage import garbage_collected_every
 
 MOE = pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
 OVERLAP = {"shared_expert_overlap": True}
-
-
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
 
 
 @pytest.fixture(scope="module")

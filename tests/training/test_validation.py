@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -107,18 +106,6 @@ def config(config_file: Path, held_out: Held) -> Path:
     }
     OmegaConf.save(content, config_file)
     return config_file
-
-
-@pytest.fixture(scope="module")
-def one_process() -> Iterator[Processes]:
-    with Processes(1) as processes:
-        yield processes
-
-
-@pytest.fixture(scope="module")
-def two_processes() -> Iterator[Processes]:
-    with Processes(2) as processes:
-        yield processes
 
 
 @pytest.fixture(scope="module")
