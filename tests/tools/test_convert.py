@@ -99,8 +99,10 @@ def test_import_then_export_returns_the_other_files(case: str, folders: Path) ->
         if path.name == "config.json":
             content, expected = (json.loads((folder / path.name).read_text()) for folder in (exported, given))
             old = {key: content["text_config"].pop(key) for key in ROPE_OF_TRANSFORMERS_4}
-            assert content == expected
             assert old == ROPE_OF_TRANSFORMERS_4
+            if transformers.__version__ < "5.20":  # writes a part of the older spelling itself
+                assert expected["text_config"].pop("partial_rotary_factor") == old["partial_rotary_factor"]
+            assert content == expected
         elif path.suffix != ".safetensors":
             assert (exported / path.name).read_bytes() == path.read_bytes()
     config_class = transformers.AutoConfig.from_pretrained(given).__class__
