@@ -22,7 +22,7 @@ from torch.utils._device import _device_constructors
 from model.quiet_megatron import quiet_megatron_without_cuda
 
 CPU = torch.device("cpu")
-_installed = False
+_prepared: set[str] = set()
 
 
 def hide_transformer_engine_without_cuda() -> None:
@@ -36,23 +36,34 @@ def hide_transformer_engine_without_cuda() -> None:
         modules["transformer_engine"] = None  # an import fails as if it were not installed
 
 
-def let_megatron_run_without_cuda() -> None:
-    """Patch torch and megatron-core, once, if this machine has no CUDA device."""
-    global _installed
-    if _installed or torch.cuda.is_available():
+def prepare_torch_without_cuda() -> None:
+    """Patch torch, once, if this machine has no CUDA device; before megatron-core is imported."""
+    if not _is_first_call("torch"):
         return
-    _installed = True
     # megatron-core compiles small functions with torch.compile when it is imported: 20 s for a run of 2 s.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     quiet_megatron_without_cuda()
     _answer_device_queries()
     _make_streams_inert()
-    _use_the_cpu_generator()
     _create_and_keep_tensors_on_the_cpu()
+    _keep_tensors_until_sent()
+
+
+def let_megatron_run_without_cuda() -> None:
+    """Patch megatron-core, once, if this machine has no CUDA device; after it is imported."""
+    if not _is_first_call("megatron"):
+        return
+    _use_the_cpu_generator()
     _keep_split_sizes_on_the_host()
     _pad_uneven_gathers()
-    _keep_tensors_until_sent()
     _skip_collectives_of_one_rank()
+
+
+def _is_first_call(patched: str) -> bool:
+    if patched in _prepared or torch.cuda.is_available():
+        return False
+    _prepared.add(patched)
+    return True
 
 
 # --- torch.cuda -------------------------------------------------------------------------------------------------------
