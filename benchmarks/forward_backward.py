@@ -37,9 +37,10 @@ from model.config import DecoderConfig, GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from training.distributed import process_group
-from training.optimizer import OptimizerConfig
+from training.optimizer_config import OptimizerConfig
 from training.step import TrainStep, forward_step
 
 WORDS = 8192  # of the vocabulary

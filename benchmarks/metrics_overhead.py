@@ -25,7 +25,8 @@ from data_pipeline.encoding.batch import Batch, collate
 from model.config import GlmvConfig
 from model.glmv import build_model_chunks
 from model.hf_weights import RandomWeights, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from training.config import ModelChoice, RunConfig, TrainConfig
 from training.distributed import process_group
 from training.meter import Meter

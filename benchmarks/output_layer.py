@@ -24,7 +24,8 @@ from rich.table import Table
 from torch import Tensor
 
 from model.linear_cross_entropy import LOGITS_AT_ONCE, LinearCrossEntropy
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 
 LIMIT = 1 / 8  # of the memory of megatron-core's loss
 

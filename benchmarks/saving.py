@@ -32,10 +32,11 @@ from model.checkpoint import TrainState
 from model.config import GlmvConfig
 from model.glmv import build_model_chunks
 from model.hf_weights import RandomWeights, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from training.config import CheckpointConfig, RunConfig, TrainConfig
 from training.distributed import process_group
-from training.optimizer import OptimizerConfig
+from training.optimizer_config import OptimizerConfig
 from training.saving import Saver
 from training.step import TrainStep
 

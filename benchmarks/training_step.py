@@ -39,9 +39,10 @@ from model.config import GlmvConfig
 from model.flops import FORWARD_AND_BACKWARD, decoder_cost, vision_cost
 from model.glmv import build_model_chunks
 from model.installed import has_transformer_engine
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from training.distributed import process_group
-from training.optimizer import OptimizerConfig
+from training.optimizer_config import OptimizerConfig
 from training.pack_cost import pack_cost
 from training.step import TrainStep
 

@@ -26,10 +26,10 @@ from common.storage import StorageError, patiently
 from model.agreement import on_main_process, raise_everywhere
 from model.checkpoint_metadata import is_of_earlier_version
 from model.errors import CheckpointError, ConfigError
+from model.verify import VERIFY
 
 MANIFEST = "manifest.json"
 TENSORS = "state/"  # the folder of the tensors' files
-VERIFY = ("full", "sizes")
 BLOCK_BYTES = 2**30
 READ_BYTES = 2**23
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
-from model.backend import has_gpu
 from model.config import ConfigError, DecoderConfig
 from model.parallel import ParallelConfig
 
@@ -72,6 +71,8 @@ def check_dispatch_kernels(dispatcher: str) -> None:
     """
     if dispatcher != "flex":
         return
+    from model.backend import has_gpu  # it needs torch
+
     needed = {"a GPU": has_gpu(), "the package deep_ep (DeepEP)": find_spec("deep_ep") is not None}
     if lacking := [what for what, present in needed.items() if not present]:
         raise ConfigError(

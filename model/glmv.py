@@ -33,11 +33,12 @@ from model.fp8 import Fp8Config
 from model.image_constants import MERGE_SIZE
 from model.image_padding import image_multiple, pad_images
 from model.linear_cross_entropy import OutputLayer
+from model.lora_config import LoraConfig
 from model.lora_dropout import AdapterDropout, PackNumber
-from model.lora_targets import LoraConfig
 from model.moe import MODALITIES, SegmentRouter
-from model.parallel import ParallelConfig, vision_groups
+from model.parallel import ParallelConfig
 from model.parameter_marks import VISION_PARTS, mark_parameters
+from model.process_groups import vision_groups
 from model.recompute import RecomputeConfig, recompute_fields
 from model.rope import DecoderRope
 from model.to_device import to_device

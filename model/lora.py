@@ -14,11 +14,12 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.canonical_names import canonical_name
+from model.lora_config import LoraConfig
 from model.lora_dropout import AdapterDropout
 from model.lora_layers import ADAPTERS, Adapter, ExpertAdapters, LinearAdapters, adapters_of
-from model.lora_targets import LoraConfig, Site, selected_sites
-from model.parallel import vision_groups
+from model.lora_targets import Site, selected_sites
 from model.parameter_marks import VISION_PARTS, mark_parameters
+from model.process_groups import vision_groups
 
 if TYPE_CHECKING:
     from model.glmv import GlmvModel

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-STEPS = 65536  # of probabilities: masks are made of 16 bits per value
+from model.lora_config import DROPOUT_STEPS, dropout_threshold
 
 
 class PackNumber(NamedTuple):
@@ -46,11 +46,6 @@ class PackRows(NamedTuple):
     rows: Tensor  # int32 [rows of this rank], their places in the whole pack
 
 
-def threshold_of(probability: float) -> int:
-    """Return a probability in 65,536ths."""
-    return round(probability * STEPS)
-
-
 class AdapterDropout:
     """The dropout that the adapters of one chunk of a model share.
 
@@ -63,7 +58,7 @@ class AdapterDropout:
     """
 
     def __init__(self, probability: float = 0.0, seed: int = 0) -> None:
-        self.threshold, self.seed = threshold_of(probability), seed
+        self.threshold, self.seed = dropout_threshold(probability), seed
         self.current: PackRows | None = None
         self._pack: PackNumber | None = None
 
@@ -125,12 +120,12 @@ class DropoutMask:
         words = mix(words, mix(self.rows + self.key1)[:, None])
         begin = self.channels.start - 2 * first
         bits = words.view(torch.int16)[:, begin : begin + len(self.channels)]
-        return bits >= self.threshold - STEPS // 2
+        return bits >= self.threshold - DROPOUT_STEPS // 2
 
     @property
     def scale(self) -> float:
         """What kept values are multiplied by, so that the mean stays."""
-        return STEPS / (STEPS - self.threshold)
+        return DROPOUT_STEPS / (DROPOUT_STEPS - self.threshold)
 
 
 def mix(x: Tensor, y: Tensor | int = 0) -> Tensor:

@@ -33,8 +33,9 @@ from megatron.core.tensor_parallel.mappings import (
 from torch import Tensor, nn
 
 from model.canonical_names import canonical_name
+from model.lora_config import LoraConfig
 from model.lora_dropout import AdapterDropout, DropoutMask, dropped_linear
-from model.lora_targets import LoraConfig, Site
+from model.lora_targets import Site
 
 ADAPTERS = "lora"  # name of the module in a linear layer that holds its adapters
 

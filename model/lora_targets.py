@@ -14,51 +14,19 @@ Routers, embeddings, norms and the output layer are not adapted.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from model.config import ConfigError, GlmvConfig
-from model.lora_dropout import STEPS, threshold_of
+from model.lora_config import LoraConfig
 from model.parts import part_of
 from model.weight_table import COPY, FUSED_UP, QKV, Transform, Weight, weights
 
 ALL_LINEAR = "all-linear"
-DEFAULT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LINEAR = re.compile(r"(.*\.linear_(?:qkv|proj|fc1|fc2)|adapter\.proj)\.weight")
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj")
-
-
-@dataclass
-class LoraConfig:
-    """Low-rank adapters beside frozen weights (LoRA, arXiv 2106.09685), as PEFT computes them."""
-
-    rank: int = 0  # rank of the adapters; 0: no LoRA, all weights are trained
-    alpha: float = 16.0  # an adapter's output is multiplied by alpha / rank
-    dropout: float = 0.0  # probability with which a value of an adapter's input is dropped in training, below 1
-    # modules that get adapters, by the names of transformers: q_proj, mlp.down_proj, visual.*.qkv, experts.*, or
-    # all-linear (docs/lora.md)
-    targets: list[str] = field(default_factory=lambda: list(DEFAULT_TARGETS))
-
-    def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise ConfigError(f"lora.rank={self.rank}: give a positive number, or 0 for no LoRA")
-        if not 0 < self.alpha < float("inf"):
-            raise ConfigError(f"lora.alpha={self.alpha}: give a positive number")
-        threshold = threshold_of(self.dropout) if math.isfinite(self.dropout) else -1
-        if self.dropout and not 0 < threshold < STEPS:
-            raise ConfigError(f"lora.dropout={self.dropout}: give 0, or a number from 0.0001 to 0.9999")
-        if self.rank and not self.targets:
-            raise ConfigError("lora.targets is empty: name modules, such as [q_proj, v_proj], or set lora.rank=0")
-        if twice := [target for target in self.targets if self.targets.count(target) > 1]:
-            raise ConfigError(f"lora.targets names {twice[0]!r} twice: name it once")
-
-    @property
-    def scale(self) -> float:
-        """The factor of an adapter's output."""
-        return self.alpha / self.rank
 
 
 @dataclass(frozen=True)

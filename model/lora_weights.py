@@ -23,8 +23,9 @@ from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.hf_weights import WeightSource, check_names_and_shapes
 from model.lora import remove_adapters
+from model.lora_config import LoraConfig
 from model.lora_layers import ADAPTERS, Adapter, adapters_of
-from model.lora_targets import LoraConfig, Site, selected_sites
+from model.lora_targets import Site, selected_sites
 from model.weight_table import Weight, sizes, weights
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Prepare megatron-core for this machine, whoever imports it first.
+"""Prepare megatron-core for this machine when it is first imported, by any module.
 
 Until then nothing of it is imported, nor is torch: `--help` and most errors in a configuration come within a second.
 """

@@ -14,10 +14,12 @@ frozen routers into the layers below them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from torch import nn
+from typing import TYPE_CHECKING
 
 from model.config import ConfigError
+
+if TYPE_CHECKING:  # the configuration is checked without torch, which takes a second to import
+    from torch import nn
 
 MODULES = {"vision": "vision_model", "adapter": "adapter", "decoder": "language_model"}
 ROUTER = "router"  # a part of the decoder's modules

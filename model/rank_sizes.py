@@ -19,7 +19,8 @@ from math import prod
 from typing import NamedTuple
 
 from model.config import GlmvConfig
-from model.lora_targets import LoraConfig, selected_sites
+from model.lora_config import LoraConfig
+from model.lora_targets import selected_sites
 from model.parallel import ParallelConfig
 from model.parameter_marks import VISION_PARTS
 from model.parts import part_of

@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 import model.attention
 import model.cpu
 from model.megatron_versions import recorded_losses
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 
 DEVICE = torch.device("meta")
 

@@ -13,7 +13,7 @@ from model.glmv import build_model_chunks
 from model.rank_sizes import BUFFERS
 from planning.on_paper import DEVICE, on_paper
 from planning.rank_trace import Traced
-from training.config import PRECISIONS
+from training.dtypes import DTYPES
 
 
 def distinct_parameters(traced: Traced, rank: int) -> int:
@@ -27,7 +27,7 @@ def distinct_parameters(traced: Traced, rank: int) -> int:
                 traced.model,
                 traced.config.parallel,
                 pipeline_layout=traced.stages,
-                dtype=PRECISIONS[traced.config.train.precision],
+                dtype=DTYPES[traced.config.train.precision],
                 backend=traced.backend,
             )
         return sum(

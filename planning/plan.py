@@ -17,8 +17,9 @@ from planning.kernels import FusedKernelsOnPaper
 from planning.limits import GIB, Limits
 from planning.packs import PackShape, pack_full_of_images, segments_of, typical_pack
 from planning.rank_trace import RankTrace, Traced, on_device, representative_ranks, trace_rank
-from training.config import PRECISIONS, RunConfig
+from training.config import RunConfig
 from training.dry_run import RankBytes, one_stage, rank_bytes
+from training.dtypes import DTYPES
 from training.lora_base import check_lora
 from training.setup import prepare
 from training.start_point import with_positions
@@ -140,7 +141,7 @@ class Plan:
             )
         )
         trained = trained if config.lora.rank else self.parameters
-        return self.parameters * PRECISIONS[config.train.precision].itemsize + trained * STATE_BYTES
+        return self.parameters * DTYPES[config.train.precision].itemsize + trained * STATE_BYTES
 
 
 def traced_of(workload: Workload, processes: int, limits: Limits) -> tuple[Traced, PipelineLayout]:

@@ -27,8 +27,9 @@ from planning.kernels import fused_kernels
 from planning.memory import MemoryTrace
 from planning.on_paper import DEVICE, on_paper
 from planning.packs import PackShape, as_batch
-from training.config import PRECISIONS, RunConfig
-from training.optimizer import OptimizerConfig
+from training.config import RunConfig
+from training.dtypes import DTYPES
+from training.optimizer_config import OptimizerConfig
 from training.step import TrainStep
 from training.update import apply_update
 
@@ -179,7 +180,7 @@ def build(traced: Traced) -> TrainStep:
             traced.model,
             config.parallel,
             pipeline_layout=traced.stages,
-            dtype=PRECISIONS[train.precision],
+            dtype=DTYPES[train.precision],
             balance_loss_coeff=config.moe_in_effect.balance_loss_coeff,
             expert_bias_update_rate=config.moe_in_effect.expert_bias_update_rate,
             recompute=config.recompute,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from model.config import ConfigError
 from training.config import RunConfig
 from training.launch import main
-from training.optimizer import OptimizerConfig
+from training.optimizer_config import OptimizerConfig
 
 COMMAND = "sft.train"
 

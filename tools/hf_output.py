@@ -16,12 +16,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.disk import free_space
 from common.files import write_json
 from common.sizes import parse_size
-from model.checkpoint_manifest import VERIFY
 from model.config import ARCHITECTURES, GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
 from model.hf_weights import export_tensors, hf_shapes
 from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter
+from model.verify import VERIFY
 from training.hf_files import TOKENIZER_FILES
 
 HF_FILE_NAMES = (

@@ -17,7 +17,8 @@ from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
 from model.glmv import GlmvModel
 from model.lora import add_adapters
-from model.lora_targets import LoraConfig, Site, selected_sites
+from model.lora_config import LoraConfig
+from model.lora_targets import Site, selected_sites
 from model.lora_weights import export_adapters, merge_adapters
 from model.safetensors_folder import SafetensorsFolder
 from model.whole_model import build_whole_model

@@ -21,7 +21,7 @@ from torch import Tensor
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import Interrupted
 from data_pipeline.loading.loader import PackedLoader
-from model.parallel import same_packs_group
+from model.process_groups import same_packs_group
 from model.to_device import to_device
 
 

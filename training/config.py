@@ -1,7 +1,7 @@
 """A run's configuration: YAML, dotted overrides, and what must hold between the keys.
 
 Each section is a dataclass beside the code it configures; `RunConfig` only composes them. The comment on a field's line
-is the key's documentation (training.keys).
+is the key's documentation (training.keys). No section needs torch: `--help` and wrong keys are answered without it.
 """
 
 from __future__ import annotations
@@ -9,29 +9,28 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
-
-import torch
+from typing import TYPE_CHECKING, TypeVar
 
 from data_pipeline.config import DataConfig
-from model.backend import Backend, select_backend
-from model.checkpoint_manifest import VERIFY
 from model.config import ConfigError, GlmvConfig
 from model.dispatch import DISPATCHERS, check_dispatch
 from model.fp8 import Fp8Config
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from model.parallel import ParallelConfig
 from model.parts import check_freeze
 from model.recompute import RecomputeConfig
+from model.verify import VERIFY
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.health import HealthConfig
-from training.metrics_config import MetricsConfig
-from training.optimizer import OptimizerConfig
-from training.profiler import ProfileConfig
+from training.metrics_config import MetricsConfig, ProfileConfig
+from training.optimizer_config import OptimizerConfig
 from training.recipe import merge, read_layers
-from training.validation import ValidationConfig
+from training.validation_config import ValidationConfig
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from model.backend import Backend
+
+PRECISIONS = ("fp32", "bf16")
 RESUME = ("auto", "never")
 COMMANDS = {"pretrain": "pretrain.train", "long_context": "pretrain.train", "sft": "sft.train"}  # by train.stage
 MAX_SEED = 2**63 - 1  # of torch's generators
@@ -231,7 +230,10 @@ class RunConfig:
         Raises:
             ConfigError: this machine does not have what `model.backend` asks for.
         """
-        dtype, allow_untested = PRECISIONS[self.train.precision], self.model.allow_untested_versions
+        from model.backend import select_backend
+        from training.dtypes import DTYPES
+
+        dtype, allow_untested = DTYPES[self.train.precision], self.model.allow_untested_versions
         backend = select_backend(self.model.backend, dtype, allow_untested)
         return backend.with_separate_norms() if self.lora.rank else backend
 

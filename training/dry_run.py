@@ -26,11 +26,11 @@ from model.pipeline_layout import DECODER, EMBEDDING, LOSS, layout_for
 from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
 from model.safetensors_folder import SafetensorsFolder
 from model.weight_table import hf_shapes
-from training.config import PRECISIONS, RunConfig
+from training.config import RunConfig
 from training.distributed import rank
+from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8, describe_fp8, fp8_warnings
 from training.lora_base import check_lora
-from training.optimizer import DTYPES
 from training.setup import prepare
 from training.start_point import StartPoint, find_start_point, with_positions
 from training.start_report import settings_without_effect, warnings_of
@@ -200,7 +200,7 @@ def rank_bytes(config: RunConfig, held: Counter[Group], adapters: Counter[Group]
         adapters: parameters of its adapters (LoRA), which alone are trained where there are any.
         processes: number of processes.
     """
-    parallel, optimizer, dtype = config.parallel, config.optimizer, PRECISIONS[config.train.precision]
+    parallel, optimizer, dtype = config.parallel, config.optimizer, DTYPES[config.train.precision]
     per_stage = processes // parallel.pipeline_model_parallel_size
     owners = {
         True: per_stage // (parallel.expert_model_parallel_size * parallel.expert_tensor_parallel_size),

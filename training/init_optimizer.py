@@ -13,8 +13,9 @@ import torch
 from model.checkpoint import STATE, TRAIN_STATE, is_checkpoint, read_train_state
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError
-from training.config import PRECISIONS, RunConfig
-from training.optimizer import OptimizerConfig
+from training.config import RunConfig
+from training.dtypes import DTYPES
+from training.optimizer_config import OptimizerConfig
 
 NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 
@@ -34,7 +35,7 @@ def check_init_optimizer(config: RunConfig, weights: Path) -> None:
     before = read_train_state(weights).config
     if set(frozen := before.get("freeze", [])) != set(config.freeze):
         raise ConfigError(f"{wrong} was trained with freeze={frozen}; set it to false, or the same")
-    if (dtype := stored_dtype(weights / STATE)) != PRECISIONS[config.train.precision]:
+    if (dtype := stored_dtype(weights / STATE)) != DTYPES[config.train.precision]:
         raise ConfigError(f"{wrong} was trained with train.precision={NAMES[dtype]}; set it to false, or the same")
     for key in ("exp_avg_dtype", "exp_avg_sq_dtype"):
         was = before.get("optimizer", {}).get(key, getattr(OptimizerConfig, key))

@@ -17,6 +17,7 @@ import textwrap
 import tokenize
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from typing import Any, NamedTuple, get_args, get_type_hints
 
 from typer.core import TyperCommand
@@ -81,6 +82,7 @@ def _walk(values: Any, prefix: str) -> Iterator[Key]:
                 yield from _walk(item(), f"{name}[].")  # type: ignore[operator]
 
 
+@cache
 def field_comments(schema: type) -> dict[str, str]:
     """Return the comments of a dataclass's fields, by name; those of its base classes too."""
     comments: dict[str, str] = {}

@@ -9,11 +9,7 @@ import typer
 
 from model.config import ConfigError
 from training.config import RunConfig, load_config
-from training.distributed import rank
-from training.dry_run import dry_run
-from training.errors import expected_errors
 from training.keys import help_command
-from training.loop import run
 from training.recipe import commented_yaml, read_layers
 
 
@@ -47,6 +43,12 @@ def main(schema: type[RunConfig], description: str | None) -> None:
             bool, typer.Option("--skip-files", help="with --dry-run: open no data, tokenizer or model.init_from")
         ] = False,
     ) -> None:
+        # These need torch and megatron-core, which --help does without.
+        from training.distributed import rank
+        from training.dry_run import dry_run
+        from training.errors import expected_errors
+        from training.loop import run
+
         with expected_errors(on_every_process=False):
             if not dry and (world_size is not None or skip_files):
                 raise ConfigError("--world-size and --skip-files belong to --dry-run; add it, or remove them")

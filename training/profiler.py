@@ -5,46 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from model.config import ConfigError
-from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.metrics_config import ProfileConfig
 
 PROFILES = "profile"
 logger = logging.getLogger("glmv")
-
-
-@dataclass
-class ProfileConfig:
-    """Which steps are profiled, on which ranks."""
-
-    start: int = 0  # first step to profile, from 1; 0: none
-    steps: int = 2  # number of steps to profile
-    ranks: list[int] = field(default_factory=lambda: [0])  # ranks that write a trace
-
-    def __post_init__(self) -> None:
-        check_bounds("profile", self, {"start": NOT_NEGATIVE, "steps": POSITIVE})
-
-    def check(self, steps: int, world_size: int) -> None:
-        """Check what depends on the run.
-
-        Raises:
-            ConfigError: no step or rank would be profiled although `start` is set.
-        """
-        if self.start > steps:
-            raise ConfigError(f"profile.start={self.start} is after the last step, train.steps={steps}: lower it")
-        if self.start and not self.ranks:
-            raise ConfigError("profile.ranks is empty: name the ranks to profile, or set profile.start=0")
-        for rank in self.ranks:
-            if self.start and not 0 <= rank < world_size:
-                raise ConfigError(
-                    f"profile.ranks names {rank}: {world_size} processes have ranks 0 to {world_size - 1}"
-                )
 
 
 class StepProfiler:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +16,9 @@ from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sample import Sample
 from model.config import ConfigError
+from training.validation_config import PromptConfig
 
 CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each published model variant writes chats
-
-
-@dataclass
-class PromptConfig:
-    """One prompt, with its images and videos before it or where it says <image> and <video>."""
-
-    prompt: str = ""  # the question; of a document, its beginning, which may be empty if there is an image
-    images: list[str] = field(default_factory=list)  # image files
-    videos: list[str] = field(default_factory=list)  # video files
-    answer: str = ""  # the expected answer, shown beside the model's
-    document: bool = False  # continue a document, as in pretraining, instead of answering a chat
-    thinking: bool = True  # whether the model thinks before it answers a chat
-
-    def check(self, where: str) -> None:
-        """Check the keys together.
-
-        Raises:
-            ConfigError: there is nothing to continue, or two keys contradict each other. The message begins with
-                `where`.
-        """
-        if not (self.prompt or self.images or self.videos):
-            raise ConfigError(f"{where} has no prompt, image or video: give prompt")
-        if self.document and not self.thinking:
-            raise ConfigError(f"{where}: a document has no thinking; remove thinking=false, or document=true")
 
 
 @dataclass(frozen=True)

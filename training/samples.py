@@ -26,7 +26,7 @@ from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from model.context_slicing import my_context_tokens
 from model.fp8_rules import token_multiple
-from model.parallel import same_packs_group
+from model.process_groups import same_packs_group
 from training.prompts import Prompt
 from training.step import TrainStep, forward
 from training.validation import evaluation

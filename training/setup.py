@@ -22,13 +22,14 @@ from model.fp8_scales import load_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.lora import add_adapters
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from model.lora_weights import RandomAdapters, fill_adapters
-from model.parallel import initialize_model_parallel
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
-from training.config import PRECISIONS, RunConfig
+from model.process_groups import initialize_model_parallel
+from training.config import RunConfig
 from training.distributed import rank, world_size
+from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8
 from training.hf_files import check_tokenizer, read_inherited
 from training.lora_base import check_lora
@@ -133,7 +134,7 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
         prepared.model,
         config.parallel,
         pipeline_layout=prepared.layout and prepared.layout.stages,
-        dtype=PRECISIONS[train.precision],
+        dtype=DTYPES[train.precision],
         balance_loss_coeff=config.moe_in_effect.balance_loss_coeff,
         expert_bias_update_rate=config.moe_in_effect.expert_bias_update_rate,
         dispatcher=config.moe.dispatcher,

@@ -9,7 +9,7 @@ from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
 from model.installed import describe_versions
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.distributed import world_size
 from training.fp8_checks import describe_fp8, fp8_warnings, has_kernels

@@ -43,7 +43,8 @@ from training.domain_losses import domain_masks, reduce_losses
 from training.expert_load import ExpertLoad
 from training.grad_norms import PartNorms
 from training.health import HealthConfig
-from training.optimizer import OptimizerConfig, build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.optimizer import build_optimizer, build_scheduler, scaled_learning_rates, set_step
+from training.optimizer_config import OptimizerConfig
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike
 from training.timers import FORWARD_BACKWARD, StepTimers
 from training.update import KeptExpertBiases, apply_update, prepare_update

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, islice
 from typing import Any
@@ -20,57 +20,22 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from data_pipeline.config import DataConfig, SourceConfig, check_sources
+from data_pipeline.config import DataConfig
 from data_pipeline.domains import DOMAINS
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.loading.overlap import shared_samples, shared_shards
 from data_pipeline.plan.pack_cost import PackCost
-from model.config import ConfigError
 from model.context_slicing import my_context_tokens
 from model.fp8_weights import gather_weights
 from training.batch_broadcast import broadcast_patches, read_step
-from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.domain_losses import domain_masks
-from training.prompts import PromptConfig
 from training.step import TrainStep, forward
 from training.step_errors import NothingToLearn
+from training.validation_config import ValidationConfig
 
 SEED = 0  # of the order of held-out samples
-
-
-@dataclass
-class ValidationConfig:
-    """Held-out data, and prompts to which the model's answers are shown."""
-
-    sources: list[SourceConfig] = field(default_factory=list)  # held-out shards, in the form of data.sources
-    interval: int = 0  # steps between validations, and one after the last step; 0: never
-    # packs of a validation, in steps of train.global_batch_size packs; 0: as few as use each held-out sample once
-    steps: int = 0
-    allow_overlap: bool = False  # accept held-out shards that are also training shards
-    samples: list[PromptConfig] = field(default_factory=list)  # prompts: a list of {prompt, images, answer, ...}
-    samples_file: str = ""  # JSON Lines file of more prompts, with paths relative to its folder
-    samples_interval: int = 0  # steps between pages of answers, and one after the last step; 0: never
-    samples_max_tokens: int = 64  # longest answer; each token costs a forward pass of all prompts
-
-    def check(self) -> None:
-        """Check the keys together.
-
-        Raises:
-            ConfigError, DataError: two of them contradict each other, or a source or prompt cannot work.
-        """
-        at_least_0 = ("interval", "steps", "samples_interval")
-        check_bounds("validation", self, {**dict.fromkeys(at_least_0, NOT_NEGATIVE), "samples_max_tokens": POSITIVE})
-        if self.interval or self.sources:
-            check_sources("validation.sources", self.sources)
-        if self.samples_interval and not self.samples and not self.samples_file:
-            raise ConfigError(
-                f"validation.samples_interval={self.samples_interval}, but there are no prompts: give "
-                "validation.samples or validation.samples_file, or set it to 0"
-            )
-        for number, prompt in enumerate(self.samples):
-            prompt.check(f"validation.samples[{number}]")
 
 
 # --- held-out packs ---------------------------------------------------------------------------------------------------

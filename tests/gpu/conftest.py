@@ -15,7 +15,8 @@ from rich.table import Table
 
 from model.backend import Backend, process_group_arguments, select_backend
 from model.installed import has_transformer_engine
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from tests.training_data import config_file, shards  # noqa: F401
 
 

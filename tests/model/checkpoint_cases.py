@@ -10,7 +10,7 @@ import torch
 from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, load_weights
-from model.parallel import initialize_model_parallel
+from model.process_groups import initialize_model_parallel
 from tests.model.layout_cases import layout_of
 from tests.reference import small_config
 

@@ -26,7 +26,8 @@ from model.fp8_scales import gather_scales
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.linear import GroupedLinear
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from model.weight_table import weights
 from tests.model.broken_variants import broken
 from tests.model.gathers import bytes_of_weights, recorded_gathers
@@ -40,7 +41,7 @@ from tests.reference import (
     pack,
     small_config,
 )
-from training.optimizer import OptimizerConfig
+from training.optimizer_config import OptimizerConfig
 from training.step import TrainStep
 
 SEQ_LENGTH = 192

@@ -16,11 +16,11 @@ from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
 from model.lora import add_adapters
+from model.lora_config import LoraConfig
 from model.lora_dropout import PackNumber
 from model.lora_layers import adapters_of
-from model.lora_targets import LoraConfig
 from model.lora_weights import fill_adapters
-from model.parallel import initialize_model_parallel
+from model.process_groups import initialize_model_parallel
 from model.recompute import RecomputeConfig
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, layout_of, of_this_rank, packs_of_step
 from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors

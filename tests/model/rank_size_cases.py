@@ -9,7 +9,7 @@ import torch
 
 from model.backend import select_backend
 from model.lora import add_adapters
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from model.parts import part_of
 from model.rank_sizes import Group
 from tests.te.fake_ranks import Rank, built

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from model.recompute import RecomputeConfig
 from tests.model.layout_cases import (
     OPTIMIZER,

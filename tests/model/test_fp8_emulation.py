@@ -20,7 +20,7 @@ from model.fp8_rounding import E4M3, E5M2
 from model.fp8_scales import delayed_scales
 from model.glmv import GlmvModel
 from model.lora import add_adapters
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from tests.model import layout_cases
 from tests.model.layout_cases import packs_of_step
 from tests.model.test_layouts import variant_of

@@ -33,7 +33,8 @@ from model.hf_weights import (
     load_weights,
     local_tensors,
 )
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from model.safetensors_folder import SafetensorsWriter
 from model.weight_table import GATE_UP, QKV, VISION_QKV, sizes, weights
 from tests.hf_folders import VARIANTS, save_weights

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model.config import GlmvConfig
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from model.parallel import ParallelConfig
 from model.pipeline_layout import PipelineLayout, layout_for
 from model.rank_sizes import adapters_by_rank, parameters_by_rank

@@ -23,7 +23,8 @@ def load_and_save_weights(folder: str, source: str, target: str) -> None:
     from model.checkpoint import load_checkpoint, save_checkpoint
     from model.config import GlmvConfig
     from model.glmv import GlmvModel
-    from model.parallel import ParallelConfig, initialize_model_parallel
+    from model.parallel import ParallelConfig
+    from model.process_groups import initialize_model_parallel
     from model.transformer_engine import TransformerEngineSpecProvider
     from tests.te.fake_ranks import pretended_gpu
 

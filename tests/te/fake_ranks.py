@@ -23,7 +23,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from model.backend import Backend
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 
 
 @dataclass(frozen=True)

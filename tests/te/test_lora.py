@@ -9,8 +9,8 @@ import pytest
 from model.backend import Backend, TorchSpecProvider
 from model.canonical_names import canonical_name
 from model.lora import add_adapters
+from model.lora_config import LoraConfig
 from model.lora_layers import adapters_of, sharded_adapters
-from model.lora_targets import LoraConfig
 from model.transformer_engine import TransformerEngineSpecProvider
 from tests.te.fake_ranks import LAYOUTS_OF, RANKS, built
 

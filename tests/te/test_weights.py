@@ -18,7 +18,8 @@ from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, export_tensors, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 from model.transformer_engine import TransformerEngineSpecProvider
 from tests.te.fake_ranks import pretended_gpu
 

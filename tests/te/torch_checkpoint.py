@@ -13,7 +13,8 @@ from model.checkpoint import save_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, load_weights
-from model.parallel import ParallelConfig, initialize_model_parallel
+from model.parallel import ParallelConfig
+from model.process_groups import initialize_model_parallel
 
 
 def main(hf_folder: Path, step_folder: Path) -> None:

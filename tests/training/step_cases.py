@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import build_model_chunks
 from model.hf_weights import SafetensorsFolder, load_weights
-from model.parallel import initialize_model_parallel
 from model.parts import freeze, part_of
+from model.process_groups import initialize_model_parallel
 from model.recompute import RecomputeConfig
 from tests.model.layout_cases import (
     OPTIMIZER,
@@ -29,7 +29,7 @@ from tests.model.layout_cases import (
 from tests.model.test_layouts import EXACT, tensor_errors, variant_of, whole_model_difference
 from tests.reference import pack, small_config
 from training.health import HealthConfig
-from training.optimizer import LrScale
+from training.optimizer_config import LrScale
 from training.step import TrainStep
 from training.step_errors import StepError
 

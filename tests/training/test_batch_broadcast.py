@@ -10,7 +10,7 @@ import torch
 from megatron.core import parallel_state
 
 from data_pipeline.errors import BadSample
-from model.parallel import initialize_model_parallel, vision_groups
+from model.process_groups import initialize_model_parallel, vision_groups
 from tests.model.layout_cases import layout_of, packs_of_step
 from tests.processes import Processes
 from training.batch_broadcast import broadcast_batches, broadcast_patches, is_lead

@@ -20,7 +20,7 @@ from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE
 from model.hf_weights import SafetensorsFolder
 from model.lora import add_adapters
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from model.whole_model import build_whole_model
 from tests.launch import metrics, train
 from tests.reference import (

@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from model.flops import vision_cost
 from model.glmv import GlmvModel
 from model.lora import add_adapters
-from model.lora_targets import LoraConfig
+from model.lora_config import LoraConfig
 from model.moe import MODALITIES
 from model.parts import freeze
 from tests.launch import metrics, train

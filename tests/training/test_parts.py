@@ -33,7 +33,7 @@ from tests.reference import TestSample, parameter_distance, reference_gradients,
 from tests.training import step_cases
 from tests.training.step_cases import case_of, is_in, train_alike
 from training.determinism import trained
-from training.optimizer import LrScale
+from training.optimizer_config import LrScale
 from training.step import StepReport, TrainStep, forward
 
 

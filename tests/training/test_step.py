@@ -21,7 +21,8 @@ from tests.reference import forward_inputs, pack, parameter_distance, transforme
 from tests.training import step_cases
 from tests.training.step_cases import case_of, train_alike
 from training.adam import GroupStepAdamW
-from training.optimizer import OptimizerConfig, set_step
+from training.optimizer import set_step
+from training.optimizer_config import OptimizerConfig
 from training.step import TrainStep
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn
 
