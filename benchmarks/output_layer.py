@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -71,16 +71,19 @@ def measure(name: str, tokens: int, vocabulary: int, hidden: int) -> tuple[int, 
         x.requires_grad_().grad = torch.ones_like(x)  # its memory exists already
     loss: Callable[..., Tensor] = LOSSES[name]
     loss(inputs[0][:8], inputs[1][:64], labels[:8] % 64).sum().backward()
-    before, began = _peak(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of building the inputs
+    before, began = _resident("VmRSS"), time.perf_counter()
     losses = loss(*inputs, labels)
     losses.mean().backward()
     seconds = time.perf_counter() - began
     new_gradients = sum(x.nbytes for x in inputs)  # that are added to `grad`
-    return _peak() - before - new_gradients, seconds, losses.detach()
+    return _resident("VmHWM") - before - new_gradients, seconds, losses.detach()
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _resident(kind: str) -> int:
+    """Return the bytes in memory of this process: now (VmRSS), or at most since the peak was forgotten (VmHWM)."""
+    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[kind].removesuffix("kB")) * 1024
 
 
 def _by_parts(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:

@@ -41,6 +41,29 @@ def test_one_process(
     check(one_process, new_process, variant=variant, layout="", recompute=recompute)
 
 
+@pytest.mark.parametrize(
+    ("variant", "layout", "recompute"),
+    [
+        ("glm4v_moe", "EP2", NONE),
+        ("glm4v_moe", "CP2", FULL),
+        pytest.param("glm4v_moe", "EP2", FULL, marks=pytest.mark.slow),
+        pytest.param("glm4v_moe", "CP2", NONE, marks=pytest.mark.slow),
+        pytest.param("glm4v", "CP2", NONE, marks=pytest.mark.slow),
+        pytest.param("glm4v", "CP2", FULL, marks=pytest.mark.slow),
+        pytest.param("glm4v", "TP2 SP", NONE, marks=pytest.mark.slow),
+        pytest.param("glm4v", "TP2 SP", FULL, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes(
+    two_processes: Processes,
+    new_process: ProcessPoolExecutor,
+    variant: str,
+    layout: str,
+    recompute: dict[str, str],
+) -> None:
+    check(two_processes, new_process, variant=variant, layout=layout, recompute=recompute)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", ["glm4v_moe", "glm4v"])
 def test_selective_recompute(one_process: Processes, new_process: ProcessPoolExecutor, variant: str) -> None:
