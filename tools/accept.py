@@ -100,3 +100,7 @@ def _replace(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARKER).touch()
+
+
+if __name__ == "__main__":
+    app()
