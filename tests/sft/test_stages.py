@@ -18,7 +18,7 @@ from tests.launch import metrics, train
 from tests.processes import Processes
 from tests.training_data import sentence
 from tools.conversion import export_checkpoint
-from tools.generate import transformers_inputs
+from tools.exported import transformers_inputs
 from training.evaluate import evaluate
 
 KEYS = {
