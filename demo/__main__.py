@@ -24,9 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from data_pipeline.errors import DataError
-from demo.data import build_once
-from demo.media import DemoError
-from demo.report import draw_answers, draw_losses, held_out_rows, stage_figures, stage_row, table
+from demo.errors import DemoError
 from tools.errors import errors_in_one_line
 
 OUT = Path("demo_out")
@@ -98,6 +96,9 @@ def main(
 
 def run(key: str, variant: Variant) -> bool:
     """Run everything for one variant and print the report; return whether every required figure was met."""
+    from demo.build import build_once
+    from demo.report import draw_answers, draw_losses, held_out_rows, stage_figures, stage_row, table
+
     started = time.monotonic()
     runs, exported = OUT / "runs" / key, OUT / "export" / key
     shutil.rmtree(runs, ignore_errors=True)

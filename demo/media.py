@@ -21,6 +21,7 @@ import yaml
 from PIL import Image, ImageDraw, ImageEnhance, ImageFont
 
 from data_pipeline.media.boxes import Box
+from demo.errors import DemoError
 
 MEDIA = Path(__file__).with_name("media.yaml")
 FONTS = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
@@ -39,10 +40,6 @@ COLLAGE_SIDE = 168  # pixels
 VIDEO_SIZE = (168, 112)
 # One thread and no assembly: otherwise x264 does not always write the same bytes.
 ENCODER = {"crf": "23", "preset": "veryfast", "x264-params": "threads=1:lookahead-threads=1:sync-lookahead=0:no-asm=1"}
-
-
-class DemoError(ValueError):
-    """The demo cannot be built or run; the message says what failed and how to fix it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,7 @@ from PIL import Image
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.grounding.browser import find_chromium
 from demo.__main__ import OUT, STAGES, VARIANTS
-from demo.media import DemoError
-from demo.report import draw_losses
+from demo.errors import DemoError
 from tools.errors import errors_in_one_line
 
 SHARDS = ("grounding", "chat_think")
@@ -38,6 +37,8 @@ def main(
 
 def draw(out: Path, variant: str) -> None:
     """Draw the image of the README into `out`. Raises DemoError, or DataError if there is no Chromium."""
+    from demo.report import draw_losses
+
     if variant not in VARIANTS:
         raise DemoError(f"--variant {variant}: choose one of {', '.join(VARIANTS)}")
     metrics = {stage.name: OUT / "runs" / variant / stage.name / "metrics.jsonl" for stage in STAGES}

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from packaging.requirements import Requirement
 
-from demo.data import Library
-from demo.data import sources as sources_of_the_demo
+from demo.records import Library
+from demo.records import sources as sources_of_the_demo
 from sft.train import SftConfig
 from tools import config_keys
 from training.config import RunConfig, load_config

@@ -18,8 +18,9 @@ run. A part that this machine cannot run, such as `backend` without a GPU, is li
 from __future__ import annotations
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -27,9 +28,11 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common.files import write_json
-from tools.acceptance import PARTS, Machine, Runs, this_machine
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
+
+if TYPE_CHECKING:  # it needs torch
+    from tools.acceptance import Machine
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 CONFIG = Path("configs/tiny/pretrain.yaml")
@@ -48,9 +51,11 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the runs, which is replaced")] = Path("accept_out"),
     timeout: Annotated[int, typer.Option(min=1, help="seconds that one run may take")] = 600,
 ) -> None:
+    from tools.acceptance import PARTS, Runs, this_machine
+
     with errors_in_one_line(AcceptError):
         machine = this_machine(ranks)
-        parts = _chosen(part, config, machine)
+        parts = _chosen(part, PARTS, config, machine)
         _replace(out)
     console = Console(width=120)
     console.print(machine.description)
@@ -77,16 +82,16 @@ def main(
         raise typer.Exit(1)
 
 
-def _chosen(parts: list[str] | None, config: Path, machine: Machine) -> list[str]:
-    """Return the parts to run, all by default."""
+def _chosen(parts: list[str] | None, known: Collection[str], config: Path, machine: Machine) -> list[str]:
+    """Return the parts to run, all that are known by default."""
     for part in parts or ():
-        if part not in PARTS:
-            raise AcceptError(f"--part {part} is unknown; choose among {', '.join(PARTS)}")
+        if part not in known:
+            raise AcceptError(f"--part {part} is unknown; choose among {', '.join(known)}")
     if machine.gpus and machine.ranks > machine.gpus:
         raise AcceptError(f"--ranks {machine.ranks}: this machine has {machine.gpus} GPUs, one per process")
     if not config.is_file():
         raise AcceptError(f"--config {config} does not exist; run this from the root of the repository")
-    return list(dict.fromkeys(parts or PARTS))
+    return list(dict.fromkeys(parts or known))
 
 
 def _replace(out: Path) -> None:
@@ -100,3 +105,7 @@ def _replace(out: Path) -> None:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     (out / MARKER).touch()
+
+
+if __name__ == "__main__":
+    app()

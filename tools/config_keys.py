@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import typer
+
 from common.files import write_text
 from sft.train import SftConfig
 from training.config import RunConfig
@@ -41,5 +43,10 @@ def with_table(page: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Write the table of configuration keys into docs/training.md."""
     write_text(PAGE, with_table(PAGE.read_text()))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -7,7 +7,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-FOLDER = Path(__file__).parent.parent / "slurm"
+REPO = Path(__file__).parent.parent
+FOLDER = REPO / "slurm"
+STAGES = ("pretrain", "long_context", "sft")  # each has a script of its name
 
 
 def fill_script(

@@ -16,43 +16,24 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from common.files import write_text
-from model.config import ConfigError, GlmvConfig
+from model.config import ConfigError
 from planning.limits import Limits
-from pretrain.train import PretrainConfig
-from sft.train import SftConfig
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
-from tools.job_script import fill_script
-from tools.launch_plan import check_fits
-from tools.submission import (
-    Job,
-    check_container,
-    check_slurm,
-    dependency,
-    not_in_container,
-    parse_directives,
-    submit_jobs,
-)
-from training.config import RunConfig, load_config
-from training.errors import EXPECTED_ERRORS
-from training.setup import build_loader, prepare
-from training.start_point import with_positions
+from tools.job_script import REPO, STAGES, fill_script
+from tools.submission import Job, check_container, check_slurm, dependency, parse_directives, submit_jobs
 
-REPO = Path(__file__).parent.parent
-SCHEMAS: dict[str, type[RunConfig]] = {
-    "pretrain": PretrainConfig,
-    "long_context": PretrainConfig,
-    "sft": SftConfig,
-}
+if TYPE_CHECKING:  # it needs torch
+    from tools.launch_stages import Stage
+
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-MOST_NODES = 4096  # up to here a suitable number is looked for
 
 
 @dataclass(frozen=True)
@@ -63,16 +44,6 @@ class Cluster:
     processes_per_node: int
     directives: dict[str, str | None]
     settings: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A run of the chain."""
-
-    name: str
-    files: list[Path]
-    config: RunConfig
-    nodes: int
 
 
 @app.command(help=keep_lines(__doc__))
@@ -88,7 +59,7 @@ def main(
         list[Path] | None, typer.Option(help="a YAML file per stage; more may follow. --config lies over each of them")
     ] = None,
     stage: Annotated[
-        str, typer.Option(help=f"{', '.join(SCHEMAS)}; default: the one with which the name of the first file begins")
+        str, typer.Option(help=f"{', '.join(STAGES)}; default: the one with which the name of the first file begins")
     ] = "",
     gpus_per_node: Annotated[int, typer.Option(min=0, help="0: train on CPUs")] = 8,
     processes_per_node: Annotated[int, typer.Option(min=0, help="default: one per GPU")] = 0,
@@ -112,6 +83,9 @@ def main(
     out: Annotated[Path | None, typer.Option(help="file for the script, with --chain a folder; default: print")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="submit the job with sbatch")] = False,
 ) -> None:
+    from tools.launch_stages import check_memory, check_stages, read_stages, warn_of_missing_mounts
+    from training.errors import EXPECTED_ERRORS
+
     with errors_in_one_line(*EXPECTED_ERRORS):
         given = overrides or []
         chained = [*(chain or []), *(Path(word) for word in given if "=" not in word)] if chain else []
@@ -119,23 +93,20 @@ def main(
         _check_call(chained, config or [], keys, out, submit, after)
         if submit:
             check_slurm(container)
-        image = check_container(container, mounts, open_files=not skip_files)
         directives = {"partition": partition, "account": account, "time": time, "job-name": job_name}
+        image = check_container(container, mounts, open_files=not skip_files)
         settings = {"CONTAINER_IMAGE": image, "CONTAINER_MOUNTS": mounts}
         cluster = _cluster(gpus_per_node, processes_per_node, directives, sbatch or [], settings)
         stacks = [[file, *(config or [])] for file in chained] or [list(config or [])]
-        counts = _node_counts(nodes, len(stacks))
-        stages = [_read_stage(files, keys, stage, count) for files, count in zip(stacks, counts, strict=True)]
-        _check_stages(stages, cluster.processes_per_node, skip_files, bool(after))
-        _check_fit(stages if plan and gpus_per_node else (), keys, cluster.processes_per_node, gpu_memory)
-        if image:
-            _warn_of_missing_mounts(stages, mounts)
-        scripts = [_script(one, cluster, keys) for one in stages]
+        stages = read_stages(stacks, keys, stage, _node_counts(nodes, len(stacks)))
+        check_stages(stages, cluster.processes_per_node, skip_files, bool(after))
+        check_memory(stages if plan and gpus_per_node else (), keys, cluster.processes_per_node, gpu_memory)
+        warn_of_missing_mounts(stages if image else (), mounts)
+        jobs = [Job(str(one.files[0]), _script(one, cluster, keys)) for one in stages]
         if submit:
-            jobs = [Job(str(one.files[0]), script) for one, script in zip(stages, scripts, strict=True)]
             submit_jobs(jobs, after)
         else:
-            _write(stages, scripts, after, out)
+            _write(stages, [job.script for job in jobs], after, out)
 
 
 def _check_call(
@@ -181,101 +152,6 @@ def _node_counts(text: str, stages: int) -> list[int]:
     if len(counts) not in (1, stages):
         raise ConfigError(f"--nodes {text}: {len(counts)} numbers for {stages} stages; give one number, or {stages}")
     return counts * stages if len(counts) == 1 else counts
-
-
-def _read_stage(files: list[Path], keys: Sequence[str], name: str, nodes: int) -> Stage:
-    if not files[0].is_file():
-        raise ConfigError(f"{files[0]}: {'this is a folder' if files[0].is_dir() else 'there is no such file'}")
-    if name and name not in SCHEMAS:
-        raise ConfigError(f"--stage {name}: give {' or '.join(SCHEMAS)}")
-    name = name or next((known for known in SCHEMAS if files[0].stem.startswith(known)), "")
-    if not name:
-        raise ConfigError(f"{files[0]}: its name does not say which stage it is; give --stage {' or '.join(SCHEMAS)}")
-    return Stage(name, files, load_config(SCHEMAS[name], files, keys), nodes)
-
-
-# --- checks -----------------------------------------------------------------------------------------------------------
-
-
-def _check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, waits: bool) -> None:
-    written: dict[Path, Stage] = {}
-    for stage in stages:
-        config, where = stage.config, stage.files[0]
-        folder = Path(config.train.output_dir).absolute()
-        if folder in written:
-            raise ConfigError(f"{where} and {written[folder].files[0]} both write to train.output_dir={folder}")
-        before = Path(config.model.init_from).absolute() if config.model.init_from else None
-        later = waits or before in written  # the model that it starts from need not be there yet
-        if written and before not in written:
-            print(f"warning: {where} starts from {before}, which no earlier stage of the chain writes", file=sys.stderr)
-        written[folder] = stage
-        try:
-            _check_stage(config, stage.nodes * processes, later, skip_files)
-        except ConfigError as error:
-            raise ConfigError(f"{where} on {stage.nodes} nodes: {error}{_suitable(stage, processes)}") from None
-        except EXPECTED_ERRORS as error:  # of its data, or of the model to start from
-            raise ConfigError(f"{where}: {error}") from None
-
-
-def _check_fit(stages: Sequence[Stage], keys: Sequence[str], processes: int, gpu_memory: float) -> None:
-    for stage in stages:
-        files = [file.absolute() for file in stage.files]
-        check_fits(files, keys, stage.config, stage.nodes * processes, gpu_memory)
-
-
-def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: bool) -> None:
-    """Check what a run checks at its start, as far as its files are here."""
-    if config.model.preset:  # a wrong number of nodes first: it needs no file
-        config.check_layout(_preset(config), processes)
-    if not skip_files and not later:
-        prepare(config, processes).loader.close()
-        return
-    config.check_layout(_preset(config), processes)
-    if not skip_files:
-        build_loader(config, _preset(config)).close()
-
-
-def _preset(config: RunConfig) -> GlmvConfig:
-    if not config.model.preset:
-        raise ConfigError(
-            "model.preset is empty: it is needed to check the layout before the model to start from exists"
-        )
-    return with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
-
-
-def _suitable(stage: Stage, processes: int) -> str:
-    """Name the numbers of nodes that would do, if it is the number that is wrong."""
-    if not stage.config.model.preset:
-        return ""
-    model = _preset(stage.config)
-    if _fits(stage.config, model, stage.nodes * processes):
-        return ""
-    fewer = (n for n in range(stage.nodes - 1, 0, -1) if _fits(stage.config, model, n * processes))
-    more = (n for n in range(stage.nodes + 1, MOST_NODES) if _fits(stage.config, model, n * processes))
-    numbers = [str(n) for n in (next(fewer, None), next(more, None)) if n is not None]
-    return f"; suitable numbers of nodes: {', '.join(numbers)}" if numbers else ""
-
-
-def _fits(config: RunConfig, model: GlmvConfig, processes: int) -> bool:
-    try:
-        config.check_layout(model, processes)
-    except ConfigError:
-        return False
-    return True
-
-
-def _warn_of_missing_mounts(stages: Sequence[Stage], mounts: str) -> None:
-    for stage in stages:
-        config = stage.config
-        sources = [*config.data.located, *replace(config.data, sources=config.validation.sources).located]
-        paths = [config.data.tokenizer, config.model.init_from, *(one.path for one in sources)]
-        outputs = [Path(one.config.train.output_dir).absolute() for one in stages]
-        missing = not_in_container(paths, mounts, [REPO, *outputs])
-        if missing:
-            print(
-                f"warning: --mounts does not bring in what {stage.files[0]} reads: {', '.join(missing)}",
-                file=sys.stderr,
-            )
 
 
 # --- scripts ----------------------------------------------------------------------------------------------------------

@@ -36,10 +36,8 @@ from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.job_slice import JobSlice
 from data_pipeline.sharding.tasks import BuildOptions, check_chat_form, open_apart
-from data_pipeline.shards.index import read_index
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
-from tools.shard_paths import shards_of
 from tools.shard_preview import print_preview
 from tools.shard_report import print_counts, print_line, print_outcome, print_unfinished, print_whole
 
@@ -190,6 +188,7 @@ def stats(
     plot: Annotated[Path | None, typer.Option(help="draw lengths, sizes and durations, e.g. stats.png")] = None,
 ) -> None:
     """Count samples, images, videos and tokens by domain, from the indexes alone, and draw distributions."""
+    from data_pipeline.shards.index import read_index
     from tools.shard_stats import collect, draw, table_of
 
     with errors_in_one_line(DataError):
@@ -241,6 +240,8 @@ def curate(
 
 
 def _shards(given: list[str]) -> list[Path]:
+    from tools.shard_paths import shards_of
+
     return shards_of(given, print_line)
 
 

@@ -10,36 +10,23 @@ the boxes that the text names. Every token shows whether it carries loss, its id
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Sequence
-from itertools import chain
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import track
 
-from data_pipeline.encoding.encode import encode_record
-from data_pipeline.encoding.tokenizer import GlmTokenizer
-from data_pipeline.errors import BadSample, DataError
+from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
-from data_pipeline.shards.index import ShardIndex, read_index
-from data_pipeline.shards.reader import ShardReader
-from model.checkpoint import CheckpointError
-from model.config import ConfigError
-from model.safetensors_folder import WeightsError
 from tools.errors import errors_in_one_line
 from tools.help_text import keep_lines
-from tools.shard_paths import shards_of
-from tools.view_content import PackView, SequenceView, view_of_failure, view_of_pack, view_of_sample
-from tools.view_page import write_page
-from training.config import RunConfig, load_config
-from training.setup import build_loader
-from training.start_point import find_start_point, resolve_model
+
+if TYPE_CHECKING:  # it needs torch
+    from tools.view_content import PackView
 
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
-_T = TypeVar("_T")
 
 Out = Annotated[Path, typer.Option(help="the page to write")]
 Open = Annotated[bool, typer.Option("--open", help="show it in a browser")]
@@ -61,18 +48,19 @@ def shards(
     open_page: Open = False,
 ) -> None:
     """Show samples: images with boxes, frames with their seconds, the record, tokens and which of them carry loss."""
-    with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
+    from data_pipeline.encoding.tokenizer import GlmTokenizer
+    from data_pipeline.shards.index import read_index
+    from tools.shard_paths import shards_of
+    from tools.view_content import PackView
+    from tools.view_samples import spread, views_of, with_keys
+
+    with errors_in_one_line(DataError):
         glm_tokenizer = GlmTokenizer(tokenizer)
         paths = shards_of(shards, lambda empty: console.print(empty, markup=False, soft_wrap=True))
         indexes = [read_index(path) for path in paths]
         budget = PixelBudget(image_max_tokens, video_max_tokens)
-        chosen = _with_keys(indexes, key) if key else _spread(indexes, samples)
-        reader = ShardReader()
-        views = [
-            _view(reader, shard, row, glm_tokenizer, budget)
-            for shard, row in track(chosen, "samples", console=Console(stderr=True), transient=True)
-        ]
-        reader.close()
+        chosen = with_keys(indexes, key) if key else spread(indexes, samples)
+        views = views_of(track(chosen, "samples", console=Console(stderr=True), transient=True), glm_tokenizer, budget)
         total = sum(shard.table.num_rows for shard in indexes)
         title = f"{len(views):,} of {total:,} samples in {len(indexes):,} shards"
         _write(out, title, [PackView(sequences=views)], open_page)
@@ -90,7 +78,13 @@ def batch(
     open_page: Open = False,
 ) -> None:
     """Show the packs of a run's steps: segments, positions, and the samples in them."""
-    with errors_in_one_line(CheckpointError, ConfigError, DataError, WeightsError):
+    from tools.view_content import view_of_pack
+    from training.config import RunConfig, load_config
+    from training.errors import EXPECTED_ERRORS
+    from training.setup import build_loader
+    from training.start_point import find_start_point, resolve_model
+
+    with errors_in_one_line(*EXPECTED_ERRORS):
         # A run in train.output_dir may be another one; nothing of it is shown.
         run = load_config(
             RunConfig, config, [*(overrides or []), "data.num_workers=0", "checkpoint.allow_changes=true"]
@@ -113,64 +107,9 @@ def batch(
         _write(out, f"steps {step} to {last} of {config}", packs, open_page)
 
 
-def _spread(indexes: Sequence[ShardIndex], samples: int) -> list[tuple[ShardIndex, int]]:
-    """Choose samples at equal distances: the same number from every shard, or all of a shard that has fewer.
-
-    If there are more shards than samples, choose samples at equal distances through all shards.
-    """
-    rows = [[(shard, row) for row in range(shard.table.num_rows)] for shard in indexes]
-    if samples < len(rows):
-        return _evenly(list(chain.from_iterable(rows)), samples)
-    shares = dict.fromkeys(range(len(rows)), 0)
-    left = samples
-    for done, shard in enumerate(sorted(shares, key=lambda shard: len(rows[shard]))):
-        shares[shard] = min(len(rows[shard]), left // (len(rows) - done))
-        left -= shares[shard]
-    return [chosen for shard, share in shares.items() for chosen in _evenly(rows[shard], share)]
-
-
-def _evenly(rows: Sequence[_T], count: int) -> list[_T]:
-    count = min(count, len(rows))
-    return [rows[number * len(rows) // count] for number in range(count)]
-
-
-def _with_keys(indexes: Sequence[ShardIndex], keys: Sequence[str]) -> list[tuple[ShardIndex, int]]:
-    chosen: list[tuple[ShardIndex, int]] = []
-    missing = set(keys)
-    for shard in indexes:
-        for row, key in enumerate(shard.table.column("key").to_pylist()):
-            if found := {key, f"{shard.file.name}/{key}"}.intersection(keys):
-                chosen.append((shard, row))
-                missing -= found
-    if missing:
-        raise DataError(
-            f"--key: no sample is called {' or '.join(sorted(missing))}: give KEY or SHARD.tar/KEY as a run's logs do"
-        )
-    return chosen
-
-
-def _view(
-    reader: ShardReader, shard: ShardIndex, row: int, tokenizer: GlmTokenizer, budget: PixelBudget
-) -> SequenceView:
-    stored = shard.sample(row)
-    name = f"{shard.file.name}/{stored.key}"
-    try:
-        raw = reader.read(str(shard.file), stored)
-        encoded = encode_record(
-            raw.record,
-            raw.images,
-            raw.videos,
-            tokenizer=tokenizer,
-            budget=budget,
-            sample_id=name,
-            chat_form=shard.header.chat_form,
-        )
-    except BadSample as error:
-        return view_of_failure(name, error)
-    return view_of_sample(encoded, tokenizer, raw.record)
-
-
 def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> None:
+    from tools.view_page import write_page
+
     size = write_page(out, title, packs)
     console.print(f"{out}: {title}, {size / 1e6:.1f} MB", markup=False, highlight=False, soft_wrap=True)
     if open_page:

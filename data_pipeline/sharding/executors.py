@@ -21,8 +21,6 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol, TypeVar, cast
 
-import pyarrow as pa
-
 from data_pipeline.errors import DataError
 
 Task = TypeVar("Task")
@@ -282,4 +280,6 @@ def _take_one_core() -> None:
     import torch  # importing it takes a second, which commands without workers need not wait for
 
     torch.set_num_threads(1)
+    import pyarrow as pa
+
     pa.set_cpu_count(1)

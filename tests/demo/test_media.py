@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from demo.media import DemoError, collage, cut, locate, scenes, subjects, view
+from demo.errors import DemoError
+from demo.media import collage, cut, locate, scenes, subjects, view
 
 
 @pytest.mark.fast

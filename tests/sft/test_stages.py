@@ -17,8 +17,8 @@ from tests.data_pipeline.media_files import encoded, pattern
 from tests.launch import metrics, train
 from tests.processes import Processes
 from tests.training_data import sentence
-from tools.convert import export_checkpoint
-from tools.generate import transformers_inputs
+from tools.conversion import export_checkpoint
+from tools.exported import transformers_inputs
 from training.evaluate import evaluate
 
 KEYS = {

@@ -24,7 +24,7 @@ from tests.slurm.jobs import (
     wait_for_step,
     weight_files,
 )
-from tools.convert import export_checkpoint
+from tools.conversion import export_checkpoint
 
 STEPS = 30
 RUN = [f"train.steps={STEPS}", "checkpoint.save_interval=1000", "train.deterministic=true", "optimizer.warmup_steps=2"]

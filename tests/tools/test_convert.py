@@ -23,7 +23,8 @@ from typer.testing import CliRunner
 from model.config import GlmvConfig
 from model.safetensors_folder import SafetensorsFolder
 from tests.hf_folders import save_whole_folder
-from tools.convert import app, compare_folders
+from tools.conversion import compare_folders
+from tools.convert import app
 
 CASES = {
     "moe_fp32": ("glm4v_moe", torch.float32),
@@ -40,7 +41,7 @@ ROPE_OF_TRANSFORMERS_4 = {
 # A conversion starts and ends a process group, of which a test session has only one: it runs in its own process.
 CONVERT = """
 from pathlib import Path
-from tools.convert import export_checkpoint, import_folder
+from tools.conversion import export_checkpoint, import_folder
 
 if __name__ == "__main__":
     for case in {cases}:

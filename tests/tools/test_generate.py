@@ -18,7 +18,8 @@ from data_pipeline.domains.prompts import document_prompt
 from data_pipeline.encoding.batch import EncodedSample
 from tests.data_pipeline import media_files
 from tests.hf_folders import VARIANTS, save_whole_folder
-from tools.generate import Exported, GenerateError, app, transformers_inputs
+from tools.exported import Exported, GenerateError, transformers_inputs
+from tools.generate import app
 
 pytestmark = pytest.mark.fast
 

@@ -50,7 +50,8 @@ SAME = ("step", "loss", "grad_norm", "lr")
 CONVERT = """
 import sys
 from pathlib import Path
-from tools.convert import export_checkpoint, export_lora, merge
+from tools.conversion import export_checkpoint
+from tools.lora_output import export_lora, merge
 
 if __name__ == "__main__":
     run, base = map(Path, sys.argv[1:])

@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_pipeline.domains.prompts import document_prompt
 from data_pipeline.errors import DataError
-from demo.evaluate import encode, read_samples, transformers_loss
+from demo.held_out import encode, read_samples, transformers_loss
 from model.config import ConfigError
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 from tests.hf_folders import VARIANTS, save_weights
@@ -24,7 +24,7 @@ from tests.processes import Processes
 from tests.training import validation_cases
 from tests.training_data import build as build_shards
 from tests.training_data import sentence
-from tools.generate import Exported
+from tools.exported import Exported
 from training.config import RunConfig, load_config
 from training.hf_files import preprocessor_config
 from training.setup import prepare

@@ -11,9 +11,9 @@ import torch
 
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.pixel_budget import PixelBudget
-from demo.evaluate import ask, encode, packs, read_samples, share_answered, with_next_images
+from demo.held_out import ask, encode, packs, read_samples, share_answered, with_next_images
 from tests.hf_folders import save_whole_folder
-from tools.generate import Exported
+from tools.exported import Exported
 
 
 def test_only_the_images_are_swapped(small_shards: Path, tokenizer_folder: Path) -> None:

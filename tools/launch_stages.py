@@ -1,0 +1,155 @@
+"""The stages that tools.launch starts: their configurations, and the checks that each run would make at its start."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model.config import ConfigError, GlmvConfig
+from pretrain.train import PretrainConfig
+from sft.train import SftConfig
+from tools.job_script import REPO, STAGES
+from tools.launch_plan import check_fits
+from tools.submission import not_in_container
+from training.config import RunConfig, load_config
+from training.errors import EXPECTED_ERRORS
+from training.setup import build_loader, prepare
+from training.start_point import with_positions
+
+SCHEMAS: dict[str, type[RunConfig]] = {name: SftConfig if name == "sft" else PretrainConfig for name in STAGES}
+MOST_NODES = 4096  # up to here a suitable number is looked for
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of the chain."""
+
+    name: str
+    files: list[Path]
+    config: RunConfig
+    nodes: int
+
+
+def read_stages(stacks: Sequence[list[Path]], keys: Sequence[str], name: str, nodes: Sequence[int]) -> list[Stage]:
+    """Read the configurations of stages.
+
+    Args:
+        stacks: The YAML files of each; later ones win.
+        keys: Overrides of their keys.
+        name: One of STAGES; empty: the one with which the name of a stage's first file begins.
+        nodes: Number of nodes of each.
+
+    Raises:
+        ConfigError: A file or key is wrong, or nothing says which stage it is.
+    """
+    return [_read_stage(files, keys, name, count) for files, count in zip(stacks, nodes, strict=True)]
+
+
+def _read_stage(files: list[Path], keys: Sequence[str], name: str, nodes: int) -> Stage:
+    if not files[0].is_file():
+        raise ConfigError(f"{files[0]}: {'this is a folder' if files[0].is_dir() else 'there is no such file'}")
+    if name and name not in SCHEMAS:
+        raise ConfigError(f"--stage {name}: give {' or '.join(SCHEMAS)}")
+    name = name or next((known for known in SCHEMAS if files[0].stem.startswith(known)), "")
+    if not name:
+        raise ConfigError(f"{files[0]}: its name does not say which stage it is; give --stage {' or '.join(SCHEMAS)}")
+    return Stage(name, files, load_config(SCHEMAS[name], files, keys), nodes)
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, waits: bool) -> None:
+    """Check what each run checks at its start, and that the runs of a chain fit each other.
+
+    Args:
+        stages: The runs, in their order.
+        processes: Processes of a node.
+        skip_files: Open no data, tokenizer or model to start from.
+        waits: The first one waits for another job, which may write the model that it starts from.
+
+    Raises:
+        ConfigError: A run would not start.
+    """
+    written: dict[Path, Stage] = {}
+    for stage in stages:
+        config, where = stage.config, stage.files[0]
+        folder = Path(config.train.output_dir).absolute()
+        if folder in written:
+            raise ConfigError(f"{where} and {written[folder].files[0]} both write to train.output_dir={folder}")
+        before = Path(config.model.init_from).absolute() if config.model.init_from else None
+        later = waits or before in written  # the model that it starts from need not be there yet
+        if written and before not in written:
+            print(f"warning: {where} starts from {before}, which no earlier stage of the chain writes", file=sys.stderr)
+        written[folder] = stage
+        try:
+            _check_stage(config, stage.nodes * processes, later, skip_files)
+        except ConfigError as error:
+            raise ConfigError(f"{where} on {stage.nodes} nodes: {error}{_suitable(stage, processes)}") from None
+        except EXPECTED_ERRORS as error:  # of its data, or of the model to start from
+            raise ConfigError(f"{where}: {error}") from None
+
+
+def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: bool) -> None:
+    """Check what a run checks at its start, as far as its files are here."""
+    if config.model.preset:  # a wrong number of nodes first: it needs no file
+        config.check_layout(_preset(config), processes)
+    if not skip_files and not later:
+        prepare(config, processes).loader.close()
+        return
+    config.check_layout(_preset(config), processes)
+    if not skip_files:
+        build_loader(config, _preset(config)).close()
+
+
+def _preset(config: RunConfig) -> GlmvConfig:
+    if not config.model.preset:
+        raise ConfigError(
+            "model.preset is empty: it is needed to check the layout before the model to start from exists"
+        )
+    return with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
+
+
+def _suitable(stage: Stage, processes: int) -> str:
+    """Name the numbers of nodes that would do, if it is the number that is wrong."""
+    if not stage.config.model.preset:
+        return ""
+    model = _preset(stage.config)
+    if _fits(stage.config, model, stage.nodes * processes):
+        return ""
+    fewer = (n for n in range(stage.nodes - 1, 0, -1) if _fits(stage.config, model, n * processes))
+    more = (n for n in range(stage.nodes + 1, MOST_NODES) if _fits(stage.config, model, n * processes))
+    numbers = [str(n) for n in (next(fewer, None), next(more, None)) if n is not None]
+    return f"; suitable numbers of nodes: {', '.join(numbers)}" if numbers else ""
+
+
+def _fits(config: RunConfig, model: GlmvConfig, processes: int) -> bool:
+    try:
+        config.check_layout(model, processes)
+    except ConfigError:
+        return False
+    return True
+
+
+def check_memory(stages: Sequence[Stage], keys: Sequence[str], processes: int, gpu_memory: float) -> None:
+    """Check that each run fits the memory of its GPUs; see check_fits."""
+    for stage in stages:
+        files = [file.absolute() for file in stage.files]
+        check_fits(files, keys, stage.config, stage.nodes * processes, gpu_memory)
+
+
+def warn_of_missing_mounts(stages: Sequence[Stage], mounts: str) -> None:
+    """Warn of what runs read and the container would not have."""
+    for stage in stages:
+        config = stage.config
+        sources = [*config.data.located, *replace(config.data, sources=config.validation.sources).located]
+        paths = [config.data.tokenizer, config.model.init_from, *(one.path for one in sources)]
+        outputs = [Path(one.config.train.output_dir).absolute() for one in stages]
+        missing = not_in_container(paths, mounts, [REPO, *outputs])
+        if missing:
+            print(
+                f"warning: --mounts does not bring in what {stage.files[0]} reads: {', '.join(missing)}",
+                file=sys.stderr,
+            )
