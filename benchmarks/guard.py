@@ -18,8 +18,9 @@ import torch.distributed as dist
 
 from benchmarks.timing import cost
 from model.backend import process_group_arguments
-from training.distributed import local_rank, process_group
+from training.distributed import process_group
 from training.health import HealthConfig
+from training.ranks import local_rank
 from training.signals import StopRequests
 from training.watchdog import Watchdog
 

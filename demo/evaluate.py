@@ -26,7 +26,7 @@ Shards = Annotated[list[Path], typer.Argument(help="folders of held-out shards")
 def production(run: Annotated[Path, typer.Argument(help="run folder")], shards: Shards) -> None:
     """Print the production model's loss as JSON."""
     from demo.held_out import production_loss
-    from model.checkpoint import CheckpointError
+    from model.errors import CheckpointError
 
     with errors_in_one_line(CheckpointError, DataError):
         print(json.dumps(production_loss(run, shards)))

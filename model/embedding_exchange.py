@@ -24,16 +24,13 @@ from torch import Tensor
 
 from model.config import VisionConfig
 from model.context_slicing import context_tokens
+from model.errors import ImageTokenError
 from model.flops import image_cost
 from model.image_assignment import assign_images
 from model.image_constants import MERGE_SIZE
 from model.to_device import to_device
 
 NO_RANK = -1  # of a token that takes no part in this rank's exchange
-
-
-class ImageTokenError(ValueError):
-    """The image tokens of a pack do not fit its images."""
 
 
 # --- image tokens -----------------------------------------------------------------------------------------------------

@@ -7,3 +7,11 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written, or is not safe to read."""
+
+
+class WeightsError(ValueError):
+    """Weights that do not fit the model, or cannot be read or written. The message names the tensors or the file."""
+
+
+class ImageTokenError(ValueError):
+    """The image tokens of a pack do not fit its images."""

@@ -18,9 +18,10 @@ from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from model.canonical_names import canonical_name
+from model.errors import WeightsError
 from model.fp8_weights import first_values
 from model.random_weights import RandomWeights
-from model.safetensors_folder import SafetensorsFolder, WeightsError, some
+from model.safetensors_folder import SafetensorsFolder, some
 from model.weight_table import hf_shapes, sizes, weights
 
 if TYPE_CHECKING:

@@ -18,16 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.files import write_json
+from model.errors import WeightsError
 from model.finite import nonfinite
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # The dtypes a weight may have, by their names in a safetensors header.
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit the model, or cannot be read or written. The message names the tensors or the file."""
 
 
 class SafetensorsFolder:

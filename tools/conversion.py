@@ -11,20 +11,13 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from model.checkpoint import (
-    HF_FILES,
-    STATE,
-    CheckpointError,
-    find_checkpoint,
-    is_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from model.checkpoint import HF_FILES, STATE, find_checkpoint, is_checkpoint, load_checkpoint, save_checkpoint
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
+from model.errors import CheckpointError, WeightsError
 from model.hf_config import CONFIG_FILE, with_one_rope_spelling
 from model.hf_weights import check_names_and_shapes, hf_shapes
-from model.safetensors_folder import SafetensorsFolder, WeightsError
+from model.safetensors_folder import SafetensorsFolder
 from model.whole_model import build_whole_model
 from tools.hf_output import (
     DTYPES,

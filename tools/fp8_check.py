@@ -50,9 +50,10 @@ def main(
     from tools.fp8_verdict import Limits, as_json, gradient_limit, report
     from tools.hf_output import progress_bar
     from training.config import RunConfig, load_config
-    from training.distributed import process_group, rank
+    from training.distributed import process_group
     from training.errors import expected_errors
     from training.fp8_distance import compare, prepare_pair
+    from training.ranks import rank
 
     with errors_in_one_line(), tempfile.TemporaryDirectory(prefix="glmv-fp8-") as scratch:
         with expected_errors(on_every_process=False):

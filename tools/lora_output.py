@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.files import write_json
-from model.checkpoint import HF_FILES, STATE, CheckpointError, find_checkpoint, load_checkpoint, read_train_state
+from model.checkpoint import HF_FILES, STATE, find_checkpoint, load_checkpoint, read_train_state
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
+from model.errors import CheckpointError
 from model.glmv import GlmvModel
 from model.lora import add_adapters
 from model.lora_config import LoraConfig

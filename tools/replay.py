@@ -39,9 +39,9 @@ def main(
 ) -> None:
     from tools.replay_output import lines_of, views_of
     from tools.view_page import write_page
-    from training.distributed import rank
     from training.errors import expected_errors
     from training.metrics import finite_content
+    from training.ranks import rank
     from training.replay import prepare_replay, replay
 
     with errors_in_one_line():

@@ -11,15 +11,12 @@ from torch import nn
 
 from model.canonical_names import canonical_name
 from model.megatron_versions import clear_recorded_losses
+from training.run_errors import NonDeterministicStep
 from training.update import KeptExpertBiases
 
 Result = TypeVar("Result")
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}  # integers of the size of a gradient
-
-
-class NonDeterministicStep(ArithmeticError):
-    """The same packs gave different gradients when they were computed again."""
 
 
 def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Result], step: int) -> Result:

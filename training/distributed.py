@@ -15,30 +15,12 @@ from megatron.core import parallel_state
 from torch.torch_version import TorchVersion
 
 from model.backend import device_count, process_group_arguments
-from model.config import ConfigError
+from training.ranks import local_rank, rank, world_size
+from training.run_errors import NodeError
 
 # NCCL keeps a record of its last collectives (training.stacks). torch 2.13 warns of the older name of the variable.
 NCCL_RECORDS = "TORCH_FR_BUFFER_SIZE" if TorchVersion(torch.__version__) >= "2.13" else "TORCH_NCCL_TRACE_BUFFER_SIZE"
 TIMEOUT = timedelta(minutes=30)  # of a collective; reading weights delays a rank's first collective by minutes
-
-
-class NodeError(ConfigError):
-    """This machine cannot run its processes. Others may: it is printed once per machine."""
-
-
-def world_size() -> int:
-    """Return the number of processes that torchrun started; 1 without torchrun."""
-    return int(os.environ["WORLD_SIZE"]) if "RANK" in os.environ else 1
-
-
-def rank() -> int:
-    """Return the rank of this process; 0 without torchrun."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def local_rank() -> int:
-    """Return the rank of this process on its machine; 0 without torchrun."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def check_processes() -> None:

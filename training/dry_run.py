@@ -27,10 +27,10 @@ from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
 from model.safetensors_folder import SafetensorsFolder
 from model.weight_table import hf_shapes
 from training.config import RunConfig
-from training.distributed import rank
 from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8, describe_fp8, fp8_warnings
 from training.lora_base import check_lora
+from training.ranks import rank
 from training.setup import prepare
 from training.start_point import StartPoint, find_start_point, with_positions
 from training.start_report import settings_without_effect, warnings_of

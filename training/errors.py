@@ -8,13 +8,10 @@ from contextlib import contextmanager
 
 from common.storage import StorageError
 from data_pipeline.errors import DataError
-from model.checkpoint import CheckpointError
 from model.config import ConfigError
-from model.embedding_exchange import ImageTokenError
-from model.safetensors_folder import WeightsError
-from training.determinism import NonDeterministicStep
-from training.distributed import NodeError, local_rank, rank
-from training.metrics import RunFolderError
+from model.errors import CheckpointError, ImageTokenError, WeightsError
+from training.ranks import local_rank, rank
+from training.run_errors import NodeError, NonDeterministicStep, RunFolderError
 from training.step_errors import StepError
 
 EXPECTED_ERRORS = (

@@ -9,7 +9,9 @@ import typer
 
 from model.config import ConfigError
 from training.config import RunConfig, load_config
+from training.errors import expected_errors
 from training.keys import help_command
+from training.ranks import rank
 from training.recipe import commented_yaml, read_layers
 
 
@@ -43,12 +45,6 @@ def main(schema: type[RunConfig], description: str | None) -> None:
             bool, typer.Option("--skip-files", help="with --dry-run: open no data, tokenizer or model.init_from")
         ] = False,
     ) -> None:
-        # These need torch and megatron-core, which --help does without.
-        from training.distributed import rank
-        from training.dry_run import dry_run
-        from training.errors import expected_errors
-        from training.loop import run
-
         with expected_errors(on_every_process=False):
             if not dry and (world_size is not None or skip_files):
                 raise ConfigError("--world-size and --skip-files belong to --dry-run; add it, or remove them")
@@ -58,7 +54,12 @@ def main(schema: type[RunConfig], description: str | None) -> None:
             if print_config:
                 if rank() == 0:
                     print(commented_yaml(run_config, read_layers(config, overrides or ())), end="")
-            elif dry:
+                return
+            # These need torch and megatron-core; --help and wrong keys are answered without.
+            from training.dry_run import dry_run
+            from training.loop import run
+
+            if dry:
                 dry_run(run_config, world_size, skip_files)
             else:
                 run(run_config)

@@ -17,16 +17,13 @@ from torch.utils.tensorboard import SummaryWriter
 
 from common.files import write_text
 from training.bad_steps import BadStep
+from training.run_errors import RunFolderError
 from training.step import StepReport
 from training.trackers import Tracker
 
 logger = logging.getLogger("glmv")
 VALIDATION = "validation.jsonl"
 TENSORBOARD_THREAD = "_AsyncWriterThread"  # the class of the thread that writes TensorBoard's file
-
-
-class RunFolderError(OSError):
-    """A file of the run folder cannot be written. The message names it and the cause."""
 
 
 @contextmanager

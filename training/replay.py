@@ -27,8 +27,9 @@ from model.fp8_scales import load_scales
 from model.lora_dropout import PackNumber
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig, load_config
-from training.distributed import process_group, world_size
+from training.distributed import process_group
 from training.lora_base import base_fingerprint, check_same_adapters, check_same_base
+from training.ranks import world_size
 from training.setup import Prepared, build_loader, build_trainer, lay_out_pipeline
 from training.start_point import RUN_CONFIG, StartPoint, find_weights, resolve_model, step_folders
 from training.step import TrainStep

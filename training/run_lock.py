@@ -21,8 +21,8 @@ from typing import TextIO
 import torch.distributed as dist
 
 from model.config import ConfigError
-from training.distributed import rank
 from training.metrics import logger
+from training.ranks import rank
 
 RUN_LOCK = "run.lock"
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from common.files import write_json
-from training.distributed import rank
 from training.metrics import logger
+from training.ranks import rank
 from training.run_lock import run_lock
 
 RUN_STATE = "state.json"

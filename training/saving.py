@@ -21,10 +21,12 @@ import torch
 import torch.distributed as dist
 
 from model.agreement import on_main_process
-from model.checkpoint import CheckpointError, TrainState, remove_old, write_checkpoint
+from model.checkpoint import TrainState, remove_old, write_checkpoint
 from model.checkpoint_state import StateCopy, sharded_state
+from model.errors import CheckpointError
 from training.config import RunConfig
-from training.metrics import RunFolderError, logger, writes_to
+from training.metrics import logger, writes_to
+from training.run_errors import RunFolderError
 from training.start_point import CHECKPOINTS, announce_first_save, make_latest
 from training.step import TrainStep
 

@@ -28,13 +28,13 @@ from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from model.process_groups import initialize_model_parallel
 from training.config import RunConfig
-from training.distributed import rank, world_size
 from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8
 from training.hf_files import check_tokenizer, read_inherited
 from training.lora_base import check_lora
 from training.meter import Meter
 from training.pack_cost import pack_cost
+from training.ranks import rank, world_size
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
 from training.validator import PreparedValidation, prepare_validation

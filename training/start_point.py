@@ -20,7 +20,6 @@ from model.checkpoint import (
     LATEST,
     STATE,
     STEP_FOLDER,
-    CheckpointError,
     find_checkpoint,
     is_checkpoint,
     latest_checkpoint,
@@ -29,12 +28,13 @@ from model.checkpoint import (
 )
 from model.checkpoint_manifest import check_alone
 from model.config import ConfigError, GlmvConfig
+from model.errors import CheckpointError
 from model.hf_config import CONFIG_FILE
 from training.config import ModelChoice, RunConfig
-from training.distributed import rank
 from training.init_optimizer import check_init_optimizer
 from training.keys import flatten
 from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
+from training.ranks import rank
 
 # Keys that decide the model or the data plan. Every other key may change when a run resumes.
 FIXED = (

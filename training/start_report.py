@@ -11,10 +11,10 @@ from model.config import GlmvConfig
 from model.installed import describe_versions
 from model.lora_config import LoraConfig
 from training.config import MoeConfig, RunConfig
-from training.distributed import world_size
 from training.fp8_checks import describe_fp8, fp8_warnings, has_kernels
 from training.metrics import logger
 from training.prompts import CHAT_FORMS
+from training.ranks import world_size
 from training.setup import Prepared
 from training.start_point import StartPoint
 from training.throughput import device_peak

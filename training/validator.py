@@ -19,10 +19,10 @@ from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.media.pixel_budget import PixelBudget
 from model.config import GlmvConfig
 from training.config import RunConfig
-from training.distributed import rank
 from training.metrics import VALIDATION, RunLog, finite_or_null, logger, writes_to
 from training.pack_cost import pack_cost
 from training.prompts import CHAT_FORMS, Prompt, encode_prompt, read_prompts
+from training.ranks import rank
 from training.samples import answer
 from training.samples_page import SAMPLES, last_page, write_samples
 from training.step import TrainStep

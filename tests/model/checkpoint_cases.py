@@ -7,7 +7,8 @@ from pathlib import Path
 
 import torch
 
-from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
+from model.errors import CheckpointError
 from model.glmv import GlmvModel, build_model_chunks
 from model.hf_weights import RandomWeights, load_weights
 from model.process_groups import initialize_model_parallel

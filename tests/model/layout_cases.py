@@ -20,7 +20,7 @@ import training.step
 from data_pipeline.encoding.batch import Batch
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
-from model.embedding_exchange import ImageTokenError
+from model.errors import ImageTokenError
 from model.fp8 import Fp8Config
 from model.fp8_scales import gather_scales
 from model.glmv import GlmvModel, build_model_chunks

@@ -16,7 +16,6 @@ from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, StorageMeta
 
 from model.checkpoint import (
-    CheckpointError,
     find_checkpoint,
     latest_checkpoint,
     load_checkpoint,
@@ -27,6 +26,7 @@ from model.checkpoint import (
 )
 from model.checkpoint_metadata import check_metadata
 from model.config import GlmvConfig
+from model.errors import CheckpointError
 from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 

@@ -25,8 +25,9 @@ from common import storage
 from common.files import write_json
 from common.storage import StorageError
 from model import checkpoint_manifest
-from model.checkpoint import CheckpointError, TrainState, load_checkpoint, read_train_state, save_checkpoint
+from model.checkpoint import TrainState, load_checkpoint, read_train_state, save_checkpoint
 from model.config import ConfigError
+from model.errors import CheckpointError
 from model.glmv import GlmvModel
 
 pytestmark = pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)

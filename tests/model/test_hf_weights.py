@@ -22,17 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.core_model_loading import revert_weight_conversion
 
 from model.config import GlmvConfig
+from model.errors import WeightsError
 from model.finite import nonfinite
 from model.glmv import GlmvModel
-from model.hf_weights import (
-    RandomWeights,
-    SafetensorsFolder,
-    WeightsError,
-    export_tensors,
-    hf_shapes,
-    load_weights,
-    local_tensors,
-)
+from model.hf_weights import RandomWeights, SafetensorsFolder, export_tensors, hf_shapes, load_weights, local_tensors
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
 from model.safetensors_folder import SafetensorsWriter

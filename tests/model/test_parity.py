@@ -16,7 +16,7 @@ from data_pipeline.encoding.batch import Batch
 from model import glmv, vision
 from model.canonical_names import canonical_name
 from model.config import GlmvConfig
-from model.embedding_exchange import ImageTokenError
+from model.errors import ImageTokenError
 from model.glmv import GlmvModel
 from model.hf_weights import local_tensors
 from model.vision import bicubic_weights

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.distributed as dist
@@ -94,11 +95,8 @@ def _gloo_frees_first() -> Iterator[None]:
         time.sleep(0.003)
         return done
 
-    dist.Work.wait = wait  # type: ignore[method-assign]
-    try:
+    with mock.patch.object(dist.Work, "wait", wait):
         yield
-    finally:
-        dist.Work.wait = true_wait  # type: ignore[method-assign]
 
 
 def _balanced(logits: Any, topk: int, **options: Any) -> Any:

@@ -17,8 +17,9 @@ from model.attention import packed_segments
 from model.backend import Backend, TorchSpecProvider
 from model.canonical_names import canonical_name
 from model.config import GlmvConfig
+from model.errors import WeightsError
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, WeightsError, load_weights
+from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
 from model.transformer_engine import FUSED_KERNELS, TransformerEngineSpecProvider, on_device
 from tests.process_group import alone

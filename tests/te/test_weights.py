@@ -14,8 +14,9 @@ import torch.distributed as dist
 from torch import nn
 
 from model.backend import Backend, TorchSpecProvider
-from model.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
+from model.errors import CheckpointError
 from model.glmv import GlmvModel
 from model.hf_weights import SafetensorsFolder, export_tensors, load_weights
 from model.parallel import ParallelConfig

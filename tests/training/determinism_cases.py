@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.model.layout_cases import canonical_parameters, of_this_rank, packs_of_step
 from tests.training.step_cases import copies, make_trainer, take_steps
-from training.determinism import NonDeterministicStep
+from training.run_errors import NonDeterministicStep
 
 
 def once_and_twice(variant: str, folder: str, layout: str) -> dict[str, Any]:

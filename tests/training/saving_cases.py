@@ -9,9 +9,10 @@ import torch.distributed as dist
 
 from common import storage
 from common.storage import StorageError
-from model.checkpoint import CheckpointError, TrainState, save_checkpoint, write_checkpoint
+from model.checkpoint import TrainState, save_checkpoint, write_checkpoint
 from model.checkpoint_manifest import check_manifest
 from model.checkpoint_state import StateCopy
+from model.errors import CheckpointError
 from tests.training.step_cases import make_trainer, take_steps
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from model.checkpoint import CheckpointError
 from model.config import ConfigError, GlmvConfig
+from model.errors import CheckpointError
 from model.rank_sizes import parameters_by_rank
 from tests.launch import ROOT
 from tests.model.layout_cases import layout_of

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from common.files import write_json
-from model.checkpoint import HF_FILES, CheckpointError, find_checkpoint, load_checkpoint
+from model.checkpoint import HF_FILES, find_checkpoint, load_checkpoint
 from model.config import ConfigError, GlmvConfig
+from model.errors import CheckpointError
 from model.hf_config import CONFIG_FILE
 from model.hf_weights import SafetensorsFolder
 from model.lora import add_adapters

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from training.metrics import RunFolderError, RunLog, cut_back
+from training.metrics import RunLog, cut_back
+from training.run_errors import RunFolderError
 from training.run_lock import run_lock
 from training.step import StepReport
 

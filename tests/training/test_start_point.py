@@ -12,8 +12,8 @@ from omegaconf import OmegaConf
 
 from common import storage
 from common.storage import StorageError
-from model.checkpoint import CheckpointError
 from model.config import ConfigError
+from model.errors import CheckpointError
 from tests.training.run_folders import interrupted_run
 from training.config import RunConfig, load_config
 from training.start_point import StartPoint, announce_first_save, find_start_point, make_latest, resolve_model
