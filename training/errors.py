@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,7 @@ EXPECTED_ERRORS = (
     RunFolderError,
     StorageError,
 )
+GRACE_SECONDS = 30.0  # in which the main process prints an error that all processes find
 
 
 @contextmanager
@@ -40,7 +42,11 @@ def expected_errors(*, on_every_process: bool) -> Iterator[None]:
         yield
     except EXPECTED_ERRORS as error:
         is_own = on_every_process or isinstance(error, StorageError)
-        if is_own or (local_rank() if isinstance(error, NodeError) else rank()) == 0:
-            where = f" on rank {rank()}" if on_every_process else ""
-            print(f"error{where}: {error}", file=sys.stderr, flush=True)
+        where = f" on rank {rank()}" if on_every_process else ""
+        if not is_own and (local_rank() if isinstance(error, NodeError) else rank()) != 0:
+            # torchrun ends the other processes as soon as one has ended: if this one ended first, the main process
+            # could not print. So the signal is awaited here. If none comes, the error is this process's own.
+            time.sleep(GRACE_SECONDS)
+            where = f" on rank {rank()}"
+        print(f"error{where}: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None

@@ -149,7 +149,7 @@ def fill_disk(run: Run) -> Outcome:
 
 def damage_newest(run: Run) -> Outcome:
     """Kill the run and damage a file of its newest checkpoint."""
-    if not run.wait(lambda: len(run.saved) > 1):
+    if not run.wait(lambda: any(int(path.name.removeprefix("step_")) < run.latest for path in run.saved)):
         return Outcome(ends=False)
     run.rank().kill()
     run.finish()

@@ -33,6 +33,7 @@ from tests.training.test_saving import files_of_run
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 ROUNDS, FAULTS_PER_ROUND = 5, 10
+SOURCES = ("images", "text", "videos")
 STEPS, INTERVAL = 70, 3
 DISK = 320 << 20  # bytes of the file system of the run folder
 OPTIONS = [
@@ -69,12 +70,13 @@ def own_config(
     """Return a function that copies the shards into a folder and returns the configuration of a run on the copy."""
 
     def copy(folder: Path) -> Path:
-        shutil.copytree(shards, folder / "shards", ignore=shutil.ignore_patterns("media", "*.jsonl"))
+        for name in SOURCES:
+            shutil.copytree(shards / name, folder / "shards" / name)
         content = {
             "model": {"preset": "tiny_moe"},
             "data": {
                 "tokenizer": str(tokenizer_folder),
-                "sources": [{"path": str(folder / "shards" / name)} for name in ("images", "text", "videos")],
+                "sources": [{"path": str(folder / "shards" / name)} for name in SOURCES],
                 "image_max_tokens": 16,
                 "video_max_tokens": 60,
                 "num_workers": 1,
