@@ -191,8 +191,9 @@ def test_a_forward_pass_without_gradients_leaves_no_trace(build: Callable[..., G
 
 
 # Sums in another order differ in the last bits of float32, and a value between two numbers of FP8 may then become
-# the other one, a step away. In one process, weights that were changed by one bit changed the norms by up to 2.8e-3.
-FLIPS = 3e-3
+# the other one, a step away. So much did losses and norms of two steps change in one process when all weights were
+# changed by one bit or none: the most of six draws for each case below. Pipeline stages change no sum.
+FLIPS = {"loss": 7.6e-4, "vision": 1.2e-2, "adapter": 1.3e-2, "decoder": 1.5e-2, "router": 3.0e-2}
 
 LAYOUTS = [
     ("glm4v", "delayed", "TP2"),
@@ -201,6 +202,10 @@ LAYOUTS = [
     pytest.param("glm4v_moe", "blockwise", "PP2 VPP2", marks=pytest.mark.slow),
     pytest.param("glm4v", "mxfp8", "TP2", marks=pytest.mark.slow),
 ]
+
+
+def losses_and_norms(report: dict[str, Any]) -> dict[str, float]:
+    return {"loss": report["loss"], **report["part_norms"]}
 
 
 @pytest.mark.parametrize(("hf_folder", "recipe", "layout"), LAYOUTS, indirect=["hf_folder"])
@@ -215,9 +220,13 @@ def test_two_ranks_train_like_one_process(
     case: dict[str, Any] = {"variant": variant_of(hf_folder), "folder": str(hf_folder[0]), "steps": (1, 2)}
     [expected] = one_process.run(layout_cases.train, layout="", fp8=recipe, **case)
     [unrounded] = one_process.run(layout_cases.train, layout="", **case)
+    want, other = ([losses_and_norms(report) for report in run["reports"]] for run in (expected, unrounded))
     for answer in two_processes.run(layout_cases.train, layout=layout, fp8=recipe, **case):
-        for got, want, other in zip(answer["reports"], expected["reports"], unrounded["reports"], strict=True):
-            assert got["loss"] == pytest.approx(want["loss"], rel=FLIPS / 10)
-            assert got["part_norms"] == pytest.approx(want["part_norms"], rel=FLIPS)
-            assert got["part_norms"] != pytest.approx(other["part_norms"], rel=FLIPS)
+        got = [losses_and_norms(report) for report in answer["reports"]]
+        for step, values in enumerate(want):
+            for name, value in values.items():
+                allowed = 1e-12 if layout.startswith("PP") else FLIPS[name]
+                assert got[step][name] == pytest.approx(value, rel=allowed), (step, name)
+        for name in ("loss", "decoder"):  # which flips reach least
+            assert abs(got[0][name] - want[0][name]) < abs(other[0][name] - want[0][name]) / 4, name
         assert answer["scales"].keys() == expected["scales"].keys()
