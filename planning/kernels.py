@@ -15,7 +15,7 @@ on one has been compared yet.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -24,14 +24,13 @@ import megatron.core.fusions.fused_bias_swiglu as swiglu_kernels
 import megatron.core.transformer.moe.token_dispatcher as dispatchers
 import torch
 import torch.distributed as dist
-from megatron.core.fusions.fused_bias_swiglu import weighted_bias_swiglu_impl
-from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.moe.experts import SequentialMLP
+from megatron.core.transformer.moe.experts import TEGroupedMLP
 from torch import Tensor
 
 from model.attention import SegmentAttention
 from model.backend import NO_FUSED_KERNELS, TorchSpecProvider
+from model.linear import ColumnGroupedLinear, RowGroupedLinear
 from model.megatron_versions import PERMUTE_RESULTS
 from model.norm import RMSNorm
 
@@ -51,7 +50,7 @@ class FusedKernelsOnPaper(TorchSpecProvider):
     def grouped_mlp_modules(
         self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
     ) -> tuple[type, MLPSubmodules | None]:
-        return GroupedExperts, MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
+        return TEGroupedMLP, MLPSubmodules(linear_fc1=GroupedColumnsOnPaper, linear_fc2=GroupedRowsOnPaper)
 
 
 @contextmanager
@@ -120,17 +119,18 @@ def _pass_round(group: Any, *tensors: Tensor) -> None:
             dist.isend(x, following, group=group)
 
 
-class GroupedExperts(SequentialMLP):
-    """All experts of a rank in two grouped matrix products."""
+class GroupedColumnsOnPaper(ColumnGroupedLinear):
+    """The first layer of all experts of a rank, in one grouped matrix product."""
 
-    def forward(
-        self, permuted_local_hidden_states: Tensor, tokens_per_expert: Tensor, permuted_probs: Tensor
-    ) -> tuple[Tensor, None]:
-        inside = _GroupedLinear.apply(
-            permuted_local_hidden_states, *(expert.linear_fc1.weight for expert in self.local_experts)
-        )
-        inside = weighted_bias_swiglu_impl(inside, None, permuted_probs.unsqueeze(-1))
-        return _GroupedLinear.apply(inside, *(expert.linear_fc2.weight for expert in self.local_experts)), None
+    def forward(self, x: Tensor, tokens_per_expert: Sequence[int]) -> tuple[Tensor, None]:
+        return _GroupedLinear.apply(x, *self.parameters(recurse=False)), None
+
+
+class GroupedRowsOnPaper(RowGroupedLinear):
+    """The second layer of all experts of a rank, likewise."""
+
+    def forward(self, x: Tensor, tokens_per_expert: Sequence[int]) -> tuple[Tensor, None]:
+        return _GroupedLinear.apply(x, *self.parameters(recurse=False)), None
 
 
 class _GroupedLinear(torch.autograd.Function):

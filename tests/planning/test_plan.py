@@ -113,6 +113,14 @@ def test_packs_in_flight_beyond_the_second_add_what_the_second_adds(run: Run) ->
         assert quick.traffic == pytest.approx(whole_schedule.traffic, rel=0.01)
 
 
+@pytest.mark.parametrize("rank", [0, 7], ids="rank={}".format)
+def test_weights_of_virtual_stages_are_gathered_before_each_step(run: Run, rank: int) -> None:
+    """A gather that no layer waits for would stop the next step: two steps pass, and send weights."""
+    layout = {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    trace = run(plan_cases.step, "tiny_moe", 8, rank, quick=True, expert_model_parallel_size=2, packs=16, **layout)
+    assert trace.traffic["data"] > trace.weights
+
+
 def test_settings_that_save_memory_do(run: Run) -> None:
     plain, selective, full = (
         run(plan_cases.step, "tiny_moe", 2, 0, expert_model_parallel_size=2, recompute=choice).activations
