@@ -29,6 +29,7 @@ STOP_FILE = "stop"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 _BY_FILE = 1 << 40  # in the agreement, where a signal is its number times _RANKS plus the rank
 _RANKS = 1 << 24
+_UNNAMED = 1  # in the agreement, below all others: the request has reached another process
 _MANY = 4096  # bytes, one for each signal
 
 os.register_at_fork(after_in_child=partial(signal.set_wakeup_fd, -1))  # the signals of a child are its own
@@ -115,14 +116,23 @@ class StopRequests:
 
     def agree(self) -> str:
         """Return who asked the run to stop, the same on every process; empty: nobody. Collective."""
+        request = self._highest()
+        if request == _UNNAMED:
+            # The process that got the signal was waiting in the agreement already, for one that waited for storage.
+            request = self._highest()
+        if request == _BY_FILE:
+            return f"the file {self.file}"
+        if request == _UNNAMED:
+            return "a request"
+        return f"{signal.Signals(request // _RANKS).name} on rank {request % _RANKS}" if request else ""
+
+    def _highest(self) -> int:
+        """Return the highest of the processes' requests. Collective."""
         rank = dist.get_rank()
         signalled = self.received()
-        own = signalled * _RANKS + rank if signalled else 0
+        own = signalled * _RANKS + rank if signalled else int(self._is_answered) * _UNNAMED
         if rank == 0 and (self._file_was_seen or self.file.exists()):
             own = _BY_FILE
         highest = torch.tensor(own, device=torch.cuda.current_device())
         dist.all_reduce(highest, op=dist.ReduceOp.MAX)
-        request = int(highest)
-        if request == _BY_FILE:
-            return f"the file {self.file}"
-        return f"{signal.Signals(request // _RANKS).name} on rank {request % _RANKS}" if request else ""
+        return int(highest)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from tests.processes import Processes
 from training.signals import StopRequests
 
 
@@ -46,3 +47,18 @@ def test_signal_to_a_child_is_no_request_to_its_parent(tmp_path: Path) -> None:
         assert not requests.received()
         os.kill(os.getpid(), signal.SIGTERM)
         assert requests.received() == signal.SIGTERM
+
+
+def agreement(folder: str) -> str:
+    """Rank 1 gets a signal while it waits in the agreement for rank 0, which learns of it and comes because of it."""
+    with StopRequests(Path(folder)).listening() as requests:
+        if dist.get_rank() == 1:
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+        else:
+            time.sleep(2)
+            requests.answer()  # as the watchdog does when rank 1 has announced the request
+        return requests.agree()
+
+
+def test_process_that_waits_in_the_agreement_when_the_signal_comes(two_processes: Processes, tmp_path: Path) -> None:
+    assert two_processes.run(agreement, folder=str(tmp_path)) == ["SIGUSR1 on rank 1"] * 2
