@@ -11,6 +11,7 @@ Every difference that the code must know is here, with the version that it serve
 | 0.17 | tokens are sorted into a known number of rows | `SORTS_ANY_NUMBER`: padding is dispatched too |
 | 0.18 | balance losses are recorded by an object | `record_loss`, `recorded_losses`, `clear_recorded_losses` |
 | 0.18 | `cuda_graph_scope` is `cuda_graph_modules` | `NO_CUDA_GRAPHS` |
+| 0.18 | an optimizer is told itself not to gather the weights after its update | `gather_after_update` |
 | 0.18 | Triton is imported everywhere, and is no dependency | setup.py |
 | 0.19 | Adam is built with `capturable` | `GroupStepAdamW.__init__` ignores it: it is for CUDA graphs |
 | 0.19 | groups of the optimizer are found by their learning rates too | `with_groups_of` |
@@ -52,6 +53,15 @@ def experts_of(grouped_mlp_modules: Callable[..., Any], grouped: bool) -> tuple[
     builder = grouped_mlp_modules(grouped)
     assert isinstance(builder, partial)
     return builder.func, builder.keywords["submodules"]  # type: ignore[return-value]
+
+
+def gather_after_update(optimizer: Any, gathers: bool) -> None:
+    """Let one of chained distributed optimizers gather all weights after its update, or not."""
+    if VERSION < (0, 18):
+        for ddp in optimizer.model_chunks:
+            ddp.overlap_param_gather_with_optimizer_step = not gathers
+    else:
+        optimizer._defer_param_sync = not gathers
 
 
 def record_loss(name: str, loss: Tensor, layer_number: int, layers: int) -> None:

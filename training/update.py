@@ -13,6 +13,8 @@ import torch
 from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from torch import Tensor, nn
 
+from model.megatron_versions import gather_after_update
+
 
 @torch.no_grad()
 def prepare_update(optimizer: Any) -> float:
@@ -41,10 +43,10 @@ def apply_update(optimizer: Any, grad_norm: float) -> None:
                 total_norm=grad_norm,
                 use_decoupled_grad=part.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8,
             )
+    last = optimizer.chained_optimizers[-1]
     for part in optimizer.chained_optimizers:
         # Without overlap each part would gather the weights of all parts: of dense layers and of experts.
-        for ddp in optimizer.model_chunks:
-            ddp.overlap_param_gather_with_optimizer_step = part is not optimizer.chained_optimizers[-1]
+        gather_after_update(part, part is last)
         part.step_with_ready_grads()
 
 
