@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.sharding.build import build_shards
+from tests.data_pipeline.loaders import opened
 from tests.data_pipeline.media_files import encoded, encoded_video, pattern
 
 TEXTS = [
@@ -22,6 +24,14 @@ TEXTS = [
     "图中有一只猫，坐在窗边。",
     "Describe the video. What happens at second 14?",
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_worker_is_left() -> Iterator[None]:
+    """Close the loaders of a test: its workers would live until Python collects them, and be counted by others."""
+    yield
+    while opened:
+        opened.pop().close()
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.pack_cost import PackCost
 
 SEQ_LENGTH = 512
+opened: list[PackedLoader] = []  # by the present test, which need not close them
 
 
 def loader(
@@ -24,7 +25,7 @@ def loader(
     seq_length: int = SEQ_LENGTH,
     small_steps: int = 0,
 ) -> PackedLoader:
-    return PackedLoader(
+    made = PackedLoader(
         config,
         seq_length=seq_length,
         global_batch_size=batch,
@@ -33,6 +34,8 @@ def loader(
         data_parallel_size=ranks,
         small_steps=small_steps,
     )
+    opened.append(made)
+    return made
 
 
 def digest(batch: Batch) -> tuple[list[str], str]:
