@@ -11,7 +11,7 @@ from common.storage import StorageError
 from data_pipeline.errors import DataError
 from model.config import ConfigError
 from model.errors import CheckpointError, ImageTokenError, WeightsError
-from training.ranks import local_rank, rank
+from training.ranks import local_rank, rank, started_by_torchrun
 from training.run_errors import NodeError, NonDeterministicStep, RunFolderError
 from training.step_errors import StepError
 
@@ -44,6 +44,8 @@ def expected_errors(*, on_every_process: bool) -> Iterator[None]:
         is_own = on_every_process or isinstance(error, StorageError)
         where = f" on rank {rank()}" if on_every_process else ""
         if not is_own and (local_rank() if isinstance(error, NodeError) else rank()) != 0:
+            if not started_by_torchrun():
+                raise SystemExit(2) from None
             # torchrun ends the other processes as soon as one has ended: if this one ended first, the main process
             # could not print. So the signal is awaited here. If none comes, the error is this process's own.
             time.sleep(GRACE_SECONDS)

@@ -18,3 +18,8 @@ def rank() -> int:
 def local_rank() -> int:
     """Return the rank of this process on its machine; 0 without torchrun."""
     return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def started_by_torchrun() -> bool:
+    """Return whether torchrun watches this process; another launcher may set the same ranks."""
+    return "TORCHELASTIC_RUN_ID" in os.environ

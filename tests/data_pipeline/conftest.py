@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import multiprocessing
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,6 +34,8 @@ def no_worker_is_left() -> Iterator[None]:
     yield
     while opened:
         opened.pop().close()
+    if multiprocessing.active_children():  # of an iterator that its loader does not know
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ def test_error_that_one_process_alone_finds_is_printed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setattr(errors, "GRACE_SECONDS", 0.0)
     with pytest.raises(SystemExit, match="2"), expected_errors(on_every_process=False):
         raise ConfigError("this folder is not on this machine")
