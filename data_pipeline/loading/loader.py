@@ -120,6 +120,7 @@ class PackedLoader:
         self._before: PlanPosition | None = None  # the step that was read last
         self._positions_ahead: deque[PlanPosition] = deque()  # after each step whose packs were handed to the workers
         self._batches: Iterator[Batch | DataError] | None = None
+        self._workers: Any = None  # torch's iterator over what they send
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -189,6 +190,8 @@ class PackedLoader:
         batches = iter(loader)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, on_death or signal.SIG_DFL)
+        if self._num_workers:
+            self._workers = batches
         return chain(first, batches)
 
     def skip(self, steps: int) -> None:
@@ -204,7 +207,10 @@ class PackedLoader:
 
     def close(self) -> None:
         """Stop the workers. The loader can be used again; it continues at the next step."""
-        self._batches = None
+        if self._workers is not None:
+            # torch stops them when nothing refers to its iterator; the stack trace of an error that is kept may.
+            self._workers._shutdown_workers()
+        self._batches = self._workers = None
         self._positions_ahead.clear()
 
     # --- reports, from metadata only ----------------------------------------------------------------------------------

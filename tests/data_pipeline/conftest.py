@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import json
-import multiprocessing
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -30,12 +28,10 @@ TEXTS = [
 
 @pytest.fixture(autouse=True)
 def no_worker_is_left() -> Iterator[None]:
-    """Close the loaders of a test: its workers would live until Python collects them, and be counted by others."""
+    """Close the loaders of a test: other tests count the workers."""
     yield
     while opened:
         opened.pop().close()
-    if multiprocessing.active_children():  # of an iterator that its loader does not know
-        gc.collect()
 
 
 @pytest.fixture(scope="session")

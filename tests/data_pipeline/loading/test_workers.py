@@ -30,6 +30,22 @@ def test_closing_leaves_no_process_behind(data_config):
     assert not any(alive(pid) for pid in workers)
 
 
+def test_closing_leaves_no_process_behind_although_an_error_refers_to_it(own_shards):
+    """A stack trace refers to what its functions had, for as long as the error is kept."""
+    folder, config = own_shards
+    packed = loader(replace(config, num_workers=2, retry_seconds=0.2))
+    packed.next_step()
+    workers = worker_pids()
+    for path in folder.rglob("*.tar"):
+        path.unlink()
+    with pytest.raises(DataError, match="is lost") as kept:
+        take(packed, 50)
+    packed.close()
+    assert kept.value
+    assert len(workers) == 2
+    assert not any(alive(pid) for pid in workers)
+
+
 def alive(pid: int) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
