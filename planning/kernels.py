@@ -30,7 +30,7 @@ from torch import Tensor
 
 from model.attention import SegmentAttention
 from model.backend import NO_FUSED_KERNELS, TorchSpecProvider
-from model.linear import ColumnGroupedLinear, RowGroupedLinear
+from model.linear import ColumnGroupedLinear, GroupedLinear, RowGroupedLinear
 from model.megatron_versions import PERMUTE_RESULTS
 from model.norm import RMSNorm
 
@@ -119,21 +119,22 @@ def _pass_round(group: Any, *tensors: Tensor) -> None:
             dist.isend(x, following, group=group)
 
 
-class GroupedColumnsOnPaper(ColumnGroupedLinear):
-    """The first layer of all experts of a rank, in one grouped matrix product."""
+class GroupedOnPaper(GroupedLinear):
+    """A layer of all experts of a rank, in one grouped matrix product."""
 
     def forward(self, x: Tensor, tokens_per_expert: Sequence[int]) -> tuple[Tensor, None]:
-        return _GroupedLinear.apply(x, *self.parameters(recurse=False)), None
+        return _GroupedProduct.apply(x, *self.parameters(recurse=False)), None
 
 
-class GroupedRowsOnPaper(RowGroupedLinear):
-    """The second layer of all experts of a rank, likewise."""
-
-    def forward(self, x: Tensor, tokens_per_expert: Sequence[int]) -> tuple[Tensor, None]:
-        return _GroupedLinear.apply(x, *self.parameters(recurse=False)), None
+class GroupedColumnsOnPaper(GroupedOnPaper, ColumnGroupedLinear):
+    """The first layer of experts."""
 
 
-class _GroupedLinear(torch.autograd.Function):
+class GroupedRowsOnPaper(GroupedOnPaper, RowGroupedLinear):
+    """The second layer of experts."""
+
+
+class _GroupedProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)

@@ -1,7 +1,7 @@
 """A run's configuration: YAML, dotted overrides, and what must hold between the keys.
 
-Each section is a dataclass beside the code it configures; `RunConfig` only composes them. The comment on a field's line
-is the key's documentation (training.keys). No section needs torch: `--help` and wrong keys are answered without it.
+Each section is a dataclass, in a module that does not import torch: `--help` and wrong keys are answered without it.
+`RunConfig` only composes them. The comment on a field's line is the key's documentation (training.keys).
 """
 
 from __future__ import annotations
@@ -230,7 +230,7 @@ class RunConfig:
         Raises:
             ConfigError: this machine does not have what `model.backend` asks for.
         """
-        from model.backend import select_backend
+        from model.backend import select_backend  # it needs torch
         from training.dtypes import DTYPES
 
         dtype, allow_untested = DTYPES[self.train.precision], self.model.allow_untested_versions

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from model.checkpoint import STATE, TRAIN_STATE, is_checkpoint, read_train_state
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError
@@ -17,7 +15,7 @@ from training.config import RunConfig
 from training.dtypes import DTYPES
 from training.optimizer_config import OptimizerConfig
 
-NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def check_init_optimizer(config: RunConfig, weights: Path) -> None:

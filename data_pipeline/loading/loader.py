@@ -115,8 +115,7 @@ class PackedLoader:
             lost=self._lost,
             notes=self._notes,
         )
-        self.tally = Tally()
-        self._position = PlanPosition.start(len(self.sources))
+        self.tally, self._position = Tally(), PlanPosition.start(len(self.sources))
         self._before: PlanPosition | None = None  # the step that was read last
         self._positions_ahead: deque[PlanPosition] = deque()  # after each step whose packs were handed to the workers
         self._batches: Iterator[Batch | DataError] | None = None
