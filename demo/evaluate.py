@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from data_pipeline.errors import DataError
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 
 # Each side runs in a process of its own, so that neither sees what the other sets up.
 
@@ -49,4 +49,4 @@ def exported(
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -28,7 +28,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from common.files import write_json
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 if TYPE_CHECKING:  # it needs torch
@@ -108,4 +108,4 @@ def _replace(out: Path) -> None:
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

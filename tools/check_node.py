@@ -22,6 +22,7 @@ from typing import Annotated
 import typer
 
 from common.sizes import parse_size
+from tools.errors import run
 from tools.help_text import keep_lines
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -169,4 +170,4 @@ def check_network(on_gpus: bool, timeout: int) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 # Commands import what needs torch themselves, after __main__ has hidden the GPUs from it.
@@ -147,4 +147,4 @@ def verify_command(
 
 if __name__ == "__main__":
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the model need not fit a GPU; set before torch looks for one
-    app()
+    run(app)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,16 @@ import typer
 
 from common.files import FULL_DISK
 from common.storage import StorageError
+from model.errors import ConfigError
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command. A broken installation ends it with one line too, at whichever import it is found."""
+    try:
+        app()
+    except ConfigError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from typing import Annotated
 import typer
 
 from common.files import write_json
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 MAX_LOSS = 0.0025  # mean relative difference; DeepSeek-V3, arXiv 2412.19437, section 3.3
@@ -73,4 +73,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -16,7 +16,7 @@ import typer
 
 from data_pipeline.domains.prompts import document_prompt
 from data_pipeline.errors import DataError
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -60,4 +60,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -25,7 +25,7 @@ import typer
 from common.files import write_text
 from model.config import ConfigError
 from planning.limits import Limits
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 from tools.job_script import REPO, STAGES, fill_script
 from tools.submission import Job, check_container, check_slurm, dependency, parse_directives, submit_jobs
@@ -196,4 +196,4 @@ def _write(stages: Sequence[Stage], scripts: Sequence[str], after: str, out: Pat
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

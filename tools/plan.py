@@ -19,7 +19,7 @@ from typing import Annotated
 import typer
 
 from planning.limits import Limits
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
@@ -75,4 +75,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

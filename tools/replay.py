@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 
 from common.files import write_json
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -62,4 +62,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from common.files import write_text
 from model.config import ConfigError
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -51,4 +51,4 @@ def report(
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

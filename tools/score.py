@@ -16,7 +16,7 @@ from rich.console import Console
 
 from common.files import write_json
 from data_pipeline.errors import DataError
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -58,4 +58,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

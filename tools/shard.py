@@ -36,7 +36,7 @@ from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
 from data_pipeline.sharding.job_slice import JobSlice
 from data_pipeline.sharding.tasks import BuildOptions, check_chat_form, open_apart
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 from tools.shard_preview import print_preview
 from tools.shard_report import print_counts, print_line, print_outcome, print_unfinished, print_whole
@@ -328,4 +328,4 @@ def _progress_of_bytes(total: int, written: Callable[[], int]) -> Iterator[None]
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -19,7 +19,7 @@ from rich.progress import track
 
 from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
-from tools.errors import errors_in_one_line
+from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 
 if TYPE_CHECKING:  # it needs torch
@@ -117,4 +117,4 @@ def _write(out: Path, title: str, packs: list[PackView], open_page: bool) -> Non
 
 
 if __name__ == "__main__":
-    app()
+    run(app)

@@ -29,6 +29,14 @@ def test_transformer_engine_is_selected_if_there_is_a_gpu() -> None:
         select_backend("transformer_engine", torch.float32)
 
 
+AS_IF_ON_A_GPU = """
+import runpy, sys, torch
+torch.cuda.is_available = lambda: True
+sys.argv = [*{command}]
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+
+
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
@@ -36,14 +44,26 @@ def test_transformer_engine_is_selected_if_there_is_a_gpu() -> None:
         ({"NVTE_PROJECT_BUILDING": "1"}, r"\(FileNotFoundError: Could not find shared object file"),
     ],
 )
-def test_partial_installation_is_named(environment: dict[str, str], message: str) -> None:
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["pretrain.train", "--config", "configs/tiny/pretrain.yaml"],
+        ["tools.launch", "--config", "configs/tiny/pretrain.yaml", "--nodes", "1"],
+        ["tools.view", "batch", "--config", "configs/tiny/pretrain.yaml", "--out", "OUT"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_partial_installation_is_named(
+    command: list[str], environment: dict[str, str], message: str, tmp_path: Path
+) -> None:
     """A new process finds one here: it has no stand-in for the compiled part, and pretends that there is a GPU."""
-    done = run_python("import torch; torch.cuda.is_available = lambda: True; import model", environment)
-    assert done.returncode != 0
-    last_line = done.stderr.splitlines()[-1]
-    assert re.match(
-        f"model.errors.ConfigError: Transformer Engine is installed but cannot be imported {message}", last_line
+    command = [str(tmp_path / "page.html") if word == "OUT" else word for word in command]
+    done = run_python(AS_IF_ON_A_GPU.format(command=command), environment)
+    assert done.returncode == 2, done.stderr
+    assert re.fullmatch(
+        f"error: Transformer Engine is installed but cannot be imported {message}.*", done.stderr.splitlines()[-1]
     )
+    assert "Traceback" not in done.stderr
 
 
 def test_without_a_gpu_megatron_core_does_not_find_it() -> None:
