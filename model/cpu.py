@@ -246,6 +246,7 @@ def _keep_tensors_until_sent() -> None:
     true_isend = torch.distributed.isend
     in_flight: list[tuple[Any, torch.Tensor]] = []
 
+    @functools.wraps(true_isend)
     def isend(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         in_flight[:] = [(work, kept) for work, kept in in_flight if not work.is_completed()]
         work = true_isend(tensor, *args, **kwargs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from inspect import unwrap
 from typing import Any
 from unittest import mock
 
@@ -54,6 +55,9 @@ def on_paper(parallel: ParallelConfig, rank: int, processes: int) -> Iterator[No
     try:
         with (
             mock.patch.object(dist, "new_group", new_group),
+            # Sends are complete at once: model.cpu would keep their tensors for ever.
+            mock.patch.object(dist, "isend", unwrap(dist.isend)),
+            mock.patch.object(dist.distributed_c10d, "isend", unwrap(dist.isend)),
             mock.patch.object(model.cpu, "CPU", DEVICE),
             mock.patch.object(F, "scaled_dot_product_attention", _flash_attention),
             mock.patch.object(model.attention, "causal_lower_right", _causal_lower_right),

@@ -172,6 +172,7 @@ def make_plan(
     limits: Limits,
     *,
     stages: Sequence[int] | None = None,
+    until_too_big: bool = False,
 ) -> Plan:
     """Build the ranks of a run on paper and let each take a step.
 
@@ -180,6 +181,7 @@ def make_plan(
         processes: Number of GPUs.
         limits: The memory of a GPU.
         stages: Pipeline ranks to build, each by its fullest rank; by default all.
+        until_too_big: Build none after one that does not fit.
 
     Raises:
         ConfigError: The layout is impossible on this number of GPUs.
@@ -194,6 +196,8 @@ def make_plan(
         trace = trace_rank(traced, ranks[stage], quick=True)
         kept = max(trace.optimizer - traced_static[stage].optimizer, 0)
         planned.append(StagePlan(trace, static[stage].optimizer, kept))
+        if until_too_big and not limits.fits(planned[-1].tensors):
+            break
     return Plan(workload, processes, limits, layout, planned)
 
 

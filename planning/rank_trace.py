@@ -23,6 +23,7 @@ from model.lora import add_adapters
 from model.parallel import ParallelConfig
 from model.parts import freeze
 from planning.balanced import balanced_routing
+from planning.chunk_trace import Schedule, hidden_states, run_pack
 from planning.kernels import fused_kernels
 from planning.memory import MemoryTrace
 from planning.on_paper import DEVICE, on_paper
@@ -51,6 +52,7 @@ class RankTrace:
     update: int = 0  # likewise in the optimizer's update
     traffic: dict[str, int] = field(default_factory=dict)  # sent per step, by group
     packs: int = 0  # that were run
+    kept: tuple[int, ...] = ()  # by one pack for its backward pass, in each model chunk; of a quick trace
     seconds: float = 0.0  # of processor time that the trace took
 
     @property
@@ -95,16 +97,10 @@ class Traced:
 
     def packs_to_run(self, pipeline_rank: int) -> int:
         """Return how many packs show the largest number in flight."""
-        in_flight = self.in_flight(pipeline_rank)
-        stages = self.config.parallel.pipeline_model_parallel_size
-        return min(self.packs_per_rank, in_flight + 1 if in_flight else 2 * stages)
-
-    def in_flight(self, pipeline_rank: int) -> int:
-        """Return how many packs a stage keeps activations of; 0 with virtual stages, whose schedule shows it."""
         parallel = self.config.parallel
-        if parallel.virtual_pipeline_model_parallel_size > 1:
-            return 0
-        return min(self.packs_per_rank, parallel.pipeline_model_parallel_size - pipeline_rank)
+        stages = parallel.pipeline_model_parallel_size
+        needed = 2 * stages if parallel.virtual_pipeline_model_parallel_size > 1 else stages - pipeline_rank + 1
+        return min(self.packs_per_rank, needed)
 
 
 def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
@@ -113,7 +109,7 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
     Args:
         traced: The layout and the packs.
         rank: Number of the rank.
-        quick: Run two packs, and add for every other pack in flight what the second adds to the first.
+        quick: Run one pack in every chunk alone, and count what the schedule's packs in flight keep.
     """
     config, started = traced.config, time.process_time()
     decoder = traced.model.decoder
@@ -134,25 +130,8 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
             weights=sum(p.nbytes for p in weights),
             gradients=sum(buffer.grad_data.nbytes for ddp in trainer.ddp for buffer in _buffers(ddp)),
         )
-        result.packs = traced.packs_to_run(result.pipeline_rank)
-        batches = _batches(traced, result.packs)
         _update(trainer)
-        # What an earlier step leaves behind is still there when the next begins.
-        few = min(traced.config.parallel.pipeline_model_parallel_size, result.packs)
-        trainer.run_schedule(batches[:few], loss_scale=1.0)
-        _update(trainer)
-        _clear_gradients(trainer)
-        static = trace.live
-        in_flight = traced.in_flight(result.pipeline_rank)
-        if quick and in_flight:
-            result.packs = min(in_flight, 2)
-            first = _activations(trace, trainer, batches[:1])
-            second = _activations(trace, trainer, batches[:2]) - first if in_flight > 1 else 0
-            result.activations = first + (in_flight - 1) * second
-            if traced.packs_per_rank > in_flight and trainer.model_chunks[0].pre_process:
-                result.activations += batches[0].patches.nbytes  # of the next pack, which is copied ahead
-        else:
-            result.activations = _activations(trace, trainer, batches)
+        static = (_by_chunks if quick else _by_schedule)(traced, trace, trainer, result)
         trace.reset_peak()
         _update(trainer)
         result.update = trace.peak - static
@@ -162,14 +141,43 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
     return result
 
 
-def _activations(trace: MemoryTrace, trainer: TrainStep, batches: Sequence[Batch]) -> int:
-    """Return what forward and backward passes of these packs add to the live bytes, at most."""
+def _by_schedule(traced: Traced, trace: MemoryTrace, trainer: TrainStep, result: RankTrace) -> int:
+    """Run the schedule. Fill in packs and activations, and return the bytes that live between steps."""
+    result.packs = traced.packs_to_run(result.pipeline_rank)
+    batches = [_batch(traced) for _ in range(result.packs)]
+    # What an earlier step leaves behind is still there when the next begins.
+    few = min(traced.config.parallel.pipeline_model_parallel_size, result.packs)
+    trainer.run_schedule(batches[:few], loss_scale=1.0)
+    before = _begin_step(trace, trainer)
+    trainer.run_schedule(batches, loss_scale=1.0)
+    result.activations = trace.peak - before
+    return before
+
+
+def _by_chunks(traced: Traced, trace: MemoryTrace, trainer: TrainStep, result: RankTrace) -> int:
+    """Run one pack in every chunk alone. Fill in what the schedule needs with all packs; return as `_by_schedule`."""
+    batch, result.packs = _batch(traced), 1
+    run_pack(trace, trainer, batch)
+    before = _begin_step(trace, trainer)
+    for chunk in trainer.model_chunks:
+        chunk.set_input_tensor([None])  # that of the step before lives until the first pack comes
+    freed = before - trace.live
+    chunks = run_pack(trace, trainer, batch)
+    result.kept = tuple(chunk.kept for chunk in chunks)
+    stages = traced.config.parallel.pipeline_model_parallel_size
+    schedule = Schedule(stages, result.pipeline_rank, len(chunks), traced.packs_per_rank)
+    peak = schedule.peak(chunks, batch.patches.nbytes if trainer.model_chunks[0].pre_process else 0)
+    result.activations = peak - freed + schedule.in_transfer * hidden_states(trainer).nbytes
+    return before
+
+
+def _begin_step(trace: MemoryTrace, trainer: TrainStep) -> int:
+    """End the step before, and return the bytes that live."""
+    _update(trainer)
     _clear_gradients(trainer)
-    before = trace.live
     trace.traffic.clear()
     trace.reset_peak()
-    trainer.run_schedule(batches, loss_scale=1.0)
-    return trace.peak - before
+    return trace.live
 
 
 def build(traced: Traced) -> TrainStep:
@@ -209,19 +217,15 @@ def _clear_gradients(trainer: TrainStep) -> None:
     trainer.optimizer.zero_grad()
 
 
-def _batches(traced: Traced, packs: int) -> list[Batch]:
-    """Return the packs of the step; their pixels are in main memory."""
-    device = DEVICE if traced.one_memory else "cpu"
-    return [
-        as_batch(
-            traced.shape,
-            traced.config.train.seq_length,
-            traced.config.data.segment_multiple,
-            traced.model.image_token_id,
-            device,
-        )
-        for _ in range(packs)
-    ]
+def _batch(traced: Traced) -> Batch:
+    """Return a pack of the step; its pixels are in main memory."""
+    return as_batch(
+        traced.shape,
+        traced.config.train.seq_length,
+        traced.config.data.segment_multiple,
+        traced.model.image_token_id,
+        DEVICE if traced.one_memory else "cpu",
+    )
 
 
 def _update(trainer: TrainStep) -> None:

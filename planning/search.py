@@ -1,7 +1,8 @@
 """Looks for the layouts with which a run fits and is predicted to be fastest.
 
 Every layout that is possible is rated by the model of step time. From the fastest on, their ranks are built on paper
-and take a step; layouts that do not fit are dropped.
+and take a step; layouts that do not fit are dropped. What one layout keeps per decoder layer shows of others, without
+building them, that they cannot fit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from itertools import product
 
 from model.config import ConfigError
 from model.pipeline_layout import PipelineLayout, layout_for
+from planning.chunk_trace import ChunkMemory, Schedule
 from planning.limits import Limits
 from planning.plan import Plan, Workload, make_plan, static_bytes
 from planning.step_time import GPUS_PER_NODE, Rates, StepTime, step_time
@@ -24,6 +26,7 @@ SECONDS = 80.0  # of processor time after which no other layout is built
 TENSOR, CONTEXT, PIPELINE, VIRTUAL = (1, 2, 4, 8), (1, 2, 4, 8, 16), (1, 2, 4, 8, 16), (1, 2, 4)
 EXPERT = (1, 2, 4, 8, 16, 32, 64, 128)
 RECOMPUTE = ("none", "selective", "full")
+CERTAIN = 0.9  # share of the activations of a layer, scaled from another layout, that a layout surely has
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,8 @@ class Candidate:
     """A layout with what is predicted of it."""
 
     workload: Workload
+    layout: PipelineLayout
+    static: tuple[float, ...]  # bytes that a rank of each pipeline stage keeps from step to step
     time: StepTime
     plan: Plan | None = None  # None: not built
 
@@ -42,6 +47,7 @@ class Found:
     fitting: list[Candidate]  # the fastest first
     possible: int  # layouts that the run allows
     built: int  # of them, on paper
+    left: int  # slower ones, at which the search did not look because its time was over
 
 
 def search(workload: Workload, processes: int, limits: Limits, rates: Rates, wanted: int = 5) -> Found:
@@ -56,21 +62,22 @@ def search(workload: Workload, processes: int, limits: Limits, rates: Rates, wan
     """
     candidates = sorted(_candidates(workload, processes, limits, rates), key=lambda one: one.time.seconds)
     fitting: list[Candidate] = []
-    too_big: list[RunConfig] = []
+    layers = LayerMemory()
     built, started = 0, time.process_time()
-    for candidate in candidates:
-        if len(fitting) == wanted or time.process_time() - started > SECONDS:
+    for number, candidate in enumerate(candidates):
+        if len(fitting) == wanted:
             break
-        config = candidate.workload.config
-        if any(_needs_more(config, other) for other in too_big):
+        if time.process_time() - started > SECONDS:
+            return Found(fitting, len(candidates), built, len(candidates) - number)
+        if not limits.fits(layers.least(candidate, processes)):
             continue
         built += 1
-        plan = make_plan(candidate.workload, processes, limits, stages=_heavy_stages(config))
+        stages = _heavy_stages(candidate.workload.config)
+        plan = make_plan(candidate.workload, processes, limits, stages=stages, until_too_big=True)
+        layers.learn(plan)
         if plan.fits:
             fitting.append(replace(candidate, plan=plan))
-        else:
-            too_big.append(config)
-    return Found(fitting, len(candidates), built)
+    return Found(fitting, len(candidates), built, 0)
 
 
 def _heavy_stages(config: RunConfig) -> list[int]:
@@ -79,11 +86,42 @@ def _heavy_stages(config: RunConfig) -> list[int]:
     return sorted({0, min(1, last), last})
 
 
-def _needs_more(config: RunConfig, too_big: RunConfig) -> bool:
-    """Return whether a layout differs from one that does not fit only in that it keeps more activations."""
-    if config.parallel != too_big.parallel:
-        return False
-    return RECOMPUTE.index(config.recompute.decoder) <= RECOMPUTE.index(too_big.recompute.decoder)
+class LayerMemory:
+    """What a pack keeps in a decoder layer, learned from layouts that were built."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, bool], float] = {}  # by all ranks that share the tokens of a pack
+
+    def learn(self, plan: Plan) -> None:
+        """Take over what the stages of decoder layers alone keep."""
+        for stage in plan.stages:
+            chunks = plan.layout.stages[stage.trace.pipeline_rank :: plan.layout.pipeline_size]
+            units = [unit for chunk in chunks for unit in chunk]
+            if units and set(units) == {"decoder"}:
+                key, ranks = _sharing(plan.workload.config)
+                self._kept[key] = sum(stage.trace.kept) / len(units) * ranks
+
+    def least(self, candidate: Candidate, processes: int) -> float:
+        """Return the bytes that some rank of a layout needs at least."""
+        config, layout = candidate.workload.config, candidate.layout
+        key, ranks = _sharing(config)
+        kept = CERTAIN * self._kept.get(key, 0.0) / ranks
+        packs = config.train.global_batch_size // config.parallel.data_parallel_size(processes)
+        needed = []
+        for rank in _heavy_stages(config):
+            sizes = [kept * units.count("decoder") for units in layout.stages[rank :: layout.pipeline_size]]
+            chunks = [ChunkMemory(round(size), round(size), round(size)) for size in sizes]
+            # A longer schedule repeats itself.
+            schedule = Schedule(layout.pipeline_size, rank, len(chunks), min(packs, 4 * layout.pipeline_size))
+            needed.append(candidate.static[rank] + schedule.peak(chunks, 0))
+        return max(needed)
+
+
+def _sharing(config: RunConfig) -> tuple[tuple[str, bool], int]:
+    """Return what a layer's activations depend on beside the tokens of a rank, and how many ranks share those."""
+    parallel = config.parallel
+    ranks = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    return (config.recompute.decoder, parallel.expert_model_parallel_size > 1), ranks
 
 
 def _candidates(workload: Workload, processes: int, limits: Limits, rates: Rates) -> Iterator[Candidate]:
@@ -106,13 +144,14 @@ def _candidates(workload: Workload, processes: int, limits: Limits, rates: Rates
         except ConfigError:
             continue
         changed = replace(workload, config=config)
-        if not limits.fits(max(one.total for one in static_bytes(changed, processes, layout))):
+        static = tuple(float(one.total) for one in static_bytes(changed, processes, layout))
+        if not limits.fits(max(static)):
             continue
         for choice in RECOMPUTE:
             one = copy.deepcopy(config)
             one.recompute.decoder = choice
             predicted = step_time(one, model, layout, workload.typical, processes, rates)
-            yield Candidate(replace(workload, config=one), predicted)
+            yield Candidate(replace(workload, config=one), layout, static, predicted)
 
 
 def _with_layout(config: RunConfig, tensor: int, context: int, pipeline: int, virtual: int, expert: int) -> RunConfig:

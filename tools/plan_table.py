@@ -45,8 +45,11 @@ def time_text(predicted: StepTime) -> str:
 def search_text(found: Found, processes: int) -> str:
     """Return the result of a search as text."""
     lines = [f"{found.possible:,} layouts are possible on {processes} GPUs; {found.built} were built"]
+    if found.left:
+        lines.append(f"time was up: {found.left:,} of them, predicted to be slower, were not looked at")
     if not found.fitting:
-        return "\n".join([*lines, "none of these fits: take more GPUs, or optimizer.main_grads=bf16"])
+        said = "none that was looked at fits" if found.left else "none of them fits"
+        return "\n".join([*lines, f"{said}: take more GPUs, or optimizer.main_grads=bf16"])
     rows = [["seconds", "needed GiB", "TP", "CP", "PP", "VPP", "EP", "decoder recompute", "largest parts"]]
     for one in found.fitting:
         parallel, plan = one.workload.config.parallel, one.plan

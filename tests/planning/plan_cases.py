@@ -5,9 +5,11 @@ from __future__ import annotations
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from typer.testing import CliRunner
 
+import planning.search
 from model.config import GlmvConfig
 from model.parallel import ParallelConfig
 from model.pipeline_layout import layout_for
@@ -15,10 +17,19 @@ from planning.kernels import FusedKernelsOnPaper
 from planning.limits import Limits
 from planning.packs import PackShape, typical_pack
 from planning.parameters import distinct_parameters
-from planning.plan import Plan, Smallest, Workload, make_plan, read_workload, smallest_world, what_would_fit
+from planning.plan import (
+    Plan,
+    Smallest,
+    Workload,
+    make_plan,
+    read_workload,
+    smallest_world,
+    static_bytes,
+    what_would_fit,
+)
 from planning.rank_trace import RankTrace, Traced, trace_rank
-from planning.search import Found, search
-from planning.step_time import Rates
+from planning.search import Candidate, Found, LayerMemory, search
+from planning.step_time import Rates, StepTime
 from tools.plan import app
 from training.config import RunConfig, load_config
 
@@ -64,8 +75,32 @@ def plan(preset: str, processes: int, gpu_memory: float, **run: Any) -> tuple[bo
     return made.fits, made.worst.tensors, smallest_world(made), changes
 
 
-def found(preset: str, processes: int, gpu_memory: float, **run: Any) -> Found:
-    return search(workload(preset, **run), processes, Limits(gpu_memory=gpu_memory, **NO_RESERVES), Rates(), wanted=3)
+def found(preset: str, processes: int, gpu_memory: float, seconds: float | None = None, **run: Any) -> Found:
+    """Search, in `seconds` of processor time if given."""
+    limits = Limits(gpu_memory=gpu_memory, **NO_RESERVES)
+    with mock.patch("planning.search.SECONDS", planning.search.SECONDS if seconds is None else seconds):
+        return search(workload(preset, **run), processes, limits, Rates(), wanted=3)
+
+
+def least_and_needed(preset: str, processes: int) -> list[tuple[float, float, float]]:
+    """Return what layouts keep between steps, what they need at least, learned from another one, and what they need."""
+    limits, learned = Limits(gpu_memory=1.0, **NO_RESERVES), LayerMemory()
+    first: dict[str, Any] = {"pipeline_model_parallel_size": 4, "context_parallel_size": 2}
+    learned.learn(make_plan(workload(preset, **first), processes, limits))
+    sizes = []
+    others: list[dict[str, Any]] = [
+        {"pipeline_model_parallel_size": 4},
+        {"pipeline_model_parallel_size": 4, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+        {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},
+        {"pipeline_model_parallel_size": 2, "context_parallel_size": 4},
+    ]
+    for layout in others:
+        run = workload(preset, **layout)
+        made = make_plan(run, processes, limits)
+        static = tuple(float(one.total) for one in static_bytes(run, processes, made.layout))
+        candidate = Candidate(run, made.layout, static, StepTime(0.0, {}))
+        sizes.append((max(static), learned.least(candidate, processes), made.worst.tensors))
+    return sizes
 
 
 def recipe(file: Path, processes: int) -> tuple[Plan, Smallest]:

@@ -18,6 +18,7 @@ from planning.packs import as_batch, pack_full_of_images, segments_of
 from tests.launch import ROOT
 from tests.planning import plan_cases
 from tests.training_data import config_file, shards
+from tools.plan_table import search_text
 from training.dry_run import one_stage
 
 __all__ = ["config_file", "shards"]
@@ -102,15 +103,31 @@ def test_a_rank_on_paper_holds_what_the_table_of_weights_says(run: Run) -> None:
     assert trace.traffic["expert"] > 0
 
 
-def test_packs_in_flight_beyond_the_second_add_what_the_second_adds(run: Run) -> None:
-    options: dict[str, Any] = {"pipeline_model_parallel_size": 4, "packs": 8}
-    for recompute in ("none", "full"):
-        options["recompute"] = recompute
-        whole_schedule = run(plan_cases.step, "tiny_moe", 4, 0, **options)
-        quick = run(plan_cases.step, "tiny_moe", 4, 0, quick=True, **options)
-        assert (whole_schedule.packs, quick.packs) == (5, 2)
-        assert quick.activations == pytest.approx(whole_schedule.activations, rel=0.005)
-        assert quick.traffic == pytest.approx(whole_schedule.traffic, rel=0.01)
+PIPELINES = [(4, 1, 0, 4), (4, 1, 1, 16), (4, 1, 2, 16), (4, 1, 3, 16), (2, 2, 0, 2), (2, 2, 0, 8), (2, 2, 1, 8)]
+
+
+@pytest.mark.parametrize("recompute", ["none", "full"])
+@pytest.mark.parametrize(("stages", "virtual", "rank", "packs"), PIPELINES)
+def test_one_pack_tells_what_the_whole_schedule_needs(
+    run: Run, stages: int, virtual: int, rank: int, packs: int, recompute: str
+) -> None:
+    """Apart from some hidden states that are being sent or received, of which the plan has the largest number."""
+    options: dict[str, Any] = {"packs": packs, "recompute": recompute, "pipeline_model_parallel_size": stages}
+    options["virtual_pipeline_model_parallel_size"] = virtual
+    whole_schedule = run(plan_cases.step, "tiny_moe", stages, rank, **options)
+    quick = run(plan_cases.step, "tiny_moe", stages, rank, quick=True, **options)
+    hidden_states = 1024 * GlmvConfig.from_preset("tiny_moe").decoder.hidden_size * 2
+    assert -0.1 <= (quick.activations - whole_schedule.activations) / hidden_states < 4.1
+    assert quick.optimizer == pytest.approx(whole_schedule.optimizer, abs=16)  # what a step leaves behind
+    assert quick.traffic == pytest.approx(whole_schedule.traffic, rel=0.01)
+
+
+def test_what_is_sent_is_not_kept(run: Run) -> None:
+    """A context rank sends keys and values to the next one in every layer."""
+    options: dict[str, Any] = {"context_parallel_size": 2, "packs": 4}
+    one, four = (run(plan_cases.step, "tiny_dense", 2 * ranks, 0, **options) for ranks in (4, 1))
+    assert four.packs > one.packs
+    assert four.activations - one.activations < 0.05 * one.activations
 
 
 @pytest.mark.parametrize("rank", [0, 7], ids="rank={}".format)
@@ -155,6 +172,21 @@ def test_search_returns_layouts_that_fit_the_fastest_first(run: Run) -> None:
         assert one.plan.fits
         one.workload.config.check_layout(one.workload.model, 8)
     assert found.possible > found.built >= len(found.fitting)
+    assert not found.left
+
+
+def test_search_says_that_its_time_was_up(run: Run) -> None:
+    found = run(plan_cases.found, "tiny_moe", 8, 0.25, seconds=0.0)
+    assert found.left == found.possible > 0
+    said = search_text(found, 8)
+    assert f"time was up: {found.left:,} of them" in said
+    assert "none that was looked at fits" in said
+
+
+def test_what_layers_keep_is_never_more_than_other_layouts_need(run: Run) -> None:
+    sizes = run(plan_cases.least_and_needed, "tiny_moe", 8)
+    assert all(between_steps <= least <= needed for between_steps, least, needed in sizes)
+    assert sum(between_steps < least for between_steps, least, _ in sizes) >= 3
 
 
 def test_images_of_a_pack_fill_it() -> None:
