@@ -55,6 +55,8 @@ def calibrated_rates(run: Path, skip_files: bool) -> Rates:
     """Return the rates with which a measured run's step time is predicted as it was measured."""
     [record] = read_runs([run])
     config = load_config(RunConfig, run / RUN_CONFIG)
+    # Its packs are those of a run that begins, which its own folder would refuse. Nothing is written.
+    config.train.output_dir, config.checkpoint.resume = str(run / "begins"), "never"
     if not record.starts:
         raise ConfigError(f"--calibrate {run}: its log.txt does not say on how many processes it ran")
     processes = record.starts[-1].processes

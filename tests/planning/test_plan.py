@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ from model.config import GlmvConfig
 from model.parallel import ParallelConfig
 from model.rank_sizes import parameters_by_rank
 from planning.packs import as_batch, pack_full_of_images, segments_of
-from tests.launch import ROOT
+from planning.step_time import WARM_UP
+from tests.launch import ROOT, metrics, train
 from tests.planning import plan_cases
 from tests.training_data import config_file, shards
 from tools.plan_table import search_text
@@ -212,6 +214,21 @@ def test_command_plans_the_data_of_a_run_and_writes_a_page(run: Run, config_file
     status, output = run(plan_cases.command, "--config", str(config_file), "--world-size", "3")
     assert status == 2
     assert "train.global_batch_size=4 is not a multiple of the 3 data-parallel ranks" in output
+
+
+def test_calibrated_plan_predicts_the_run_that_was_measured(run: Run, config_file: Path, tmp_path: Path) -> None:
+    measured, words = tmp_path / "measured", ("--config", str(config_file), "--world-size", "2")
+    keys = ["train.steps=8", "checkpoint.resume=never", "checkpoint.save_interval=0"]
+    train(config_file, [f"train.output_dir={measured}", *keys])
+    seconds = median(line["step_seconds"] for line in metrics(measured)[WARM_UP:])
+    status, output = run(plan_cases.command, *words, *keys, "--calibrate", str(measured))
+    assert status == 0, output
+    (predicted,) = re.findall(r"^time +about ([\d.e-]+) s per step", output, re.MULTILINE)
+    assert float(predicted) == pytest.approx(seconds, rel=0.01)
+    assert not (measured / "begins").exists()
+    status, output = run(plan_cases.command, *words, "--calibrate", str(tmp_path / "nothing"))
+    assert status == 2
+    assert "nothing is no folder: give the folder of a run (train.output_dir)" in output
 
 
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/glm4*/*.yaml"))
