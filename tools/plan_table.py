@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from model.flops import FORWARD_AND_BACKWARD, decoder_cost, vision_cost
+from planning.assumptions import not_planned
 from planning.limits import GIB
 from planning.plan import Plan, Smallest
 from planning.search import Found
@@ -61,11 +62,12 @@ def search_text(found: Found, processes: int) -> str:
         recompute = one.workload.config.recompute.decoder
         rows.append([f"{one.time.seconds:.3g}", needed, *map(str, sizes), recompute, shares])
     best = found.fitting[0].workload.config
+    rest = [f"not planned: {setting}" for setting in not_planned(best)]
     keys = " ".join(f"parallel.{name}={getattr(best.parallel, name)}" for name in SEARCHED)
     more = f" parallel.sequence_parallel={str(best.parallel.sequence_parallel).lower()}"
     more += f" recompute.decoder={best.recompute.decoder} recompute.vision=full"
     more += f" data.segment_multiple={best.data.segment_multiple}"
-    return "\n".join([*lines, *_table(rows), "the first as keys:", keys + more])
+    return "\n".join([*lines, *_table(rows), *rest, "the first as keys:", keys + more])
 
 
 def head_lines(plan: Plan, predicted: StepTime) -> Iterator[str]:
@@ -88,6 +90,7 @@ def head_lines(plan: Plan, predicted: StepTime) -> Iterator[str]:
     yield f"bubble          {plan.bubble:.1%} of a step"
     yield f"checkpoint      {plan.checkpoint_bytes / 1e9:,.0f} GB"
     yield f"time            {time_text(predicted)}"
+    yield from (f"differs         {setting}" for setting in not_planned(workload.config))
 
 
 def step_flops(plan: Plan) -> float:

@@ -162,7 +162,8 @@ def _plan(
         f"packs           {train.global_batch_size:,} of {train.seq_length:,} tokens per step, "
         f"{train.global_batch_size // replicas:,} on each data-parallel rank"
     )
-    yield "\nwhat a rank holds of each pipeline stage, without activations; GiB, and parameters by part:"
+    without = "activations and FP8 copies of weights" if config.fp8.enabled else "activations"
+    yield f"\nwhat a rank holds of each pipeline stage, without {without}; GiB, and parameters by part:"
     yield _table(list(_rank_rows(config, held, adapters, processes)))
     if layout.pipeline_size > 1:
         yield f"\npipeline layout:\n{layout.table()}"

@@ -216,6 +216,14 @@ def test_command_plans_the_data_of_a_run_and_writes_a_page(run: Run, config_file
     assert "train.global_batch_size=4 is not a multiple of the 3 data-parallel ranks" in output
 
 
+def test_command_names_settings_that_it_does_not_follow(run: Run) -> None:
+    words = ["--config", str(ROOT / "configs/glm45v/pretrain.yaml"), "--world-size", "256", "--skip-files"]
+    for keys in (["fp8.recipe=blockwise", "moe.dispatcher=flex"], ["moe.shared_expert_overlap=true"]):
+        _, output = run(plan_cases.command, *words, *keys)
+        for key in keys:
+            assert re.search(rf"^differs +{re.escape(key)}: ", output, re.MULTILINE), output
+
+
 def test_calibrated_plan_predicts_the_run_that_was_measured(run: Run, config_file: Path, tmp_path: Path) -> None:
     measured, words = tmp_path / "measured", ("--config", str(config_file), "--world-size", "2")
     keys = ["train.steps=8", "checkpoint.resume=never", "checkpoint.save_interval=0"]
