@@ -124,7 +124,7 @@ def draw(losses: Mapping[str, Losses], preset: str) -> None:
     curves.set(xlabel="step", ylabel="held-out loss, mean of the seeds", xlim=(0, STEPS))
     distances.set(xlabel="step", ylabel="less that without FP8, same seed", xlim=(0, STEPS))
     curves.set_title(f"{preset}, FP8 emulated", loc="left", fontsize=10)
-    distances.set_title(f"mean and seeds; gray: {LIMIT:g} spreads of the seeds without FP8", loc="left", fontsize=10)
+    distances.set_title(f"gray: {LIMIT:g} spreads of the seeds without FP8", loc="left", fontsize=10)
     curves.legend(frameon=False)
     figure.savefig(FIGURE.format(preset), dpi=110)
 

@@ -28,6 +28,24 @@ class PackShape:
         """Patches of every image and frame pair."""
         return [n for images in self.images for n in images]
 
+    def within(self, seq_length: int, segment_multiple: int) -> PackShape:
+        """Return what of it fits a pack whose segments are padded to other multiples: the last images are smaller."""
+        lengths, images, used = [], [], 0
+        for length, of_segment in zip(self.lengths, self.images, strict=True):
+            room = seq_length - used
+            if room <= 0:
+                break
+            kept, excess = list(of_segment), length - room
+            while excess > 0 and kept:
+                tokens = kept.pop() // MERGE_SIZE**2
+                if tokens > excess:
+                    kept.append(MERGE_SIZE**2 * (tokens - excess))
+                excess -= tokens
+            lengths.append(min(length, room))
+            images.append(tuple(kept))
+            used += padded_length(lengths[-1], segment_multiple)
+        return PackShape(tuple(lengths), tuple(images))
+
     def describe(self) -> str:
         """Return one line about it."""
         images = self.patches

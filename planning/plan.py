@@ -162,7 +162,8 @@ def traced_of(workload: Workload, processes: int, limits: Limits) -> tuple[Trace
     )
     stages = layout.stages if layout.pipeline_size > 1 else None
     backend = FusedKernelsOnPaper()
-    traced = Traced(config, workload.model, processes, stages, workload.fullest, backend, limits.imbalance)
+    fullest = workload.fullest.within(config.train.seq_length, config.data.segment_multiple)
+    traced = Traced(config, workload.model, processes, stages, fullest, backend, limits.imbalance)
     return traced, layout
 
 

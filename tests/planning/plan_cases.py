@@ -75,6 +75,12 @@ def plan(preset: str, processes: int, gpu_memory: float, **run: Any) -> tuple[bo
     return made.fits, made.worst.tensors, smallest_world(made), changes
 
 
+def padded(preset: str, multiple: int) -> Plan:
+    made = workload(preset)
+    made.config.data.segment_multiple = multiple
+    return make_plan(made, 1, Limits())
+
+
 def found(preset: str, processes: int, gpu_memory: float, seconds: float | None = None, **run: Any) -> Found:
     """Search, in `seconds` of processor time if given."""
     limits = Limits(gpu_memory=gpu_memory, **NO_RESERVES)

@@ -15,7 +15,7 @@ import pytest
 from model.config import GlmvConfig
 from model.parallel import ParallelConfig
 from model.rank_sizes import parameters_by_rank
-from planning.packs import as_batch, pack_full_of_images, segments_of
+from planning.packs import PackShape, as_batch, pack_full_of_images, segments_of
 from planning.step_time import WARM_UP
 from tests.launch import ROOT, metrics, train
 from tests.planning import plan_cases
@@ -197,6 +197,24 @@ def test_images_of_a_pack_fill_it() -> None:
     assert batch.grid_thw.prod(1).tolist() == shape.patches
     assert int((batch.input_ids == 9).sum()) == sum(shape.patches) // 4 > 0.97 * 32768
     assert segments_of([(10, (16, 16, 16)), (4, ())]).images == ((16, 16), ())
+
+
+@pytest.mark.parametrize("multiple", [16, 32, 64])
+def test_a_pack_shrinks_where_its_segments_are_padded_more(multiple: int) -> None:
+    """As the layouts of a search do whose context parallelism is larger."""
+    planned = pack_full_of_images(32768, 6144, 16)
+    shape = planned.within(32768, multiple)
+    batch = as_batch(shape, 32768, multiple, 9, "cpu")
+    assert (batch.cu_seqlens[1:-1] % multiple == 0).all()
+    assert (batch.segment_lengths <= batch.cu_seqlens.diff()).all()
+    assert int((batch.input_ids == 9).sum()) == sum(shape.patches) // 4 > 0.97 * 32768
+    assert multiple > 16 or shape == planned
+    assert PackShape((10, 6), ((8, 8), (16,))).within(8, 8) == PackShape((8,), ((8,),))
+
+
+def test_a_plan_pads_its_pack_as_the_layout_asks(run: Run) -> None:
+    """The pack that was read fills 1,024 tokens in multiples of 8."""
+    assert run(plan_cases.padded, "tiny_moe", 64).fits
 
 
 def test_command_plans_the_data_of_a_run_and_writes_a_page(run: Run, config_file: Path, tmp_path: Path) -> None:
