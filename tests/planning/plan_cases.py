@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,8 @@ def plan(preset: str, processes: int, gpu_memory: float, **run: Any) -> tuple[bo
 
 
 def padded(preset: str, multiple: int) -> Plan:
-    made = workload(preset)
+    """Plan a pack that fills 1,024 tokens in multiples of 8, an image at its end, in other multiples."""
+    made = replace(workload(preset), fullest=PackShape((300, 200, 520), ((1024,), (), (2000,))))
     made.config.data.segment_multiple = multiple
     return make_plan(made, 1, Limits())
 

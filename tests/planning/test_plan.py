@@ -213,7 +213,6 @@ def test_a_pack_shrinks_where_its_segments_are_padded_more(multiple: int) -> Non
 
 
 def test_a_plan_pads_its_pack_as_the_layout_asks(run: Run) -> None:
-    """The pack that was read fills 1,024 tokens in multiples of 8."""
     assert run(plan_cases.padded, "tiny_moe", 64).fits
 
 
