@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,10 +10,10 @@ from data_pipeline.loading.loader import PackedLoader
 from model.config import ConfigError, GlmvConfig
 from model.flops import vision_cost
 from model.image_assignment import assign_images
-from model.pipeline_layout import PipelineLayout, layout_for
+from model.pipeline_layout import DECODER, PipelineLayout, layout_for
 from model.rank_sizes import adapters_by_rank, parameters_by_rank
 from planning.kernels import FusedKernelsOnPaper
-from planning.limits import GIB, Limits
+from planning.limits import Limits
 from planning.packs import PackShape, pack_full_of_images, segments_of, typical_pack
 from planning.rank_trace import RankTrace, Traced, on_device, representative_ranks, trace_rank
 from training.config import RunConfig
@@ -24,8 +23,6 @@ from training.lora_base import check_lora
 from training.setup import prepare
 from training.start_point import with_positions
 
-MOST_PROCESSES = 4096  # up to here a number of GPUs that fits is looked for
-GPUS_PER_NODE = 8
 STATE_BYTES = 12  # of a trained parameter in a checkpoint: float32 weight and two moments
 
 
@@ -202,6 +199,20 @@ def make_plan(
     return Plan(workload, processes, limits, layout, planned)
 
 
+def different_stages(layout: PipelineLayout) -> list[int]:
+    """Return the pipeline ranks that need all that any needs: of those that hold the same, the first.
+
+    The first has the most packs in flight. The layers before the experts, all in the first stage that has layers, make
+    it different.
+    """
+    with_layers = next(number for number, units in enumerate(layout.stages) if DECODER in units) % layout.pipeline_size
+    first: dict[object, int] = {}
+    for rank in range(layout.pipeline_size):
+        held = layout.stages[rank :: layout.pipeline_size]
+        first.setdefault((str(held), rank == with_layers), rank)
+    return list(first.values())
+
+
 def static_bytes(workload: Workload, processes: int, layout: PipelineLayout) -> list[RankBytes]:
     """Return the bytes that a rank of each pipeline stage keeps from step to step."""
     config, model = workload.config, workload.model
@@ -221,87 +232,3 @@ def _fullest_ranks(workload: Workload, processes: int) -> list[int]:
         loads = [sum(patches[image] for image in images) for images in shares]
         ranks[0] = loads.index(max(loads))
     return ranks
-
-
-# --- other numbers of GPUs, other settings ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Smallest:
-    """The smallest number of GPUs on which a run fits, whole nodes, and why no fewer."""
-
-    processes: int | None  # None: it fits on none
-    reason: str
-
-
-def smallest_world(plan: Plan) -> Smallest:
-    """Return the smallest number of GPUs on which this layout fits.
-
-    Activations do not depend on it, so nothing is traced again.
-    """
-    workload, limits, refused = plan.workload, plan.limits, ""
-    for processes in range(GPUS_PER_NODE, MOST_PROCESSES + 1, GPUS_PER_NODE):
-        try:
-            workload.config.check_layout(workload.model, processes)
-        except ConfigError:
-            continue
-        static = static_bytes(workload, processes, plan.layout)
-        tensors = [
-            replace(stage, optimizer=static[stage.trace.pipeline_rank].optimizer).tensors for stage in plan.stages
-        ]
-        if limits.fits(max(tensors)):
-            return Smallest(processes, refused or "no smaller number of whole nodes fits the layout and the batch")
-        worst = tensors.index(max(tensors))
-        refused = (
-            f"on {processes} pipeline rank {plan.stages[worst].trace.pipeline_rank} needs "
-            f"{limits.needed(tensors[worst]) / GIB:.1f} GiB, of {limits.gpu_memory:g}"
-        )
-    if not refused:
-        return Smallest(None, "the layout and the batch allow no number of whole nodes")
-    return Smallest(None, f"{refused}: weights, gradients and activations do not become fewer with more GPUs")
-
-
-def what_would_fit(plan: Plan) -> Iterator[str]:
-    """Yield the single changes with which a plan that does not fit would, tried on its fullest stage."""
-    for keys in _changes(plan):
-        config = _changed(plan.workload.config, keys)
-        workload = replace(plan.workload, config=config)
-        try:
-            pipeline_size = config.parallel.pipeline_model_parallel_size
-            same = pipeline_size == plan.layout.pipeline_size
-            stage = plan.worst.trace.pipeline_rank if same else 0
-            tried = make_plan(workload, plan.processes, plan.limits, stages=sorted({stage, 0}))
-        except ConfigError:
-            continue
-        if tried.fits:
-            shown = " ".join(f"{name}={str(value).lower()}" for name, value in keys.items())
-            yield f"{shown}: {plan.limits.needed(tried.worst.tensors) / GIB:.1f} GiB"
-
-
-def _changes(plan: Plan) -> Iterator[dict[str, object]]:
-    config = plan.workload.config
-    parallel, recompute = config.parallel, config.recompute
-    if recompute.decoder == "none":
-        yield {"recompute.decoder": "selective"}
-    if recompute.decoder != "full":
-        yield {"recompute.decoder": "full"}
-    if recompute.vision != "full":
-        yield {"recompute.vision": "full"}
-    if config.optimizer.main_grads == "fp32" and config.train.precision == "bf16":
-        yield {"optimizer.main_grads": "bf16"}
-    for name in ("tensor", "expert", "pipeline"):
-        key = f"{name}_model_parallel_size"
-        more: dict[str, object] = {f"parallel.{key}": 2 * getattr(parallel, key)}
-        yield more | ({"parallel.sequence_parallel": True} if name == "tensor" else {})
-    context = 2 * parallel.context_parallel_size
-    multiple = config.data.segment_multiple
-    longer: dict[str, object] = {"data.segment_multiple": 2 * context} if multiple % (2 * context) else {}
-    yield {"parallel.context_parallel_size": context} | longer
-
-
-def _changed(config: RunConfig, keys: dict[str, object]) -> RunConfig:
-    changed = copy.deepcopy(config)
-    for name, value in keys.items():
-        section, key = name.split(".")
-        setattr(getattr(changed, section), key, value)
-    return changed

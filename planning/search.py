@@ -15,10 +15,10 @@ from functools import cache
 from itertools import product
 
 from model.config import ConfigError
-from model.pipeline_layout import PipelineLayout, layout_for
+from model.pipeline_layout import DECODER, PipelineLayout, layout_for
 from planning.chunk_trace import ChunkMemory, Schedule
 from planning.limits import Limits
-from planning.plan import Plan, Workload, make_plan, static_bytes
+from planning.plan import Plan, Workload, different_stages, make_plan, static_bytes
 from planning.step_time import GPUS_PER_NODE, Rates, StepTime, step_time
 from training.config import RunConfig
 
@@ -69,21 +69,16 @@ def search(workload: Workload, processes: int, limits: Limits, rates: Rates, wan
             break
         if time.process_time() - started > SECONDS:
             return Found(fitting, len(candidates), built, len(candidates) - number)
-        if not limits.fits(layers.least(candidate, processes)):
+        least = layers.least(candidate, processes)
+        if not limits.fits(max(least.values())):
             continue
         built += 1
-        stages = _heavy_stages(candidate.workload.config)
-        plan = make_plan(candidate.workload, processes, limits, stages=stages, until_too_big=True)
+        likely_first = sorted(least, key=lambda rank: -least[rank])
+        plan = make_plan(candidate.workload, processes, limits, stages=likely_first, until_too_big=True)
         layers.learn(plan)
         if plan.fits:
             fitting.append(replace(candidate, plan=plan))
     return Found(fitting, len(candidates), built, 0)
-
-
-def _heavy_stages(config: RunConfig) -> list[int]:
-    """Return the pipeline ranks that can need most: the one with the tower, the next, and the one with the loss."""
-    last = config.parallel.pipeline_model_parallel_size - 1
-    return sorted({0, min(1, last), last})
 
 
 class LayerMemory:
@@ -97,24 +92,24 @@ class LayerMemory:
         for stage in plan.stages:
             chunks = plan.layout.stages[stage.trace.pipeline_rank :: plan.layout.pipeline_size]
             units = [unit for chunk in chunks for unit in chunk]
-            if units and set(units) == {"decoder"}:
+            if units and set(units) == {DECODER}:
                 key, ranks = _sharing(plan.workload.config)
                 self._kept[key] = sum(stage.trace.kept) / len(units) * ranks
 
-    def least(self, candidate: Candidate, processes: int) -> float:
-        """Return the bytes that some rank of a layout needs at least."""
+    def least(self, candidate: Candidate, processes: int) -> dict[int, float]:
+        """Return the bytes that ranks of a layout need at least, by pipeline rank; of `different_stages`."""
         config, layout = candidate.workload.config, candidate.layout
         key, ranks = _sharing(config)
         kept = CERTAIN * self._kept.get(key, 0.0) / ranks
         packs = config.train.global_batch_size // config.parallel.data_parallel_size(processes)
-        needed = []
-        for rank in _heavy_stages(config):
-            sizes = [kept * units.count("decoder") for units in layout.stages[rank :: layout.pipeline_size]]
+        needed = {}
+        for rank in different_stages(layout):
+            sizes = [kept * units.count(DECODER) for units in layout.stages[rank :: layout.pipeline_size]]
             chunks = [ChunkMemory(round(size), round(size), round(size)) for size in sizes]
             # A longer schedule repeats itself.
             schedule = Schedule(layout.pipeline_size, rank, len(chunks), min(packs, 4 * layout.pipeline_size))
-            needed.append(candidate.static[rank] + schedule.peak(chunks, 0))
-        return max(needed)
+            needed[rank] = candidate.static[rank] + schedule.peak(chunks, 0)
+        return needed
 
 
 def _sharing(config: RunConfig) -> tuple[tuple[str, bool], int]:

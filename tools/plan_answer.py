@@ -6,9 +6,10 @@ from pathlib import Path
 
 from common.files import write_text
 from model.config import ConfigError
+from planning.alternatives import smallest_world, what_would_fit
 from planning.limits import Limits
 from planning.parameters import distinct_parameters
-from planning.plan import Workload, make_plan, read_workload, smallest_world, traced_of, what_would_fit
+from planning.plan import Workload, make_plan, read_workload, traced_of
 from planning.search import search
 from planning.step_time import Rates, calibrated, step_time
 from tools.plan_page import plan_page

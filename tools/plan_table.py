@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from model.flops import FORWARD_AND_BACKWARD, decoder_cost, vision_cost
+from planning.alternatives import Smallest
 from planning.assumptions import not_planned
 from planning.limits import GIB
-from planning.plan import Plan, Smallest
+from planning.plan import Plan
 from planning.search import Found
 from planning.step_time import StepTime
 

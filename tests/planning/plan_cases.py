@@ -14,19 +14,17 @@ import planning.search
 from model.config import GlmvConfig
 from model.parallel import ParallelConfig
 from model.pipeline_layout import layout_for
+from planning.alternatives import Smallest, smallest_world, what_would_fit
 from planning.kernels import FusedKernelsOnPaper
 from planning.limits import Limits
 from planning.packs import PackShape, typical_pack
 from planning.parameters import distinct_parameters
 from planning.plan import (
     Plan,
-    Smallest,
     Workload,
     make_plan,
     read_workload,
-    smallest_world,
     static_bytes,
-    what_would_fit,
 )
 from planning.rank_trace import RankTrace, Traced, trace_rank
 from planning.search import Candidate, Found, LayerMemory, search
@@ -76,6 +74,11 @@ def plan(preset: str, processes: int, gpu_memory: float, **run: Any) -> tuple[bo
     return made.fits, made.worst.tensors, smallest_world(made), changes
 
 
+def whole_plan(workload: Workload, processes: int, gpu_memory: float) -> Plan:
+    """Return the plan of all stages."""
+    return make_plan(workload, processes, Limits(gpu_memory=gpu_memory, **NO_RESERVES))
+
+
 def padded(preset: str, multiple: int) -> Plan:
     """Plan a pack that fills 1,024 tokens in multiples of 8, an image at its end, in other multiples."""
     made = replace(workload(preset), fullest=PackShape((300, 200, 520), ((1024,), (), (2000,))))
@@ -107,7 +110,7 @@ def least_and_needed(preset: str, processes: int) -> list[tuple[float, float, fl
         made = make_plan(run, processes, limits)
         static = tuple(float(one.total) for one in static_bytes(run, processes, made.layout))
         candidate = Candidate(run, made.layout, static, StepTime(0.0, {}))
-        sizes.append((max(static), learned.least(candidate, processes), made.worst.tensors))
+        sizes.append((max(static), max(learned.least(candidate, processes).values()), made.worst.tensors))
     return sizes
 
 

@@ -14,8 +14,10 @@ import pytest
 
 from model.config import GlmvConfig
 from model.parallel import ParallelConfig
+from model.pipeline_layout import PipelineLayout
 from model.rank_sizes import parameters_by_rank
 from planning.packs import PackShape, as_batch, pack_full_of_images, segments_of
+from planning.plan import different_stages
 from planning.step_time import WARM_UP
 from tests.launch import ROOT, metrics, train
 from tests.planning import plan_cases
@@ -171,10 +173,31 @@ def test_search_returns_layouts_that_fit_the_fastest_first(run: Run) -> None:
     seconds = [one.time.seconds for one in found.fitting]
     assert seconds == sorted(seconds)
     for one in found.fitting:
+        whole_plan = run(plan_cases.whole_plan, one.workload, 8, 0.25)
         assert one.plan.fits
-        one.workload.config.check_layout(one.workload.model, 8)
+        assert whole_plan.fits
+        assert one.plan.worst.tensors == whole_plan.worst.tensors
     assert found.possible > found.built >= len(found.fitting)
     assert not found.left
+
+
+def test_smallest_number_of_gpus_is_planned_not_extrapolated(run: Run) -> None:
+    """On 8 GPUs a pack is copied ahead, and the optimizer's update is shared by fewer than on 64, where none is."""
+    options: dict[str, Any] = {"packs": 64, "recompute": "full"}
+    _, needed, _, _ = run(plan_cases.plan, "tiny_dense", 8, 1.0, **options)
+    fits, _, smallest, _ = run(plan_cases.plan, "tiny_dense", 64, 0.99 * needed / 2**30, **options)
+    assert fits
+    assert smallest.processes is not None
+    assert smallest.processes > 8
+    assert smallest.reason.startswith("on 8 pipeline rank 0 needs")
+
+
+def test_different_stages_are_the_first_of_their_kind() -> None:
+    stages = [["embedding", "decoder"], *[["decoder"] * n for n in (2, 3, 3, 2, 3)], ["decoder", "loss"]]
+    assert different_stages(PipelineLayout(stages, [1] * 7, 7)) == [0, 1, 2, 6]
+    assert different_stages(PipelineLayout([["embedding"], ["decoder"], ["decoder"], ["loss"]], [1] * 4, 2)) == [0, 1]
+    stages = [["embedding"], *[["decoder"]] * 3, ["loss"]]
+    assert different_stages(PipelineLayout(stages, [1] * 5, 5)) == [0, 1, 2, 4]
 
 
 def test_search_says_that_its_time_was_up(run: Run) -> None:
