@@ -26,6 +26,7 @@ def blackwell() -> Iterator[None]:
     """Pretend that the GPU has the kernels of every recipe."""
     with (
         mock.patch.object(quantization, "get_device_compute_capability", return_value=(10, 0)),
+        mock.patch.object(torch.cuda, "get_device_capability", return_value=(10, 0)),
         mock.patch.object(torch.version, "cuda", "13.0"),
     ):
         quantization.FP8GlobalStateManager.reset()

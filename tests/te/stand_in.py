@@ -12,10 +12,19 @@ import sys
 import warnings
 from enum import IntEnum
 from importlib import metadata
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-VERSION = tuple(int(number) for number in metadata.version("transformer_engine").split(".")[:2])
+import torch
+
+# The version of the modules; a test may lay the metadata of another one over it.
+INSTALLED = next(
+    found
+    for found in metadata.distributions(name="transformer_engine")
+    if Path(str(found.locate_file("transformer_engine"))).is_dir()
+)
+VERSION = tuple(int(number) for number in INSTALLED.version.split(".")[:2])
 
 
 class Kernel:
@@ -70,6 +79,17 @@ class CompiledPart(ModuleType):
     def get_cudnn_version() -> int:
         """Return a version, which is needed to build attention."""
         return 91400
+
+    if VERSION >= (2, 19):
+
+        @staticmethod
+        def create_empty_quantized_tensor(
+            quantizer: Any, shape: list[int], dtype: torch.dtype, device: torch.device, _: bool
+        ) -> Any:
+            """Return the tensor that Transformer Engine's Python can make, too, without the compiled part."""
+            inner, form = quantizer.alloc_tensors(shape, device=device), quantizer.create_metadata(shape, dtype=dtype)
+            strides = torch.empty(shape, device="meta").stride()
+            return form["cls"].__tensor_unflatten__(inner, form, torch.Size(shape), strides)
 
     def __getattr__(self, name: str) -> Kernel:
         if name.startswith("__"):
