@@ -57,7 +57,7 @@ def _on(plan: Plan, processes: int) -> Plan:
     """Return the plan on another number of GPUs."""
     if processes == plan.processes:
         return plan
-    return make_plan(plan.workload, processes, plan.limits, stages=different_stages(plan.layout))
+    return make_plan(plan.workload, processes, plan.limits, stages=different_stages(plan.layout, plan.workload.model))
 
 
 def _needs(plan: Plan, processes: int) -> str:
@@ -75,7 +75,7 @@ def what_would_fit(plan: Plan) -> Iterator[str]:
         workload = replace(plan.workload, config=config)
         try:
             _, layout = traced_of(workload, plan.processes, plan.limits)
-            stages = different_stages(layout)
+            stages = different_stages(layout, workload.model)
             tried = make_plan(workload, plan.processes, plan.limits, stages=stages, until_too_big=True)
         except ConfigError:
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import count
 
 from data_pipeline.loading.loader import PackedLoader
 from model.config import ConfigError, GlmvConfig
@@ -199,17 +200,19 @@ def make_plan(
     return Plan(workload, processes, limits, layout, planned)
 
 
-def different_stages(layout: PipelineLayout) -> list[int]:
+def different_stages(layout: PipelineLayout, model: GlmvConfig) -> list[int]:
     """Return the pipeline ranks that need all that any needs: of those that hold the same, the first.
 
-    The first has the most packs in flight. The layers before the experts, all in the first stage that has layers, make
-    it different.
+    The first has the most packs in flight.
     """
-    with_layers = next(number for number, units in enumerate(layout.stages) if DECODER in units) % layout.pipeline_size
-    first: dict[object, int] = {}
+    layer = count()
+    kinds = [
+        [f"layer, experts: {model.decoder.is_moe_layer(next(layer))}" if unit == DECODER else unit for unit in units]
+        for units in layout.stages
+    ]
+    first: dict[str, int] = {}
     for rank in range(layout.pipeline_size):
-        held = layout.stages[rank :: layout.pipeline_size]
-        first.setdefault((str(held), rank == with_layers), rank)
+        first.setdefault(str(kinds[rank :: layout.pipeline_size]), rank)
     return list(first.values())
 
 

@@ -103,7 +103,7 @@ class LayerMemory:
         kept = CERTAIN * self._kept.get(key, 0.0) / ranks
         packs = config.train.global_batch_size // config.parallel.data_parallel_size(processes)
         needed = {}
-        for rank in different_stages(layout):
+        for rank in different_stages(layout, candidate.workload.model):
             sizes = [kept * units.count(DECODER) for units in layout.stages[rank :: layout.pipeline_size]]
             chunks = [ChunkMemory(round(size), round(size), round(size)) for size in sizes]
             # A longer schedule repeats itself.

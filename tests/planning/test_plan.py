@@ -193,11 +193,17 @@ def test_smallest_number_of_gpus_is_planned_not_extrapolated(run: Run) -> None:
 
 
 def test_different_stages_are_the_first_of_their_kind() -> None:
-    stages = [["embedding", "decoder"], *[["decoder"] * n for n in (2, 3, 3, 2, 3)], ["decoder", "loss"]]
-    assert different_stages(PipelineLayout(stages, [1] * 7, 7)) == [0, 1, 2, 6]
-    assert different_stages(PipelineLayout([["embedding"], ["decoder"], ["decoder"], ["loss"]], [1] * 4, 2)) == [0, 1]
-    stages = [["embedding"], *[["decoder"]] * 3, ["loss"]]
-    assert different_stages(PipelineLayout(stages, [1] * 5, 5)) == [0, 1, 2, 4]
+    """The first layer of the model is dense, the others have experts."""
+    model = GlmvConfig.from_preset("tiny_moe")
+    assert [model.decoder.is_moe_layer(layer) for layer in range(3)] == [False, True, True]
+
+    def ranks(size: int, *stages: list[str]) -> list[int]:
+        return different_stages(PipelineLayout(list(stages), [1] * len(stages), size), model)
+
+    layers = [["decoder"] * count for count in (2, 3, 3, 2, 3)]
+    assert ranks(7, ["embedding", "decoder"], *layers, ["decoder", "loss"]) == [0, 1, 2, 6]
+    assert ranks(5, ["embedding"], *[["decoder"]] * 3, ["loss"]) == [0, 1, 2, 4]
+    assert ranks(2, ["embedding"], ["decoder"], ["decoder"], ["loss"]) == [0, 1]
 
 
 def test_search_says_that_its_time_was_up(run: Run) -> None:
