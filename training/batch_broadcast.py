@@ -46,13 +46,18 @@ def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
     if is_lead():
         try:
             batches = read()
-            outcome = [[replace(batch, patches=batch.patches[:0]) for batch in batches]]
+            outcome = [[without_patches(batch) for batch in batches]]
         except Exception as error:  # the other processes wait for the outcome
             outcome = [error]
     dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
     if isinstance(outcome[0], Exception):
         raise outcome[0]
     return batches or outcome[0]
+
+
+def without_patches(batch: Batch) -> Batch:
+    """Return a pack without its patches. They are replaced and not sliced: a slice is sent with all that it is of."""
+    return replace(batch, patches=batch.patches.new_empty(0, batch.patches.size(1)))
 
 
 def read_step(loader: PackedLoader) -> list[Batch]:

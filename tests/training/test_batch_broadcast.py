@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,7 @@ from data_pipeline.errors import BadSample
 from model.process_groups import initialize_model_parallel, vision_groups
 from tests.model.layout_cases import layout_of, packs_of_step
 from tests.processes import Processes
-from training.batch_broadcast import broadcast_batches, broadcast_patches, is_lead
+from training.batch_broadcast import broadcast_batches, broadcast_patches, is_lead, without_patches
 
 pytestmark = pytest.mark.fast
 
@@ -51,6 +52,14 @@ def test_all_receive_the_packs_and_the_first_stage_the_patches(processes: Proces
         assert answer["samples"]
     assert answers[0]["patches"] == [True, True]
     assert answers[1]["patches"] == ([False, True] if layout == "PP2" else [True, True])  # the second has no image
+
+
+def test_no_pixel_is_sent_with_a_pack() -> None:
+    """A slice of a tensor is pickled with all of its storage."""
+    pack = packs_of_step("glm4v", 1)[0]
+    others = sum(x.nbytes for name, x in vars(pack).items() if isinstance(x, torch.Tensor) and name != "patches")
+    sent = len(pickle.dumps(without_patches(pack)))
+    assert others < sent < others + 10_000 < others + pack.patches.nbytes
 
 
 def fail_to_read(layout: str) -> str:
