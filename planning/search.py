@@ -50,7 +50,15 @@ class Found:
     left: int  # slower ones, at which the search did not look because its time was over
 
 
-def search(workload: Workload, processes: int, limits: Limits, rates: Rates, wanted: int = 5) -> Found:
+def search(
+    workload: Workload,
+    processes: int,
+    limits: Limits,
+    rates: Rates,
+    *,
+    wanted: int = 5,
+    seconds: float = SECONDS,
+) -> Found:
     """Return the layouts that fit and are predicted to be fastest.
 
     Args:
@@ -59,6 +67,7 @@ def search(workload: Workload, processes: int, limits: Limits, rates: Rates, wan
         limits: The memory of a GPU.
         rates: What a GPU reaches.
         wanted: Number of layouts to return, if that many are found in time.
+        seconds: Of processor time, after which no other layout is built.
     """
     candidates = sorted(_candidates(workload, processes, limits, rates), key=lambda one: one.time.seconds)
     fitting: list[Candidate] = []
@@ -67,7 +76,7 @@ def search(workload: Workload, processes: int, limits: Limits, rates: Rates, wan
     for number, candidate in enumerate(candidates):
         if len(fitting) == wanted:
             break
-        if time.process_time() - started > SECONDS:
+        if time.process_time() - started > seconds:
             return Found(fitting, len(candidates), built, len(candidates) - number)
         least = layers.least(candidate, processes)
         if not limits.fits(max(least.values())):

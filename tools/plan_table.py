@@ -63,7 +63,7 @@ def search_text(found: Found, processes: int) -> str:
         recompute = one.workload.config.recompute.decoder
         rows.append([f"{one.time.seconds:.3g}", needed, *map(str, sizes), recompute, shares])
     best = found.fitting[0].workload.config
-    rest = [f"not planned: {setting}" for setting in not_planned(best)]
+    rest = [f"differs: {setting}" for setting in not_planned(best)]
     keys = " ".join(f"parallel.{name}={getattr(best.parallel, name)}" for name in SEARCHED)
     more = f" parallel.sequence_parallel={str(best.parallel.sequence_parallel).lower()}"
     more += f" recompute.decoder={best.recompute.decoder} recompute.vision=full"

@@ -6,11 +6,9 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 from typer.testing import CliRunner
 
-import planning.search
 from model.config import GlmvConfig
 from model.parallel import ParallelConfig
 from model.pipeline_layout import layout_for
@@ -27,7 +25,7 @@ from planning.plan import (
     static_bytes,
 )
 from planning.rank_trace import RankTrace, Traced, trace_rank
-from planning.search import Candidate, Found, LayerMemory, search
+from planning.search import SECONDS, Candidate, Found, LayerMemory, search
 from planning.step_time import Rates, StepTime
 from tools.plan import app
 from training.config import RunConfig, load_config
@@ -86,11 +84,9 @@ def padded(preset: str, multiple: int) -> Plan:
     return make_plan(made, 1, Limits())
 
 
-def found(preset: str, processes: int, gpu_memory: float, seconds: float | None = None, **run: Any) -> Found:
-    """Search, in `seconds` of processor time if given."""
+def found(preset: str, processes: int, gpu_memory: float, seconds: float = SECONDS) -> Found:
     limits = Limits(gpu_memory=gpu_memory, **NO_RESERVES)
-    with mock.patch("planning.search.SECONDS", planning.search.SECONDS if seconds is None else seconds):
-        return search(workload(preset, **run), processes, limits, Rates(), wanted=3)
+    return search(workload(preset), processes, limits, Rates(), wanted=3, seconds=seconds)
 
 
 def least_and_needed(preset: str, processes: int) -> list[tuple[float, float, float]]:
