@@ -29,6 +29,7 @@ setup(
         "data_pipeline.shards",
         "demo",
         "model",
+        "model.weights",
         "planning",
         "pretrain",
         "sft",

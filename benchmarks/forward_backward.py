@@ -35,10 +35,10 @@ from data_pipeline.encoding.batch import Batch, EncodedSample, collate
 from data_pipeline.media.pixel_budget import SLICE_BYTES
 from model.config import DecoderConfig, GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
+from model.weights.load import SafetensorsFolder, load_weights
 from training.distributed import process_group
 from training.optimizer_config import OptimizerConfig
 from training.step import TrainStep, forward_step

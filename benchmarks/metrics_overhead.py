@@ -24,9 +24,9 @@ from benchmarks.training_step import random_sample
 from data_pipeline.encoding.batch import Batch, collate
 from model.config import GlmvConfig
 from model.glmv import build_model_chunks
-from model.hf_weights import RandomWeights, load_weights
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
+from model.weights.load import RandomWeights, load_weights
 from training.config import ModelChoice, RunConfig, TrainConfig
 from training.distributed import process_group
 from training.meter import Meter

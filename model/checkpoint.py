@@ -37,8 +37,8 @@ from model.errors import CheckpointError
 from model.finite import nonfinite
 from model.fp8_weights import keep_first_values, round_from_main_weights
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
-from model.hf_weights import local_tensors
 from model.megatron_versions import with_groups_of
+from model.weights.load import local_tensors
 
 __all__ = [
     "HF_FILES",

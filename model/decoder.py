@@ -111,7 +111,7 @@ def glm_transformer_fields(rms_norm_eps: float, dtype: torch.dtype) -> dict[str,
         "pipeline_dtype": dtype,
         **NO_CUDA_GRAPHS,
         "bf16": dtype == torch.bfloat16,
-        # model.hf_weights.load_weights fills all weights later.
+        # model.weights.load.load_weights fills all weights later.
         "init_method": _leave_uninitialised,
         "output_layer_init_method": _leave_uninitialised,
     }
@@ -150,7 +150,7 @@ def decoder_block_spec(
 
 
 # Names of the norms before attention and MLP: fused into the next linear layer, and as modules. Checkpoints and
-# model.weight_table use the latter.
+# model.weights.table use the latter.
 FUSED_NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",

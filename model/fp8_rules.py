@@ -18,7 +18,7 @@ from model.config import GlmvConfig
 from model.errors import ConfigError
 from model.fp8 import Fp8Config
 from model.parallel import ParallelConfig
-from model.weight_table import weights
+from model.weights.table import weights
 
 LINEAR = re.compile(r"\.linear_(qkv|proj|fc1|fc2)\.weight$")
 SPLITS_COLUMNS = re.compile(r"\.linear_(proj|fc2)\.weight$")

@@ -62,7 +62,7 @@ class GlmvModel(MegatronModule):
     """GLM-4.5V or GLM-4.1V on megatron-core: the whole model, or one stage of its pipeline.
 
     Vision tower and adapter belong to the first stage. Parameters are uninitialised until
-    `model.hf_weights.load_weights` or `model.checkpoint.load_checkpoint` fills them.
+    `model.weights.load.load_weights` or `model.checkpoint.load_checkpoint` fills them.
 
     Args:
         config: The model.

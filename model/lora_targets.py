@@ -22,7 +22,7 @@ from fnmatch import fnmatchcase
 from model.config import ConfigError, GlmvConfig
 from model.lora_config import LoraConfig
 from model.parts import part_of
-from model.weight_table import COPY, FUSED_UP, QKV, Transform, Weight, weights
+from model.weights.table import COPY, FUSED_UP, QKV, Transform, Weight, weights
 
 ALL_LINEAR = "all-linear"
 LINEAR = re.compile(r"(.*\.linear_(?:qkv|proj|fc1|fc2)|adapter\.proj)\.weight")

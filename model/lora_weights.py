@@ -21,12 +21,12 @@ from torch import Tensor
 
 from model.canonical_names import canonical_name
 from model.config import GlmvConfig
-from model.hf_weights import WeightSource, check_names_and_shapes
 from model.lora import remove_adapters
 from model.lora_config import LoraConfig
 from model.lora_layers import ADAPTERS, Adapter, adapters_of
 from model.lora_targets import Site, selected_sites
-from model.weight_table import Weight, sizes, weights
+from model.weights.source import WeightSource, check_names_and_shapes, whole
+from model.weights.table import Weight, sizes, weights
 
 if TYPE_CHECKING:
     from model.glmv import GlmvModel
@@ -81,15 +81,19 @@ class RandomAdapters:
         """Return the shape of one tensor."""
         return self._shapes[name]
 
-    def tensor(self, name: str) -> Tensor:
-        """Return one tensor, the same at every call."""
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of one tensor."""
+        return torch.float32
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return rows of one tensor, which are the same at every call."""
         shape = self._shapes[name]
         if name.endswith(".lora_B.weight"):
-            return torch.zeros(shape)
+            return torch.zeros(shape)[start:stop]
         digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         bound = shape[1] ** -0.5  # kaiming_uniform_ with a = sqrt(5)
-        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)[start:stop]
 
 
 @torch.no_grad()
@@ -108,15 +112,15 @@ def fill_adapters(model_chunks: Sequence[GlmvModel], source: WeightSource) -> No
     names = peft_names(selected_sites(config, lora.targets))
     size, experts = sizes(config), config.decoder.n_routed_experts
     for module, adapters in _by_module(adapter for chunk in model_chunks for _, adapter in adapters_of(chunk)).items():
-        whole_a, whole_b = (source.tensor(f"{names[module]}.lora_{factor}.weight") for factor in "AB")
+        whole_a, whole_b = (whole(source, f"{names[module]}.lora_{factor}.weight") for factor in "AB")
         for adapter in adapters:
             site, a, b = adapter.site, whole_a, whole_b
             if site.expert is not None:
                 a, b = a.unflatten(0, (experts, -1))[site.expert], b.unflatten(1, (-1, experts))[..., site.expert]
             b = site.transform.to_megatron([b], size)
-            for factor, whole in zip(adapter.factors, (a, *b.split(site.rows)), strict=True):
+            for factor, full in zip(adapter.factors, (a, *b.split(site.rows)), strict=True):
                 dim = adapter.split_dim(factor)
-                own = whole if dim is None else whole.chunk(adapter.group.size(), dim)[adapter.group.rank()]
+                own = full if dim is None else full.chunk(adapter.group.size(), dim)[adapter.group.rank()]
                 adapter.get_parameter(factor).copy_(own)
 
 
@@ -148,7 +152,7 @@ def export_adapters(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
         if adapters[0].site.expert is not None:
             a, b = torch.cat([a for a, _ in pairs]), torch.stack([b for _, b in pairs], dim=-1).flatten(1)
         yield f"{names[module]}.lora_A.weight", a
-        yield f"{names[module]}.lora_B.weight", adapters[0].site.transform.to_hf(b, size)[0]
+        yield f"{names[module]}.lora_B.weight", adapters[0].site.transform.to_hf(b, [b.size(0)], size)[0]
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from model.parallel import ParallelConfig
 from model.parameter_marks import VISION_PARTS
 from model.parts import part_of
 from model.pipeline_layout import DECODER
-from model.weight_table import weights
+from model.weights.table import weights
 
 # What tensor parallelism splits: column-parallel weights with their biases, row-parallel weights, the vocabulary.
 SPLIT = re.compile(

@@ -8,9 +8,9 @@ from megatron.core import parallel_state
 
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import WeightSource, load_weights
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
+from model.weights.load import WeightSource, load_weights
 
 
 def build_whole_model(config: GlmvConfig, weights: WeightSource | None = None, **options: Any) -> GlmvModel:

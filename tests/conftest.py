@@ -11,7 +11,7 @@ from torch import nn
 
 from demo.tokenizer import train_tokenizer
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder
+from model.weights.load import SafetensorsFolder
 from model.whole_model import build_whole_model
 from tests import prose
 from tests.hf_folders import VARIANTS

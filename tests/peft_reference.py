@@ -70,5 +70,8 @@ class Tensors:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
-    def tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
+    def dtype(self, name: str) -> torch.dtype:
+        return self.tensors[name].dtype
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        return self.tensors[name][start:stop]

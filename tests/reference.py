@@ -17,9 +17,9 @@ from data_pipeline.encoding.batch import Batch, EncodedSample, collate
 from data_pipeline.encoding.rope_positions import rope_positions
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import export_tensors
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
-from model.weight_table import sizes, weights
+from model.weights.load import export_tensors
+from model.weights.table import sizes, weights
 
 PRESETS = {"glm4v_moe": "tiny_moe", "glm4v": "tiny_dense"}
 HF_CONFIGS = {"glm4v_moe": transformers.Glm4vMoeConfig, "glm4v": transformers.Glm4vConfig}

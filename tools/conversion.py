@@ -16,8 +16,8 @@ from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError, WeightsError
 from model.hf_config import CONFIG_FILE, with_one_rope_spelling
-from model.hf_weights import check_names_and_shapes, hf_shapes
-from model.safetensors_folder import SafetensorsFolder
+from model.weights.folder import SafetensorsFolder
+from model.weights.load import check_names_and_shapes, hf_shapes
 from model.whole_model import build_whole_model
 from tools.hf_output import (
     DTYPES,
@@ -60,11 +60,12 @@ class _Watched:
 
     def __init__(self, source: SafetensorsFolder, progress: Progress) -> None:
         self.source, self.progress = source, progress
-        self.names, self.shape = source.names, source.shape
+        self.names, self.shape, self.dtype = source.names, source.shape, source.dtype
 
-    def tensor(self, name: str) -> Tensor:
-        self.progress.advance(self.progress.task_ids[0])
-        return self.source.tensor(name)
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        if stop == self.shape(name)[0]:
+            self.progress.advance(self.progress.task_ids[0])
+        return self.source.rows(name, start, stop)
 
 
 def export_checkpoint(

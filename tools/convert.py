@@ -126,7 +126,7 @@ def verify_command(
     dir_b: Annotated[Path, typer.Argument(help="Hugging Face folder")],
 ) -> None:
     """Compare two Hugging Face folders; exit with 1 if they differ."""
-    from model.safetensors_folder import SafetensorsFolder
+    from model.weights.folder import SafetensorsFolder
     from tools.conversion import CONVERSION_ERRORS, compare_folders
 
     with errors_in_one_line(*CONVERSION_ERRORS):

@@ -19,9 +19,10 @@ from common.sizes import parse_size
 from model.config import ARCHITECTURES, GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
-from model.hf_weights import export_tensors, hf_shapes
-from model.safetensors_folder import SafetensorsFolder, SafetensorsWriter
 from model.verify import VERIFY
+from model.weights.folder import SafetensorsFolder
+from model.weights.load import export_tensors, hf_shapes
+from model.weights.writer import SafetensorsWriter
 from training.hf_files import TOKENIZER_FILES
 
 HF_FILE_NAMES = (

@@ -21,7 +21,7 @@ from model.lora import add_adapters
 from model.lora_config import LoraConfig
 from model.lora_targets import Site, selected_sites
 from model.lora_weights import export_adapters, merge_adapters
-from model.safetensors_folder import SafetensorsFolder
+from model.weights.folder import SafetensorsFolder
 from model.whole_model import build_whole_model
 from tools.hf_output import DTYPES, check_options, complete_or_removed, dtype_of, refuse_full, write_hf_folder
 from training.distributed import process_group

@@ -21,11 +21,11 @@ from model.checkpoint import STATE, is_checkpoint, read_train_state
 from model.checkpoint_manifest import check_alone
 from model.checkpoint_metadata import check_metadata
 from model.config import ConfigError, GlmvConfig
-from model.hf_weights import check_names_and_shapes
 from model.pipeline_layout import DECODER, EMBEDDING, LOSS, layout_for
 from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
-from model.safetensors_folder import SafetensorsFolder
-from model.weight_table import hf_shapes
+from model.weights.folder import SafetensorsFolder
+from model.weights.load import check_names_and_shapes
+from model.weights.table import hf_shapes
 from training.config import RunConfig
 from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8, describe_fp8, fp8_warnings

@@ -16,7 +16,7 @@ from model.config import ConfigError, GlmvConfig
 from model.fp8_rules import check_gpu, check_layers, check_sizes, is_quantised
 from model.installed import has_transformer_engine
 from model.parts import part_of
-from model.weight_table import weights
+from model.weights.table import weights
 from training.config import RunConfig
 
 

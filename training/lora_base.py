@@ -10,16 +10,18 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 import xxhash
 
 from model.checkpoint import STATE, TRAIN_STATE, TrainState, is_checkpoint, read_train_state
 from model.checkpoint_manifest import MANIFEST, parse_manifest
 from model.config import ConfigError, GlmvConfig
 from model.lora_targets import adapted_parts, selected_sites
-from model.safetensors_folder import SafetensorsFolder
+from model.weights.folder import SafetensorsFolder
+from model.weights.source import rows_of
 from training.config import RunConfig
 
-SAMPLE = 1024  # values of each tensor that the fingerprint of a Hugging Face folder reads
+SAMPLE = 1024  # values of each tensor that the fingerprint of a Hugging Face folder reads; rows count whole
 
 
 def base_fingerprint(weights: Path | None, seed: int) -> str:
@@ -42,8 +44,10 @@ def base_fingerprint(weights: Path | None, seed: int) -> str:
         return f"checkpoint {digest.hexdigest()}"
     folder = SafetensorsFolder(weights)
     for name in sorted(folder.names()):
-        digest.update(f"{name} {folder.dtype(name)} {folder.shape(name)} ".encode())
-        digest.update(folder.first_bytes(name, SAMPLE))
+        shape, dtype = folder.shape(name), folder.dtype(name)
+        digest.update(f"{name} {dtype} {shape} ".encode())
+        sample = folder.unchecked_rows(name, 0, min(shape[0], rows_of(SAMPLE * dtype.itemsize, shape, dtype)))
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
     return f"Hugging Face weights {digest.hexdigest()}"
 
 

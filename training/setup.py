@@ -20,13 +20,13 @@ from model.config import GlmvConfig
 from model.dispatch import check_dispatch_kernels
 from model.fp8_scales import load_scales
 from model.glmv import GlmvModel, build_model_chunks
-from model.hf_weights import RandomWeights, SafetensorsFolder, load_weights
 from model.lora import add_adapters
 from model.lora_config import LoraConfig
 from model.lora_weights import RandomAdapters, fill_adapters
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from model.process_groups import initialize_model_parallel
+from model.weights.load import RandomWeights, SafetensorsFolder, load_weights
 from training.config import RunConfig
 from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8

@@ -10,8 +10,8 @@ import torch
 from model.checkpoint import load_checkpoint, save_checkpoint
 from model.errors import CheckpointError
 from model.glmv import GlmvModel, build_model_chunks
-from model.hf_weights import RandomWeights, load_weights
 from model.process_groups import initialize_model_parallel
+from model.weights.load import RandomWeights, load_weights
 from tests.model.layout_cases import layout_of
 from tests.reference import small_config
 

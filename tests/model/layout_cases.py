@@ -24,11 +24,11 @@ from model.errors import ImageTokenError
 from model.fp8 import Fp8Config
 from model.fp8_scales import gather_scales
 from model.glmv import GlmvModel, build_model_chunks
-from model.hf_weights import SafetensorsFolder, load_weights, local_tensors, this_ranks_slice
 from model.linear import GroupedLinear
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
-from model.weight_table import weights
+from model.weights.load import SafetensorsFolder, load_weights, local_tensors, this_ranks_part
+from model.weights.table import weights
 from tests.model.broken_variants import broken
 from tests.model.gathers import bytes_of_weights, recorded_gathers
 from tests.reference import (
@@ -334,9 +334,9 @@ def differences_of(
     held: dict[str, Tensor], config: GlmvConfig, reference: dict[str, Tensor]
 ) -> dict[str, tuple[float, float]]:
     """Return for every tensor of this rank the summed squares of its difference from `reference` and of the latter."""
-    stacked = {weight.name: weight.transform.stacked for weight in weights(config)}
+    table = {weight.name: weight for weight in weights(config)}
     squares = {}
     for name, local in held.items():
-        expected = this_ranks_slice(reference[name], local, name, stacked[name]).double()
+        expected = this_ranks_part(table[name], tuple(local.shape)).of(reference[name]).double()
         squares[name] = ((local.double() - expected).square().sum().item(), expected.square().sum().item())
     return squares

@@ -14,7 +14,6 @@ from torch import Tensor
 import training.step
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import build_model_chunks
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.lora import add_adapters
 from model.lora_config import LoraConfig
 from model.lora_dropout import PackNumber
@@ -22,6 +21,7 @@ from model.lora_layers import adapters_of
 from model.lora_weights import fill_adapters
 from model.process_groups import initialize_model_parallel
 from model.recompute import RecomputeConfig
+from model.weights.load import SafetensorsFolder, load_weights
 from tests.model.layout_cases import OPTIMIZER, SEQ_LENGTH, layout_of, of_this_rank, packs_of_step
 from tests.peft_reference import ALPHA, RANK, TARGETS, Tensors
 from tests.reference import small_config

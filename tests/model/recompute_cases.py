@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from model.glmv import build_model_chunks
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
 from model.recompute import RecomputeConfig
+from model.weights.load import SafetensorsFolder, load_weights
 from tests.model.layout_cases import (
     OPTIMIZER,
     SEQ_LENGTH,

@@ -18,9 +18,9 @@ from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.errors import ImageTokenError
 from model.glmv import GlmvModel
-from model.hf_weights import local_tensors
 from model.vision import bicubic_weights
-from model.weight_table import weights
+from model.weights.load import local_tensors
+from model.weights.table import weights
 from tests.reference import (
     Element,
     Image,

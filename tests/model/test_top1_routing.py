@@ -10,8 +10,8 @@ import torch
 
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
+from model.weights.load import SafetensorsFolder, load_weights
 from tests import reference
 from tests.reference import (
     forward_inputs,

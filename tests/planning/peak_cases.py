@@ -16,9 +16,9 @@ from torch.profiler import ProfilerActivity, profile
 import model.moe
 from model.backend import select_backend
 from model.glmv import build_model_chunks
-from model.hf_weights import RandomWeights, load_weights
 from model.moe import normalized_topk_routing
 from model.process_groups import initialize_model_parallel
+from model.weights.load import RandomWeights, load_weights
 from planning.balanced import balanced_map
 from planning.packs import PackShape, as_batch
 from planning.rank_trace import RankTrace, Traced, trace_rank

@@ -19,9 +19,9 @@ from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.errors import WeightsError
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
 from model.transformer_engine import FUSED_KERNELS, TransformerEngineSpecProvider, on_device
+from model.weights.load import SafetensorsFolder, load_weights
 from tests.process_group import alone
 from tests.reference import Element, Image, Text, Video, forward_inputs, make_sample, pack
 from tests.te.definitions import kernels_by_definition

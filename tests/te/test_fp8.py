@@ -19,9 +19,9 @@ from model.config import GlmvConfig
 from model.fp8 import Fp8Config
 from model.fp8_weights import first_values, with_exact_weights
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
 from model.transformer_engine import TransformerEngineSpecProvider
+from model.weights.load import SafetensorsFolder, load_weights
 from tests.process_group import alone
 from tests.te import tables
 from tests.te.definitions import kernels_by_definition

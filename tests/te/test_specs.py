@@ -21,9 +21,9 @@ from model.backend import Backend, TorchSpecProvider
 from model.canonical_names import canonical_name
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import local_tensors
 from model.transformer_engine import TransformerEngineSpecProvider
-from model.weight_table import weights
+from model.weights.load import local_tensors
+from model.weights.table import weights
 from tests.te import tables
 from tests.te.fake_ranks import CASES, RANKS, built
 

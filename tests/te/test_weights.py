@@ -18,10 +18,10 @@ from model.checkpoint import load_checkpoint, save_checkpoint
 from model.config import GlmvConfig
 from model.errors import CheckpointError
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, export_tensors, load_weights
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
 from model.transformer_engine import TransformerEngineSpecProvider
+from model.weights.load import SafetensorsFolder, export_tensors, load_weights
 from tests.te.fake_ranks import pretended_gpu
 
 ROOT = Path(__file__).parents[2]

@@ -12,9 +12,9 @@ import torch.distributed as dist
 from model.checkpoint import save_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
+from model.weights.load import SafetensorsFolder, load_weights
 
 
 def main(hf_folder: Path, step_folder: Path) -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from model.config import GlmvConfig
-from model.safetensors_folder import SafetensorsFolder
+from model.weights.folder import SafetensorsFolder
 from tests.hf_folders import save_whole_folder
 from tools.conversion import compare_folders
 from tools.convert import app

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
 from model.fp8 import Fp8Config
-from model.hf_weights import RandomWeights
+from model.weights.load import RandomWeights
 from model.whole_model import build_whole_model
 from tests.launch import ROOT, metrics, train
 from tests.training_data import config_file, shards

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from model.checkpoint import TrainState, load_checkpoint, save_checkpoint
 from model.glmv import build_model_chunks
-from model.hf_weights import SafetensorsFolder, load_weights
 from model.parts import freeze, part_of
 from model.process_groups import initialize_model_parallel
 from model.recompute import RecomputeConfig
+from model.weights.load import SafetensorsFolder, load_weights
 from tests.model.layout_cases import (
     OPTIMIZER,
     SEQ_LENGTH,

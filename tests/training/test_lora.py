@@ -19,9 +19,9 @@ from model.checkpoint import HF_FILES, find_checkpoint, load_checkpoint
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError
 from model.hf_config import CONFIG_FILE
-from model.hf_weights import SafetensorsFolder
 from model.lora import add_adapters
 from model.lora_config import LoraConfig
+from model.weights.load import SafetensorsFolder
 from model.whole_model import build_whole_model
 from tests.launch import metrics, train
 from tests.reference import (

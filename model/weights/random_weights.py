@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.config import GlmvConfig
-from model.weight_table import hf_shapes
+from model.weights.table import hf_shapes
 
 
 class RandomWeights:
@@ -26,6 +26,7 @@ class RandomWeights:
         self.seed = seed
         self.std = config.decoder.initializer_range
         self._shapes = hf_shapes(config)
+        self._last: tuple[str, Tensor] | None = None  # tensors are made whole, and read in blocks
 
     def names(self) -> list[str]:
         """Return the names of all tensors."""
@@ -35,8 +36,18 @@ class RandomWeights:
         """Return the shape of one tensor."""
         return self._shapes[name]
 
-    def tensor(self, name: str) -> Tensor:
-        """Return one tensor, the same at every call."""
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype of one tensor."""
+        return torch.float32
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Return rows of one tensor, which are the same at every call."""
+        if self._last is None or self._last[0] != name:
+            self._last = None  # frees its memory first
+            self._last = name, self._new(name)
+        return self._last[1][start:stop]
+
+    def _new(self, name: str) -> Tensor:
         shape = self._shapes[name]
         if name.endswith("bias"):
             return torch.zeros(shape)

@@ -21,51 +21,11 @@ keeps them fused in memory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from model.config import GlmvConfig
-
-# --- transforms -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Transform:
-    """Both directions between the tensors of a folder and one parameter, on whole tensors, never a rank's slice."""
-
-    to_megatron: Callable[[Sequence[Tensor], Mapping[str, int]], Tensor]  # (tensors of the folder, sizes) -> parameter
-    to_hf: Callable[[Tensor, Mapping[str, int]], Sequence[Tensor]]  # (parameter, sizes) -> tensors of the folder
-    stacked: int = 1  # matrices above each other in the parameter, which tensor parallelism splits one by one
-
-
-def _join_qkv(parts: Sequence[Tensor], size: Mapping[str, int]) -> Tensor:
-    """Join q [heads*dim, ...], k and v [groups*dim, ...] to [groups * (q...q k v), ...]."""
-    return torch.cat([part.unflatten(0, (size["groups"], -1)) for part in parts], dim=1).flatten(0, 1)
-
-
-def _split_qkv(joined: Tensor, size: Mapping[str, int]) -> Sequence[Tensor]:
-    per_group = [size[rows] // size["groups"] for rows in ("q", "kv", "kv")]
-    return [part.flatten(0, 1) for part in joined.unflatten(0, (size["groups"], -1)).split(per_group, dim=1)]
-
-
-def _heads_first(parts: Sequence[Tensor], size: Mapping[str, int]) -> Tensor:
-    """Reorder [3 * heads * dim, width] to [heads * 3 * dim, width]."""
-    return parts[0].unflatten(0, (3, size["vision_heads"], -1)).transpose(0, 1).flatten(0, 2)
-
-
-def _heads_last(joined: Tensor, size: Mapping[str, int]) -> Sequence[Tensor]:
-    return [joined.unflatten(0, (size["vision_heads"], 3, -1)).transpose(0, 1).flatten(0, 2)]
-
-
-COPY = Transform(lambda parts, size: parts[0], lambda joined, size: [joined])
-QKV = Transform(_join_qkv, _split_qkv)
-GATE_UP = Transform(lambda parts, size: torch.cat(list(parts)), lambda joined, size: joined.chunk(2), stacked=2)
-FUSED_UP = Transform(lambda parts, size: parts[0], lambda joined, size: [joined], stacked=2)
-VISION_QKV = Transform(_heads_first, _heads_last)
-
+from model.weights.transforms import COPY, FUSED_UP, GATE_UP, QKV, VISION_QKV, Piece, Transform
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
@@ -255,6 +215,21 @@ class Weight:
     name: str
     transform: Transform
     hf: dict[str, tuple[int, ...]]  # names in the folder, and their shapes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole parameter."""
+        shapes = list(self.hf.values())
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+    @property
+    def hf_rows(self) -> list[int]:
+        """Rows of each tensor of the folder."""
+        return [shape[0] for shape in self.hf.values()]
+
+    def pieces(self, size: Mapping[str, int], start: int, stop: int) -> Iterator[Piece]:
+        """Yield what makes the rows [start, stop) of the parameter, in their order."""
+        return self.transform.pieces(self.hf_rows, size, start, stop)
 
 
 def weights(config: GlmvConfig) -> Iterator[Weight]:

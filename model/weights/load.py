@@ -4,14 +4,15 @@
     SafetensorsFolder(path)   a Hugging Face folder
     RandomWeights(config, s)  new weights from a seed
 
-`load_weights` fills what this rank holds of the model: its pipeline stages, its experts, its tensor slices. Every
-tensor is read whole, one at a time, and sliced. `model.weight_table` says which tensors make which parameter.
+`load_weights` fills what this rank holds of the model: its pipeline stages, its experts, its tensor slices. It reads
+no other rows; of a matrix whose columns are split it reads whole rows, a block at a time. `model.weights.table` says
+which tensors make which parameter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from megatron.core import parallel_state
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 from model.canonical_names import canonical_name
 from model.errors import WeightsError
 from model.fp8_weights import first_values
-from model.random_weights import RandomWeights
-from model.safetensors_folder import SafetensorsFolder, some
-from model.weight_table import hf_shapes, sizes, weights
+from model.weights.folder import SafetensorsFolder
+from model.weights.random_weights import RandomWeights
+from model.weights.source import WeightSource, check_names_and_shapes, rows_of, some
+from model.weights.table import Weight, hf_shapes, sizes, weights
 
 if TYPE_CHECKING:
     from model.glmv import GlmvModel
@@ -32,20 +34,13 @@ __all__ = [
     "SafetensorsFolder",
     "WeightSource",
     "WeightsError",
+    "check_names_and_shapes",
     "export_tensors",
     "hf_shapes",
     "load_weights",
 ]
 
-
-class WeightSource(Protocol):
-    """A source of tensors by their Hugging Face names."""
-
-    def names(self) -> list[str]: ...
-
-    def shape(self, name: str) -> tuple[int, ...]: ...
-
-    def tensor(self, name: str) -> Tensor: ...
+BLOCK_BYTES = 2**26  # of rows of which only some columns are kept
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
@@ -71,40 +66,16 @@ def load_weights(model_chunks: Sequence[GlmvModel], source: WeightSource) -> Non
     first = {canonical_name(model, name): copy for model in model_chunks for name, copy in first_values(model)}
     for name, local in (named for model in model_chunks for named in local_tensors(model)):
         if name not in table:
-            raise WeightsError(f"the model's parameter {name} has no row in model/weight_table.py")
+            raise WeightsError(f"the model's parameter {name} has no row in model/weights/table.py")
         if name in filled:
             raise WeightsError(f"the model holds {name} twice")
-        weight = table[name]
-        whole = weight.transform.to_megatron([source.tensor(part) for part in weight.hf], size)
-        own = this_ranks_slice(whole, local, name, weight.transform.stacked)
+        own = read_part(source, table[name], this_ranks_part(table[name], tuple(local.shape)), size)
         local.copy_(own)
         if name in first:
             first[name].copy_(own)
         filled.add(name)
     if _holds_whole_model() and (absent := [weight.name for weight in table.values() if weight.name not in filled]):
         raise WeightsError(f"the model lacks {some(absent)}, which the weights hold")
-
-
-def check_names_and_shapes(source: WeightSource, expected: dict[str, tuple[int, ...]]) -> None:
-    """Check that `source` holds exactly the tensors of `expected`, without reading their values.
-
-    Raises:
-        WeightsError: names are missing or unknown, or shapes differ.
-    """
-    names = set(source.names())
-    problems = []
-    if missing := [name for name in expected if name not in names]:
-        problems.append(f"missing: {some(missing)}")
-    if unknown := sorted(names - set(expected)):
-        problems.append(f"unknown: {some(unknown)}")
-    if wrong := [
-        f"{name} is {list(source.shape(name))}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in names and source.shape(name) != shape
-    ]:
-        problems.append(f"of another shape: {some(wrong)}")
-    if problems:
-        raise WeightsError("the weights do not fit the model's config.json; tensors " + "; ".join(problems))
 
 
 def local_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -116,37 +87,67 @@ def local_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
             yield canonical_name(model, name), buffer
 
 
-def this_ranks_slice(whole: Tensor, local: Tensor, name: str, stacked: int) -> Tensor:
-    """Return the part of a tensor that tensor parallelism keeps on this rank.
+class Part(NamedTuple):
+    """What tensor parallelism keeps of a matrix on one rank."""
 
-    Replicated tensors (norms, perhaps the vision tower) are returned whole. Matrices that are stacked in one tensor are
+    rows: tuple[tuple[int, int], ...]  # [start, stop), one per stacked matrix
+    columns: slice
+
+    def of(self, whole: Tensor) -> Tensor:
+        """Return this part of a whole tensor."""
+        rows = torch.cat([whole[start:stop] for start, stop in self.rows])
+        return rows if rows.dim() == 1 else rows[:, self.columns]
+
+
+def this_ranks_part(weight: Weight, local_shape: tuple[int, ...]) -> Part:
+    """Return the part of a parameter that tensor parallelism keeps on this rank.
+
+    Replicated tensors (norms, perhaps the vision tower) are kept whole. Matrices that are stacked in one tensor are
     sliced one by one: rank 1 of 2 keeps the second half of the gate and the second half of the up projection.
 
     Args:
-        whole: The whole tensor.
-        local: The parameter of this rank, whose shape tells which dimension is split.
-        name: The canonical name.
-        stacked: Number of stacked matrices.
+        weight: The parameter.
+        local_shape: Shape of the parameter of this rank, which tells which dimension is split.
 
     Raises:
         WeightsError: the shapes do not fit each other.
     """
-    if whole.shape == local.shape:
-        return whole
-    if ".experts." in name:
+    shape = weight.shape
+    if shape == local_shape:
+        return Part(((0, shape[0]),), slice(None))
+    if ".experts." in weight.name:
         ranks = parallel_state.get_expert_tensor_parallel_world_size()
         rank = parallel_state.get_expert_tensor_parallel_rank()
     else:
         ranks = parallel_state.get_tensor_model_parallel_world_size()
         rank = parallel_state.get_tensor_model_parallel_rank()
-    split = [dim for dim, (all_, own) in enumerate(zip(whole.shape, local.shape, strict=True)) if all_ != own]
-    if len(split) != 1 or whole.shape[split[0]] != ranks * local.shape[split[0]]:
+    split = [dim for dim, (all_, own) in enumerate(zip(shape, local_shape, strict=True)) if all_ != own]
+    if len(split) != 1 or split[0] > 1 or shape[split[0]] != ranks * local_shape[split[0]]:
         raise WeightsError(
-            f"{name} is {list(whole.shape)} in the weights, and {list(local.shape)} on one of {ranks} tensor ranks"
+            f"{weight.name} is {list(shape)} in the weights, and {list(local_shape)} on one of {ranks} tensor ranks"
         )
-    (dim,) = split
-    matrices = whole.chunk(stacked, dim) if dim == 0 else [whole]
-    return torch.cat([matrix.chunk(ranks, dim)[rank] for matrix in matrices], dim)
+    if split[0] == 1:
+        return Part(((0, shape[0]),), slice(rank * local_shape[1], (rank + 1) * local_shape[1]))
+    height, own = (rows // weight.transform.stacked for rows in (shape[0], local_shape[0]))
+    starts = [matrix * height + rank * own for matrix in range(weight.transform.stacked)]
+    return Part(tuple((start, start + own) for start in starts), slice(None))
+
+
+def read_part(source: WeightSource, weight: Weight, part: Part, size: Mapping[str, int]) -> Tensor:
+    """Read a part of a parameter. Of other columns, one block of rows at a time is in memory."""
+    names = list(weight.hf)
+    read = []
+    for piece in (piece for start, stop in part.rows for piece in weight.pieces(size, start, stop)):
+        name = names[piece.part]
+        step = rows_of(BLOCK_BYTES, source.shape(name), source.dtype(name))
+        if part.columns == slice(None):
+            read.append(source.rows(name, piece.start, piece.stop))
+            continue
+        read += [
+            source.rows(name, start, min(start + step, piece.stop))[:, part.columns].clone()
+            for start in range(piece.start, piece.stop, step)
+        ]
+    return torch.cat(read) if len(read) > 1 else read[0]
 
 
 def _holds_whole_model() -> bool:
@@ -175,8 +176,9 @@ def export_tensors(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
     for weight in weights(config):
         if weight.name not in held:
             raise WeightsError(f"this process does not hold {weight.name}: export from a whole model")
-        parts = weight.transform.to_hf(held[weight.name], size)
-        for (name, shape), part in zip(weight.hf.items(), parts, strict=True):
-            if tuple(part.shape) != shape:
-                raise WeightsError(f"{name} would be {list(part.shape)}, not {list(shape)}: export from a whole model")
-            yield name, part
+        if held[weight.name].shape != weight.shape:
+            raise WeightsError(
+                f"{weight.name} is {list(held[weight.name].shape)}, not {list(weight.shape)}: export from a whole model"
+            )
+        parts = weight.transform.to_hf(held[weight.name], weight.hf_rows, size)
+        yield from zip(weight.hf, parts, strict=True)

@@ -1,0 +1,146 @@
+"""Read the weights of a Hugging Face folder: `model.safetensors`, or shards with an index.
+
+Rows of tensors are read when they are asked for; only the headers are read ahead. Nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.errors import WeightsError
+from model.finite import nonfinite
+from model.weights.files import LocalFile, WeightFile, read_bytes
+from model.weights.header import HeaderError, StoredTensor, read_header
+from model.weights.source import some
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+# The dtypes that a weight may have.
+PLAIN = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class SafetensorsFolder:
+    """The tensors of a Hugging Face folder, read when they are asked for.
+
+    Raises:
+        WeightsError: the folder holds no safetensors; a shard is missing, truncated or lacks a tensor that the index
+            lists; or a tensor is not stored as plain floating point (float8 needs scales, which are not applied).
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._file: dict[str, WeightFile] = {}
+        self._stored: dict[str, StoredTensor] = {}
+        for path, listed in self._files().items():
+            self._add_file(path, listed)
+
+    def names(self) -> list[str]:
+        """Return the names of all tensors."""
+        return list(self._stored)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._stored
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of one tensor."""
+        return self._stored[name].shape
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return the dtype that one tensor has on disk."""
+        return self._stored[name].dtype
+
+    def tensor(self, name: str) -> Tensor:
+        """Read one whole tensor. Raises WeightsError as `rows`."""
+        return self._checked(name, self.unchecked_tensor(name))
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read the indices [start, stop) of a tensor's first dimension, in the dtype that it has on disk.
+
+        Raises:
+            WeightsError: a value is NaN or infinite, or the file has changed.
+        """
+        return self._checked(name, self.unchecked_rows(name, start, stop))
+
+    def unchecked_tensor(self, name: str) -> Tensor:
+        """Read one whole tensor, whatever its values."""
+        shape = self._stored[name].shape
+        return self.unchecked_rows(name, 0, shape[0]) if shape else self._read(name, 0, ())
+
+    def unchecked_rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read rows of one tensor, whatever their values."""
+        stored = self._stored[name]
+        return self._read(name, start * stored.row_bytes, (stop - start, *stored.shape[1:]))
+
+    def _read(self, name: str, skipped_bytes: int, shape: tuple[int, ...]) -> Tensor:
+        stored = self._stored[name]
+        tensor = torch.empty(shape, dtype=stored.dtype)
+        content: Any = tensor.view(-1).view(torch.uint8).numpy()
+        try:
+            self._file[name].read_into(memoryview(content), stored.offset + skipped_bytes)
+        except EOFError as error:
+            raise WeightsError(f"{error}, within tensor {name}: the file has changed since it was opened") from None
+        return tensor
+
+    def _checked(self, name: str, tensor: Tensor) -> Tensor:
+        if nonfinite({name: tensor}):
+            raise WeightsError(
+                f"{self._file[name].name}: tensor {name} has values that are not finite (NaN or infinity): these "
+                "weights are damaged; copy or download them again"
+            )
+        return tensor
+
+    # --- files --------------------------------------------------------------------------------------------------------
+
+    def _files(self) -> Mapping[str, set[str] | None]:
+        """Return the files and the tensors that the index lists for each; None without an index."""
+        if (self.folder / INDEX).is_file() and (self.folder / SINGLE).is_file():
+            raise WeightsError(
+                f"{self.folder} has both {SINGLE} and {INDEX}, which may be two different models: remove the one that "
+                "is not meant"
+            )
+        if (self.folder / INDEX).is_file():
+            return self._read_index(self.folder / INDEX)
+        if (self.folder / SINGLE).is_file():
+            return {SINGLE: None}
+        raise WeightsError(f"{self.folder} has neither {SINGLE} nor {INDEX}: it holds no safetensors weights")
+
+    def _read_index(self, index: Path) -> dict[str, set[str] | None]:
+        try:
+            files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+            listed: dict[str, Any] = {shard: set() for shard in sorted(set(files.values()))}
+            for name, shard in files.items():
+                listed[shard].add(name)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightsError(f"{index} is not an index of safetensors shards: {error!r}") from None
+        for shard in listed:
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise WeightsError(f"{index} names the shard {shard!r}, which is not a file of its own folder")
+        if missing := [shard for shard in listed if not (self.folder / shard).is_file()]:
+            raise WeightsError(f"{self.folder} lacks {some(missing)}, which {INDEX} names: copy the missing files")
+        return listed
+
+    def _add_file(self, shard: str, listed: set[str] | None) -> None:
+        path = self.folder / shard
+        file = LocalFile(path)
+        try:
+            held = read_header(partial(read_bytes, file), file.size)
+        except (HeaderError, EOFError) as error:
+            raise WeightsError(f"{path} cannot be read as safetensors ({error}): copy or download it again") from None
+        if listed is not None and (lost := sorted(listed - held.keys())):
+            raise WeightsError(f"{self.folder / INDEX} lists tensors that its shards do not hold: {some(lost)}")
+        if listed is not None and (stray := sorted(held.keys() - listed)):
+            raise WeightsError(f"{self.folder / INDEX} does not list tensors that its shards hold: {some(stray)}")
+        for name, stored in held.items():
+            if stored.dtype not in PLAIN:
+                raise WeightsError(
+                    f"{path}: tensor {name} is stored as {str(stored.dtype)[6:]}; quantised and integer weights are "
+                    "not supported: use the float32, float16 or bfloat16 release of this model"
+                )
+            self._file[name], self._stored[name] = file, stored
