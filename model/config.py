@@ -2,15 +2,18 @@
 
 Two variants are published. They differ only in the decoder:
 
-    variant      published as   decoder                                         rotary layout
-    glm4v_moe    GLM-4.5V       mixture of experts, first layer dense           half-split
-    glm4v        GLM-4.1V-9B    dense, norms around and after each sub-layer    interleaved pairs
+    variant      published as                   decoder                                         rotary layout
+    glm4v_moe    GLM-4.5V, GLM-4.6V             mixture of experts, first layer dense           half-split
+    glm4v        GLM-4.1V-9B, GLM-4.6V-Flash    dense, norms around and after each sub-layer    interleaved pairs
+
+The newer model of a variant differs from the older one in its weights, its rope base and length, and in how videos are
+sampled and written (`data_pipeline`). GLM-4.6V-Flash may have a `model_type` of its own in its folder, `glm46v`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from math import inf
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,7 +22,15 @@ from omegaconf import OmegaConf
 
 from model import hf_config
 from model.errors import ConfigError
-from model.hf_config import ARCHITECTURES, FIXED_TEXT, FIXED_VISION, MOE_KEYS, REQUIRED_TEXT, VISION_ROPE_THETA
+from model.hf_config import (
+    ARCHITECTURES,
+    FIXED_TEXT,
+    FIXED_VISION,
+    MOE_KEYS,
+    REQUIRED_TEXT,
+    VARIANTS,
+    VISION_ROPE_THETA,
+)
 
 __all__ = ["ARCHITECTURES", "VISION_ROPE_THETA", "ConfigError", "DecoderConfig", "GlmvConfig", "VisionConfig"]
 
@@ -166,8 +177,13 @@ class GlmvConfig:
     image_end_token_id: int = 151340
     video_start_token_id: int = 151341
     video_end_token_id: int = 151342
+    hf_type: str = field(default="", compare=False)  # `model_type` of the Hugging Face folder; empty: the variant
 
     def __post_init__(self) -> None:
+        if not self.hf_type:
+            object.__setattr__(self, "hf_type", self.variant)
+        if VARIANTS[self.hf_type] != self.variant:
+            raise ConfigError(f"model_type {self.hf_type!r} has another decoder than a {self.variant}")
         if self.vision.out_hidden_size != self.decoder.hidden_size:
             raise ConfigError(
                 f"vision_config.out_hidden_size={self.vision.out_hidden_size} must equal "
@@ -176,7 +192,7 @@ class GlmvConfig:
 
     @property
     def variant(self) -> str:
-        """Hugging Face `model_type`: "glm4v_moe" or "glm4v"."""
+        """What is computed, by the Hugging Face name of its decoder: "glm4v_moe" or "glm4v"."""
         return "glm4v_moe" if self.decoder.is_moe else "glm4v"
 
     @property
@@ -210,8 +226,7 @@ class GlmvConfig:
         """Read the `config.json` of a Hugging Face folder.
 
         Raises:
-            ConfigError: it is missing or damaged, of another architecture (GLM-4.6V is one), or asks for something
-                that is not supported.
+            ConfigError: it is missing or damaged, of another architecture, or asks for something that is not supported.
         """
         return cls.from_hf_dict(hf_config.read_config(Path(folder)), source=str(Path(folder) / hf_config.CONFIG_FILE))
 
@@ -226,7 +241,7 @@ class GlmvConfig:
         Raises:
             ConfigError: as for `from_hf`.
         """
-        variant = hf_config.model_type_of(content, source)
+        hf_type, variant = hf_config.model_type_of(content, source), hf_config.variant_of(content, source)
         token_ids = _typed(cls, hf_config.top_fields(content, source), source)
         vision = _typed(VisionConfig, hf_config.vision_fields(content, source), f"{source}: vision_config")
         text = _typed(DecoderConfig, hf_config.text_fields(content, source), f"{source}: text_config")
@@ -234,7 +249,7 @@ class GlmvConfig:
             raise ConfigError(f"{source}: text_config.n_routed_experts={text['n_routed_experts']} must be at least 2")
         text.setdefault("head_dim", text["hidden_size"] // max(1, text["num_attention_heads"]))
         try:
-            return cls(vision=VisionConfig(**vision), decoder=DecoderConfig(**text), **token_ids)
+            return cls(vision=VisionConfig(**vision), decoder=DecoderConfig(**text), **token_ids, hf_type=hf_type)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
 
@@ -251,8 +266,8 @@ class GlmvConfig:
                 fixed.pop(key, None)
         text["rope_scaling"] = {"rope_type": "default", "mrope_section": text.pop("mrope_section")}
         return {
-            "architectures": [ARCHITECTURES[self.variant]],
-            "model_type": self.variant,
+            "architectures": [ARCHITECTURES[self.hf_type]],
+            "model_type": self.hf_type,
             **{f.name: getattr(self, f.name) for f in fields(self) if f.name.endswith("_token_id")},
             "tie_word_embeddings": False,
             "text_config": {"model_type": f"{self.variant}_text", **text, **fixed},

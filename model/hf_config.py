@@ -4,6 +4,9 @@ Every key that changes what transformers computes is either read (a field of `mo
 implementation computes with one value, and a file with another value is refused. A missing key means transformers'
 default for the variant.
 
+GLM-4.6V has the model type of GLM-4.5V, `glm4v_moe`. GLM-4.6V-Flash computes what GLM-4.1V does, under the type
+`glm46v`: a frame around whatever `text_config.model_type` names, of which the dense decoder is supported.
+
 Rotary embedding has two spellings. transformers 4 and the published files write `rope_theta`, `partial_rotary_factor`
 and `rope_scaling.mrope_section`; transformers 5 writes all of them into `rope_parameters`.
 """
@@ -15,7 +18,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from common.glm46v import why_glm46v
 from model.errors import ConfigError
 
 CONFIG_FILE = "config.json"
@@ -23,7 +25,10 @@ CONFIG_FILE = "config.json"
 ARCHITECTURES = {
     "glm4v_moe": "Glm4vMoeForConditionalGeneration",
     "glm4v": "Glm4vForConditionalGeneration",
+    "glm46v": "Glm46VForConditionalGeneration",
 }
+# The decoder and tower inside each model type. They have the names of their own: what glm46v computes is a glm4v.
+VARIANTS = {"glm4v_moe": "glm4v_moe", "glm4v": "glm4v", "glm46v": "glm4v"}
 
 # Keys of a text_config that only the mixture-of-experts variant has.
 MOE_KEYS = (
@@ -76,7 +81,16 @@ TEXT_ALIASES = {"num_local_experts": "n_routed_experts"}
 VISION_ALIASES = {"num_attention_heads": "num_heads", "num_hidden_layers": "depth"}
 
 # transformers' defaults that differ from those of the fields in model.config.
-DEFAULTS_TOP = {"glm4v_moe": {}, "glm4v": {"image_token_id": 151343, "video_token_id": 151344}}
+DEFAULTS_TOP: dict[str, dict[str, int]] = {
+    "glm4v_moe": {},
+    "glm4v": {"image_token_id": 151343, "video_token_id": 151344},
+    "glm46v": {
+        "image_token_id": 151343,
+        "video_token_id": 151344,
+        "video_start_token_id": 151361,
+        "video_end_token_id": 151362,
+    },
+}
 DEFAULTS_TEXT = {
     "glm4v_moe": {"max_position_embeddings": 65536, "partial_rotary_factor": 0.5},
     "glm4v": {"max_position_embeddings": 32768, "partial_rotary_factor": 1.0},
@@ -93,7 +107,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the content of a Hugging Face folder's config.json.
 
     Raises:
-        ConfigError: the file is missing or is not a JSON object, or the folder holds GLM-4.6V.
+        ConfigError: the file is missing or is not a JSON object.
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
@@ -104,8 +118,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is not a JSON object")
-    if problem := why_glm46v(folder):
-        raise ConfigError(problem)
     return content
 
 
@@ -113,7 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def model_type_of(content: Mapping[str, Any], source: str) -> str:
-    """Return the variant, "glm4v_moe" or "glm4v".
+    """Return the model type, a key of ARCHITECTURES.
 
     Raises:
         ConfigError: the model is of another architecture.
@@ -124,7 +136,19 @@ def model_type_of(content: Mapping[str, Any], source: str) -> str:
             f"{source}: model_type {model_type!r} is not a GLM-V model; "
             f"accepted: {', '.join(f'{k} ({v})' for k, v in ARCHITECTURES.items())}"
         )
+    inner = content.get("text_config", {})
+    wanted = f"{VARIANTS[model_type]}_text"
+    if model_type == "glm46v" and isinstance(inner, dict) and inner.get("model_type", wanted) != wanted:
+        raise ConfigError(
+            f"{source}: text_config.model_type={inner['model_type']!r} is not supported in a {model_type}, whose "
+            f"decoder is a {wanted}: GLM-4.6V itself has model_type 'glm4v_moe'"
+        )
     return str(model_type)
+
+
+def variant_of(content: Mapping[str, Any], source: str) -> str:
+    """Return what the model computes, "glm4v_moe" or "glm4v". Raises ConfigError, as `model_type_of` does."""
+    return VARIANTS[model_type_of(content, source)]
 
 
 def top_fields(content: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -144,16 +168,16 @@ def text_fields(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     Raises:
         ConfigError: a key is missing, or has a value that is not supported.
     """
-    model_type, where = model_type_of(content, source), f"{source}: text_config"
+    variant, where = variant_of(content, source), f"{source}: text_config"
     text = _section(content, "text_config", TEXT_ALIASES, source)
-    is_moe = model_type == "glm4v_moe"
+    is_moe = variant == "glm4v_moe"
     if missing := [key for key in REQUIRED_TEXT + (REQUIRED_MOE if is_moe else ()) if key not in text]:
         raise ConfigError(f"{where} lacks {', '.join(missing)}")
     _check_fixed(text, FIXED_TEXT, f"{where}.")
-    rope = rope_of(text, where, default_factor=DEFAULTS_TEXT[model_type]["partial_rotary_factor"])
+    rope = rope_of(text, where, default_factor=DEFAULTS_TEXT[variant]["partial_rotary_factor"])
     if rope.pop("rope_type") != "default":
         raise ConfigError(f"{where} has another rope_type than 'default', which is the only one supported")
-    fields = DEFAULTS_TEXT[model_type] | text | rope
+    fields = DEFAULTS_TEXT[variant] | text | rope
     if not is_moe:
         fields = {key: value for key, value in fields.items() if key not in MOE_KEYS}
     return fields
@@ -246,7 +270,7 @@ def add_old_rope_spelling(content: dict[str, Any]) -> bool:
     text = content["text_config"]
     missing = bool(text.get("rope_parameters")) and not text.get("rope_scaling")
     if missing:
-        rope = rope_of(text, "text_config", DEFAULTS_TEXT[content["model_type"]]["partial_rotary_factor"])
+        rope = rope_of(text, "text_config", DEFAULTS_TEXT[VARIANTS[content["model_type"]]]["partial_rotary_factor"])
         text["rope_theta"], text["partial_rotary_factor"] = rope["rope_theta"], rope["partial_rotary_factor"]
         text["rope_scaling"] = {"rope_type": rope["rope_type"], "mrope_section": rope["mrope_section"]}
     return missing
@@ -257,6 +281,6 @@ def with_one_rope_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     text = content.get("text_config")
     if content.get("model_type") not in ARCHITECTURES or not isinstance(text, dict):
         return dict(content)
-    rope = rope_of(text, "text_config", DEFAULTS_TEXT[content["model_type"]]["partial_rotary_factor"])
+    rope = rope_of(text, "text_config", DEFAULTS_TEXT[VARIANTS[content["model_type"]]]["partial_rotary_factor"])
     spelled = {"rope_scaling", "rope_parameters", *ROPE_KEYS}
     return {**content, "text_config": {**{k: v for k, v in text.items() if k not in spelled}, **rope}}

@@ -33,5 +33,5 @@ def save_whole_folder(variant: str, folder: Path, *, dtype: torch.dtype = torch.
         ("preprocessor_config.json", "image", 6144),
         ("video_preprocessor_config.json", "video", 30000),
     ):
-        (folder / name).write_text(json.dumps(preprocessor_config(kind, tokens)))
+        (folder / name).write_text(json.dumps(preprocessor_config(kind, tokens, glm46v=variant == "glm46v")))
     return folder

@@ -17,22 +17,34 @@ from data_pipeline.encoding.batch import Batch, EncodedSample, collate
 from data_pipeline.encoding.rope_positions import rope_positions
 from model.config import GlmvConfig
 from model.glmv import GlmvModel
+from model.hf_config import VARIANTS
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 from model.weights.load import export_tensors
 from model.weights.table import sizes, weights
 
 PRESETS = {"glm4v_moe": "tiny_moe", "glm4v": "tiny_dense"}
-HF_CONFIGS = {"glm4v_moe": transformers.Glm4vMoeConfig, "glm4v": transformers.Glm4vConfig}
+HF_CONFIGS = {
+    "glm4v_moe": transformers.Glm4vMoeConfig,
+    "glm4v": transformers.Glm4vConfig,
+    "glm46v": transformers.Glm46VConfig,
+}
 
 
-def small_config(variant: str) -> GlmvConfig:
-    """Return the tiny preset with two vision blocks and, with experts, a routed scaling factor other than 1."""
-    config = GlmvConfig.from_preset(PRESETS[variant])
-    factor = 1.7 if variant == "glm4v_moe" else 1.0
+def small_config(hf_type: str) -> GlmvConfig:
+    """Return the tiny preset with two vision blocks and, with experts, a routed scaling factor other than 1.
+
+    A glm46v has the rope base and the length of GLM-4.6V-Flash.
+    """
+    config = GlmvConfig.from_preset(PRESETS[VARIANTS[hf_type]])
+    changes: dict[str, dict[str, Any]] = {
+        "glm4v_moe": {"routed_scaling_factor": 1.7},
+        "glm46v": {"rope_theta": 500_000.0, "max_position_embeddings": 131_072},
+    }
     return replace(
         config,
         vision=replace(config.vision, depth=2),
-        decoder=replace(config.decoder, routed_scaling_factor=factor),
+        decoder=replace(config.decoder, **changes.get(hf_type, {})),
+        hf_type=hf_type,
     )
 
 
@@ -44,7 +56,7 @@ def transformers_model(config: GlmvConfig, seed: int = 2) -> nn.Module:
     """
     content = config.to_hf()
     architecture = content.pop("architectures")[0]
-    hf_config = HF_CONFIGS[config.variant](**content)
+    hf_config = HF_CONFIGS[config.hf_type](**content)
     hf_config._attn_implementation = "eager"
     generator = torch.Generator().manual_seed(seed)
     model = getattr(transformers, architecture)(hf_config).float().eval()

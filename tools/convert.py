@@ -40,7 +40,7 @@ SHOWN_DIFFERENCES = 40
 
 @app.command("import")
 def import_command(
-    hf: Annotated[Path, typer.Option(help="Hugging Face folder of GLM-4.5V or GLM-4.1V, with safetensors weights")],
+    hf: Annotated[Path, typer.Option(help="Hugging Face folder of a GLM-V model, with safetensors weights")],
     out: Annotated[Path, typer.Option(help="checkpoint to make: a folder that does not exist or is empty")],
 ) -> None:
     """Make a checkpoint of a Hugging Face folder."""

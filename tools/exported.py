@@ -24,7 +24,7 @@ from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.pixel_budget import PATCH_SIZE, PIXELS_PER_TOKEN, TEMPORAL_PATCH_SIZE, PixelBudget
 from data_pipeline.sample import Element, Image, Sample, Text, Token, Video
 
-MODEL_TYPES = ("glm4v_moe", "glm4v")
+MODEL_TYPES = ("glm4v_moe", "glm4v", "glm46v")
 
 
 class GenerateError(ValueError):
@@ -39,14 +39,14 @@ class Exported:
     model: Any  # transformers' model
     tokenizer: Any  # transformers' tokenizer: renders chats, decodes answers
     glm_tokenizer: GlmTokenizer  # encodes prompts; nothing that a user types becomes a special token
-    preprocessor: dict[str, Any]  # content of preprocessor_config.json
+    preprocessor: dict[str, Any]  # of images: content of preprocessor_config.json
     budget: PixelBudget  # how large images and videos may become
 
     @classmethod
     def load(cls, folder: Path, dtype: torch.dtype | str = "auto") -> Exported:
         """Load a folder, and move the model to the accelerator if there is one. Raises GenerateError, DataError."""
         _check_architecture(folder)
-        image, video = (_read_preprocessor(folder / f"{kind}preprocessor_config.json") for kind in ("", "video_"))
+        image, video = (_read_preprocessor(folder, kind) for kind in ("image", "video"))
         glm_tokenizer = GlmTokenizer(folder)
         model = _load_model(folder, dtype)
         device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
@@ -184,7 +184,8 @@ def pixel_values(sample: EncodedSample, preprocessor: dict[str, Any]) -> Tensor:
 def _check_architecture(folder: Path) -> None:
     found = _read_json(folder / "config.json").get("model_type")
     if found not in MODEL_TYPES:
-        raise GenerateError(f"{folder} is a model of type {found!r}; this command runs {' and '.join(MODEL_TYPES)}")
+        known = f"{', '.join(MODEL_TYPES[:-1])} and {MODEL_TYPES[-1]}"
+        raise GenerateError(f"{folder} is a model of type {found!r}; this command runs {known}")
 
 
 def _load_model(folder: Path, dtype: torch.dtype | str) -> Any:
@@ -204,8 +205,14 @@ def _max_tokens(preprocessor: dict[str, Any]) -> int:
     return int(preprocessor["size"]["longest_edge"]) // PIXELS_PER_TOKEN
 
 
-def _read_preprocessor(path: Path) -> dict[str, Any]:
-    content = _read_json(path)
+def _read_preprocessor(folder: Path, kind: str) -> dict[str, Any]:
+    """Return the preprocessor of images or videos from its own file or, as transformers 5 saves it, inside another."""
+    path = folder / ("preprocessor_config.json" if kind == "image" else "video_preprocessor_config.json")
+    whole = folder / "processor_config.json"
+    if not path.is_file() and whole.is_file() and f"{kind}_processor" in (content := _read_json(whole)):
+        path, content = whole, content[f"{kind}_processor"]
+    else:
+        content = _read_json(path)
     try:
         _max_tokens(content)
         torch.tensor([content["image_mean"], content["image_std"]]).view(2, 3)

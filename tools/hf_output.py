@@ -101,7 +101,7 @@ def _config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict
     """Return the checkpoint's config.json with the architecture and the dtype of this export."""
     content: dict[str, Any] = json.loads((hf_files / CONFIG_FILE).read_text())
     add_old_rope_spelling(content)
-    content["architectures"] = [ARCHITECTURES[config.variant]]
+    content["architectures"] = [ARCHITECTURES[config.hf_type]]
     # transformers 4 calls it torch_dtype, and may repeat it in both sections.
     for section in (content, content["text_config"], content["vision_config"]):
         for key in ("dtype", "torch_dtype"):

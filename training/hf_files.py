@@ -30,7 +30,9 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 PREPROCESSORS = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
-INHERITED = (CONFIG_FILE, "generation_config.json", *PREPROCESSORS.values())
+PROCESSOR = "processor_config.json"  # of transformers 5: has the two preprocessors inside it
+INSIDE = {"image": "image_processor", "video": "video_processor"}
+INHERITED = (CONFIG_FILE, "generation_config.json", *PREPROCESSORS.values(), PROCESSOR)
 
 # Keys for which training has one value. With another, a served model would see other images than in training.
 FIXED_PREPROCESSING = (
@@ -84,7 +86,10 @@ def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
         inherited[CONFIG_FILE] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     for kind, name in PREPROCESSORS.items():
         if name in inherited:
-            _check_preprocessor(folder / name, kind, inherited[name])
+            _check_preprocessor(folder / name, kind, json.loads(inherited[name]))
+        inside = json.loads(inherited.get(PROCESSOR, "{}")).get(INSIDE[kind])
+        if isinstance(inside, dict):
+            _check_preprocessor(folder / PROCESSOR, kind, inside)
     return inherited
 
 
@@ -100,15 +105,15 @@ def _read_object(file: Path) -> str:
     return text
 
 
-def _check_preprocessor(file: Path, kind: str, text: str) -> None:
+def _check_preprocessor(file: Path, kind: str, content: dict[str, Any]) -> None:
     """Check that a preprocessor describes what training does. Raises ConfigError."""
-    given = {key: value for key, value in json.loads(text).items() if key in FIXED_PREPROCESSING}
+    given = {key: value for key, value in content.items() if key in FIXED_PREPROCESSING}
     expected = preprocessor_config(kind, max_tokens=1)
     for key, value in given.items():
         if value != expected[key]:
             raise ConfigError(
-                f"{file}: {key} is {value}, but training uses {expected[key]}; start from a folder of a GLM-4.5V or "
-                "GLM-4.1V model, or remove the file to have one written"
+                f"{file}: {key} is {value}, but training uses {expected[key]}; start from a folder of a published "
+                "GLM-V model, or remove the file to have one written"
             )
 
 
@@ -135,34 +140,54 @@ def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited:
         model: what is trained.
         data: names the tokenizer's folder and the pixel budgets.
         inherited: content of files to take over; the others are made. Preprocessors get the run's pixel budgets, so
-            that images are preprocessed as in training.
+            that images are preprocessed as in training; a file that has them already stays as it is.
     """
     text = model.decoder
+    newer = model.hf_type == "glm46v"
     budgets = {"image": data.image_max_tokens, "video": data.video_max_tokens}
+    preprocessors = {kind: preprocessor_config(kind, budget, glm46v=newer) for kind, budget in budgets.items()}
     made = {
         CONFIG_FILE: model.to_hf(),
         "generation_config.json": {"eos_token_id": list(text.eos_token_id), "pad_token_id": text.pad_token_id},
-        **{PREPROCESSORS[kind]: preprocessor_config(kind, budget) for kind, budget in budgets.items()},
+        **{PREPROCESSORS[kind]: content for kind, content in preprocessors.items()},
     }
+    sizes = {kind: content["size"] for kind, content in preprocessors.items()}
+    kept = {name: _with_budgets(name, text, sizes) for name, text in inherited.items()}
     for name, content in made.items():
-        if name not in inherited:
+        if name not in kept:
             write_json(folder / name, content)
-        elif name in PREPROCESSORS.values():
-            write_json(folder / name, {**json.loads(inherited[name]), "size": content["size"]})
-        else:
-            write_text(folder / name, inherited[name])
+    for name, file_text in kept.items():
+        write_text(folder / name, file_text)
     for name in TOKENIZER_FILES:
         if (file := Path(data.tokenizer) / name).is_file():
             shutil.copyfile(file, folder / name)
 
 
-def preprocessor_config(kind: str, max_tokens: int) -> dict[str, Any]:
+def _with_budgets(name: str, text: str, sizes: dict[str, dict[str, int]]) -> str:
+    """Return the text of an inherited file with the pixel budgets `sizes`, or unchanged if it has them."""
+    content = json.loads(text)
+    kinds = {file: kind for kind, file in PREPROCESSORS.items()}
+    if name in kinds:
+        changed = {**content, "size": sizes[kinds[name]]}
+    elif name == PROCESSOR:
+        inside = {
+            key: (content[key], sizes[kind]) for kind, key in INSIDE.items() if isinstance(content.get(key), dict)
+        }
+        changed = {**content, **{key: {**own, "size": size} for key, (own, size) in inside.items()}}
+    else:
+        return text
+    return text if changed == content else json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
+
+
+def preprocessor_config(kind: str, max_tokens: int, *, glm46v: bool = False) -> dict[str, Any]:
     """Return the content of a preprocessor_config.json or video_preprocessor_config.json, in transformers' keys.
 
     Args:
         kind: image or video.
         max_tokens: the pixel budget, in image tokens.
+        glm46v: name the processors of GLM-4.6V, which write the timestamps of videos in another way.
     """
+    family = "Glm46V" if glm46v else "Glm4v"
     common = {
         "size": {"shortest_edge": MIN_PIXELS, "longest_edge": max_tokens * PIXELS_PER_TOKEN},
         "patch_size": 14,
@@ -176,13 +201,13 @@ def preprocessor_config(kind: str, max_tokens: int) -> dict[str, Any]:
         "resample": 3,
         "image_mean": list(PIXEL_MEAN),
         "image_std": list(PIXEL_STD),
-        "processor_class": "Glm4vProcessor",
+        "processor_class": f"{family}Processor",
     }
     if kind == "image":
-        return {**common, "image_processor_type": "Glm4vImageProcessor"}
+        return {**common, "image_processor_type": f"{family}ImageProcessor"}
     return {
         **common,
-        "video_processor_type": "Glm4vVideoProcessor",
+        "video_processor_type": f"{family}VideoProcessor",
         "fps": 2,
         "do_sample_frames": True,
         "max_duration": 300,

@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import transformers
 
+from model import hf_config
 from model.config import ConfigError, DecoderConfig, GlmvConfig, VisionConfig
 from model.hf_config import FIXED_TEXT, FIXED_TOP, FIXED_VISION, add_old_rope_spelling
-from tests.hf_folders import VARIANTS
 from tests.reference import HF_CONFIGS, PRESETS
 
 pytestmark = pytest.mark.fast
 
+VARIANTS = tuple(HF_CONFIGS)
+
+
+def tiny(variant: str) -> GlmvConfig:
+    return replace(GlmvConfig.from_preset(PRESETS[hf_config.VARIANTS[variant]]), hf_type=variant)
+
 
 def content_of(variant: str) -> dict[str, Any]:
     """Return a complete config.json in the old spelling."""
-    return json.loads(json.dumps(GlmvConfig.from_preset(PRESETS[variant]).to_hf()))
+    return json.loads(json.dumps(tiny(variant).to_hf()))
 
 
 def saved_by_transformers(variant: str, folder: Path) -> dict[str, Any]:
@@ -71,7 +76,7 @@ def test_both_spellings_of_rope_give_the_same_model(variant: str, tmp_path: Path
     add_old_rope_spelling(both)
     old = copy.deepcopy(both)
     del old["text_config"]["rope_parameters"]
-    expected = GlmvConfig.from_preset(PRESETS[variant])
+    expected = tiny(variant)
     for content in (new, both, old):
         assert GlmvConfig.from_hf_dict(content, "config.json") == expected
         read = HF_CONFIGS[variant](**copy.deepcopy(content)).text_config.rope_parameters
@@ -204,7 +209,7 @@ OTHER_VALUES_DENSE = [("text_config", "head_dim", 16), ("text_config", "num_atte
 CASES = [
     *((variant, *case) for variant in VARIANTS for case in OTHER_VALUES),
     *(("glm4v_moe", *case) for case in OTHER_VALUES_MOE),
-    *(("glm4v", *case) for case in OTHER_VALUES_DENSE),
+    *((variant, *case) for variant in ("glm4v", "glm46v") for case in OTHER_VALUES_DENSE),
 ]
 SAID = {"rope_scaling": "rope|mrope", "rope_parameters": "rope", "num_attention_heads": "num_.*heads|head_dim"}
 
@@ -236,30 +241,4 @@ def test_transformers_other_names_of_a_key_are_read() -> None:
 def test_a_damaged_file_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(ConfigError, match=r"config\.json is not"):
-        GlmvConfig.from_hf(tmp_path)
-
-
-# --- GLM-4.6V ---------------------------------------------------------------------------------------------------------
-
-GLM46V = {
-    "processor_config.json": {"processor_class": "Glm46VProcessor"},
-    "preprocessor_config.json": {"image_processor_type": "Glm46VImageProcessorFast"},
-    "video_preprocessor_config.json": {"video_processor_type": "Glm46VVideoProcessor"},
-    "tokenizer_config.json": {"processor_class": "Glm46VProcessor"},
-}
-
-
-@pytest.mark.parametrize("name", GLM46V)
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_glm46v_is_refused_by_its_processors(variant: str, name: str, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text(json.dumps(content_of(variant)))
-    GlmvConfig.from_hf(tmp_path)
-    (tmp_path / name).write_text(json.dumps(GLM46V[name]))
-    with pytest.raises(ConfigError, match=rf"{name} is of GLM-4.6V, which is not supported yet: .*video frames"):
-        GlmvConfig.from_hf(tmp_path)
-
-
-def test_glm46v_is_refused_by_its_model_type(tmp_path: Path) -> None:
-    transformers.Glm46VConfig().save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"config.json is of GLM-4.6V, which is not supported yet"):
         GlmvConfig.from_hf(tmp_path)

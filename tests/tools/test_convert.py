@@ -30,10 +30,10 @@ CASES = {
     "moe_fp32": ("glm4v_moe", torch.float32),
     "moe_bf16": ("glm4v_moe", torch.bfloat16),
     "dense_fp32": ("glm4v", torch.float32),
+    "flash_bf16": ("glm46v", torch.bfloat16),
 }
 HALF = "moe_fp32_exported_as_bf16"
 ROPE_OF_TRANSFORMERS_4 = {
-    "rope_theta": 10000.0,
     "partial_rotary_factor": 0.5,
     "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
 }
@@ -99,8 +99,9 @@ def test_import_then_export_returns_the_other_files(case: str, folders: Path) ->
     for path in given.iterdir():
         if path.name == "config.json":
             content, expected = (json.loads((folder / path.name).read_text()) for folder in (exported, given))
-            old = {key: content["text_config"].pop(key) for key in ROPE_OF_TRANSFORMERS_4}
-            assert old == ROPE_OF_TRANSFORMERS_4
+            old = {key: content["text_config"].pop(key) for key in ("rope_theta", *ROPE_OF_TRANSFORMERS_4)}
+            base = GlmvConfig.from_hf(given).decoder.rope_theta
+            assert old == {**ROPE_OF_TRANSFORMERS_4, "rope_theta": base}
             if transformers.__version__ < "5.20":  # writes a part of the older spelling itself
                 assert expected["text_config"].pop("partial_rotary_factor") == old["partial_rotary_factor"]
             assert content == expected
@@ -120,6 +121,21 @@ def test_transformers_loads_every_tensor_of_an_export(case: str, folders: Path) 
     given, _ = load(folders / case)
     with torch.no_grad():
         assert torch.equal(model(input_ids=input_ids).logits, given(input_ids=input_ids).logits)
+
+
+def test_a_flash_stays_a_flash_for_transformers(folders: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Its class, its processors and its rope base, without a word about a type that does not fit the class."""
+    exported = folders / "exports/flash_bf16"
+    with caplog.at_level("WARNING"):
+        transformers.logging.enable_propagation()
+        model = transformers.Glm46VForConditionalGeneration.from_pretrained(exported)
+        transformers.logging.disable_propagation()
+    assert not caplog.records
+    assert model.config.model_type == "glm46v"
+    assert model.config.text_config.rope_parameters["rope_theta"] == 500_000.0
+    assert model.config.text_config.max_position_embeddings == 131_072
+    for name in ("preprocessor_config.json", "video_preprocessor_config.json"):
+        assert json.loads((exported / name).read_text())["processor_class"] == "Glm46VProcessor"
 
 
 def load(folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -261,16 +277,6 @@ def no_hf_files(root: Path) -> list[str]:
     return ["export", "--checkpoint", str(root / "checkpoint")]
 
 
-def glm46v(root: Path) -> list[str]:
-    (root / "hf/processor_config.json").write_text(json.dumps({"processor_class": "Glm46VProcessor"}))
-    return ["import", "--hf", str(root / "hf")]
-
-
-def glm46v_checkpoint(root: Path) -> list[str]:
-    (root / "checkpoint/hf/processor_config.json").write_text(json.dumps({"processor_class": "Glm46VProcessor"}))
-    return ["export", "--checkpoint", str(root / "checkpoint")]
-
-
 def not_finite(root: Path) -> list[str]:
     change_tensors(root / "hf", lambda tensors: tensors["model.visual.downsample.bias"][7].fill_(torch.nan))
     return ["import", "--hf", str(root / "hf")]
@@ -288,7 +294,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "another architecture": (
         another_architecture,
         "model_type 'qwen2_vl' is not a GLM-V model; accepted: glm4v_moe (Glm4vMoeForConditionalGeneration), "
-        "glm4v (Glm4vForConditionalGeneration)",
+        "glm4v (Glm4vForConditionalGeneration), glm46v (Glm46VForConditionalGeneration)",
     ),
     "weights of another size": (weights_of_another_size, "unknown: model.language_model.layers.3."),
     "no weights": (no_weights, "has neither model.safetensors nor model.safetensors.index.json"),
@@ -304,11 +310,6 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "an unknown verification": (
         lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--verify", "none"],
         "--verify none is unknown: use full or sizes",
-    ),
-    "GLM-4.6V": (glm46v, "processor_config.json is of GLM-4.6V, which is not supported yet"),
-    "a checkpoint of GLM-4.6V": (
-        glm46v_checkpoint,
-        "processor_config.json is of GLM-4.6V, which is not supported yet",
     ),
     "weights that are not finite": (
         not_finite,

@@ -189,7 +189,11 @@ def truncate_weights(folder: Path) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
-    "another architecture": (another_architecture, [], "is a model of type 'llava'; this command runs glm4v_moe and"),
+    "another architecture": (
+        another_architecture,
+        [],
+        "is a model of type 'llava'; this command runs glm4v_moe, glm4v",
+    ),
     "no preprocessor": (
         lambda folder: (folder / "preprocessor_config.json").unlink(),
         [],

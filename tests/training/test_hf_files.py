@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig
+from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 
 from data_pipeline.config import DataConfig
 from model.config import ConfigError, GlmvConfig
@@ -84,6 +86,62 @@ def test_preprocessors_of_the_start_point_are_kept_with_the_budget_of_the_run(tm
     written = json.loads((out / file.name).read_text())
     assert written.pop("size")["longest_edge"] == 123 * 28 * 28 * 2
     assert written == {key: value for key, value in own.items() if key != "size"}
+
+
+def test_files_that_have_the_budget_already_stay_byte_for_byte(tmp_path: Path) -> None:
+    start, out = save_whole_folder("glm46v", tmp_path / "start"), tmp_path / "out"
+    model = GlmvConfig.from_hf(start)
+    out.mkdir()
+    data = DataConfig(tokenizer=str(start), image_max_tokens=6144, video_max_tokens=30000)
+    write_hf_files(out, model, data, read_inherited(start, model))
+    assert {path.name for path in out.iterdir()} >= {"preprocessor_config.json", "chat_template.jinja"}
+    for path in out.iterdir():
+        if path.name != "generation_config.json":
+            assert path.read_bytes() == (start / path.name).read_bytes(), path.name
+
+
+def inner_processors(folder: Path) -> dict[str, dict[str, Any]]:
+    """Move the processors of a folder into processor_config.json, where transformers 5 saves them."""
+    inner = {}
+    for key, name in (("image_processor", "preprocessor_config"), ("video_processor", "video_preprocessor_config")):
+        inner[key] = json.loads((folder / f"{name}.json").read_text())
+        (folder / f"{name}.json").unlink()
+    content = {"processor_class": "Glm46VProcessor", **inner}
+    (folder / "processor_config.json").write_text(json.dumps(content))
+    return content
+
+
+def test_processors_inside_one_file_are_kept_with_the_budgets_of_the_run(tmp_path: Path) -> None:
+    start, out = save_whole_folder("glm46v", tmp_path / "start"), tmp_path / "out"
+    given = inner_processors(start)
+    model = GlmvConfig.from_hf(start)
+    out.mkdir()
+    data = DataConfig(tokenizer=str(start), image_max_tokens=123, video_max_tokens=456)
+    write_hf_files(out, model, data, read_inherited(start, model))
+    written = json.loads((out / "processor_config.json").read_text())
+    for key, tokens in (("image_processor", 123), ("video_processor", 456)):
+        assert written[key].pop("size")["longest_edge"] == tokens * 28 * 28 * 2
+        del given[key]["size"]
+    assert written == given
+
+
+def test_processors_inside_one_file_that_training_does_not_follow_are_refused(tmp_path: Path) -> None:
+    start = save_whole_folder("glm46v", tmp_path / "start")
+    content = inner_processors(start)
+    content["video_processor"]["patch_size"] = 16
+    (start / "processor_config.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"processor_config.json: patch_size is 16, but training uses 14"):
+        read_inherited(start, GlmvConfig.from_hf(start))
+
+
+def test_a_flash_without_processors_gets_those_of_its_class(tmp_path: Path) -> None:
+    model = GlmvConfig.from_hf(save_weights("glm46v", tmp_path / "start"))
+    (out := tmp_path / "out").mkdir()
+    write_hf_files(out, model, DataConfig(tokenizer=str(tmp_path)), read_inherited(tmp_path / "start", model))
+    image, video = (json.loads((out / f"{name}preprocessor_config.json").read_text()) for name in ("", "video_"))
+    assert image["image_processor_type"] == Glm46VImageProcessorPil.__name__.removesuffix("Pil")
+    assert video["video_processor_type"] == "Glm46VVideoProcessor"
+    assert {image["processor_class"], video["processor_class"]} == {"Glm46VProcessor"}
 
 
 @pytest.mark.parametrize(
