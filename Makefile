@@ -2,6 +2,7 @@
 # make demo-data   the shards that configs/tiny trains on
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
+# make test-engines exports in vLLM and SGLang, on the CPU; a part of test-full
 # make test-new    the model's tests with the newest megatron-core and Transformer Engine; test-new-fast: a third of them
 # make test-gpu    what only a GPU can tell, on a machine that has one; a part of it: PART="bf16 runs"
 # make check       format, lint, types; make format fixes what can be fixed
@@ -34,9 +35,13 @@ PYTEST_NEW_TE := $(HIDE_GPUS) PYTHONPATH=$(NEWEST):$(CURDIR)/$(NEW)/engine:$(CUR
 TRACKERS := .venv-trackers
 PYTEST_TRACKERS := $(HIDE_GPUS) PYTHONPATH=$(TRACKERS) $(PYTEST) tests/trackers
 
+# vLLM for CPUs, with torch and transformers of its own, and beside it SGLang's Python: they serve what is exported.
+ENGINES := .venv-engines
+PIP_ENGINES := $(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps
+
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-parts test-runs test-te test-new test-new-fast test-gpu test-fast test-full te-tables check format docs clean
+.PHONY: demo demo-data test test-parts test-runs test-te test-new test-new-fast test-engines test-gpu test-fast test-full te-tables check format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo --variant $(VARIANT)
@@ -74,6 +79,9 @@ test-new-fast: $(NEW)/installed
 	$(PYTEST_NEW_TE) tests/te/test_specs.py
 	$(HIDE_GPUS) $(PYTEST) -m fast tests/new
 
+test-engines: $(ENGINES)/installed
+	$(HIDE_GPUS) $(PYTEST) tests/engines
+
 # Each part is a file tests/gpu/test_PART.py, takes less than three minutes and ends with a table of its results.
 PART ?= $(patsubst tests/gpu/test_%.py,%,$(wildcard tests/gpu/test_*.py))
 
@@ -84,10 +92,11 @@ test-gpu: $(VENV)/installed
 test-fast: $(VENV)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "fast and not slow"
 
-test-full: $(VENV)/installed $(TE)/installed $(TRACKERS)/installed
+test-full: $(VENV)/installed $(TE)/installed $(TRACKERS)/installed $(ENGINES)/installed
 	$(HIDE_GPUS) $(PYTEST)
 	$(PYTEST_TE)
 	$(PYTEST_TRACKERS)
+	$(MAKE) test-engines
 	$(MAKE) test-new
 
 te-tables: $(TE)/installed  # write tests/te/golden again
@@ -129,6 +138,16 @@ $(TRACKERS)/installed: tests/trackers/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(TRACKERS) -r $<
 	touch $@
 
+$(ENGINES)/installed: tests/engines/vllm.txt tests/engines/sglang.txt tests/engines/torchvision_operators.py $(VENV)/installed
+	rm -rf $(ENGINES)
+	$(BIN)/python -m venv $(ENGINES)
+	$(PIP_ENGINES) -r tests/engines/vllm.txt
+	$(PIP_ENGINES) --target $(ENGINES)/sglang -r tests/engines/sglang.txt
+	site=$$($(ENGINES)/bin/python -c 'import site; print(site.getsitepackages()[0])') && \
+	  cp tests/engines/torchvision_operators.py $$site && \
+	  echo "import torchvision_operators" > $$site/torchvision_operators.pth
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(TE) $(NEW) $(TRACKERS) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(TE) $(NEW) $(TRACKERS) $(ENGINES) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
