@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from common.storage import StorageError, patiently
@@ -58,7 +57,13 @@ class _MetadataUnpickler(pickle.Unpickler):
         )
 
 
-def _read(state: Path) -> Metadata:
+def read_metadata(state: Path) -> Metadata:
+    """Return where each tensor of a checkpoint is.
+
+    Raises:
+        CheckpointError: it is missing, damaged, or names a class that is not torch.distributed.checkpoint's own.
+        StorageError: it cannot be read because storage fails.
+    """
     file = state / ".metadata"
     if not patiently(file.is_file, file):
         raise CheckpointError(f"{state.parent} is incomplete: {file} is missing; use another step")
@@ -84,7 +89,7 @@ def is_of_earlier_version(state: Path) -> bool:
     Raises:
         CheckpointError, StorageError: as `check_metadata`.
     """
-    meta = _read(state).storage_meta
+    meta = read_metadata(state).storage_meta
     return meta is not None and meta.save_id is not None
 
 
@@ -95,7 +100,7 @@ def check_metadata(state: Path) -> None:
         CheckpointError: it is missing, damaged, or names a class that is not torch.distributed.checkpoint's own.
         StorageError: it cannot be read because storage fails.
     """
-    kinds = _read(state).state_dict_metadata.items()
+    kinds = read_metadata(state).state_dict_metadata.items()
     if objects := [key for key, kind in kinds if not isinstance(kind, TensorStorageMetadata)]:
         raise CheckpointError(
             f"{state.parent} holds pickled objects ({', '.join(objects[:3])}); they were not read. Checkpoints of this "
@@ -110,9 +115,9 @@ def stored_dtype(state: Path) -> torch.dtype:
         CheckpointError: it holds another model, or is not safe to read.
     """
     check_metadata(state)
-    stored = dist_checkpointing.load_tensors_metadata(str(state))
+    stored = read_metadata(state).state_dict_metadata
     adapters = (tensor for key, tensor in stored.items() if key.startswith(ADAPTERS))
     weight = stored.get(EMBEDDING) or next(adapters, None)
-    if weight is None or weight.dtype not in (torch.float32, torch.bfloat16):
+    if not isinstance(weight, TensorStorageMetadata) or weight.properties.dtype not in (torch.float32, torch.bfloat16):
         raise CheckpointError(f"{state.parent} does not hold the weights of a GLM-V model")
-    return weight.dtype
+    return weight.properties.dtype

@@ -5,7 +5,8 @@
                                     [--max-shard-size 5GB] [--verify full|sizes]
     python -m tools.convert export-lora --checkpoint CKPT --out DIR
     python -m tools.convert merge --checkpoint CKPT --out DIR [--base DIR] [options of export]
-    python -m tools.convert verify DIR_A DIR_B
+    python -m tools.convert inspect PATH [--tensors] [--json]
+    python -m tools.convert verify DIR_A DIR_B [--logits [--tolerance T]]
 
 One process on the CPU holds the whole model, and needs memory for its weights once. CKPT is a step folder, or a run's
 folder for its newest step. An export contains the tokenizer, chat template and processor files that the import found.
@@ -15,14 +16,13 @@ the first writes its adapters for PEFT, the second a whole model.
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
@@ -31,8 +31,6 @@ from tools.help_text import keep_lines
 
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
-
-SHOWN_DIFFERENCES = 40
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
@@ -117,6 +115,32 @@ def merge_command(
     console.print(f"merged {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+@app.command("inspect")
+def inspect_command(
+    path: Annotated[Path, typer.Argument(help="step folder, run folder (its newest step) or Hugging Face folder")],
+    tensors: Annotated[
+        bool, typer.Option("--tensors", help="list every tensor, with its files and checksum  [default: off]")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON, for programs  [default: off]")] = False,
+) -> None:
+    """Show what is in a checkpoint or a Hugging Face folder; exit with 1 if files do not fit together."""
+    from model.errors import CheckpointError
+    from tools import inspection_page
+    from tools.inspection import InspectError, inspect_folder
+
+    with errors_in_one_line(InspectError, CheckpointError):
+        found = inspect_folder(path)
+    if as_json:
+        print(json.dumps(inspection_page.as_json(found, list_tensors=tensors), indent=2, ensure_ascii=False))
+    else:
+        inspection_page.show(found, console, list_tensors=tensors)
+    if found.problems:
+        raise typer.Exit(1)
+
+
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
@@ -124,25 +148,43 @@ def merge_command(
 def verify_command(
     dir_a: Annotated[Path, typer.Argument(help="Hugging Face folder")],
     dir_b: Annotated[Path, typer.Argument(help="Hugging Face folder")],
+    logits: Annotated[
+        bool,
+        typer.Option("--logits", help="run both models with transformers and compare their logits  [default: off]"),
+    ] = False,
+    tolerance: Annotated[
+        float | None, typer.Option(help="largest difference of a logit, with --logits  [default: 0]")
+    ] = None,
 ) -> None:
     """Compare two Hugging Face folders; exit with 1 if they differ."""
-    from model.weights.folder import SafetensorsFolder
-    from tools.conversion import CONVERSION_ERRORS, compare_folders
+    from tools.conversion import CONVERSION_ERRORS
+    from tools.hf_output import ConvertError
 
     with errors_in_one_line(*CONVERSION_ERRORS):
-        differences = list(compare_folders(dir_a, dir_b))
-        tensors = len(SafetensorsFolder(dir_a).names())
-    if not differences:
-        console.print(f"equal: {tensors:,} tensors bit for bit, and all other files")
-        return
-    table = Table(box=None)
-    for title in ("what differs", str(dir_a), str(dir_b)):
-        table.add_column(escape(title), overflow="fold")
-    for row in differences[:SHOWN_DIFFERENCES]:
-        table.add_row(*map(escape, row))
-    console.print(table)
-    console.print(f"differences: {len(differences):,} ({min(len(differences), SHOWN_DIFFERENCES)} shown)")
-    raise typer.Exit(1)
+        if tolerance is not None and not logits:
+            raise ConvertError(
+                "--tolerance is for --logits: tensors are compared bit by bit; remove it, or add --logits"
+            )
+        if tolerance is not None and not tolerance >= 0:
+            raise ConvertError(f"--tolerance {tolerance:g}: give 0 or more")
+        if logits:
+            equal = _verify_logits(dir_a, dir_b, tolerance or 0)
+        else:
+            from tools.verification import verify_tensors
+
+            equal = verify_tensors(dir_a, dir_b, console)
+    if not equal:
+        raise typer.Exit(1)
+
+
+def _verify_logits(dir_a: Path, dir_b: Path, tolerance: float) -> bool:
+    from data_pipeline.errors import DataError
+    from tools.exported import GenerateError
+    from tools.probe import ProbeError
+    from tools.verification import verify_logits
+
+    with errors_in_one_line(DataError, GenerateError, ProbeError):
+        return verify_logits(dir_a, dir_b, tolerance, console)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Exports of tiny models, prompts to them, and what transformers answers: the reference that engines are compared with."""
+"""Exports of tiny models, prompts to them, and what transformers answers: the reference of the engines."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def prompts() -> dict[str, Prompt]:
 
 def frames_of(video: bytes, file: Path) -> tuple[str, float]:
     """Write all frames of a video as an array. Return its name, and the frames per second."""
-    with av.open(io.BytesIO(video)) as container:
+    with av.open(io.BytesIO(video), "r") as container:
         stream = container.streams.video[0]
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
         rate = float(stream.average_rate or 0)

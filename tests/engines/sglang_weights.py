@@ -54,7 +54,13 @@ def main(folder: str, report: str) -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(torch.nan)
-    content: dict[str, Any] = {"model": type(model).__name__, "tensors": 0, "values": 0, "not_taken": [], "different": []}
+    content: dict[str, Any] = {
+        "model": type(model).__name__,
+        "tensors": 0,
+        "values": 0,
+        "not_taken": [],
+        "different": [],
+    }
     for name, tensor in tensors(folder):
         content["tensors"] += 1
         content["values"] += tensor.numel()
@@ -98,7 +104,9 @@ def loaded_values(model: Any, name: str, tensor: Tensor) -> Tensor:
     """Load one tensor, and return the values that parameters have got of it."""
     before = empty_places(model)
     model.load_weights([(name, tensor)])
-    filled = (parameter[place & ~parameter.isnan()] for parameter, place in zip(model.parameters(), before, strict=True))
+    filled = (
+        parameter[place & ~parameter.isnan()] for parameter, place in zip(model.parameters(), before, strict=True)
+    )
     return torch.cat([values.detach().flatten() for values in filled])
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from model.safetensors_folder import SafetensorsFolder
+from model.weights.folder import SafetensorsFolder
 from tests.engines.engine_folders import ENGINES, exported_folder, run
 from tests.hf_folders import VARIANTS
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from typer.testing import CliRunner
 from model.config import GlmvConfig
 from model.weights.folder import SafetensorsFolder
 from tests.hf_folders import save_whole_folder
-from tools.conversion import compare_folders
+from tools.comparison import TensorDifference, compare_files, compare_tensors, open_weights
 from tools.convert import app
+from tools.exported import Exported
+from tools.probe import TEXT
 
 CASES = {
     "moe_fp32": ("glm4v_moe", torch.float32),
@@ -88,7 +91,7 @@ def test_import_then_export_returns_every_bit(case: str, folders: Path) -> None:
     for name, tensor in given.items():
         assert exported[name].dtype == tensor.dtype, name
         assert torch.equal(exported[name], tensor), name
-    assert list(compare_folders(folders / case, folders / "exports" / case)) == []
+    assert differences(folders / case, folders / "exports" / case) == []
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -164,6 +167,10 @@ def test_commands_as_a_user_types_them(folders: Path, tmp_path: Path) -> None:
 # --- verify -----------------------------------------------------------------------------------------------------------
 
 
+def differences(a: Path, b: Path) -> list[TensorDifference | tuple[str, str, str]]:
+    return [*compare_tensors(open_weights(a), open_weights(b)), *compare_files(a, b)]
+
+
 def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -178,6 +185,10 @@ def remove_tensor(tensors: dict[str, torch.Tensor]) -> None:
     del tensors["lm_head.weight"]
 
 
+def change_shape(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.visual.downsample.bias"] = tensors["model.visual.downsample.bias"].view(2, 64)
+
+
 def change_dtype(tensors: dict[str, torch.Tensor]) -> None:
     tensors["lm_head.weight"] = tensors["lm_head.weight"].half()
 
@@ -188,18 +199,22 @@ def change_theta(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(content))
 
 
-DIFFERENCES: dict[str, tuple[Callable[[Path], object], tuple[str, str, str]]] = {
+DIFFERENCES: dict[str, tuple[Callable[[Path], object], TensorDifference | tuple[str, str, str]]] = {
     "a value": (
         lambda folder: change_tensors(folder, change_value),
-        ("model.visual.downsample.bias", "1 of 128 values differ", "by 0.25 at most"),
+        TensorDifference("model.visual.downsample.bias", "1 of 128 values differ", 0.25),
     ),
     "a missing tensor": (
         lambda folder: change_tensors(folder, remove_tensor),
-        ("lm_head.weight", "present", "missing"),
+        TensorDifference("lm_head.weight", "is only in {given}", None),
+    ),
+    "a shape": (
+        lambda folder: change_tensors(folder, change_shape),
+        TensorDifference("model.visual.downsample.bias", "is [128] and [2, 64]", None),
     ),
     "a dtype": (
         lambda folder: change_tensors(folder, change_dtype),
-        ("lm_head.weight", "[2048, 128] float32", "[2048, 128] float16"),
+        TensorDifference("lm_head.weight", "is float32 and float16; {count} of 262,144 values differ", 0.0),
     ),
     "a setting": (change_theta, ("config.json: text_config.rope_theta", "10000.0", "1000000.0")),
     "a missing file": (
@@ -215,21 +230,122 @@ DIFFERENCES: dict[str, tuple[Callable[[Path], object], tuple[str, str, str]]] = 
 
 @pytest.mark.parametrize("case", DIFFERENCES)
 def test_verify_reports_the_difference(case: str, folders: Path, tmp_path: Path) -> None:
-    change, difference = DIFFERENCES[case]
-    changed = shutil.copytree(folders / "moe_fp32", tmp_path / "changed")
+    change, expected = DIFFERENCES[case]
+    given, changed = folders / "moe_fp32", shutil.copytree(folders / "moe_fp32", tmp_path / "changed")
     change(changed)
-    assert list(compare_folders(folders / "moe_fp32", changed)) == [difference]
-    result = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(changed)])
+    (found,) = differences(given, changed)
+    if isinstance(expected, TensorDifference):
+        largest = expected.largest
+        if case == "a dtype":
+            tensor = load_file(given / "model.safetensors")["lm_head.weight"]
+            rounding = (tensor.double() - tensor.half().double()).abs()
+            largest, count = rounding.max().item(), f"{int((rounding > 0).sum()):,}"
+            expected = replace(expected, what=expected.what.format(count=count))
+        expected = replace(expected, what=expected.what.format(given=given), largest=largest)
+    assert found == expected
+    result = CliRunner().invoke(app, ["verify", str(given), str(changed)])
     assert result.exit_code == 1
     assert "differences: 1 (1 shown)" in result.stdout
+
+
+def test_verify_shows_the_largest_difference_first(folders: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(folders / "moe_fp32", tmp_path / "changed")
+
+    def change(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.visual.downsample.bias"][3] += 0.125
+        tensors["lm_head.weight"][-1, -1] += 2  # in the last block of rows
+        tensors["model.visual.merger.proj.weight"][0, 0] = torch.nan
+
+    change_tensors(changed, change)
+    found = differences(folders / "moe_fp32", changed)
+    names = [each.name for each in found if isinstance(each, TensorDifference)]
+    assert names == ["model.visual.merger.proj.weight", "lm_head.weight", "model.visual.downsample.bias"]
+    shown = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(changed)]).stdout.splitlines()
+    assert [line.split()[1] for line in shown[1:4]] == ["nan", "2", "0.125"]
 
 
 def test_verify_distinguishes_minus_zero_from_zero(folders: Path, tmp_path: Path) -> None:
     zero, minus_zero = (shutil.copytree(folders / "moe_fp32", tmp_path / name) for name in ("zero", "minus_zero"))
     change_tensors(zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_())
     change_tensors(minus_zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_().neg_())
-    (difference,) = compare_folders(zero, minus_zero)
-    assert difference == ("model.visual.downsample.bias", "128 of 128 values differ", "by 0 at most")
+    (difference,) = differences(zero, minus_zero)
+    assert difference == TensorDifference("model.visual.downsample.bias", "128 of 128 values differ", 0.0)
+
+
+MEMORY_OF_A_COMPARISON = """
+import resource, sys
+from pathlib import Path
+from tools.comparison import compare_tensors, open_weights
+
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+(difference,) = compare_tensors(open_weights(Path(sys.argv[1])), open_weights(Path(sys.argv[2])))
+print(difference.largest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_large_tensors_are_compared_in_little_memory(tmp_path: Path) -> None:
+    """Two tensors of 400 MB, which differ in one value of the last row, take less than 200 MB."""
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        tensor = torch.ones(100_000, 1000)
+        tensor[-1, -1] = value
+        save_file({"weight": tensor}, tmp_path / name / "model.safetensors")
+    largest, kilobytes = run_python(
+        "-c", MEMORY_OF_A_COMPARISON, str(tmp_path / "a"), str(tmp_path / "b")
+    ).stdout.split()
+    assert float(largest) == 2
+    assert int(kilobytes) < 200_000
+
+
+# --- verify --logits --------------------------------------------------------------------------------------------------
+
+
+def rows_of_prompts(shown: str) -> dict[str, list[str]]:
+    lines = [line.split() for line in shown.splitlines()]
+    return {words[0]: words for words in lines if words[0] in ("text", "image", "video")}
+
+
+@pytest.mark.parametrize("case", ["moe_fp32", "dense_fp32"])
+def test_logits_of_an_export_are_those_of_the_given_folder(case: str, folders: Path) -> None:
+    result = CliRunner().invoke(app, ["verify", str(folders / case), str(folders / "exports" / case), "--logits"])
+    assert result.exit_code == 0, result.output
+    assert [*rows_of_prompts(result.stdout)] == ["text", "image", "video"]
+    assert "the largest difference of a logit is 0, within --tolerance 0" in result.stdout
+
+
+@torch.no_grad()
+def test_logits_of_another_dtype_differ_as_transformers_says(folders: Path) -> None:
+    """bfloat16 is above a tolerance of 0, and within one that is larger than the difference."""
+    arguments = ["verify", str(folders / "moe_fp32"), str(folders / "exports" / HALF), "--logits"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    shown = rows_of_prompts(result.stdout)
+    exported = Exported.load(folders / "moe_fp32"), Exported.load(folders / "exports" / HALF, torch.float32)
+    sample = exported[0].encode(exported[0].chat_prompt(TEXT, images=0, videos=0), [], [])
+    input_ids = torch.from_numpy(sample.input_ids)[None]
+    x, y = (each.model(input_ids=input_ids).logits[0] for each in exported)
+    assert shown["text"][1:3] == [str(len(sample)), f"{(x.double() - y.double()).abs().max().item():.3g}"]
+    kl = torch.nn.functional.kl_div(
+        y.double().log_softmax(-1), x.double().log_softmax(-1), log_target=True, reduction="none"
+    )
+    assert float(shown["text"][3]) == pytest.approx(kl.sum(-1).max().item(), rel=0.01)
+    assert CliRunner().invoke(app, [*arguments, "--tolerance", "1"]).exit_code == 0
+
+
+def test_other_tokens_of_the_same_prompt_are_reported(folders: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folders / "dense_fp32", tmp_path / "other")
+    (other / "chat_template.jinja").write_text("[gMASK]<sop>{{ messages[0].content[0].text }}")
+    result = CliRunner().invoke(app, ["verify", str(folders / "dense_fp32"), str(other), "--logits"])
+    assert result.exit_code == 2
+    assert "their tokenizers or processors differ" in result.stderr
+
+
+def test_tolerance_without_logits_is_refused(folders: Path) -> None:
+    result = CliRunner().invoke(
+        app, ["verify", str(folders / "dense_fp32"), str(folders / "dense_fp32"), "--tolerance", "1"]
+    )
+    assert result.exit_code == 2
+    assert "--tolerance is for --logits" in result.stderr
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -404,10 +520,10 @@ def test_full_disk_is_one_line_and_leaves_nothing(command: str, folders: Path, t
 def test_help_keeps_the_lines_of_examples() -> None:
     shown = CliRunner().invoke(app, ["--help"], terminal_width=80).stdout.splitlines()
     assert "      python -m tools.convert import --hf DIR --out CKPT" in shown
-    assert "      python -m tools.convert verify DIR_A DIR_B" in shown
+    assert "      python -m tools.convert verify DIR_A DIR_B [--logits [--tolerance T]]" in shown
 
 
-@pytest.mark.parametrize("command", ["import", "export", "verify"])
+@pytest.mark.parametrize("command", ["import", "export", "inspect", "verify"])
 def test_help_explains_every_option_with_its_default(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], terminal_width=200).stdout
     options = [line for line in shown.split("Options:")[1].splitlines() if line.strip() and "--help" not in line]
