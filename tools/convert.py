@@ -3,6 +3,7 @@
     python -m tools.convert import --hf DIR --out CKPT
     python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep]
                                     [--max-shard-size 5GB] [--verify full|sizes]
+    python -m tools.convert export --follow RUN --out DIR [--poll-seconds 10] [options of export]
     python -m tools.convert export-lora --checkpoint CKPT --out DIR
     python -m tools.convert merge --checkpoint CKPT --out DIR [--base DIR] [options of export]
     python -m tools.convert inspect PATH [--tensors] [--json]
@@ -18,8 +19,9 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -31,6 +33,8 @@ from tools.help_text import keep_lines
 
 app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 console = Console()
+
+POLL_SECONDS = 10.0
 
 
 # --- import -----------------------------------------------------------------------------------------------------------
@@ -54,21 +58,63 @@ def import_command(
 
 @app.command("export")
 def export_command(
-    checkpoint: Annotated[Path, typer.Option(help="step folder, or a run's folder for its newest step")],
     out: Annotated[Path, typer.Option(help="Hugging Face folder to make: a folder that does not exist or is empty")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="step folder, or a run's folder for its newest step  [default: none]")
+    ] = None,
+    follow: Annotated[
+        Path | None,
+        typer.Option(help="run folder: export each checkpoint as it is saved, as OUT/step_NNNNNNN  [default: none]"),
+    ] = None,
+    poll_seconds: Annotated[
+        float | None, typer.Option(help="with --follow, how often to look for new checkpoints  [default: 10]")
+    ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp32, or keep: the checkpoint's own dtype")] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="largest file of weights, such as 5GB or 500MiB")] = "5GB",
     verify: Annotated[
         str, typer.Option(help="compare the checkpoint with its manifest: full (sizes and checksums) or sizes")
     ] = "full",
 ) -> None:
-    """Make a Hugging Face folder of a checkpoint."""
+    """Make a Hugging Face folder of a checkpoint, or of each checkpoint of a run."""
     from tools.conversion import CONVERSION_ERRORS, export_checkpoint
-    from tools.hf_output import shard_bytes
+    from tools.hf_output import ConvertError, check_options, shard_bytes
 
     with errors_in_one_line(*CONVERSION_ERRORS):
-        export_checkpoint(checkpoint, out, dtype=dtype, max_shard_bytes=shard_bytes(max_shard_size), verify=verify)
+        if (checkpoint is None) == (follow is None):
+            given = "both are given" if follow else "neither is given"
+            raise ConvertError(f"use either --checkpoint or --follow: {given}")
+        if poll_seconds is not None and follow is None:
+            raise ConvertError("--poll-seconds is for --follow: remove it, or give --follow")
+        check_options(dtype, verify)
+        options: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": shard_bytes(max_shard_size), "verify": verify}
+        if follow is not None:
+            _follow(follow, out, options, poll_seconds if poll_seconds is not None else POLL_SECONDS)
+            return
+        assert checkpoint is not None
+        export_checkpoint(checkpoint, out, **options)
     console.print(f"exported {checkpoint} into {out}", markup=False, soft_wrap=True)
+
+
+def _follow(run: Path, out: Path, options: dict[str, Any], poll_seconds: float) -> None:
+    from tools.conversion import export_checkpoint
+    from tools.follow import FollowError, Stopped, follow
+    from training.run_state import EXIT_STOPPED
+
+    try:
+        with errors_in_one_line(FollowError):
+            complete = follow(
+                run,
+                out,
+                export=partial(export_checkpoint, **options),
+                options=options,
+                poll_seconds=poll_seconds,
+                say=lambda line: console.print(line, markup=False, soft_wrap=True),
+            )
+    except Stopped as stopped:
+        console.print(str(stopped), markup=False, soft_wrap=True)
+        raise typer.Exit(EXIT_STOPPED) from None
+    if not complete:
+        raise typer.Exit(1)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------
