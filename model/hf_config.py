@@ -54,7 +54,7 @@ REQUIRED_TEXT = (
 REQUIRED_MOE = MOE_KEYS[:6]
 
 # Values that this implementation computes with.
-FIXED_TOP: dict[str, Any] = {"tie_word_embeddings": False, "quantization_config": None}
+FIXED_TOP: dict[str, Any] = {"tie_word_embeddings": False}
 FIXED_TEXT: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_bias": True,
@@ -75,6 +75,11 @@ FIXED_VISION: dict[str, Any] = {
     "spatial_merge_size": 2,
 }
 VISION_ROPE_THETA = 10000.0
+
+# Where a file says how its weights are quantised, and the methods whose weights can be read (`model.weights.formats`).
+# That they are FP8 is seen from the weights; training and exports have plain ones.
+QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+READ_QUANTIZATION = (("fp8", None), ("compressed-tensors", None), ("compressed-tensors", "float-quantized"))
 
 # Other names that transformers accepts for the same key.
 TEXT_ALIASES = {"num_local_experts": "n_routed_experts"}
@@ -158,6 +163,7 @@ def top_fields(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         ConfigError: a key has a value that is not supported.
     """
     _check_fixed(content, FIXED_TOP, f"{source}: ")
+    _check_quantization(content, source)
     given = {key: value for key, value in content.items() if key.endswith("_token_id") and value is not None}
     return DEFAULTS_TOP[model_type_of(content, source)] | given
 
@@ -201,6 +207,27 @@ def vision_fields(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     if "head_dim" in vision and vision["head_dim"] * vision.get("num_heads", 12) != vision.get("hidden_size", 1536):
         raise ConfigError(f"{where}.head_dim={vision['head_dim']!r} is not hidden_size / num_heads: remove it")
     return DEFAULT_VISION | vision
+
+
+def _check_quantization(content: Mapping[str, Any], source: str) -> None:
+    for where, section in (("", content), ("text_config.", content.get("text_config"))):
+        for key in QUANTIZATION_KEYS:
+            found = section.get(key) if isinstance(section, dict) else None
+            method = (found.get("quant_method"), found.get("format")) if isinstance(found, dict) else ()
+            if found and method not in READ_QUANTIZATION:
+                raise ConfigError(
+                    f"{source}: {where}{key}={found!r} is not supported; 'fp8' is, and 'compressed-tensors' with the "
+                    "format 'float-quantized': bring the weights without it, or their FP8 release"
+                )
+
+
+def remove_quantization(content: dict[str, Any]) -> bool:
+    """Remove what a config.json says about quantised weights, for weights that are plain. Return whether it did."""
+    sections = (content, content.get("text_config"), content.get("vision_config"))
+    found = [(each, key) for each in sections if isinstance(each, dict) for key in QUANTIZATION_KEYS if key in each]
+    for section, key in found:
+        del section[key]
+    return bool(found)
 
 
 def _section(content: Mapping[str, Any], name: str, aliases: Mapping[str, str], source: str) -> dict[str, Any]:

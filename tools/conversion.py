@@ -12,7 +12,9 @@ from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError, WeightsError
 from model.weights.folder import SafetensorsFolder
+from model.weights.formats.opened import open_folder
 from model.weights.load import check_names_and_shapes, hf_shapes
+from model.weights.source import WeightSource
 from model.whole_model import build_whole_model
 from tools.hf_output import (
     DTYPES,
@@ -42,7 +44,7 @@ def import_folder(hf: Path, out: Path) -> None:
     """
     refuse_full(out)
     config = GlmvConfig.from_hf(hf)
-    source = SafetensorsFolder(hf)
+    source, _ = open_folder(hf)
     check_names_and_shapes(source, hf_shapes(config))  # before the minutes that building and reading take
     with process_group(), progress_bar("reading tensors", len(source.names())) as progress:
         model = build_whole_model(config, _Watched(source, progress), dtype=dtype_of(source))
@@ -52,7 +54,7 @@ def import_folder(hf: Path, out: Path) -> None:
 class _Watched:
     """A source of weights that advances a progress bar."""
 
-    def __init__(self, source: SafetensorsFolder, progress: Progress) -> None:
+    def __init__(self, source: WeightSource, progress: Progress) -> None:
         self.source, self.progress = source, progress
         self.names, self.shape, self.dtype = source.names, source.shape, source.dtype
 

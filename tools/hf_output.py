@@ -18,10 +18,10 @@ from common.files import write_json
 from common.sizes import parse_size
 from model.config import ARCHITECTURES, GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_config import CONFIG_FILE, add_old_rope_spelling
+from model.hf_config import CONFIG_FILE, add_old_rope_spelling, remove_quantization
 from model.verify import VERIFY
-from model.weights.folder import SafetensorsFolder
 from model.weights.load import export_tensors, hf_shapes
+from model.weights.source import WeightSource
 from model.weights.writer import SafetensorsWriter
 from training.hf_files import TOKENIZER_FILES
 
@@ -66,7 +66,7 @@ def shard_bytes(max_shard_size: str) -> int:
         raise ConvertError(f"--max-shard-size: {error}") from None
 
 
-def dtype_of(source: SafetensorsFolder) -> torch.dtype:
+def dtype_of(source: WeightSource) -> torch.dtype:
     """Return bfloat16 if every tensor is, else float32, which holds every mixture without loss."""
     dtypes = {source.dtype(name) for name in source.names() if not name.endswith(KEPT_IN_FLOAT32)}
     return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
@@ -101,6 +101,7 @@ def _config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict
     """Return the checkpoint's config.json with the architecture and the dtype of this export."""
     content: dict[str, Any] = json.loads((hf_files / CONFIG_FILE).read_text())
     add_old_rope_spelling(content)
+    remove_quantization(content)
     content["architectures"] = [ARCHITECTURES[config.hf_type]]
     # transformers 4 calls it torch_dtype, and may repeat it in both sections.
     for section in (content, content["text_config"], content["vision_config"]):
@@ -134,10 +135,16 @@ def complete_or_removed(out: Path) -> Iterator[Path]:
 
 
 def copy_hf_files(source: Path, folder: Path) -> None:
-    """Copy the files that belong to weights, as far as they exist."""
+    """Copy the files that belong to weights, as far as they exist.
+
+    They stay as they are, except for what a config.json says about weights in FP8, which are plain from now on.
+    """
     for name in HF_FILE_NAMES:
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
+    content = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    if remove_quantization(content):
+        write_json(folder / CONFIG_FILE, content)
 
 
 def refuse_full(out: Path) -> None:

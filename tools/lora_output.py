@@ -21,7 +21,7 @@ from model.lora import add_adapters
 from model.lora_config import LoraConfig
 from model.lora_targets import Site, selected_sites
 from model.lora_weights import export_adapters, merge_adapters
-from model.weights.folder import SafetensorsFolder
+from model.weights.formats.opened import open_folder
 from model.whole_model import build_whole_model
 from tools.hf_output import DTYPES, check_options, complete_or_removed, dtype_of, refuse_full, write_hf_folder
 from training.distributed import process_group
@@ -179,4 +179,4 @@ def merge_checkpoint(model: GlmvModel, found: AdapterCheckpoint, dtype: torch.dt
 def _dtype_of_base(weights: Path | None, otherwise: torch.dtype) -> torch.dtype:
     if weights is None:
         return otherwise
-    return stored_dtype(weights / STATE) if (weights / STATE).is_dir() else dtype_of(SafetensorsFolder(weights))
+    return stored_dtype(weights / STATE) if (weights / STATE).is_dir() else dtype_of(open_folder(weights).source)

@@ -23,7 +23,7 @@ from model.checkpoint_metadata import check_metadata
 from model.config import ConfigError, GlmvConfig
 from model.pipeline_layout import DECODER, EMBEDDING, LOSS, layout_for
 from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
-from model.weights.folder import SafetensorsFolder
+from model.weights.formats.opened import open_folder
 from model.weights.load import check_names_and_shapes
 from model.weights.table import hf_shapes
 from training.config import RunConfig
@@ -112,7 +112,7 @@ def _with_files(config: RunConfig, processes: int) -> Iterator[str]:
     done = _check_start_point(start_point, model, loader, config)
     begins = start_point.folder or f"random weights, seed {config.train.seed}"
     yield f"start           step {done} of {config.train.steps:,}, from {begins}"
-    yield from start_point.moved
+    yield from (*start_point.moved, *start_point.formats())
     yield from (f"warning: {path} is damaged and not used: {problem}" for path, problem in start_point.damaged)
     yield from _plan(config, model, processes, *loader.expected_work())
     mixture = loader.planned_mixture()
@@ -129,7 +129,7 @@ def _check_start_point(start_point: StartPoint, model: GlmvConfig, loader: Packe
         check_metadata(folder / STATE)
         check_alone(folder, config.checkpoint.verify, only_small=False)
     elif folder is not None:
-        check_names_and_shapes(SafetensorsFolder(folder), hf_shapes(model))
+        check_names_and_shapes(open_folder(folder).source, hf_shapes(model))
     if start_point.resume is None:
         return 0
     state = read_train_state(Path(start_point.resume))

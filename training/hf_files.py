@@ -16,7 +16,7 @@ from data_pipeline.config import DataConfig
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.pixel_budget import MIN_PIXELS, PIXELS_PER_TOKEN
 from model.config import ConfigError, GlmvConfig
-from model.hf_config import CONFIG_FILE
+from model.hf_config import CONFIG_FILE, remove_quantization
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 
 TOKENIZER_FILES = (
@@ -80,8 +80,9 @@ def read_inherited(folder: Path | None, model: GlmvConfig) -> dict[str, str]:
     if folder is None:
         return {}
     inherited = {name: _read_object(folder / name) for name in INHERITED if (folder / name).is_file()}
-    if CONFIG_FILE in inherited and GlmvConfig.from_hf(folder) != model:
-        content = json.loads(inherited[CONFIG_FILE])
+    content = json.loads(inherited.get(CONFIG_FILE, "{}"))
+    was_quantised = remove_quantization(content)  # training holds plain weights, whatever they were read from
+    if content and (was_quantised or GlmvConfig.from_hf(folder) != model):
         set_positions(content, model)
         inherited[CONFIG_FILE] = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     for kind, name in PREPROCESSORS.items():

@@ -46,7 +46,8 @@ def base_fingerprint(weights: Path | None, seed: int) -> str:
     for name in sorted(folder.names()):
         shape, dtype = folder.shape(name), folder.dtype(name)
         digest.update(f"{name} {dtype} {shape} ".encode())
-        sample = folder.unchecked_rows(name, 0, min(shape[0], rows_of(SAMPLE * dtype.itemsize, shape, dtype)))
+        count = min((*shape, 1)[0], rows_of(SAMPLE * dtype.itemsize, shape, dtype))
+        sample = folder.unchecked_rows(name, 0, count) if shape else folder.unchecked_tensor(name).reshape(1)
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return f"Hugging Face weights {digest.hexdigest()}"
 

@@ -26,7 +26,8 @@ from model.lora_weights import RandomAdapters, fill_adapters
 from model.parts import freeze
 from model.pipeline_layout import PipelineLayout, layout_for
 from model.process_groups import initialize_model_parallel
-from model.weights.load import RandomWeights, SafetensorsFolder, load_weights
+from model.weights.formats.opened import open_folder
+from model.weights.load import RandomWeights, load_weights
 from training.config import RunConfig
 from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8
@@ -172,7 +173,7 @@ def fill_weights(model_chunks: Sequence[GlmvModel], weights: Path | None, seed: 
     elif is_checkpoint(weights):
         load_checkpoint(weights, model_chunks, verify=verify)
     else:
-        load_weights(model_chunks, SafetensorsFolder(weights))
+        load_weights(model_chunks, open_folder(weights).source)
 
 
 def add_new_adapters(model_chunks: Sequence[GlmvModel], lora: LoraConfig, seed: int) -> None:

@@ -30,6 +30,7 @@ from model.checkpoint_manifest import check_alone
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError
 from model.hf_config import CONFIG_FILE
+from model.weights.formats.opened import open_folder
 from training.config import ModelChoice, RunConfig
 from training.init_optimizer import check_init_optimizer
 from training.keys import flatten
@@ -81,6 +82,11 @@ class StartPoint:
             return None
         inside = self.folder / HF_FILES
         return inside if inside.is_dir() else self.folder
+
+    def formats(self) -> Iterator[str]:
+        """Yield a line about each format, other than the published one, that weights of a folder are read as."""
+        if self.resume is None and self.weights is not None and not is_checkpoint(self.weights):
+            yield from (f"weights read as: {line}" for line in open_folder(self.weights).read_as)
 
 
 def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = None) -> StartPoint:

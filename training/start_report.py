@@ -35,7 +35,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
     config = prepared.config
     start = start_point.folder or f"random weights, seed {config.train.seed}"
     logger.info("step %d of %d, from %s, on %d processes", done, config.train.steps, start, world_size())
-    for line in start_point.moved:
+    for line in (*start_point.moved, *start_point.formats()):
         logger.info(line)
     logger.info("backend: %s", backend)
     logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))

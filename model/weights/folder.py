@@ -22,22 +22,22 @@ from model.weights.source import some
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-# The dtypes that a weight may have.
-PLAIN = (torch.float32, torch.float16, torch.bfloat16)
-
 
 class SafetensorsFolder:
-    """The tensors of a Hugging Face folder, read when they are asked for.
+    """The tensors of a Hugging Face folder as they are stored, read when they are asked for.
+
+    `model.weights.formats.opened` sees other formats of weights as the published one.
 
     Raises:
-        WeightsError: the folder holds no safetensors; a shard is missing, truncated or lacks a tensor that the index
-            lists; or a tensor is not stored as plain floating point (float8 needs scales, which are not applied).
+        WeightsError: the folder holds no safetensors; or a shard is missing, truncated or lacks a tensor that the index
+            lists.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._file: dict[str, WeightFile] = {}
         self._stored: dict[str, StoredTensor] = {}
+        self._matrices: dict[str, tuple[int, int]] = {}
         for path, listed in self._files().items():
             self._add_file(path, listed)
 
@@ -55,6 +55,17 @@ class SafetensorsFolder:
     def dtype(self, name: str) -> torch.dtype:
         """Return the dtype that one tensor has on disk."""
         return self._stored[name].dtype
+
+    def matrices(self, name: str) -> tuple[int, int]:
+        """Return how many matrices are above each other in one tensor, and the rows of each."""
+        return self._matrices.get(name, (1, (*self.shape(name), 1)[0]))
+
+    def fold(self, name: str) -> None:
+        """See a stack of matrices [matrices, rows, columns] as one matrix [matrices * rows, columns] from now on."""
+        stored = self._stored[name]
+        matrices, rows, columns = stored.shape
+        self._matrices[name] = matrices, rows
+        self._stored[name] = stored._replace(shape=(matrices * rows, columns))
 
     def tensor(self, name: str) -> Tensor:
         """Read one whole tensor. Raises WeightsError as `rows`."""
@@ -138,9 +149,4 @@ class SafetensorsFolder:
         if listed is not None and (stray := sorted(held.keys() - listed)):
             raise WeightsError(f"{self.folder / INDEX} does not list tensors that its shards hold: {some(stray)}")
         for name, stored in held.items():
-            if stored.dtype not in PLAIN:
-                raise WeightsError(
-                    f"{path}: tensor {name} is stored as {str(stored.dtype)[6:]}; quantised and integer weights are "
-                    "not supported: use the float32, float16 or bfloat16 release of this model"
-                )
             self._file[name], self._stored[name] = file, stored

@@ -161,7 +161,9 @@ def test_a_missing_key_means_what_it_means_to_transformers(variant: str, section
 
 OTHER_VALUES = [
     ("", "tie_word_embeddings", True),
-    ("", "quantization_config", {"quant_method": "fp8"}),
+    ("", "quantization_config", {"quant_method": "awq"}),
+    ("", "quantization_config", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+    ("text_config", "quantization_config", {"quant_method": "gptq"}),
     ("text_config", "tie_word_embeddings", True),
     ("text_config", "hidden_act", "gelu"),
     ("text_config", "attention_bias", False),

@@ -415,21 +415,12 @@ def alter_index(folder: Path, key: str, value: str | None) -> None:
     path.write_text(json.dumps(index))
 
 
-def store_float8(folder: Path) -> None:
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors = load_file(path)
-        if "lm_head.weight" in tensors:
-            tensors["lm_head.weight"] = tensors["lm_head.weight"].to(torch.float8_e4m3fn)
-            save_file(tensors, path, metadata={"format": "pt"})
-
-
 BAD_FOLDERS = {
     "a missing shard": (remove_shard, r"lacks model-00003-of-000\d\d.safetensors, which .* names"),
     "a truncated shard": (
         truncate_shard,
         r"model-00002-of-.* cannot be read as safetensors .*copy or download it again",
     ),
-    "float8 weights": (store_float8, "tensor lm_head.weight is stored as float8_e4m3fn; quantised and integer weights"),
     "an index with a tensor too many": (
         lambda folder: alter_index(folder, "lm_head.bias", "model-00001-of-00011.safetensors"),
         "lists tensors that its shards do not hold: lm_head.bias",

@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from model.config import GlmvConfig
 from model.weights.folder import SafetensorsFolder
 from tests.hf_folders import save_whole_folder
+from tests.model.test_formats import quantise
 from tools.comparison import TensorDifference, compare_files, compare_tensors, open_weights
 from tools.convert import app
 from tools.exported import Exported
@@ -153,6 +154,20 @@ def test_export_in_bfloat16_keeps_the_expert_bias_in_float32(folders: Path) -> N
         assert exported.dtype(name) == (torch.float32 if bias else torch.bfloat16)
         assert torch.equal(exported.tensor(name), given.tensor(name).to(exported.dtype(name)))
     assert json.loads((folders / "exports" / HALF / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_an_fp8_release_becomes_a_plain_folder(folders: Path, tmp_path: Path) -> None:
+    """Its config.json says nothing about FP8 any more, and transformers loads every tensor."""
+    expected = quantise(folders / "moe_bf16", tmp_path / "fp8", "blocks of 32")
+    run_python("-m", "tools.convert", "import", "--hf", str(tmp_path / "fp8"), "--out", str(tmp_path / "checkpoint"))
+    export = ("--checkpoint", str(tmp_path / "checkpoint"), "--out", str(tmp_path / "export"))
+    run_python("-m", "tools.convert", "export", *export)
+    exported = load_file(tmp_path / "export/model.safetensors")
+    assert exported.keys() == expected.keys()
+    assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
+    assert "quantization" not in (tmp_path / "export/config.json").read_text()
+    _, report = load(tmp_path / "export")
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
 
 
 def test_commands_as_a_user_types_them(folders: Path, tmp_path: Path) -> None:

@@ -74,6 +74,19 @@ def test_unchanged_configuration_is_inherited_byte_for_byte(tmp_path: Path) -> N
     assert read_inherited(None, GlmvConfig.from_hf(tmp_path)) == {}
 
 
+@pytest.mark.parametrize("section", ["", "text_config"])
+def test_what_a_file_says_about_fp8_is_not_inherited(tmp_path: Path, section: str) -> None:
+    """A run holds plain weights: engines that read an export would look for scales."""
+    file = save_weights("glm4v_moe", tmp_path) / "config.json"
+    content = json.loads(file.read_text())
+    (content[section] if section else content)["quantization_config"] = {"quant_method": "fp8"}
+    file.write_text(json.dumps(content))
+    model = GlmvConfig.from_hf(tmp_path)
+    inherited = read_inherited(tmp_path, model)["config.json"]
+    assert "quantization_config" not in inherited
+    assert GlmvConfig.from_hf_dict(json.loads(inherited), "config.json") == model
+
+
 def test_preprocessors_of_the_start_point_are_kept_with_the_budget_of_the_run(tmp_path: Path) -> None:
     start, out = save_whole_folder("glm4v_moe", tmp_path / "start"), tmp_path / "out"
     file = start / "preprocessor_config.json"
