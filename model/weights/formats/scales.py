@@ -8,8 +8,8 @@
 
 The first three are those of compressed-tensors (GLM-4.5-Air-FP8), the last that of transformers' block FP8. What is
 scaled is seen from the names alone, never from a list of modules in `config.json`: a scale may be in another file than
-its tensor, and one that is not applied is silent garbage. Values are multiplied in float32 and then rounded to the dtype
-of the folder's other weights.
+its tensor, and one that is not applied is silent garbage. Values are multiplied in float32 and then rounded to the
+dtype of the folder's other weights.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ from torch import Tensor
 from model.errors import WeightsError
 from model.weights.source import WeightSource, some
 
+Change = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True)
 class Span:
@@ -27,7 +29,7 @@ class Made:
 
     spans: tuple[Span, ...]
     shape: tuple[int, ...]
-    change: Callable[[Tensor], Tensor] | None = None  # of each block of rows, which keeps their number
+    change: Change | None = None  # of each block of rows, which keeps their number
 
 
 class Rearranged:
@@ -70,22 +72,20 @@ class Rearranged:
 
 def whole_tensor(source: WeightSource, name: str) -> Made:
     """Return a tensor as it is in `source`."""
-    return stacked(source, [name])
+    return stacked(source, name)
 
 
-def stacked(source: WeightSource, names: Iterable[str]) -> Made:
-    """Return tensors of a source set above each other.
-
-    Raises:
-        WeightsError: One is missing.
-    """
-    names = list(names)
-    known = set(source.names())
-    if missing := [name for name in names if name not in known]:
-        raise WeightsError(f"the weights lack {some(missing)}")
+def stacked(source: WeightSource, *names: str, change: Change | None = None) -> Made:
+    """Return tensors of a source set above each other, each block of rows changed by `change`."""
     shapes = [source.shape(name) for name in names]
     spans = tuple(Span(name, 0, shape[0]) for name, shape in zip(names, shapes, strict=True))
-    return Made(spans, (sum(shape[0] for shape in shapes), *shapes[0][1:]))
+    shape = (sum(shape[0] for shape in shapes), *shapes[0][1:])
+    return Made(spans, tuple(change(torch.empty(shape, device="meta")).shape) if change else shape, change)
+
+
+def chosen(source: WeightSource, names: Iterable[str]) -> Rearranged:
+    """Return a source that has only some of the tensors."""
+    return Rearranged(source, {name: whole_tensor(source, name) for name in names})
 
 
 class Joined:
