@@ -17,6 +17,7 @@ def nonfinite(tensors: Mapping[str, Tensor]) -> list[str]:
     """
     if not tensors:
         return []
+    tensors = {name: tensor.float() if tensor.itemsize == 1 else tensor for name, tensor in tensors.items()}  # FP8
     sums = torch.stack([tensor.sum().float() for tensor in tensors.values()]).tolist()
     suspects = [name for name, total in zip(tensors, sums, strict=True) if not math.isfinite(total)]
     return [name for name in suspects if not torch.isfinite(tensors[name]).all()]

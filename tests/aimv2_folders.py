@@ -19,15 +19,15 @@ HUGE = {"hidden_size": 1536, "intermediate_size": 4096, "num_hidden_layers": 24,
 TINY = {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4}
 
 
-def randomise(model: nn.Module, seed: int) -> None:
+def randomise(model: nn.Module, seed: int, std: float = 0.03, spread: float = 0.5) -> None:
     """Give norms, biases and everything else values that no mistake leaves as they are."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and parameter.dim() == 1:
-                parameter.uniform_(0.5, 1.5, generator=generator)
+                parameter.uniform_(1 - spread, 1 + spread, generator=generator)
             else:
-                scale = 0.1 if name.endswith("bias") else 0.5 if "position" in name or "embed_tokens" in name else 0.03
+                scale = 0.1 if name.endswith("bias") else 0.5 if "position" in name or "embed_tokens" in name else std
                 parameter.normal_(0, scale, generator=generator)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
@@ -39,7 +39,10 @@ def save_aimv2(folder: Path, sizes: dict[str, int] = TINY, naming: str = "transf
     torch.manual_seed(0)
     settings = {"image_size": 336, "use_head": False, **sizes, **config}
     model: Any = transformers.Aimv2VisionModel(transformers.Aimv2VisionConfig(**settings)).eval()
-    randomise(model, seed=1)
+    if sizes is HUGE:  # values near those that training begins with, so that the features are of scale 1
+        randomise(model, seed=1, std=0.02, spread=0.1)
+    else:
+        randomise(model, seed=1)
     model.save_pretrained(folder)
     if naming == "Apple":
         tensors = load_file(folder / "model.safetensors")

@@ -11,7 +11,6 @@ from model.checkpoint import HF_FILES, STATE, find_checkpoint, load_checkpoint, 
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError, WeightsError
-from model.weights.folder import SafetensorsFolder
 from model.weights.formats.opened import open_folder
 from model.weights.load import check_names_and_shapes, hf_shapes
 from model.weights.source import WeightSource

@@ -473,6 +473,14 @@ def test_value_that_is_not_finite_is_named(
 
 
 @pytest.mark.fast
+def test_a_value_in_float8_that_is_no_number_is_found() -> None:
+    values = torch.ones(10).to(torch.float8_e4m3fn)
+    assert nonfinite({"right": values}) == []
+    values[3] = torch.nan
+    assert nonfinite({"wrong": values}) == ["wrong"]
+
+
+@pytest.mark.fast
 def test_sum_that_overflows_is_not_taken_for_a_value_that_does() -> None:
     largest = torch.full((1000,), torch.finfo(torch.bfloat16).max, dtype=torch.bfloat16)
     assert not largest.sum().isfinite()

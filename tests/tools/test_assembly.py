@@ -124,7 +124,7 @@ def test_features_at_full_size(naming: str, single_process: None, tmp_path: Path
 def save_wide_decoder(folder: Path) -> None:
     sizes = {"hidden_size": 4096, "intermediate_size": 256, "num_hidden_layers": 1, "vocab_size": 2048}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128}
-    config = transformers.Glm4Config(**sizes, **heads, rms_norm_eps=1e-5)
+    config = transformers.Glm4Config(**sizes, **heads, rms_norm_eps=1e-5, pad_token_id=0)
     model: Any = transformers.Glm4ForCausalLM(config)
     model.save_pretrained(folder)
     save_decoder("glm4", folder / "tiny")
