@@ -30,6 +30,7 @@ setup(
         "demo",
         "model",
         "model.weights",
+        "model.weights.formats",
         "planning",
         "pretrain",
         "sft",

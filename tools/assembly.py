@@ -46,7 +46,15 @@ class Part:
     name: str
     source: WeightSource
     origin: str
-    notes: tuple[str, ...] = ()
+    read_as: tuple[str, ...] = ()
+
+    @property
+    def tensors(self) -> int:
+        return len(self.source.names())
+
+    @property
+    def values(self) -> int:
+        return sum(prod(self.source.shape(name)) for name in self.source.names())
 
 
 @dataclass(frozen=True)
@@ -69,15 +77,26 @@ class Assembly:
     def table(self) -> Iterable[tuple[str, str, str, str]]:
         """Yield for every part: its name, its numbers of tensors and values, and where it is from."""
         for part in self.parts:
-            shapes = [part.source.shape(name) for name in part.source.names()]
-            yield part.name, f"{len(shapes):,}", f"{sum(map(prod, shapes)):,}", part.origin
+            yield part.name, f"{part.tensors:,}", f"{part.values:,}", part.origin
+
+    def lines(self) -> Iterable[str]:
+        """Yield a line about each choice, and about each format that was recognised."""
+        yield from self.notes
+        yield from (f"{part.name} read as: {line}" for part in self.parts for line in part.read_as)
+        yield f"weights in {CONFIG_NAMES[self.dtype]}"
 
     def report(self) -> dict[str, Any]:
         """Return what is written to assembly.json."""
         return {
             "parts": [
-                {"part": name, "tensors": tensors, "values": values, "from": origin, "read_as": list(part.notes)}
-                for part, (name, tensors, values, origin) in zip(self.parts, self.table(), strict=True)
+                {
+                    "part": part.name,
+                    "tensors": part.tensors,
+                    "values": part.values,
+                    "from": part.origin,
+                    "read_as": list(part.read_as),
+                }
+                for part in self.parts
             ],
             "dropped": list(self.dropped),
             "choices": list(self.notes),

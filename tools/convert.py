@@ -4,6 +4,8 @@
     python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep]
                                     [--max-shard-size 5GB] [--verify full|sizes]
     python -m tools.convert export --follow RUN --out DIR [--poll-seconds 10] [options of export]
+    python -m tools.convert assemble --vision DIR --decoder DIR --out DIR [--rope-theta N] [--max-positions N]
+                                    [--tokenizer DIR] [--seed N] [--dtype bf16|fp32|keep]
     python -m tools.convert export-lora --checkpoint CKPT --out DIR
     python -m tools.convert merge --checkpoint CKPT --out DIR [--base DIR] [options of export]
     python -m tools.convert inspect PATH [--tensors] [--json]
@@ -12,7 +14,8 @@
 One process on the CPU holds the whole model, and needs memory for its weights once. CKPT is a step folder, or a run's
 folder for its newest step. An export contains the tokenizer, chat template and processor files that the import found.
 Import and export change no bit of float32 or bfloat16 weights. export-lora and merge take a checkpoint of a LoRA run:
-the first writes its adapters for PEFT, the second a whole model.
+the first writes its adapters for PEFT, the second a whole model. assemble makes the initial model of pretraining:
+AIMv2-Huge as the vision tower, GLM-4.5-Air or GLM-4-9B-0414 as the decoder, and a new adapter.
 """
 
 from __future__ import annotations
@@ -25,6 +28,8 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 
 from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
@@ -46,10 +51,13 @@ def import_command(
     out: Annotated[Path, typer.Option(help="checkpoint to make: a folder that does not exist or is empty")],
 ) -> None:
     """Make a checkpoint of a Hugging Face folder."""
+    from model.weights.formats.opened import open_folder
     from tools.conversion import CONVERSION_ERRORS, import_folder
 
     with errors_in_one_line(*CONVERSION_ERRORS):
         import_folder(hf, out)
+        for line in open_folder(hf).read_as:
+            console.print(f"read as: {line}", markup=False, soft_wrap=True)
     console.print(f"imported {hf} into {out}", markup=False, soft_wrap=True)
 
 
@@ -115,6 +123,56 @@ def _follow(run: Path, out: Path, options: dict[str, Any], poll_seconds: float) 
         raise typer.Exit(EXIT_STOPPED) from None
     if not complete:
         raise typer.Exit(1)
+
+
+# --- assemble ---------------------------------------------------------------------------------------------------------
+
+
+@app.command("assemble")
+def assemble_command(
+    vision: Annotated[Path, typer.Option(help="folder of AIMv2-Huge (apple/aimv2-huge-patch14-336)")],
+    decoder: Annotated[Path, typer.Option(help="folder of GLM-4.5-Air or GLM-4-9B-0414")],
+    out: Annotated[Path, typer.Option(help="Hugging Face folder to make: a folder that does not exist or is empty")],
+    tokenizer: Annotated[
+        str,
+        typer.Option(
+            help="folder of a tokenizer with the tokens of images and videos, if not the decoder's", show_default="none"
+        ),
+    ] = "",
+    rope_theta: Annotated[int, typer.Option(help="rope base; 0 keeps the decoder's")] = 0,
+    max_positions: Annotated[int, typer.Option(help="longest sequence in tokens; 0 keeps the decoder's")] = 0,
+    seed: Annotated[int, typer.Option(help="of the tensors that are new: the adapter")] = 0,
+    dtype: Annotated[str, typer.Option(help="bf16, fp32, or keep: the decoder's own dtype")] = "keep",
+    max_shard_size: Annotated[str, typer.Option(help="largest file of weights, such as 5GB or 500MiB")] = "5GB",
+) -> None:
+    """Make the initial model of pretraining."""
+    from tools.assembly import plan_assembly, write_assembly
+    from tools.conversion import CONVERSION_ERRORS
+    from tools.hf_output import DTYPES, check_options, refuse_full, shard_bytes
+
+    with errors_in_one_line(*CONVERSION_ERRORS):
+        check_options(dtype, "full")
+        refuse_full(out)
+        max_shard_bytes = shard_bytes(max_shard_size)
+        assembly = plan_assembly(
+            vision,
+            decoder,
+            tokenizer=Path(tokenizer) if tokenizer else None,
+            rope_theta=rope_theta,
+            max_positions=max_positions,
+            seed=seed,
+            dtype=DTYPES.get(dtype),
+        )
+        table = Table(box=None)
+        for title in ("part", "tensors", "values", "from"):
+            table.add_column(title, justify="right" if title in ("tensors", "values") else "left", overflow="fold")
+        for row in assembly.table():
+            table.add_row(*map(escape, row))
+        console.print(table)
+        for line in assembly.lines():
+            console.print(line, markup=False, soft_wrap=True)
+        write_assembly(assembly, out, max_shard_bytes)
+    console.print(f"assembled {out}; model.init_from={out} starts from it", markup=False, soft_wrap=True)
 
 
 # --- adapters ---------------------------------------------------------------------------------------------------------

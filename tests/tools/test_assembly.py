@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,7 +191,7 @@ def test_new_tensors_depend_on_the_seed_alone(made: Made) -> None:
 def test_the_report_says_what_came_from_where(made: Made) -> None:
     report = json.loads((made.out / "assembly.json").read_text())
     assert [part["part"] for part in report["parts"]] == ["vision tower", "adapter", "decoder"]
-    total = sum(int(part["tensors"].replace(",", "")) for part in report["parts"])
+    total = sum(part["tensors"] for part in report["parts"])
     assert total == len(SafetensorsFolder(made.out).names())
     assert report["seed"] == 3
     if made.language.config.model_type == "glm4_moe":
@@ -195,6 +200,54 @@ def test_the_report_says_what_came_from_where(made: Made) -> None:
         assert "MTP" in report["choices"][2]
     else:
         assert report["dropped"] == []
+
+
+def convert(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tools.convert", "assemble", *arguments],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        **options,
+    )
+
+
+@pytest.mark.fast
+def test_the_command_says_what_it_does(made: Made, tmp_path: Path) -> None:
+    halves = ("--vision", str(made.vision), "--decoder", str(made.decoder))
+    done = convert(*halves, "--out", str(tmp_path / "out"), "--seed", "3", "--rope-theta", "10000", "--dtype", "bf16")
+    assert done.returncode == 0, done.stderr
+    assert "rope base 10,000 (as given; GLM-4" in done.stdout
+    assert "random, seed 3" in done.stdout
+    written, expected = SafetensorsFolder(tmp_path / "out"), SafetensorsFolder(made.out)
+    assert sorted(written.names()) == sorted(expected.names())
+    for name in written.names():
+        assert torch.equal(written.tensor(name), expected.tensor(name).to(written.dtype(name))), name
+        assert written.dtype(name) == (torch.float32 if name.endswith("e_score_correction_bias") else torch.bfloat16)
+    assert json.loads((tmp_path / "out/config.json").read_text())["text_config"]["rope_theta"] == 10_000
+    again = convert(*halves, "--out", str(tmp_path / "out"))
+    assert again.returncode == 2
+    assert again.stderr.startswith("error: ")
+    assert "is not empty" in again.stderr
+
+
+@pytest.mark.fast
+def test_a_killed_assembly_leaves_no_folder(made: Made, tmp_path: Path) -> None:
+    """It is killed at a moment when some of its files are there, and the same command works afterwards."""
+    halves = ("--vision", str(made.vision), "--decoder", str(made.decoder), "--out", str(tmp_path / "out"))
+    command = [sys.executable, "-m", "tools.convert", "assemble", *halves, "--max-shard-size", "200kB"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=Path(__file__).parents[2], env=environment, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not any(tmp_path.glob(".unfinished_out/*safetensors*")):
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "out").exists()
+    with pytest.raises((OSError, ValueError)):
+        transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / ".unfinished_out")
+    assert convert(*halves).returncode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------

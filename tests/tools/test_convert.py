@@ -538,9 +538,9 @@ def test_help_keeps_the_lines_of_examples() -> None:
     assert "      python -m tools.convert verify DIR_A DIR_B [--logits [--tolerance T]]" in shown
 
 
-@pytest.mark.parametrize("command", ["import", "export", "inspect", "verify"])
+@pytest.mark.parametrize("command", ["import", "export", "assemble", "inspect", "verify"])
 def test_help_explains_every_option_with_its_default(command: str) -> None:
     shown = CliRunner().invoke(app, [command, "--help"], terminal_width=200).stdout
     options = [line for line in shown.split("Options:")[1].splitlines() if line.strip() and "--help" not in line]
     for line in options:
-        assert re.fullmatch(r"  (--)?\S+ (<\w+>)? +\S.{15,}  \[(required|default: \w+)\]", line), line
+        assert re.fullmatch(r"  (--)?\S+ (<\w+>)? +\S.{15,}  \[(required|default: \S+)\]", line), line
