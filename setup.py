@@ -12,6 +12,7 @@ setup(
     packages=[
         "benchmarks",
         "common",
+        "streaming",
         "data_pipeline",
         "data_pipeline.curation",
         "data_pipeline.domains",

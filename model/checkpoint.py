@@ -198,12 +198,12 @@ def _begin(unfinished: Path, hf_files: Callable[[Path], None], train_state: Trai
     (unfinished / STATE).mkdir(parents=True)
     (unfinished / HF_FILES).mkdir()
     hf_files(unfinished / HF_FILES)
-    _complete_config(unfinished / HF_FILES / CONFIG_FILE)
+    complete_config(unfinished / HF_FILES / CONFIG_FILE)
     if train_state is not None:
         write_json(unfinished / TRAIN_STATE, vars(train_state))
 
 
-def _complete_config(file: Path) -> None:
+def complete_config(file: Path) -> None:
     """Add the older spelling of rotary embedding to a config.json that transformers 5 wrote."""
     if file.is_file():
         content = json.loads(file.read_text(encoding="utf-8"))

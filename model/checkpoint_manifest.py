@@ -95,6 +95,46 @@ def check_manifest(folder: Path, verify: str = "full") -> None:
         raise_everywhere(problem)
 
 
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return a file's entry in a manifest."""
+    size = path.stat().st_size
+    return {"bytes": size, "xxh3_64": [_checksum(path, number) for number in range(_block_count(size))]}
+
+
+def manifest_entries(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the files of a step folder's manifest, and the checksums of tensors by their Hugging Face names.
+
+    Both are empty for a checkpoint of an earlier version. A checkpoint of a run has no checksums of tensors.
+
+    Raises:
+        CheckpointError: the manifest is missing or damaged.
+    """
+    if not _has_manifest(folder):
+        return {}, {}
+    files = parse_manifest(folder / MANIFEST)
+    tensors = json.loads((folder / MANIFEST).read_bytes()).get("tensors", {})
+    if not isinstance(tensors, dict) or not all(isinstance(entry, dict) for entry in tensors.values()):
+        raise CheckpointError(f"{folder / MANIFEST} is damaged; use another step")
+    return files, tensors
+
+
+def check_files_alone(folder: Path, names: Iterable[str]) -> None:
+    """Compare files with their checksums, in this process.
+
+    Args:
+        folder: The step folder.
+        names: The files, as the manifest names them.
+
+    Raises:
+        CheckpointError: a file has another content than the one that was saved.
+        StorageError: a file cannot be read because storage fails.
+    """
+    files = parse_manifest(folder / MANIFEST)
+    blocks = ((name, number) for name in names for number in range(_block_count(files[name]["bytes"])))
+    if problem := _damage(folder, files, blocks):
+        raise CheckpointError(problem)
+
+
 def check_alone(folder: Path, verify: str, *, only_small: bool) -> None:
     """Compare what one process can compare quickly: sizes, and the checksums of all files but the tensors'.
 

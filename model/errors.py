@@ -13,5 +13,9 @@ class WeightsError(ValueError):
     """Weights that do not fit the model, or cannot be read or written. The message names the tensors or the file."""
 
 
+class ConversionError(ValueError):
+    """A conversion that cannot be carried out. The message names the folder or option and says how to fix it."""
+
+
 class ImageTokenError(ValueError):
     """The image tokens of a pack do not fit its images."""

@@ -95,6 +95,10 @@ class RandomAdapters:
         bound = shape[1] ** -0.5  # kaiming_uniform_ with a = sqrt(5)
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)[start:stop]
 
+    def where(self, name: str) -> str:
+        """Return where a tensor comes from."""
+        return f"random adapters of seed {self.seed}"
+
 
 @torch.no_grad()
 def fill_adapters(model_chunks: Sequence[GlmvModel], source: WeightSource) -> None:

@@ -36,9 +36,21 @@ FLOORS = {
     "planning": {"common", "planning", "training", "model", "data_pipeline"},
     "pretrain": {"common", "pretrain", "training", "model", "data_pipeline"},
     "sft": {"common", "sft", "training", "model", "data_pipeline"},
-    "tools": {"common", "tools", "planning", "sft", "pretrain", "training", "model", "data_pipeline"},
-    "demo": {"common", "demo", "tools", "planning", "sft", "pretrain", "training", "model", "data_pipeline"},
-    "benchmarks": {"common", "benchmarks", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "tools": {"common", "streaming", "tools", "planning", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "demo": {
+        "common",
+        "streaming",
+        "demo",
+        "tools",
+        "planning",
+        "sft",
+        "pretrain",
+        "training",
+        "model",
+        "data_pipeline",
+    },
+    "streaming": {"common", "streaming", "model"},
+    "benchmarks": {"common", "benchmarks", "streaming", "sft", "pretrain", "training", "model", "data_pipeline"},
 }
 
 # Patterns that may appear in these files only, and why.

@@ -21,15 +21,17 @@ from model.weights.formats.aimv2 import Tower, open_aimv2
 from model.weights.formats.decoders import Decoder, open_decoder
 from model.weights.formats.views import Joined, chosen
 from model.weights.load import RandomWeights, check_names_and_shapes, hf_shapes
-from model.weights.source import WeightSource, whole
-from model.weights.writer import SafetensorsWriter
+from model.weights.source import WeightSource
+from streaming.checksums import check_algorithm
+from streaming.hf_job import HfJob
+from streaming.limits import plan_limits
+from streaming.run import convert
+from tools.conversion import DEFAULTS, ConversionOptions, identity_of
 from tools.hf_output import (
     CONFIG_NAMES,
     KEPT_IN_FLOAT32,
     ConvertError,
-    complete_or_removed,
     dtype_of,
-    progress_bar,
     refuse_full,
 )
 from training.hf_files import write_hf_files
@@ -68,6 +70,7 @@ class Assembly:
     dropped: tuple[str, ...]  # tensors of the decoder's folder
     notes: tuple[str, ...]  # choices, in words
     tokenizer: Path
+    folders: tuple[Path, ...]  # that weights are read from
     seed: int
 
     def dtype_of(self, name: str) -> torch.dtype:
@@ -166,25 +169,37 @@ def plan_assembly(
         dropped=language.dropped,
         notes=tuple(_choices(config, bool(rope_theta), bool(max_positions), language)),
         tokenizer=words.folder,
+        folders=(vision, decoder),
         seed=seed,
     )
 
 
-def write_assembly(assembly: Assembly, out: Path, max_shard_bytes: int = 5 * 10**9) -> None:
+def write_assembly(
+    assembly: Assembly,
+    out: Path,
+    max_shard_bytes: int = 5 * 10**9,
+    options: ConversionOptions = DEFAULTS,
+) -> None:
     """Write the model as a Hugging Face folder, under a temporary name until it is complete.
 
     Raises:
-        ConvertError: `out` is not empty or cannot be written.
+        ConvertError: `out` is not empty.
+        ConfigError: an option cannot work.
+        ConversionError: `out` cannot be written, or a process was killed.
     """
     refuse_full(out)
-    names = assembly.source.names()
-    with complete_or_removed(out) as folder, progress_bar("writing tensors", len(names)) as progress:
-        writer = SafetensorsWriter(folder, max_shard_bytes)
-        for name in names:
-            writer.add(name, whole(assembly.source, name).to(assembly.dtype_of(name)))
-            progress.advance(progress.task_ids[0])
-        writer.close()
-        assembly.write_files(folder)
+    check_algorithm(options.checksum)
+    limits = plan_limits(options.max_memory, options.processes)
+    job = HfJob(
+        assembly.source,
+        dtype_of=assembly.dtype_of,
+        max_shard_bytes=max_shard_bytes,
+        block_bytes=limits.block_bytes,
+        checksum=options.checksum,
+        identity={"assembly": assembly.report(), "read": [identity_of(folder) for folder in assembly.folders]},
+        hf_files=assembly.write_files,
+    )
+    convert(job, out, limits, "assembling")
 
 
 def _tokenizer(folder: Path, decoder: Path) -> GlmTokenizer:

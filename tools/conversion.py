@@ -2,83 +2,213 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rich.progress import Progress
-from torch import Tensor
+import torch
 
-from model.checkpoint import HF_FILES, STATE, find_checkpoint, load_checkpoint, save_checkpoint
+from common.files import write_json
+from model.checkpoint import HF_FILES, STATE, complete_config, find_checkpoint
+from model.checkpoint_manifest import TENSORS, check_alone, check_files_alone, manifest_entries
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
-from model.errors import CheckpointError, WeightsError
+from model.errors import CheckpointError, ConversionError, WeightsError
+from model.hf_config import CONFIG_FILE
+from model.weights.folder import SafetensorsFolder
 from model.weights.formats.opened import open_folder
-from model.weights.load import check_names_and_shapes, hf_shapes
-from model.weights.source import WeightSource
-from model.whole_model import build_whole_model
+from model.weights.source import rows_of
+from streaming.checkpoint_job import CheckpointJob
+from streaming.checkpoint_weights import CheckpointWeights
+from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums, check_algorithm
+from streaming.frames import FRAME, check_frame
+from streaming.hf_job import CHECKSUMS, HfJob, header_checksum
+from streaming.limits import plan_limits
+from streaming.run import convert
 from tools.hf_output import (
     DTYPES,
+    KEPT_IN_FLOAT32,
     ConvertError,
     check_options,
+    config_json,
     copy_hf_files,
     dtype_of,
-    progress_bar,
     refuse_full,
-    write_hf_folder,
 )
-from training.distributed import process_group
+from training.lora_base import refuse_adapters
 
-CONVERSION_ERRORS = (CheckpointError, ConfigError, ConvertError, WeightsError)  # that a user can fix
+CONVERSION_ERRORS = (CheckpointError, ConfigError, ConversionError, ConvertError, WeightsError)  # that a user can fix
+
+CHECK_BYTES = 2**24  # of rows in memory at a time
+CHANGED = f"copy the folder again, or remove {CHECKSUMS} if the weights were changed on purpose"
 
 
-def import_folder(hf: Path, out: Path) -> None:
+@dataclass(frozen=True)
+class ConversionOptions:
+    """How a conversion is carried out; nothing of it changes a bit of the result."""
+
+    max_memory: str = "4GiB"  # of all processes together
+    processes: int = 0  # that convert; 0: as many as there are cores, as far as the memory allows
+    checksum: str = "xxh3"  # of each tensor: xxh3 or sha256
+
+
+DEFAULTS = ConversionOptions()
+
+
+def import_folder(hf: Path, out: Path, options: ConversionOptions = DEFAULTS) -> None:
     """Make a checkpoint of a Hugging Face folder.
 
     Weights are kept in bfloat16 if all of the folder's are, else in float32.
 
     Raises:
         ConvertError: `out` is not empty.
-        ConfigError: the folder is of another architecture.
+        ConfigError: the folder is of another architecture, or an option cannot work.
         WeightsError: the weights do not fit config.json, or are damaged.
-        CheckpointError: `out` cannot be written.
+        ConversionError: `out` cannot be written, or a process was killed.
     """
     refuse_full(out)
+    check_algorithm(options.checksum)
+    limits = plan_limits(options.max_memory, options.processes)
     config = GlmvConfig.from_hf(hf)
-    source, _ = open_folder(hf)
-    check_names_and_shapes(source, hf_shapes(config))  # before the minutes that building and reading take
-    with process_group(), progress_bar("reading tensors", len(source.names())) as progress:
-        model = build_whole_model(config, _Watched(source, progress), dtype=dtype_of(source))
-        save_checkpoint(out, [model], hf_files=lambda folder: copy_hf_files(hf, folder))
+    source, read_as = open_folder(hf, once=True)
+    expected = exported_checksums(hf)
+    if expected and read_as:  # the tensors that are read are not those of the file
+        check_stored(hf, expected)
+        expected = {}
 
+    def hf_files(folder: Path) -> None:
+        copy_hf_files(hf, folder)
+        complete_config(folder / CONFIG_FILE)
 
-class _Watched:
-    """A source of weights that advances a progress bar."""
-
-    def __init__(self, source: WeightSource, progress: Progress) -> None:
-        self.source, self.progress = source, progress
-        self.names, self.shape, self.dtype = source.names, source.shape, source.dtype
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        if stop == self.shape(name)[0]:
-            self.progress.advance(self.progress.task_ids[0])
-        return self.source.rows(name, start, stop)
+    job = CheckpointJob(
+        source,
+        config,
+        dtype=dtype_of(source),
+        block_bytes=limits.block_bytes,
+        checksum=options.checksum,
+        identity={"import": identity_of(hf)},
+        hf_files=hf_files,
+        expected=expected,
+    )
+    convert(job, out, limits, "importing")
 
 
 def export_checkpoint(
-    checkpoint: Path, out: Path, *, dtype: str = "keep", max_shard_bytes: int = 5 * 10**9, verify: str = "full"
+    checkpoint: Path,
+    out: Path,
+    *,
+    dtype: str = "keep",
+    max_shard_bytes: int = 5 * 10**9,
+    verify: str = "full",
+    options: ConversionOptions = DEFAULTS,
 ) -> None:
     """Make a Hugging Face folder of a checkpoint, under a temporary name until it is complete.
 
     Raises:
-        ConvertError: an option is unknown, or `out` is not empty or cannot be written.
+        ConvertError: an option is unknown, or `out` is not empty.
+        ConfigError: an option cannot work.
         CheckpointError: `checkpoint` is no checkpoint, is damaged, or is not safe to read.
+        ConversionError: `out` cannot be written, a process was killed, or a tensor is damaged.
     """
     check_options(dtype, verify)
+    check_algorithm(options.checksum)
     refuse_full(out)
+    limits = plan_limits(options.max_memory, options.processes)
     path = find_checkpoint(checkpoint)
+    refuse_adapters(path)
     config = GlmvConfig.from_hf(path / HF_FILES)
     stored = stored_dtype(path / STATE)
     wanted = DTYPES.get(dtype, stored)
-    with process_group():
-        model = build_whole_model(config, dtype=stored)
-        load_checkpoint(path, [model], verify=verify)
-        write_hf_folder(model, path / HF_FILES, out, wanted, max_shard_bytes)
+    check_alone(path, verify, only_small=False)
+    source = CheckpointWeights(path, config)
+    expected = check_frames(path, source) if verify == "full" else {}
+
+    def hf_files(folder: Path) -> None:
+        copy_hf_files(path / HF_FILES, folder)
+        write_json(folder / CONFIG_FILE, config_json(path / HF_FILES, config, wanted))
+
+    job = HfJob(
+        source,
+        dtype_of=lambda name: torch.float32 if name.endswith(KEPT_IN_FLOAT32) else wanted,
+        max_shard_bytes=max_shard_bytes,
+        block_bytes=limits.block_bytes,
+        checksum=options.checksum,
+        identity={"export": identity_of(path)},
+        hf_files=hf_files,
+        expected=expected,
+    )
+    convert(job, out, limits, "exporting")
+
+
+def check_frames(path: Path, source: CheckpointWeights) -> dict[str, Any]:
+    """Compare with the manifest what an export does not read, or all files if there are no checksums of tensors.
+
+    Returns:
+        The checksums of the tensors, to be compared while they are read.
+
+    Raises:
+        CheckpointError: A file is damaged.
+    """
+    files, tensors = manifest_entries(path)
+    if tensors and set(tensors) != set(source.names()):
+        raise CheckpointError(f"{path} has a manifest.json of other tensors: copy or make the checkpoint again")
+    framed = {name for name, entry in files.items() if tensors and FRAME in entry}
+    check_files_alone(path, [name for name in files if name.startswith(TENSORS) and name not in framed])
+    for name in framed:
+        file = name.removeprefix(TENSORS)
+        check_frame(path, file, files[name][FRAME], source.archives[file])
+    return tensors
+
+
+def exported_checksums(hf: Path) -> dict[str, Any]:
+    """Return the checksums of a folder that this program wrote; nothing for another's.
+
+    Raises:
+        ConvertError: the file is damaged.
+    """
+    file = hf / CHECKSUMS
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_bytes())
+        headers, tensors = content["headers"], content["tensors"]
+        if not all(isinstance(entry, dict) for entry in (headers, tensors, *tensors.values())):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ConvertError(f"{file} is damaged: export the folder again, or remove this file") from None
+    if set(tensors) != set(SafetensorsFolder(hf).names()):
+        raise ConvertError(f"{file} is of other tensors: {CHANGED}")
+    for name, checksum in headers.items():
+        if not (hf / name).is_file() or header_checksum(hf / name) != checksum:
+            raise ConvertError(f"{hf / name} is not the file that {CHECKSUMS} describes: {CHANGED}")
+    return tensors
+
+
+def check_stored(hf: Path, expected: Mapping[str, Any]) -> None:
+    """Compare the tensors of a folder with their checksums, in this process.
+
+    Raises:
+        WeightsError: One is damaged.
+    """
+    folder = SafetensorsFolder(hf, once=True)
+    for name in folder.names():
+        shape, dtype = folder.shape(name), folder.dtype(name)
+        checksums = Checksums("xxh3", expected[name])
+        step = rows_of(CHECK_BYTES, shape, dtype)
+        for start in range(0, shape[0], step):
+            rows = folder.unchecked_rows(name, start, min(start + step, shape[0]))
+            checksums.update(rows, rows)
+        if checksums.is_damaged(dtype, shape):
+            raise WeightsError(f"{folder.where(name)} is damaged: tensor {name} {NOT_WHAT_WAS_WRITTEN}")
+
+
+def identity_of(folder: Path) -> dict[str, Any]:
+    """Return what tells whether a folder is the one that a killed conversion has read."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    stats = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
+    return {
+        "folder": str(folder.resolve()),
+        "files": {name: [stat.st_size, stat.st_mtime_ns] for name, stat in stats.items()},
+    }

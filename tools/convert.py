@@ -41,6 +41,10 @@ console = Console()
 
 POLL_SECONDS = 10.0
 
+MaxMemory = Annotated[str, typer.Option(help="most memory that all processes together use")]
+Processes = Annotated[int, typer.Option(help="processes that convert; 0: one per core, as the memory allows")]
+Checksum = Annotated[str, typer.Option(help="of each tensor, kept with the weights: xxh3 or sha256")]
+
 
 # --- import -----------------------------------------------------------------------------------------------------------
 
@@ -49,13 +53,16 @@ POLL_SECONDS = 10.0
 def import_command(
     hf: Annotated[Path, typer.Option(help="Hugging Face folder of a GLM-V model, with safetensors weights")],
     out: Annotated[Path, typer.Option(help="checkpoint to make: a folder that does not exist or is empty")],
+    max_memory: MaxMemory = "4GiB",
+    processes: Processes = 0,
+    checksum: Checksum = "xxh3",
 ) -> None:
     """Make a checkpoint of a Hugging Face folder."""
     from model.weights.formats.opened import open_folder
-    from tools.conversion import CONVERSION_ERRORS, import_folder
+    from tools.conversion import CONVERSION_ERRORS, ConversionOptions, import_folder
 
     with errors_in_one_line(*CONVERSION_ERRORS):
-        import_folder(hf, out)
+        import_folder(hf, out, ConversionOptions(max_memory, processes, checksum))
         for line in open_folder(hf).read_as:
             console.print(f"read as: {line}", markup=False, soft_wrap=True)
     console.print(f"imported {hf} into {out}", markup=False, soft_wrap=True)
@@ -82,9 +89,12 @@ def export_command(
     verify: Annotated[
         str, typer.Option(help="compare the checkpoint with its manifest: full (sizes and checksums) or sizes")
     ] = "full",
+    max_memory: MaxMemory = "4GiB",
+    processes: Processes = 0,
+    checksum: Checksum = "xxh3",
 ) -> None:
     """Make a Hugging Face folder of a checkpoint, or of each checkpoint of a run."""
-    from tools.conversion import CONVERSION_ERRORS, export_checkpoint
+    from tools.conversion import CONVERSION_ERRORS, ConversionOptions, export_checkpoint
     from tools.hf_output import ConvertError, check_options, shard_bytes
 
     with errors_in_one_line(*CONVERSION_ERRORS):
@@ -95,15 +105,16 @@ def export_command(
             raise ConvertError("--poll-seconds is for --follow: remove it, or give --follow")
         check_options(dtype, verify)
         options: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": shard_bytes(max_shard_size), "verify": verify}
+        how = ConversionOptions(max_memory, processes, checksum)
         if follow is not None:
-            _follow(follow, out, options, poll_seconds if poll_seconds is not None else POLL_SECONDS)
+            _follow(follow, out, options, how, poll_seconds if poll_seconds is not None else POLL_SECONDS)
             return
         assert checkpoint is not None
-        export_checkpoint(checkpoint, out, **options)
+        export_checkpoint(checkpoint, out, **options, options=how)
     console.print(f"exported {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 
-def _follow(run: Path, out: Path, options: dict[str, Any], poll_seconds: float) -> None:
+def _follow(run: Path, out: Path, options: dict[str, Any], how: Any, poll_seconds: float) -> None:
     from tools.conversion import export_checkpoint
     from tools.follow import FollowError, Stopped, follow
     from training.run_state import EXIT_STOPPED
@@ -113,7 +124,7 @@ def _follow(run: Path, out: Path, options: dict[str, Any], poll_seconds: float) 
             complete = follow(
                 run,
                 out,
-                export=partial(export_checkpoint, **options),
+                export=partial(export_checkpoint, **options, options=how),
                 options=options,
                 poll_seconds=poll_seconds,
                 say=lambda line: console.print(line, markup=False, soft_wrap=True),
@@ -144,10 +155,13 @@ def assemble_command(
     seed: Annotated[int, typer.Option(help="of the tensors that are new: the adapter")] = 0,
     dtype: Annotated[str, typer.Option(help="bf16, fp32, or keep: the decoder's own dtype")] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="largest file of weights, such as 5GB or 500MiB")] = "5GB",
+    max_memory: MaxMemory = "4GiB",
+    processes: Processes = 0,
+    checksum: Checksum = "xxh3",
 ) -> None:
     """Make the initial model of pretraining."""
     from tools.assembly import plan_assembly, write_assembly
-    from tools.conversion import CONVERSION_ERRORS
+    from tools.conversion import CONVERSION_ERRORS, ConversionOptions
     from tools.hf_output import DTYPES, check_options, refuse_full, shard_bytes
 
     with errors_in_one_line(*CONVERSION_ERRORS):
@@ -171,7 +185,7 @@ def assemble_command(
         console.print(table)
         for line in assembly.lines():
             console.print(line, markup=False, soft_wrap=True)
-        write_assembly(assembly, out, max_shard_bytes)
+        write_assembly(assembly, out, max_shard_bytes, ConversionOptions(max_memory, processes, checksum))
     console.print(f"assembled {out}; model.init_from={out} starts from it", markup=False, soft_wrap=True)
 
 

@@ -85,7 +85,7 @@ def write_hf_folder(model: GlmvModel, hf_files: Path, out: Path, dtype: torch.dt
     with complete_or_removed(out) as folder:
         _write_weights(model, folder, dtype, max_shard_bytes)
         copy_hf_files(hf_files, folder)
-        write_json(folder / CONFIG_FILE, _config_json(hf_files, model.glmv_config, dtype))
+        write_json(folder / CONFIG_FILE, config_json(hf_files, model.glmv_config, dtype))
 
 
 def _write_weights(model: GlmvModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
@@ -97,7 +97,7 @@ def _write_weights(model: GlmvModel, folder: Path, dtype: torch.dtype, max_shard
     writer.close()
 
 
-def _config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
+def config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
     """Return the checkpoint's config.json with the architecture and the dtype of this export."""
     content: dict[str, Any] = json.loads((hf_files / CONFIG_FILE).read_text())
     add_old_rope_spelling(content)

@@ -21,10 +21,14 @@ class WeightFile(Protocol):
 
 
 class LocalFile:
-    """A file on a disk, read without a memory map: only the buffers of the reader take memory."""
+    """A file on a disk, read without a memory map: only the buffers of the reader take memory.
 
-    def __init__(self, path: Path) -> None:
+    With `once`, what was read is not kept in the page cache: it is larger than memory and is not read again.
+    """
+
+    def __init__(self, path: Path, *, once: bool = False) -> None:
         self.name = str(path)
+        self._once = once
         self._descriptor = patiently(lambda: os.open(path, os.O_RDONLY), path)
         self.size = os.fstat(self._descriptor).st_size
 
@@ -36,6 +40,8 @@ class LocalFile:
             if count == 0:
                 raise EOFError(f"{self.name} ends at byte {offset + done:,}")
             done += count
+        if self._once:
+            os.posix_fadvise(self._descriptor, offset, done, os.POSIX_FADV_DONTNEED)
 
     def __del__(self) -> None:
         if hasattr(self, "_descriptor"):

@@ -33,8 +33,9 @@ class SafetensorsFolder:
             lists.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, *, once: bool = False) -> None:
         self.folder = Path(folder)
+        self._once = once  # see LocalFile
         self._file: dict[str, WeightFile] = {}
         self._stored: dict[str, StoredTensor] = {}
         self._matrices: dict[str, tuple[int, int]] = {}
@@ -66,6 +67,10 @@ class SafetensorsFolder:
         matrices, rows, columns = stored.shape
         self._matrices[name] = matrices, rows
         self._stored[name] = stored._replace(shape=(matrices * rows, columns))
+
+    def where(self, name: str) -> str:
+        """Return the file of one tensor."""
+        return self._file[name].name
 
     def tensor(self, name: str) -> Tensor:
         """Read one whole tensor. Raises WeightsError as `rows`."""
@@ -139,7 +144,7 @@ class SafetensorsFolder:
 
     def _add_file(self, shard: str, listed: set[str] | None) -> None:
         path = self.folder / shard
-        file = LocalFile(path)
+        file = LocalFile(path, once=self._once)
         try:
             held = read_header(partial(read_bytes, file), file.size)
         except (HeaderError, EOFError) as error:

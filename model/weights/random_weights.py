@@ -47,6 +47,10 @@ class RandomWeights:
             self._last = name, self._new(name)
         return self._last[1][start:stop]
 
+    def where(self, name: str) -> str:
+        """Return where a tensor comes from."""
+        return f"random weights of seed {self.seed}"
+
     def _new(self, name: str) -> Tensor:
         shape = self._shapes[name]
         if name.endswith("bias"):

@@ -27,6 +27,9 @@ class WeightSource(Protocol):
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return the indices [start, stop) of a tensor's first dimension. Raises WeightsError for bad values."""
 
+    def where(self, name: str) -> str:
+        """Return where a tensor comes from, such as its file, for messages."""
+
 
 def whole(source: WeightSource, name: str) -> Tensor:
     """Return one tensor with all its rows."""

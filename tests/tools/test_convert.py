@@ -99,7 +99,7 @@ def test_import_then_export_returns_every_bit(case: str, folders: Path) -> None:
 def test_import_then_export_returns_the_other_files(case: str, folders: Path) -> None:
     """Byte for byte, except that config.json has the older spelling of rope beside the one that it had."""
     given, exported = folders / case, folders / "exports" / case
-    assert sorted(path.name for path in exported.iterdir()) == sorted(path.name for path in given.iterdir())
+    assert {path.name for path in exported.iterdir()} == {path.name for path in given.iterdir()} | {"checksums.json"}
     for path in given.iterdir():
         if path.name == "config.json":
             content, expected = (json.loads((folder / path.name).read_text()) for folder in (exported, given))
@@ -416,7 +416,7 @@ def not_finite(root: Path) -> list[str]:
 def damaged_checkpoint(root: Path) -> list[str]:
     file = root / "checkpoint/state/__0_0.distcp"
     content = bytearray(file.read_bytes())
-    content[-10_000:-9_936] = os.urandom(64)
+    content[-10_000] ^= 1  # a bit of a mantissa
     file.write_bytes(content)
     return ["export", "--checkpoint", str(root / "checkpoint")]
 
@@ -446,7 +446,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         not_finite,
         "tensor model.visual.downsample.bias has values that are not finite (NaN or infinity)",
     ),
-    "a damaged checkpoint": (damaged_checkpoint, "__0_0.distcp is damaged: its content is not what was saved"),
+    "a damaged checkpoint": (damaged_checkpoint, "__0_0.distcp is damaged: tensor "),
     "a file that is not a folder": (
         lambda root: ["import", "--hf", str(root / "hf" / "config.json")],
         "config.json has no config.json",

@@ -36,14 +36,18 @@ class OpenedFolder(NamedTuple):
     read_as: tuple[str, ...]  # a line for each format that was recognised, besides plain tensors
 
 
-def open_folder(folder: Path) -> OpenedFolder:
+def open_folder(folder: Path, *, once: bool = False) -> OpenedFolder:
     """Return the weights of a Hugging Face folder under the names of its model.
+
+    Args:
+        folder: The folder.
+        once: Whether each tensor is read once, so that the page cache need not keep it.
 
     Raises:
         WeightsError: The folder has no weights that can be read, or they are damaged or in another format.
     """
     refuse_pickles(folder)
-    stored = SafetensorsFolder(folder)
+    stored = SafetensorsFolder(folder, once=once)
     fused = fold_experts(stored)
     source: WeightSource = stored
     read_as = []

@@ -103,6 +103,10 @@ class ScaledFolder:
             )
         return product
 
+    def where(self, name: str) -> str:
+        """Return where one tensor comes from."""
+        return self.folder.where(name)
+
     def _factors(self, name: str, start: int, stop: int) -> Tensor:
         """Return what rows [start, stop) are multiplied with, broadcastable to them."""
         scale = self._scales[name]

@@ -69,6 +69,10 @@ class Rearranged:
         rows = torch.cat(read) if len(read) != 1 else read[0]
         return made.change(rows) if made.change else rows
 
+    def where(self, name: str) -> str:
+        """Return where one tensor comes from."""
+        return ", ".join(dict.fromkeys(self.source.where(span.name) for span in self._tensors[name].spans))
+
 
 def whole_tensor(source: WeightSource, name: str) -> Made:
     """Return a tensor as it is in `source`."""
@@ -113,3 +117,7 @@ class Joined:
     def rows(self, name: str, start: int, stop: int) -> Tensor:
         """Return rows of one tensor."""
         return self._source_of[name].rows(name, start, stop)
+
+    def where(self, name: str) -> str:
+        """Return where one tensor comes from."""
+        return self._source_of[name].where(name)

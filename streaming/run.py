@@ -1,0 +1,132 @@
+"""Run a conversion: units in several processes, within the memory limit, resumed after a kill.
+
+    OUT/../.unfinished_OUT/    becomes OUT when it is complete
+        .units/identity.json   what is converted, and how
+        .units/3.json          unit 3 is complete and on disk; what was written
+        .units/lock            held by the conversion that writes here
+
+A killed conversion is resumed by the same command. After an error nothing is left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from common.disk import free_space
+from common.files import sync_folder, write_json
+from model.errors import ConversionError
+from streaming.limits import Limits
+from streaming.processes import Crew, Killed
+from streaming.progress import bytes_bar
+from streaming.unit import Job
+
+UNFINISHED = ".unfinished_"
+UNITS, IDENTITY, LOCK = ".units", "identity.json", "lock"
+LOCK_SECONDS = 10.0  # processes of a killed conversion end within this time
+
+
+def convert(job: Job, out: Path, limits: Limits, what: str) -> None:
+    """Write a folder, as the job says.
+
+    Args:
+        job: The conversion.
+        out: Folder to make, which is empty or does not exist.
+        limits: Memory and processes.
+        what: Name of the work, for the progress bar.
+
+    Raises:
+        ConversionError: The folder cannot be written, or a process was killed.
+    """
+    folder = out.with_name(UNFINISHED + out.name)
+    try:
+        with _locked(folder, out):
+            done = _completed(folder, job)
+            left = [number for number in range(len(job.units)) if number not in done]
+            _write_units(job, folder, left, limits, what)
+            results = [json.loads((folder / UNITS / f"{number}.json").read_text()) for number in range(len(job.units))]
+            job.finish(folder, results)
+            _commit(folder, out)
+    except (KeyboardInterrupt, Killed):
+        raise
+    except OSError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        raise ConversionError(
+            f"cannot write {out}: {cause} ({free_space(out)}); what was written of it is removed"
+        ) from error
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+def _write_units(job: Job, folder: Path, left: list[int], limits: Limits, what: str) -> None:
+    total = sum(unit.nbytes for unit in job.units)
+    skipped = total - sum(job.units[number].nbytes for number in left)
+
+    def write(number: int, report: Any) -> None:
+        result = job.write(number, folder, report)
+        write_json(folder / UNITS / f"{number}.json", result)
+
+    with bytes_bar(what, total, skipped) as show, Crew(write, left, limits) as crew:
+        while crew.is_working():
+            show(skipped + crew.bytes_done())
+        show(total)
+
+
+def _completed(folder: Path, job: Job) -> set[int]:
+    """Return the units that an earlier call has completed; none if it converted something else."""
+    identity = json.loads(json.dumps({**job.identity, "units": len(job.units)}))
+    try:
+        same = json.loads((folder / UNITS / IDENTITY).read_text()) == identity
+    except (OSError, ValueError):
+        same = False
+    if same:
+        return {int(path.stem) for path in (folder / UNITS).glob("[0-9]*.json")}
+    for path in folder.iterdir():
+        if path.name != UNITS:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in (folder / UNITS).glob("*.json*"):
+        path.unlink()
+    job.begin(folder)
+    write_json(folder / UNITS / IDENTITY, identity)
+    return set()
+
+
+def _commit(folder: Path, out: Path) -> None:
+    shutil.rmtree(folder / UNITS)
+    for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
+        sync_folder(inner)
+    if out.exists():
+        out.rmdir()  # it is empty
+    folder.rename(out)
+    sync_folder(out.parent)
+
+
+@contextmanager
+def _locked(folder: Path, out: Path) -> Iterator[None]:
+    """Hold the lock of an unfinished folder. Its processes inherit it, so that it is free when the last has ended.
+
+    Raises:
+        ConversionError: Another conversion writes this folder.
+    """
+    (folder / UNITS).mkdir(parents=True, exist_ok=True)
+    with (folder / UNITS / LOCK).open("a") as file:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise ConversionError(
+                        f"another conversion is writing {out}: wait for it, or choose another --out"
+                    ) from None
+                time.sleep(0.2)
+        yield
