@@ -44,7 +44,7 @@ def random_row(key: str, rng: np.random.Generator) -> dict:
         (int(h), int(w)) for h, w in zip(rng.integers(100, 2200, images), rng.integers(100, 2200, images), strict=True)
     ]
     seconds = float(rng.uniform(2, 200))
-    infos = [VideoInfo(int(seconds * 30), 30.0, seconds, 720, 1280)] * videos
+    infos = [(VideoInfo(int(seconds * 30), 30.0, seconds, 720, 1280), int(seconds))] * videos
     # Documents begin with two tokens; the text between images does not matter here.
     blocks = [(False, 2 + 2 * n, 2) for n in range(images)] + [(True, 2, 2 + 3 * int(seconds))] * videos
     members = [Member("json", 512, 300, 1)]

@@ -27,8 +27,9 @@ from rich.table import Table
 
 from data_pipeline.media.images import as_frames, patchify, resize
 from data_pipeline.media.video import video_patches
-from data_pipeline.media.video_files import VideoGeometry, probe_video, video_geometry
+from data_pipeline.media.video_files import probe_video
 from data_pipeline.media.video_frames import choose_packet_ranges
+from data_pipeline.media.video_sampling import VideoGeometry, video_geometry
 
 MAX_TOKENS = 30000
 LONG_SECONDS, FPS = 20 * 60, 25

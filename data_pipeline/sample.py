@@ -44,7 +44,12 @@ class Video:
 Element = Text | Token | Image | Video
 
 # The special token that begins a message of a role.
-ROLE_TOKENS = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+ROLE_TOKENS = {
+    "system": "<|system|>",
+    "user": "<|user|>",
+    "assistant": "<|assistant|>",
+    "tool": "<|observation|>",
+}
 
 # Special tokens that an assistant may write in its own text.
 ASSISTANT_TAGS = (

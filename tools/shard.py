@@ -30,6 +30,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from common.sizes import parse_size
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
+from data_pipeline.encoding.generations import choose_chat_form, generation_of
 from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.inputs.kinds import describe_kinds, open_inputs, skipped_files
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
@@ -47,7 +48,10 @@ app = typer.Typer(help=keep_lines(__doc__), no_args_is_help=True, add_completion
 
 Shards = Annotated[list[str], typer.Argument(help="folders of shards, .tar files or patterns", metavar="SHARDS...")]
 TokenizerFolder = Annotated[str, typer.Option("--tokenizer", help="Hugging Face tokenizer folder; needed for training")]
-ChatForm = Annotated[str, typer.Option(help=f"how chats are written: {' or '.join(CHAT_FORMS)}")]
+ChatForm = Annotated[
+    str,
+    typer.Option(help=f"how chats are written: {', '.join(CHAT_FORMS)}; default: as the tokenizer's models write them"),
+]
 Workers = Annotated[int, typer.Option(help="processes; 0: one per core", min=0)]
 ExecutorName = Annotated[str, typer.Option("--executor", help=f"where the work runs: {', '.join(EXECUTORS)}")]
 PartOfWhole = Annotated[str, typer.Option("--part", help="do part I/N, I from 0; the last one to end finishes")]
@@ -83,7 +87,7 @@ def build(
         str, typer.Option(help="shards are called NAME-00000-00000.tar ...; default: the name of the --out folder")
     ] = "",
     shard_bytes: Annotated[str, typer.Option(help="size at which a shard is full, e.g. 500MB or 1GiB")] = "1GiB",
-    chat_form: ChatForm = DEFAULT_FORM,
+    chat_form: ChatForm = "",
     workers: Workers = 0,
     executor: ExecutorName = "processes",
     part: PartOfWhole = "",
@@ -97,7 +101,7 @@ def build(
         if not inputs:
             raise DataError("nothing to build from: give files or folders with --input")
         if dry_run:
-            _dry_run(inputs, kind, settings or [], chat_form)
+            _dry_run(inputs, kind, settings or [], chat_form, tokenizer)
             return
         if not out:
             raise DataError("--out is missing: name the folder for the shards, or use --dry-run to write none")
@@ -120,10 +124,11 @@ def build(
             raise DataError(f"no sample could be used: see {Path(out) / REJECTED}")
 
 
-def _dry_run(inputs: list[str], kind: str, settings: list[str], chat_form: str) -> None:
+def _dry_run(inputs: list[str], kind: str, settings: list[str], chat_form: str, tokenizer: str) -> None:
     check_chat_form(chat_form)
+    form = choose_chat_form(chat_form, generation_of(Path(tokenizer))) if tokenizer else chat_form or DEFAULT_FORM
     opened = open_inputs(inputs, kind, settings)
-    if not print_preview(opened, skipped_files(inputs, opened), chat_form):
+    if not print_preview(opened, skipped_files(inputs, opened), form):
         raise DataError("no sample could be made of the first items: see the reasons above")
 
 
@@ -131,7 +136,7 @@ def _dry_run(inputs: list[str], kind: str, settings: list[str], chat_form: str) 
 def index(
     shards: Shards,
     tokenizer: TokenizerFolder = "",
-    chat_form: ChatForm = DEFAULT_FORM,
+    chat_form: ChatForm = "",
     workers: Workers = 0,
     executor: ExecutorName = "processes",
 ) -> None:

@@ -18,7 +18,13 @@ from data_pipeline.sample import Sample
 from model.config import ConfigError
 from training.validation_config import PromptConfig
 
-CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each published model variant writes chats
+CHAT_FORMS = {"glm4v_moe": "glm45v", "glm4v": "glm41v"}  # how each variant of GLM-4.5V and GLM-4.1V writes chats
+
+
+def chat_form_of(variant: str, tokenizer: GlmTokenizer) -> str:
+    """Return how models of a variant write chats, if they have the processors for which the tokenizer is."""
+    forms = tokenizer.generation.chat_forms
+    return CHAT_FORMS[variant] if CHAT_FORMS[variant] in forms else forms[0]
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from model.lora_config import LoraConfig
 from training.config import MoeConfig, RunConfig
 from training.fp8_checks import describe_fp8, fp8_warnings, has_kernels
 from training.metrics import logger
-from training.prompts import CHAT_FORMS
+from training.prompts import chat_form_of
 from training.ranks import world_size
 from training.setup import Prepared
 from training.start_point import StartPoint
@@ -97,7 +97,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
 
 def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
     """Warn about chats that are written as the other model variant writes them."""
-    wanted = CHAT_FORMS[model.variant]
+    wanted = chat_form_of(model.variant, loader.tokenizer)
     for label, forms in loader.chat_forms.items():
         if others := [form for form in forms if form != wanted]:
             yield (

@@ -21,7 +21,7 @@ from model.config import GlmvConfig
 from training.config import RunConfig
 from training.metrics import VALIDATION, RunLog, finite_or_null, logger, writes_to
 from training.pack_cost import pack_cost
-from training.prompts import CHAT_FORMS, Prompt, encode_prompt, read_prompts
+from training.prompts import Prompt, chat_form_of, encode_prompt, read_prompts
 from training.ranks import rank
 from training.samples import answer
 from training.samples_page import SAMPLES, last_page, write_samples
@@ -75,7 +75,8 @@ def prepare_validation(
     prompts = []
     if options.samples_interval:
         budget = PixelBudget(config.data.image_max_tokens, config.data.video_max_tokens)
-        form, max_length = CHAT_FORMS[model.variant], config.train.seq_length - options.samples_max_tokens
+        form = chat_form_of(model.variant, training.tokenizer)
+        max_length = config.train.seq_length - options.samples_max_tokens
         prompts = [
             encode_prompt(prompt, training.tokenizer, budget, form, max_length)
             for prompt in read_prompts(options.samples, options.samples_file)

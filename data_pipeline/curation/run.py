@@ -38,7 +38,7 @@ from data_pipeline.sharding.build import plan, run_build, written_bytes
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.job_slice import JobSlice
 from data_pipeline.sharding.tasks import MANIFEST, BuildOptions
-from data_pipeline.sharding.writing import load_tokenizer
+from data_pipeline.sharding.writing import chat_form_of, load_tokenizer
 from data_pipeline.shards.index import IndexHeader, read_index
 
 WORK = ".curation"
@@ -90,11 +90,12 @@ def curate(
         The counts, or how far the parts are.
 
     Raises:
-        DataError: A shard has no index, `out` contains another curation, or no sample is kept.
+        DataError: A shard has no index, `out` contains another curation, no sample is kept, or the tokenizer is that of
+            models that write chats in another form than the shards.
     """
     paths = tuple(dict.fromkeys(str(shard) for shard in shards))
     headers = {path: read_index(Path(path)).header for path in paths}
-    chat_form = _chat_form(headers)
+    chat_form = chat_form_of(_chat_form(headers), load_tokenizer(tokenizer))
     work = out / WORK
     (work / "recaption").mkdir(parents=True, exist_ok=True)
     shown = shown_names(paths)

@@ -4,7 +4,7 @@
     video                   {"text": caption}                          one video, then its text
     interleaved, grounding  {"text": "... <image> ... <video> ..."}    images and videos at their placeholders
     text                    {"text": document}
-    chat                    {"messages": [...], "thinking": bool}      see chat.py
+    chat                    {"messages": [...], "thinking": bool, "tools": [...]}    see chat.py
 
 Domains differ in how samples are built, not in how they are trained on.
 """
@@ -36,14 +36,16 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
         record: The content of KEY.json.
         images: The number of images that come with it.
         videos: The number of videos that come with it.
-        chat_form: How chats are written, `glm45v` or `glm41v`.
+        chat_form: How chats are written, one of chat.CHAT_FORMS.
 
     Raises:
         BadSample: The record cannot be used, or its text stands for another number of images or videos.
     """
     domain = record.get("domain") if isinstance(record, dict) else None
     if domain == "chat":
-        elements = chat.render(record.get("messages"), record.get("thinking"), form=chat_form)
+        elements = chat.render(
+            record.get("messages"), record.get("thinking"), tools=record.get("tools"), form=chat_form
+        )
     elif isinstance(domain, str) and domain in _DOCUMENTS:
         if not isinstance(record.get("text"), str) or not record["text"]:
             raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')

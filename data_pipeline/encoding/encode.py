@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from data_pipeline.media.image_sizes import grid_of, resized_size
 from data_pipeline.media.images import image_patches
 from data_pipeline.media.pixel_budget import SLICE_BYTES, PixelBudget
 from data_pipeline.media.video import video_patches
-from data_pipeline.media.video_files import probe_video, video_geometry
+from data_pipeline.media.video_files import probe_video
+from data_pipeline.media.video_sampling import video_geometry
 from data_pipeline.sample import Image, Sample, Video
 
 
@@ -61,7 +63,7 @@ def encode_sample(
         BadSample: An image or video cannot be used, or the tokenizer lacks a token.
     """
     decoded_images = [image_patches(data, budget.image_max_tokens) for data in images]
-    decoded_videos = [video_patches(data, budget.video_max_tokens) for data in videos]
+    decoded_videos = [video_patches(data, budget.video_max_tokens, tokenizer.generation.video) for data in videos]
     grids, geometries = [grid for _, grid in decoded_images], [geometry for _, geometry in decoded_videos]
     tokenized = tokenize(sample, tokenizer, grids, geometries)
 
@@ -119,11 +121,12 @@ class LongSample:
         self.sample, self.sample_id = sample, sample_id
         self._image_id = tokenizer.image_id
         grids = [grid_of(resized_size(*probe_image(data), max_tokens=budget.image_max_tokens)) for data in images]
-        geometries = [video_geometry(probe_video(data), budget.video_max_tokens) for data in videos]
+        form = tokenizer.generation.video
+        geometries = [video_geometry(probe_video(data), budget.video_max_tokens, form) for data in videos]
         self._tokens = tokenize(sample, tokenizer, grids, geometries)
         undecoded_images = (_Medium(data, 1, image_patches, budget.image_max_tokens) for data in images)
         undecoded_videos = (
-            _Medium(data, len(geometry.seconds), video_patches, budget.video_max_tokens)
+            _Medium(data, len(geometry.seconds), partial(video_patches, form=form), budget.video_max_tokens)
             for data, geometry in zip(videos, geometries, strict=True)
         )
         of_element: dict[type, Iterator[_Medium]] = {Image: undecoded_images, Video: undecoded_videos}

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from common.glm46v import why_glm46v
+from data_pipeline.encoding.generations import generation_of
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.image_sizes import tokens_of
-from data_pipeline.media.video_files import VideoGeometry
+from data_pipeline.media.video_sampling import VideoGeometry
 from data_pipeline.sample import ASSISTANT_TAGS, ROLE_TOKENS, Element, Image, Sample, Text, Token, Video
 
 PAD = "<|endoftext|>"
@@ -43,6 +43,8 @@ REQUIRED_TOKENS = (
 class GlmTokenizer:
     """A Hugging Face tokenizer folder. Tokens are read from its tokenizer.json alone.
 
+    Its other files say for which generation of models it is.
+
     Attributes:
         folder: The folder.
         special: The id of every special token, by name.
@@ -50,15 +52,16 @@ class GlmTokenizer:
         pad_id: The id of <|endoftext|>.
         image_id: The id of <|image|>.
         vocab_size: One more than the largest id: rows that a model's embedding must have.
-        hash: Changes if any text could be encoded differently.
+        generation: How the models for which this tokenizer is see videos and write chats.
+        hash: Changes if any text, or any video, could be encoded differently.
     """
 
     def __init__(self, folder: str | Path) -> None:
         """Read a folder.
 
         Raises:
-            DataError: The folder has no tokenizer.json, lacks one of REQUIRED_TOKENS, or is of GLM-4.6V or another
-                kind of model.
+            DataError: The folder has no tokenizer.json, lacks one of REQUIRED_TOKENS, is of another kind of model, or
+                names processors of several generations.
         """
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
@@ -66,8 +69,6 @@ class GlmTokenizer:
             raise DataError(
                 f"{problem}: --tokenizer or data.tokenizer must be a Hugging Face folder with tokenizer.json"
             )
-        if refusal := why_glm46v(path.parent):
-            raise DataError(refusal)
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             self.special: dict[str, int] = {token["content"]: token["id"] for token in content["added_tokens"]}
@@ -83,8 +84,11 @@ class GlmTokenizer:
         if not isinstance(vocabulary, dict):
             raise DataError(f"{path} holds a {content['model'].get('type')} model: it is not a tokenizer of GLM-V")
         self.folder = Path(folder)
+        self.generation = generation_of(self.folder)
         decisive = {key: content.get(key) for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-        self.hash = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+        self.hash = (
+            hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16] + self.generation.suffix
+        )
         self.vocab_size = 1 + max(*self.special.values(), *vocabulary.values())
         self.names = {token: name for name, token in self.special.items()}
         self.pad_id, self.image_id = self.special[PAD], self.special[IMAGE]
@@ -188,9 +192,9 @@ def tokenize(
             case Video():
                 geometry = next(next_video)
                 add([tokenizer.special[VIDEO_START]], False)
-                for second in geometry.seconds:
+                for timestamp in geometry.timestamps:
                     add_image(geometry.grid, 2)
-                    add(_timestamp(tokenizer, second), False)
+                    add(_timestamp(tokenizer, timestamp), False)
                 add([tokenizer.special[VIDEO_END]], False)
         if isinstance(element, Image | Video):
             media.append((first, len(ids)))
@@ -216,5 +220,5 @@ def _join_texts(elements: Sequence[Element]) -> list[Element]:
 
 
 @lru_cache(maxsize=8192)
-def _timestamp(tokenizer: GlmTokenizer, second: int) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(str(second)))
+def _timestamp(tokenizer: GlmTokenizer, timestamp: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(timestamp))

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipeline.config import SourceConfig
+from data_pipeline.encoding.generations import generation_of_hash
 from data_pipeline.errors import DataError
 from data_pipeline.media.image_sizes import patches_of
 from data_pipeline.media.pixel_budget import PATCHES_PER_TOKEN, TEMPORAL_PATCH_SIZE, PixelBudget
@@ -72,8 +73,7 @@ class Source:
         self._folder, self.shards, table = open_shards(config.path, cache or ShardCache())
         for shard in self.shards:
             if shard.header.tokenizer_hash != tokenizer_hash:
-                made = "another tokenizer" if shard.header.tokenizer_hash else "no tokenizer"
-                location = shown(self._location(shard))
+                location, made = shown(self._location(shard)), _tokenizer_of(shard, tokenizer_hash)
                 raise DataError(f"the index of {location} was made with {made}: run {index_command(location)}")
         self.shard_rows = np.cumsum([0, *(shard.rows for shard in self.shards)], dtype=np.int64)
         self._batches = table.to_batches()
@@ -180,6 +180,16 @@ class Source:
         batch, offset = self._locate(row)
         images, videos, pairs = _patches(batch.slice(offset, 1), self._budget)
         return images.tolist(), videos.tolist(), pairs.tolist()
+
+
+def _tokenizer_of(shard: ShardEntry, wanted: str) -> str:
+    """Describe with which tokenizer an index was made that is not for the tokenizer of hash `wanted`."""
+    if not shard.header.tokenizer_hash:
+        return "no tokenizer"
+    made, run = generation_of_hash(shard.header.tokenizer_hash), generation_of_hash(wanted)
+    if made == run:
+        return "another tokenizer"
+    return f"the tokenizer of {made.models}, but data.tokenizer is that of {run.models}, which sees other video frames"
 
 
 def _reopen(config: SourceConfig, tokenizer_hash: str, budget: PixelBudget, cache: ShardCache | None) -> Source:

@@ -1,4 +1,4 @@
-"""Videos: the patches of the frames that the model sees. See video_files.py for their choice."""
+"""Videos: the patches of the frames that the model sees. See video_sampling.py for their choice."""
 
 from __future__ import annotations
 
@@ -12,27 +12,21 @@ from av.video.reformatter import VideoReformatter
 from data_pipeline.errors import BadSample
 from data_pipeline.media.images import as_frames, patchify, resize
 from data_pipeline.media.pixel_budget import SLICE_BYTES, TEMPORAL_PATCH_SIZE
-from data_pipeline.media.video_files import (
-    VideoGeometry,
-    VideoInfo,
-    open_video,
-    video_geometry,
-    video_info,
-    video_packets,
-)
+from data_pipeline.media.video_files import VideoInfo, open_video, video_info, video_packets
 from data_pipeline.media.video_frames import decode_frames
+from data_pipeline.media.video_sampling import GLM45V_VIDEO, VideoForm, VideoGeometry, video_geometry
 
 
-def video_patches(data: bytes, max_tokens: int) -> tuple[torch.Tensor, VideoGeometry]:
+def video_patches(data: bytes, max_tokens: int, form: VideoForm = GLM45V_VIDEO) -> tuple[torch.Tensor, VideoGeometry]:
     """Return a video's slices, uint8 [pairs*h*w*2, 588], and its geometry.
 
     Raises:
-        BadSample: The video cannot be decoded up to the last sampled frame, is too large or too narrow.
+        BadSample: The video cannot be decoded up to the last sampled frame, is too large, too narrow or too short.
     """
     with open_video(data) as container:
         packets = video_packets(container)
         info = video_info(container, data, packets)
-        geometry = video_geometry(info, max_tokens)
+        geometry = video_geometry(info, max_tokens, form)
         return _decode(packets, info, geometry), geometry
 
 

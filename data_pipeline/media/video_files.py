@@ -1,12 +1,10 @@
-"""Videos as files: opening them, what they say of their frames, and which frames the model sees of them.
+"""Videos as files: opening them, and what they say of their frames. video_sampling.py chooses from these.
 
-The reference is transformers' `Glm4vVideoProcessor` reading files with torchcodec: two frames per second (at most 600,
-spread over a video longer than five minutes), an even number of them, every two neighbours one frame pair with one
-timestamp. As there, frames are the packets that are shown, in the order of their times; the duration is the time from
-the first frame to the end of the last one, and the rate is frames / duration.
+The reference is transformers reading files with torchcodec: frames are the packets that are shown, in the order of
+their times; the duration is the time from the first frame to the end of the last one; the rate is frames / duration.
 
-transformers takes every rate for constant: frame n is shown after n / fps seconds. Where this is wrong, frames and
-seconds here follow the true times:
+transformers takes every rate for constant: frame n is shown after n / fps seconds. Where this is wrong, the true times
+are kept:
 
     frames shown at 0.00 0.04 ... 1.96 12.00 22.00    52 frames in 22.04 seconds, fps 2.36
     by n / fps      50 is taken for second 21.2
@@ -16,9 +14,7 @@ seconds here follow the true times:
 from __future__ import annotations
 
 import io
-import math
 import re
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,11 +28,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 
 from data_pipeline.errors import BadSample
-from data_pipeline.media.image_sizes import grid_of, resized_size
-from data_pipeline.media.pixel_budget import MAX_DECODED_PIXELS, TEMPORAL_PATCH_SIZE
-
-SAMPLED_FPS = 2
-MAX_DURATION = 300  # seconds; a longer video is sampled MAX_DURATION * SAMPLED_FPS times
+from data_pipeline.media.pixel_budget import MAX_DECODED_PIXELS
 
 _EQUAL_SIZES = re.compile(rb"stsz\0{4}(.{4})(.{4})", re.DOTALL)  # bytes of each frame (0: a table follows), frames
 
@@ -64,20 +56,6 @@ class VideoInfo:
     times: tuple[float, ...] = ()  # seconds of each frame from the first one; empty: number / fps
 
 
-@dataclass(frozen=True)
-class VideoGeometry:
-    """How the model sees a video."""
-
-    indices: tuple[int, ...]  # the sampled frames, an even number
-    seconds: tuple[int, ...]  # one whole second per frame pair, written after it
-    size: tuple[int, int]  # (H, W) pixels
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """The (h, w) patches of every frame pair."""
-        return grid_of(self.size)
-
-
 def probe_video(data: bytes) -> VideoInfo:
     """Read the container's header, and the times of packets if the header does not give them.
 
@@ -86,53 +64,6 @@ def probe_video(data: bytes) -> VideoInfo:
     """
     with open_video(data) as container:
         return video_info(container, data)
-
-
-def frame_indices(frames: int, fps: float, duration: float | None) -> list[int]:
-    """Return the indices of the sampled frames, in order, an even number (the last one may be repeated)."""
-    last = frames - 1
-    duration = duration or round(last / fps) + 1
-    if duration <= MAX_DURATION:
-        samples = max(math.floor(duration * SAMPLED_FPS), 1)
-        chosen = [min(last, math.ceil(i * fps / SAMPLED_FPS)) for i in range(samples)]
-    elif frames <= MAX_DURATION * SAMPLED_FPS:
-        chosen = list(range(frames))
-    else:
-        times = np.linspace(0, duration, MAX_DURATION * SAMPLED_FPS, endpoint=True)
-        chosen = [min(last, math.ceil(t * fps)) for t in times]
-    return _even(chosen)
-
-
-def sampled_frames(info: VideoInfo) -> list[int]:
-    """Return the indices of the sampled frames: those of `frame_indices`, or by the frames' times if it has them."""
-    if not info.times:
-        return frame_indices(info.frames, info.fps, info.duration)
-    if info.duration <= MAX_DURATION:
-        moments = [i / SAMPLED_FPS for i in range(max(math.floor(info.duration * SAMPLED_FPS), 1))]
-    elif info.frames <= MAX_DURATION * SAMPLED_FPS:
-        return _even(list(range(info.frames)))
-    else:
-        moments = np.linspace(0, info.duration, MAX_DURATION * SAMPLED_FPS, endpoint=True).tolist()
-    return _even([min(info.frames - 1, bisect_left(info.times, moment)) for moment in moments])
-
-
-def _even(chosen: list[int]) -> list[int]:
-    unique = list(dict.fromkeys(chosen))
-    return unique + unique[-1:] if len(unique) % 2 else unique
-
-
-def video_geometry(info: VideoInfo, max_tokens: int) -> VideoGeometry:
-    """Choose frames, timestamps and size from the header alone.
-
-    Raises:
-        BadSample: `extreme_aspect`.
-    """
-    indices = sampled_frames(info)
-    seconds = tuple(
-        int(info.times[index] if info.times else index / info.fps) for index in indices[::TEMPORAL_PATCH_SIZE]
-    )
-    size = resized_size(info.height, info.width, max_tokens=max_tokens, frames=len(indices))
-    return VideoGeometry(tuple(indices), seconds, size)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -33,6 +33,7 @@ from data_pipeline.sharding.writing import (
     WORK,
     Counts,
     TaskJob,
+    chat_form_of,
     done_record,
     load_tokenizer,
     reading_note,
@@ -82,9 +83,10 @@ def plan(
     """Plan a build. `skipped` counts files that no input reads.
 
     Raises:
-        DataError: The tokenizer or an input cannot be read.
+        DataError: The tokenizer or an input cannot be read, or its models do not write chats in the form of `options`.
     """
     tokenizer = load_tokenizer(options.tokenizer)
+    options = replace(options, chat_form=chat_form_of(options.chat_form, tokenizer))
     return plan_build(inputs, options, tokenizer.hash if tokenizer else "", skipped)
 
 

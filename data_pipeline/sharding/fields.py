@@ -11,12 +11,12 @@ from typing import Any
 # Fields that training reads, and fields that inputs write for people to read.
 KNOWN_FIELDS = frozenset(
     (
-        *("domain", "text", "messages", "thinking", "source", "original_text"),
+        *("domain", "text", "messages", "thinking", "tools", "source", "original_text"),
         *("title", "pages", "page", "slides", "markup", "dropped_images", "start", "end"),
         *("font", "font_size", "line_boxes"),
     )
 )
-MESSAGE_FIELDS = frozenset(("role", "content", "reasoning_content", "loss"))  # of a chat's messages
+MESSAGE_FIELDS = frozenset(("role", "content", "reasoning_content", "loss", "tool_calls"))  # of a chat's messages
 
 
 def unused_fields(record: dict[str, Any]) -> set[str]:

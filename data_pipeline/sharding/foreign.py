@@ -17,13 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.files import replacing, write_text
-from data_pipeline.domains.chat import DEFAULT_FORM
 from data_pipeline.errors import REJECTED, BadSample, DataError
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.fields import unused_fields, unused_message_keys
 from data_pipeline.sharding.measure import measure
 from data_pipeline.sharding.tasks import check_chat_form
-from data_pipeline.sharding.writing import WORK, Counts, load_tokenizer, write_rejected
+from data_pipeline.sharding.writing import WORK, Counts, chat_form_of, load_tokenizer, write_rejected
 from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import IndexHeader, read_index, write_index
 from data_pipeline.shards.members import ShardSample
@@ -48,7 +47,7 @@ def index_shards(
     shards: Sequence[Path],
     *,
     tokenizer: str | Path = "",
-    chat_form: str = DEFAULT_FORM,
+    chat_form: str = "",
     executor: str = "here",
     workers: int = 1,
     tick: Callable[[], None] = lambda: None,
@@ -58,7 +57,7 @@ def index_shards(
     Args:
         shards: The tars.
         tokenizer: Its folder; empty: text tokens are not counted.
-        chat_form: How chats are written.
+        chat_form: How chats are written; empty: as the models of the tokenizer write them.
         executor: One of EXECUTORS.
         workers: The number of processes.
         tick: Called after each shard.
@@ -67,7 +66,7 @@ def index_shards(
         DataError: an option is wrong, or a worker died.
     """
     check_chat_form(chat_form)
-    load_tokenizer(str(tokenizer))  # so that a wrong path is one error, not one per worker
+    chat_form = chat_form_of(chat_form, load_tokenizer(str(tokenizer)))
     for folder in {shard.parent for shard in shards}:
         (folder / WORK).mkdir(exist_ok=True)
     jobs = [IndexJob(shard, str(tokenizer), chat_form) for shard in shards]

@@ -14,7 +14,8 @@ from data_pipeline.media.image_files import decode_image, probe_image
 from data_pipeline.media.image_sizes import grid_of, resized_size
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.media.video import video_patches
-from data_pipeline.media.video_files import VideoInfo, probe_video, video_geometry
+from data_pipeline.media.video_files import VideoInfo, probe_video
+from data_pipeline.media.video_sampling import GLM45V_VIDEO, VideoForm, video_geometry
 from data_pipeline.sample import Image, Video
 from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample
@@ -28,7 +29,7 @@ class Measured:
     domain: str
     text_tokens: int  # all tokens but <|image|>; 0 without a tokenizer
     images: list[tuple[int, int]]  # (height, width) in pixels, before resizing
-    videos: list[VideoInfo]
+    videos: list[tuple[VideoInfo, int]]  # with the number of its frame pairs
     blocks: list[tuple[bool, int, int]]  # media between the text tokens, see index.index_row; [] without a tokenizer
 
     def index_row(self, sample: ShardSample) -> dict[str, Any]:
@@ -36,7 +37,14 @@ class Measured:
         return index_row(sample, self.domain, self.text_tokens, self.images, self.videos, self.blocks)
 
 
-def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, whole: bool = False) -> Measured:
+def measure(
+    raw: RawSample,
+    tokenizer: GlmTokenizer | None,
+    chat_form: str,
+    *,
+    whole: bool = False,
+    video_form: VideoForm | None = None,
+) -> Measured:
     """Check that a sample can be trained on, and measure it.
 
     Args:
@@ -44,31 +52,34 @@ def measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, *, w
         tokenizer: None: text tokens are not counted.
         chat_form: How chats are written.
         whole: Decode every image, and every video up to the last frame that is sampled. Otherwise trust headers.
+        video_form: How videos are sampled; by default as the models of the tokenizer do it, or GLM-4.5V without one.
 
     Raises:
         BadSample: the sample cannot be used.
     """
+    form = video_form or (tokenizer.generation.video if tokenizer else GLM45V_VIDEO)
     try:
-        return _measure(raw, tokenizer, chat_form, whole)
+        return _measure(raw, tokenizer, chat_form, whole, form)
     except (DataError, OSError, MemoryError):
         raise
     except Exception as error:  # a library's bug on one file must not end a build of days
         raise BadSample("unreadable_sample", f"{type(error).__name__}: {error}") from error
 
 
-def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, whole: bool) -> Measured:
+def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, whole: bool, form: VideoForm) -> Measured:
     budget = PixelBudget()
     sample = build_sample(raw.record, images=len(raw.images), videos=len(raw.videos), chat_form=chat_form)
     if whole:
         images = [decode_image(data).shape[:2] for data in raw.images]
     else:
         images = [probe_image(data) for data in raw.images]
-    videos = [probe_video(data) for data in raw.videos]
+    infos = [probe_video(data) for data in raw.videos]
     grids = [grid_of(resized_size(*size, max_tokens=budget.image_max_tokens)) for size in images]
     if whole:
-        geometries = [video_patches(data, budget.video_max_tokens)[1] for data in raw.videos]
+        geometries = [video_patches(data, budget.video_max_tokens, form)[1] for data in raw.videos]
     else:
-        geometries = [video_geometry(info, budget.video_max_tokens) for info in videos]
+        geometries = [video_geometry(info, budget.video_max_tokens, form) for info in infos]
+    videos = [(info, len(geometry.seconds)) for info, geometry in zip(infos, geometries, strict=True)]
     if tokenizer is None:
         return Measured(sample.domain, 0, images, videos, [])
     tokenized = tokenize(sample, tokenizer, grids, geometries)

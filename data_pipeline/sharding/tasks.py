@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
+from data_pipeline.domains.chat import CHAT_FORMS
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import MATERIAL, Input, Unit
 from data_pipeline.inputs.kinds import open_inputs
@@ -40,7 +40,7 @@ class BuildOptions:
     tokenizer: str = ""  # Hugging Face tokenizer folder; empty: text tokens are not counted
     name: str = "shard"  # shards are called NAME-TTTTT-SSSSS.tar
     shard_bytes: int = 1 << 30  # a shard of this size is full
-    chat_form: str = DEFAULT_FORM  # how chats are written
+    chat_form: str = ""  # how chats are written; empty: as the models of the tokenizer write them
 
     def __post_init__(self) -> None:
         if self.shard_bytes < 1:
@@ -51,8 +51,8 @@ class BuildOptions:
 
 
 def check_chat_form(chat_form: str) -> None:
-    """Check that chats can be written in a form. Raises DataError."""
-    if chat_form not in CHAT_FORMS:
+    """Check that chats can be written in a form; empty: in that of the tokenizer. Raises DataError."""
+    if chat_form and chat_form not in CHAT_FORMS:
         raise DataError(f"--chat-form {chat_form} is unknown: use {' or '.join(CHAT_FORMS)}")
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from data_pipeline.encoding.generations import generation_of_hash
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Rejected
@@ -131,7 +132,8 @@ def _read_back(index: ShardIndex, row: int, reader: ShardReader, tokenizer: GlmT
     """Return the domain of a sample that decodes completely and equals its index row. Raises BadSample."""
     sample = index.sample(row)
     raw = reader.read(str(index.file), sample, index.header.tar_fingerprint)
-    measured = measure(raw, tokenizer, index.header.chat_form, whole=True).index_row(sample)
+    form = generation_of_hash(index.header.tokenizer_hash).video
+    measured = measure(raw, tokenizer, index.header.chat_form, whole=True, video_form=form).index_row(sample)
     indexed = index.table.slice(row, 1).to_pylist()[0]
     same_tokenizer = tokenizer is not None and tokenizer.hash == index.header.tokenizer_hash
     for column in ("domain", "images", "videos", *(("text_tokens", "blocks") if same_tokenizer else ())):

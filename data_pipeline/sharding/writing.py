@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from common.files import replacing, sync_folder, write_json
+from data_pipeline.domains.chat import DEFAULT_FORM
+from data_pipeline.encoding.generations import choose_chat_form
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError, UnusedSample
 from data_pipeline.inputs.draft import Draft, Input, NotRead, Rejected
@@ -193,6 +195,15 @@ def write_rejected(file: TextIO, reason: str, origin: str, detail: str) -> None:
 def load_tokenizer(folder: str) -> GlmTokenizer | None:
     """Load a tokenizer once per process. None for an empty name."""
     return GlmTokenizer(folder) if folder else None
+
+
+def chat_form_of(asked: str, tokenizer: GlmTokenizer | None) -> str:
+    """Return the form in which chats are written: the one asked for, or that of the tokenizer's models.
+
+    Raises:
+        DataError: The models do not write chats in the form that is asked for.
+    """
+    return choose_chat_form(asked, tokenizer.generation) if tokenizer else asked or DEFAULT_FORM
 
 
 def _read(job: TaskJob, note: ReadingNote, counts: Counts) -> Iterator[Draft | Rejected]:

@@ -22,8 +22,7 @@ import pyarrow as pa
 
 from common.files import replacing
 from data_pipeline.errors import DataError
-from data_pipeline.media.pixel_budget import TEMPORAL_PATCH_SIZE
-from data_pipeline.media.video_files import VideoInfo, sampled_frames
+from data_pipeline.media.video_files import VideoInfo
 from data_pipeline.shards.arrow_file import new_arrow_file, open_arrow_file
 from data_pipeline.shards.members import Member, ShardSample, index_command
 from data_pipeline.shards.tar import fingerprint, size_in
@@ -68,7 +67,7 @@ class IndexHeader:
     """What an index was made from."""
 
     tar_fingerprint: str  # tar.fingerprint
-    tokenizer_hash: str  # GlmTokenizer.hash; empty: without a tokenizer
+    tokenizer_hash: str  # GlmTokenizer.hash, which says how videos are sampled; empty: without a tokenizer
     chat_form: str  # one of domains.chat.CHAT_FORMS
 
 
@@ -95,7 +94,7 @@ def index_row(
     domain: str,
     text_tokens: int,
     images: Iterable[tuple[int, int]],
-    videos: Iterable[VideoInfo],
+    videos: Iterable[tuple[VideoInfo, int]],
     blocks: Iterable[tuple[bool, int, int]],
 ) -> dict[str, Any]:
     """Return a row of SCHEMA.
@@ -105,7 +104,7 @@ def index_row(
         domain: Its domain.
         text_tokens: All of its tokens but <|image|>.
         images: (height, width) of each image.
-        videos: What the container says of each video.
+        videos: What the container says of each video, and the number of its frame pairs.
         blocks: (is a video, tokens other than <|image|> before it, such tokens within it) of every image and video in
             the order of the sample.
     """
@@ -114,7 +113,7 @@ def index_row(
         "domain": domain,
         "text_tokens": text_tokens,
         "images": [{"height": height, "width": width} for height, width in images],
-        "videos": [_video_fields(info) for info in videos],
+        "videos": [_video_fields(info, pairs) for info, pairs in videos],
         "blocks": [{"video": video, "before": before, "within": within} for video, before, within in blocks],
         "members": [asdict(member) for member in sample.members],
     }
@@ -218,6 +217,6 @@ def structs_at(batch: pa.RecordBatch, row: int, column: str) -> list[dict[str, A
     return batch.column(column)[row].as_py()
 
 
-def _video_fields(info: VideoInfo) -> dict[str, Any]:
+def _video_fields(info: VideoInfo, pairs: int) -> dict[str, Any]:
     fields = {name: getattr(info, name) for name in ("frames", "fps", "duration", "height", "width")}
-    return {**fields, "pairs": len(sampled_frames(info)) // TEMPORAL_PATCH_SIZE}
+    return {**fields, "pairs": pairs}

@@ -1,5 +1,7 @@
 """Make goldens.npz: the output of transformers' default (torchvision) GLM processors for known images and videos.
 
+goldens_glm46v.npz is that of GLM-4.6V's video processor.
+
 torchvision does not load beside the CPU build of torch that the tests use, so this runs once, in a separate
 environment, and the tests compare with the file:
 
@@ -29,7 +31,7 @@ from tests.data_pipeline.media_files import pattern, real_images, real_videos
 
 Goldens = dict[str, np.ndarray]
 
-GOLDENS = Path(__file__).with_name("goldens.npz")
+GOLDENS, GOLDENS_GLM46V = (Path(__file__).with_name(name) for name in ("goldens.npz", "goldens_glm46v.npz"))
 KEPT = 96  # values of each image or video
 
 IMAGE_BUDGET = {"shortest_edge": 112 * 112, "longest_edge": 14 * 14 * 2 * 2 * 2 * 6144}
@@ -93,6 +95,13 @@ VIDEOS = [  # frames, height, width, fps
     (25, 33, 77, 25.0),
     (61, 28, 280, 12.5),
     (7, 240, 320, 3.0),
+]
+# GLM-4.6V's processor fails on videos of less than a sixth of a second. Longer ones are sampled at other rates.
+VIDEOS_GLM46V = [
+    *(video for video in VIDEOS if video[0] / video[3] > 1 / 6),
+    (45, 56, 84, 25.0),
+    (200, 28, 56, 5.0),
+    (160, 56, 28, 0.4),
 ]
 
 
@@ -169,13 +178,12 @@ def add_images(goldens: Goldens) -> None:
         goldens[f"picture/{name}/file"] = np.asarray(zlib.crc32(data), dtype=np.uint32)
 
 
-def add_videos(goldens: Goldens) -> None:
-    from transformers import Glm4vVideoProcessor
+def add_videos(goldens: Goldens, processor_class: Any, videos: list[tuple[int, int, int, float]]) -> None:
     from transformers.video_utils import VideoMetadata, read_video_pyav
 
     for shortest, longest in VIDEO_BUDGETS:
-        processor = Glm4vVideoProcessor(size={"shortest_edge": shortest, "longest_edge": longest})
-        for seed, (frames, height, width, fps) in enumerate(VIDEOS):
+        processor = processor_class(size={"shortest_edge": shortest, "longest_edge": longest})
+        for seed, (frames, height, width, fps) in enumerate(videos):
             video = np.stack([pattern(height, width, seed + index) for index in range(frames)])
             metadata = VideoMetadata(total_num_frames=frames, fps=fps, duration=frames / fps)
             keep_video(goldens, f"video/{longest}/{seed}", video, metadata, processor)
@@ -190,13 +198,23 @@ def add_videos(goldens: Goldens) -> None:
 
 
 def main() -> None:
+    from transformers import Glm4vVideoProcessor, Glm46VVideoProcessor
+
     goldens: Goldens = {}
     add_images(goldens)
-    add_videos(goldens)
+    add_videos(goldens, Glm4vVideoProcessor, VIDEOS)
+    save(GOLDENS, goldens)
+    goldens = {}
+    add_videos(goldens, Glm46VVideoProcessor, VIDEOS_GLM46V)
+    save(GOLDENS_GLM46V, goldens)
+
+
+def save(path: Path, goldens: Goldens) -> None:
+    """Write a file of goldens, with the versions of the libraries that made them."""
     versions = {package: version(package) for package in ("torch", "torchvision", "transformers")}
     goldens["versions"] = np.frombuffer(json.dumps(versions).encode(), dtype=np.uint8)
-    np.savez_compressed(GOLDENS, **goldens)  # type: ignore[arg-type]
-    print(f"{len(goldens)} arrays, {GOLDENS.stat().st_size:,} bytes, {versions}")
+    np.savez_compressed(path, **goldens)  # type: ignore[arg-type]
+    print(f"{path.name}: {len(goldens)} arrays, {path.stat().st_size:,} bytes, {versions}")
 
 
 if __name__ == "__main__":

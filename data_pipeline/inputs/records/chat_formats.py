@@ -16,8 +16,9 @@ All become
 
 with `reasoning_content` and `thinking` where they are given, "loss": false where an answer is not to be learned
 (chat_masks.py), and all other fields of the record and keys of its messages. Images and videos stay paths or data:
-URIs. Conversations with tool calls are rejected: the `chat` domain has no turn for their results.
+URIs.
 
+    tools, calls and responses: chat_tools.py
     turns in all their forms: chat_turns.py    parts of a message: chat_parts.py    marks of images: chat_marks.py
     marks of boxes: chat_objects.py
 """
@@ -32,7 +33,7 @@ from typing import Any
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media, Rejected
-from data_pipeline.inputs.records import chat_marks, chat_masks, chat_objects, chat_parts, chat_turns
+from data_pipeline.inputs.records import chat_marks, chat_masks, chat_objects, chat_parts, chat_tools, chat_turns
 from data_pipeline.inputs.records.chat_turns import count_messages
 from data_pipeline.inputs.records.record_fields import as_list
 from data_pipeline.sample import ROLE_TOKENS
@@ -41,18 +42,18 @@ _ROLE_NAMES = {
     "user": ("user", "human", "prompter"),
     "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "ai"),
     "system": ("system", "developer"),
-    "tool": ("tool", "function", "function_call", "function-call", "observation", "tool_call", "tool_response"),
+    "tool": chat_tools.RESPONSE_ROLES,
+    "call": chat_tools.CALL_ROLES,
 }
 _ROLES = {name: role for role, names in _ROLE_NAMES.items() for name in names}
 # Field of a `chat` record -> its placeholder, and the names under which a record may list its files.
 _MEDIA = {"images": ("<image>", ("images", "image")), "videos": ("<video>", ("videos", "video"))}
 _REASONING = ("reasoning_content", "reasoning", "thinking")
-_TOOLS, _CALLS = ("tools", "functions"), ("tool_calls", "function_call")
 _AUDIO = ("audio", "audios")
 _NO_TEXT = "system message without text"
 # Fields that the conversion uses up, besides those of the turns. All others are kept in the record.
 _CONSUMED = {
-    *("domain", "thinking", "enable_thinking", *_TOOLS, *_AUDIO),
+    *("domain", "thinking", "enable_thinking", *chat_tools.TOOLS, *_AUDIO),
     *(name for _, names in _MEDIA.values() for name in names),
 }
 
@@ -84,8 +85,9 @@ def normalise(record: dict[str, Any], notes: Counter[str] | None = None) -> dict
         notes: Counts what of it is in no field of the result, by name, as `Draft.not_read`.
 
     Raises:
-        BadSample: bad_record, unknown_role, unsupported_tool_call, unsupported_audio, unsupported_content,
-            unsupported_weight, preference_pair, preference_data, nothing_to_learn, remote_file or media_mismatch.
+        BadSample: bad_record, unknown_role, bad_tools, bad_tool_call, unsupported_tool_call, unsupported_audio,
+            unsupported_content, unsupported_weight, preference_pair, preference_data, nothing_to_learn, remote_file or
+            media_mismatch.
     """
     record = chat_turns.parsed(record)
     _check_supported(record)
@@ -96,6 +98,11 @@ def normalise(record: dict[str, Any], notes: Counter[str] | None = None) -> dict
     escape = has_parts or not any(listed.values())
     messages = [_message(number, turn, found, escape) for number, turn in enumerate(given)]
     used |= _apply_marks_of_record(record, messages)
+    tools = chat_tools.tools_of(record)
+    if tools or any(turn["role"] == "tool" or "tool_calls" in turn for turn in messages):
+        chat_tools.convert_texts(messages)
+    calls = {number for number, turn in enumerate(given) if _role(number, turn) == "call"}
+    messages = chat_tools.join_calls(messages, calls, found.notes)
     kept = [turn for turn in messages if turn["content"] or turn["role"] != "system"]
     if len(kept) < len(messages):
         found.notes[_NO_TEXT] += len(messages) - len(kept)
@@ -103,6 +110,8 @@ def normalise(record: dict[str, Any], notes: Counter[str] | None = None) -> dict
     thinking = record.get("thinking", record.get("enable_thinking"))
     if thinking is not None and thinking != "":
         normalised["thinking"] = thinking  # rendering rejects what is neither true nor false
+    if tools:
+        normalised["tools"] = tools
     if named:
         listed["images"] = chat_marks.replace_names(kept, named)
     elif not has_parts:
@@ -162,9 +171,10 @@ def finished(draft: Draft, raw: Any, notes: Mapping[str, int] | None = None) -> 
         return draft
     draft = replace(draft, record=chat_objects.fill(draft.record, draft.images))
     not_read = Counter(draft.not_read) + Counter(notes or {})
+    joined = not_read.pop(chat_tools.JOINED, 0)
     not_read += Counter({"field text": int(bool(draft.record.get("text")))})
     given = {"messages": count_messages(raw)}
-    items = {"messages": len(draft.record["messages"]) + not_read[_NO_TEXT]}
+    items = {"messages": len(draft.record["messages"]) + joined + not_read[_NO_TEXT]}
     return replace(draft, given={**draft.given, **given}, items={**draft.items, **items}, not_read=dict(not_read))
 
 
@@ -183,8 +193,6 @@ def finished_rejection(rejected: Rejected, raw: Any) -> Rejected:
 
 
 def _check_supported(record: dict[str, Any]) -> None:
-    if any(not _is_empty(record.get(key)) for key in _TOOLS):
-        raise BadSample("unsupported_tool_call", "the record gives the assistant tools to call")
     if any(not _is_empty(record.get(key)) for key in _AUDIO):
         raise BadSample("unsupported_audio", "the record contains audio, which the model does not support")
     if "chosen" in record and "rejected" in record:
@@ -198,8 +206,9 @@ def _is_preference(record: dict[str, Any]) -> bool:
 
 def _has_more_than_own(record: dict[str, Any]) -> bool:
     """Return whether a record of the domain `chat` has fields whose meaning `normalise` knows."""
-    has_tools = any(not _is_empty(record.get(key)) for key in (*_TOOLS, *_AUDIO))
-    return has_tools or chat_masks.has_record_mark(record) or _is_preference(record)
+    has_audio = any(not _is_empty(record.get(key)) for key in _AUDIO)
+    is_own = chat_tools.is_own_tools(record) and not has_audio
+    return not is_own or chat_masks.has_record_mark(record) or _is_preference(record)
 
 
 def _is_plain_turn(turn: Any) -> bool:
@@ -208,7 +217,7 @@ def _is_plain_turn(turn: Any) -> bool:
         and turn.get("role") in tuple(ROLE_TOKENS)
         and isinstance(turn.get("content"), str)
         and not chat_masks.has_foreign_mark(turn)
-        and not any(key in turn for key in _CALLS)
+        and chat_tools.is_own_calls(turn)
         and not chat_objects.has_marks(turn["content"])
     )
 
@@ -217,18 +226,18 @@ def _message(number: int, turn: Any, found: chat_parts.Found, escape: bool) -> d
     """Return one turn as a message of a `chat` record, with the keys that it does not know."""
     if not isinstance(turn, dict):
         raise BadSample("bad_record", f"message {number} is not a JSON object")
-    name = turn.get("role", turn.get("from"))
-    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
-    if role is None:
-        raise BadSample("unknown_role", f"message {number}: the role {str(name)[:40]!r} is none of {', '.join(_ROLES)}")
-    if role == "tool" or any(not _is_empty(turn.get(key)) for key in _CALLS):
-        raise BadSample("unsupported_tool_call", f"message {number} is a tool call or its result")
+    role, calls = _role(number, turn), chat_tools.calls_of(number, turn)
     key = chat_parts.content_key(turn)
     content, thoughts = turn.get(key), ""
+    if role == "call":
+        role, (content, called) = "assistant", chat_tools.split_call(number, content)
+        calls += called
+    if calls and content is None:
+        content = ""
     if isinstance(content, list):
         content, thoughts = chat_parts.read_parts(number, content, found, escape=escape)
     if not isinstance(content, str):
-        raise BadSample("bad_record", f"message {number} ({name}): its content is neither a text nor a list of parts")
+        raise BadSample("bad_record", f"message {number} ({role}): its content is neither a text nor a list of parts")
     message: dict[str, Any] = {"role": role, "content": content}
     reasoning_key = next((key for key in _REASONING if turn.get(key) and isinstance(turn[key], str)), "")
     reasoning = "\n".join(filter(None, (turn.get(reasoning_key), thoughts)))
@@ -236,12 +245,23 @@ def _message(number: int, turn: Any, found: chat_parts.Found, escape: bool) -> d
         message["reasoning_content"] = reasoning
     elif reasoning:
         found.notes[f"reasoning of a message of the {role}"] += 1
+    if calls:
+        message["tool_calls"] = calls
     chat_masks.mark(message, chat_masks.is_learned(f"message {number}", turn), found.notes)
-    read = {"role" if "role" in turn else "from", key, reasoning_key, *_CALLS, *chat_masks.MARKS}
+    read = {"role" if "role" in turn else "from", key, reasoning_key, *chat_tools.CALLS, *chat_masks.MARKS}
     rest = {key: value for key, value in turn.items() if key not in read and value is not None and value != ""}
     if clash := rest.keys() & message.keys():
         raise BadSample("bad_record", f"message {number}: {', '.join(sorted(clash))} is given twice")
     return {**message, **rest}
+
+
+def _role(number: int, turn: dict[str, Any]) -> str:
+    """Return the role of a turn, a key of _ROLE_NAMES. Raises BadSample: unknown_role."""
+    name = turn.get("role", turn.get("from"))
+    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise BadSample("unknown_role", f"message {number}: the role {str(name)[:40]!r} is none of {', '.join(_ROLES)}")
+    return role
 
 
 def _apply_marks_of_record(record: dict[str, Any], messages: list[dict[str, Any]]) -> set[str]:

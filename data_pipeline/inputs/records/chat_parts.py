@@ -59,7 +59,9 @@ def read_parts(number: int, parts: list[Any], found: Found, *, escape: bool) -> 
             part = {"type": "text", "text": part}
         kind = _kind(part)
         if kind in _TOOLS:
-            raise BadSample("unsupported_tool_call", f"message {number} is a tool call or its result")
+            raise BadSample(
+                "unsupported_tool_call", f"message {number} has a tool call or its result as a part of its content"
+            )
         if kind not in _KINDS:
             raise BadSample("unsupported_content", f"message {number} has a part of type {str(kind)[:40]!r}")
         names = ("text",) if kind in _TEXTS else (kind,)

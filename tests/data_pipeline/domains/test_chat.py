@@ -204,7 +204,7 @@ def test_bad_chats_have_a_reason(messages, thinking, reason, says):
     ("field", "reason"),
     [
         ({"weight": 0}, "unsupported_weight"),
-        ({"tool_calls": [{"id": "1"}]}, "unsupported_tool_call"),
+        ({"function_call": {"name": "zoom"}}, "unsupported_tool_call"),
         ({"reasoning": "T"}, "bad_record"),
         ({"weight": 1, "tool_calls": None, "reasoning": "", "name": "x"}, None),
     ],

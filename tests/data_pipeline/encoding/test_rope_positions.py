@@ -13,7 +13,7 @@ from transformers import Glm4vMoeConfig, Glm4vMoeModel
 from data_pipeline.encoding.rope_positions import rope_positions
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import DataError
-from data_pipeline.media.video_files import VideoGeometry
+from data_pipeline.media.video_sampling import VideoGeometry
 from data_pipeline.sample import Image, Sample, Text, Token, Video
 
 Glm4vProcessor = import_module("transformers.models.glm4v.processing_glm4v").Glm4vProcessor
@@ -69,7 +69,11 @@ def test_positions_equal_transformers_on_random_samples(model: Glm4vMoeModel, to
                 height, width = grid()
                 seconds = tuple(range(int(rng.integers(1, 5))))
                 elements.append(Video())
-                videos.append(VideoGeometry(tuple(range(2 * len(seconds))), seconds, (height * 14, width * 14)))
+                videos.append(
+                    VideoGeometry(
+                        tuple(range(2 * len(seconds))), seconds, tuple(map(str, seconds)), (height * 14, width * 14)
+                    )
+                )
             else:
                 elements.append(Text("some text " * int(rng.integers(1, 4))))
         tokens = tokenize(Sample("interleaved", tuple(elements)), tokenizer, images, videos)

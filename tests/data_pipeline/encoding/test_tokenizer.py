@@ -13,11 +13,13 @@ from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProce
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 
 from data_pipeline.domains import build_sample
+from data_pipeline.encoding.generations import GLM4V, generation_of_hash
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.sample import ASSISTANT_TAGS, Image, Sample, Text, Token
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.sharding.foreign import index_shards
+from data_pipeline.shards.index import read_index
 from tests.data_pipeline.loaders import loader
 
 pytestmark = pytest.mark.fast
@@ -139,56 +141,107 @@ PROCESSOR_CONFIG = {
 VIDEO_CONFIG = {"processor_class": "Glm46VProcessor", "video_processor_type": "Glm46VVideoProcessor"}
 
 
+NAMES_GLM46V = [
+    ("preprocessor_config.json", lambda folder: Glm46VImageProcessorPil().save_pretrained(folder)),
+    ("config.json", lambda folder: Glm46VConfig().save_pretrained(folder)),
+    ("processor_config.json", lambda folder: save_json(folder / "processor_config.json", PROCESSOR_CONFIG)),
+    (
+        "video_preprocessor_config.json",
+        lambda folder: save_json(folder / "video_preprocessor_config.json", VIDEO_CONFIG),
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "write"), NAMES_GLM46V)
+def test_folder_that_names_glm46v_has_its_form(tokenizer, tokenizer_folder, tmp_path, name, write):
+    """The model type of GLM-4.6V is that of GLM-4.5V: the classes of the processors decide."""
+    AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
+    assert GlmTokenizer(tmp_path).generation is GLM4V
+    write(tmp_path)
+    if name != "config.json":
+        Glm4vMoeConfig().save_pretrained(tmp_path)
+    found = GlmTokenizer(tmp_path)
+    assert (found.generation.video.name, found.generation.chat_forms) == ("glm46v", ("glm46v",))
+    assert found.hash == f"{tokenizer.hash}-glm46v"
+    assert generation_of_hash(found.hash) is found.generation
+    assert generation_of_hash(tokenizer.hash) is generation_of_hash("") is GLM4V
+
+
+def test_tokenizer_saved_by_a_processor_says_its_generation(tokenizer_folder, tmp_path):
+    for name, form in (("Glm46VProcessor", "glm46v"), ("Glm4vProcessor", "glm45v")):
+        tokenizer_with(name, tmp_path / name, tokenizer_folder)
+        assert GlmTokenizer(tmp_path / name).generation.video.name == form
+
+
 @pytest.mark.parametrize(
-    ("name", "write"),
+    ("first", "other"),
     [
-        ("preprocessor_config.json", lambda folder: Glm46VImageProcessorPil().save_pretrained(folder)),
-        ("config.json", lambda folder: Glm46VConfig().save_pretrained(folder)),
-        ("processor_config.json", lambda folder: save_json(folder / "processor_config.json", PROCESSOR_CONFIG)),
-        (
-            "video_preprocessor_config.json",
-            lambda folder: save_json(folder / "video_preprocessor_config.json", VIDEO_CONFIG),
-        ),
+        ({"processor_class": "Glm46VProcessor"}, {"video_processor_type": "Glm4vVideoProcessor"}),
+        ({"processor_class": "Glm4vProcessor"}, {"video_processor_type": "Glm46VVideoProcessor"}),
+        ({"processor_class": "Glm4vProcessor", "image_processor_type": "Glm4vImageProcessor"}, VIDEO_CONFIG),
     ],
 )
-def test_glm46v_folder_is_refused(tokenizer_folder, tmp_path, name, write):
-    """GLM-4.6V samples and timestamps videos differently, although its model type may be that of GLM-4.5V."""
+def test_folder_that_mixes_generations_is_refused(tokenizer_folder, tmp_path, first, other):
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(tmp_path)
-    GlmTokenizer(tmp_path)
-    write(tmp_path)
-    with pytest.raises(
-        DataError, match=rf"{name} is of GLM-4\.6V, which is not supported yet: .*use a folder of GLM-4\.5V"
-    ):
+    save_json(tmp_path / "preprocessor_config.json", first)
+    save_json(tmp_path / "video_preprocessor_config.json", other)
+    with pytest.raises(DataError, match=r"mixes processors of GLM-4\.\d.* and of GLM-4\.\d.*copy all processor files"):
         GlmTokenizer(tmp_path)
 
 
-def test_glm46v_tokenizer_is_refused(tokenizer_folder, tmp_path):
+def test_folder_of_glm46v_flash_with_processors_of_glm41v_is_refused(tokenizer_folder, tmp_path):
+    tokenizer_with("Glm4vProcessor", tmp_path, tokenizer_folder)
+    Glm46VConfig().save_pretrained(tmp_path)
+    with pytest.raises(DataError, match=r"mixes processors .*config\.json: model_type glm46v.* Glm4vProcessor"):
+        GlmTokenizer(tmp_path)
+
+
+def test_image_processor_of_another_generation_changes_nothing(tokenizer_folder, tmp_path):
     tokenizer_with("Glm46VProcessor", tmp_path, tokenizer_folder)
-    with pytest.raises(DataError, match=r"tokenizer_config\.json is of GLM-4\.6V"):
-        GlmTokenizer(tmp_path)
+    Glm4vImageProcessorPil().save_pretrained(tmp_path)
+    assert GlmTokenizer(tmp_path).generation.video.name == "glm46v"
 
 
-def test_glm46v_folder_is_refused_by_build_index_and_training(own_shards, tokenizer_folder, tmp_path):
+def test_index_of_one_generation_is_refused_with_the_other(own_shards, tokenizer_folder, tmp_path):
+    """Videos would have other frames than the index says, and chats another form."""
     shards, config = own_shards
     folder = tmp_path / "glm46v"
     AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
     Glm46VImageProcessorPil().save_pretrained(folder)
+    newer, older, there = replace(config, tokenizer=str(folder)), config, shards
+    state = loader(older).state_dict()
+    with pytest.raises(
+        DataError, match=r"GLM-4\.5V or GLM-4\.1V, but data\.tokenizer is that of GLM-4\.6V.*tools\.shard index"
+    ):
+        loader(newer)
+    before = read_index(next(iter(sorted(there.glob("*.tar")))))
+    index_shards(sorted(there.glob("*.tar")), tokenizer=folder)
+    with pytest.raises(DataError, match=r"GLM-4\.6V, but data\.tokenizer is that of GLM-4\.5V or GLM-4\.1V"):
+        loader(older)
+    with pytest.raises(DataError, match=r"data\.tokenizer has changed since the checkpoint"):
+        loader(newer).load_state_dict(state)
+    after = read_index(before.file)
+    assert (before.header.chat_form, after.header.chat_form) == ("glm45v", "glm46v")
+
+
+def test_chat_form_of_another_generation_is_refused(tokenizer_folder, tmp_path):
+    newer = tmp_path / "glm46v"
+    tokenizer_with("Glm46VProcessor", newer, tokenizer_folder)
     records = tmp_path / "records.jsonl"
     records.write_text('{"domain": "text", "text": "A text."}\n')
-    for command in (
-        lambda: build_shards([records], tmp_path / "out", tokenizer=folder),
-        lambda: index_shards(sorted(shards.glob("*.tar")), tokenizer=folder),
-        lambda: loader(replace(config, tokenizer=str(folder))),
-    ):
-        with pytest.raises(DataError, match=r"is of GLM-4\.6V"):
-            command()
+    for folder, form in ((newer, "glm45v"), (newer, "glm41v"), (tokenizer_folder, "glm46v")):
+        with pytest.raises(DataError, match=f"chats cannot be written as {form}, because the tokenizer is that of"):
+            build_shards([records], tmp_path / "out", tokenizer=folder, chat_form=form)
+    build_shards([records], tmp_path / "out", tokenizer=newer)
+    assert read_index(next((tmp_path / "out").glob("*.tar"))).header.chat_form == "glm46v"
 
 
-def test_glm45v_folder_is_accepted(tokenizer_folder, tmp_path):
+def test_glm45v_folder_is_accepted(tokenizer, tokenizer_folder, tmp_path):
     tokenizer_with("Glm4vProcessor", tmp_path, tokenizer_folder)
     Glm4vMoeConfig().save_pretrained(tmp_path)
     Glm4vImageProcessorPil().save_pretrained(tmp_path)
-    GlmTokenizer(tmp_path)
+    assert GlmTokenizer(tmp_path).generation is GLM4V
+    assert GlmTokenizer(tmp_path).hash == tokenizer.hash
 
 
 def test_hash_changes_only_with_the_encoding_of_text(tokenizer, tokenizer_folder, tmp_path):

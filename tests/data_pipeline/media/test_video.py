@@ -28,8 +28,9 @@ from data_pipeline.errors import BadSample
 from data_pipeline.media.image_sizes import tokens_of
 from data_pipeline.media.images import patchify, resize
 from data_pipeline.media.video import video_patches
-from data_pipeline.media.video_files import VideoInfo, frame_indices, probe_video, video_geometry
+from data_pipeline.media.video_files import VideoInfo, probe_video
 from data_pipeline.media.video_frames import choose_packet_ranges, decode_frames
+from data_pipeline.media.video_sampling import frame_indices, video_geometry
 from data_pipeline.sample import Sample, Video
 from tests.data_pipeline.make_goldens import GOLDENS, VIDEO_BUDGETS, VIDEOS
 from tests.data_pipeline.media.test_images import assert_golden

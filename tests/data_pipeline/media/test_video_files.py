@@ -17,17 +17,17 @@ from data_pipeline.media.images import patchify, resize
 from data_pipeline.media.pixel_budget import TEMPORAL_PATCH_SIZE
 from data_pipeline.media.video import video_patches
 from data_pipeline.media.video_files import (
-    VideoGeometry,
     VideoInfo,
     open_video,
     probe_video,
-    video_geometry,
     video_info,
     video_packets,
 )
 from data_pipeline.media.video_frames import decode_frames
-from data_pipeline.shards.index import index_row
+from data_pipeline.media.video_sampling import VideoGeometry, video_geometry
+from data_pipeline.sharding.measure import measure
 from data_pipeline.shards.members import ShardSample
+from data_pipeline.shards.reader import RawSample
 from tests.data_pipeline.media.video_cases import (
     CONSTANT,
     VARIABLE,
@@ -115,7 +115,7 @@ def test_index_has_the_frame_pairs_that_are_decoded() -> None:
     for name in ("slides", "random gaps, mkv", "avi, dropped frames"):
         make, times = VARIABLE[name]
         data = make(times)
-        row = index_row(ShardSample("a"), "video", 0, [], [probe_video(data)], [])
+        row = measure(RawSample({"domain": "video", "text": "A"}, [], [data]), None, "").index_row(ShardSample("a"))
         slices, geometry = video_patches(data, MAX_TOKENS)
         assert row["videos"][0]["pairs"] == len(geometry.seconds)
         assert len(slices) == 2 * len(geometry.seconds) * geometry.grid[0] * geometry.grid[1]

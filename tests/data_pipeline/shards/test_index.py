@@ -16,7 +16,8 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.source import Source
 from data_pipeline.media.image_sizes import grid_of, resized_size, tokens_of
 from data_pipeline.media.pixel_budget import MAX_ASPECT, PixelBudget
-from data_pipeline.media.video_files import VideoInfo, video_geometry
+from data_pipeline.media.video_files import VideoInfo
+from data_pipeline.media.video_sampling import video_geometry
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.catalogue import find_shards, write_catalogue
 from data_pipeline.shards.index import index_path, index_row, read_index, write_index
@@ -211,7 +212,16 @@ def test_lengths_of_many_rows_equal_the_scalar_rules(tmp_path):
             geometry = video_geometry(info, 400)
             patches += [4 * tokens_of(geometry.grid)] * len(geometry.seconds)
         expected.append((7 + sum(patches) // 4, sum(patches), sum(n * n for n in patches)))
-        rows.append(index_row(ShardSample(str(number)), "text", 7, images, videos, []))
+        rows.append(
+            index_row(
+                ShardSample(str(number)),
+                "text",
+                7,
+                images,
+                [(info, len(video_geometry(info, 400).seconds)) for info in videos],
+                [],
+            )
+        )
     (tmp_path / "a.tar").touch()
     write_index(tmp_path / "a.tar", rows, tokenizer_hash="t", chat_form="glm45v")
     write_catalogue(tmp_path)

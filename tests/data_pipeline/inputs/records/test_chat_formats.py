@@ -212,11 +212,6 @@ ASK, ANSWER = {"role": "user", "content": "Q"}, {"role": "assistant", "content":
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        ({"messages": [ASK, ANSWER], "tools": '[{"name": "zoom"}]'}, "unsupported_tool_call"),
-        ({"messages": [ASK, ANSWER], "tools": "not JSON"}, "unsupported_tool_call"),
-        ({"messages": [ASK, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, "unsupported_tool_call"),
-        ({"messages": [ASK, {"role": "tool", "content": "42"}, ANSWER]}, "unsupported_tool_call"),
-        ({"conversations": [{"from": "function_call", "value": "{}"}]}, "unsupported_tool_call"),
         ({"messages": [ASK, {**ANSWER, "weight": 0.5}, ASK, ANSWER]}, "unsupported_weight"),
         ({"messages": [ASK, ANSWER], "audios": ["a.wav"]}, "unsupported_audio"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}, ANSWER]}, "unsupported_content"),

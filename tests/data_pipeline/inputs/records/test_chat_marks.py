@@ -87,8 +87,8 @@ def test_list_of_marks_in_the_record_is_obeyed():
         ({"messages": [ASK, ANSWER], "rejected_messages": [ASK, ANSWER]}, "preference_pair", "rejected_messages"),
         ({"input": {"messages": [ASK]}, "preferred_output": [ANSWER]}, "preference_pair", "preferred_output"),
         ({"prompt": "Q", "chosen": "A", "rejected": "B"}, "preference_pair", "pair"),
-        ({"messages": [ASK, ANSWER], "tools": [{"name": "zoom"}]}, "unsupported_tool_call", "tools"),
-        ({"messages": [ASK, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, "unsupported_tool_call", "message 1"),
+        ({"messages": [ASK, ANSWER], "tools": [{"parameters": {}}]}, "bad_tools", "tool 0"),
+        ({"messages": [ASK, {**ANSWER, "tool_calls": [{"id": "1"}]}]}, "bad_tool_call", "message 1"),
     ],
 )
 def test_what_cannot_be_obeyed_is_rejected_by_name(record, reason, says):
