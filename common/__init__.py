@@ -1,1 +1,1 @@
-"""What both model/ and data_pipeline/ need: files written completely, disk space, sizes, nearest names, GLM-4.6V."""
+"""What both model/ and data_pipeline/ need: files written completely, disk space, sizes, nearest names."""

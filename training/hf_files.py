@@ -13,6 +13,7 @@ from typing import Any
 
 from common.files import write_json, write_text
 from data_pipeline.config import DataConfig
+from data_pipeline.encoding.generations import generation_of, named_generation
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.pixel_budget import MIN_PIXELS, PIXELS_PER_TOKEN
 from model.config import ConfigError, GlmvConfig
@@ -49,12 +50,25 @@ FIXED_PREPROCESSING = (
 )
 
 
-def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
-    """Check that the tokens which the model gives a meaning to have the ids of its configuration.
+def check_tokenizer(model: GlmvConfig, tokenizer: GlmTokenizer, start: Path | None) -> None:
+    """Check that a tokenizer fits the model: the ids of the tokens that it gives a meaning to, and its processors.
+
+    Args:
+        model: what is trained.
+        tokenizer: of the run; its folder decides how videos are sampled.
+        start: the Hugging Face files of the run's start point, which checkpoints inherit.
 
     Raises:
-        ConfigError: a token has another id, or the vocabulary is larger than the model's.
+        ConfigError: a token has another id, the vocabulary is larger than the model's, or the processors of the start
+            point are those of another generation of models.
     """
+    started = named_generation(start) if start else None
+    if started and started != tokenizer.generation:
+        raise ConfigError(
+            f"the run starts from {start}, which has the processors of {started.models}, but data.tokenizer "
+            f"{tokenizer.folder} has those of {tokenizer.generation.models}, or names none: videos would be trained on "
+            "in another form than they are served in. Use the folder of the start point as data.tokenizer"
+        )
     for name, expected in model.token_ids.items():
         if tokenizer.special[name] != expected:
             raise ConfigError(
@@ -144,7 +158,7 @@ def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited:
             that images are preprocessed as in training; a file that has them already stays as it is.
     """
     text = model.decoder
-    newer = model.hf_type == "glm46v"
+    newer = "glm46v" in (model.hf_type, generation_of(Path(data.tokenizer)).classes)
     budgets = {"image": data.image_max_tokens, "video": data.video_max_tokens}
     preprocessors = {kind: preprocessor_config(kind, budget, glm46v=newer) for kind, budget in budgets.items()}
     made = {

@@ -78,7 +78,7 @@ def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
     data_parallel_rank = parallel.data_parallel_rank(rank(), processes)
     data_parallel_size = parallel.data_parallel_size(processes)
     loader = build_loader(config, model, data_parallel_rank, data_parallel_size)
-    check_tokenizer(model, loader.tokenizer)
+    check_tokenizer(model, loader.tokenizer, start_point.hf_files)
     validation = prepare_validation(config, model, loader, data_parallel_rank, data_parallel_size)
     return Prepared(config, model, loader, lay_out_pipeline(config, model, loader), validation)
 

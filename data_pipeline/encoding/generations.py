@@ -51,6 +51,15 @@ def generation_of(folder: Path) -> Generation:
     """Return the generation that the files of a folder name; that of GLM-4.5V and GLM-4.1V if they name none.
 
     Raises:
+        DataError: As `named_generation`.
+    """
+    return named_generation(folder) or GLM4V
+
+
+def named_generation(folder: Path) -> Generation | None:
+    """Return the generation that the files of a folder name; None if they name none.
+
+    Raises:
         DataError: A file is not JSON, or the files name processors of several generations.
     """
     files = {name: _read(folder / name) for name in (*_FILES, "config.json") if (folder / name).is_file()}
@@ -66,7 +75,7 @@ def generation_of(folder: Path) -> Generation:
     if model_type == "glm46v":  # GLM-4.6V-Flash; other model types are used by several generations
         named.insert(0, (f"config.json: model_type {model_type}", GENERATIONS[1]))
     if not named:
-        return GLM4V
+        return None
     first, found = named[0]
     for other, generation in named[1:]:
         if generation != found and "image_processor_type" not in other:

@@ -12,10 +12,12 @@ from transformers import AutoConfig
 from transformers.models.glm46v.image_processing_pil_glm46v import Glm46VImageProcessorPil
 
 from data_pipeline.config import DataConfig
+from data_pipeline.encoding.tokenizer import GlmTokenizer
+from demo.tokenizer import train_tokenizer
 from model.config import ConfigError, GlmvConfig
 from tests.hf_folders import save_weights, save_whole_folder
 from tests.reference import PRESETS
-from training.hf_files import read_inherited, write_hf_files
+from training.hf_files import check_tokenizer, read_inherited, write_hf_files
 
 pytestmark = pytest.mark.fast
 
@@ -155,6 +157,42 @@ def test_a_flash_without_processors_gets_those_of_its_class(tmp_path: Path) -> N
     assert image["image_processor_type"] == Glm46VImageProcessorPil.__name__.removesuffix("Pil")
     assert video["video_processor_type"] == "Glm46VVideoProcessor"
     assert {image["processor_class"], video["processor_class"]} == {"Glm46VProcessor"}
+
+
+def tokenizer_of(processor_class: str, folder: Path) -> GlmTokenizer:
+    """Return a tokenizer for the tiny models, in a folder that names a class of processors."""
+    train_tokenizer(["What is in this image? A cat on a mat.", "0123456789"] * 8, folder)
+    content = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**content, "processor_class": processor_class}))
+    return GlmTokenizer(folder)
+
+
+@pytest.mark.parametrize("processor_class", ["Glm46VProcessor", "Glm4vProcessor", ""])
+def test_new_processors_are_those_of_the_tokenizer(tmp_path: Path, processor_class: str) -> None:
+    """Videos were sampled as the tokenizer's folder says, so an export must say the same."""
+    start, out = save_weights("glm4v_moe", tmp_path / "start"), tmp_path / "out"
+    out.mkdir()
+    tokenizer = tokenizer_of(processor_class, tmp_path / "tokenizer")
+    model = GlmvConfig.from_hf(start)
+    check_tokenizer(model, tokenizer, start)
+    write_hf_files(out, model, DataConfig(tokenizer=str(tokenizer.folder)), read_inherited(start, model))
+    video = json.loads((out / "video_preprocessor_config.json").read_text())
+    assert video["processor_class"] == (processor_class or "Glm4vProcessor")
+    assert GlmTokenizer(out).generation == tokenizer.generation
+
+
+@pytest.mark.parametrize(
+    ("variant", "other"), [("glm46v", "Glm4vProcessor"), ("glm46v", ""), ("glm4v", "Glm46VProcessor")]
+)
+def test_tokenizer_of_another_generation_than_the_start_point_is_refused(
+    tmp_path: Path, variant: str, other: str
+) -> None:
+    start = save_whole_folder(variant, tmp_path / "start")
+    model = GlmvConfig.from_hf(start)
+    check_tokenizer(model, GlmTokenizer(start), start)
+    tokenizer = tokenizer_of(other, tmp_path / "tokenizer")
+    with pytest.raises(ConfigError, match=r"has the processors of GLM-4.*Use the folder of the start point"):
+        check_tokenizer(model, tokenizer, start)
 
 
 @pytest.mark.parametrize(

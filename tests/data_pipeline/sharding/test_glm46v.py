@@ -92,7 +92,7 @@ def test_a_shard_is_indexed_again_for_the_other_generation(
     build_shards([records], tmp_path / "out", tokenizer=tokenizer.folder)
     tar = next((tmp_path / "out").glob("*.tar"))
     older = tar.with_suffix(".index.arrow").read_bytes()
-    with pytest.raises(DataError, match="holds another build: .*tokenizer was .* and is .*-glm46v"):
+    with pytest.raises(DataError, match=r"holds another build: .*tokenizer was .* and is .*-glm46v"):
         build_shards([records], tmp_path / "out", tokenizer=newer.folder, chat_form="glm46v")
     assert dict(index_shards([tar], tokenizer=newer.folder).rejected) == {"video_too_short": 1}
     assert tar.with_suffix(".index.arrow").read_bytes() != older
