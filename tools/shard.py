@@ -30,7 +30,6 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 
 from common.sizes import parse_size
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
-from data_pipeline.encoding.generations import choose_chat_form, generation_of
 from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.inputs.kinds import describe_kinds, open_inputs, skipped_files
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
@@ -125,6 +124,8 @@ def build(
 
 
 def _dry_run(inputs: list[str], kind: str, settings: list[str], chat_form: str, tokenizer: str) -> None:
+    from data_pipeline.encoding.generations import choose_chat_form, generation_of
+
     check_chat_form(chat_form)
     form = choose_chat_form(chat_form, generation_of(Path(tokenizer))) if tokenizer else chat_form or DEFAULT_FORM
     opened = open_inputs(inputs, kind, settings)
