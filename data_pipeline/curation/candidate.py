@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import Any
 
@@ -73,7 +74,7 @@ def text_of(record: dict[str, Any]) -> str:
     """Return the text of a record, as `Candidate.text`."""
     if isinstance(record.get("messages"), list):
         turns = [turn for turn in record["messages"] if isinstance(turn, dict)]
-        parts = [turn.get(part) for turn in turns for part in ("reasoning_content", "content")]
+        parts = [text for turn in turns for text in (turn.get("reasoning_content"), turn.get("content"), _calls(turn))]
     else:
         parts = [record.get("text")]
     text = "\n".join(part for part in parts if isinstance(part, str) and part)
@@ -81,6 +82,11 @@ def text_of(record: dict[str, Any]) -> str:
         text = text.replace(placeholder, " ")
     # JSON may contain half of a surrogate pair, which cannot be hashed or written.
     return text.strip().encode("utf-8", "replace").decode()
+
+
+def _calls(turn: dict[str, Any]) -> str:
+    """Return the calls of a message as text: chats that differ in them alone are not duplicates."""
+    return json.dumps(turn["tool_calls"], ensure_ascii=False) if turn.get("tool_calls") else ""
 
 
 def perceptual_hash(pixels: np.ndarray) -> int:

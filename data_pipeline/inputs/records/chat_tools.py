@@ -143,7 +143,7 @@ def _split_text(number: int, text: str) -> tuple[str, list[dict[str, Any]]]:
     before, between = text[: text.index("<tool_call>")], _CALL.split(text)
     if any(part.strip() for part in between[2::2]):
         raise BadSample("bad_tool_call", f"message {number} has text after a call, or a call that is not JSON")
-    calls = [call for part in between[1::2] for call in written(read_calls(number, _json(number, part)))]
+    calls = [call for part in between[1::2] for call in written(read_calls(number, [_json(number, part)]))]
     return before.rstrip(), calls
 
 

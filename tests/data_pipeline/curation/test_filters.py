@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,7 +185,7 @@ def test_scripts_come_from_the_unicode_names_of_letters() -> None:
 
 
 def test_the_text_of_a_chat_includes_all_turns() -> None:
-    record = {
+    record: dict[str, Any] = {
         "domain": "chat",
         "messages": [
             {"role": "user", "content": "<image>What is it?"},
@@ -192,3 +193,5 @@ def test_the_text_of_a_chat_includes_all_turns() -> None:
         ],
     }
     assert text_of(record) == "What is it?\nWhiskers.\nA cat."
+    record["messages"][1]["tool_calls"] = [{"name": "zoom", "arguments": {"on": "the café"}}]
+    assert text_of(record).endswith('A cat.\n[{"name": "zoom", "arguments": {"on": "the café"}}]')
