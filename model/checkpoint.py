@@ -38,6 +38,7 @@ from model.finite import nonfinite
 from model.fp8_weights import keep_first_values, round_from_main_weights
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling
 from model.megatron_versions import with_groups_of
+from model.other_trainers import how_to_bring
 from model.weights.load import local_tensors
 
 __all__ = [
@@ -121,6 +122,7 @@ def find_checkpoint(path: str | Path) -> Path:
         return found
     raise CheckpointError(
         f"{path} is no checkpoint: it has neither {STATE}/ (a step folder) nor checkpoints/{LATEST} (a run's folder)"
+        f"{how_to_bring(path)}"
     )
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from model.errors import ConfigError
+from model.other_trainers import how_to_bring
 
 CONFIG_FILE = "config.json"
 
@@ -116,7 +117,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise ConfigError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder")
+        raise ConfigError(f"{folder} has no {CONFIG_FILE}: it is not a Hugging Face model folder{how_to_bring(folder)}")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not JSON, or not UTF-8

@@ -30,6 +30,7 @@ from model.checkpoint_manifest import check_alone
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError
 from model.hf_config import CONFIG_FILE
+from model.other_trainers import how_to_bring
 from model.weights.formats.opened import open_folder
 from training.config import ModelChoice, RunConfig
 from training.init_optimizer import check_init_optimizer
@@ -245,6 +246,7 @@ def find_weights(init_from: str) -> Path | None:
         )
     raise ConfigError(
         f"model.init_from={path} is neither a checkpoint, nor a run's folder with one, nor a Hugging Face folder"
+        f"{how_to_bring(path)}"
     )
 
 

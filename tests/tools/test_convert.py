@@ -408,6 +408,34 @@ def no_hf_files(root: Path) -> list[str]:
     return ["export", "--checkpoint", str(root / "checkpoint")]
 
 
+def bridge_folder(root: Path) -> Path:
+    """Make what Megatron-Bridge leaves: pickled state and its configuration beside files of megatron-core's format."""
+    folder = root / "bridge" / "iter_0000100"
+    folder.mkdir(parents=True)
+    shutil.copy(root / "checkpoint/state/.metadata", folder)
+    for name in ("__0_0.distcp", "common.pt", "run_config.yaml"):
+        (folder / name).write_bytes(b"not even opened")
+    return folder
+
+
+def bridge_import(root: Path) -> list[str]:
+    return ["import", "--hf", str(bridge_folder(root))]
+
+
+def bridge_export(root: Path) -> list[str]:
+    return ["export", "--checkpoint", str(bridge_folder(root).parent)]
+
+
+def megatron_import(root: Path) -> list[str]:
+    (bridge_folder(root) / "run_config.yaml").unlink()
+    return ["import", "--hf", str(root / "bridge")]
+
+
+def pickled(root: Path) -> list[str]:
+    (root / "hf/model.safetensors").rename(root / "hf/pytorch_model.bin")
+    return ["import", "--hf", str(root / "hf")]
+
+
 def not_finite(root: Path) -> list[str]:
     change_tensors(root / "hf", lambda tensors: tensors["model.visual.downsample.bias"][7].fill_(torch.nan))
     return ["import", "--hf", str(root / "hf")]
@@ -442,6 +470,10 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
         lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--verify", "none"],
         "--verify none is unknown: use full or sizes",
     ),
+    "a checkpoint of Megatron-Bridge": (bridge_import, "of Megatron-Bridge, which is not read: export it first, with"),
+    "a run of Megatron-Bridge": (bridge_export, "it is a checkpoint of Megatron-Bridge, which is not read"),
+    "a run of Megatron-LM": (megatron_import, "it is a checkpoint of Megatron-LM or another trainer on Megatron-Core"),
+    "pickled weights": (pickled, "pytorch_model.bin would be unpickled, which runs whatever code a file names"),
     "weights that are not finite": (
         not_finite,
         "tensor model.visual.downsample.bias has values that are not finite (NaN or infinity)",
