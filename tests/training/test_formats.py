@@ -1,0 +1,52 @@
+"""Runs that start from weights in another format: the same losses, and exports of plain weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from tests.aimv2_folders import save_aimv2, save_decoder
+from tests.hf_folders import save_weights
+from tests.launch import metrics, train
+from tests.model.test_formats import quantise
+from tools.assembly import plan_assembly, write_assembly
+
+SHORT = ("model.preset=", "train.steps=2", "checkpoint.save_interval=2", "optimizer.warmup_steps=1")
+EP2 = ("parallel.expert_model_parallel_size=2",)
+
+
+def losses(run: Path) -> list[float]:
+    return [line["loss"] for line in metrics(run)]
+
+
+def test_a_run_from_fp8_has_the_losses_of_a_run_from_the_products(config_file: Path, tmp_path: Path) -> None:
+    """Each of two ranks reads the experts that it holds, with their scales."""
+    plain = save_weights("glm4v_moe", tmp_path / "source", dtype=torch.bfloat16)
+    expected = quantise(plain, tmp_path / "fp8", "blocks of 32")
+    shutil.copytree(plain, tmp_path / "products")
+    save_file(expected, tmp_path / "products/model.safetensors", metadata={"format": "pt"})
+    runs = {}
+    for start in ("fp8", "products"):
+        runs[start] = tmp_path / f"run_{start}"
+        train(config_file, [*SHORT, *EP2, f"model.init_from={tmp_path / start}", f"train.output_dir={runs[start]}"])
+    assert losses(runs["fp8"]) == losses(runs["products"])
+    assert "weights read as: FP8, block scales 32x32 (100)" in (runs["fp8"] / "log.txt").read_text()
+    assert "read as" not in (runs["products"] / "log.txt").read_text()
+    config = (runs["fp8"] / "checkpoints/step_0000002/hf/config.json").read_text()
+    assert "quantization" not in config
+
+
+def test_a_run_starts_from_an_assembly(config_file: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    save_aimv2(tmp_path / "aimv2")
+    save_decoder("glm4_moe", tmp_path / "decoder")
+    assembly = plan_assembly(tmp_path / "aimv2", tmp_path / "decoder", tokenizer=tokenizer_folder)
+    write_assembly(assembly, tmp_path / "initial")
+    train(config_file, [*SHORT, *EP2, f"model.init_from={tmp_path / 'initial'}"])
+    assert len(losses(tmp_path / "run")) == 2
+    config = json.loads((tmp_path / "run/checkpoints/step_0000002/hf/config.json").read_text())
+    assert config["text_config"]["rope_theta"] == 1_000_000
+    assert config["text_config"]["max_position_embeddings"] == 131_072
