@@ -120,8 +120,8 @@ class ScaledFolder:
         of_row = matrix * scale.scale_rows + inside // self.block[0]
         first, last = int(of_row[0]), int(of_row[-1])
         grid = self.folder.unchecked_rows(scale.name, first, last + 1).float()
-        columns = torch.arange(self.shape(name)[1]) // self.block[1]
-        return grid[of_row - first][:, columns]
+        of_value = grid.repeat_interleave(self.block[1], dim=1)[:, : self.shape(name)[1]]
+        return of_value[of_row - first]
 
     def _scale(self, name: str, scale_name: str) -> Scale:
         shape, scale = self.folder.shape(name), self.folder.shape(scale_name)
