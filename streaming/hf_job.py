@@ -101,8 +101,11 @@ class HfJob:
         self._file_bytes[file] = len(self._headers[file]) + position
 
     def begin(self, folder: Path) -> None:
-        """Make the files of weights with their headers, and the other files."""
-        self.hf_files(folder)
+        """Make the files of weights with their headers.
+
+        They have their size, and zeros for what is not written yet. So `config.json`, without which nothing loads a
+        folder, comes last.
+        """
         for file, header in self._headers.items():
             with (folder / file).open("wb") as stream:
                 stream.write(header)
@@ -137,7 +140,7 @@ class HfJob:
         return checksums.entry(spot.dtype, spot.shape)
 
     def finish(self, folder: Path, results: list[Any]) -> None:
-        """Write the index and the checksums."""
+        """Write the index, the checksums and the other files."""
         if len(self._headers) > 1:
             files = {name: self._spots[name].file for name in self._spots}
             index = {"metadata": {"total_size": self._total_bytes}, "weight_map": files}
@@ -145,6 +148,7 @@ class HfJob:
         tensors = {name: entry for result in results for name, entry in result.items()}
         headers = {file: xxhash.xxh3_64(header).hexdigest() for file, header in self._headers.items()}
         write_json(folder / CHECKSUMS, {"headers": headers, "tensors": tensors})
+        self.hf_files(folder)
         for path in folder.iterdir():
             if path.is_file():
                 sync_file(path)

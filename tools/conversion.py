@@ -50,7 +50,7 @@ class ConversionOptions:
     """How a conversion is carried out; nothing of it changes a bit of the result."""
 
     max_memory: str = "4GiB"  # of all processes together
-    processes: int = 0  # that convert; 0: as many as there are cores, as far as the memory allows
+    processes: int = 0  # that convert; 0: one per core, as far as the memory allows
     checksum: str = "xxh3"  # of each tensor: xxh3 or sha256
 
 
