@@ -24,7 +24,7 @@ from tools.generate import app
 pytestmark = pytest.mark.fast
 
 
-@pytest.fixture(scope="module", params=VARIANTS)
+@pytest.fixture(scope="module", params=(*VARIANTS, "glm46v"))
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     return Exported.load(save_whole_folder(request.param, tmp_path_factory.mktemp(request.param)))
 
@@ -85,14 +85,12 @@ def test_typed_text_never_becomes_special_tokens(exported: Exported) -> None:
 def test_images_and_videos_are_placed_where_the_prompt_says(exported: Exported, video: bytes) -> None:
     shown = exported.tokenizer.decode(mixed_sample(exported, video).input_ids)
     images_and_words = [part for part in shown.split("<|begin_of_image|>") if "<|image|>" in part]
-    assert [part.split("<|end_of_image|>")[1] for part in images_and_words] == [
-        " in <|begin_of_video|>",
-        "0",
-        "1",
-        "2",
-        "3<|end_of_video|>, or ",
-        "?<|assistant|>\n",
-    ]
+    words = [part.split("<|end_of_image|>")[1] for part in images_and_words]
+    assert words[0] == " in <|begin_of_video|>"
+    assert words[-2].endswith("<|end_of_video|>, or ")
+    assert words[-1] == "?<|assistant|>\n"
+    times = "".join(words[1:-1]).removesuffix("<|end_of_video|>, or ")
+    assert times.startswith("0.0 seconds" if exported.model.config.model_type == "glm46v" else "0123")
 
 
 # --- inputs of transformers' forward ----------------------------------------------------------------------------------
@@ -157,11 +155,13 @@ def test_command_prints_only_the_answer(exported: Exported, video: bytes, tmp_pa
     (tmp_path / "a.png").write_bytes(image())
     (tmp_path / "b.mp4").write_bytes(video)
     arguments = ["--hf", str(exported.folder), "--image", str(tmp_path / "a.png"), "--video", str(tmp_path / "b.mp4")]
-    arguments += ["--prompt", "What is this?", "--max-new-tokens", "5"]
-    sampled = [CliRunner().invoke(app, [*arguments, "--no-greedy", "--seed", seed]) for seed in ("1", "1", "2")]
-    assert [result.exit_code for result in sampled] == [0, 0, 0]
+    arguments += ["--prompt", "What is this?", "--max-new-tokens", "20"]
+    sampled = [
+        CliRunner().invoke(app, [*arguments, "--no-greedy", "--seed", seed]) for seed in ("1", "1", "2", "3", "4")
+    ]
+    assert {result.exit_code for result in sampled} == {0}
     assert sampled[0].stdout == sampled[1].stdout
-    assert sampled[0].stdout != sampled[2].stdout
+    assert len({result.stdout for result in sampled}) > 1
     assert CliRunner().invoke(app, [*arguments, "--raw"]).exit_code == 0
 
 

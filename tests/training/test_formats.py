@@ -7,13 +7,17 @@ import shutil
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors.torch import save_file
 
 from tests.aimv2_folders import save_aimv2, save_decoder
-from tests.hf_folders import save_weights
+from tests.hf_folders import save_weights, save_whole_folder
 from tests.launch import metrics, train
 from tests.model.test_formats import quantise
+from tests.training_data import build, sentence
 from tools.assembly import plan_assembly, write_assembly
+from tools.conversion import export_checkpoint, import_folder
+from training.hf_files import PREPROCESSORS, PROCESSOR
 
 SHORT = ("model.preset=", "train.steps=2", "checkpoint.save_interval=2", "optimizer.warmup_steps=1")
 EP2 = ("parallel.expert_model_parallel_size=2",)
@@ -38,6 +42,33 @@ def test_a_run_from_fp8_has_the_losses_of_a_run_from_the_products(config_file: P
     assert "read as" not in (runs["products"] / "log.txt").read_text()
     config = (runs["fp8"] / "checkpoints/step_0000002/hf/config.json").read_text()
     assert "quantization" not in config
+
+
+def test_a_flash_stays_a_flash_through_import_training_and_export(config_file: Path, tmp_path: Path) -> None:
+    """Its type, class and processors: in files of their own, and inside the one file of transformers 5."""
+    start = save_whole_folder("glm46v", tmp_path / "flash")
+    image, video = (json.loads((start / name).read_text()) for name in PREPROCESSORS.values())
+    inside = {"processor_class": "Glm46VProcessor", "image_processor": image, "video_processor": video}
+    (start / PROCESSOR).write_text(json.dumps(inside))
+    import_folder(start, tmp_path / "checkpoint")
+    text: list[dict[str, object]] = [{"domain": "text", "text": sentence(n, 20)} for n in range(16)]
+    shards = build(tmp_path / "text", text, start, chat_form="glm46v")
+    data = (f"data.tokenizer={start}", f"data.sources=[{{path: {shards}}}]", "train.global_batch_size=2")
+    train(config_file, [*SHORT, *data, f"model.init_from={tmp_path / 'checkpoint'}"])
+    export_checkpoint(tmp_path / "run", tmp_path / "export")
+    model, report = transformers.Glm46VForConditionalGeneration.from_pretrained(
+        tmp_path / "export", output_loading_info=True
+    )
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert model.config.model_type == "glm46v"
+    assert {path.name for path in start.iterdir()} < {path.name for path in (tmp_path / "export").iterdir()}
+    whole = json.loads((tmp_path / "export" / PROCESSOR).read_text())
+    for key, budget in (("image_processor", 16), ("video_processor", 60)):
+        assert whole[key].pop("size")["longest_edge"] == budget * 28 * 28 * 2
+        del inside[key]["size"]
+    assert whole == inside
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        assert (tmp_path / "export" / name).read_bytes() == (start / name).read_bytes()
 
 
 def test_a_run_starts_from_an_assembly(config_file: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
