@@ -58,7 +58,9 @@ def expected_loss(messages: list[dict[str, Any]], form: str, thinking: bool, hf:
     return loss
 
 
-@pytest.mark.parametrize(("form", "thinking"), [("glm45v", True), ("glm46v", False), ("glm41v", True)])
+@pytest.mark.parametrize(
+    ("form", "thinking"), [("glm45v", True), ("glm45v", False), ("glm46v", False), ("glm41v", True)]
+)
 def test_masked_answers_carry_no_loss_token_by_token(form, thinking, hf, tokenizer: GlmTokenizer):
     rng = np.random.default_rng(5)
     masked = 0
