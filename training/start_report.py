@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict
 
+from data_pipeline.encoding.template_check import template_difference
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
@@ -105,6 +106,13 @@ def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
                 f"({model.variant}) write them as {wanted}: build or index the source again with --chat-form {wanted}, "
                 f"unless the tokenizer's chat template is that of {others[0]}"
             )
+    folder, form = loader.tokenizer.folder, loader.tokenizer.generation.chat_forms[0]
+    written = [label for label, forms in loader.chat_forms.items() if form in forms]
+    if written and (what := template_difference(folder, form)):
+        yield (
+            f"the chat template in {folder} writes {what} differently than the chats of source {written[0]!r} are "
+            f"({form}): an engine would show the model other prompts than it is trained on"
+        )
 
 
 def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -69,6 +70,19 @@ def test_chats_in_the_form_of_the_other_model_are_named(config_file: Path, shard
     assert f"index the source again with --chat-form {wanted}" in warning
     right = "chats_glm41v" if wanted == "glm41v" else "chats"
     assert not warnings(config_file, preset, sources(shards, ["images", "text", right]))
+
+
+def test_chat_template_that_writes_other_prompts_is_named(
+    config_file: Path, shards: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tokenizer_folder, tmp_path / "tokenizer"))
+    settings = [sources(shards, ["images", "chats"]), f"data.tokenizer={folder}"]
+    assert not warnings(config_file, *settings)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    [warning] = warnings(config_file, *settings)
+    assert warning.startswith(
+        f"the chat template in {folder} writes chats differently than the chats of source 'chats'"
+    )
 
 
 def test_keys_of_frozen_or_missing_parts_are_named(config_file: Path, shards: Path) -> None:
