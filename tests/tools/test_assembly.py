@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +19,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers.core_model_loading import revert_weight_conversion
 
 from data_pipeline.encoding.batch import Batch
 from model.config import GlmvConfig
@@ -248,6 +251,92 @@ def test_a_killed_assembly_leaves_no_folder(made: Made, tmp_path: Path) -> None:
         transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / ".unfinished_out")
     assert convert(*halves).returncode == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+# --- full size, without the values ------------------------------------------------------------------------------------
+
+# Keys of the published files, and the values of their weights.
+AIR = {
+    "head_dim": 128,
+    "attention_bias": True,
+    "rope_theta": 1_000_000,
+    "partial_rotary_factor": 0.5,
+    "num_nextn_predict_layers": 1,
+}
+FULL_SIZE: dict[str, tuple[str, dict[str, Any], int, int]] = {
+    "glm4_moe": ("Glm4MoeForCausalLM", AIR, 18_106, 107_710_933_120),
+    "glm4": ("Glm4ForCausalLM", {"rms_norm_eps": 1e-5, "max_position_embeddings": 32768}, 704, 10_292_777_472),
+}
+AIR_WITH_MTP = 110_468_824_832
+
+
+def write_without_values(folder: Path, shapes: dict[str, tuple[int, ...]], dtype: str = "BF16") -> None:
+    """Write a safetensors file that has a header and a hole in the place of its values."""
+    header: dict[str, Any] = {}
+    position, width = 0, {"BF16": 2, "F32": 4}[dtype]
+    for name, shape in shapes.items():
+        stop = position + width * prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(header).encode()
+    folder.mkdir(exist_ok=True)
+    with (folder / "model.safetensors").open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + position)
+
+
+def on_disk(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in revert_weight_conversion(model, model.state_dict()).items()}
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("model_type", FULL_SIZE)
+def test_names_and_shapes_at_full_size(model_type: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    architecture, changes, tensors, values = FULL_SIZE[model_type]
+    config = transformers.AutoConfig.for_model(model_type, **changes)
+    with torch.device("meta"):
+        shapes = on_disk(getattr(transformers, architecture)(config))
+        sizes = {"image_size": 336, "use_head": False, **HUGE}
+        aimv2 = on_disk(transformers.Aimv2VisionModel(transformers.Aimv2VisionConfig(**sizes)))
+    if model_type == "glm4_moe":
+        shapes |= mtp_layer(shapes, 46)
+        assert sum(map(prod, shapes.values())) == AIR_WITH_MTP
+    assert len(aimv2) == 24 * 9 + 5
+    write_without_values(tmp_path / "decoder", shapes)
+    write_without_values(tmp_path / "aimv2", aimv2, dtype="F32")
+    config.save_pretrained(tmp_path / "decoder")
+    assembly = plan_assembly(tmp_path / "aimv2", tmp_path / "decoder", tokenizer=tokenizer_folder)
+    found = {name: assembly.source.shape(name) for name in assembly.source.names()}
+    assert (len(found), sum(map(prod, found.values()))) == (tensors, values)
+    content = assembly.config.to_hf()
+    with torch.device("meta"):
+        model = getattr(transformers, content["architectures"][0])(transformers.AutoConfig.for_model(**content))
+        assert found == on_disk(model)
+    preset = GlmvConfig.from_preset("glm45v" if model_type == "glm4_moe" else "glm41v_9b")
+    assert assembly.config.vision == preset.vision
+    same: dict[str, Any] = {
+        "rope_theta": 1e4,
+        "max_position_embeddings": 65536,
+        "eos_token_id": (0,),
+        "pad_token_id": 0,
+    }
+    assert replace(assembly.config.decoder, **same) == replace(preset.decoder, **same)
+    assert assembly.dtype == torch.bfloat16
+
+
+def mtp_layer(shapes: dict[str, tuple[int, ...]], layer: int) -> dict[str, tuple[int, ...]]:
+    """Return the tensors of GLM-4.5-Air's layer for a further token."""
+    before = f"model.layers.{layer - 1}."
+    own = {
+        "embed_tokens.weight": (151552, 4096),
+        "enorm.weight": (4096,),
+        "hnorm.weight": (4096,),
+        "eh_proj.weight": (4096, 8192),
+        "shared_head.norm.weight": (4096,),
+        "shared_head.head.weight": (151552, 4096),
+    }
+    block = {name.removeprefix(before): shape for name, shape in shapes.items() if name.startswith(before)}
+    return {f"model.layers.{layer}.{name}": shape for name, shape in {**block, **own}.items()}
 
 
 # --- what does not fit ------------------------------------------------------------------------------------------------

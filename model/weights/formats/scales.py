@@ -29,7 +29,7 @@ from model.weights.source import some
 SUFFIXES = ("_scale", "_scale_inv")
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DEFAULT_BLOCK = (128, 128)
-CHUNK = 2**22  # values that are in memory as float32 at a time
+CHUNK = 2**19  # values that are in memory as float32 at a time: a conversion counts only the rows that it asks for
 EXPERT_BIAS = "e_score_correction_bias"  # float32 in a bfloat16 model
 
 
