@@ -178,6 +178,17 @@ def test_a_model_is_filled_with_the_products(plain: Path, single_process: None, 
         assert torch.equal(tensor, expected[name]), name
 
 
+def test_scales_of_activations_are_no_weights(plain: Path, tmp_path: Path) -> None:
+    expected = quantise(plain, tmp_path / "fp8", "tensor")
+    layer = "model.language_model.layers.2.self_attn."
+    unused = {f"{layer}{name}": torch.ones(1) for name in ("q_proj.input_scale", "k_scale", "v_scale")}
+    shards = [load_file(path) for path in sorted((tmp_path / "fp8").glob("*.safetensors"))]
+    write_shards(tmp_path / "static", [*shards, unused])
+    source, read_as = open_folder(tmp_path / "static")
+    compare(source, expected)
+    assert read_as[1] == "scales of activations (3 tensors) are not used"
+
+
 Q = "model.language_model.layers.2.self_attn.q_proj.weight"
 Shards = list[dict[str, Tensor]]
 

@@ -52,10 +52,13 @@ def open_folder(folder: Path, *, once: bool = False) -> OpenedFolder:
     source: WeightSource = stored
     read_as = []
     scaled = ScaledFolder(stored, _block(folder))
-    if scaled.kinds:
+    if scaled.kinds or scaled.unused:
         source = scaled
+    if scaled.kinds:
         of = {"tensor": "one scale per tensor", "channel": "one scale per row", "block": _block_name(scaled)}
         read_as.append("FP8, " + "; ".join(f"{of[kind]} ({count:,})" for kind, count in scaled.kinds.items()))
+    if scaled.unused:
+        read_as.append(f"scales of activations ({len(scaled.unused):,} tensors) are not used")
     if fused:
         source = separate_experts(stored, source)
         read_as.append(f"fused experts ({fused:,} tensors), as one tensor per expert")

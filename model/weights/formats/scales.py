@@ -27,6 +27,8 @@ from model.weights.folder import SafetensorsFolder
 from model.weights.source import some
 
 SUFFIXES = ("_scale", "_scale_inv")
+# Scales of activations and of caches, which are no weights.
+OF_ACTIVATIONS = ("input_scale", "output_scale", "q_scale", "k_scale", "v_scale")
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 DEFAULT_BLOCK = (128, 128)
 CHUNK = 2**19  # values that are in memory as float32 at a time: a conversion counts only the rows that it asks for
@@ -46,6 +48,9 @@ class Scale:
 class ScaledFolder:
     """A folder in which FP8 tensors are multiplied with their scales, and the scales are no tensors of their own.
 
+    Attributes:
+        unused: Scales of activations, which no row uses.
+
     Args:
         folder: The folder.
         block: Rows and columns of a block.
@@ -56,8 +61,10 @@ class ScaledFolder:
 
     def __init__(self, folder: SafetensorsFolder, block: tuple[int, int] = DEFAULT_BLOCK) -> None:
         self.folder, self.block = folder, block
-        scale_names = {base: name for name in folder.names() if (base := _base(name))}
-        self._names = [name for name in folder.names() if not _base(name)]
+        self.unused = [name for name in folder.names() if name.rpartition(".")[2] in OF_ACTIVATIONS]
+        names = [name for name in folder.names() if name.rpartition(".")[2] not in OF_ACTIVATIONS]
+        scale_names = {base: name for name in names if (base := _base(name))}
+        self._names = [name for name in names if not _base(name)]
         float8 = [name for name in self._names if folder.dtype(name) in FLOAT8]
         if bare := [name for name in float8 if name not in scale_names]:
             raise WeightsError(f"{folder.folder}: tensors in FP8 without a scale: {some(bare)}: a file is missing")
