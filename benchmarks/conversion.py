@@ -100,9 +100,10 @@ def make_folder(folder: Path, variant: str, layers: int) -> None:
     convert(job, folder, limits, "making")
 
 
-def measured(command: list[str]) -> Run:
-    """Run a command, and watch its process tree."""
-    drop_caches()
+def measured(command: list[str], *, cold: bool = True) -> Run:
+    """Run a command, and watch its process tree. `cold` begins with an empty cache."""
+    if cold:
+        drop_caches()
     started = time.perf_counter()
     process = psutil.Popen(command)
     peak = 0

@@ -37,7 +37,7 @@ from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums, HashingFile
 from streaming.direct_writer import DirectWriter
 from streaming.frames import FRAME, Archive, frame_checksum
 from streaming.names import place_of
-from streaming.unit import Report, grouped
+from streaming.unit import UNIT_BLOCKS, Report, grouped
 
 EXPERT_BIAS = ".expert_bias"  # float32, whatever the other parameters are
 
@@ -84,7 +84,8 @@ class CheckpointJob:
         self._size = sizes(config)
         self._weights = {weight.name: weight for weight in weights(config)}
         self._places = {name: place_of(name, config) for name in self._weights}
-        self.units = list(grouped((name, self._nbytes(weight)) for name, weight in self._weights.items()))
+        nbytes = {name: self._nbytes(weight) for name, weight in self._weights.items()}
+        self.units = list(grouped(nbytes.items(), UNIT_BLOCKS * block_bytes))
         self.identity = {**identity, "dtype": str(dtype), "checksum": checksum, "block": block_bytes}
 
     def begin(self, folder: Path) -> None:
@@ -188,7 +189,7 @@ class CheckpointJob:
         save_config(FORMAT, str(state))
         sync_file(state / "metadata.json")
         with replacing(state / ".metadata") as temporary:
-            temporary.write_bytes(pickle.dumps(self._metadata(results)))
+            temporary.write_bytes(pickle.dumps(self.metadata(results)))
         files = {result["name"]: result["file"] for result in results}
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and ".units" not in path.parts):
             name = path.relative_to(folder).as_posix()
@@ -201,7 +202,8 @@ class CheckpointJob:
             {"block_bytes": BLOCK_BYTES, "files": dict(sorted(files.items())), "tensors": tensors},
         )
 
-    def _metadata(self, results: list[Any]) -> Metadata:
+    def metadata(self, results: list[Any]) -> Metadata:
+        """Return where each tensor is, from the results of all units."""
         chunks: dict[str, list[ChunkStorageMetadata]] = defaultdict(list)
         where = {}
         for result in results:

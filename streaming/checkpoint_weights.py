@@ -115,7 +115,8 @@ class CheckpointWeights:
         rows = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
         if nonfinite({name: rows}):
             raise CheckpointError(
-                f"{self.folder} has values that are not finite (NaN or infinity) in {weight.name}; use another step"
+                f"{self.folder} has values that are not finite (NaN or infinity) in {weight.name} "
+                f"({self.where(name)}); use another step"
             )
         return rows
 

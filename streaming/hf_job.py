@@ -24,7 +24,7 @@ from model.weights.header import DTYPES, LENGTH_BYTES
 from model.weights.source import WeightSource, rows_of
 from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums
 from streaming.direct_writer import DirectWriter
-from streaming.unit import Report, grouped
+from streaming.unit import UNIT_BLOCKS, Report, grouped
 
 CHECKSUMS = "checksums.json"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -78,11 +78,12 @@ class HfJob:
             file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._plan_file(file, {name: tensors[name] for name in shard.names})
         self._total_bytes = sum(nbytes.values())
-        self.units = list(grouped((name, nbytes[name]) for name in self._spots))
+        self.units = list(grouped(((name, nbytes[name]) for name in self._spots), UNIT_BLOCKS * block_bytes))
         self.identity = {
             **identity,
             "tensors": hashlib.sha256(repr(tensors).encode()).hexdigest(),
             "max_shard_bytes": max_shard_bytes,
+            "block": block_bytes,
             "checksum": checksum,
         }
 

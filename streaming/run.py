@@ -45,25 +45,29 @@ def convert(job: Job, out: Path, limits: Limits, what: str) -> None:
         ConversionError: The folder cannot be written, or a process was killed.
     """
     folder = out.with_name(UNFINISHED + out.name)
-    try:
-        with _locked(folder, out):
-            done = _completed(folder, job)
-            left = [number for number in range(len(job.units)) if number not in done]
-            _write_units(job, folder, left, limits, what)
-            results = [json.loads((folder / UNITS / f"{number}.json").read_text()) for number in range(len(job.units))]
-            job.finish(folder, results)
-            _commit(folder, out)
-    except (KeyboardInterrupt, Killed):
-        raise
-    except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
-        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise ConversionError(
-            f"cannot write {out}: {cause} ({free_space(out)}); what was written of it is removed"
-        ) from error
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    with _locked(folder, out):
+        try:
+            _convert(job, folder, out, limits, what)
+        except (KeyboardInterrupt, Killed):
+            raise  # what is complete stays
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise ConversionError(
+                f"cannot write {out}: {cause} ({free_space(out)}); what was written of it is removed"
+            ) from error
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+def _convert(job: Job, folder: Path, out: Path, limits: Limits, what: str) -> None:
+    done = _completed(folder, job)
+    left = [number for number in range(len(job.units)) if number not in done]
+    _write_units(job, folder, left, limits, what)
+    results = [json.loads((folder / UNITS / f"{number}.json").read_text()) for number in range(len(job.units))]
+    job.finish(folder, results)
+    _commit(folder, out)
 
 
 def _write_units(job: Job, folder: Path, left: list[int], limits: Limits, what: str) -> None:
@@ -116,8 +120,12 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
     Raises:
         ConversionError: Another conversion writes this folder.
     """
-    (folder / UNITS).mkdir(parents=True, exist_ok=True)
-    with (folder / UNITS / LOCK).open("a") as file:
+    try:
+        (folder / UNITS).mkdir(parents=True, exist_ok=True)
+        file = (folder / UNITS / LOCK).open("a")
+    except OSError as error:
+        raise ConversionError(f"cannot write {out}: {error.filename}: {error.strerror}") from error
+    with file:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:

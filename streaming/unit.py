@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-UNIT_BYTES = 2**29  # of a unit, or one parameter; what a killed conversion does again
+UNIT_BLOCKS = 16  # blocks of rows in a unit, or one parameter; what a killed conversion does again
 
 Report = Callable[[int], None]  # takes the bytes that were written since the last call
 
@@ -34,7 +34,7 @@ class Job(Protocol):
         """Write what joins the units."""
 
 
-def grouped(sizes: Iterable[tuple[str, int]], most: int = UNIT_BYTES) -> Iterator[Unit]:
+def grouped(sizes: Iterable[tuple[str, int]], most: int) -> Iterator[Unit]:
     """Group names with their bytes, in order, into units of at most `most` bytes, but at least one name."""
     names: list[str] = []
     total = 0

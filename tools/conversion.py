@@ -12,7 +12,7 @@ import torch
 
 from common.files import write_json
 from model.checkpoint import HF_FILES, STATE, complete_config, find_checkpoint
-from model.checkpoint_manifest import TENSORS, check_alone, check_files_alone, manifest_entries
+from model.checkpoint_manifest import MANIFEST, TENSORS, check_alone, check_files_alone, manifest_entries
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError, ConversionError, WeightsError
@@ -20,6 +20,7 @@ from model.hf_config import CONFIG_FILE
 from model.weights.folder import SafetensorsFolder
 from model.weights.formats.opened import open_folder
 from model.weights.source import rows_of
+from model.weights.table import hf_shapes
 from streaming.checkpoint_job import CheckpointJob
 from streaming.checkpoint_weights import CheckpointWeights
 from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums, check_algorithm
@@ -118,12 +119,14 @@ def export_checkpoint(
     limits = plan_limits(options.max_memory, options.processes)
     path = find_checkpoint(checkpoint)
     refuse_adapters(path)
+    check_alone(path, verify, only_small=False)
+    framed, expected = check_other_files(path) if verify == "full" else ({}, {})
     config = GlmvConfig.from_hf(path / HF_FILES)
     stored = stored_dtype(path / STATE)
     wanted = DTYPES.get(dtype, stored)
-    check_alone(path, verify, only_small=False)
     source = CheckpointWeights(path, config)
-    expected = check_frames(path, source) if verify == "full" else {}
+    for file, frame in framed.items():
+        check_frame(path, file, frame, source.archives[file])
 
     def hf_files(folder: Path) -> None:
         copy_hf_files(path / HF_FILES, folder)
@@ -142,24 +145,22 @@ def export_checkpoint(
     convert(job, out, limits, "exporting")
 
 
-def check_frames(path: Path, source: CheckpointWeights) -> dict[str, Any]:
-    """Compare with the manifest what an export does not read, or all files if there are no checksums of tensors.
+def check_other_files(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Compare the files of a checkpoint with its manifest, except those whose tensors have checksums.
 
     Returns:
-        The checksums of the tensors, to be compared while they are read.
+        What surrounds the tensors in each of these files, and the checksums of the tensors: to be compared when the
+        tensors have been found, and while they are read.
 
     Raises:
         CheckpointError: A file is damaged.
     """
     files, tensors = manifest_entries(path)
-    if tensors and set(tensors) != set(source.names()):
-        raise CheckpointError(f"{path} has a manifest.json of other tensors: copy or make the checkpoint again")
-    framed = {name for name, entry in files.items() if tensors and FRAME in entry}
+    if tensors and set(tensors) != set(hf_shapes(GlmvConfig.from_hf(path / HF_FILES))):
+        raise CheckpointError(f"{path / MANIFEST} has checksums of other tensors: copy or make the checkpoint again")
+    framed = {name: entry[FRAME] for name, entry in files.items() if tensors and FRAME in entry}
     check_files_alone(path, [name for name in files if name.startswith(TENSORS) and name not in framed])
-    for name in framed:
-        file = name.removeprefix(TENSORS)
-        check_frame(path, file, files[name][FRAME], source.archives[file])
-    return tensors
+    return {name.removeprefix(TENSORS): frame for name, frame in framed.items()}, tensors
 
 
 def exported_checksums(hf: Path) -> dict[str, Any]:
