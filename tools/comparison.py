@@ -15,11 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.checkpoint import is_checkpoint
+from model.checkpoint import HF_FILES, find_checkpoint, is_checkpoint
+from model.config import GlmvConfig
 from model.hf_config import CONFIG_FILE, with_one_rope_spelling
 from model.weights.folder import SafetensorsFolder
-from model.weights.source import rows_of
+from model.weights.formats.opened import open_folder
+from model.weights.source import WeightSource, rows_of
+from streaming.checkpoint_weights import CheckpointWeights
 from tools.hf_output import HF_FILE_NAMES, ConvertError, progress_bar
+from training.lora_base import refuse_adapters
 
 BLOCK_BYTES = 2**23  # of rows in memory at a time; differences are computed in float64 and take more
 
@@ -38,24 +42,55 @@ class TensorDifference:
         return -math.inf if self.largest is None or math.isnan(self.largest) else -self.largest
 
 
-def open_weights(folder: Path) -> SafetensorsFolder:
-    """Open the weights of a Hugging Face folder.
+class Side:
+    """The weights of a Hugging Face folder or of a checkpoint, by Hugging Face names, and the files beside them.
 
     Raises:
-        ConvertError: It is a checkpoint.
-        WeightsError: It has no readable weights.
+        CheckpointError: A checkpoint is damaged, or holds adapters alone.
+        WeightsError: A folder has no readable weights.
     """
-    if is_checkpoint(folder):
-        raise ConvertError(f"{folder} is a checkpoint: export it first; verify compares Hugging Face folders")
-    return SafetensorsFolder(folder)
+
+    def __init__(self, path: Path) -> None:
+        self.path = self.files = path
+        self.source: WeightSource
+        if is_checkpoint(path):
+            self.path = find_checkpoint(path)
+            refuse_adapters(self.path)
+            self.files = self.path / HF_FILES
+            self.source = CheckpointWeights(self.path, GlmvConfig.from_hf(self.files))
+        else:
+            self.source = SafetensorsFolder(path)
+        self.names = set(self.source.names())
+
+    def read_as_model(self) -> None:
+        """Take a folder's tensors as the model's: FP8 with its scales, fused experts one by one."""
+        if self.path == self.files:
+            self.source = open_folder(self.path).source
+            self.names = set(self.source.names())
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Read rows, whatever their values where that is possible."""
+        if isinstance(self.source, SafetensorsFolder):
+            scalar = not self.source.shape(name)
+            return self.source.unchecked_tensor(name)[None] if scalar else self.source.unchecked_rows(name, start, stop)
+        return self.source.rows(name, start, stop)
+
+
+def open_sides(path_a: Path, path_b: Path) -> tuple[Side, Side]:
+    """Open two models: as they are stored if they have the same names, else as the model's tensors. Raises as Side."""
+    a, b = Side(path_a), Side(path_b)
+    if a.names != b.names:
+        a.read_as_model()
+        b.read_as_model()
+    return a, b
 
 
 # --- tensors ----------------------------------------------------------------------------------------------------------
 
 
-def compare_tensors(a: SafetensorsFolder, b: SafetensorsFolder) -> list[TensorDifference]:
+def compare_tensors(a: Side, b: Side) -> list[TensorDifference]:
     """Return the tensors that differ, the largest difference first. Tensors are compared bit by bit."""
-    names = sorted({*a.names(), *b.names()})
+    names = sorted(a.names | b.names)
     found = []
     with progress_bar("comparing tensors", len(names)) as progress:
         for name in names:
@@ -65,21 +100,18 @@ def compare_tensors(a: SafetensorsFolder, b: SafetensorsFolder) -> list[TensorDi
     return sorted(found, key=lambda difference: difference.order)
 
 
-def _compare_tensor(name: str, a: SafetensorsFolder, b: SafetensorsFolder) -> TensorDifference | None:
-    if not (name in a and name in b):
-        return TensorDifference(name, f"is only in {(a if name in a else b).folder}", None)
-    shape, dtypes = a.shape(name), (a.dtype(name), b.dtype(name))
-    if shape != b.shape(name):
-        return TensorDifference(name, f"is {list(shape)} and {list(b.shape(name))}", None)
+def _compare_tensor(name: str, a: Side, b: Side) -> TensorDifference | None:
+    if not (name in a.names and name in b.names):
+        return TensorDifference(name, f"is only in {(a if name in a.names else b).path}", None)
+    shape, dtypes = a.source.shape(name), (a.source.dtype(name), b.source.dtype(name))
+    if shape != b.source.shape(name):
+        return TensorDifference(name, f"is {list(shape)} and {list(b.source.shape(name))}", None)
     largest, differ = 0.0, 0
     step = rows_of(BLOCK_BYTES, shape, torch.float32)
     rows = shape[0] if shape else 1
     for start in range(0, rows, step):
         stop = min(start + step, rows)
-        x, y = (
-            side.unchecked_rows(name, start, stop) if shape else side.unchecked_tensor(name)[None] for side in (a, b)
-        )
-        count, difference = _difference(x, y)
+        count, difference = _difference(a.rows(name, start, stop), b.rows(name, start, stop))
         differ, largest = differ + count, _larger(largest, difference)
     values = math.prod(shape)
     if dtypes[0] != dtypes[1]:

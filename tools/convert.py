@@ -264,8 +264,8 @@ def inspect_command(
 
 @app.command("verify")
 def verify_command(
-    dir_a: Annotated[Path, typer.Argument(help="Hugging Face folder")],
-    dir_b: Annotated[Path, typer.Argument(help="Hugging Face folder")],
+    dir_a: Annotated[Path, typer.Argument(help="Hugging Face folder, step folder, or run folder for its newest step")],
+    dir_b: Annotated[Path, typer.Argument(help="Hugging Face folder, step folder, or run folder for its newest step")],
     logits: Annotated[
         bool,
         typer.Option("--logits", help="run both models with transformers and compare their logits  [default: off]"),
@@ -274,7 +274,7 @@ def verify_command(
         float | None, typer.Option(help="largest difference of a logit, with --logits  [default: 0]")
     ] = None,
 ) -> None:
-    """Compare two Hugging Face folders; exit with 1 if they differ."""
+    """Compare the weights of two Hugging Face folders or checkpoints; exit with 1 if they differ."""
     from tools.conversion import CONVERSION_ERRORS
     from tools.hf_output import ConvertError
 

@@ -28,7 +28,7 @@ from common.files import write_json
 from common.storage import StorageError
 from model.checkpoint import STEP_FOLDER, UNFINISHED, read_train_state, step_of
 from model.checkpoint_manifest import MANIFEST
-from model.errors import CheckpointError, ConfigError, WeightsError
+from model.errors import CheckpointError, ConfigError, ConversionError, WeightsError
 from training.run_state import EXIT_CODES, read_state
 
 JOURNAL, LOCK = "follow.json", "follow.lock"
@@ -111,9 +111,11 @@ class Follower:
                     "`python -m tools.convert export-lora` or `merge`"
                 )
             self.export(checkpoint, target)
-        except OF_ONE_CHECKPOINT as error:
+        except (*OF_ONE_CHECKPOINT, ConversionError) as error:
             if not checkpoint.is_dir():
                 self.say(f"skipped {name}: it was removed (checkpoint.keep_last) before it was exported")
+            elif isinstance(error, ConversionError):
+                raise  # of `out`, or a process was killed
             else:
                 if name not in self.failed:
                     self.say(f"cannot export {name}: {error}")
@@ -177,7 +179,7 @@ def follow(
     Raises:
         FollowError: The run cannot be followed.
         Stopped: SIGINT or SIGTERM came. Nothing half-written is left.
-        ConvertError: `out` cannot be written.
+        ConversionError: `out` cannot be written, or a process was killed.
     """
     if poll_seconds <= 0:
         raise FollowError(f"--poll-seconds {poll_seconds:g}: give more than 0")

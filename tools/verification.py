@@ -9,7 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tools.comparison import TensorDifference, compare_files, compare_tensors, open_weights
+from model.checkpoint import is_checkpoint
+from tools.comparison import TensorDifference, compare_files, compare_tensors, open_sides
+from tools.hf_output import ConvertError
 
 SHOWN = 40
 
@@ -18,13 +20,13 @@ def verify_tensors(dir_a: Path, dir_b: Path, console: Console) -> bool:
     """Compare tensors and files, print what differs, and return whether nothing does.
 
     Raises:
-        ConvertError: A folder is a checkpoint, or a file is not JSON.
-        WeightsError: A folder has no readable weights.
+        ConvertError: A file is not JSON.
+        CheckpointError, WeightsError: A checkpoint or folder has no readable weights.
     """
-    a, b = open_weights(dir_a), open_weights(dir_b)
-    tensors, files = compare_tensors(a, b), list(compare_files(dir_a, dir_b))
+    a, b = open_sides(dir_a, dir_b)
+    tensors, files = compare_tensors(a, b), list(compare_files(a.files, b.files))
     if not tensors and not files:
-        console.print(f"equal: {len(a.names()):,} tensors bit for bit, and all other files")
+        console.print(f"equal: {len(a.names):,} tensors bit for bit, and all other files")
         return True
     if tensors:
         console.print(_tensor_table(tensors))
@@ -35,7 +37,7 @@ def verify_tensors(dir_a: Path, dir_b: Path, console: Console) -> bool:
         console.print(table)
     shown = min(len(tensors), SHOWN) + min(len(files), SHOWN)
     console.print(
-        f"differences: {len(tensors) + len(files):,} ({shown} shown): {len(tensors):,} of {len(a.names()):,} tensors, "
+        f"differences: {len(tensors) + len(files):,} ({shown} shown): {len(tensors):,} of {len(a.names):,} tensors, "
         f"{len(files):,} in other files",
         soft_wrap=True,
     )
@@ -55,7 +57,11 @@ def verify_logits(dir_a: Path, dir_b: Path, tolerance: float, console: Console) 
 
     Raises:
         GenerateError, DataError, ProbeError, WeightsError: A model cannot be run (tools.probe).
+        ConvertError: A folder is a checkpoint.
     """
+    for folder in (dir_a, dir_b):
+        if is_checkpoint(folder):
+            raise ConvertError(f"{folder} is a checkpoint: export it first; --logits runs Hugging Face folders")
     from tools.probe import compare_logits  # transformers takes seconds to import
 
     differences = compare_logits(dir_a, dir_b, console)

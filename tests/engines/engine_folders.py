@@ -21,22 +21,30 @@ from tests.hf_folders import save_weights
 from tools.exported import Exported, transformers_inputs
 from training.hf_files import preprocessor_config
 
-SEED = 1  # with these weights the greedy answers of both variants are of several tokens, and none is an image token
+# What is served, by the models that are published so: the type of the model, and whether processors are GLM-4.6V's.
+MODELS = {
+    "GLM-4.5V": ("glm4v_moe", False),
+    "GLM-4.1V": ("glm4v", False),
+    "GLM-4.6V": ("glm4v_moe", True),
+    "GLM-4.6V-Flash": ("glm4v", True),
+}
+SEED = 1  # with these weights the greedy answers are of several tokens, and none is an image token
 
 ROOT = Path(__file__).parents[2]
 ENGINES = ROOT / ".venv-engines/bin/python"
 
 
-def exported_folder(variant: str, tokenizer: Path, root: Path) -> Path:
+def exported_folder(model: str, tokenizer: Path, root: Path) -> Path:
     """Write a model with transformers, import it and export it, as a user does. Return the export."""
-    given = save_weights(variant, root / "given", seed=SEED)
+    hf_type, glm46v = MODELS[model]
+    given = save_weights(hf_type, root / "given", seed=SEED)
     for file in tokenizer.iterdir():
         shutil.copyfile(file, given / file.name)
     for name, kind, tokens in (
         ("preprocessor_config.json", "image", 6144),
         ("video_preprocessor_config.json", "video", 30000),
     ):
-        (given / name).write_text(json.dumps(preprocessor_config(kind, tokens)))
+        (given / name).write_text(json.dumps(preprocessor_config(kind, tokens, glm46v=glm46v)))
     convert("import", "--hf", given, "--out", root / "checkpoint")
     convert("export", "--checkpoint", root / "checkpoint", "--out", root / "exported", "--max-shard-size", "1MB")
     return root / "exported"
@@ -98,13 +106,30 @@ def frames_of(video: bytes, file: Path) -> tuple[str, float]:
 # --- reference --------------------------------------------------------------------------------------------------------
 
 
-@torch.no_grad()
-def reference_answer(exported: Exported, prompt: Prompt, new_tokens: int) -> dict[str, Any]:
-    """Return the ids of a prompt, their log-probabilities and the greedy answer, without a cache."""
+def prompt_ids(exported: Exported, prompt: Prompt) -> list[int]:
+    """Return the tokens of a prompt in training."""
+    return encoded(exported, prompt)["input_ids"][0].tolist()
+
+
+def encoded(exported: Exported, prompt: Prompt) -> dict[str, torch.Tensor]:
     elements = exported.chat_prompt(prompt.text, images=len(prompt.images), videos=len(prompt.videos))
     sample = exported.encode(elements, prompt.images, prompt.videos)
-    inputs = transformers_inputs(sample, exported.model.config.image_token_id, exported.preprocessor)
-    prompt_ids = inputs["input_ids"][0]
+    return transformers_inputs(sample, exported.model.config.image_token_id, exported.preprocessor)
+
+
+@torch.no_grad()
+def reference_answer(exported: Exported, prompt: Prompt, ids: list[int], new_tokens: int) -> dict[str, Any]:
+    """Return what transformers says of a prompt with these tokens, without a cache.
+
+    That is the log-probability of each token after the first, and the tokens of the greedy answer.
+    """
+    inputs = encoded(exported, prompt)
+    image_token = exported.model.config.image_token_id
+    assert ids.count(image_token) == (inputs["input_ids"] == image_token).sum()
+    inputs["input_ids"] = torch.tensor([ids])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == image_token).long()
     log_probs = exported.model(**inputs).logits[0, :-1].double().log_softmax(-1)
     answer_ids: list[int] = []
     for _ in range(new_tokens):
@@ -113,11 +138,7 @@ def reference_answer(exported: Exported, prompt: Prompt, new_tokens: int) -> dic
         for name, more in (("input_ids", most_likely), ("attention_mask", 1), ("mm_token_type_ids", 0)):
             if name in inputs:
                 inputs[name] = torch.cat([inputs[name], torch.as_tensor(more).view(1, 1)], dim=1)
-    return {
-        "prompt_ids": prompt_ids.tolist(),
-        "log_probs": log_probs.gather(1, prompt_ids[1:, None])[:, 0].tolist(),
-        "answer_ids": answer_ids,
-    }
+    return {"log_probs": log_probs.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist(), "answer_ids": answer_ids}
 
 
 def rendered(exported: Exported, prompt: Prompt) -> str:

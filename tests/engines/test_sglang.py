@@ -10,8 +10,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from model.weights.folder import SafetensorsFolder
-from tests.engines.engine_folders import ENGINES, exported_folder, run
-from tests.hf_folders import VARIANTS
+from tests.engines.engine_folders import ENGINES, MODELS, exported_folder, run
 
 CLASSES = {"glm4v_moe": "Glm4vMoeForConditionalGeneration", "glm4v": "Glm4vForConditionalGeneration"}
 
@@ -23,14 +22,14 @@ def sglang_report(folder: Path) -> dict[str, Any]:
     return json.loads(written.read_text())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_sglang_takes_every_tensor(variant: str, tokenizer_folder: Path, tmp_path: Path) -> None:
-    folder = exported_folder(variant, tokenizer_folder, tmp_path)
+@pytest.mark.parametrize("model", MODELS)
+def test_sglang_takes_every_tensor(model: str, tokenizer_folder: Path, tmp_path: Path) -> None:
+    folder = exported_folder(model, tokenizer_folder, tmp_path)
     report = sglang_report(folder)
     exported = SafetensorsFolder(folder)
-    print(f"{variant}: {report['tensors']} tensors, {report['values']:,} values")
+    print(f"{model}: {report['tensors']} tensors, {report['values']:,} values")
     assert report == {
-        "model": CLASSES[variant],
+        "model": CLASSES[MODELS[model][0]],
         "tensors": len(exported.names()),
         "values": sum(exported.tensor(name).numel() for name in exported.names()),
         "not_taken": [],
@@ -40,7 +39,7 @@ def test_sglang_takes_every_tensor(variant: str, tokenizer_folder: Path, tmp_pat
 
 
 def test_report_names_a_tensor_that_sglang_skips(tokenizer_folder: Path, tmp_path: Path) -> None:
-    folder = exported_folder("glm4v", tokenizer_folder, tmp_path)
+    folder = exported_folder("GLM-4.1V", tokenizer_folder, tmp_path)
     name = "model.visual.post_layernorm.weight"
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     shard = folder / index["weight_map"][name]

@@ -25,7 +25,7 @@ from model.config import GlmvConfig
 from model.weights.folder import SafetensorsFolder
 from tests.hf_folders import save_whole_folder
 from tests.model.test_formats import quantise
-from tools.comparison import TensorDifference, compare_files, compare_tensors, open_weights
+from tools.comparison import TensorDifference, compare_files, compare_tensors, open_sides
 from tools.convert import app
 from tools.exported import Exported
 from tools.probe import TEXT
@@ -183,7 +183,8 @@ def test_commands_as_a_user_types_them(folders: Path, tmp_path: Path) -> None:
 
 
 def differences(a: Path, b: Path) -> list[TensorDifference | tuple[str, str, str]]:
-    return [*compare_tensors(open_weights(a), open_weights(b)), *compare_files(a, b)]
+    sides = open_sides(a, b)
+    return [*compare_tensors(*sides), *compare_files(*(side.files for side in sides))]
 
 
 def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
@@ -290,10 +291,10 @@ def test_verify_distinguishes_minus_zero_from_zero(folders: Path, tmp_path: Path
 MEMORY_OF_A_COMPARISON = """
 import resource, sys
 from pathlib import Path
-from tools.comparison import compare_tensors, open_weights
+from tools.comparison import compare_tensors, open_sides
 
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(difference,) = compare_tensors(open_weights(Path(sys.argv[1])), open_weights(Path(sys.argv[2])))
+(difference,) = compare_tensors(*open_sides(Path(sys.argv[1]), Path(sys.argv[2])))
 print(difference.largest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
@@ -527,8 +528,16 @@ def test_bad_input_is_refused_in_one_line(case: str, folders: Path, tmp_path: Pa
     assert after == before
 
 
-def test_verify_refuses_checkpoints(folders: Path) -> None:
-    result = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(folders / "checkpoints/moe_fp32")])
+@pytest.mark.parametrize("case", CASES)
+def test_verify_takes_checkpoints(case: str, folders: Path, tmp_path: Path) -> None:
+    checkpoint, changed = folders / "checkpoints" / case, shutil.copytree(folders / case, tmp_path / "changed")
+    assert differences(checkpoint, folders / case) == []
+    assert differences(checkpoint, checkpoint) == []
+    change_tensors(changed, change_value)
+    (found,) = differences(changed, checkpoint)
+    assert isinstance(found, TensorDifference)
+    assert (found.name, found.what) == ("model.visual.downsample.bias", "1 of 128 values differ")
+    result = CliRunner().invoke(app, ["verify", str(checkpoint), str(folders / case), "--logits"])
     assert result.exit_code == 2
     assert "is a checkpoint: export it first" in result.stderr
 

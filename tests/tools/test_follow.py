@@ -19,10 +19,11 @@ from typer.testing import CliRunner
 
 from model.checkpoint import TrainState
 from model.config import GlmvConfig
+from model.weights.folder import SafetensorsFolder
 from model.weights.table import hf_shapes
 from tests.hf_folders import save_whole_folder
 from tests.launch import ROOT, finish, start
-from tools.comparison import compare_files, compare_tensors, open_weights
+from tools.comparison import compare_files, compare_tensors, open_sides
 from tools.convert import app
 
 
@@ -61,7 +62,7 @@ def exports(out: Path) -> list[str]:
 
 
 def assert_equal(a: Path, b: Path) -> None:
-    assert not compare_tensors(open_weights(a), open_weights(b))
+    assert not compare_tensors(*open_sides(a, b))
     assert not list(compare_files(a, b))
 
 
@@ -80,7 +81,7 @@ def test_checkpoints_of_a_run_are_exported_while_it_trains(config_file: Path, tm
     assert exports(out)[-2:] == ["step_0000004", "step_0000005"]
     for name in exports(out):
         assert f"exported {name} in " in said
-        assert set(open_weights(out / name).names()) == set(hf_shapes(GlmvConfig.from_preset("tiny_moe")))
+        assert set(SafetensorsFolder(out / name).names()) == set(hf_shapes(GlmvConfig.from_preset("tiny_moe")))
     removed = {f"step_{step:07d}" for step in range(1, 6)} - set(exports(out))
     for name in removed:
         assert f"skipped {name}" in said or name not in said  # came and went between two looks
@@ -156,37 +157,60 @@ def test_signal_ends_the_export_and_removes_what_is_half_written(
     assert not list(out.glob(".unfinished*"))
 
 
-REMOVED_WHILE_EXPORTED = """
-import shutil, sys
+REMOVED = """
+import shutil, sys, threading, time
 from pathlib import Path
 from tools.conversion import export_checkpoint
 from tools.follow import follow
 
-run, out = map(Path, sys.argv[1:])
+run, out, moment = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+
+def remove(checkpoint):  # as checkpoint.keep_last does
+    shutil.rmtree(checkpoint.rename(checkpoint.with_name(".unfinished_" + checkpoint.name)))
+
+def remove_when_writing_has_begun(checkpoint, target):
+    while not list((target.parent / f".unfinished_{target.name}").glob("*.safetensors")):
+        time.sleep(0.0005)
+    remove(checkpoint)
 
 def export(checkpoint, target):
-    if checkpoint.name == "step_0000004":  # as checkpoint.keep_last does
-        removed = checkpoint.rename(checkpoint.with_name(".unfinished_" + checkpoint.name))
-        shutil.rmtree(removed)
-    export_checkpoint(checkpoint, target)
+    remover = None
+    if checkpoint.name == "step_0000004":
+        if moment == "before":
+            remove(checkpoint)
+        else:
+            remover = threading.Thread(target=remove_when_writing_has_begun, args=(checkpoint, target))
+            remover.start()
+    try:
+        export_checkpoint(checkpoint, target)
+    finally:
+        if remover:
+            remover.join()
 
-print(follow(run, out, export=export, options={}, poll_seconds=0.1, say=print))
+if __name__ == "__main__":
+    print(follow(run, out, export=export, options={}, poll_seconds=0.1, say=print))
 """
 
 
-def test_checkpoint_that_is_removed_while_it_is_exported_is_skipped(run: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", REMOVED_WHILE_EXPORTED, run, tmp_path / "out"], cwd=ROOT, capture_output=True, text=True
-    )
+@pytest.mark.parametrize("moment", ["before", "while it is written"])
+def test_checkpoint_that_is_removed_before_it_is_exported_is_skipped(moment: str, run: Path, tmp_path: Path) -> None:
+    script, out = tmp_path / "removed.py", tmp_path / "out"
+    script.write_text(REMOVED)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(run), str(out), moment]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     lines = [line.split(" in ")[0] for line in done.stdout.splitlines()]
-    assert lines == [
-        "exported step_0000002",
-        "skipped step_0000004: it was removed (checkpoint.keep_last) before it was exported",
-        "exported step_0000006",
-        "the run is complete at step 6",
-        "True",
-    ], done.stderr
-    assert exports(tmp_path / "out") == ["step_0000002", "step_0000006"]
+    fate = {
+        "skipped step_0000004: it was removed (checkpoint.keep_last) before it was exported": [],
+        "exported step_0000004": ["step_0000004"],  # all of it was read before it was gone
+    }
+    assert lines[0] == "exported step_0000002", done.stderr
+    assert lines[1] in ([*fate][:1] if moment == "before" else fate), done.stderr
+    assert lines[2:] == ["exported step_0000006", "the run is complete at step 6", "True"]
+    assert exports(out) == sorted(["step_0000002", *fate[lines[1]], "step_0000006"])
+    for name in exports(out):
+        assert_equal(out / name, out / "step_0000002")
+    assert not list(out.glob(".unfinished*"))
 
 
 def test_damaged_checkpoint_is_named_and_the_others_are_exported(run: Path, tmp_path: Path) -> None:
