@@ -178,6 +178,17 @@ def test_a_model_is_filled_with_the_products(plain: Path, single_process: None, 
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize(
+    "content", [{}, {"quantization_config": 5}, {"quantization_config": {"config_groups": {"a": 1}}}]
+)
+def test_blocks_are_128_where_a_config_says_nothing_of_them(
+    content: dict[str, Any], plain: Path, tmp_path: Path
+) -> None:
+    expected = quantise(plain, tmp_path / "fp8", "blocks of 128")
+    (tmp_path / "fp8/config.json").write_text(json.dumps(content))
+    compare(open_folder(tmp_path / "fp8").source, expected)
+
+
 def test_scales_of_activations_are_no_weights(plain: Path, tmp_path: Path) -> None:
     expected = quantise(plain, tmp_path / "fp8", "tensor")
     layer = "model.language_model.layers.2.self_attn."

@@ -381,6 +381,21 @@ def scaled_rope(root: Path) -> None:
     edit_config(root / "decoder", rope_parameters={"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4})
 
 
+def a_size_in_words(root: Path) -> None:
+    edit_config(root / "decoder", hidden_size="128")
+
+
+def a_factor_in_words(root: Path) -> None:
+    edit_config(root / "decoder", partial_rotary_factor="half", rope_parameters=None)
+
+
+def no_convolution(root: Path) -> None:
+    path = root / "aimv2" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["embeddings.patch_embed.weight"] = tensors["embeddings.patch_embed.weight"].flatten(1)
+    save_file(tensors, path)
+
+
 def tokenizer_of_text(root: Path) -> None:
     path = root / "decoder" / "tokenizer.json"
     content = json.loads(path.read_text())
@@ -397,6 +412,9 @@ MISFITS: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
     "an older GLM-4": (older_glm, ConfigError, r"'chatglm' \(glm-4-9b before 0414.* take GLM-4.5-Air"),
     "the names of an older GLM-4": (older_names, WeightsError, "tensors of an older glm-4-9b"),
     "a layer too many": (a_layer_too_many, WeightsError, "there is a layer 3, which lacks enorm.weight"),
+    "a size in words": (a_size_in_words, ConfigError, "config.json: hidden_size must be integers"),
+    "a factor in words": (a_factor_in_words, ConfigError, "partial_rotary_factor must be numbers"),
+    "no convolution": (no_convolution, WeightsError, r"patch_embed.weight is no convolution of images: \(96, 588\)"),
     "another rope": (scaled_rope, ConfigError, "rope_type 'yarn' is not supported"),
     "a tokenizer without images": (
         tokenizer_of_text,

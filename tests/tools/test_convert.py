@@ -36,6 +36,16 @@ CASES = {
     "dense_fp32": ("glm4v", torch.float32),
     "flash_bf16": ("glm46v", torch.bfloat16),
 }
+# Files that published folders may have beside those that the tests write. No test reads them.
+OTHER_FILES = (
+    "generation_config.json",
+    "processor_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.json",
+)
 HALF = "moe_fp32_exported_as_bf16"
 ROPE_OF_TRANSFORMERS_4 = {
     "partial_rotary_factor": 0.5,
@@ -61,6 +71,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("folders")
     for case, (variant, dtype) in CASES.items():
         save_whole_folder(variant, root / case, dtype=dtype)
+    for name in OTHER_FILES:
+        (root / "flash_bf16" / name).write_text('{"kept": "byte for byte"}\n')
     script = root / "convert.py"
     script.write_text(CONVERT.format(cases=list(CASES), half=HALF))
     run_python(str(script), cwd=root)

@@ -6,9 +6,10 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 import transformers
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from tests.aimv2_folders import save_aimv2, save_decoder
 from tests.hf_folders import save_weights, save_whole_folder
@@ -18,6 +19,7 @@ from tests.training_data import build, sentence
 from tools.assembly import plan_assembly, write_assembly
 from tools.conversion import export_checkpoint, import_folder
 from training.hf_files import PREPROCESSORS, PROCESSOR
+from training.lora_base import base_fingerprint
 
 SHORT = ("model.preset=", "train.steps=2", "checkpoint.save_interval=2", "optimizer.warmup_steps=1")
 EP2 = ("parallel.expert_model_parallel_size=2",)
@@ -42,6 +44,19 @@ def test_a_run_from_fp8_has_the_losses_of_a_run_from_the_products(config_file: P
     assert "read as" not in (runs["products"] / "log.txt").read_text()
     config = (runs["fp8"] / "checkpoints/step_0000002/hf/config.json").read_text()
     assert "quantization" not in config
+
+
+@pytest.mark.fast
+def test_the_base_of_a_lora_run_is_told_by_its_scales_too(tmp_path: Path) -> None:
+    plain = save_weights("glm4v_moe", tmp_path / "source", dtype=torch.bfloat16)
+    quantise(plain, tmp_path / "fp8", "tensor")
+    before = base_fingerprint(tmp_path / "fp8", seed=0)
+    assert base_fingerprint(tmp_path / "fp8", seed=0) == before
+    path = sorted((tmp_path / "fp8").glob("*.safetensors"))[1]
+    scales = load_file(path)
+    scales[min(scales)] *= 2
+    save_file(scales, path, metadata={"format": "pt"})
+    assert base_fingerprint(tmp_path / "fp8", seed=0) != before
 
 
 def test_a_flash_stays_a_flash_through_import_training_and_export(config_file: Path, tmp_path: Path) -> None:

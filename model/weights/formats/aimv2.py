@@ -101,6 +101,10 @@ def open_aimv2(folder: Path, decoder_width: int) -> Tower:
         raise WeightsError(f"{folder} lacks tensors of AIMv2: {some(missing)}")
     if unknown := sorted(names - set(parts)):
         raise WeightsError(f"{folder} has tensors that the vision tower of a GLM-V model has not: {some(unknown)}")
+    if len(stored.shape(wanted[PATCHES][0])) != 4:
+        raise WeightsError(
+            f"{folder}: {wanted[PATCHES][0]} is no convolution of images: {stored.shape(wanted[PATCHES][0])}"
+        )
     if len(stored.shape(wanted[POSITIONS][0])) == 3:
         stored.fold(wanted[POSITIONS][0])
     tensors = {f"model.visual.{name}": _tensor(stored, name, parts) for name, parts in wanted.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.errors import ConfigError, WeightsError
-from model.hf_config import CONFIG_FILE, DEFAULT_ROPE_THETA, MOE_KEYS, read_config, rope_of
+from model.hf_config import CONFIG_FILE, DEFAULT_ROPE_THETA, MOE_KEYS, REQUIRED_TEXT, read_config, rope_of
 from model.weights.formats.opened import open_folder
 from model.weights.formats.views import Rearranged, whole_tensor
 from model.weights.source import WeightSource, some
@@ -93,13 +93,17 @@ def _further_layers(names: list[str], layers: Any, folder: Path) -> set[str]:
 def _text_config(content: Mapping[str, Any], model_type: str, source: str) -> dict[str, Any]:
     """Return the decoder's configuration as a text_config. Its three axes of positions divide the rotated pairs."""
     own = {key: value for key, value in content.items() if value is not None}
+    if wrong := [key for key in REQUIRED_TEXT if type(own.get(key)) is not int]:
+        raise ConfigError(f"{source}: {', '.join(wrong)} must be integers")
     text = {**DEFAULTS[model_type], **{key: value for key, value in own.items() if key not in NOT_TAKEN}}
     if model_type == "glm4":
         text = {key: value for key, value in text.items() if key not in MOE_KEYS}
     rope = rope_of(own, source, default_factor=PARTIAL_ROTARY_FACTOR)
     if rope["rope_type"] != "default":
         raise ConfigError(f"{source}: rope_type {rope['rope_type']!r} is not supported: GLM-V models have 'default'")
-    head_dim = text.get("head_dim") or text.get("hidden_size", 0) // max(1, text.get("num_attention_heads", 1))
+    head_dim = text.get("head_dim") or text["hidden_size"] // max(1, text["num_attention_heads"])
+    if not (isinstance(head_dim, int) and isinstance(rope["partial_rotary_factor"], int | float)):
+        raise ConfigError(f"{source}: head_dim and partial_rotary_factor must be numbers")
     pairs = int(head_dim * rope["partial_rotary_factor"]) // 2
     return {
         **text,

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from model.errors import WeightsError
-from model.hf_config import CONFIG_FILE
+from model.hf_config import CONFIG_FILE, QUANTIZATION_KEYS
 from model.weights.folder import INDEX, SINGLE, SafetensorsFolder
 from model.weights.formats.experts import fold_experts, separate_experts
 from model.weights.formats.scales import DEFAULT_BLOCK, ScaledFolder
@@ -97,11 +97,16 @@ def _block(folder: Path) -> tuple[int, int]:
         content: Any = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return DEFAULT_BLOCK  # GlmvConfig says what is wrong with it
-    for section in (content, content.get("text_config") or {}):
-        quantised = section.get("quantization_config") or section.get("compression_config") or {}
-        groups = (quantised.get("config_groups") or {}).values()
-        found = [group["weights"].get("block_structure") for group in groups if isinstance(group.get("weights"), dict)]
-        for block in (quantised.get("weight_block_size"), *found):
-            if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
-                return block[0], block[1]
+    for section in (content, _object(content, "text_config")):
+        for quantised in (_object(section, key) for key in QUANTIZATION_KEYS):
+            groups = [_object(group, "weights") for group in _object(quantised, "config_groups").values()]
+            for block in (quantised.get("weight_block_size"), *(group.get("block_structure") for group in groups)):
+                if isinstance(block, list) and len(block) == 2 and all(type(n) is int and n > 0 for n in block):
+                    return block[0], block[1]
     return DEFAULT_BLOCK
+
+
+def _object(content: Any, key: str) -> dict[str, Any]:
+    """Return an inner object of JSON; an empty one where there is none."""
+    found = content.get(key) if isinstance(content, dict) else None
+    return found if isinstance(found, dict) else {}
