@@ -25,6 +25,7 @@ from model.weights.header import HeaderError, read_header
 
 STATE, HF_FILES, TRAIN_STATE, MANIFEST = "state", "hf", "train_state.json", "manifest.json"
 CHECKSUM_FILES = (MANIFEST, "checksums.json")  # of a checkpoint, and of an export
+CHECKPOINT_FORMAT = "torch_dist"
 OPTIMIZER, LORA = "optimizer", "lora"
 WRITER = re.compile(r"__(\d+)_\d+\.distcp")
 
@@ -82,6 +83,7 @@ class Inspected:
     chunks: dict[str, int]  # pieces of tensors in files, by name; in safetensors a tensor is one piece
     facts: dict[str, Any] = field(default_factory=dict)
     checksums: dict[str, Any] = field(default_factory=dict)
+    tensor_checksums: dict[str, str] = field(default_factory=dict)  # by Hugging Face name
     problems: list[str] = field(default_factory=list)
 
 
@@ -153,12 +155,13 @@ def _checkpoint(path: Path) -> Inspected:
     return Inspected(
         path=path,
         kind=kind,
-        format="torch_dist",
+        format=CHECKPOINT_FORMAT,
         tensors=tensors,
         files=files,
         chunks={f"{STATE}/{name}": count for name, count in chunks.items()},
         facts={**_train_facts(_json(path / TRAIN_STATE)), **facts, **_config_facts(path / HF_FILES)},
         checksums={**summary, **_summary(checksums)},
+        tensor_checksums={name: _checksum(entry) for name, entry in checksums.items()},
         problems=problems + wrong,
     )
 
@@ -223,6 +226,7 @@ def _hf_folder(path: Path) -> Inspected:
         chunks=Counter(file for tensor in tensors for file in tensor.files),
         facts=_config_facts(path),
         checksums=_summary(checksums),
+        tensor_checksums={name: _checksum(entry) for name, entry in checksums.items()},
         problems=problems,
     )
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tools.inspection import OPTIMIZER, Inspected, Stored, by_part, dtypes
+from tools.inspection import CHECKPOINT_FORMAT, OPTIMIZER, Inspected, Stored, by_part, dtypes
 from tools.inspection_tree import Folded, folded, tree_of
 
 INDENT = "  "
@@ -28,6 +28,12 @@ def show(found: Inspected, console: Console, *, list_tensors: bool) -> None:
     console.print(_parts(found.tensors))
     console.print()
     console.print(_tensors(found.tensors) if list_tensors else _tree(found.tensors))
+    if list_tensors and found.format == CHECKPOINT_FORMAT and found.tensor_checksums:
+        table = _table("checksum of", "is")
+        for name, checksum in found.tensor_checksums.items():
+            table.add_row(escape(name), escape(checksum))
+        console.print()
+        console.print(table)
     console.print()
     console.print(_files(found))
     for problem in found.problems:
@@ -121,6 +127,7 @@ def as_json(found: Inspected, *, list_tensors: bool) -> dict[str, Any]:
         "problems": found.problems,
     }
     if list_tensors:
+        content["tensor_checksums"] = found.tensor_checksums
         content["tensors"] = {each.name: _json_tensor(each) for each in found.tensors}
     return content
 

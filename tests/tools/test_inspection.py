@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -124,6 +125,19 @@ def test_checksums_of_tensors_are_listed(folders: Path, tmp_path: Path) -> None:
     assert found["checksums"] == {"tensors": "1, xxh3_64"}
     assert found["tensors"]["lm_head.weight"]["checksum"] == "xxh3_64:0123456789abcdef"
     assert len(found["tensors"]) == found["all"]["tensors"]
+
+
+def test_checksums_of_an_imported_checkpoint_are_those_of_the_given_tensors(folders: Path) -> None:
+    found = inspect(folders / "checkpoint", "--tensors")
+    given = load_file(folders / "hf/model.safetensors")
+    expected = {
+        name: f"xxh3_64:{xxhash.xxh3_64_hexdigest(tensor.view(-1).view(torch.uint8).numpy().tobytes())}"
+        for name, tensor in given.items()
+    }
+    assert found["tensor_checksums"] == expected
+    assert found["checksums"]["tensors"] == f"{len(given)}, xxh3_64"
+    shown = CliRunner().invoke(app, ["inspect", str(folders / "checkpoint"), "--tensors"]).stdout
+    assert all(checksum.removeprefix("xxh3_64:") in shown for checksum in expected.values())
 
 
 # --- what does not fit together ---------------------------------------------------------------------------------------
