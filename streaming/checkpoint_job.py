@@ -1,6 +1,6 @@
 """Write a checkpoint of a source of weights: a step folder without the state of a run.
 
-A parameter is stored in blocks of rows, each an archive of torch.save, in the files of units: `state/__0_N.distcp`.
+A parameter is stored in blocks of rows, each an archive of torch.save, in the files of portions: `state/__0_N.distcp`.
 megatron-core reads such a checkpoint at any layout, like one that many ranks have saved.
 """
 
@@ -37,7 +37,7 @@ from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums, HashingFile
 from streaming.direct_writer import DirectWriter
 from streaming.frames import FRAME, Archive, frame_checksum
 from streaming.names import place_of
-from streaming.unit import UNIT_BLOCKS, Report, grouped
+from streaming.portion import PORTION_BLOCKS, Report, grouped
 
 EXPERT_BIAS = ".expert_bias"  # float32, whatever the other parameters are
 
@@ -85,7 +85,7 @@ class CheckpointJob:
         self._weights = {weight.name: weight for weight in weights(config)}
         self._places = {name: place_of(name, config) for name in self._weights}
         nbytes = {name: self._nbytes(weight) for name, weight in self._weights.items()}
-        self.units = list(grouped(nbytes.items(), UNIT_BLOCKS * block_bytes))
+        self.portions = list(grouped(nbytes.items(), PORTION_BLOCKS * block_bytes))
         self.identity = {**identity, "dtype": str(dtype), "checksum": checksum, "block": block_bytes}
 
     def begin(self, folder: Path) -> None:
@@ -103,7 +103,7 @@ class CheckpointJob:
             path.write_bytes(b"")  # a killed conversion may have left a part of it
             with DirectWriter(path, 0) as writer:
                 file = HashingFile(writer)
-                for name in self.units[number].names:
+                for name in self.portions[number].names:
                     self._write_parameter(self._weights[name], file, chunks, tensors, report)
         except OSError as error:
             name_file(error, path)
@@ -179,7 +179,7 @@ class CheckpointJob:
     def _nbytes(self, weight: Weight) -> int:
         return torch.Size(weight.shape).numel() * self._dtype(weight).itemsize
 
-    # --- what joins the units -----------------------------------------------------------------------------------------
+    # --- what joins the portions --------------------------------------------------------------------------------------
 
     def finish(self, folder: Path, results: list[Any]) -> None:
         """Write the metadata and the manifest."""
@@ -191,7 +191,7 @@ class CheckpointJob:
         with replacing(state / ".metadata") as temporary:
             temporary.write_bytes(pickle.dumps(self.metadata(results)))
         files = {result["name"]: result["file"] for result in results}
-        for path in sorted(path for path in folder.rglob("*") if path.is_file() and ".units" not in path.parts):
+        for path in sorted(path for path in folder.rglob("*") if path.is_file() and ".portions" not in path.parts):
             name = path.relative_to(folder).as_posix()
             if name not in files:
                 sync_file(path)
@@ -203,7 +203,7 @@ class CheckpointJob:
         )
 
     def metadata(self, results: list[Any]) -> Metadata:
-        """Return where each tensor is, from the results of all units."""
+        """Return where each tensor is, from the results of all portions."""
         chunks: dict[str, list[ChunkStorageMetadata]] = defaultdict(list)
         where = {}
         for result in results:

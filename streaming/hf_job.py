@@ -24,7 +24,7 @@ from model.weights.header import DTYPES, LENGTH_BYTES
 from model.weights.source import WeightSource, rows_of
 from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums
 from streaming.direct_writer import DirectWriter
-from streaming.unit import UNIT_BLOCKS, Report, grouped
+from streaming.portion import PORTION_BLOCKS, Report, grouped
 
 CHECKSUMS = "checksums.json"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
@@ -78,7 +78,7 @@ class HfJob:
             file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._plan_file(file, {name: tensors[name] for name in shard.names})
         self._total_bytes = sum(nbytes.values())
-        self.units = list(grouped(((name, nbytes[name]) for name in self._spots), UNIT_BLOCKS * block_bytes))
+        self.portions = list(grouped(((name, nbytes[name]) for name in self._spots), PORTION_BLOCKS * block_bytes))
         self.identity = {
             **identity,
             "tensors": hashlib.sha256(repr(tensors).encode()).hexdigest(),
@@ -113,14 +113,14 @@ class HfJob:
                 stream.truncate(self._file_bytes[file])
 
     def write(self, number: int, folder: Path, report: Report) -> dict[str, Any]:
-        """Write the tensors of a unit, and return their checksums."""
+        """Write the tensors of a portion, and return their checksums."""
         entries = {}
         with ExitStack() as files:
             writer = None
-            for name in self.units[number].names:
+            for name in self.portions[number].names:
                 spot = self._spots[name]
                 path, position = folder / spot.file, len(self._headers[spot.file]) + spot.offset
-                if writer is None or path != writer.path:  # within a file, the tensors of a unit are without gaps
+                if writer is None or path != writer.path:  # within a file, the tensors of a portion are without gaps
                     writer = files.enter_context(DirectWriter(path, position))
                 entries[name] = self._write_tensor(name, writer, report)
         return entries

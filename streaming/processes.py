@@ -1,4 +1,4 @@
-"""The processes of a conversion: they take one unit after another, and end with their parent.
+"""The processes of a conversion: they take one portion after another, and end with their parent.
 
 They are forked, before any thread exists: a new interpreter would take seconds and the memory of its libraries again.
 """
@@ -18,7 +18,7 @@ import torch
 
 from model.errors import ConversionError
 from streaming.limits import Limits, tree_bytes
-from streaming.unit import Report
+from streaming.portion import Report
 
 PR_SET_PDEATHSIG = 1
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
@@ -32,15 +32,15 @@ class Killed(ConversionError):
 
 
 class Crew:
-    """Processes that write units. Use it as a context, and call `is_working` until it is false."""
+    """Processes that write portions. Use it as a context, and call `is_working` until it is false."""
 
-    def __init__(self, write: Callable[[int, Report], None], units: Sequence[int], limits: Limits) -> None:
+    def __init__(self, write: Callable[[int, Report], None], portions: Sequence[int], limits: Limits) -> None:
         self.limits = limits
-        self._write, self._units = write, list(units)
+        self._write, self._portions = write, list(portions)
         self._context: Any = multiprocessing.get_context("fork")
         self._next, self._bytes = self._context.Value("q", 0), self._context.Value("q", 0)
         self._errors = self._context.SimpleQueue()
-        count = min(limits.processes, len(self._units))
+        count = min(limits.processes, len(self._portions))
         self._processes = [self._context.Process(target=self._work, daemon=True) for _ in range(count)]
 
     def __enter__(self) -> Crew:
@@ -85,7 +85,7 @@ class Crew:
         return is_working
 
     def _work(self) -> None:
-        """Write units until none is left. Runs in each process."""
+        """Write portions until none is left. Runs in each process."""
         libc = ctypes.CDLL(None)
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         # Keep the memory of one block for the next: new pages cost more time than what is done with them.
@@ -104,7 +104,7 @@ class Crew:
         with self._next.get_lock():
             taken = self._next.value
             self._next.value += 1
-        return self._units[taken] if taken < len(self._units) else None
+        return self._portions[taken] if taken < len(self._portions) else None
 
     def _report(self, nbytes: int) -> None:
         with self._bytes.get_lock():

@@ -1,9 +1,9 @@
-"""Run a conversion: units in several processes, within the memory limit, resumed after a kill.
+"""Run a conversion: portions in several processes, within the memory limit, resumed after a kill.
 
     OUT/../.unfinished_OUT/    becomes OUT when it is complete
-        .units/identity.json   what is converted, and how
-        .units/3.json          unit 3 is complete and on disk; what was written
-        .units/lock            held by the conversion that writes here
+        .portions/identity.json   what is converted, and how
+        .portions/3.json          portion 3 is complete and on disk; what was written
+        .portions/lock            held by the conversion that writes here
 
 A killed conversion is resumed by the same command. After an error nothing is left.
 """
@@ -23,12 +23,12 @@ from common.disk import free_space
 from common.files import sync_folder, write_json
 from model.errors import ConversionError
 from streaming.limits import Limits
+from streaming.portion import Job
 from streaming.processes import Crew, Killed
 from streaming.progress import bytes_bar
-from streaming.unit import Job
 
 UNFINISHED = ".unfinished_"
-UNITS, IDENTITY, LOCK = ".units", "identity.json", "lock"
+PORTIONS, IDENTITY, LOCK = ".portions", "identity.json", "lock"
 LOCK_SECONDS = 10.0  # processes of a killed conversion end within this time
 
 
@@ -63,20 +63,20 @@ def convert(job: Job, out: Path, limits: Limits, what: str) -> None:
 
 def _convert(job: Job, folder: Path, out: Path, limits: Limits, what: str) -> None:
     done = _completed(folder, job)
-    left = [number for number in range(len(job.units)) if number not in done]
-    _write_units(job, folder, left, limits, what)
-    results = [json.loads((folder / UNITS / f"{number}.json").read_text()) for number in range(len(job.units))]
+    left = [number for number in range(len(job.portions)) if number not in done]
+    _write_portions(job, folder, left, limits, what)
+    results = [json.loads((folder / PORTIONS / f"{number}.json").read_text()) for number in range(len(job.portions))]
     job.finish(folder, results)
     _commit(folder, out)
 
 
-def _write_units(job: Job, folder: Path, left: list[int], limits: Limits, what: str) -> None:
-    total = sum(unit.nbytes for unit in job.units)
-    skipped = total - sum(job.units[number].nbytes for number in left)
+def _write_portions(job: Job, folder: Path, left: list[int], limits: Limits, what: str) -> None:
+    total = sum(portion.nbytes for portion in job.portions)
+    skipped = total - sum(job.portions[number].nbytes for number in left)
 
     def write(number: int, report: Any) -> None:
         result = job.write(number, folder, report)
-        write_json(folder / UNITS / f"{number}.json", result)
+        write_json(folder / PORTIONS / f"{number}.json", result)
 
     with bytes_bar(what, total, skipped) as show, Crew(write, left, limits) as crew:
         while crew.is_working():
@@ -85,26 +85,26 @@ def _write_units(job: Job, folder: Path, left: list[int], limits: Limits, what: 
 
 
 def _completed(folder: Path, job: Job) -> set[int]:
-    """Return the units that an earlier call has completed; none if it converted something else."""
-    identity = json.loads(json.dumps({**job.identity, "units": len(job.units)}))
+    """Return the portions that an earlier call has completed; none if it converted something else."""
+    identity = json.loads(json.dumps({**job.identity, "portions": len(job.portions)}))
     try:
-        same = json.loads((folder / UNITS / IDENTITY).read_text()) == identity
+        same = json.loads((folder / PORTIONS / IDENTITY).read_text()) == identity
     except (OSError, ValueError):
         same = False
     if same:
-        return {int(path.stem) for path in (folder / UNITS).glob("[0-9]*.json")}
+        return {int(path.stem) for path in (folder / PORTIONS).glob("[0-9]*.json")}
     for path in folder.iterdir():
-        if path.name != UNITS:
+        if path.name != PORTIONS:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for path in (folder / UNITS).glob("*.json*"):
+    for path in (folder / PORTIONS).glob("*.json*"):
         path.unlink()
     job.begin(folder)
-    write_json(folder / UNITS / IDENTITY, identity)
+    write_json(folder / PORTIONS / IDENTITY, identity)
     return set()
 
 
 def _commit(folder: Path, out: Path) -> None:
-    shutil.rmtree(folder / UNITS)
+    shutil.rmtree(folder / PORTIONS)
     for inner in (folder, *(path for path in folder.rglob("*") if path.is_dir())):
         sync_folder(inner)
     if out.exists():
@@ -121,8 +121,8 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
         ConversionError: Another conversion writes this folder.
     """
     try:
-        (folder / UNITS).mkdir(parents=True, exist_ok=True)
-        file = (folder / UNITS / LOCK).open("a")
+        (folder / PORTIONS).mkdir(parents=True, exist_ok=True)
+        file = (folder / PORTIONS / LOCK).open("a")
     except OSError as error:
         raise ConversionError(f"cannot write {out}: {error.filename}: {error.strerror}") from error
     with file:

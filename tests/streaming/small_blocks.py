@@ -1,4 +1,4 @@
-"""tools.convert with blocks of 1 MiB, so that a small model has many units."""
+"""tools.convert with blocks of 1 MiB, so that a small model has many portions."""
 
 from __future__ import annotations
 

@@ -47,21 +47,21 @@ def test_killed_conversion_is_resumed(kind: str, rounds: int, folders: Path, tmp
     resumed = 0
     for number in range(rounds):
         out = tmp_path / f"{number}"
-        units = out.with_name(f".unfinished_{out.name}") / ".units"
+        portions = out.with_name(f".unfinished_{out.name}") / ".portions"
         process = psutil.Popen(command(kind, folders / source, out))
-        wait_for(units / "identity.json", process)
+        wait_for(portions / "identity.json", process)
         time.sleep(rng.uniform(0.0, 1.0))
         below = process.children(recursive=True)
         process.kill()
         process.wait()
         psutil.wait_procs(below, timeout=10)
         assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in below)
-        complete = len(list(units.glob("[0-9]*.json")))
+        complete = len(list(portions.glob("[0-9]*.json")))
         if not out.exists():  # it may have been complete
             resumed += complete > 0
             subprocess.run(command(kind, folders / source, out), check=True)
         assert content(out) == content(folders / expected)
-        assert not units.parent.exists()
+        assert not portions.parent.exists()
         shutil.rmtree(out)
     assert resumed or rounds < 10
 
@@ -77,7 +77,7 @@ def test_killed_process_is_reported_and_resumed(folders: Path, tmp_path: Path) -
     """As by the kernel, when the machine is out of memory."""
     out = tmp_path / "out"
     process = psutil.Popen(command("import", folders / "hf", out), stderr=subprocess.PIPE, text=True)
-    wait_for(out.with_name(".unfinished_out") / ".units" / "0.json", process)
+    wait_for(out.with_name(".unfinished_out") / ".portions" / "0.json", process)
     process.children()[0].kill()
     error = process.communicate()[1]
     assert process.returncode == 2
@@ -94,7 +94,7 @@ def test_changed_source_is_converted_from_the_beginning(folders: Path, tmp_path:
     hf, out = tmp_path / "hf", tmp_path / "out"
     shutil.copytree(folders / "hf", hf)
     process = psutil.Popen(command("import", hf, out))
-    wait_for(out.with_name(".unfinished_out") / ".units" / "0.json", process)
+    wait_for(out.with_name(".unfinished_out") / ".portions" / "0.json", process)
     process.kill()
     process.wait()
     path = hf / "model-00001-of-00002.safetensors"
@@ -110,7 +110,7 @@ def test_changed_source_is_converted_from_the_beginning(folders: Path, tmp_path:
 def test_two_conversions_do_not_write_one_folder(folders: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = psutil.Popen(command("import", folders / "hf", out))
-    wait_for(out.with_name(".unfinished_out") / ".units" / "0.json", first)
+    wait_for(out.with_name(".unfinished_out") / ".portions" / "0.json", first)
     first.suspend()
     second = subprocess.run(command("import", folders / "hf", out), capture_output=True, text=True, check=False)
     first.resume()

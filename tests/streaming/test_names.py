@@ -50,8 +50,9 @@ def test_keys_and_shapes_are_those_of_megatron(
     )
     stored: Any = job.metadata([]).state_dict_metadata
     assert {key: (tuple(one.size), one.properties.dtype) for key, one in stored.items()} == expected
-    assert sum(unit.nbytes for unit in job.units) == job_bytes(config)
-    assert len({name for unit in job.units for name in unit.names}) == sum(len(unit.names) for unit in job.units)
+    assert sum(portion.nbytes for portion in job.portions) == job_bytes(config)
+    names = [name for portion in job.portions for name in portion.names]
+    assert len(set(names)) == len(names)
     assert json.dumps(job.identity)
 
 

@@ -1,4 +1,4 @@
-"""The units of work of a conversion, and what is written down about each that is complete."""
+"""The portions of work of a conversion, and what is written down about each that is complete."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-UNIT_BLOCKS = 16  # blocks of rows in a unit, or one parameter; what a killed conversion does again
+PORTION_BLOCKS = 16  # blocks of rows in a portion, or one parameter; what a killed conversion does again
 
 Report = Callable[[int], None]  # takes the bytes that were written since the last call
 
 
-class Unit(NamedTuple):
+class Portion(NamedTuple):
     """What one process writes at a time."""
 
     names: tuple[str, ...]
@@ -19,30 +19,30 @@ class Unit(NamedTuple):
 
 
 class Job(Protocol):
-    """A conversion: units that any process can write in any order, and what joins them."""
+    """A conversion: portions that any process can write in any order, and what joins them."""
 
-    units: list[Unit]
+    portions: list[Portion]
     identity: dict[str, Any]  # of what is read and how it is written: another one starts from the beginning
 
     def begin(self, folder: Path) -> None:
-        """Make what units are written into. Called once."""
+        """Make what portions are written into. Called once."""
 
     def write(self, number: int, folder: Path, report: Report) -> Any:
-        """Write a unit, flush it to disk, and return what `finish` needs to know, as JSON."""
+        """Write a portion, flush it to disk, and return what `finish` needs to know, as JSON."""
 
     def finish(self, folder: Path, results: list[Any]) -> None:
-        """Write what joins the units."""
+        """Write what joins the portions."""
 
 
-def grouped(sizes: Iterable[tuple[str, int]], most: int) -> Iterator[Unit]:
-    """Group names with their bytes, in order, into units of at most `most` bytes, but at least one name."""
+def grouped(sizes: Iterable[tuple[str, int]], most: int) -> Iterator[Portion]:
+    """Group names with their bytes, in order, into portions of at most `most` bytes, but at least one name."""
     names: list[str] = []
     total = 0
     for name, nbytes in sizes:
         if names and total + nbytes > most:
-            yield Unit(tuple(names), total)
+            yield Portion(tuple(names), total)
             names, total = [], 0
         names.append(name)
         total += nbytes
     if names:
-        yield Unit(tuple(names), total)
+        yield Portion(tuple(names), total)
