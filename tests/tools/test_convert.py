@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from model.checkpoint_manifest import file_entry
 from model.config import GlmvConfig
 from model.weights.folder import SafetensorsFolder
 from tests.hf_folders import save_whole_folder
@@ -387,8 +388,12 @@ class Foreign:
 
 
 def plant_foreign_class(root: Path) -> list[str]:
-    with (root / "checkpoint/state/.metadata").open("wb") as file:
-        pickle.dump(Foreign(), file)
+    """Plant it as someone would who can also write the manifest."""
+    path, manifest = root / "checkpoint/state/.metadata", root / "checkpoint/manifest.json"
+    path.write_bytes(pickle.dumps(Foreign()))
+    content = json.loads(manifest.read_text())
+    content["files"]["state/.metadata"] = file_entry(path)
+    manifest.write_text(json.dumps(content))
     return ["export", "--checkpoint", str(root / "checkpoint")]
 
 
@@ -474,7 +479,7 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
     "no folder": (lambda root: ["import", "--hf", str(root / "nowhere")], "nowhere has no config.json"),
     "a foreign class": (plant_foreign_class, "names builtins.exec"),
     "no checkpoint": (lambda root: ["export", "--checkpoint", str(root / "hf")], "hf is no checkpoint"),
-    "no hf files": (no_hf_files, "hf has no config.json"),
+    "no hf files": (no_hf_files, "is missing; use another step"),
     "an unknown dtype": (
         lambda root: ["export", "--checkpoint", str(root / "checkpoint"), "--dtype", "fp8"],
         "--dtype fp8 is unknown: use bf16, fp32 or keep",
