@@ -1,11 +1,14 @@
-"""Convert a large model within a limit of memory, against `cp` of the same bytes.
+"""Convert a large model within a limit of memory, against `cp` of the same bytes and against transformers.
 
-    python -m benchmarks.conversion [--folder DIR] [--layers 6] [--max-memory 2GiB] [--variant glm41v_9b|glm45v]
+    python -m benchmarks.conversion [--folder DIR] [--layers 6] [--max-memory 2GiB] [--variant NAME] [--peer]
 
 Makes a Hugging Face folder with the published widths and `--layers` decoder layers (GLM-4.1V with 6: 5 GB, with all 40:
 20 GB), imports it, exports the checkpoint and compares both folders bit for bit. Each time begins with a cold cache
 (as root) and ends with everything on disk. The memory is that of the whole process tree, looked at every 20 ms: the sum
 of the resident memory of its processes, as the kernel gives it. Limits: 1.5 times `cp`, and the memory limit + 10%.
+
+`--peer` also runs `from_pretrained` and `save_pretrained` of transformers, which read and write the same bytes. Limits
+for each of import and export: its time, and a quarter of its memory.
 """
 
 from __future__ import annotations
@@ -37,6 +40,14 @@ from streaming.run import convert
 
 POLL_SECONDS = 0.02
 PATTERN = 1_000_003  # values after which the synthetic weights repeat
+
+PEER = """
+import sys
+from transformers import AutoModelForImageTextToText
+
+model = AutoModelForImageTextToText.from_pretrained(sys.argv[1], dtype="auto")
+model.save_pretrained(sys.argv[2], max_shard_size="5GB")
+"""
 
 
 class Run(NamedTuple):
@@ -110,6 +121,7 @@ def measured(command: list[str], *, cold: bool = True) -> Run:
     while process.poll() is None:
         peak = max(peak, tree_memory(process))
         time.sleep(POLL_SECONDS)
+    os.sync()
     seconds = time.perf_counter() - started
     if process.returncode:
         raise SystemExit(f"failed: {' '.join(command)}")
@@ -159,6 +171,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--max-memory", default="2GiB")
     parser.add_argument("--variant", default="glm41v_9b")
+    parser.add_argument("--peer", action="store_true")
     options = parser.parse_args()
     folder = options.folder / "conversion"
     shutil.rmtree(folder, ignore_errors=True)
@@ -175,11 +188,14 @@ def main() -> None:
     shutil.rmtree(folder / "copy")
     export = measured([*convert_command, "export", "--checkpoint", str(checkpoint), "--out", str(exported), *limit])
     subprocess.run([*convert_command, "verify", str(hf), str(exported)], check=True)
+    peer = measured([sys.executable, "-c", PEER, str(hf), str(folder / "peer")]) if options.peer else None
     table = Table(title=f"{nbytes / 1e9:.1f} GB, --max-memory {options.max_memory}")
     for title in ("what", "seconds", "of cp", "peak MiB", "of the limit"):
         table.add_column(title, justify="right" if title != "what" else "left")
     most = parse_size(options.max_memory)
     table.add_row("cp", " ".join(f"{seconds:.1f}" for seconds in copies), "", "", "")
+    if peer is not None:
+        table.add_row("transformers", f"{peer.seconds:.1f}", "", f"{peer.peak / 2**20:,.0f}", "")
     for what, run, reference in (("import", imported, copies[0]), ("export", export, copies[1])):
         ratio = f"{run.seconds / reference:.2f}"
         table.add_row(what, f"{run.seconds:.1f}", ratio, f"{run.peak / 2**20:,.0f}", f"{run.peak / most:.2f}")
