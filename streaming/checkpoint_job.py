@@ -1,6 +1,6 @@
 """Write a checkpoint of a source of weights: a step folder without the state of a run.
 
-A parameter is stored in blocks of rows, each an archive of torch.save, in the files of portions: `state/__0_N.distcp`.
+A parameter is stored in blocks of rows, each an archive of torch.save, in the files of portions: `state/__N_0.distcp`.
 megatron-core reads such a checkpoint at any layout, like one that many ranks have saved.
 """
 
@@ -96,7 +96,7 @@ class CheckpointJob:
 
     def write(self, number: int, folder: Path, report: Report) -> dict[str, Any]:
         """Write one file of tensors."""
-        path = folder / STATE / f"__0_{number}.distcp"
+        path = folder / STATE / f"__{number}_0.distcp"  # so that ranks share the work of comparing checksums
         chunks: list[Any] = []
         tensors: dict[str, Any] = {}
         try:

@@ -53,7 +53,8 @@ def plan_limits(max_memory: str, processes: int) -> Limits:
             f"--max-memory {max_memory} is too little: Python and its libraries take {base / 2**20:,.0f} MiB in each "
             f"of {wanted + 1} processes; give {-(-smallest // 2**20):,} MiB or more{fewer}"
         )
-    return Limits(limit, wanted, min(block, LARGEST_BLOCK))
+    # A power of two, so that the same command has the same blocks although Python's own memory varies a little.
+    return Limits(limit, wanted, min(2 ** (block.bit_length() - 1), LARGEST_BLOCK))
 
 
 def tree_bytes(processes: list[int]) -> int:

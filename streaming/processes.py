@@ -78,10 +78,7 @@ class Crew:
             raise self._errors.get()
         for process in self._processes:
             if process.exitcode not in (None, 0):
-                raise Killed(
-                    f"a process of the conversion was killed by {signal.Signals(-process.exitcode).name}, perhaps "
-                    "because the machine was out of memory; the same command resumes it"
-                )
+                raise Killed(f"a process of the conversion {_end_of(process.exitcode)}; the same command resumes it")
         return is_working
 
     def _work(self) -> None:
@@ -109,3 +106,9 @@ class Crew:
     def _report(self, nbytes: int) -> None:
         with self._bytes.get_lock():
             self._bytes.value += nbytes
+
+
+def _end_of(exitcode: int) -> str:
+    if exitcode < 0:
+        return f"was killed by {signal.Signals(-exitcode).name}, perhaps because the machine was out of memory"
+    return f"ended with status {exitcode}"

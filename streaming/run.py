@@ -21,6 +21,7 @@ from typing import Any
 
 from common.disk import free_space
 from common.files import sync_folder, write_json
+from common.storage import StorageError
 from model.errors import ConversionError
 from streaming.limits import Limits
 from streaming.portion import Job
@@ -48,8 +49,8 @@ def convert(job: Job, out: Path, limits: Limits, what: str) -> None:
     with _locked(folder, out):
         try:
             _convert(job, folder, out, limits, what)
-        except (KeyboardInterrupt, Killed):
-            raise  # what is complete stays
+        except (KeyboardInterrupt, Killed, StorageError):
+            raise  # what is complete stays, and the same command resumes
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
@@ -137,4 +138,6 @@ def _locked(folder: Path, out: Path) -> Iterator[None]:
                         f"another conversion is writing {out}: wait for it, or choose another --out"
                     ) from None
                 time.sleep(0.2)
+            except OSError:  # a file system without locks: nothing protects the folder
+                break
         yield

@@ -48,7 +48,7 @@ CHANGED = f"copy the folder again, or remove {CHECKSUMS} if the weights were cha
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """How a conversion is carried out; nothing of it changes a bit of the result."""
+    """How a conversion is carried out; nothing of it changes a bit of the weights."""
 
     max_memory: str = "4GiB"  # of all processes together
     processes: int = 0  # that convert; 0: one per core, as far as the memory allows
