@@ -92,6 +92,8 @@ def _completed(folder: Path, job: Job) -> set[int]:
         same = json.loads((folder / PORTIONS / IDENTITY).read_text()) == identity
     except (OSError, ValueError):
         same = False
+    for temporary in folder.rglob("*.tmp"):  # of a file that was being written
+        temporary.unlink()
     if same:
         return {int(path.stem) for path in (folder / PORTIONS).glob("[0-9]*.json")}
     for path in folder.iterdir():

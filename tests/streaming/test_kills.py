@@ -85,6 +85,7 @@ def test_killed_process_is_reported_and_resumed(folders: Path, tmp_path: Path) -
         "error: a process of the conversion was killed by SIGKILL, perhaps because the machine was out of memory; the "
         "same command resumes it\n"
     )
+    (out.with_name(".unfinished_out") / "manifest.json.0123456789ab.tmp").write_text("{")  # as a kill leaves it
     subprocess.run(command("import", folders / "hf", out), check=True)
     assert content(out) == content(folders / "checkpoint")
 
@@ -97,7 +98,7 @@ def test_changed_source_is_converted_from_the_beginning(folders: Path, tmp_path:
     wait_for(out.with_name(".unfinished_out") / ".portions" / "0.json", process)
     process.kill()
     process.wait()
-    path = hf / "model-00001-of-00002.safetensors"
+    path = min(hf.glob("*.safetensors"))
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
