@@ -41,7 +41,12 @@ def patiently(read: Callable[[], Result], path: object) -> Result:
                 raise
             cause = error.strerror
         time.sleep(delay)
-    raise StorageError(
+    raise given_up(path, cause)
+
+
+def given_up(path: object, cause: object) -> StorageError:
+    """Return the error of a file whose storage has failed in every attempt."""
+    return StorageError(
         f"{path} cannot be read ({cause}), in {len(DELAYS) + 1} attempts within {sum(DELAYS):.0f} seconds: its storage "
         "fails, which does not mean that the file is damaged. Start again when the storage is back"
     )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from common.urls import is_url, shown, url_in
 from data_pipeline.errors import DataError
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS
-from data_pipeline.shards.shard_cache import is_url, shown, url_in
 
 TOO_LONG_CHOICES = ("refuse", "truncate", "split")
 ON_LOST_SHARD = ("stop", "quarantine")

@@ -18,8 +18,7 @@ import xxhash
 
 from common.files import sync_file, write_json
 from model.errors import CheckpointError
-from model.weights.files import LocalFile, read_bytes
-from model.weights.folder import INDEX, SINGLE
+from model.weights.files import INDEX, SINGLE, WeightFile, read_bytes
 from model.weights.header import DTYPES, LENGTH_BYTES
 from model.weights.source import WeightSource, rows_of
 from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums
@@ -155,8 +154,7 @@ class HfJob:
                 sync_file(path)
 
 
-def header_checksum(path: Path) -> str:
-    """Return the checksum of a file's header, as it is on disk."""
-    file = LocalFile(path)
+def header_checksum(file: WeightFile) -> str:
+    """Return the checksum of a file's header, as it is stored."""
     length = int.from_bytes(read_bytes(file, 0, min(LENGTH_BYTES, file.size)), "little")
     return xxhash.xxh3_64(read_bytes(file, 0, min(LENGTH_BYTES + length, file.size))).hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from model.errors import CheckpointError, ConversionError, WeightsError
 from model.hf_config import CONFIG_FILE
 from model.weights.folder import SafetensorsFolder
 from model.weights.formats.opened import open_folder
+from model.weights.remote import has_file, open_file, remote_of, title
 from model.weights.source import rows_of
 from model.weights.table import hf_shapes
 from streaming.checkpoint_job import CheckpointJob
@@ -61,7 +62,8 @@ DEFAULTS = ConversionOptions()
 def import_folder(hf: Path, out: Path, options: ConversionOptions = DEFAULTS) -> None:
     """Make a checkpoint of a Hugging Face folder.
 
-    Weights are kept in bfloat16 if all of the folder's are, else in float32.
+    Weights are kept in bfloat16 if all of the folder's are, else in float32. Of the local copy of a folder behind a URL
+    (`model.weights.remote`), they are read from the URL.
 
     Raises:
         ConvertError: `out` is not empty.
@@ -182,8 +184,8 @@ def exported_checksums(hf: Path) -> dict[str, Any]:
     if set(tensors) != set(SafetensorsFolder(hf).names()):
         raise ConvertError(f"{file} is of other tensors: {CHANGED}")
     for name, checksum in headers.items():
-        if not (hf / name).is_file() or header_checksum(hf / name) != checksum:
-            raise ConvertError(f"{hf / name} is not the file that {CHECKSUMS} describes: {CHANGED}")
+        if not has_file(hf, name) or header_checksum(open_file(hf, name)) != checksum:
+            raise ConvertError(f"{title(hf)}/{name} is not the file that {CHECKSUMS} describes: {CHANGED}")
     return tensors
 
 
@@ -207,6 +209,8 @@ def check_stored(hf: Path, expected: Mapping[str, Any]) -> None:
 
 def identity_of(folder: Path) -> dict[str, Any]:
     """Return what tells whether a folder is the one that a killed conversion has read."""
+    if remote := remote_of(folder):  # the name of the copy stands for the versions of all files
+        return {"folder": title(folder), "copy": folder.name, "files": {n: asdict(s) for n, s in remote.files.items()}}
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     stats = {path.relative_to(folder).as_posix(): path.stat() for path in paths}
     return {

@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tools.errors import errors_in_one_line, run
+from tools.errors import errors_in_one_line, on_a_disk, run
 from tools.help_text import keep_lines
 
 # Commands import what needs torch themselves, after __main__ has hidden the GPUs from it.
@@ -51,7 +51,7 @@ Checksum = Annotated[str, typer.Option(help="of each tensor, kept with the weigh
 
 @app.command("import")
 def import_command(
-    hf: Annotated[Path, typer.Option(help="Hugging Face folder of a GLM-V model, with safetensors weights")],
+    hf: Annotated[str, typer.Option(help="Hugging Face folder of a GLM-V model, with safetensors weights, or its URL")],
     out: Annotated[Path, typer.Option(help="checkpoint to make: a folder that does not exist or is empty")],
     max_memory: MaxMemory = "4GiB",
     processes: Processes = 0,
@@ -59,13 +59,15 @@ def import_command(
 ) -> None:
     """Make a checkpoint of a Hugging Face folder."""
     from model.weights.formats.opened import open_folder
+    from model.weights.remote import hf_folder, title
     from tools.conversion import CONVERSION_ERRORS, ConversionOptions, import_folder
 
     with errors_in_one_line(*CONVERSION_ERRORS):
-        import_folder(hf, out, ConversionOptions(max_memory, processes, checksum))
-        for line in open_folder(hf).read_as:
+        folder = hf_folder(hf)
+        import_folder(folder, out, ConversionOptions(max_memory, processes, checksum))
+        for line in open_folder(folder).read_as:
             console.print(f"read as: {line}", markup=False, soft_wrap=True)
-    console.print(f"imported {hf} into {out}", markup=False, soft_wrap=True)
+    console.print(f"imported {title(folder)} into {out}", markup=False, soft_wrap=True)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -141,8 +143,10 @@ def _follow(run: Path, out: Path, options: dict[str, Any], how: Any, poll_second
 
 @app.command("assemble")
 def assemble_command(
-    vision: Annotated[Path, typer.Option(help="folder of AIMv2-Huge (apple/aimv2-huge-patch14-336)")],
-    decoder: Annotated[Path, typer.Option(help="folder of GLM-4.5-Air or GLM-4-9B-0414")],
+    vision: Annotated[
+        Path, typer.Option(help="folder of AIMv2-Huge (apple/aimv2-huge-patch14-336)", callback=on_a_disk)
+    ],
+    decoder: Annotated[Path, typer.Option(help="folder of GLM-4.5-Air or GLM-4-9B-0414", callback=on_a_disk)],
     out: Annotated[Path, typer.Option(help="Hugging Face folder to make: a folder that does not exist or is empty")],
     tokenizer: Annotated[
         str,
@@ -238,7 +242,10 @@ def merge_command(
 
 @app.command("inspect")
 def inspect_command(
-    path: Annotated[Path, typer.Argument(help="step folder, run folder (its newest step) or Hugging Face folder")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="step folder, run folder (its newest step) or Hugging Face folder", callback=on_a_disk),
+    ],
     tensors: Annotated[
         bool, typer.Option("--tensors", help="list every tensor, with its files and checksum  [default: off]")
     ] = False,
@@ -264,8 +271,14 @@ def inspect_command(
 
 @app.command("verify")
 def verify_command(
-    dir_a: Annotated[Path, typer.Argument(help="Hugging Face folder, step folder, or run folder for its newest step")],
-    dir_b: Annotated[Path, typer.Argument(help="Hugging Face folder, step folder, or run folder for its newest step")],
+    dir_a: Annotated[
+        Path,
+        typer.Argument(help="Hugging Face folder, step folder, or run folder for its newest step", callback=on_a_disk),
+    ],
+    dir_b: Annotated[
+        Path,
+        typer.Argument(help="Hugging Face folder, step folder, or run folder for its newest step", callback=on_a_disk),
+    ],
     logits: Annotated[
         bool,
         typer.Option("--logits", help="run both models with transformers and compare their logits  [default: off]"),

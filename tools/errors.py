@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 
@@ -20,6 +22,14 @@ def run(app: typer.Typer) -> None:
     except ConfigError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+
+
+def on_a_disk(path: Path) -> Path:
+    """Return a path that a command was given; end the command if it is a URL, of which `Path` keeps only one slash."""
+    if re.match(r"[a-z0-9+]+:/", str(path)) and not path.exists():
+        typer.echo(f"error: {str(path).partition('?')[0]} is a URL: give a folder on a disk", err=True)
+        raise typer.Exit(2)
+    return path
 
 
 @contextmanager

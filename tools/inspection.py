@@ -19,8 +19,7 @@ from typing import Any
 from model.checkpoint_metadata import read_metadata
 from model.errors import CheckpointError
 from model.parts import part_of
-from model.weights.files import LocalFile, read_bytes
-from model.weights.folder import INDEX, SINGLE
+from model.weights.files import INDEX, SINGLE, LocalFile, read_bytes
 from model.weights.header import HeaderError, read_header
 
 STATE, HF_FILES, TRAIN_STATE, MANIFEST = "state", "hf", "train_state.json", "manifest.json"

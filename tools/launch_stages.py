@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from common.urls import is_url, shown
 from model.config import ConfigError, GlmvConfig
 from pretrain.train import PretrainConfig
 from sft.train import SftConfig
@@ -79,10 +80,14 @@ def check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, wait
         folder = Path(config.train.output_dir).absolute()
         if folder in written:
             raise ConfigError(f"{where} and {written[folder].files[0]} both write to train.output_dir={folder}")
-        before = Path(config.model.init_from).absolute() if config.model.init_from else None
+        init_from = config.model.init_from
+        before = Path(init_from).absolute() if init_from and not is_url(init_from) else None
         later = waits or before in written  # the model that it starts from need not be there yet
         if written and before not in written:
-            print(f"warning: {where} starts from {before}, which no earlier stage of the chain writes", file=sys.stderr)
+            print(
+                f"warning: {where} starts from {before or shown(init_from) or 'random weights'}, which no earlier stage of the chain writes",
+                file=sys.stderr,
+            )
         written[folder] = stage
         try:
             _check_stage(config, stage.nodes * processes, later, skip_files)

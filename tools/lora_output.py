@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.files import write_json
+from common.urls import shown
 from model.checkpoint import HF_FILES, STATE, find_checkpoint, load_checkpoint, read_train_state
 from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
@@ -22,6 +23,7 @@ from model.lora_config import LoraConfig
 from model.lora_targets import Site, selected_sites
 from model.lora_weights import export_adapters, merge_adapters
 from model.weights.formats.opened import open_folder
+from model.weights.remote import title
 from model.whole_model import build_whole_model
 from tools.hf_output import DTYPES, check_options, complete_or_removed, dtype_of, refuse_full, write_hf_folder
 from training.distributed import process_group
@@ -96,7 +98,7 @@ def adapter_config(found: AdapterCheckpoint) -> dict[str, Any]:
     return {
         "peft_type": "LORA",
         "task_type": None,
-        "base_model_name_or_path": found.init_from or None,
+        "base_model_name_or_path": shown(found.init_from) or None,
         "inference_mode": True,
         "r": found.lora.rank,
         "lora_alpha": found.lora.alpha,
@@ -157,7 +159,7 @@ def merge(
         raise ConfigError(f"the base model is not found: {error}; say with --base where it is now") from None
     if (fingerprint := base_fingerprint(weights, found.seed)) != found.base:
         raise ConfigError(
-            f"{weights or 'random weights'} is another base model than the one that the adapters in {found.path} were "
+            f"{title(weights) if weights else 'random weights'} is another base model than the one that the adapters in {found.path} were "
             f"trained on: found {fingerprint}, not {found.base}; name that model with --base"
         )
     adapter_dtype = stored_dtype(found.path / STATE)

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.urls import shown
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.checkpoint import STATE, is_checkpoint, read_train_state
@@ -25,6 +26,7 @@ from model.pipeline_layout import DECODER, EMBEDDING, LOSS, layout_for
 from model.rank_sizes import Group, adapters_by_rank, parameters_by_rank
 from model.weights.formats.opened import open_folder
 from model.weights.load import check_names_and_shapes
+from model.weights.remote import title
 from model.weights.table import hf_shapes
 from training.config import RunConfig
 from training.dtypes import DTYPES
@@ -97,7 +99,7 @@ def _without_files(config: RunConfig, processes: int) -> Iterator[str]:
     image = [ASSUMED_IMAGE_PATCHES] * segments
     yield from _plan(config, model, processes, [min(ASSUMED_SEGMENT, config.train.seq_length)] * segments, image)
     yield (
-        f"\nnot opened (--skip-files): the data, its tokenizer and model.init_from={config.model.init_from or '(none)'}"
+        f"\nnot opened (--skip-files): the data, its tokenizer and model.init_from={shown(config.model.init_from) or '(none)'}"
         ". So there is no mixture, and the pipeline table is for packs of which half the tokens are of images"
     )
     yield from (
@@ -110,7 +112,7 @@ def _with_files(config: RunConfig, processes: int) -> Iterator[str]:
     prepared = prepare(config, processes)
     model, loader = prepared.model, prepared.loader
     done = _check_start_point(start_point, model, loader, config)
-    begins = start_point.folder or f"random weights, seed {config.train.seed}"
+    begins = title(start_point.folder) if start_point.folder else f"random weights, seed {config.train.seed}"
     yield f"start           step {done} of {config.train.steps:,}, from {begins}"
     yield from (*start_point.moved, *start_point.formats())
     yield from (f"warning: {path} is damaged and not used: {problem}" for path, problem in start_point.damaged)

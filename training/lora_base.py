@@ -13,14 +13,17 @@ from typing import Any
 import torch
 import xxhash
 
+from common.urls import shown
 from model.checkpoint import STATE, TRAIN_STATE, TrainState, is_checkpoint, read_train_state
 from model.checkpoint_manifest import MANIFEST, parse_manifest
 from model.config import ConfigError, GlmvConfig
 from model.lora_targets import adapted_parts, selected_sites
 from model.weights.folder import SafetensorsFolder
+from model.weights.remote import kept_text
 from model.weights.source import rows_of
 from training.config import RunConfig
 
+FINGERPRINT = "fingerprint"  # kept in the local copy of a folder behind a URL
 SAMPLE = 1024  # values of each tensor that the fingerprint of a Hugging Face folder reads; rows count whole
 
 
@@ -38,11 +41,15 @@ def base_fingerprint(weights: Path | None, seed: int) -> str:
     """
     if weights is None:
         return f"random weights of seed {seed}"
-    digest = xxhash.xxh3_64()
     if is_checkpoint(weights):
-        digest.update(json.dumps(_checksums(weights), sort_keys=True).encode())
+        digest = xxhash.xxh3_64(json.dumps(_checksums(weights), sort_keys=True).encode())
         return f"checkpoint {digest.hexdigest()}"
-    folder = SafetensorsFolder(weights)
+    return kept_text(weights, FINGERPRINT, lambda: _sampled(SafetensorsFolder(weights)))
+
+
+def _sampled(folder: SafetensorsFolder) -> str:
+    """Return a fingerprint of the first values of every tensor."""
+    digest = xxhash.xxh3_64()
     for name in sorted(folder.names()):
         shape, dtype = folder.shape(name), folder.dtype(name)
         digest.update(f"{name} {dtype} {shape} ".encode())
@@ -100,8 +107,8 @@ def check_same_base(before: TrainState, config: RunConfig, fingerprint: str, fol
     """
     if fingerprint != before.base:
         raise ConfigError(
-            f"model.init_from={config.model.init_from} is another base model than the one that the adapters in "
-            f"{folder} were trained on ({before.config.get('model', {}).get('init_from')}): found {fingerprint}, not "
+            f"model.init_from={shown(config.model.init_from)} is another base model than the one that the adapters in "
+            f"{folder} were trained on ({shown(before.config.get('model', {}).get('init_from', ''))}): found {fingerprint}, not "
             f"{before.base}; name that model, or choose another train.output_dir"
         )
 

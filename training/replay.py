@@ -25,6 +25,7 @@ from model.config import ConfigError
 from model.context_slicing import my_context_tokens
 from model.fp8_scales import load_scales
 from model.lora_dropout import PackNumber
+from model.weights.remote import title
 from training.batch_broadcast import broadcast_batches
 from training.config import RunConfig, load_config
 from training.distributed import process_group
@@ -128,7 +129,7 @@ def prepare_replay(run: Path, step: int, checkpoint: Path | None = None, overrid
     no_validation = PreparedValidation(None, [])
     prepared = Prepared(config, model, loader, lay_out_pipeline(config, model, loader), no_validation)
     origin = chosen or weights
-    description = f"the weights of {origin}" if origin else f"random weights of seed {config.train.seed}"
+    description = f"the weights of {title(origin)}" if origin else f"random weights of seed {config.train.seed}"
     return Prelude(prepared, weights, adapters, description, None if checkpoint else step - 1 - done)
 
 

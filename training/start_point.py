@@ -13,8 +13,8 @@ import torch.distributed as dist
 
 from common.files import write_text
 from common.storage import patiently
+from common.urls import is_url, shown
 from data_pipeline.config import SourceConfig
-from data_pipeline.shards.shard_cache import shown
 from model.checkpoint import (
     HF_FILES,
     LATEST,
@@ -32,6 +32,7 @@ from model.errors import CheckpointError
 from model.hf_config import CONFIG_FILE
 from model.other_trainers import how_to_bring
 from model.weights.formats.opened import open_folder
+from model.weights.remote import local_hf_files, remote_of, title
 from training.config import ModelChoice, RunConfig
 from training.init_optimizer import check_init_optimizer
 from training.keys import flatten
@@ -87,6 +88,8 @@ class StartPoint:
     def formats(self) -> Iterator[str]:
         """Yield a line about each format, other than the published one, that weights of a folder are read as."""
         if self.resume is None and self.weights is not None and not is_checkpoint(self.weights):
+            if remote_of(self.weights):
+                yield f"weights are read from {title(self.weights)}; its other files are copied to {self.weights}"
             yield from (f"weights read as: {line}" for line in open_folder(self.weights).read_as)
 
 
@@ -128,6 +131,8 @@ def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = Non
     old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
     if config.checkpoint.allow_changes:
         return start_point
+    for keys in (old, new):  # another signature is no other folder, and appears in no message
+        keys["model.init_from"] = shown(keys["model.init_from"])
     moved = tuple(_accept_moved_paths(old, new))
     _refuse_changes(old, new, folder)
     return replace(start_point, moved=moved)
@@ -224,12 +229,17 @@ def _from_weights(config: RunConfig) -> StartPoint:
 def find_weights(init_from: str) -> Path | None:
     """Return the checkpoint or Hugging Face folder that `model.init_from` means; None if it is empty.
 
+    Of a folder behind a URL it is the local copy of its small files: see `model.weights.remote`.
+
     Raises:
         ConfigError: It is neither, or a checkpoint of adapters.
+        WeightsError, StorageError: It is a URL that cannot be read.
         CheckpointError: It is a run's folder whose `latest` is damaged.
     """
     if not init_from:
         return None
+    if is_url(init_from):
+        return local_hf_files(init_from)
     path = Path(init_from)
     if is_checkpoint(path):
         refuse_adapters(found := find_checkpoint(path))
@@ -341,7 +351,7 @@ def resolve_model(choice: ModelChoice, start_point: StartPoint) -> GlmvConfig:
     found = with_positions(GlmvConfig.from_hf(start_point.hf_files), choice)
     if preset is not None and preset != found:
         raise ConfigError(
-            f"model.preset={choice.preset} is another model than the one in {start_point.folder}; leave model.preset "
+            f"model.preset={choice.preset} is another model than the one in {title(start_point.folder or Path())}; leave model.preset "
             "empty to take that one"
         )
     return found

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from common.urls import shown, url_in
 from data_pipeline.config import SourceConfig
 from data_pipeline.encoding.generations import generation_of_hash
 from data_pipeline.errors import DataError
@@ -19,7 +20,7 @@ from data_pipeline.media.pixel_budget import PATCHES_PER_TOKEN, TEMPORAL_PATCH_S
 from data_pipeline.shards.catalogue import ShardEntry, open_shards
 from data_pipeline.shards.index import sample_at, structs_at
 from data_pipeline.shards.members import ShardSample, index_command
-from data_pipeline.shards.shard_cache import ShardCache, shown, url_in
+from data_pipeline.shards.shard_cache import ShardCache
 
 
 @dataclass(frozen=True)

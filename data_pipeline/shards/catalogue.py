@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 
 from common.files import replacing
+from common.urls import is_url, shown, url_in
 from data_pipeline.errors import REJECTED, DataError
 from data_pipeline.shards.arrow_file import new_arrow_file
 from data_pipeline.shards.index import (
@@ -38,7 +39,7 @@ from data_pipeline.shards.index import (
     read_index,
 )
 from data_pipeline.shards.members import index_command
-from data_pipeline.shards.shard_cache import ShardCache, is_url, shown, split_url, url_in
+from data_pipeline.shards.shard_cache import ShardCache, split_url
 
 
 class NoShards(DataError):

@@ -22,8 +22,8 @@ import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from common.storage import FAILING
+from common.urls import shown
 from data_pipeline.errors import Interrupted, Unavailable
-from data_pipeline.shards.shard_cache import shown
 
 FIRST_DELAY, LONGEST_DELAY = 0.2, 5.0  # seconds between two attempts
 LOOK = 0.2  # seconds between two looks at whether to stop

@@ -12,10 +12,11 @@ from typing import Any
 
 from xxhash import xxh3_64_intdigest
 
+from common.urls import is_url, shown
 from data_pipeline.errors import BadSample, LostShard, Unavailable
 from data_pipeline.shards.lost import PASSING, LostShards
 from data_pipeline.shards.members import Member, ShardSample, index_command
-from data_pipeline.shards.shard_cache import ShardCache, is_url, shown
+from data_pipeline.shards.shard_cache import ShardCache
 from data_pipeline.shards.tar import size_in
 
 

@@ -21,25 +21,24 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from typing import Any
+from urllib.parse import unquote
 
 import fsspec
 import requests
 
+from common.urls import IDENTITY, TIMEOUT, is_final, is_missing, is_web, message, shown, split_signature, with_retries
 from data_pipeline.errors import DataError, LostShard, Unavailable
 from data_pipeline.shards.tar import size_in
 
 DEFAULT_FOLDER = "~/.cache/glmv-train/shards"
 DELAYS = (0.5, 2.0, 8.0)  # seconds before the second, third and fourth attempt
 GIVE_UP_SECONDS = 300  # before a shard that could not be fetched is requested again
-TIMEOUT = (10, 60)  # seconds to connect, and between two parts of a response
 LOCKS = 64
 _CHUNK = 1 << 20
-_IDENTITY = {"Accept-Encoding": "identity"}
 _HEAD_REFUSED = (400, 403, 405, 501)  # some servers, and signatures for GET alone, do not answer HEAD
 _CATALOGUE_ADVICE = (
     "a source that is a URL needs the catalogue that `python -m tools.shard build` and `index` write, copied with its "
@@ -47,47 +46,15 @@ _CATALOGUE_ADVICE = (
 )
 _COPIES = "[0-9a-f]" * 32 + ".tar"  # the folder may also hold tars of the user
 
-Result = TypeVar("Result")
-
-
-def is_url(path: str) -> bool:
-    """Check whether a source's path is a URL."""
-    return "://" in path
-
 
 def split_url(url: str) -> tuple[str, str]:
     """Split the URL of a folder, or of files in one, into the folder's URL and the pattern of their names."""
-    address, signature = _split_signature(url)
+    address, signature = split_signature(url)
     folder, pattern = address.rstrip("/"), "*.tar"
     last = folder.rpartition("/")[2]
     if last.endswith(".tar") or any(character in last for character in "*?["):
-        folder, pattern = folder.rpartition("/")[0], unquote(last) if _is_web(url) else last
+        folder, pattern = folder.rpartition("/")[0], unquote(last) if is_web(url) else last
     return folder + signature, pattern
-
-
-def url_in(folder: str, name: str) -> str:
-    """Return the URL of a file in a folder.
-
-    >>> url_in("https://host/shards?sig=abc", "a b.tar")
-    'https://host/shards/a%20b.tar?sig=abc'
-    """
-    address, signature = _split_signature(folder)
-    return f"{address}/{quote(name) if _is_web(folder) else name}{signature}"
-
-
-def shown(url: str) -> str:
-    """Return a path or URL without its signature, which is as good as a password: for messages and file names."""
-    return _split_signature(url)[0]
-
-
-def _split_signature(url: str) -> tuple[str, str]:
-    """Return an address, and its signature from the `?` on."""
-    address, mark, signature = url.partition("?") if _is_web(url) else (url, "", "")
-    return address, mark + signature
-
-
-def _is_web(url: str) -> bool:
-    return url.startswith(("http://", "https://"))
 
 
 class ShardCache:
@@ -116,13 +83,13 @@ class ShardCache:
             DataError: There is none, or it cannot be fetched.
         """
         try:
-            path = self.folder / f"{_digest(shown(url), _with_retries(lambda: _version(url), DELAYS))}.arrow"
+            path = self.folder / f"{_digest(shown(url), with_retries(lambda: _version(url), DELAYS))}.arrow"
             if not path.is_file():
                 self._fetch(url, path, None, DELAYS)
         except DataError:
             raise
         except Exception as error:  # every file system raises errors of its own
-            advice = _CATALOGUE_ADVICE if _is_missing(error) else "check the address and the right to read it"
+            advice = _CATALOGUE_ADVICE if is_missing(error) else "check the address and the right to read it"
             raise DataError(f"{shown(url)} cannot be fetched ({_message(error, url)}): {advice}") from error
         return path
 
@@ -161,18 +128,18 @@ class ShardCache:
         return self.folder / f"{_digest(shown(url), fingerprint)}.tar"
 
     def _fetch_or_give_up(self, url: str, path: Path, size: int, delays: Sequence[float], may_wait: bool) -> None:
-        when, message = self._failed.get(url, (0.0, ""))
-        if not message or time.monotonic() - when > GIVE_UP_SECONDS:
+        when, reason = self._failed.get(url, (0.0, ""))
+        if not reason or time.monotonic() - when > GIVE_UP_SECONDS:
             try:
                 self._fetch(url, path, size, delays)
                 self._failed.pop(url, None)
                 return
             except Exception as error:  # as above
-                message = _message(error, url)
-                if may_wait and (_is_missing(error) or not _is_final(error)):
-                    raise Unavailable(message) from error
-                self._failed[url] = (time.monotonic(), message)
-        raise LostShard("unreadable_shard", f"{shown(url)} cannot be fetched: {message}")
+                reason = _message(error, url)
+                if may_wait and (is_missing(error) or not is_final(error)):
+                    raise Unavailable(reason) from error
+                self._failed[url] = (time.monotonic(), reason)
+        raise LostShard("unreadable_shard", f"{shown(url)} cannot be fetched: {reason}")
 
     def _fetch(self, url: str, path: Path, size: int | None, delays: Sequence[float]) -> None:
         """Copy a file into the cache, unless another process has just done so.
@@ -189,7 +156,7 @@ class ShardCache:
                 return
             try:
                 for _ in range(2):
-                    _with_retries(lambda: _download(url, temporary), delays)
+                    with_retries(lambda: _download(url, temporary), delays)
                     if size is None or temporary.stat().st_size == size:
                         break
                 os.replace(temporary, path)
@@ -240,35 +207,8 @@ def _digest(*parts: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def _with_retries(work: Callable[[], Result], delays: Sequence[float]) -> Result:
-    """Do `work`, and try again after each delay what may succeed then."""
-    for delay in delays:
-        try:
-            return work()
-        except Exception as error:  # every file system raises errors of its own
-            if _is_final(error):
-                raise
-            time.sleep(delay)
-    return work()
-
-
-def _is_missing(error: Exception) -> bool:
-    """Return whether an error says that there is no such file."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code in (404, 410)
-    return isinstance(error, FileNotFoundError)
-
-
-def _is_final(error: Exception) -> bool:
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 429)
-    return isinstance(error, ImportError | FileNotFoundError | PermissionError | ValueError)
-
-
 def _message(error: Exception, url: str) -> str:
-    signature = _split_signature(url)[1]
-    message = str(error).replace(signature, "?...") if signature else str(error)
-    return message if isinstance(error, DataError) else f"{type(error).__name__}: {message}"
+    return str(error) if isinstance(error, DataError) else message(error, url)
 
 
 # Web servers are read with requests: fsspec would need aiohttp, which nothing else here needs.
@@ -276,10 +216,10 @@ def _message(error: Exception, url: str) -> str:
 
 def _version(url: str) -> str:
     """Return a text that changes when the file does, as far as its server says."""
-    if _is_web(url):
+    if is_web(url):
         response = requests.head(url, timeout=TIMEOUT, allow_redirects=True)
         if response.status_code in _HEAD_REFUSED:
-            with requests.get(url, stream=True, timeout=TIMEOUT, headers=_IDENTITY) as response:
+            with requests.get(url, stream=True, timeout=TIMEOUT, headers=IDENTITY) as response:
                 response.raise_for_status()
         response.raise_for_status()
         return "\n".join(response.headers.get(name, "") for name in ("ETag", "Last-Modified", "Content-Length"))
@@ -295,10 +235,10 @@ def _download(url: str, path: Path) -> None:
 @contextmanager
 def _opened(url: str) -> Iterator[Any]:
     """Open a file to read it from its beginning to its end."""
-    if not _is_web(url):
+    if not is_web(url):
         with fsspec.open(url, "rb") as file:
             yield file
         return
-    with requests.get(url, stream=True, timeout=TIMEOUT, headers=_IDENTITY) as response:
+    with requests.get(url, stream=True, timeout=TIMEOUT, headers=IDENTITY) as response:
         response.raise_for_status()
         yield response.raw

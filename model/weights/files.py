@@ -1,4 +1,4 @@
-"""Files of a folder of weights, of which any bytes can be read: on a disk, or behind a URL that fsspec knows."""
+"""Files of a folder of weights, of which any bytes can be read: on a disk, or behind a URL (`model.weights.remote`)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Protocol
 
 from common.storage import patiently
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class WeightFile(Protocol):

@@ -16,15 +16,16 @@ from torch import Tensor
 
 from model.errors import WeightsError
 from model.finite import nonfinite
-from model.weights.files import LocalFile, WeightFile, read_bytes
+from model.weights.files import INDEX, SINGLE, WeightFile, read_bytes
 from model.weights.header import HeaderError, StoredTensor, read_header
+from model.weights.remote import has_file, open_file, title
 from model.weights.source import some
-
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 class SafetensorsFolder:
     """The tensors of a Hugging Face folder as they are stored, read when they are asked for.
+
+    Of the local copy of a folder behind a URL (`model.weights.remote`), the weights are read from the URL.
 
     `model.weights.formats.opened` sees other formats of weights as the published one.
 
@@ -35,6 +36,7 @@ class SafetensorsFolder:
 
     def __init__(self, folder: str | Path, *, once: bool = False) -> None:
         self.folder = Path(folder)
+        self.title = title(self.folder)  # the folder in messages
         self._once = once  # see LocalFile
         self._file: dict[str, WeightFile] = {}
         self._stored: dict[str, StoredTensor] = {}
@@ -116,16 +118,17 @@ class SafetensorsFolder:
 
     def _files(self) -> Mapping[str, set[str] | None]:
         """Return the files and the tensors that the index lists for each; None without an index."""
-        if (self.folder / INDEX).is_file() and (self.folder / SINGLE).is_file():
+        single = has_file(self.folder, SINGLE)
+        if (self.folder / INDEX).is_file() and single:
             raise WeightsError(
-                f"{self.folder} has both {SINGLE} and {INDEX}, which may be two different models: remove the one that "
+                f"{self.title} has both {SINGLE} and {INDEX}, which may be two different models: remove the one that "
                 "is not meant"
             )
         if (self.folder / INDEX).is_file():
             return self._read_index(self.folder / INDEX)
-        if (self.folder / SINGLE).is_file():
+        if single:
             return {SINGLE: None}
-        raise WeightsError(f"{self.folder} has neither {SINGLE} nor {INDEX}: it holds no safetensors weights")
+        raise WeightsError(f"{self.title} has neither {SINGLE} nor {INDEX}: it holds no safetensors weights")
 
     def _read_index(self, index: Path) -> dict[str, set[str] | None]:
         try:
@@ -134,24 +137,27 @@ class SafetensorsFolder:
             for name, shard in files.items():
                 listed[shard].add(name)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightsError(f"{index} is not an index of safetensors shards: {error!r}") from None
+            raise WeightsError(f"{self.title}/{INDEX} is not an index of safetensors shards: {error!r}") from None
         for shard in listed:
             if not isinstance(shard, str) or Path(shard).name != shard:
-                raise WeightsError(f"{index} names the shard {shard!r}, which is not a file of its own folder")
-        if missing := [shard for shard in listed if not (self.folder / shard).is_file()]:
-            raise WeightsError(f"{self.folder} lacks {some(missing)}, which {INDEX} names: copy the missing files")
+                raise WeightsError(
+                    f"{self.title}/{INDEX} names the shard {shard!r}, which is not a file of its own folder"
+                )
+        if missing := [shard for shard in listed if not has_file(self.folder, shard)]:
+            raise WeightsError(f"{self.title} lacks {some(missing)}, which {INDEX} names: copy the missing files")
         return listed
 
     def _add_file(self, shard: str, listed: set[str] | None) -> None:
-        path = self.folder / shard
-        file = LocalFile(path, once=self._once)
+        file = open_file(self.folder, shard, once=self._once)
         try:
             held = read_header(partial(read_bytes, file), file.size)
         except (HeaderError, EOFError) as error:
-            raise WeightsError(f"{path} cannot be read as safetensors ({error}): copy or download it again") from None
+            raise WeightsError(
+                f"{file.name} cannot be read as safetensors ({error}): copy or download it again"
+            ) from None
         if listed is not None and (lost := sorted(listed - held.keys())):
-            raise WeightsError(f"{self.folder / INDEX} lists tensors that its shards do not hold: {some(lost)}")
+            raise WeightsError(f"{self.title}/{INDEX} lists tensors that its shards do not hold: {some(lost)}")
         if listed is not None and (stray := sorted(held.keys() - listed)):
-            raise WeightsError(f"{self.folder / INDEX} does not list tensors that its shards hold: {some(stray)}")
+            raise WeightsError(f"{self.title}/{INDEX} does not list tensors that its shards hold: {some(stray)}")
         for name, stored in held.items():
             self._file[name], self._stored[name] = file, stored

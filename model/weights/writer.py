@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from common.files import write_json
-from model.weights.folder import INDEX, SINGLE
+from model.weights.files import INDEX, SINGLE
 
 
 class SafetensorsWriter:

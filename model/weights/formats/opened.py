@@ -18,9 +18,11 @@ import torch
 
 from model.errors import WeightsError
 from model.hf_config import CONFIG_FILE, QUANTIZATION_KEYS
-from model.weights.folder import INDEX, SINGLE, SafetensorsFolder
+from model.weights.files import INDEX, SINGLE
+from model.weights.folder import SafetensorsFolder
 from model.weights.formats.experts import fold_experts, separate_experts
 from model.weights.formats.scales import DEFAULT_BLOCK, ScaledFolder
+from model.weights.remote import has_file
 from model.weights.source import WeightSource, some
 
 # Files of weights that are pickled, in a folder of Hugging Face, of Meta's layout or of a trainer.
@@ -40,7 +42,7 @@ def open_folder(folder: Path, *, once: bool = False) -> OpenedFolder:
     """Return the weights of a Hugging Face folder under the names of its model.
 
     Args:
-        folder: The folder.
+        folder: The folder, or the local copy of one behind a URL (`model.weights.remote`).
         once: Whether each tensor is read once, so that the page cache need not keep it.
 
     Raises:
@@ -64,7 +66,7 @@ def open_folder(folder: Path, *, once: bool = False) -> OpenedFolder:
         read_as.append(f"fused experts ({fused:,} tensors), as one tensor per expert")
     if other := [name for name in source.names() if source.dtype(name) not in PLAIN]:
         raise WeightsError(
-            f"{folder}: tensors are stored as {str(source.dtype(other[0]))[6:]}: {some(other)}; quantised and integer "
+            f"{stored.title}: tensors are stored as {str(source.dtype(other[0]))[6:]}: {some(other)}; quantised and integer "
             "weights are not supported, except FP8: use the float32, float16, bfloat16 or FP8 release of this model"
         )
     return OpenedFolder(source, tuple(read_as))
@@ -76,7 +78,7 @@ def refuse_pickles(folder: Path) -> None:
     Raises:
         WeightsError: It has pickled weights and no safetensors.
     """
-    if (folder / SINGLE).is_file() or (folder / INDEX).is_file():
+    if has_file(folder, SINGLE) or (folder / INDEX).is_file():
         return
     pickled = sorted(path.name for pattern in PICKLED for path in folder.glob(pattern))
     if pickled:
