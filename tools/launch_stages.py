@@ -84,10 +84,8 @@ def check_stages(stages: Sequence[Stage], processes: int, skip_files: bool, wait
         before = Path(init_from).absolute() if init_from and not is_url(init_from) else None
         later = waits or before in written  # the model that it starts from need not be there yet
         if written and before not in written:
-            print(
-                f"warning: {where} starts from {before or shown(init_from) or 'random weights'}, which no earlier stage of the chain writes",
-                file=sys.stderr,
-            )
+            start = before or shown(init_from) or "random weights"
+            print(f"warning: {where} starts from {start}, which no earlier stage of the chain writes", file=sys.stderr)
         written[folder] = stage
         try:
             _check_stage(config, stage.nodes * processes, later, skip_files)

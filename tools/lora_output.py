@@ -158,9 +158,10 @@ def merge(
     except ConfigError as error:
         raise ConfigError(f"the base model is not found: {error}; say with --base where it is now") from None
     if (fingerprint := base_fingerprint(weights, found.seed)) != found.base:
+        base = title(weights) if weights else "random weights"
         raise ConfigError(
-            f"{title(weights) if weights else 'random weights'} is another base model than the one that the adapters in {found.path} were "
-            f"trained on: found {fingerprint}, not {found.base}; name that model with --base"
+            f"{base} is another base model than the one that the adapters in "
+            f"{found.path} were trained on: found {fingerprint}, not {found.base}; name that model with --base"
         )
     adapter_dtype = stored_dtype(found.path / STATE)
     base_dtype = _dtype_of_base(weights, adapter_dtype)

@@ -98,8 +98,9 @@ def _without_files(config: RunConfig, processes: int) -> Iterator[str]:
     segments = max(config.train.seq_length // ASSUMED_SEGMENT, 1)
     image = [ASSUMED_IMAGE_PATCHES] * segments
     yield from _plan(config, model, processes, [min(ASSUMED_SEGMENT, config.train.seq_length)] * segments, image)
+    init_from = shown(config.model.init_from) or "(none)"
     yield (
-        f"\nnot opened (--skip-files): the data, its tokenizer and model.init_from={shown(config.model.init_from) or '(none)'}"
+        f"\nnot opened (--skip-files): the data, its tokenizer and model.init_from={init_from}"
         ". So there is no mixture, and the pipeline table is for packs of which half the tokens are of images"
     )
     yield from (

@@ -106,9 +106,10 @@ def check_same_base(before: TrainState, config: RunConfig, fingerprint: str, fol
         ConfigError: They are not.
     """
     if fingerprint != before.base:
+        was = shown(before.config.get("model", {}).get("init_from", ""))
         raise ConfigError(
             f"model.init_from={shown(config.model.init_from)} is another base model than the one that the adapters in "
-            f"{folder} were trained on ({shown(before.config.get('model', {}).get('init_from', ''))}): found {fingerprint}, not "
+            f"{folder} were trained on ({was}): found {fingerprint}, not "
             f"{before.base}; name that model, or choose another train.output_dir"
         )
 

@@ -350,8 +350,9 @@ def resolve_model(choice: ModelChoice, start_point: StartPoint) -> GlmvConfig:
         return preset
     found = with_positions(GlmvConfig.from_hf(start_point.hf_files), choice)
     if preset is not None and preset != found:
+        where = title(start_point.folder) if start_point.folder else ""
         raise ConfigError(
-            f"model.preset={choice.preset} is another model than the one in {title(start_point.folder or Path())}; leave model.preset "
+            f"model.preset={choice.preset} is another model than the one in {where}; leave model.preset "
             "empty to take that one"
         )
     return found

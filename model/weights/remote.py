@@ -3,8 +3,8 @@
     folder = hf_folder("s3://bucket/GLM-4.5V")  # ~/.cache/glmv-train/models/GLM-4.5V-1f0c93a2b7d4
     open_folder(folder).source                  # reads s3://bucket/GLM-4.5V
 
-The copy has no weights but `remote.json`, which has the URL, and size and version of every file of weights. Its name
-depends on the versions of all files, so a folder that has changed gets another copy, and a copy never changes. A file of
+Instead of weights the copy has `remote.json`: the URL, and size and version of every file of weights. Its name depends
+on the versions of all files, so a folder that has changed gets another copy, and a copy never changes. A file of
 weights that is no longer what `remote.json` says is an error. The signature of a URL is kept in memory only.
 """
 

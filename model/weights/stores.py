@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 import fsspec
@@ -167,7 +168,9 @@ def _stat_of_entry(entry: Mapping[str, Any]) -> Stat | None:
     """Return what a file system says of a file; None for a folder."""
     if entry.get("type") != "file" or entry.get("size") is None:
         return None
-    return Stat(int(entry["size"]), " ".join(str(entry[key]) for key in _VERSIONS if entry.get(key)))
+    found = [entry[key] for key in _VERSIONS if entry.get(key)]
+    texts = (str(value.timestamp() if isinstance(value, datetime) else value) for value in found)
+    return Stat(int(entry["size"]), " ".join(texts))
 
 
 class FileSystem:

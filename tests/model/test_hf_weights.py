@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import transformers
 from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 from safetensors import safe_open
@@ -28,12 +30,15 @@ from model.finite import nonfinite
 from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
+from model.weights.formats.opened import open_folder
 from model.weights.load import RandomWeights, SafetensorsFolder, export_tensors, hf_shapes, load_weights, local_tensors
+from model.weights.remote import hf_folder
 from model.weights.source import whole
 from model.weights.table import GATE_UP, QKV, VISION_QKV, sizes, weights
 from model.weights.transforms import COPY, Piece
 from model.weights.writer import SafetensorsWriter
 from tests.hf_folders import VARIANTS, save_weights
+from tests.model.range_server import RangeServer
 from tests.processes import Processes
 from tests.reference import PRESETS, small_config
 
@@ -318,6 +323,35 @@ def test_ranks_together_hold_the_tensors_of_one_process(
         split += parts[0].shape != tensor.shape
     assert set().union(*ranks) == set(whole)
     assert (split > 0) == (parallel.tensor_model_parallel_size == 2)
+
+
+def tensors_from_url(config: GlmvConfig, parallel: ParallelConfig, url: str, cache: Path) -> dict[str, np.ndarray]:
+    """Return what one process holds after loading from a URL, which it signs with its rank."""
+    os.environ["XDG_CACHE_HOME"] = str(cache)
+    initialize_model_parallel(parallel, seed=0)
+    model = GlmvModel(config, parallel)
+    dist.barrier()
+    load_weights([model], open_folder(hf_folder(f"{url}?rank={dist.get_rank()}")).source)
+    return {name: tensor.numpy() for name, tensor in local_tensors(model)}
+
+
+def test_ranks_read_only_their_slices_of_a_url(pair: Processes, tmp_path: Path) -> None:
+    """Counted by the server: of a matrix whose columns are split a rank reads all rows, of the rest its own."""
+    folder, config = save_weights("glm4v_moe", tmp_path / "folder"), small_config("glm4v_moe")
+    parallel = ParallelConfig(tensor_model_parallel_size=2, expert_model_parallel_size=2)
+    local = pair.run(tensors_of_rank, config=config, parallel=parallel, folder=folder)
+    with RangeServer(folder) as server:
+        ranks = pair.run(tensors_from_url, config=config, parallel=parallel, url=server.url, cache=tmp_path / "cache")
+    assert server.whole == {"config.json": 1, "generation_config.json": 1}, "once for both ranks"
+    shapes = {weight.name: weight.shape for weight in weights(config)}
+    file = folder / "model.safetensors"
+    header = 8 + int.from_bytes(file.read_bytes()[:8], "little")
+    for rank, (found, expected) in enumerate(zip(ranks, local, strict=True)):
+        assert found.keys() == expected.keys()
+        assert all(np.array_equal(found[name], expected[name]) for name in found)
+        read = sum(held.nbytes * (1 if held.shape[1:] == shapes[name][1:] else 2) for name, held in found.items())
+        assert server.sent[f"rank={rank}", file.name] == 1 + header + read
+        assert read < 0.7 * file.stat().st_size
 
 
 # --- weights that do not fit ------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from model.checkpoint_manifest import file_entry
 from model.config import GlmvConfig
 from model.weights.folder import SafetensorsFolder
 from tests.hf_folders import save_whole_folder
+from tests.model.range_server import RangeServer
 from tests.model.test_formats import quantise
 from tools.comparison import TensorDifference, compare_files, compare_tensors, open_sides
 from tools.convert import app
@@ -193,6 +194,39 @@ def test_commands_as_a_user_types_them(folders: Path, tmp_path: Path) -> None:
 
 
 # --- verify -----------------------------------------------------------------------------------------------------------
+
+
+def test_import_from_a_url_equals_that_of_the_folder(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of a folder with checksums, which an export writes: they are compared with what the server sends."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    folder = shutil.copytree(folders / "exports" / HALF, tmp_path / "model")
+    local = call(["import", "--hf", str(folder), "--out", str(tmp_path / "local")], new_process=False)
+    with RangeServer(folder) as server:
+        server.signature = "sig=secret"
+        arguments = ["import", "--hf", f"{server.url}?sig=secret", "--out"]
+        status, output, errors = call([*arguments, str(tmp_path / "remote")], new_process=False)
+        assert (status, local[0]) == (0, 0), errors
+        assert f"imported {server.url} into" in output
+        assert "secret" not in output
+        files = [path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*") if path.is_file()]
+        assert len(files) > 5
+        for file in files:
+            assert (tmp_path / "remote" / file).read_bytes() == (tmp_path / "local" / file).read_bytes(), file
+
+        weights = max(folder.glob("*.safetensors"), key=lambda path: path.stat().st_size)
+        content = bytearray(weights.read_bytes())
+        content[-1] ^= 1
+        weights.write_bytes(content)
+        status, _, errors = call([*arguments, str(tmp_path / "damaged")], new_process=False)
+        assert status == 2
+        assert errors.startswith(f"error: {server.url}/{weights.name} is damaged: tensor ")
+        status, _, errors = call(["verify", server.url, str(folder)], new_process=False)
+        assert (status, errors.startswith(f"error: {server.url.replace('//', '/')} is a URL: give a folder")) == (
+            2,
+            True,
+        )
 
 
 def differences(a: Path, b: Path) -> list[TensorDifference | tuple[str, str, str]]:

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.aimv2_folders import save_aimv2, save_decoder
 from tests.hf_folders import save_weights, save_whole_folder
 from tests.launch import metrics, train
+from tests.model.range_server import RangeServer
 from tests.model.test_formats import quantise
 from tests.training_data import build, sentence
 from tools.assembly import plan_assembly, write_assembly

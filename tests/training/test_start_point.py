@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -14,11 +15,16 @@ from common import storage
 from common.storage import StorageError
 from model.config import ConfigError
 from model.errors import CheckpointError
+from tests.model.range_server import RangeServer
 from tests.training.run_folders import interrupted_run
 from training.config import RunConfig, load_config
 from training.start_point import StartPoint, announce_first_save, find_start_point, make_latest, resolve_model
 
 pytestmark = pytest.mark.fast
+
+
+def config(config_file: Path, *overrides: str) -> RunConfig:
+    return load_config(RunConfig, config_file, overrides)
 
 
 def start_point(config_file: Path, *overrides: str) -> StartPoint:
@@ -135,6 +141,39 @@ def test_run_resumes_although_its_init_from_is_gone(config_file: Path, tmp_path:
     found = start_point(config_file, "model.init_from=/archived")
     assert found.resume == tmp_path / "run" / "checkpoints" / "step_0000003"
     assert found.weights is None
+
+
+def test_url_of_a_folder_is_a_start_point(
+    config_file: Path, tmp_path: Path, hf_folder: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    options = ("model.preset=", "lora.rank=4")
+    local = start_point(config_file, *options, f"model.init_from={hf_folder[0]}")
+    with RangeServer(hf_folder[0]) as server:
+        server.signature = "sig=first"
+        found = start_point(config_file, *options, f"model.init_from='{server.url}/?sig=first'")
+        assert resolve_model(config(config_file, *options).model, found) == resolve_model(
+            config(config_file, *options).model, local
+        )
+        assert found.base == local.base
+        [line] = found.formats()
+        assert line.startswith(f"weights are read from {server.url}; its other files are copied to {tmp_path}/cache/")
+        with pytest.raises(ConfigError, match=rf"model.preset=tiny_dense is another .* the one in {server.url};"):
+            resolve_model(config(config_file, "model.preset=tiny_dense").model, found)
+        with pytest.raises(ConfigError, match=r"model.init_optimizer=true, but .* holds weights alone"):
+            start_point(config_file, f"model.init_from='{server.url}?sig=first'", "model.init_optimizer=true")
+        with pytest.raises(
+            ConfigError, match=rf"{server.url}/none has no config.json: a URL must be that of a Hugging"
+        ):
+            start_point(config_file, f"model.init_from='{server.url}/none?sig=first'")
+
+
+def test_another_signature_is_the_same_start_and_in_no_message(config_file: Path, tmp_path: Path) -> None:
+    interrupted_run(config_file, tmp_path / "run", "model.init_from='https://host/model?sig=first'")
+    found = start_point(config_file, "model.init_from='https://host/model?sig=second'")
+    assert found.resume is not None and not found.moved
+    with pytest.raises(ConfigError, match=r"model.init_from was 'https://host/model' .* is 'https://host/other' now"):
+        start_point(config_file, "model.init_from='https://host/other?sig=second'")
 
 
 def test_existing_run_is_refused_with_resume_never(run: Path, config_file: Path) -> None:

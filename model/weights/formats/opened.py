@@ -66,8 +66,9 @@ def open_folder(folder: Path, *, once: bool = False) -> OpenedFolder:
         read_as.append(f"fused experts ({fused:,} tensors), as one tensor per expert")
     if other := [name for name in source.names() if source.dtype(name) not in PLAIN]:
         raise WeightsError(
-            f"{stored.title}: tensors are stored as {str(source.dtype(other[0]))[6:]}: {some(other)}; quantised and integer "
-            "weights are not supported, except FP8: use the float32, float16, bfloat16 or FP8 release of this model"
+            f"{stored.title}: tensors are stored as {str(source.dtype(other[0]))[6:]}: {some(other)}; quantised "
+            "and integer weights are not supported, except FP8: use the float32, float16, bfloat16 or FP8 release of "
+            "this model"
         )
     return OpenedFolder(source, tuple(read_as))
 
