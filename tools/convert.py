@@ -1,6 +1,6 @@
 """Convert between Hugging Face folders and checkpoints that load at any layout.
 
-    python -m tools.convert import --hf DIR --out CKPT
+    python -m tools.convert import --hf DIR_OR_URL --out CKPT
     python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep]
                                     [--max-shard-size 5GB] [--verify full|sizes]
     python -m tools.convert export --follow RUN --out DIR [--poll-seconds 10] [options of export]

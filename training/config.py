@@ -41,7 +41,7 @@ class ModelChoice:
     """Which model, where its weights come from, and what computes it."""
 
     preset: str = ""  # name of a file in configs/model; optional where model.init_from says which model it is
-    init_from: str = ""  # Hugging Face folder, checkpoint or run folder to take the weights from; empty: random weights
+    init_from: str = ""  # Hugging Face folder (or URL), checkpoint or run folder of the weights; empty: random weights
     init_optimizer: bool = False  # take Adam's moments from model.init_from, too; the steps begin at 1 all the same
     # transformer_engine, torch, or auto: Transformer Engine where it is installed, with a GPU and bf16, else torch; may
     # change when a run resumes

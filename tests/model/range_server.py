@@ -31,6 +31,9 @@ class RangeServer(ThreadingHTTPServer):
         self._thread.join()
         self.server_close()
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that stop reading."""
+
 
 class Handler(SimpleHTTPRequestHandler):
     """Answers a request."""

@@ -30,8 +30,11 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
-def test_a_run_from_fp8_has_the_losses_of_a_run_from_the_products(config_file: Path, tmp_path: Path) -> None:
-    """Each of two ranks reads the experts that it holds, with their scales."""
+def test_a_run_from_fp8_has_the_losses_of_a_run_from_the_products(
+    config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of two ranks reads the experts that it holds, with their scales: from a folder, and from a URL."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     plain = save_weights("glm4v_moe", tmp_path / "source", dtype=torch.bfloat16)
     expected = quantise(plain, tmp_path / "fp8", "blocks of 32")
     shutil.copytree(plain, tmp_path / "products")
@@ -40,7 +43,17 @@ def test_a_run_from_fp8_has_the_losses_of_a_run_from_the_products(config_file: P
     for start in ("fp8", "products"):
         runs[start] = tmp_path / f"run_{start}"
         train(config_file, [*SHORT, *EP2, f"model.init_from={tmp_path / start}", f"train.output_dir={runs[start]}"])
-    assert losses(runs["fp8"]) == losses(runs["products"])
+    runs["url"] = tmp_path / "run_url"
+    with RangeServer(tmp_path / "fp8") as server:
+        start = f"model.init_from='{server.url}?sig=secret'"
+        train(config_file, [*SHORT, *EP2, start, f"train.output_dir={runs['url']}"])
+    assert losses(runs["fp8"]) == losses(runs["products"]) == losses(runs["url"])
+    nbytes = sum(path.stat().st_size for path in (tmp_path / "fp8").glob("*.safetensors"))
+    assert nbytes < server.sent.total() < 1.8 * nbytes, "two ranks read less than twice the whole"
+    log = (runs["url"] / "log.txt").read_text()
+    assert f"weights are read from {server.url}; its other files are copied to {tmp_path}/cache/" in log
+    assert "secret" not in log
+    assert "weights read as: FP8, block scales 32x32 (100)" in log
     assert "weights read as: FP8, block scales 32x32 (100)" in (runs["fp8"] / "log.txt").read_text()
     assert "read as" not in (runs["products"] / "log.txt").read_text()
     config = (runs["fp8"] / "checkpoints/step_0000002/hf/config.json").read_text()
