@@ -23,7 +23,7 @@ from model.weights.remote import kept_text
 from model.weights.source import rows_of
 from training.config import RunConfig
 
-FINGERPRINT = "fingerprint"  # kept in the local copy of a folder behind a URL
+FINGERPRINT = "fingerprint_1"  # kept in the local copy of a folder behind a URL; another number if it is made otherwise
 SAMPLE = 1024  # values of each tensor that the fingerprint of a Hugging Face folder reads; rows count whole
 
 

@@ -626,7 +626,7 @@ def test_full_disk_is_one_line_and_leaves_nothing(command: str, folders: Path, t
 
 def test_help_keeps_the_lines_of_examples() -> None:
     shown = CliRunner().invoke(app, ["--help"], terminal_width=80).stdout.splitlines()
-    assert "      python -m tools.convert import --hf DIR --out CKPT" in shown
+    assert "      python -m tools.convert import --hf DIR_OR_URL --out CKPT" in shown
     assert "      python -m tools.convert verify DIR_A DIR_B [--logits [--tolerance T]]" in shown
 
 
