@@ -39,8 +39,10 @@ def content(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["import", "export"])
+@pytest.mark.parametrize(
+    ("kind", "rounds"),
+    [("import", 1), *(pytest.param(kind, 10, marks=pytest.mark.slow) for kind in ("import", "export"))],
+)
 def test_killed_conversion_is_resumed(kind: str, rounds: int, folders: Path, tmp_path: Path) -> None:
     source, expected = {"import": ("hf", "checkpoint"), "export": ("checkpoint", "exported")}[kind]
     rng = random.Random(rounds)

@@ -235,7 +235,7 @@ def test_the_command_says_what_it_does(made: Made, tmp_path: Path) -> None:
     assert "is not empty" in again.stderr
 
 
-@pytest.mark.fast
+@pytest.mark.slow
 def test_a_killed_assembly_leaves_no_folder(made: Made, tmp_path: Path) -> None:
     """It is killed at a moment when some of its files are there, and the same command works afterwards."""
     halves = ("--vision", str(made.vision), "--decoder", str(made.decoder), "--out", str(tmp_path / "out"))

@@ -141,7 +141,7 @@ def test_killed_export_leaves_no_half_folder_and_continues(run: Path, tmp_path: 
         assert_equal(out / name, out / "step_0000002")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_signal_ends_the_export_and_removes_what_is_half_written(
     number: signal.Signals, run: Path, tmp_path: Path
 ) -> None:
@@ -192,7 +192,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("moment", ["before", "while it is written"])
+@pytest.mark.parametrize("moment", ["before", pytest.param("while it is written", marks=pytest.mark.slow)])
 def test_checkpoint_that_is_removed_before_it_is_exported_is_skipped(moment: str, run: Path, tmp_path: Path) -> None:
     script, out = tmp_path / "removed.py", tmp_path / "out"
     script.write_text(REMOVED)

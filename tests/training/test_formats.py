@@ -30,6 +30,7 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in metrics(run)]
 
 
+@pytest.mark.slow
 def test_a_run_from_fp8_has_the_losses_of_a_run_from_the_products(
     config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -100,6 +101,7 @@ def test_a_flash_stays_a_flash_through_import_training_and_export(config_file: P
         assert (tmp_path / "export" / name).read_bytes() == (start / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_an_assembly(config_file: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
     save_aimv2(tmp_path / "aimv2")
     save_decoder("glm4_moe", tmp_path / "decoder")
