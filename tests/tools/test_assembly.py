@@ -216,7 +216,6 @@ def convert(*arguments: str, **options: Any) -> subprocess.CompletedProcess[str]
     )
 
 
-@pytest.mark.fast
 def test_the_command_says_what_it_does(made: Made, tmp_path: Path) -> None:
     halves = ("--vision", str(made.vision), "--decoder", str(made.decoder))
     done = convert(*halves, "--out", str(tmp_path / "out"), "--seed", "3", "--rope-theta", "10000", "--dtype", "bf16")
