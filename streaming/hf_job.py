@@ -52,6 +52,7 @@ class HfJob:
         identity: dict[str, Any],
         hf_files: Callable[[Path], None],
         expected: Mapping[str, Any] | None = None,
+        row_multiple: int = 1,
     ) -> None:
         """Plan the folder.
 
@@ -64,8 +65,10 @@ class HfJob:
             identity: What identifies the source.
             hf_files: Writes the other files of the folder.
             expected: Entries of the source's tensors in a manifest, for comparison with what is read.
+            row_multiple: Rows that the source makes together, of which a part costs as much as all.
         """
         self.source, self.block_bytes, self.checksum, self.hf_files = source, block_bytes, checksum, hf_files
+        self._row_multiple = row_multiple
         self.expected = expected or {}
         tensors = {name: (dtype_of(name), source.shape(name)) for name in source.names()}
         nbytes = {name: torch.Size(shape).numel() * dtype.itemsize for name, (dtype, shape) in tensors.items()}
@@ -128,6 +131,7 @@ class HfJob:
         spot = self._spots[name]
         checksums = Checksums(self.checksum, self.expected.get(name))
         step = rows_of(self.block_bytes, spot.shape, torch.float32)
+        step = max(1, step // self._row_multiple) * self._row_multiple
         for start in range(0, spot.shape[0], step):
             read = self.source.rows(name, start, min(start + step, spot.shape[0]))
             rows = read.to(spot.dtype).contiguous()

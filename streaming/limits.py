@@ -24,12 +24,13 @@ class Limits:
     block_bytes: int
 
 
-def plan_limits(max_memory: str, processes: int) -> Limits:
+def plan_limits(max_memory: str, processes: int, smallest_block: int = SMALLEST_BLOCK) -> Limits:
     """Return how many processes convert, and how many bytes of rows each has in memory at a time.
 
     Args:
         max_memory: The limit, such as 4GiB.
         processes: How many convert; 0: as many as the machine has cores and the limit allows.
+        smallest_block: Bytes of the fewest rows that can be converted at a time.
 
     Raises:
         ConfigError: The limit is no size, or too small.
@@ -40,14 +41,15 @@ def plan_limits(max_memory: str, processes: int) -> Limits:
         raise ConfigError(f"--max-memory: {error}") from None
     if processes < 0:
         raise ConfigError(f"--processes {processes}: give 1 or more, or 0 to choose")
+    smallest_block = 2 ** (smallest_block - 1).bit_length()
     base = resident_bytes(os.getpid())
     wanted = processes or min(MOST_PROCESSES, len(os.sched_getaffinity(0)))
-    smallest = base + wanted * (base + BLOCKS * SMALLEST_BLOCK)
+    smallest = base + wanted * (base + BLOCKS * smallest_block)
     if not processes:
         wanted = max(1, min(wanted, (limit - base) // (base + BLOCKS * LARGEST_BLOCK)))
-        smallest = 2 * base + BLOCKS * SMALLEST_BLOCK
+        smallest = 2 * base + BLOCKS * smallest_block
     block = (limit - base - wanted * base) // (wanted * BLOCKS)
-    if block < SMALLEST_BLOCK:
+    if block < smallest_block:
         fewer = ", or fewer --processes" if wanted > 1 else ""
         raise ConfigError(
             f"--max-memory {max_memory} is too little: Python and its libraries take {base / 2**20:,.0f} MiB in each "

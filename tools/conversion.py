@@ -18,16 +18,18 @@ from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError, ConversionError, WeightsError
 from model.hf_config import CONFIG_FILE
 from model.weights.folder import SafetensorsFolder
+from model.weights.formats.block_fp8 import BLOCK, BlockQuantised, converted_names, plain_blocks, quantization_config
 from model.weights.formats.opened import open_folder
 from model.weights.remote import has_file, open_file, remote_of, title
-from model.weights.source import rows_of
+from model.weights.source import rows_of, some
 from model.weights.table import hf_shapes
 from streaming.checkpoint_job import CheckpointJob
 from streaming.checkpoint_weights import CheckpointWeights
 from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums, check_algorithm
+from streaming.compared import Compared
 from streaming.frames import FRAME, check_frame
 from streaming.hf_job import CHECKSUMS, HfJob, header_checksum
-from streaming.limits import plan_limits
+from streaming.limits import SMALLEST_BLOCK, plan_limits
 from streaming.run import convert
 from tools.hf_output import (
     DTYPES,
@@ -105,12 +107,13 @@ def export_checkpoint(
     dtype: str = "keep",
     max_shard_bytes: int = 5 * 10**9,
     verify: str = "full",
+    fp8: bool = False,
     options: ConversionOptions = DEFAULTS,
 ) -> None:
     """Make a Hugging Face folder of a checkpoint, under a temporary name until it is complete.
 
     Raises:
-        ConvertError: an option is unknown, or `out` is not empty.
+        ConvertError: an option is unknown, `out` is not empty, or `fp8` has nothing to convert.
         ConfigError: an option cannot work.
         CheckpointError: `checkpoint` is no checkpoint, is damaged, or is not safe to read.
         ConversionError: `out` cannot be written, a process was killed, or a tensor is damaged.
@@ -118,33 +121,68 @@ def export_checkpoint(
     check_options(dtype, verify)
     check_algorithm(options.checksum)
     refuse_full(out)
-    limits = plan_limits(options.max_memory, options.processes)
     path = find_checkpoint(checkpoint)
     refuse_adapters(path)
     check_alone(path, verify, only_small=False)
-    framed, expected = check_other_files(path) if verify == "full" else ({}, {})
     config = GlmvConfig.from_hf(path / HF_FILES)
-    stored = stored_dtype(path / STATE)
-    wanted = DTYPES.get(dtype, stored)
-    source = CheckpointWeights(path, config)
+    shapes, converted = hf_shapes(config), fp8_names(config) if fp8 else []
+    fewest_rows = BLOCK * 4 * max((shapes[name][1] for name in converted), default=0)
+    limits = plan_limits(options.max_memory, options.processes, max(SMALLEST_BLOCK, fewest_rows))
+    framed, expected = check_other_files(path) if verify == "full" else ({}, {})
+    wanted = DTYPES.get(dtype, stored_dtype(path / STATE))
+    weights = CheckpointWeights(path, config)
     for file, frame in framed.items():
-        check_frame(path, file, frame, source.archives[file])
+        check_frame(path, file, frame, weights.archives[file])
+    quantised = BlockQuantised(Compared(weights, expected), converted)
 
     def hf_files(folder: Path) -> None:
         copy_hf_files(path / HF_FILES, folder)
-        write_json(folder / CONFIG_FILE, config_json(path / HF_FILES, config, wanted))
+        content = config_json(path / HF_FILES, config, wanted)
+        if fp8:
+            content["quantization_config"] = quantization_config(shapes)
+        write_json(folder / CONFIG_FILE, content)
+
+    def written_dtype(name: str) -> torch.dtype:
+        if name in quantised.made:
+            return quantised.dtype(name)
+        return torch.float32 if name.endswith(KEPT_IN_FLOAT32) else wanted
 
     job = HfJob(
-        source,
-        dtype_of=lambda name: torch.float32 if name.endswith(KEPT_IN_FLOAT32) else wanted,
+        quantised if fp8 else weights,
+        dtype_of=written_dtype,
         max_shard_bytes=max_shard_bytes,
         block_bytes=limits.block_bytes,
         checksum=options.checksum,
         identity={"export": identity_of(path)},
         hf_files=hf_files,
-        expected=expected,
+        expected={} if fp8 else expected,
+        row_multiple=BLOCK if fp8 else 1,
     )
     convert(job, out, limits, "exporting")
+
+
+def fp8_names(config: GlmvConfig) -> list[str]:
+    """Return the names of the tensors that an export in FP8 converts.
+
+    Raises:
+        ConvertError: there are none.
+    """
+    converted = converted_names(hf_shapes(config))
+    if not converted:
+        raise ConvertError(
+            f"--fp8 would convert nothing: every attention and MLP of this decoder has a size that is no multiple of "
+            f"{BLOCK}; remove --fp8"
+        )
+    return converted
+
+
+def fp8_line(out: Path) -> str:
+    """Return what is FP8 in an export."""
+    shapes = hf_shapes(GlmvConfig.from_hf(out))
+    line = f"FP8: {len(converted_names(shapes)):,} of {len(shapes):,} tensors, in blocks of {BLOCK}x{BLOCK}"
+    if plain := plain_blocks(shapes):
+        line += f"; plain, because a size is no multiple of {BLOCK}: {some(plain)}"
+    return line
 
 
 def check_other_files(path: Path) -> tuple[dict[str, str], dict[str, Any]]:

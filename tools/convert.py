@@ -1,7 +1,7 @@
 """Convert between Hugging Face folders and checkpoints that load at any layout.
 
     python -m tools.convert import --hf DIR_OR_URL --out CKPT
-    python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep]
+    python -m tools.convert export --checkpoint CKPT --out DIR [--dtype bf16|fp32|keep] [--fp8]
                                     [--max-shard-size 5GB] [--verify full|sizes]
     python -m tools.convert export --follow RUN --out DIR [--poll-seconds 10] [options of export]
     python -m tools.convert assemble --vision DIR --decoder DIR --out DIR [--rope-theta N] [--max-positions N]
@@ -13,8 +13,9 @@
 
 One process on the CPU holds the whole model, and needs memory for its weights once. CKPT is a step folder, or a run's
 folder for its newest step. An export contains the tokenizer, chat template and processor files that the import found.
-Import and export change no bit of float32 or bfloat16 weights. export-lora and merge take a checkpoint of a LoRA run:
-the first writes its adapters for PEFT, the second a whole model. assemble makes the initial model of pretraining:
+Import and export change no bit of float32 or bfloat16 weights. export --fp8 writes the decoder's linear layers as FP8
+with a scale for each block of 128x128, as vLLM and SGLang read it. export-lora and merge take a checkpoint of a LoRA
+run: the first writes its adapters for PEFT, the second a whole model. assemble makes the initial model of pretraining:
 AIMv2-Huge as the vision tower, GLM-4.5-Air or GLM-4-9B-0414 as the decoder, and a new adapter.
 """
 
@@ -87,6 +88,14 @@ def export_command(
         float | None, typer.Option(help="with --follow, how often to look for new checkpoints  [default: 10]")
     ] = None,
     dtype: Annotated[str, typer.Option(help="bf16, fp32, or keep: the checkpoint's own dtype")] = "keep",
+    fp8: Annotated[
+        bool,
+        typer.Option(
+            "--fp8",
+            help="linear layers of the decoder in FP8 with block scales; --dtype is that of the other weights"
+            "  [default: off]",
+        ),
+    ] = False,
     max_shard_size: Annotated[str, typer.Option(help="largest file of weights, such as 5GB or 500MiB")] = "5GB",
     verify: Annotated[
         str, typer.Option(help="compare the checkpoint with its manifest: full (sizes and checksums) or sizes")
@@ -96,7 +105,7 @@ def export_command(
     checksum: Checksum = "xxh3",
 ) -> None:
     """Make a Hugging Face folder of a checkpoint, or of each checkpoint of a run."""
-    from tools.conversion import CONVERSION_ERRORS, ConversionOptions, export_checkpoint
+    from tools.conversion import CONVERSION_ERRORS, ConversionOptions, export_checkpoint, fp8_line
     from tools.hf_output import ConvertError, check_options, shard_bytes
 
     with errors_in_one_line(*CONVERSION_ERRORS):
@@ -107,12 +116,16 @@ def export_command(
             raise ConvertError("--poll-seconds is for --follow: remove it, or give --follow")
         check_options(dtype, verify)
         options: dict[str, Any] = {"dtype": dtype, "max_shard_bytes": shard_bytes(max_shard_size), "verify": verify}
+        if fp8:  # absent otherwise: an OUT of --follow from before this option existed stays valid
+            options["fp8"] = True
         how = ConversionOptions(max_memory, processes, checksum)
         if follow is not None:
             _follow(follow, out, options, how, poll_seconds if poll_seconds is not None else POLL_SECONDS)
             return
         assert checkpoint is not None
         export_checkpoint(checkpoint, out, **options, options=how)
+        if fp8:
+            console.print(fp8_line(out), markup=False, soft_wrap=True)
     console.print(f"exported {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 

@@ -18,6 +18,8 @@ import torch
 
 from tests.data_pipeline import media_files
 from tests.hf_folders import save_weights
+from tests.model.test_block_fp8 import convertible
+from tests.reference import save_transformers_model
 from tools.exported import Exported, transformers_inputs
 from training.hf_files import preprocessor_config
 
@@ -34,10 +36,14 @@ ROOT = Path(__file__).parents[2]
 ENGINES = ROOT / ".venv-engines/bin/python"
 
 
-def exported_folder(model: str, tokenizer: Path, root: Path) -> Path:
+def exported_folder(model: str, tokenizer: Path, root: Path, *, fp8: bool = False) -> Path:
     """Write a model with transformers, import it and export it, as a user does. Return the export."""
     hf_type, glm46v = MODELS[model]
-    given = save_weights(hf_type, root / "given", seed=SEED)
+    given = root / "given"
+    if fp8:
+        save_transformers_model(convertible(hf_type), given)
+    else:
+        save_weights(hf_type, given, seed=SEED)
     for file in tokenizer.iterdir():
         shutil.copyfile(file, given / file.name)
     for name, kind, tokens in (
@@ -46,7 +52,9 @@ def exported_folder(model: str, tokenizer: Path, root: Path) -> Path:
     ):
         (given / name).write_text(json.dumps(preprocessor_config(kind, tokens, glm46v=glm46v)))
     convert("import", "--hf", given, "--out", root / "checkpoint")
-    convert("export", "--checkpoint", root / "checkpoint", "--out", root / "exported", "--max-shard-size", "1MB")
+    options = ("--fp8", "--dtype", "bf16") if fp8 else ()
+    out = root / "exported"
+    convert("export", "--checkpoint", root / "checkpoint", "--out", out, "--max-shard-size", "1MB", *options)
     return root / "exported"
 
 

@@ -67,9 +67,9 @@ def main(folder: str, report: str) -> None:
         found = loaded_values(model, name, tensor)
         if not found.numel():
             content["not_taken"].append(name)
-        elif not torch.equal(found, tensor.flatten()):
+        elif not torch.equal(found, tensor.flatten().float()):
             content["different"].append(name)
-    content["unfilled"] = [name for name, parameter in model.named_parameters() if parameter.isnan().any()]
+    content["unfilled"] = [name for name, parameter in model.named_parameters() if is_empty(parameter).any()]
     Path(report).write_text(json.dumps(content))
 
 
@@ -80,18 +80,21 @@ def build_model(folder: str, store: str) -> Any:
     from sglang.srt.distributed.parallel_state import init_distributed_environment, initialize_model_parallel
     from sglang.srt.layers.dp_attention import initialize_dp_attention
     from sglang.srt.layers.moe import initialize_moe_config
-    from sglang.srt.model_loader.loader import _initialize_model
+    from sglang.srt.model_loader.loader import _get_quantization_config, _initialize_model
     from sglang.srt.runtime_context import SpawnRanks, publish
     from sglang.srt.server_args import ServerArgs
 
-    arguments = ServerArgs(model_path=folder, device="cpu", dtype="float32", attention_backend="torch_native")
+    quantised = "quantization_config" in json.loads((Path(folder) / "config.json").read_text())
+    dtype = "bfloat16" if quantised else "float32"  # FP8 is not served with float32
+    arguments = ServerArgs(model_path=folder, device="cpu", dtype=dtype, attention_backend="torch_native")
     publish(arguments, role="scheduler", ranks=SpawnRanks(world_rank=0))
     init_distributed_environment(1, 0, f"file://{store}", local_rank=0, backend="gloo")
     initialize_model_parallel()
     initialize_dp_attention(arguments)
     initialize_moe_config()
-    torch.set_default_dtype(torch.float32)
-    return _initialize_model(ModelConfig.from_server_args(arguments), LoadConfig())
+    torch.set_default_dtype(getattr(torch, dtype))
+    config, load = ModelConfig.from_server_args(arguments), LoadConfig()
+    return _initialize_model(config, load, _get_quantization_config(config, load))
 
 
 def tensors(folder: str) -> Iterator[tuple[str, Tensor]]:
@@ -105,13 +108,18 @@ def loaded_values(model: Any, name: str, tensor: Tensor) -> Tensor:
     before = empty_places(model)
     model.load_weights([(name, tensor)])
     filled = (
-        parameter[place & ~parameter.isnan()] for parameter, place in zip(model.parameters(), before, strict=True)
+        parameter.float()[place & ~is_empty(parameter)]
+        for parameter, place in zip(model.parameters(), before, strict=True)
     )
     return torch.cat([values.detach().flatten() for values in filled])
 
 
 def empty_places(model: nn.Module) -> list[Tensor]:
-    return [parameter.isnan() for parameter in model.parameters()]
+    return [is_empty(parameter) for parameter in model.parameters()]
+
+
+def is_empty(parameter: Tensor) -> Tensor:
+    return parameter.float().isnan()  # FP8 has no isnan of its own
 
 
 if __name__ == "__main__":

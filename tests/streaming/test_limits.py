@@ -106,3 +106,11 @@ def test_blocks_fit_into_the_limit() -> None:
         limits = plan_limits(f"{gibibytes}GiB", 0)
         assert base + limits.processes * (base + BLOCKS * limits.block_bytes) <= gibibytes * 2**30 * 1.01
         assert limits.block_bytes <= LARGEST_BLOCK
+
+
+def test_blocks_hold_the_fewest_rows_that_can_be_converted() -> None:
+    smallest = 7 * 2**20
+    needed = 2 * resident_bytes(os.getpid()) + BLOCKS * 2**23
+    assert plan_limits(f"{needed // 2**20 + 8}MiB", 1, smallest).block_bytes == 2**23
+    with pytest.raises(ConfigError, match=r"give [\d,]+ MiB or more"):
+        plan_limits(f"{needed // 2**20 - 8}MiB", 1, smallest)
