@@ -1,8 +1,8 @@
 """Convert a large model within a limit of memory, against `cp` of the same bytes and against transformers.
 
-    python -m benchmarks.conversion [--folder DIR] [--layers 6] [--max-memory 2GiB] [--variant NAME] [--peer]
+    python -m benchmarks.conversion [--folder DIR] [--layers 3] [--max-memory 2GiB] [--variant NAME] [--peer]
 
-Makes a Hugging Face folder with the published widths and `--layers` decoder layers (GLM-4.1V with 6: 5 GB, with all 40:
+Makes a Hugging Face folder with the published widths and `--layers` decoder layers (GLM-4.1V with 3: 5.5 GB, with all 40:
 20 GB), imports it, exports the checkpoint and compares both folders bit for bit. Each time begins with a cold cache
 (as root) and ends with everything on disk. The memory is that of the whole process tree, looked at every 20 ms: the sum
 of the resident memory of its processes, as the kernel gives it. Limits: 1.5 times `cp`, and the memory limit + 10%.
@@ -168,7 +168,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "glmv-benchmarks")
-    parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--layers", type=int, default=3)
     parser.add_argument("--max-memory", default="2GiB")
     parser.add_argument("--variant", default="glm41v_9b")
     parser.add_argument("--peer", action="store_true")

@@ -11,12 +11,13 @@
     python -m tools.convert inspect PATH [--tensors] [--json]
     python -m tools.convert verify DIR_A DIR_B [--logits [--tolerance T]]
 
-One process on the CPU holds the whole model, and needs memory for its weights once. CKPT is a step folder, or a run's
-folder for its newest step. An export contains the tokenizer, chat template and processor files that the import found.
-Import and export change no bit of float32 or bfloat16 weights. export --fp8 writes the decoder's linear layers as FP8
-with a scale for each block of 128x128, as vLLM and SGLang read it. export-lora and merge take a checkpoint of a LoRA
-run: the first writes its adapters for PEFT, the second a whole model. assemble makes the initial model of pretraining:
-AIMv2-Huge as the vision tower, GLM-4.5-Air or GLM-4-9B-0414 as the decoder, and a new adapter.
+import, export and assemble use no more memory than --max-memory; export-lora and merge hold the whole model. CKPT is a
+step folder, or a run's folder for its newest step. An export contains the tokenizer, chat template and processor files
+that the import found. Import and export change no bit of float32 or bfloat16 weights. export --fp8 writes the
+decoder's linear layers as FP8 with a scale for each block of 128x128, as vLLM and SGLang read it. export-lora and
+merge take a checkpoint of a LoRA run: the first writes its adapters for PEFT, the second a whole model. assemble
+makes the initial model of pretraining: AIMv2-Huge as the vision tower, GLM-4.5-Air or GLM-4-9B-0414 as the decoder,
+and a new adapter.
 """
 
 from __future__ import annotations
