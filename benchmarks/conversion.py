@@ -2,8 +2,8 @@
 
     python -m benchmarks.conversion [--folder DIR] [--layers 3] [--max-memory 2GiB] [--variant NAME] [--peer]
 
-Makes a Hugging Face folder with the published widths and `--layers` decoder layers (GLM-4.1V with 3: 5.5 GB, with all 40:
-20 GB), imports it, exports the checkpoint and compares both folders bit for bit. Each time begins with a cold cache
+Makes a Hugging Face folder with the published widths and `--layers` decoder layers (GLM-4.1V with 3: 5.5 GB, with all
+40: 20 GB), imports it, exports the checkpoint and compares both folders bit for bit. Each time begins with a cold cache
 (as root) and ends with everything on disk. The memory is that of the whole process tree, looked at every 20 ms: the sum
 of the resident memory of its processes, as the kernel gives it. Limits: 1.5 times `cp`, and the memory limit + 10%.
 
