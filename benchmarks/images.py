@@ -33,7 +33,7 @@ from rich.progress import track
 from rich.table import Table
 
 from benchmarks.jpegs import jpegs
-from data_pipeline.loading.malloc import keep_freed_memory
+from common.malloc import keep_freed_memory
 from data_pipeline.media.image_files import decode_image
 from data_pipeline.media.image_sizes import resized_size
 from data_pipeline.media.images import as_frames, image_patches, patchify, resize

@@ -72,6 +72,7 @@ class CheckpointWeights:
             if tuple(stored[places[weight.name].key].size) != (*places[weight.name].size, *weight.shape)
         ]:
             raise CheckpointError(f"{self.folder} has other shapes than its config.json: {some(wrong)}")
+        stacked = {place.key: bool(place.at) for place in places.values()}
         files: Any = metadata.storage_data
         boxes: dict[tuple[str, tuple[int, ...]], list[Box]] = defaultdict(list)
         self.archives: dict[str, list[Archive]] = defaultdict(list)  # by file
@@ -82,9 +83,13 @@ class CheckpointWeights:
             shape = next(tuple(chunk.sizes) for chunk in tensor.chunks if chunk.offsets == index.offset)
             archive = Archive(info.relative_path, info.offset, info.length, tensor.properties.dtype, shape)
             self.archives[archive.file].append(archive)
+            if index.fqn not in stacked:  # the optimizer's
+                continue
+            if not stacked[index.fqn]:
+                boxes[index.fqn, ()].append(_box(archive, tuple(index.offset), None))
+                continue
             for at in range(index.offset[0], index.offset[0] + shape[0]):
                 boxes[index.fqn, (at,)].append(_box(archive, tuple(index.offset), at))
-            boxes[index.fqn, ()].append(_box(archive, tuple(index.offset), None))
         self._boxes = {weight.name: boxes[places[weight.name].key, places[weight.name].at] for weight in table}
 
     def names(self) -> list[str]:

@@ -16,13 +16,12 @@ from typing import Any
 
 import torch
 
+from common.malloc import keep_freed_memory
 from model.errors import ConversionError
-from streaming.limits import Limits, tree_bytes
+from streaming.limits import BLOCKS, Limits, tree_bytes
 from streaming.portion import Report
 
 PR_SET_PDEATHSIG = 1
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt
-KEPT_BYTES = 2**30
 POLL_SECONDS = 0.1
 ALLOWANCE = 1.1  # above the limit of memory, for what is in use for a moment
 
@@ -83,11 +82,8 @@ class Crew:
 
     def _work(self) -> None:
         """Write portions until none is left. Runs in each process."""
-        libc = ctypes.CDLL(None)
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Keep the memory of one block for the next: new pages cost more time than what is done with them.
-        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        libc.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        keep_freed_memory(BLOCKS * self.limits.block_bytes)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal; the parent decides
         torch.set_num_threads(1)
         torch.serialization.set_crc32_options(False)  # the manifest has better checksums

@@ -24,9 +24,9 @@ from typing import Any
 import torch
 from torch.utils.data import get_worker_info
 
+from common.malloc import keep_freed_memory
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import DataError
-from data_pipeline.loading.malloc import keep_freed_memory
 
 _PR_SET_PDEATHSIG = 1  # from Linux' sys/prctl.h
 _NOTE_BYTES = 512

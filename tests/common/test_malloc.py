@@ -10,7 +10,7 @@ import pytest
 PAGES = """
 import resource
 import numpy as np
-from data_pipeline.loading.malloc import keep_freed_memory
+from common.malloc import keep_freed_memory
 if {kept}:
     keep_freed_memory()
 def image():  # four buffers of 5 MB, as decoded, resized and cut into patches
