@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,15 +29,15 @@ def plan_limits(max_memory: str, processes: int, smallest_block: int = SMALLEST_
     """Return how many processes convert, and how many bytes of rows each has in memory at a time.
 
     Args:
-        max_memory: The limit, such as 4GiB.
-        processes: How many convert; 0: as many as the machine has cores and the limit allows.
+        max_memory: The limit, such as 4GiB; empty: none, where each process has the largest blocks.
+        processes: How many convert; 0: as many as the machine has cores, up to 8, and the limit allows.
         smallest_block: Bytes of the fewest rows that can be converted at a time.
 
     Raises:
         ConfigError: The limit is no size, or too small.
     """
     try:
-        limit = parse_size(max_memory)
+        limit = parse_size(max_memory) if max_memory else sys.maxsize
     except ValueError as error:
         raise ConfigError(f"--max-memory: {error}") from None
     if processes < 0:

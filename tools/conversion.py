@@ -53,7 +53,7 @@ CHANGED = f"copy the folder again, or remove {CHECKSUMS} if the weights were cha
 class ConversionOptions:
     """How a conversion is carried out; nothing of it changes a bit of the weights."""
 
-    max_memory: str = "4GiB"  # of all processes together
+    max_memory: str = ""  # of all processes together; empty: about half a GiB each
     processes: int = 0  # that convert; 0: one per core, as far as the memory allows
     checksum: str = "xxh3"  # of each tensor: xxh3 or sha256
 

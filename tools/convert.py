@@ -43,7 +43,7 @@ console = Console()
 
 POLL_SECONDS = 10.0
 
-MaxMemory = Annotated[str, typer.Option(help="most memory that all processes together use")]
+MaxMemory = Annotated[str, typer.Option(help="most memory of all processes, such as 4GiB", show_default="none")]
 Processes = Annotated[int, typer.Option(help="processes that convert; 0: one per core, as the memory allows")]
 Checksum = Annotated[str, typer.Option(help="of each tensor, kept with the weights: xxh3 or sha256")]
 
@@ -55,7 +55,7 @@ Checksum = Annotated[str, typer.Option(help="of each tensor, kept with the weigh
 def import_command(
     hf: Annotated[str, typer.Option(help="Hugging Face folder of a GLM-V model, with safetensors weights, or its URL")],
     out: Annotated[Path, typer.Option(help="checkpoint to make: a folder that does not exist or is empty")],
-    max_memory: MaxMemory = "4GiB",
+    max_memory: MaxMemory = "",
     processes: Processes = 0,
     checksum: Checksum = "xxh3",
 ) -> None:
@@ -101,7 +101,7 @@ def export_command(
     verify: Annotated[
         str, typer.Option(help="compare the checkpoint with its manifest: full (sizes and checksums) or sizes")
     ] = "full",
-    max_memory: MaxMemory = "4GiB",
+    max_memory: MaxMemory = "",
     processes: Processes = 0,
     checksum: Checksum = "xxh3",
 ) -> None:
@@ -173,7 +173,7 @@ def assemble_command(
     seed: Annotated[int, typer.Option(help="of the tensors that are new: the adapter")] = 0,
     dtype: Annotated[str, typer.Option(help="bf16, fp32, or keep: the decoder's own dtype")] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="largest file of weights, such as 5GB or 500MiB")] = "5GB",
-    max_memory: MaxMemory = "4GiB",
+    max_memory: MaxMemory = "",
     processes: Processes = 0,
     checksum: Checksum = "xxh3",
 ) -> None:

@@ -17,7 +17,7 @@ from benchmarks.conversion import Run, measured
 from common.sizes import parse_size
 from model.config import GlmvConfig
 from model.errors import ConfigError
-from streaming.limits import BLOCKS, LARGEST_BLOCK, plan_limits, resident_bytes
+from streaming.limits import BLOCKS, LARGEST_BLOCK, Limits, plan_limits, resident_bytes
 from tests.streaming.wide import save_sparse, save_wide, wide_config
 
 CONVERT = [sys.executable, "-m", "tools.convert"]
@@ -91,7 +91,7 @@ def test_limits_that_cannot_work() -> None:
         (
             "100MiB",
             0,
-            r"--max-memory 100MiB is too little: Python and its libraries take \d+ MiB in each of 2 processes",
+            r"--max-memory 100MiB is too little: Python and its libraries take [\d,]+ MiB in each of 2 processes",
         ),
         ("2GiB", 64, r"in each of 65 processes; give [\d,]+ MiB or more, or fewer --processes"),
         ("2GiB", -1, "--processes -1: give 1 or more"),
@@ -102,10 +102,12 @@ def test_limits_that_cannot_work() -> None:
 
 def test_blocks_fit_into_the_limit() -> None:
     base = resident_bytes(os.getpid())
-    for gibibytes in (2, 4, 64):
-        limits = plan_limits(f"{gibibytes}GiB", 0)
-        assert base + limits.processes * (base + BLOCKS * limits.block_bytes) <= gibibytes * 2**30 * 1.01
+    for times in (3, 6, 100):
+        limit = times * base
+        limits = plan_limits(str(limit), 0)
+        assert base + limits.processes * (base + BLOCKS * limits.block_bytes) <= limit * 1.01
         assert limits.block_bytes <= LARGEST_BLOCK
+    assert plan_limits("", 3) == Limits(sys.maxsize, 3, LARGEST_BLOCK)
 
 
 def test_blocks_hold_the_fewest_rows_that_can_be_converted() -> None:
