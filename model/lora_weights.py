@@ -12,7 +12,6 @@ tensors are called `mlp.experts.base_layer.lora_A.weight` and so on.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +24,7 @@ from model.lora import remove_adapters
 from model.lora_config import LoraConfig
 from model.lora_layers import ADAPTERS, Adapter, adapters_of
 from model.lora_targets import Site, selected_sites
+from model.weights.random_weights import generator_of
 from model.weights.source import WeightSource, check_names_and_shapes, whole
 from model.weights.table import Weight, sizes, weights
 
@@ -90,10 +90,8 @@ class RandomAdapters:
         shape = self._shapes[name]
         if name.endswith(".lora_B.weight"):
             return torch.zeros(shape)[start:stop]
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
         bound = shape[1] ** -0.5  # kaiming_uniform_ with a = sqrt(5)
-        return torch.empty(shape).uniform_(-bound, bound, generator=generator)[start:stop]
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator_of(self.seed, name))[start:stop]
 
     def where(self, name: str) -> str:
         """Return where a tensor comes from."""

@@ -18,6 +18,7 @@ import xxhash
 
 from common.files import sync_file, write_json
 from model.errors import CheckpointError
+from model.hf_file_names import CHECKSUMS
 from model.weights.files import INDEX, SINGLE, WeightFile, read_bytes
 from model.weights.header import DTYPES, LENGTH_BYTES
 from model.weights.source import WeightSource, rows_of
@@ -25,7 +26,6 @@ from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums
 from streaming.direct_writer import DirectWriter
 from streaming.portion import PORTION_BLOCKS, Report, grouped
 
-CHECKSUMS = "checksums.json"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 

@@ -5,7 +5,8 @@
         .portions/3.json          portion 3 is complete and on disk; what was written
         .portions/lock            held by the conversion that writes here
 
-A killed conversion is resumed by the same command. After an error nothing is left.
+A conversion that was killed, or whose storage failed, is resumed by the same command. After another error nothing is
+left.
 """
 
 from __future__ import annotations

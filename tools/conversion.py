@@ -17,6 +17,7 @@ from model.checkpoint_metadata import stored_dtype
 from model.config import ConfigError, GlmvConfig
 from model.errors import CheckpointError, ConversionError, WeightsError
 from model.hf_config import CONFIG_FILE
+from model.hf_file_names import CHECKSUMS
 from model.weights.folder import SafetensorsFolder
 from model.weights.formats.block_fp8 import BLOCK, BlockQuantised, converted_names, plain_blocks, quantization_config
 from model.weights.formats.opened import open_folder
@@ -28,7 +29,7 @@ from streaming.checkpoint_weights import CheckpointWeights
 from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums, check_algorithm
 from streaming.compared import Compared
 from streaming.frames import FRAME, check_frame
-from streaming.hf_job import CHECKSUMS, HfJob, header_checksum
+from streaming.hf_job import HfJob, header_checksum
 from streaming.limits import SMALLEST_BLOCK, plan_limits
 from streaming.run import convert
 from tools.hf_output import (
@@ -61,11 +62,14 @@ class ConversionOptions:
 DEFAULTS = ConversionOptions()
 
 
-def import_folder(hf: Path, out: Path, options: ConversionOptions = DEFAULTS) -> None:
+def import_folder(hf: Path, out: Path, options: ConversionOptions = DEFAULTS) -> tuple[str, ...]:
     """Make a checkpoint of a Hugging Face folder.
 
     Weights are kept in bfloat16 if all of the folder's are, else in float32. Of the local copy of a folder behind a URL
     (`model.weights.remote`), they are read from the URL.
+
+    Returns:
+        A line for each format that was recognised, besides plain tensors.
 
     Raises:
         ConvertError: `out` is not empty.
@@ -98,6 +102,7 @@ def import_folder(hf: Path, out: Path, options: ConversionOptions = DEFAULTS) ->
         expected=expected,
     )
     convert(job, out, limits, "importing")
+    return read_as
 
 
 def export_checkpoint(

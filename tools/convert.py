@@ -60,14 +60,12 @@ def import_command(
     checksum: Checksum = "xxh3",
 ) -> None:
     """Make a checkpoint of a Hugging Face folder."""
-    from model.weights.formats.opened import open_folder
     from model.weights.remote import hf_folder, title
     from tools.conversion import CONVERSION_ERRORS, ConversionOptions, import_folder
 
     with errors_in_one_line(*CONVERSION_ERRORS):
         folder = hf_folder(hf)
-        import_folder(folder, out, ConversionOptions(max_memory, processes, checksum))
-        for line in open_folder(folder).read_as:
+        for line in import_folder(folder, out, ConversionOptions(max_memory, processes, checksum)):
             console.print(f"read as: {line}", markup=False, soft_wrap=True)
     console.print(f"imported {title(folder)} into {out}", markup=False, soft_wrap=True)
 

@@ -19,20 +19,12 @@ from common.sizes import parse_size
 from model.config import ARCHITECTURES, GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_config import CONFIG_FILE, add_old_rope_spelling, remove_quantization
+from model.hf_file_names import HF_FILE_NAMES
 from model.verify import VERIFY
 from model.weights.load import export_tensors, hf_shapes
 from model.weights.source import WeightSource
 from model.weights.writer import SafetensorsWriter
-from training.hf_files import TOKENIZER_FILES
 
-HF_FILE_NAMES = (
-    CONFIG_FILE,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    *TOKENIZER_FILES,
-)
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 CONFIG_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # names of dtypes in a config.json
 KEPT_IN_FLOAT32 = "e_score_correction_bias"  # published in float32, whatever the other tensors are

@@ -18,22 +18,11 @@ from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.pixel_budget import MIN_PIXELS, PIXELS_PER_TOKEN
 from model.config import ConfigError, GlmvConfig
 from model.hf_config import CONFIG_FILE, remove_quantization
+from model.hf_file_names import GENERATION_CONFIG, PREPROCESSORS, PROCESSOR, TOKENIZER_FILES
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-PREPROCESSORS = {"image": "preprocessor_config.json", "video": "video_preprocessor_config.json"}
-PROCESSOR = "processor_config.json"  # of transformers 5: has the two preprocessors inside it
 INSIDE = {"image": "image_processor", "video": "video_processor"}
-INHERITED = (CONFIG_FILE, "generation_config.json", *PREPROCESSORS.values(), PROCESSOR)
+INHERITED = (CONFIG_FILE, GENERATION_CONFIG, *PREPROCESSORS.values(), PROCESSOR)
 
 # Keys for which training has one value. With another, a served model would see other images than in training.
 FIXED_PREPROCESSING = (

@@ -57,6 +57,10 @@ class RandomWeights:
             return torch.zeros(shape)
         if len(shape) == 1:
             return torch.ones(shape)
-        digest = hashlib.sha256(f"{self.seed}/{name}".encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))
-        return torch.empty(shape).normal_(0.0, self.std, generator=generator)
+        return torch.empty(shape).normal_(0.0, self.std, generator=generator_of(self.seed, name))
+
+
+def generator_of(seed: int, name: str) -> torch.Generator:
+    """Return the random numbers of one tensor, a function of the seed and its name."""
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little", signed=True))

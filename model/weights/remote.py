@@ -29,28 +29,13 @@ from common.files import sync_folder, write_json, write_text
 from common.urls import is_final, is_url, is_web, message, shown, split_signature, url_in
 from model.errors import ConfigError, WeightsError
 from model.hf_config import CONFIG_FILE
+from model.hf_file_names import CHECKSUMS, HF_FILE_NAMES
 from model.weights.files import INDEX, SINGLE, LocalFile, WeightFile
 from model.weights.stores import FileSystem, NoRanges, Stat, Store, Web
 
 REMOTE = "remote.json"
 # The other files of a Hugging Face folder. Web servers list nothing, so the names are known beforehand.
-SMALL_FILES = (
-    CONFIG_FILE,
-    INDEX,
-    "generation_config.json",
-    "preprocessor_config.json",
-    "video_preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "checksums.json",
-)
+SMALL_FILES = (*HF_FILE_NAMES, INDEX, CHECKSUMS)
 LARGEST_SMALL_FILE = 2**28
 CHECK_SECONDS = 30.0  # between two looks at whether a file is still the same, where reading does not tell
 

@@ -26,33 +26,24 @@ from model.weights.formats.block_fp8 import (
 from model.weights.formats.opened import open_folder
 from model.weights.source import whole
 from model.weights.table import hf_shapes
+from tests.peft_reference import Tensors
 from tests.reference import small_config, transformers_model
 
 NAME = "model.language_model.layers.0.self_attn.q_proj.weight"
 SHAPES = [(256, 384), (300, 200), (1, 5), (1500, 130)]
 
 
-class InMemory:
+class InMemory(Tensors):
     """Matrices in memory; the most values that were asked for at a time are in `largest`."""
 
     def __init__(self, **tensors: Tensor) -> None:
-        self.tensors, self.largest = tensors, 0
-
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
+        super().__init__(tensors)
+        self.largest = 0
 
     def rows(self, name: str, start: int, stop: int) -> Tensor:
-        self.largest = max(self.largest, self.tensors[name][start:stop].numel())
-        return self.tensors[name][start:stop]
-
-    def where(self, name: str) -> str:
-        return "memory"
+        rows = super().rows(name, start, stop)
+        self.largest = max(self.largest, rows.numel())
+        return rows
 
 
 def matrix(shape: tuple[int, int], dtype: torch.dtype = torch.bfloat16) -> Tensor:

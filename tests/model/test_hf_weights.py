@@ -39,6 +39,7 @@ from model.weights.transforms import COPY, Piece
 from model.weights.writer import SafetensorsWriter
 from tests.hf_folders import VARIANTS, save_weights
 from tests.model.range_server import RangeServer
+from tests.peft_reference import Tensors
 from tests.processes import Processes
 from tests.reference import PRESETS, small_config
 
@@ -70,31 +71,10 @@ class FakeWeights:
         return "memory"
 
 
-class AlteredWeights:
-    """The tensors of a folder with some replaced, or removed (None)."""
-
-    def __init__(self, source: SafetensorsFolder, changes: dict[str, Tensor | None]) -> None:
-        self.tensors = {name: source.tensor(name) for name in source.names()}
-        for name, tensor in changes.items():
-            if tensor is None:
-                del self.tensors[name]
-            else:
-                self.tensors[name] = tensor
-
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def dtype(self, name: str) -> torch.dtype:
-        return self.tensors[name].dtype
-
-    def rows(self, name: str, start: int, stop: int) -> Tensor:
-        return self.tensors[name][start:stop]
-
-    def where(self, name: str) -> str:
-        return "memory"
+def altered(source: SafetensorsFolder, changes: dict[str, Tensor | None]) -> Tensors:
+    """Return the tensors of a folder with some replaced, or removed (None)."""
+    tensors = {name: source.tensor(name) for name in source.names()} | changes
+    return Tensors({name: tensor for name, tensor in tensors.items() if tensor is not None})
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -381,7 +361,7 @@ def test_tensors_that_do_not_fit_are_named(case: str, single_process: None, moe_
     changes, message = MISFITS[case]
     model = GlmvModel(GlmvConfig.from_hf(moe_folder), ParallelConfig())
     with pytest.raises(WeightsError, match=message):
-        load_weights([model], AlteredWeights(SafetensorsFolder(moe_folder), changes))
+        load_weights([model], altered(SafetensorsFolder(moe_folder), changes))
 
 
 @pytest.mark.fast

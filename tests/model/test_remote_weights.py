@@ -16,11 +16,11 @@ import torch
 from common import storage
 from common.storage import StorageError
 from model.errors import ConfigError, WeightsError
+from model.hf_file_names import CHECKSUMS
 from model.weights import remote
 from model.weights.formats.opened import open_folder
 from model.weights.remote import REMOTE, SMALL_FILES, hf_folder, remote_of
 from model.weights.source import WeightSource
-from streaming.hf_job import CHECKSUMS
 from tests.hf_folders import save_whole_folder
 from tests.model.range_server import RangeServer
 from tests.model.test_hf_weights import sharded_copy

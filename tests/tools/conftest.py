@@ -1,5 +1,6 @@
-"""The shards and the configuration of a run."""
+"""Shards and configuration of a run; folders that were converted."""
 
+from tests.tools.converted_folders import folders
 from tests.training_data import config_file, shards
 
-__all__ = ["config_file", "shards"]
+__all__ = ["config_file", "folders", "shards"]

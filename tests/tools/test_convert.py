@@ -1,4 +1,4 @@
-"""Folders written by transformers are imported, exported and compared; bad input is refused."""
+"""Folders written by transformers are imported and exported; bad input is refused."""
 
 from __future__ import annotations
 
@@ -11,86 +11,27 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from model.checkpoint_manifest import file_entry
 from model.config import GlmvConfig
 from model.weights.folder import SafetensorsFolder
-from tests.hf_folders import save_whole_folder
 from tests.model.range_server import RangeServer
 from tests.model.test_formats import quantise
-from tools.comparison import TensorDifference, compare_files, compare_tensors, open_sides
+from tests.tools.converted_folders import CASES, HALF, call, change_tensors, differences, run_python
 from tools.convert import app
-from tools.exported import Exported
-from tools.probe import TEXT
 
-CASES = {
-    "moe_fp32": ("glm4v_moe", torch.float32),
-    "moe_bf16": ("glm4v_moe", torch.bfloat16),
-    "dense_fp32": ("glm4v", torch.float32),
-    "flash_bf16": ("glm46v", torch.bfloat16),
-}
-# Files that published folders may have beside those that the tests write. No test reads them.
-OTHER_FILES = (
-    "generation_config.json",
-    "processor_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.json",
-)
-HALF = "moe_fp32_exported_as_bf16"
 ROPE_OF_TRANSFORMERS_4 = {
     "partial_rotary_factor": 0.5,
     "rope_scaling": {"rope_type": "default", "mrope_section": [2, 3, 3]},
 }
-
-# A conversion starts and ends a process group, of which a test session has only one: it runs in its own process.
-CONVERT = """
-from pathlib import Path
-from tools.conversion import export_checkpoint, import_folder
-
-if __name__ == "__main__":
-    for case in {cases}:
-        import_folder(Path(case), Path("checkpoints", case))
-        export_checkpoint(Path("checkpoints", case), Path("exports", case))
-    export_checkpoint(Path("checkpoints/moe_fp32"), Path("exports/{half}"), dtype="bf16", max_shard_bytes=1_000_000)
-"""
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders as transformers writes them, their checkpoints under checkpoints/ and their exports under exports/."""
-    root = tmp_path_factory.mktemp("folders")
-    for case, (variant, dtype) in CASES.items():
-        save_whole_folder(variant, root / case, dtype=dtype)
-    for name in OTHER_FILES:
-        (root / "flash_bf16" / name).write_text('{"kept": "byte for byte"}\n')
-    script = root / "convert.py"
-    script.write_text(CONVERT.format(cases=list(CASES), half=HALF))
-    run_python(str(script), cwd=root)
-    return root
-
-
-def run_python(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    repository = Path(__file__).parents[2]
-    return subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd or repository,
-        env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(repository), "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
 
 
 # --- import and export ------------------------------------------------------------------------------------------------
@@ -193,20 +134,17 @@ def test_commands_as_a_user_types_them(folders: Path, tmp_path: Path) -> None:
     assert verified.stdout == "equal: 82 tensors bit for bit, and all other files\n"
 
 
-# --- verify -----------------------------------------------------------------------------------------------------------
-
-
 def test_import_from_a_url_equals_that_of_the_folder(
     folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also of a folder with checksums, which an export writes: they are compared with what the server sends."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder = shutil.copytree(folders / "exports" / HALF, tmp_path / "model")
-    local = call(["import", "--hf", str(folder), "--out", str(tmp_path / "local")], new_process=False)
+    local = call(["import", "--hf", str(folder), "--out", str(tmp_path / "local")])
     with RangeServer(folder) as server:
         server.signature = "sig=secret"
         arguments = ["import", "--hf", f"{server.url}?sig=secret", "--out"]
-        status, output, errors = call([*arguments, str(tmp_path / "remote")], new_process=False)
+        status, output, errors = call([*arguments, str(tmp_path / "remote")])
         assert (status, local[0]) == (0, 0), errors
         assert f"imported {server.url} into" in output
         assert "secret" not in output
@@ -219,196 +157,14 @@ def test_import_from_a_url_equals_that_of_the_folder(
         content = bytearray(weights.read_bytes())
         content[-1] ^= 1
         weights.write_bytes(content)
-        status, _, errors = call([*arguments, str(tmp_path / "damaged")], new_process=False)
+        status, _, errors = call([*arguments, str(tmp_path / "damaged")])
         assert status == 2
         assert errors.startswith(f"error: {server.url}/{weights.name} is damaged: tensor ")
-        status, _, errors = call(["verify", server.url, str(folder)], new_process=False)
+        status, _, errors = call(["verify", server.url, str(folder)])
         assert (status, errors.startswith(f"error: {server.url.replace('//', '/')} is a URL: give a folder")) == (
             2,
             True,
         )
-
-
-def differences(a: Path, b: Path) -> list[TensorDifference | tuple[str, str, str]]:
-    sides = open_sides(a, b)
-    return [*compare_tensors(*sides), *compare_files(*(side.files for side in sides))]
-
-
-def change_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    change(tensors)
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-def change_value(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["model.visual.downsample.bias"][5] += 0.25
-
-
-def remove_tensor(tensors: dict[str, torch.Tensor]) -> None:
-    del tensors["lm_head.weight"]
-
-
-def change_shape(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["model.visual.downsample.bias"] = tensors["model.visual.downsample.bias"].view(2, 64)
-
-
-def change_dtype(tensors: dict[str, torch.Tensor]) -> None:
-    tensors["lm_head.weight"] = tensors["lm_head.weight"].half()
-
-
-def change_theta(folder: Path) -> None:
-    content = json.loads((folder / "config.json").read_text())
-    content["text_config"]["rope_parameters"]["rope_theta"] = 1e6
-    (folder / "config.json").write_text(json.dumps(content))
-
-
-DIFFERENCES: dict[str, tuple[Callable[[Path], object], TensorDifference | tuple[str, str, str]]] = {
-    "a value": (
-        lambda folder: change_tensors(folder, change_value),
-        TensorDifference("model.visual.downsample.bias", "1 of 128 values differ", 0.25),
-    ),
-    "a missing tensor": (
-        lambda folder: change_tensors(folder, remove_tensor),
-        TensorDifference("lm_head.weight", "is only in {given}", None),
-    ),
-    "a shape": (
-        lambda folder: change_tensors(folder, change_shape),
-        TensorDifference("model.visual.downsample.bias", "is [128] and [2, 64]", None),
-    ),
-    "a dtype": (
-        lambda folder: change_tensors(folder, change_dtype),
-        TensorDifference("lm_head.weight", "is float32 and float16; {count} of 262,144 values differ", 0.0),
-    ),
-    "a setting": (change_theta, ("config.json: text_config.rope_theta", "10000.0", "1000000.0")),
-    "a missing file": (
-        lambda folder: (folder / "tokenizer.json").unlink(),
-        ("tokenizer.json", "present", "missing"),
-    ),
-    "another template": (
-        lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),
-        ("chat_template.jinja", "bytes differ", "bytes differ"),
-    ),
-}
-
-
-@pytest.mark.parametrize("case", DIFFERENCES)
-def test_verify_reports_the_difference(case: str, folders: Path, tmp_path: Path) -> None:
-    change, expected = DIFFERENCES[case]
-    given, changed = folders / "moe_fp32", shutil.copytree(folders / "moe_fp32", tmp_path / "changed")
-    change(changed)
-    (found,) = differences(given, changed)
-    if isinstance(expected, TensorDifference):
-        largest = expected.largest
-        if case == "a dtype":
-            tensor = load_file(given / "model.safetensors")["lm_head.weight"]
-            rounding = (tensor.double() - tensor.half().double()).abs()
-            largest, count = rounding.max().item(), f"{int((rounding > 0).sum()):,}"
-            expected = replace(expected, what=expected.what.format(count=count))
-        expected = replace(expected, what=expected.what.format(given=given), largest=largest)
-    assert found == expected
-    result = CliRunner().invoke(app, ["verify", str(given), str(changed)])
-    assert result.exit_code == 1
-    assert "differences: 1 (1 shown)" in result.stdout
-
-
-def test_verify_shows_the_largest_difference_first(folders: Path, tmp_path: Path) -> None:
-    changed = shutil.copytree(folders / "moe_fp32", tmp_path / "changed")
-
-    def change(tensors: dict[str, torch.Tensor]) -> None:
-        tensors["model.visual.downsample.bias"][3] += 0.125
-        tensors["lm_head.weight"][-1, -1] += 2  # in the last block of rows
-        tensors["model.visual.merger.proj.weight"][0, 0] = torch.nan
-
-    change_tensors(changed, change)
-    found = differences(folders / "moe_fp32", changed)
-    names = [each.name for each in found if isinstance(each, TensorDifference)]
-    assert names == ["model.visual.merger.proj.weight", "lm_head.weight", "model.visual.downsample.bias"]
-    shown = CliRunner().invoke(app, ["verify", str(folders / "moe_fp32"), str(changed)]).stdout.splitlines()
-    assert [line.split()[1] for line in shown[1:4]] == ["nan", "2", "0.125"]
-
-
-def test_verify_distinguishes_minus_zero_from_zero(folders: Path, tmp_path: Path) -> None:
-    zero, minus_zero = (shutil.copytree(folders / "moe_fp32", tmp_path / name) for name in ("zero", "minus_zero"))
-    change_tensors(zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_())
-    change_tensors(minus_zero, lambda tensors: tensors["model.visual.downsample.bias"].zero_().neg_())
-    (difference,) = differences(zero, minus_zero)
-    assert difference == TensorDifference("model.visual.downsample.bias", "128 of 128 values differ", 0.0)
-
-
-MEMORY_OF_A_COMPARISON = """
-import resource, sys
-from pathlib import Path
-from tools.comparison import compare_tensors, open_sides
-
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-(difference,) = compare_tensors(*open_sides(Path(sys.argv[1]), Path(sys.argv[2])))
-print(difference.largest, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-def test_large_tensors_are_compared_in_little_memory(tmp_path: Path) -> None:
-    """Two tensors of 400 MB, which differ in one value of the last row, take less than 200 MB."""
-    for name, value in (("a", 1.0), ("b", 3.0)):
-        (tmp_path / name).mkdir()
-        tensor = torch.ones(100_000, 1000)
-        tensor[-1, -1] = value
-        save_file({"weight": tensor}, tmp_path / name / "model.safetensors")
-    largest, kilobytes = run_python(
-        "-c", MEMORY_OF_A_COMPARISON, str(tmp_path / "a"), str(tmp_path / "b")
-    ).stdout.split()
-    assert float(largest) == 2
-    assert int(kilobytes) < 200_000
-
-
-# --- verify --logits --------------------------------------------------------------------------------------------------
-
-
-def rows_of_prompts(shown: str) -> dict[str, list[str]]:
-    lines = [line.split() for line in shown.splitlines()]
-    return {words[0]: words for words in lines if words[0] in ("text", "image", "video")}
-
-
-@pytest.mark.parametrize("case", ["moe_fp32", "dense_fp32"])
-def test_logits_of_an_export_are_those_of_the_given_folder(case: str, folders: Path) -> None:
-    result = CliRunner().invoke(app, ["verify", str(folders / case), str(folders / "exports" / case), "--logits"])
-    assert result.exit_code == 0, result.output
-    assert [*rows_of_prompts(result.stdout)] == ["text", "image", "video"]
-    assert "the largest difference of a logit is 0, within --tolerance 0" in result.stdout
-
-
-@torch.no_grad()
-def test_logits_of_another_dtype_differ_as_transformers_says(folders: Path) -> None:
-    """bfloat16 is above a tolerance of 0, and within one that is larger than the difference."""
-    arguments = ["verify", str(folders / "moe_fp32"), str(folders / "exports" / HALF), "--logits"]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 1
-    shown = rows_of_prompts(result.stdout)
-    exported = Exported.load(folders / "moe_fp32"), Exported.load(folders / "exports" / HALF, torch.float32)
-    sample = exported[0].encode(exported[0].chat_prompt(TEXT, images=0, videos=0), [], [])
-    input_ids = torch.from_numpy(sample.input_ids)[None]
-    x, y = (each.model(input_ids=input_ids).logits[0] for each in exported)
-    assert shown["text"][1:3] == [str(len(sample)), f"{(x.double() - y.double()).abs().max().item():.3g}"]
-    kl = torch.nn.functional.kl_div(
-        y.double().log_softmax(-1), x.double().log_softmax(-1), log_target=True, reduction="none"
-    )
-    assert float(shown["text"][3]) == pytest.approx(kl.sum(-1).max().item(), rel=0.01)
-    assert CliRunner().invoke(app, [*arguments, "--tolerance", "1"]).exit_code == 0
-
-
-def test_other_tokens_of_the_same_prompt_are_reported(folders: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(folders / "dense_fp32", tmp_path / "other")
-    (other / "chat_template.jinja").write_text("[gMASK]<sop>{{ messages[0].content[0].text }}")
-    result = CliRunner().invoke(app, ["verify", str(folders / "dense_fp32"), str(other), "--logits"])
-    assert result.exit_code == 2
-    assert "their tokenizers or processors differ" in result.stderr
-
-
-def test_tolerance_without_logits_is_refused(folders: Path) -> None:
-    result = CliRunner().invoke(
-        app, ["verify", str(folders / "dense_fp32"), str(folders / "dense_fp32"), "--tolerance", "1"]
-    )
-    assert result.exit_code == 2
-    assert "--tolerance is for --logits" in result.stderr
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------
@@ -542,25 +298,6 @@ REFUSED: dict[str, tuple[Callable[[Path], list[str]], str]] = {
 }
 
 
-# Found while weights are read, in a process group. These calls need a new process: this one may have a group already.
-FOUND_WHILE_READING = ("weights that are not finite", "a damaged checkpoint")
-
-
-def call(arguments: list[str], *, new_process: bool) -> tuple[int, str, str]:
-    """Call tools.convert and return its exit status, standard output and standard error."""
-    if not new_process:
-        result = CliRunner().invoke(app, arguments)
-        return result.exit_code, result.stdout, result.stderr
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.convert", *arguments],
-        cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_input_is_refused_in_one_line(case: str, folders: Path, tmp_path: Path) -> None:
     make_bad, message = REFUSED[case]
@@ -569,7 +306,7 @@ def test_bad_input_is_refused_in_one_line(case: str, folders: Path, tmp_path: Pa
     arguments = make_bad(tmp_path)
     before = sorted((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else None
     arguments += ["--out", str(tmp_path / "out")]
-    status, output, error = call(arguments, new_process=case in FOUND_WHILE_READING)
+    status, output, error = call(arguments)
     assert status == 2
     assert error.startswith("error: ")
     assert error.count("\n") == 1
@@ -577,20 +314,6 @@ def test_bad_input_is_refused_in_one_line(case: str, folders: Path, tmp_path: Pa
     assert "was called" not in output + error
     after = sorted((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else None
     assert after == before
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_verify_takes_checkpoints(case: str, folders: Path, tmp_path: Path) -> None:
-    checkpoint, changed = folders / "checkpoints" / case, shutil.copytree(folders / case, tmp_path / "changed")
-    assert differences(checkpoint, folders / case) == []
-    assert differences(checkpoint, checkpoint) == []
-    change_tensors(changed, change_value)
-    (found,) = differences(changed, checkpoint)
-    assert isinstance(found, TensorDifference)
-    assert (found.name, found.what) == ("model.visual.downsample.bias", "1 of 128 values differ")
-    result = CliRunner().invoke(app, ["verify", str(checkpoint), str(folders / case), "--logits"])
-    assert result.exit_code == 2
-    assert "is a checkpoint: export it first" in result.stderr
 
 
 # --- a disk that is full ----------------------------------------------------------------------------------------------
