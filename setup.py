@@ -34,6 +34,8 @@ setup(
         "model.weights.formats",
         "planning",
         "pretrain",
+        "rewards",
+        "rewards.verifiers",
         "sft",
         "tools",
         "training",

@@ -33,6 +33,7 @@ FLOORS = {
     "data_pipeline": {"common", "data_pipeline"},
     "model": {"common", "model"},
     "training": {"common", "training", "model", "data_pipeline"},
+    "rewards": {"common", "rewards"},
     "planning": {"common", "planning", "training", "model", "data_pipeline"},
     "pretrain": {"common", "pretrain", "training", "model", "data_pipeline"},
     "sft": {"common", "sft", "training", "model", "data_pipeline"},
@@ -50,7 +51,17 @@ FLOORS = {
         "data_pipeline",
     },
     "streaming": {"common", "streaming", "model"},
-    "benchmarks": {"common", "benchmarks", "streaming", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "benchmarks": {
+        "common",
+        "benchmarks",
+        "rewards",
+        "streaming",
+        "sft",
+        "pretrain",
+        "training",
+        "model",
+        "data_pipeline",
+    },
 }
 
 # Patterns that may appear in these files only, and why.

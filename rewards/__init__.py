@@ -1,0 +1,1 @@
+"""Scores of answers for reinforcement learning: extraction, verifiers, judges. It knows neither model nor data."""
