@@ -36,6 +36,8 @@ setup(
         "pretrain",
         "rewards",
         "rewards.verifiers",
+        "rl",
+        "rl.engines",
         "sft",
         "tools",
         "training",

@@ -37,13 +37,26 @@ FLOORS = {
     "planning": {"common", "planning", "training", "model", "data_pipeline"},
     "pretrain": {"common", "pretrain", "training", "model", "data_pipeline"},
     "sft": {"common", "sft", "training", "model", "data_pipeline"},
-    "tools": {"common", "streaming", "tools", "planning", "sft", "pretrain", "training", "model", "data_pipeline"},
+    "rl": {"common", "rl", "rewards", "training", "model", "data_pipeline"},
+    "tools": {
+        "common",
+        "streaming",
+        "tools",
+        "planning",
+        "rl",
+        "sft",
+        "pretrain",
+        "training",
+        "model",
+        "data_pipeline",
+    },
     "demo": {
         "common",
         "streaming",
         "demo",
         "tools",
         "planning",
+        "rl",
         "sft",
         "pretrain",
         "training",
@@ -55,6 +68,7 @@ FLOORS = {
         "common",
         "benchmarks",
         "rewards",
+        "rl",
         "streaming",
         "sft",
         "pretrain",
@@ -258,7 +272,7 @@ def test_python_that_does_not_work_is_refused_by_name(tmp_path: Path) -> None:
 def test_pages_name_only_files_that_exist() -> None:
     for page in (*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))):
         for name in re.findall(
-            r"(?<![\w/])(?:configs|docs|slurm|docker|tools|benchmarks|demo|tests|common|model|data_pipeline|training|pretrain|sft)/[\w./-]*\w",
+            r"(?<![\w/])(?:configs|docs|slurm|docker|tools|benchmarks|demo|tests|common|model|data_pipeline|training|pretrain|sft|rl)/[\w./-]*\w",
             page.read_text(),
         ):
             assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), f"{page.name} names {name}"
