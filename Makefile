@@ -56,7 +56,7 @@ test: $(VENV)/installed $(TE)/installed
 labelled = $(if $(LABEL), 2>&1 | sed -u 's/^/$@: /')
 
 # Two halves that run at the same time and take about as long: the parts of the program; the repository and whole runs.
-PARTS := common data_pipeline demo model planning rewards slurm streaming tools
+PARTS := common data_pipeline demo model planning rewards rl slurm streaming tools
 
 test-parts: $(VENV)/installed $(TE)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "not slow" $(PARTS:%=tests/%)$(labelled)

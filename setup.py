@@ -37,6 +37,7 @@ setup(
         "rewards",
         "rewards.verifiers",
         "rl",
+        "rl.curriculum",
         "rl.engines",
         "sft",
         "tools",
