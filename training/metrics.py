@@ -67,6 +67,7 @@ def metrics_line(step: int, report: StepReport, seconds: float, measured: Mappin
         **{f"lr/{part}": lr for part, lr in report.scaled_lrs.items()},
         **{f"grad_norm/{part}": norm for part, norm in report.part_norms.items()},
         **report.moe,
+        **report.metrics,
         **({"skipped": 1} if report.bad and not report.bad.updates else {}),
         **measured,
     }

@@ -1,10 +1,10 @@
 """One optimizer step: this rank's packs through megatron-core's schedule, then reduce, clip and update.
 
-Losses are divided by the number of tokens that carry loss in the GLOBAL batch, which is known before the backward pass.
-The schedules divide what a micro-batch returns by the number of micro-batches, and DDP averages over data-parallel
-ranks. So a micro-batch returns
+Losses are divided by a count over the GLOBAL batch that is known before the backward pass: by default the tokens that
+carry loss (training.objective). The schedules divide what a micro-batch returns by the number of micro-batches, and DDP
+averages over data-parallel ranks. So a micro-batch returns
 
-    sum of its losses / loss tokens of the global batch * micro-batches per rank * data-parallel ranks
+    sum of its losses / count of the global batch * micro-batches per rank * data-parallel ranks
 
 This gives the same gradient in every layout, however unevenly the ranks' packs are filled. megatron-core's other two
 conventions (a token count beside the loss, with or without `calculate_per_token_loss`) do not: the first divides by
@@ -29,20 +29,18 @@ from torch import Tensor
 
 from data_pipeline.encoding.batch import Batch
 from model.canonical_names import canonical_name
-from model.context_slicing import my_context_tokens
 from model.fp8_scales import end_step
 from model.fp8_weights import gather_weights
 from model.glmv import GlmvModel
 from model.lora_dropout import PackNumber
 from model.megatron_versions import clear_recorded_losses
-from model.to_device import to_device
 from training.bad_steps import BadStep, BadStepDetector
 from training.batch_broadcast import broadcast_patches
 from training.determinism import compute_twice
-from training.domain_losses import domain_masks, reduce_losses
 from training.expert_load import ExpertLoad
 from training.grad_norms import PartNorms
 from training.health import HealthConfig
+from training.objective import CrossEntropy, Losses, Objective, PackReport
 from training.optimizer import build_optimizer, build_scheduler, scaled_learning_rates, set_step
 from training.optimizer_config import OptimizerConfig
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike
@@ -56,7 +54,7 @@ KeepLosses = Callable[[Batch, Tensor], None]  # takes a pack and the losses of i
 class StepReport:
     """What a step did, over the global batch."""
 
-    loss: float  # mean cross-entropy of the tokens that carry loss
+    loss: float  # what the objective minimises: by default the mean cross-entropy of the tokens that carry loss
     grad_norm: float  # before clipping
     lr: float  # of the parts that are not scaled
     tokens: int  # without padding
@@ -70,6 +68,7 @@ class StepReport:
     moe: dict[str, float] = field(default_factory=dict)  # expert load and balance loss; empty for the dense model
     bad: BadStep | None = None  # what is wrong with the step, which was skipped unless bad.updates
     part_norms: dict[str, float] = field(default_factory=dict)  # gradient norms of the trained parts, before clipping
+    metrics: dict[str, float] = field(default_factory=dict)  # what else the objective reports
 
 
 class TrainStep:
@@ -82,6 +81,7 @@ class TrainStep:
         seq_length: tokens per pack.
         check_determinism: compute the gradients of every N-th step twice and compare; 0: never.
         health: which steps are bad, and what happens to them.
+        objective: what the steps minimise.
 
     Attributes:
         updates: steps that have updated the weights; Adam's step count.
@@ -96,7 +96,9 @@ class TrainStep:
         seq_length: int,
         check_determinism: int = 0,
         health: HealthConfig | None = None,
+        objective: Objective | None = None,
     ) -> None:
+        self.objective = objective or CrossEntropy()
         self.check_determinism = check_determinism
         self.bad_steps = BadStepDetector(health or HealthConfig())
         self.updates = 0
@@ -150,7 +152,7 @@ class TrainStep:
         """
         ranks = parallel_state.get_data_parallel_world_size()
         packs = len(batches) * ranks
-        loss_tokens, tokens, samples, images, patches, quarantined = self._totals(batches)
+        count, loss_tokens, tokens, samples, images, patches, quarantined = self._totals(batches)
         if not tokens:
             raise NoSamples(f"step {step}: no sample of the global batch could be read; see quarantine.jsonl")
         if not loss_tokens:
@@ -162,14 +164,14 @@ class TrainStep:
         lr = set_step(self.scheduler, step)
         biases = KeptExpertBiases(self.model_chunks)
         numbers = [PackNumber(step, parallel_state.get_data_parallel_rank() + n * ranks) for n in range(len(batches))]
-        compute = partial(self._forward_backward, batches, loss_scale=packs / loss_tokens, numbers=numbers)
+        compute = partial(self._forward_backward, batches, loss_scale=packs / count, numbers=numbers)
         twice = self.check_determinism and step % self.check_determinism == 0
-        loss, domain_losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
+        losses = compute_twice(self.model_chunks, compute, step) if twice else compute()
         part_norms = self.part_norms.compute()
         with self.timers.count("optimizer"):
-            grad_norm, bad = self._update_unless_bad(step, loss, biases)
+            grad_norm, bad = self._update_unless_bad(step, losses.loss, biases)
         return StepReport(
-            loss=loss,
+            loss=losses.loss,
             grad_norm=grad_norm,
             lr=lr,
             tokens=tokens,
@@ -178,11 +180,12 @@ class TrainStep:
             images=images,
             patches=patches,
             quarantined=quarantined,
-            domain_losses=domain_losses,
+            domain_losses=losses.by_domain,
             scaled_lrs=scaled_learning_rates(self.scheduler),
             moe=self.expert_load.report(len(batches)) if self.model_chunks[0].glmv_config.decoder.is_moe else {},
             bad=bad,
             part_norms=part_norms,
+            metrics=losses.metrics,
         )
 
     def measure(
@@ -202,10 +205,10 @@ class TrainStep:
             moves_scales: whether the scales of fp8.recipe=delayed, emulated, follow these packs.
         """
         biases = KeptExpertBiases(self.model_chunks)
-        loss_tokens, tokens, *_ = self._totals(batches)
+        count, _, tokens, *_ = self._totals(batches)
         packs = len(batches) * parallel_state.get_data_parallel_world_size()
         self._set_mean_tokens(tokens / packs)
-        loss, _ = self._forward_backward(batches, packs / loss_tokens, keep_losses, numbers)
+        loss = self._forward_backward(batches, packs / count, keep_losses, numbers).loss
         biases.restore()
         end_step(self.model_chunks, updated=moves_scales)
         clear_recorded_losses()
@@ -247,9 +250,9 @@ class TrainStep:
         loss_scale: float,
         keep_losses: KeepLosses | None = None,
         numbers: Sequence[PackNumber] = (),
-    ) -> tuple[float, dict[str, float]]:
-        """Return the mean loss, overall and per domain. The reduced gradients are in DDP's buffers."""
-        return reduce_losses(self.run_schedule(batches, loss_scale, keep_losses, numbers))
+    ) -> Losses:
+        """Return the loss. The reduced gradients are in DDP's buffers."""
+        return self.objective.reduce(self.run_schedule(batches, loss_scale, keep_losses, numbers))
 
     def run_schedule(
         self,
@@ -257,7 +260,7 @@ class TrainStep:
         loss_scale: float,
         keep_losses: KeepLosses | None = None,
         numbers: Sequence[PackNumber] = (),
-    ) -> list[dict[str, Tensor]]:
+    ) -> list[PackReport]:
         """Run forward and backward passes and reduce the gradients. Collective.
 
         Args:
@@ -267,14 +270,16 @@ class TrainStep:
             numbers: numbers of the packs.
 
         Returns:
-            What `reduce_losses` takes.
+            What `Objective.reduce` takes.
         """
         for ddp in self.ddp:
             ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
         with self.timers.count(FORWARD_BACKWARD):
             return get_forward_backward_func()(
-                forward_step_func=partial(forward_step, loss_scale=loss_scale, keep_losses=keep_losses),
+                forward_step_func=partial(
+                    forward_step, loss_scale=loss_scale, keep_losses=keep_losses, objective=self.objective
+                ),
                 data_iterator=[
                     zip_longest(broadcast_patches(batches) if chunk.pre_process else batches, numbers)
                     for chunk in self.model_chunks
@@ -317,7 +322,15 @@ class TrainStep:
     def _totals(self, batches: Sequence[Batch]) -> list[int]:
         """Sum counts over the global batch, before anything is computed."""
         counts = [
-            [b.num_loss_tokens, b.num_tokens, b.num_samples, b.num_images, b.num_patches, len(b.quarantined)]
+            [
+                self.objective.count(b),
+                b.num_loss_tokens,
+                b.num_tokens,
+                b.num_samples,
+                b.num_images,
+                b.num_patches,
+                len(b.quarantined),
+            ]
             for b in batches
         ]
         totals = torch.tensor(counts, device=torch.cuda.current_device()).sum(0)
@@ -348,11 +361,12 @@ def forward_step(
     model: Any,
     loss_scale: float,
     keep_losses: KeepLosses | None = None,
+    objective: Objective | None = None,
 ) -> tuple[Tensor, Any]:
     """Compute one micro-batch for megatron-core's schedules: the losses per token, and the function that sums them."""
     batch, number = next(batches)
     losses = forward(model, batch, number)
-    return losses, partial(weighted_loss, batch, loss_scale, keep_losses=keep_losses)
+    return losses, partial(scaled_loss, objective or CrossEntropy(), batch, loss_scale, keep_losses=keep_losses)
 
 
 def forward(model: Any, batch: Batch, number: PackNumber | None = None, *, with_labels: bool = True) -> Tensor:
@@ -374,14 +388,11 @@ def forward(model: Any, batch: Batch, number: PackNumber | None = None, *, with_
     return model(**inputs, labels=batch.labels if with_labels else None, pack=number)
 
 
-def weighted_loss(
-    batch: Batch, loss_scale: float, losses: Tensor, keep_losses: KeepLosses | None = None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Sum losses [tokens / CP]: the scaled sum for the backward pass, and sums and counts by domain [domains, 2]."""
-    tokens = my_context_tokens(batch.cu_seqlens)
-    mask = to_device(batch.loss_mask[tokens])
-    of_domain = to_device(domain_masks(batch)[:, tokens]) * mask
+def scaled_loss(
+    objective: Objective, batch: Batch, loss_scale: float, losses: Tensor, keep_losses: KeepLosses | None = None
+) -> tuple[Tensor, PackReport]:
+    """Return the scaled loss of a pack for the backward pass, and what is reported of it."""
     if keep_losses is not None:
         keep_losses(batch, losses.detach())
-    report = torch.stack([of_domain @ losses.detach(), of_domain.sum(1)], dim=1)
-    return (losses * mask).sum() * loss_scale, {"domains": report}
+    loss, report = objective.sum(batch, losses)
+    return loss * loss_scale, report

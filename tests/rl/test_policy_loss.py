@@ -1,0 +1,102 @@
+"""The policy loss on packs with images, against transformers one rollout at a time with a loss of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tests.model.test_layouts import tensor_errors, variant_of, whole_model_difference
+from tests.processes import Processes
+from tests.reference import reference_gradients, save_transformers_model, small_config
+from tests.rl import policy_cases
+from tests.rl.policy_cases import PROMPTS, response_log_probs, samples_of, transformers_policy_loss
+
+WHOLE, OF_TENSOR, LOSS = 2e-5, 1e-4, 1e-6
+TWO = ["DP2", "TP2 SP", "PP2", "PP2 VPP2", "CP2"]
+FOUR = ["TP2 SP CP2", "PP2 CP2", "TP2 SP PP2"]
+LAYOUTS_OF_TWO = [("glm4v_moe", name) for name in [*TWO, "EP2"]] + [("glm4v", name) for name in TWO]
+LAYOUTS_OF_FOUR = [("glm4v_moe", name) for name in [*FOUR, "EP2 CP2"]] + [("glm4v", name) for name in FOUR]
+
+
+def all_log_probs(model: nn.Module, variant: str) -> list[torch.Tensor]:
+    with torch.no_grad():
+        pairs = zip(samples_of(variant), PROMPTS, strict=True)
+        return [response_log_probs(model, sample, drawn) for sample, (_, drawn) in pairs]
+
+
+@pytest.fixture(scope="module")
+def case(hf_folder: tuple[Path, nn.Module], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Transformers' policy after an update that it took itself: its folder, loss, gradients, and what came before."""
+    variant, folder = variant_of(hf_folder), tmp_path_factory.mktemp("policy")
+    model = save_transformers_model(small_config(variant), folder)
+    old = all_log_probs(model, variant)
+    rng = np.random.default_rng(3)
+    engine = [values + torch.from_numpy(rng.normal(0, 0.3, len(values)).astype(np.float32)) for values in old]
+    arrays = [[values.numpy() for values in both] for both in (old, engine)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    transformers_policy_loss(model, variant, *arrays)[0].backward()
+    optimizer.step()
+    model.save_pretrained(folder)  # type: ignore[operator]
+    model.zero_grad()
+    loss, clipped = transformers_policy_loss(model, variant, *arrays)
+    loss.backward()
+    file = folder / "expected.pt"
+    torch.save({"old": old, "engine": engine, "gradients": reference_gradients(model)}, file)
+    return {
+        "arguments": {"variant": variant, "folder": str(folder), "expected": str(file)},
+        "loss": loss.item(),
+        "clipped": clipped,
+    }
+
+
+def equals_transformers(processes: Processes, case: dict[str, Any], layout: str) -> None:
+    answers = processes.run(policy_cases.policy_gradients, layout=layout, **case["arguments"])
+    assert 0.02 < case["clipped"] < 0.9
+    for answer in answers:
+        assert answer["loss"] == pytest.approx(case["loss"], abs=LOSS)
+    assert whole_model_difference(answers) <= WHOLE
+    errors = tensor_errors(answer["differences"] for answer in answers)
+    assert max(errors.values()) <= OF_TENSOR, max(errors, key=errors.__getitem__)
+
+
+def test_loss_and_gradients_equal_transformers(one_process: Processes, case) -> None:
+    equals_transformers(one_process, case, "")
+
+
+@pytest.mark.parametrize(("hf_folder", "layout"), LAYOUTS_OF_TWO, indirect=["hf_folder"])
+def test_two_ranks_equal_transformers(two_processes: Processes, case, layout: str) -> None:
+    equals_transformers(two_processes, case, layout)
+
+
+@pytest.mark.parametrize(("hf_folder", "layout"), LAYOUTS_OF_FOUR, indirect=["hf_folder"])
+def test_four_ranks_equal_transformers(four_processes: Processes, case, layout: str) -> None:
+    equals_transformers(four_processes, case, layout)
+
+
+@pytest.mark.parametrize("layout", ["", "CP2", "PP2", "TP2 SP", "DP2"])
+def test_first_update_is_on_policy(
+    one_process: Processes, two_processes: Processes, hf_folder: tuple[Path, nn.Module], layout: str
+) -> None:
+    """The ratio of the first update is exactly 1; old log-probabilities are transformers'; the second update moved."""
+    variant = variant_of(hf_folder)
+    expected = policy_cases.spread(
+        [values.numpy() for values in all_log_probs(hf_folder[1], variant)], policy_cases.learned_rollouts(variant)
+    )
+    processes = two_processes if layout else one_process
+    answers = processes.run(policy_cases.first_update, variant=variant, folder=str(hf_folder[0]), layout=layout)
+    for rank, answer in enumerate(answers):
+        first, second = answer["metrics"]
+        assert first["policy/max_ratio_deviation"] == 0
+        assert first["policy/kl"] == 0
+        assert first["policy/clip_fraction"] == 0
+        assert second["policy/max_ratio_deviation"] > 0.01
+        wanted = expected[rank::2] if layout == "DP2" else expected
+        for got, want in zip(answer["log_probs"], wanted, strict=True):
+            is_drawn = got != 0
+            torch.testing.assert_close(got[is_drawn], want[is_drawn], rtol=0, atol=1e-5)
+        assert answer["mismatch"] == answers[0]["mismatch"]
