@@ -9,11 +9,14 @@ weights, how old rollouts fade, and how grades and rollouts are merged.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from model.errors import ConfigError
 from training.bounds import NOT_NEGATIVE, POSITIVE, SHARE, Bound, check_bounds
 
 SAMPLERS = ("rlcs", "uniform")
+LARGEST_RATIO = 1e6  # of two weights: more would be rounded away where a million weights are added
+FLOOR = Bound(lambda value: 1e-3 <= value <= 1, "a number from 0.001 to 1")
 ABOVE_0_TO_1 = Bound(lambda value: 0 < value <= 1, "a number above 0, up to 1")
 INSIDE_0_AND_1 = Bound(lambda value: 0 < value < 1, "numbers above 0 and below 1")
 
@@ -42,7 +45,7 @@ class CurriculumConfig:
             raise ConfigError(f"curriculum.sampler={self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
         _check_each("edges", self.edges, INSIDE_0_AND_1)
         _check_each("weights", self.weights, POSITIVE)
-        if not self.edges or any(low >= high for low, high in zip(self.edges, self.edges[1:], strict=False)):
+        if not self.edges or any(low >= high for low, high in pairwise(self.edges)):
             raise ConfigError(
                 f"curriculum.edges={self.edges}: give at least one pass rate, each above the one before it"
             )
@@ -51,7 +54,12 @@ class CurriculumConfig:
                 f"curriculum.weights has {len(self.weights)} numbers, but the {len(self.edges)} numbers of "
                 f"curriculum.edges make {len(self.edges) + 1} tiers: give one weight for each tier"
             )
-        bounds = dict.fromkeys(("fade", "kind_fade"), SHARE) | dict.fromkeys(("kind_floor", "pass_score"), ABOVE_0_TO_1)
+        if max(self.weights) > LARGEST_RATIO * min(self.weights):
+            raise ConfigError(
+                f"curriculum.weights={self.weights}: one is more than {LARGEST_RATIO:,.0f} times another; "
+                "raise the smallest"
+            )
+        bounds = dict.fromkeys(("fade", "kind_fade"), SHARE) | {"kind_floor": FLOOR, "pass_score": ABOVE_0_TO_1}
         check_bounds("curriculum", self, {**bounds, "prior_rollouts": POSITIVE, "label_rollouts": NOT_NEGATIVE})
 
 

@@ -1,0 +1,21 @@
+"""What curriculum sampling is for: a simulated learner needs fewer rollouts than with uniform draws."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.curriculum import PROMPTS, rollouts_to_target, simulate
+
+
+@pytest.mark.parametrize(("spread", "most"), [(4.0, 0.75), (8.0, 0.55)])
+def test_learner_needs_fewer_rollouts(spread: float, most: float) -> None:
+    """Medians of five seeds; the wider the spread of difficulties, the more of uniform draws teach nothing."""
+    uniform = rollouts_to_target("uniform", spread)
+    assert rollouts_to_target("RLCS", spread) <= most * uniform
+    assert rollouts_to_target("RLCS with expansion", spread) <= most * uniform
+
+
+def test_expansion_fills_the_batch_and_needs_fewer_iterations() -> None:
+    plain, expanded = simulate("RLCS", 8.0, 0), simulate("RLCS with expansion", 8.0, 0)
+    assert len(expanded.kept) <= 0.75 * len(plain.kept)
+    assert sum(expanded.kept[20:]) >= 0.95 * PROMPTS * len(expanded.kept[20:])
