@@ -8,12 +8,14 @@ An iteration draws prompts with the real curriculum, rolls out groups of 8, keep
 and adds RATE times the sum of their standard deviations over PROMPTS to the ability. That is GRPO's gradient with
 respect to the ability: the mean over a group of advantage * (reward - probability) is the group's standard deviation.
 
-The figure of a run is the number of rollouts after which the mean probability over all prompts reaches TARGET. Prints a
-table and draws docs/images/curriculum.png.
+The figure of a run is the number of rollouts after which the mean probability over all prompts reaches TARGET. In a
+second set half of the prompts can never be answered right, which do not count in the mean: as prompts like the others,
+as a category of their own, or as a source of their own. Prints tables and draws docs/images/curriculum.png.
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -39,6 +41,8 @@ MOST_ITERATIONS = 1000
 SEEDS = range(5)
 SPREADS = (4.0, 8.0)
 SETS = (1000, 4000)  # prompts of a set
+UNANSWERABLE = ("among the others", "own category", "own source")  # where prompts are that nobody can answer
+MANY = 1_000_000  # prompts for the timing
 FIGURE = Path("docs/images/curriculum.png")
 
 # Name of a way to sample -> (curriculum.sampler, with expansion, with offline grades)
@@ -70,23 +74,34 @@ class Learner:
         spread: standard deviation of the difficulties.
         seed: of the difficulties and of the answers.
         prompts: how many.
+        unanswerable: one of UNANSWERABLE: so half of the prompts are; empty: none is.
     """
 
-    def __init__(self, spread: float, seed: int, prompts: int) -> None:
+    def __init__(self, spread: float, seed: int, prompts: int, unanswerable: str = "") -> None:
         self.rng = np.random.default_rng(seed)
         self.kinds = self.rng.integers(0, KINDS, prompts)
         of_kinds = self.rng.normal(0, spread / 2, KINDS)
         self.difficulties = of_kinds[self.kinds] + self.rng.normal(0, spread * 0.75**0.5, prompts)
+        self.sources = [0] * KINDS
+        if unanswerable:
+            is_one = self.rng.random(prompts) < 0.5
+            self.difficulties[is_one] = np.inf
+            if unanswerable != "among the others":
+                self.kinds[is_one] = KINDS
+                self.sources.append(int(unanswerable == "own source"))
         self.ability = self._ability_at(START)
 
-    def probabilities(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """Return the probability of a right answer to each prompt, or to those of some rows."""
-        difficulties = self.difficulties if rows is None else self.difficulties[rows]
-        return 1 / (1 + np.exp(difficulties - self.ability))
+    def probabilities(self) -> np.ndarray:
+        """Return the probability of a right answer to each prompt, float64 [prompts]."""
+        return 1 / (1 + np.exp(self.difficulties - self.ability))
+
+    def right(self) -> float:
+        """Return the mean probability of a right answer over the prompts that have one."""
+        return float(self.probabilities()[np.isfinite(self.difficulties)].mean())
 
     def answers(self, rows: np.ndarray) -> np.ndarray:
         """Return rewards of 0 and 1, float64 [groups, GROUP]."""
-        return (self.rng.random((len(rows), GROUP)) < self.probabilities(rows)[:, None]).astype(np.float64)
+        return (self.rng.random((len(rows), GROUP)) < self.probabilities()[rows, None]).astype(np.float64)
 
     def train(self, scores: np.ndarray) -> None:
         """Learn from groups, rewards [groups, GROUP]."""
@@ -99,9 +114,9 @@ class Learner:
         return PromptFacts(
             ids=[str(row) for row in range(count)],
             kinds=self.kinds,
-            kind_names=[f"simulated/{kind}" for kind in range(KINDS)],
-            kind_sources=[0] * KINDS,
-            source_weights=[1.0],
+            kind_names=[f"{source}/{kind}" for kind, source in enumerate(self.sources)],
+            kind_sources=self.sources,
+            source_weights=[1.0] * (max(self.sources) + 1),
             tiers=np.full(count, -1),
             passes=passes,
             rollouts=np.full(count, GRADES if graded else 0),
@@ -111,14 +126,14 @@ class Learner:
         low, high = -50.0, 50.0
         for _ in range(60):
             self.ability = (low + high) / 2
-            low, high = (self.ability, high) if self.probabilities().mean() < right else (low, self.ability)
+            low, high = (self.ability, high) if self.right() < right else (low, self.ability)
         return low
 
 
-def simulate(way: str, spread: float, seed: int, prompts: int = SETS[0]) -> History:
+def simulate(way: str, spread: float, seed: int, prompts: int = SETS[0], unanswerable: str = "") -> History:
     """Return the run of a learner until it reaches TARGET."""
     sampler, expand, graded = WAYS[way]
-    learner = Learner(spread, seed, prompts)
+    learner = Learner(spread, seed, prompts, unanswerable)
     config = CurriculumConfig(sampler=sampler)
     curriculum = Curriculum(config, learner.facts(graded=graded), seed)
     expansion, history = Expansion(ExpansionConfig(enabled=expand)), History()
@@ -132,7 +147,7 @@ def simulate(way: str, spread: float, seed: int, prompts: int = SETS[0]) -> Hist
         expansion.observe(float(have_differences(scores).mean()))
         learner.train(scores[kept])
         history.rollouts.append(sum(history.rollouts[-1:]) + scores.size)
-        history.right.append(float(learner.probabilities().mean()))
+        history.right.append(learner.right())
         history.valid.append(float(have_differences(scores).mean()))
         history.kept.append(len(kept))
         if history.right[-1] >= TARGET:
@@ -140,9 +155,9 @@ def simulate(way: str, spread: float, seed: int, prompts: int = SETS[0]) -> Hist
     return history
 
 
-def rollouts_to_target(way: str, spread: float, prompts: int = SETS[0]) -> float:
+def rollouts_to_target(way: str, spread: float, prompts: int = SETS[0], unanswerable: str = "") -> float:
     """Return the rollouts that the learner needs, median of SEEDS."""
-    return median(simulate(way, spread, seed, prompts).rollouts[-1] for seed in SEEDS)
+    return median(simulate(way, spread, seed, prompts, unanswerable).rollouts[-1] for seed in SEEDS)
 
 
 # --- valid groups where fewer and fewer are ---------------------------------------------------------------------------
@@ -150,11 +165,11 @@ def rollouts_to_target(way: str, spread: float, prompts: int = SETS[0]) -> float
 
 def falling(shape: str, iterations: int) -> np.ndarray:
     """Return the probability that a group is valid in each iteration, falling from 0.8 to 0.3."""
-    time = np.linspace(0, 1, iterations)
+    done = np.linspace(0, 1, iterations)
     fallen = {
-        "line": time,
-        "curve": 1 / (1 + np.exp(-12 * (time - 0.5))),
-        "step": (time >= 0.5).astype(float),
+        "line": done,
+        "curve": 1 / (1 + np.exp(-12 * (done - 0.5))),
+        "step": (done >= 0.5).astype(float),
     }[shape]
     return 0.8 - 0.5 * fallen
 
@@ -177,19 +192,39 @@ def kept_groups(shape: str, *, expand: bool, seed: int, iterations: int = 100, p
 def main() -> None:
     """Simulate every way to sample, print the tables and draw the figure."""
     console = Console()
-    cases = [(prompts, spread) for prompts in SETS for spread in SPREADS]
-    table = Table("rollouts to the target", *(f"{prompts:,} prompts, spread {spread:g}" for prompts, spread in cases))
-    uniform = {case: rollouts_to_target("uniform", case[1], case[0]) for case in cases}
-    for way in WAYS:
-        found = {case: rollouts_to_target(way, case[1], case[0]) for case in cases}
-        table.add_row(way, *(f"{found[case]:,.0f} ({found[case] / uniform[case]:.2f})" for case in cases))
-    console.print(table)
+    show(
+        console, {f"{count:,} prompts, spread {spread:g}": (spread, count, "") for count in SETS for spread in SPREADS}
+    )
+    show(console, {f"half unanswerable, {where}": (2.0, 2000, where) for where in UNANSWERABLE})
     table = Table("valid share falls from 0.8 to 0.3 as a", "groups trained on: deviation / mean, with", "without")
     for shape in ("line", "curve", "step"):
         groups = [kept_groups(shape, expand=expand, seed=0) for expand in (True, False)]
         table.add_row(shape, *(f"{one.std() / one.mean():.2f}" for one in groups))
     console.print(table)
+    console.print(f"{MANY:,} prompts: {seconds_of_an_iteration(512) * 1000:.0f} CPU-ms to draw and observe 512")
     draw(simulate("RLCS with expansion", 8.0, 0), {way: simulate(way, 8.0, 0) for way in WAYS})
+
+
+def show(console: Console, cases: dict[str, tuple[float, int, str]]) -> None:
+    """Print the rollouts that each way needs, and over those of uniform draws. A case is (spread, prompts, ...)."""
+    table = Table("rollouts to the target", *cases)
+    uniform = [rollouts_to_target("uniform", *case) for case in cases.values()]
+    for way in WAYS:
+        found = [rollouts_to_target(way, *case) for case in cases.values()]
+        table.add_row(way, *(f"{one:,.0f} ({one / all_of:.2f})" for one, all_of in zip(found, uniform, strict=True)))
+    console.print(table)
+
+
+def seconds_of_an_iteration(count: int) -> float:
+    """Return the CPU seconds in which `count` of MANY prompts are drawn and observed, median of 9."""
+    learner = Learner(SPREADS[0], 0, MANY)
+    curriculum, times = Curriculum(CurriculumConfig(), learner.facts(graded=True), 0), []
+    for iteration in range(9):
+        began = time.process_time()
+        rows = curriculum.draw(iteration, count)
+        curriculum.observe(rows, np.full(count, GROUP // 2), np.full(count, GROUP))
+        times.append(time.process_time() - began)
+    return median(times)
 
 
 def draw(run: History, runs: dict[str, History]) -> None:

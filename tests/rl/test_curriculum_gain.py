@@ -15,6 +15,15 @@ def test_learner_needs_fewer_rollouts(spread: float, most: float) -> None:
     assert rollouts_to_target("RLCS with expansion", spread) <= most * uniform
 
 
+@pytest.mark.parametrize(
+    ("where", "least", "most"), [("among the others", 0, 0.8), ("own category", 0, 0.6), ("own source", 0.8, 1)]
+)
+def test_learner_of_whose_prompts_half_cannot_be_answered(where: str, least: float, most: float) -> None:
+    """A source keeps its share of the prompts, whatever they are: only its own prompts are chosen among."""
+    uniform, rlcs = (rollouts_to_target(way, 2.0, 2000, where) for way in ("uniform", "RLCS"))
+    assert least * uniform <= rlcs <= most * uniform
+
+
 def test_expansion_fills_the_batch_and_needs_fewer_iterations() -> None:
     plain, expanded = simulate("RLCS", 8.0, 0), simulate("RLCS with expansion", 8.0, 0)
     assert len(expanded.kept) <= 0.75 * len(plain.kept)
