@@ -49,6 +49,7 @@ FLOORS = {
         "training",
         "model",
         "data_pipeline",
+        "rewards",
     },
     "demo": {
         "common",
@@ -62,6 +63,7 @@ FLOORS = {
         "training",
         "model",
         "data_pipeline",
+        "rewards",
     },
     "streaming": {"common", "streaming", "model"},
     "benchmarks": {

@@ -38,6 +38,7 @@ from data_pipeline.sharding.job_slice import JobSlice
 from data_pipeline.sharding.tasks import BuildOptions, check_chat_form, open_apart
 from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
+from tools.prompt_check import check_prompt
 from tools.shard_preview import print_preview
 from tools.shard_report import print_counts, print_line, print_outcome, print_unfinished, print_whole
 
@@ -106,7 +107,7 @@ def build(
             raise DataError("--out is missing: name the folder for the shards, or use --dry-run to write none")
         from data_pipeline.sharding.build import plan, run_build, written_bytes
 
-        options = BuildOptions(out, tokenizer, name or _name_of(out), _bytes(shard_bytes), chat_form)
+        options = BuildOptions(out, tokenizer, name or _name_of(out), _bytes(shard_bytes), chat_form, check_prompt)
         job_slice = _job_slice(part, array)
         opened = open_apart(inputs, out, kind, settings or [])
         planned = plan(opened, options, skipped_files(inputs, opened))
@@ -153,6 +154,7 @@ def index(
                 chat_form=chat_form,
                 executor=_executor(executor),
                 workers=_workers(workers, executor),
+                check_prompt=check_prompt,
                 tick=tick,
             )
     print_counts(counts)
@@ -168,7 +170,7 @@ def verify(
 
     total = Counts()
     with errors_in_one_line(DataError):
-        jobs, wrong = jobs_of(shards, tokenizer)
+        jobs, wrong = jobs_of(shards, tokenizer, check_prompt)
         with _progress("shards", len(jobs) + 1) as tick:
             for found in chain(
                 [wrong], verify_shards(jobs, executor=_executor(executor), workers=_workers(workers, executor))
@@ -195,6 +197,7 @@ def stats(
 ) -> None:
     """Count samples, images, videos and tokens by domain, from the indexes alone, and draw distributions."""
     from data_pipeline.shards.index import read_index
+    from tools.shard_prompts import prompts_in, table_of_prompts
     from tools.shard_stats import collect, draw, table_of
 
     with errors_in_one_line(DataError):
@@ -202,9 +205,12 @@ def stats(
         found = collect(indexes, PixelBudget(image_max_tokens, video_max_tokens))
         if not found:
             raise DataError(f"no sample is indexed in {', '.join(shards)}: see {REJECTED} beside the shards")
+        prompts = prompts_in(indexes) if "rl" in found else []
         if plot:
             draw(found, plot)
     print_whole(table_of(found))
+    if prompts:
+        print_whole(table_of_prompts(prompts))
     if plot:
         print_line(f"plot: {plot}")
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from data_pipeline.inputs.draft import Input
 from data_pipeline.sample import Element, Image, Text, Token, Video
 from data_pipeline.sharding.preview import Preview, Seen, options_of, preview
+from tools.prompt_check import check_prompt
 from tools.shard_report import console, named, print_line
 
 SHOWN_CHARACTERS = 600  # of a sample
@@ -19,7 +20,7 @@ SHOWN_NAMES = 40  # of the names of an input
 
 def print_preview(inputs: Sequence[tuple[str, Input]], skipped: Counter[str], chat_form: str) -> bool:
     """Print what each input is taken for. Returns whether a sample could be made of any."""
-    found = [(preview(kind, given, chat_form), given) for kind, given in inputs]
+    found = [(preview(kind, given, chat_form, check_prompt), given) for kind, given in inputs]
     for seen, given in found:
         _print_input(seen, given)
     if skipped:

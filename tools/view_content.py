@@ -126,6 +126,7 @@ def view_of_sample(
             "patches": f"{sum(h * w for h, w in sample.grids):,}",
             "positions": f"to {int(sample.position_ids.max()):,}",
             **({"from": str(record["source"])} if record and "source" in record else {}),
+            **(_facts_of_prompt(record) if record and sample.domain == "rl" else {}),
         },
         images=list(_images(sample, tokenizer)),
         more_images=max(0, len(sample.grids) - MAX_IMAGES),
@@ -134,6 +135,12 @@ def view_of_sample(
         record=written[:MAX_RECORD],
         more_record=max(0, len(written) - MAX_RECORD),
     )
+
+
+def _facts_of_prompt(record: dict[str, Any]) -> dict[str, str]:
+    """Return how the answers to a prompt are scored, and what it is about."""
+    names = ("reference", "verifier", "settings", "data_source", "category", "tier")
+    return {name: str(record[name]) for name in names if record.get(name) not in (None, "", {})}
 
 
 def view_of_pack(batch: Batch, tokenizer: GlmTokenizer, title: str) -> PackView:

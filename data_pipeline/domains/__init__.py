@@ -5,6 +5,7 @@
     interleaved, grounding  {"text": "... <image> ... <video> ..."}    images and videos at their placeholders
     text                    {"text": document}
     chat                    {"messages": [...], "thinking": bool, "tools": [...]}    see chat.py
+    rl                      {"messages": [...], "reference": ..., "verifier": ...}   a prompt, see rl_record.py
 
 Domains differ in how samples are built, not in how they are trained on.
 """
@@ -15,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from data_pipeline.domains import chat, documents
+from data_pipeline.domains.rl_record import read_rl_record
 from data_pipeline.errors import BadSample
 from data_pipeline.sample import Element, Image, Sample, Video
 
@@ -26,7 +28,8 @@ _DOCUMENTS: dict[str, Callable[[str], list[Element]]] = {
     "grounding": documents.text_with_placeholders,
     "text": documents.plain_text,
 }
-DOMAINS = (*_DOCUMENTS, "chat")
+_CHATS = {"chat": chat.render, "rl": chat.render_prompt}
+DOMAINS = (*_DOCUMENTS, *_CHATS)
 
 
 def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form: str = chat.DEFAULT_FORM) -> Sample:
@@ -42,10 +45,11 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
         BadSample: The record cannot be used, or its text stands for another number of images or videos.
     """
     domain = record.get("domain") if isinstance(record, dict) else None
-    if domain == "chat":
-        elements = chat.render(
-            record.get("messages"), record.get("thinking"), tools=record.get("tools"), form=chat_form
-        )
+    if isinstance(domain, str) and domain in _CHATS:
+        render = _CHATS[domain]
+        elements = render(record.get("messages"), record.get("thinking"), tools=record.get("tools"), form=chat_form)
+        if domain == "rl":
+            read_rl_record(record)
     elif isinstance(domain, str) and domain in _DOCUMENTS:
         if not isinstance(record.get("text"), str) or not record["text"]:
             raise BadSample("bad_record", f'a record of domain {domain!r} needs a non-empty "text"')

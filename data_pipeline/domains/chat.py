@@ -67,21 +67,54 @@ def render(messages: Any, thinking: Any, *, tools: Any = None, form: str = DEFAU
     Raises:
         BadSample: The chat cannot be written in this form, or no answer carries loss.
     """
-    turns, given = _check_messages(messages), tool_calls.read_tools(tools)
+    turns = _check_messages(messages)
+    if turns[-1]["role"] != "assistant":
+        detail = f"the last message is the {turns[-1]['role']}'s: a chat to learn from ends with an answer"
+        raise BadSample("bad_record", detail)
+    chat, learned = _written(turns, thinking, tools, form)
+    if not any(learned):
+        raise BadSample("nothing_to_learn", "no answer of this chat carries loss")
+    next_role = "tool" if turns[-1].get("tool_calls") else "user"
+    return [*chat, Token(ROLE_TOKENS[next_role], loss=learned[-1])]
+
+
+def render_prompt(messages: Any, thinking: Any, *, tools: Any = None, form: str = DEFAULT_FORM) -> list[Element]:
+    """Return the elements of a chat up to where the assistant begins to write. Nothing in it carries loss.
+
+    The same as a chat template renders with `add_generation_prompt`.
+
+    Args:
+        messages: As for `render`, the last of a user.
+        thinking: bool, whether the assistant is to think first. None: yes, as templates do.
+        tools: As for `render`.
+        form: One of CHAT_FORMS.
+
+    Raises:
+        BadSample: The prompt cannot be written in this form.
+    """
+    turns = [{**turn, "loss": False} if turn["role"] == "assistant" else turn for turn in _check_messages(messages)]
+    if turns[-1]["role"] != "user":
+        detail = f"the last message is the {turns[-1]['role']}'s: a prompt ends with a user's, which is answered"
+        raise BadSample("bad_record", detail)
+    prompt, _ = _written(turns, True if thinking is None else thinking, tools, form)
+    empty_thought: list[Element] = [Token("<think>"), Token("</think>"), Text("\n")]
+    return [*prompt, Token(ROLE_TOKENS["assistant"]), Text("\n"), *(empty_thought if thinking is False else [])]
+
+
+def _written(turns: list[Turn], thinking: Any, tools: Any, form: str) -> tuple[list[Element], list[bool]]:
+    """Return the elements of all turns, each after the token of its role, and which turns carry loss."""
+    given = tool_calls.read_tools(tools)
     uses_tools = bool(given) or any(turn["role"] == "tool" or turn.get("tool_calls") for turn in turns)
     tool_form = tool_calls.check_form(form, uses_tools=uses_tools)
     if thinking is not None and not isinstance(thinking, bool):
         raise BadSample("bad_record", f'"thinking" is {str(thinking)[:40]!r}: it must be true or false')
     elements, learned = _FORMS[form](turns, thinking, tool_form)
-    if not any(learned):
-        raise BadSample("nothing_to_learn", "no answer of this chat carries loss")
     chat: list[Element] = [Token("[gMASK]"), Token("<sop>"), *tool_calls.tool_list(given)]
     for index, turn in enumerate(turns):
         if turn["role"] != "tool" or turns[index - 1]["role"] != "tool":
             chat.append(Token(ROLE_TOKENS[turn["role"]], loss=index > 0 and learned[index - 1]))
         chat += elements[index]
-    next_role = "tool" if turns[-1].get("tool_calls") else "user"
-    return [*chat, Token(ROLE_TOKENS[next_role], loss=learned[-1])]
+    return chat, learned
 
 
 def _glm45v(turns: list[Turn], thinking: bool | None, tools: ToolForm | None) -> tuple[list[list[Element]], list[bool]]:
@@ -160,7 +193,7 @@ def _answer(content: str, turn: Turn, *, loss: bool) -> list[Element]:
 def _check_messages(messages: Any) -> list[Turn]:
     """Return the messages, with their calls as read_calls gives them."""
     if not isinstance(messages, list) or not messages:
-        raise BadSample("bad_record", 'a record of domain "chat" needs a non-empty list "messages"')
+        raise BadSample("bad_record", 'a conversation or prompt needs a non-empty list "messages"')
     turns: list[Turn] = []
     for number, turn in enumerate(messages):
         if not isinstance(turn, dict) or turn.get("role") not in tuple(ROLE_TOKENS):
@@ -179,10 +212,6 @@ def _check_messages(messages: Any) -> list[Turn]:
             raise BadSample("bad_record", f'message {number} ({turn["role"]}): "loss" must be true or false')
         turns.append({**turn, "content": content, "tool_calls": calls})
     roles = [turn["role"] for turn in messages]
-    if roles[-1] != "assistant":
-        raise BadSample(
-            "bad_record", f"the last message is the {roles[-1]}'s: a chat to learn from ends with an answer"
-        )
     if any(pair == ("assistant", "assistant") for pair in pairwise(roles)):
         raise BadSample("bad_record", "two assistant messages follow each other: join them")
     _check_responses(turns)

@@ -13,7 +13,7 @@ import signal
 import threading
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -87,14 +87,14 @@ class PackedLoader:
         Raises:
             DataError: The data cannot be used. The message names the file or key and says how to fix it.
         """
-        config.check()
-        _check_divisible(global_batch_size, data_parallel_size)
+        _check(config, global_batch_size, data_parallel_size)
         self.tokenizer = GlmTokenizer(config.tokenizer)
         budget = PixelBudget(config.image_max_tokens, config.video_max_tokens)
         cache = ShardCache(config.cache_dir, config.cache_bytes)
         self.sources = [
             Source(source, tokenizer_hash=self.tokenizer.hash, budget=budget, cache=cache) for source in config.located
         ]
+        _check_learned(self.sources)
         sizes = {"seq_length": seq_length, "segment_multiple": config.segment_multiple}
         self._plan_of = partial(Plan, self.sources, seed=config.seed, cost=cost, too_long=config.too_long, **sizes)
         packs = smallest_steps(self._plan_of, global_batch_size) if small_steps else global_batch_size
@@ -359,7 +359,17 @@ class PackedLoader:
             yield from [*packs, *empty][self._rank :: self._ranks]
 
 
-def _check_divisible(global_batch_size: int, data_parallel_size: int) -> None:
+def _check_learned(sources: Sequence[Source]) -> None:
+    for source in sources:
+        if "rl" in source.domains:
+            raise DataError(
+                f"source {source.label!r} holds prompts (domain rl), of which no token carries loss: train on them "
+                "with rl.train, and remove the source from this run"
+            )
+
+
+def _check(config: DataConfig, global_batch_size: int, data_parallel_size: int) -> None:
+    config.check()
     if global_batch_size % data_parallel_size:
         raise DataError(
             f"train.global_batch_size {global_batch_size} is not a multiple of the data-parallel size "

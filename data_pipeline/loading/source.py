@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.media.image_sizes import patches_of
 from data_pipeline.media.pixel_budget import PATCHES_PER_TOKEN, TEMPORAL_PATCH_SIZE, PixelBudget
 from data_pipeline.shards.catalogue import ShardEntry, open_shards
-from data_pipeline.shards.index import sample_at, structs_at
+from data_pipeline.shards.index import SCHEMA, sample_at, structs_at
 from data_pipeline.shards.members import ShardSample, index_command
 from data_pipeline.shards.shard_cache import ShardCache
 
@@ -162,12 +163,17 @@ class Source:
 
     @property
     def chat_forms(self) -> list[str]:
-        """The forms in which the chats of this source are written, sorted; empty if it has no chats."""
-        if "chat" not in self.domains:
-            return []
-        rows = np.flatnonzero(self.domain_codes == self.domains.index("chat"))
+        """The forms in which the chats and prompts of this source are written, sorted; empty if it has none."""
+        codes = [code for code, domain in enumerate(self.domains) if domain in ("chat", "rl")]
+        rows = np.flatnonzero(np.isin(self.domain_codes, codes))
         shards = np.unique(np.searchsorted(self.shard_rows, rows, side="right") - 1)
         return sorted({self.shards[shard].header.chat_form for shard in shards.tolist()})
+
+    def shard_tables(self) -> Iterator[tuple[ShardEntry, Path, pa.Table]]:
+        """Yield every shard, the path of its tar, and the rows of its index. Local sources alone have paths."""
+        table = pa.Table.from_batches(self._batches, SCHEMA)
+        for shard, first in zip(self.shards, self.shard_rows[:-1].tolist(), strict=True):
+            yield shard, Path(self._location(shard)), table.slice(first, shard.rows)
 
     def _location(self, shard: ShardEntry) -> str:
         return url_in(self._folder, shard.name)

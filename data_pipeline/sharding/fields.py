@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from data_pipeline.domains.rl_record import FIELDS as FIELDS_OF_PROMPTS
+
 # Fields that training reads, and fields that inputs write for people to read.
 KNOWN_FIELDS = frozenset(
     (
@@ -21,12 +23,13 @@ MESSAGE_FIELDS = frozenset(("role", "content", "reasoning_content", "loss", "too
 
 def unused_fields(record: dict[str, Any]) -> set[str]:
     """Return the fields of a record that nothing reads."""
-    return record.keys() - KNOWN_FIELDS
+    known_of_domain = FIELDS_OF_PROMPTS if record.get("domain") == "rl" else ()
+    return record.keys() - KNOWN_FIELDS - set(known_of_domain)
 
 
 def unused_message_keys(record: dict[str, Any]) -> Counter[str]:
     """Count the keys of a chat's messages that nothing reads: {"message key name": 2}."""
-    messages = record.get("messages") if record.get("domain") == "chat" else None
+    messages = record.get("messages") if record.get("domain") in ("chat", "rl") else None
     return Counter(
         f"message key {key}"
         for message in (messages if isinstance(messages, list) else ())

@@ -15,17 +15,19 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.files import replacing, write_text
 from data_pipeline.errors import REJECTED, BadSample, DataError
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.fields import unused_fields, unused_message_keys
 from data_pipeline.sharding.measure import measure
-from data_pipeline.sharding.tasks import check_chat_form
+from data_pipeline.sharding.tasks import PromptCheck, check_chat_form
 from data_pipeline.sharding.writing import WORK, Counts, chat_form_of, load_tokenizer, write_rejected
 from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import IndexHeader, read_index, write_index
 from data_pipeline.shards.members import ShardSample
+from data_pipeline.shards.prompt_facts import read_facts, write_facts
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import Scan, count_members, scan_shard
 from data_pipeline.shards.tar import fingerprint
@@ -38,6 +40,7 @@ class IndexJob:
     shard: Path
     tokenizer: str
     chat_form: str
+    check_prompt: PromptCheck | None = None
 
     def __str__(self) -> str:
         return str(self.shard)
@@ -50,6 +53,7 @@ def index_shards(
     chat_form: str = "",
     executor: str = "here",
     workers: int = 1,
+    check_prompt: PromptCheck | None = None,
     tick: Callable[[], None] = lambda: None,
 ) -> Counts:
     """Write the index of every given shard, and the catalogue of every folder. Of media, only headers are read.
@@ -60,6 +64,7 @@ def index_shards(
         chat_form: How chats are written; empty: as the models of the tokenizer write them.
         executor: One of EXECUTORS.
         workers: The number of processes.
+        check_prompt: As in BuildOptions.
         tick: Called after each shard.
 
     Raises:
@@ -69,7 +74,7 @@ def index_shards(
     chat_form = chat_form_of(chat_form, load_tokenizer(str(tokenizer)))
     for folder in {shard.parent for shard in shards}:
         (folder / WORK).mkdir(exist_ok=True)
-    jobs = [IndexJob(shard, str(tokenizer), chat_form) for shard in shards]
+    jobs = [IndexJob(shard, str(tokenizer), chat_form, check_prompt) for shard in shards]
     total = Counts()
     for read in EXECUTORS[executor](index_shard, jobs, workers=workers):
         total.add(read)
@@ -95,11 +100,14 @@ def index_shard(job: IndexJob) -> Counts:
     tokenizer, counts = load_tokenizer(job.tokenizer), Counts()
     wanted = IndexHeader(fingerprint(job.shard), tokenizer.hash if tokenizer else "", job.chat_form)
     try:
-        if read_index(job.shard).header == wanted:
+        index = read_index(job.shard)
+        read_facts(job.shard, index.table, index.header.tar_fingerprint)
+        if index.header == wanted:
             return counts
     except DataError:  # there is none, or it is damaged
         pass
-    rows = []
+    rows: list[dict[str, Any]] = []
+    facts: list[dict[str, str]] = []
     part = _rejected_part(job.shard.parent, job.shard.name)
     reader = ShardReader()
     scan = _scan(job.shard)
@@ -115,16 +123,20 @@ def index_shard(job: IndexJob) -> Counts:
                 _check_media(scan, sample)
                 raw = reader.read(str(job.shard), sample)
                 measured = measure(raw, tokenizer, job.chat_form)
+                if measured.prompt and job.check_prompt:
+                    job.check_prompt(measured.prompt)
             except BadSample as error:
                 write_rejected(rejections, error.reason, f"{job.shard.name}/{sample.key}", error.detail)
                 counts.accounts.use({"members": len(sample.members)}, "rejected")
             else:
                 rows.append(measured.index_row(sample))
+                facts += measured.facts_rows(sample)
                 counts.unused_fields.update(unused_fields(raw.record))
                 counts.not_read.update(unused_message_keys(raw.record))
                 counts.accounts.use({"members": len(sample.members)}, "in_samples")
     reader.close()
     counts.accounts.check(str(job.shard))
+    write_facts(job.shard, facts)
     write_index(job.shard, rows, tokenizer_hash=wanted.tokenizer_hash, chat_form=job.chat_form)
     return counts
 

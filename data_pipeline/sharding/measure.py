@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.domains import build_sample
+from data_pipeline.domains.rl_record import RlRecord, read_rl_record
 from data_pipeline.encoding.tokenizer import GlmTokenizer, tokenize
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.image_files import decode_image, probe_image
@@ -19,6 +20,7 @@ from data_pipeline.media.video_sampling import GLM45V_VIDEO, VideoForm, video_ge
 from data_pipeline.sample import Image, Video
 from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample
+from data_pipeline.shards.prompt_facts import facts_row
 from data_pipeline.shards.reader import RawSample
 
 
@@ -31,10 +33,15 @@ class Measured:
     images: list[tuple[int, int]]  # (height, width) in pixels, before resizing
     videos: list[tuple[VideoInfo, int]]  # with the number of its frame pairs
     blocks: list[tuple[bool, int, int]]  # media between the text tokens, see index.index_row; [] without a tokenizer
+    prompt: RlRecord | None = None  # of a sample of the domain `rl`
 
     def index_row(self, sample: ShardSample) -> dict[str, Any]:
         """Return the row of the index for the sample as it is stored."""
         return index_row(sample, self.domain, self.text_tokens, self.images, self.videos, self.blocks)
+
+    def facts_rows(self, sample: ShardSample) -> list[dict[str, str]]:
+        """Return the row of the facts of prompts, if the sample is one."""
+        return [facts_row(sample.key, self.prompt)] if self.prompt else []
 
 
 def measure(
@@ -80,8 +87,9 @@ def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, who
     else:
         geometries = [video_geometry(info, budget.video_max_tokens, form) for info in infos]
     videos = [(info, len(geometry.seconds)) for info, geometry in zip(infos, geometries, strict=True)]
+    prompt = read_rl_record(raw.record) if sample.domain == "rl" else None
     if tokenizer is None:
-        return Measured(sample.domain, 0, images, videos, [])
+        return Measured(sample.domain, 0, images, videos, [], prompt)
     tokenized = tokenize(sample, tokenizer, grids, geometries)
     text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
     is_video = [isinstance(element, Video) for element in sample.elements if isinstance(element, Image | Video)]
@@ -89,4 +97,4 @@ def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, who
         (video, text_before[start], text_before[start + length] - text_before[start])
         for video, (start, length) in zip(is_video, tokenized.blocks, strict=True)
     ]
-    return Measured(sample.domain, text_before[-1], images, videos, blocks)
+    return Measured(sample.domain, text_before[-1], images, videos, blocks, prompt)

@@ -12,11 +12,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from data_pipeline.domains import build_sample
+from data_pipeline.domains.rl_record import read_rl_record
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Draft, Input, NotRead, ReadsFirst, Rejected
 from data_pipeline.media.image_files import probe_image
 from data_pipeline.sample import Sample
 from data_pipeline.sharding.fields import unused_fields, unused_message_keys
+from data_pipeline.sharding.tasks import PromptCheck
 
 MOST_ITEMS = 64  # of an input
 SECONDS = 0.5  # after which no further item of an input is read; the first of its units is read in any case
@@ -45,7 +47,7 @@ class Preview:
     rejected: Counter[str] = field(default_factory=Counter)  # by reason
     examples: dict[str, Rejected] = field(default_factory=dict)  # the first rejection of each reason
 
-    def add(self, found: Draft | Rejected | NotRead, chat_form: str) -> None:
+    def add(self, found: Draft | Rejected | NotRead, chat_form: str, check_prompt: PromptCheck | None = None) -> None:
         """Count one thing that was read."""
         if isinstance(found, NotRead):
             self.not_read[found.name] += found.count
@@ -53,7 +55,7 @@ class Preview:
         self.seen += 1
         if isinstance(found, Draft):
             try:
-                self._add_sample(found, chat_form)
+                self._add_sample(found, chat_form, check_prompt)
                 return
             except BadSample as error:
                 found = Rejected(found.origin, error.reason, error.detail)
@@ -64,9 +66,11 @@ class Preview:
         self.rejected[found.reason] += 1
         self.examples.setdefault(found.reason, found)
 
-    def _add_sample(self, draft: Draft, chat_form: str) -> None:
+    def _add_sample(self, draft: Draft, chat_form: str, check_prompt: PromptCheck | None) -> None:
         sizes = [probe_image(image.data) for image in draft.images]
         sample = build_sample(draft.record, images=len(draft.images), videos=len(draft.videos), chat_form=chat_form)
+        if check_prompt and sample.domain == "rl":
+            check_prompt(read_rl_record(draft.record))
         self.samples.setdefault(sample.domain, Seen(draft, sample, sizes))
         renamed = set(draft.read_as.values())
         unused = unused_fields(draft.record)
@@ -77,20 +81,21 @@ class Preview:
         self.not_read.update(draft.not_read)
 
 
-def preview(kind: str, given: Input, chat_form: str) -> Preview:
+def preview(kind: str, given: Input, chat_form: str, check_prompt: PromptCheck | None = None) -> Preview:
     """Read the first items of an input.
 
     Args:
         kind: Its kind.
         given: The input.
         chat_form: How chats are written.
+        check_prompt: As in BuildOptions.
 
     Raises:
         DataError: There is nothing to read.
     """
     found = Preview(kind, given.paths)
     for entry in _first_entries(given):
-        found.add(entry, chat_form)
+        found.add(entry, chat_form, check_prompt)
     return found
 
 

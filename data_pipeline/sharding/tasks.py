@@ -12,13 +12,14 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.domains.chat import CHAT_FORMS
+from data_pipeline.domains.rl_record import RlRecord
 from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import MATERIAL, Input, Unit
 from data_pipeline.inputs.kinds import open_inputs
@@ -31,6 +32,10 @@ SMALL_BUILD_TASKS = 16  # a build too small for this many shards of the requeste
 _HASHED_WHOLE = 1 << 30  # input bytes that are hashed completely; of larger inputs, samples of each file are hashed
 _SAMPLES, _SAMPLE_BYTES = 16, 64 << 10
 
+# Raises BadSample for a prompt whose verifier does not exist, or cannot read its reference. A function at the top of a
+# module, because it is sent to other processes. Commands hand it in: this package knows no verifiers.
+PromptCheck = Callable[[RlRecord], None]
+
 
 @dataclass(frozen=True)
 class BuildOptions:
@@ -41,6 +46,7 @@ class BuildOptions:
     name: str = "shard"  # shards are called NAME-TTTTT-SSSSS.tar
     shard_bytes: int = 1 << 30  # a shard of this size is full
     chat_form: str = ""  # how chats are written; empty: as the models of the tokenizer write them
+    check_prompt: PromptCheck | None = None  # checks samples of the domain `rl`; None: their verifiers are not checked
 
     def __post_init__(self) -> None:
         if self.shard_bytes < 1:

@@ -6,6 +6,7 @@
 | `wrong_catalogue` | the catalogue describes another tar than the one in the folder; training would use the catalogue |
 | `wrong_checksum` | a shard's bytes are not those that were written |
 | `unusable_index`, `wrong_index` | a shard's index is missing, damaged or of another tar, or its content is wrong |
+| `unusable_facts`, `wrong_facts` | the same of the facts of its prompts, or of their grades (shards/prompt_facts.py) |
 | `checksum`, `unreadable_image`, `media_mismatch` ... | one sample cannot be used: see errors.BadSample |
 """
 
@@ -16,16 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_pipeline.encoding.generations import generation_of_hash
-from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Rejected
 from data_pipeline.sharding.build import read_manifest
 from data_pipeline.sharding.executors import EXECUTORS
 from data_pipeline.sharding.measure import measure
+from data_pipeline.sharding.tasks import PromptCheck
 from data_pipeline.sharding.writing import Counts, file_sha256, load_tokenizer
 from data_pipeline.shards.catalogue import find_shards, read_catalogue
 from data_pipeline.shards.index import CATALOGUE, ShardIndex, read_index
 from data_pipeline.shards.members import index_command
+from data_pipeline.shards.prompt_facts import facts_path, read_facts, read_grades
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.tar import fingerprint
 
@@ -50,12 +52,15 @@ class VerifyJob:
     shard: Path
     sha256: str  # from the manifest; empty if there is none
     tokenizer: str  # its folder, or empty
+    check_prompt: PromptCheck | None = None  # as in BuildOptions
 
     def __str__(self) -> str:
         return str(self.shard)
 
 
-def jobs_of(paths: Sequence[str], tokenizer: str) -> tuple[list[VerifyJob], Verified]:
+def jobs_of(
+    paths: Sequence[str], tokenizer: str, check_prompt: PromptCheck | None = None
+) -> tuple[list[VerifyJob], Verified]:
     """Return the shards to verify, and the problems that manifests, catalogues and folders alone show.
 
     Raises:
@@ -77,7 +82,7 @@ def jobs_of(paths: Sequence[str], tokenizer: str) -> tuple[list[VerifyJob], Veri
                 continue
             if manifest and name not in written:
                 wrong.reject(name, BadSample("extra_shard", f"the manifest of {path} does not list it: remove it"))
-            jobs.append(VerifyJob(shards[name], written.get(name, ""), tokenizer))
+            jobs.append(VerifyJob(shards[name], written.get(name, ""), tokenizer, check_prompt))
     return jobs, wrong
 
 
@@ -114,10 +119,17 @@ def verify_shard(job: VerifyJob) -> Verified:
     except DataError as error:
         found.reject(name, BadSample("unusable_index", str(error)))
         return found
+    facts: dict[str, dict[str, str]] = {}
+    try:
+        rows = read_facts(job.shard, index.table, index.header.tar_fingerprint).to_pylist()
+        facts = {row["key"]: row for row in rows}
+        read_grades(job.shard, index.header.tar_fingerprint)
+    except DataError as error:
+        found.reject(name, BadSample("unusable_facts", str(error)))
     reader = ShardReader()
     for row in range(index.table.num_rows):
         try:
-            domain = _read_back(index, row, reader, load_tokenizer(job.tokenizer))
+            domain = _read_back(job, index, row, reader, facts)
         except BadSample as error:
             found.reject(f"{name}/{index.sample(row).key}", error)
         else:
@@ -128,15 +140,23 @@ def verify_shard(job: VerifyJob) -> Verified:
     return found
 
 
-def _read_back(index: ShardIndex, row: int, reader: ShardReader, tokenizer: GlmTokenizer | None) -> str:
+def _read_back(
+    job: VerifyJob, index: ShardIndex, row: int, reader: ShardReader, facts: dict[str, dict[str, str]]
+) -> str:
     """Return the domain of a sample that decodes completely and equals its index row. Raises BadSample."""
-    sample = index.sample(row)
+    sample, tokenizer = index.sample(row), load_tokenizer(job.tokenizer)
     raw = reader.read(str(index.file), sample, index.header.tar_fingerprint)
     form = generation_of_hash(index.header.tokenizer_hash).video
-    measured = measure(raw, tokenizer, index.header.chat_form, whole=True, video_form=form).index_row(sample)
+    found = measure(raw, tokenizer, index.header.chat_form, whole=True, video_form=form)
+    measured = found.index_row(sample)
     indexed = index.table.slice(row, 1).to_pylist()[0]
     same_tokenizer = tokenizer is not None and tokenizer.hash == index.header.tokenizer_hash
     for column in ("domain", "images", "videos", *(("text_tokens", "blocks") if same_tokenizer else ())):
         if measured[column] != indexed[column]:
             raise BadSample("wrong_index", f"its {column} are {measured[column]}, the index says {indexed[column]}")
-    return measured["domain"]
+    for said in found.facts_rows(sample):
+        if facts.get(sample.key, said) != said:
+            raise BadSample("wrong_facts", f"its facts are {said}, but {facts_path(job.shard).name} has others")
+    if found.prompt and job.check_prompt:
+        job.check_prompt(found.prompt)
+    return found.domain

@@ -36,6 +36,7 @@ from data_pipeline.sharding.measure import Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.shards.index import index_path, write_index
 from data_pipeline.shards.members import MAX_BYTES
+from data_pipeline.shards.prompt_facts import facts_path, write_facts
 from data_pipeline.shards.reader import RawSample
 from data_pipeline.shards.writer import ShardWriter
 
@@ -171,8 +172,9 @@ def write_task(job: TaskJob) -> Counts:
         note.remove()  # a death from here on has no unit as its cause
         counts.shards = shards.close()
         for shard in counts.shards:
-            os.replace(folder / shard["file"], out / shard["file"])
-            os.replace(index_path(folder / shard["file"]), index_path(out / shard["file"]))
+            tar = folder / shard["file"]
+            for path in filter(Path.is_file, (tar, facts_path(tar), index_path(tar))):
+                os.replace(path, out / path.name)
         sync_folder(out)
     write_json(done_record(out, number), counts.as_json())
     shutil.rmtree(folder, ignore_errors=True)
@@ -253,7 +255,10 @@ def _checked(draft: Draft, options: BuildOptions) -> tuple[dict[str, Any], Measu
         for file in files:
             check_size(kind, len(file.data))
     raw = RawSample(record, [file.data for file in draft.images], [file.data for file in draft.videos])
-    return record, measure(raw, load_tokenizer(options.tokenizer), options.chat_form, whole=True)
+    measured = measure(raw, load_tokenizer(options.tokenizer), options.chat_form, whole=True)
+    if measured.prompt and options.check_prompt:
+        options.check_prompt(measured.prompt)
+    return record, measured
 
 
 def _stored(record: dict[str, Any]) -> bytes:
@@ -285,6 +290,7 @@ class _Shards:
         self.samples = 0
         self._writer = ShardWriter(folder, f"{options.name}-{task:05d}", options.shard_bytes)
         self._rows: list[dict[str, Any]] = []
+        self._facts: list[dict[str, str]] = []
         self._finished: list[dict[str, Any]] = []
 
     def add(self, record: bytes, draft: Draft, measured: Measured) -> None:
@@ -294,6 +300,7 @@ class _Shards:
         sample = self._writer.write(f"{self.task:05d}-{self.samples:06d}", files)
         self._index_finished()
         self._rows.append(measured.index_row(sample))
+        self._facts += measured.facts_rows(sample)
         self.samples += 1
 
     def close(self) -> list[dict[str, Any]]:
@@ -308,6 +315,7 @@ class _Shards:
             return
         path = self._writer.finished[-1]
         tokenizer = load_tokenizer(self.options.tokenizer)
+        write_facts(path, self._facts)
         write_index(
             path, self._rows, tokenizer_hash=tokenizer.hash if tokenizer else "", chat_form=self.options.chat_form
         )
@@ -319,4 +327,4 @@ class _Shards:
                 "sha256": file_sha256(path),
             }
         )
-        self._rows = []
+        self._rows, self._facts = [], []

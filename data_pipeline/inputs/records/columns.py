@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +18,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.media import EXTENSIONS, as_media
 from data_pipeline.inputs.records import chat_turns
 from data_pipeline.inputs.records.media_values import bytes_and_path
+from data_pipeline.inputs.records.prompt_formats import DOMAIN, is_prompt_table
 from data_pipeline.inputs.records.questions import QUESTION_COLUMNS
 from data_pipeline.inputs.records.record_fields import (
     LINK_NAMES,
@@ -60,6 +61,7 @@ class Columns:
     media: dict[str, list[str]]  # columns of "images" and of "videos"
     wanted: list[str]  # all columns to read
     not_read: dict[str, str]  # name of a column that is not read -> what it is called in the account
+    domain: str  # of rows that name none; empty: from what they hold
 
 
 def find_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> Columns:
@@ -76,6 +78,7 @@ def find_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> C
             column holds URLs.
     """
     existing = f"its columns are {', '.join(schema.names)}"
+    given = replace(given, domain=DOMAIN) if not given.domain and is_prompt_table(schema.names) else given
     for name in (*filter(None, [given.text]), *given.image, *given.video):
         if name not in schema.names:
             raise DataError(f"{path} has no column {name!r}: {existing}")
@@ -84,7 +87,7 @@ def find_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> C
     media = _media_columns(path, schema, given, first)
     used = [*media["images"], *media["videos"]]
     text = given.text or _text_column(path, schema, used, given.domain)
-    if not text and not _is_complete_without_text(schema.names):
+    if not text and not _is_complete_without_text(schema.names) and given.domain != DOMAIN:
         raise DataError(f"{path}: which column is the text? Name it with --set text=NAME; {existing}")
     _check_urls(path, schema, used, given.domain, first)
     if text and not used and not given.text and not given.domain and text.lower() not in TEXTS_ALONE:
@@ -97,7 +100,8 @@ def find_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> C
     for field in unread:
         if field.name in (text, *chat_turns.LISTS, *_DOCUMENT_NAMES, "image_info"):
             raise DataError(f"{path}: column {field.name!r} has bytes in it ({field.type}), and is not read as a text")
-    return Columns(text, media, wanted, {field.name: f"column {field.name} ({_word(field.type)})" for field in unread})
+    not_read = {field.name: f"column {field.name} ({_word(field.type)})" for field in unread}
+    return Columns(text, media, wanted, not_read, given.domain)
 
 
 def _media_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> dict[str, list[str]]:
@@ -183,6 +187,8 @@ def _check_no_image_is_left(
 
 def _text_column(path: str, schema: pa.Schema, used: list[str], domain: str) -> str:
     """Return the column of the text; empty if there is none."""
+    if domain == DOMAIN:
+        return ""
     names = [field.name for field in schema if field.name not in used and _is_texts(field.type)]
     found = text_names(names)
     if _is_complete_without_text(schema.names):
@@ -214,7 +220,7 @@ def _check_urls(path: str, schema: pa.Schema, used: list[str], domain: str, firs
         return
     suspects = [name for name in used if _is_texts(schema.field(name).type) and _is_url(first(name))]
     complete = _is_complete_without_text(schema.names)
-    if not used and domain != "chat":
+    if not used and domain not in ("chat", DOMAIN):
         suspects += [name for name in url_names(schema.names) if not complete or name.lower() not in LINK_NAMES]
     suspects += [name for name in used if url_names([name])]
     if suspects:

@@ -43,7 +43,18 @@ _LIST_KEYS = frozenset(
 _RECORD_KEYS = frozenset(
     (
         *("domain", "text", "texts", "text_list", "messages", "conversations", "conversation", "instruction"),
-        *("caption", "captions", "image", "image_info", "video", "videos", "question", "file_name"),
+        *(
+            "caption",
+            "captions",
+            "image",
+            "image_info",
+            "video",
+            "videos",
+            "question",
+            "file_name",
+            "prompt",
+            "data_source",
+        ),
     )
 )
 

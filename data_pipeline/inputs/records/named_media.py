@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from data_pipeline.errors import BadSample
-from data_pipeline.inputs.draft import Draft
+from data_pipeline.inputs.draft import Draft, Media
 from data_pipeline.inputs.media import EXTENSIONS
-from data_pipeline.inputs.records import chat_formats, chat_parts, chat_turns, interleaved_formats, questions
+from data_pipeline.inputs.records import (
+    chat_formats,
+    chat_parts,
+    chat_turns,
+    interleaved_formats,
+    prompt_formats,
+    questions,
+)
 from data_pipeline.inputs.records.media_values import media_of_value
 from data_pipeline.inputs.records.record_fields import (
     LINK_NAMES,
@@ -48,6 +57,8 @@ class Options(Protocol):
     def captions(self) -> Captions: ...
     @property
     def allow_outside(self) -> bool: ...
+    @property
+    def prompts(self) -> prompt_formats.PromptOptions: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +79,10 @@ class RecordReader:
             BadSample: The record or one of its files cannot be used.
         """
         record = without_null_domain(record)
-        domain = self.options.domain
+        domain = self._domain
+        if prompt_formats.is_prompt(record, domain):
+            yield self._prompt(record, origin)
+            return
         if domain and "domain" not in record and not (domain == "chat" and chat_formats.is_foreign_chat(record)):
             record = {"domain": domain, **record}
         check_no_messages(record)
@@ -79,19 +93,48 @@ class RecordReader:
         record = converted(record, notes)
         record, read_as = self._with_media(record)
         read_as |= read_as_before
-        media = {
-            field: [
-                media_of_value(path, field, self.folder, allow_outside=self.options.allow_outside)
-                for path in _paths(record, field)
-            ]
-            for field in EXTENSIONS
-        }
+        media = {field: self._files(_paths(record, field), field) for field in EXTENSIONS}
         rest = {key: value for key, value in record.items() if key not in media}
         counts = len(media["images"]), len(media["videos"])
         for number, stored, omitted in self._with_texts(rest, counts, origin, read_as):
             where = f"{origin}#caption={number}" if number else origin
             draft = Draft(stored, media["images"], media["videos"], where, not_read=omitted, read_as=read_as)
             yield chat_formats.finished(draft, given, notes)
+
+    def is_prompt(self, raw: Any) -> bool:
+        """Return whether a record is a prompt.
+
+        Args:
+            raw: The record as it was given, parsed or as JSON; anything else is none.
+        """
+        try:
+            record = json.loads(raw) if isinstance(raw, bytes) else raw
+        except (ValueError, RecursionError):
+            return False
+        return isinstance(record, dict) and prompt_formats.is_prompt(record, self._domain)
+
+    @cached_property
+    def _domain(self) -> str:
+        return self.options.prompts.domain_of(self.options.domain)
+
+    def _prompt(self, record: dict[str, Any], origin: str) -> Draft:
+        """Return the draft of a prompt."""
+        record, read_as, notes = prompt_formats.as_prompt(record, self.options.prompts)
+        record, renamed = self._with_media(record)
+        prompt_formats.check_no_file_is_left(record)
+        listed = {field: as_list(record.get(field)) for field in EXTENSIONS}
+        if all(isinstance(value, str) for values in listed.values() for value in values):
+            record, _ = prompt_formats.finish_prompt(record, None, notes)
+            media = {field: self._files(record.pop(field, []), field) for field in EXTENSIONS}
+        else:  # files in the record itself, which have no names
+            media = {field: self._files(values, field) for field, values in listed.items()}
+            rest = {key: value for key, value in record.items() if key not in EXTENSIONS}
+            record, media = prompt_formats.finish_prompt(rest, media, notes)
+        record = prompt_formats.with_boxes(record, media["images"])
+        return Draft(record, media["images"], media["videos"], origin, not_read=notes, read_as=read_as | renamed)
+
+    def _files(self, values: Sequence[Any], field: str) -> list[Media]:
+        return [media_of_value(value, field, self.folder, allow_outside=self.options.allow_outside) for value in values]
 
     def _with_media_of_chat(self, record: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
         """Return a conversation with its files under names that its conversion knows, and what became of their names.
@@ -211,7 +254,7 @@ def converted(record: dict[str, Any], notes: Counter[str] | None = None) -> dict
 def paths_named(record: Any) -> list[str]:
     """Return the paths that a record names, to estimate its size; [] if it cannot be used."""
     try:
-        record = converted(record)
+        record = record if prompt_formats.is_prompt(record) else converted(record)
         return [path for field in EXTENSIONS for path in _files_of(record, field) if isinstance(path, str)]
     except (ValueError, RecursionError, AttributeError, TypeError):  # reading will reject it
         return []

@@ -26,6 +26,15 @@ from data_pipeline.inputs.records.columns import Columns, Wanted, find_columns
 from data_pipeline.inputs.records.interleaved_formats import is_foreign_interleaved, normalise_with_media
 from data_pipeline.inputs.records.lazy_units import LazyUnits
 from data_pipeline.inputs.records.media_values import media_of_value
+from data_pipeline.inputs.records.prompt_formats import (
+    PromptOptions,
+    as_prompt,
+    check_no_file_is_left,
+    finish_prompt,
+    is_prompt,
+    with_boxes,
+)
+from data_pipeline.inputs.records.prompt_values import file_of
 from data_pipeline.inputs.records.questions import as_conversation, is_question_set
 from data_pipeline.inputs.records.record_fields import Captions, as_list, check_no_messages, with_texts
 
@@ -46,6 +55,18 @@ class Parquet:
     captions: Captions = "all"  # which of a row's list of captions become samples, one each
     domain: str = ""  # of rows without a column `domain`; empty: from the number of images and videos
     allow_outside: bool = False  # accept files outside the folder of the table that names them
+    question: str = ""  # of prompts: the column of the question, which replaces all messages; see prompt_formats.py
+    reference: str = ""  # of prompts: the column of the reference; empty: found by name
+    verifier: str = ""  # of prompts that name none
+    verifiers: tuple[str, ...] = ()  # the same by data source: SOURCE:VERIFIER
+
+    def __post_init__(self) -> None:
+        self.prompts.domain_of(self.domain)
+
+    @property
+    def prompts(self) -> PromptOptions:
+        """The options about prompts."""
+        return PromptOptions(self.question, self.reference, self.verifier, self.verifiers)
 
     def units(self) -> Sequence[Unit]:
         """Return one unit per row group with rows, and one for a table without rows.
@@ -84,7 +105,7 @@ class Parquet:
                 )
 
     def _units(self) -> Iterator[Unit]:
-        wanted = Wanted(self.text, self.image, self.video, self.domain)
+        wanted = Wanted(self.text, self.image, self.video, self.prompts.domain_of(self.domain))
         known: dict[pa.Schema, dict[str, Any]] = {}  # tables of one schema are read alike
         has_rows = False
         for path in self.paths:
@@ -114,7 +135,9 @@ class Parquet:
                 raise values
             yield from credited(self._drafts(values, columns, folder, origin), _ONE_ROW)
         except BadSample as error:
-            yield finished_rejection(Rejected(origin, error.reason, error.detail, _ONE_ROW), values)
+            rejected = Rejected(origin, error.reason, error.detail, _ONE_ROW)
+            counted = isinstance(values, dict) and not is_prompt(values, columns.domain)
+            yield finished_rejection(rejected, values) if counted else rejected
 
     def _drafts(self, values: dict[str, Any], columns: Columns, folder: Path, origin: str) -> Iterator[Draft]:
         """Yield the drafts of a row: one, or one for each of its captions."""
@@ -124,10 +147,13 @@ class Parquet:
         }
         # Times, dates and decimals are written as text.
         record = json.loads(json.dumps({k: v for k, v in values.items() if v is not None}, default=str))
+        read_as = {f"column {name}": field for field, names in columns.media.items() for name in names}
+        if is_prompt(record, columns.domain):
+            yield self._prompt(record, found, read_as, folder, origin)
+            return
         if self.domain and not (self.domain == "chat" and is_foreign_chat(record)):
             record.setdefault("domain", self.domain)
         check_no_messages(record)
-        read_as = {f"column {name}": field for field, names in columns.media.items() for name in names}
         if is_foreign_interleaved(record) and not is_question_set(record):
             record, media = normalise_with_media(record, found)
         else:
@@ -151,6 +177,21 @@ class Parquet:
         if is_foreign_chat(record):
             record, files = normalise_nameless(record, files, notes)
         yield finished(Draft(record, files["images"], files["videos"], origin, read_as=read_as), given, notes)
+
+    def _prompt(
+        self, record: dict[str, Any], found: dict[str, list[Any]], read_as: dict[str, str], folder: Path, origin: str
+    ) -> Draft:
+        """Return the draft of a row with a prompt."""
+        record, names, notes = as_prompt(record, self.prompts)
+        media = {
+            field: [self._media(file_of(value, notes), field, folder) for value in found[field]] for field in found
+        }
+        check_no_file_is_left(record)
+        record, media = finish_prompt(record, media, notes)
+        record = with_boxes(record, media["images"])
+        read_as |= {name.replace("field ", "column "): became for name, became in names.items()}
+        omitted = {name.replace("field ", "column "): count for name, count in notes.items()}
+        return Draft(record, media["images"], media["videos"], origin, not_read=omitted, read_as=read_as)
 
     def _media(self, value: Any, field: str, folder: Path) -> Media:
         return media_of_value(value, field, folder, allow_outside=self.allow_outside)

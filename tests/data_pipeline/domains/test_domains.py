@@ -32,7 +32,7 @@ def test_documents_become_elements_in_order(domain, text, images, videos, conten
 
 
 def test_domains_are_all_listed():
-    assert set(DOMAINS) == {"image_text", "interleaved", "ocr", "grounding", "video", "text", "chat"}
+    assert set(DOMAINS) == {"image_text", "interleaved", "ocr", "grounding", "video", "text", "chat", "rl"}
 
 
 @pytest.mark.parametrize(

@@ -94,12 +94,33 @@ CHATS: tuple[dict[str, Any], ...] = (
     {"instruction": "Hi", "input": "there", "output": "Ho", "history": [["a", "b"]]},
     {"domain": "chat", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]},
 )
+PROMPTS: tuple[dict[str, Any], ...] = (
+    {
+        "domain": "rl",
+        "messages": [{"role": "user", "content": "<image>Hi"}],
+        "images": ["a.jpg"],
+        "reference": "Ho",
+        "verifier": "exact",
+        "tier": "hard",
+    },
+    {
+        "prompt": [{"role": "user", "content": "<image>Hi"}],
+        "images": ["a.jpg"],
+        "data_source": "a/b",
+        "ability": "vqa",
+        "reward_model": {"style": "rule", "ground_truth": "Ho"},
+        "extra_info": {"split": "train"},
+        "verifier": "exact",
+    },
+    {"prompt": "Hi", "gt_answer": "<answer>Ho</answer>", "datasource": "vqa", "image_file": "a.jpg", "verifier": "x"},
+)
 RECORDS: tuple[dict[str, Any], ...] = (
     {"domain": "image_text", "text": "A cat.", "images": ["a.jpg"]},
     {"domain": "interleaved", "text": "x <image> y", "images": ["b.png"]},
     {"domain": "text", "text": "Words."},
     {"texts": ["A", None], "images": [None, "a.jpg"]},
     *CHATS,
+    *PROMPTS,
 )
 
 
@@ -107,7 +128,7 @@ def _records(case: Case) -> list[dict[str, Any]]:
     records = []
     for _ in range(case.rng.randint(1, 4)):
         record = case.mutate(copy.deepcopy(case.rng.choice(RECORDS)))
-        for turns in (record.get("messages"), record.get("conversations")):
+        for turns in (record.get("messages"), record.get("conversations"), record.get("prompt")):
             if isinstance(turns, list) and case.rng.random() < 0.5:
                 turns[:] = [case.mutate(turn) if isinstance(turn, dict) else turn for turn in turns]
         records.append(record)
