@@ -13,7 +13,7 @@ tensors are called `mlp.experts.base_layer.lora_A.weight` and so on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -163,29 +163,42 @@ def merge_adapters(model: GlmvModel) -> None:
     config, _ = _configs(model)
     size = sizes(config)
     table = {weight.name: weight for weight in weights(config)}
-    for name, module in list(model.named_modules()):
-        if module is model or not hasattr(module, ADAPTERS):  # the model's own attribute is its LoraConfig
-            continue
-        for leaf, weight in list(module.named_parameters(recurse=False)):
-            row = table.get(canonical_name(model, f"{name}.{leaf}"))
-            if row is None or weight.dim() != 2:
-                continue
-            layer: Any = getattr(module, ADAPTERS)
-            layer = layer if leaf == "weight" else layer[int(leaf.removeprefix("weight"))]
-            change = _change(row, list(layer.values()), size)
-            weight.copy_((weight.float() + change).to(weight.dtype))
+    for name, weight, adapters in list(adapted_weights(model)):
+        factors = [Factors(one.site, one.scale, one.get_parameter("a"), torch.cat(one.blocks)) for one in adapters]
+        weight.copy_(merged(table[name], weight, factors, size))
+    for module in [module for module in model.modules() if module is not model and hasattr(module, ADAPTERS)]:
         remove_adapters(module)
     model.lora = None
 
 
-def _change(row: Weight, adapters: Sequence[Adapter], size: dict[str, int]) -> Tensor:
-    """Return what the adapters of a layer add to its matrix, float32."""
-    products = {
-        adapter.site.part: adapter.scale * (torch.cat(adapter.blocks).float() @ adapter.get_parameter("a").float())
-        for adapter in adapters
-    }
+def adapted_weights(model: GlmvModel) -> Iterator[tuple[str, Tensor, list[Adapter]]]:
+    """Yield the matrices of this rank that have adapters: canonical name, matrix and adapters."""
+    for name, module in model.named_modules():
+        if module is model or not hasattr(module, ADAPTERS):  # the model's own attribute is its LoraConfig
+            continue
+        for leaf, weight in module.named_parameters(recurse=False):
+            if weight.dim() == 2:
+                layer: Any = getattr(module, ADAPTERS)
+                layer = layer if leaf == "weight" else layer[int(leaf.removeprefix("weight"))]
+                yield canonical_name(model, f"{name}.{leaf}"), weight, list(layer.values())
+
+
+class Factors(NamedTuple):
+    """An adapter with whole factors."""
+
+    site: Site
+    scale: float
+    a: Tensor  # [r, in]
+    b: Tensor  # [out, r], all blocks
+
+
+def merged(row: Weight, matrix: Tensor, adapters: Sequence[Factors], size: dict[str, int]) -> Tensor:
+    """Return a whole matrix with its adapters added, in its dtype."""
+    products = {one.site.part: one.scale * (one.b.float() @ one.a.float()) for one in adapters}
     layer_rows, width = adapters[0].site.layer_rows, adapters[0].site.width
     if len(layer_rows) == 1:
-        return products[0]
-    parts = [products.get(part, torch.zeros(rows, width)) for part, rows in enumerate(layer_rows)]
-    return row.transform.to_megatron(parts, size)
+        change = products[0]
+    else:
+        parts = [products.get(part, matrix.new_zeros(rows, width).float()) for part, rows in enumerate(layer_rows)]
+        change = row.transform.to_megatron(parts, size)
+    return (matrix.float() + change).to(matrix.dtype)

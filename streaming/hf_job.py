@@ -7,7 +7,6 @@ processes write tensors into them where they belong.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,13 +19,11 @@ from common.files import sync_file, write_json
 from model.errors import CheckpointError
 from model.hf_file_names import CHECKSUMS
 from model.weights.files import INDEX, SINGLE, WeightFile, read_bytes
-from model.weights.header import DTYPES, LENGTH_BYTES
+from model.weights.header import LENGTH_BYTES, make_header
 from model.weights.source import WeightSource, rows_of
 from streaming.checksums import NOT_WHAT_WAS_WRITTEN, Checksums
 from streaming.direct_writer import DirectWriter
 from streaming.portion import PORTION_BLOCKS, Report, grouped
-
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Spot(NamedTuple):
@@ -90,18 +87,10 @@ class HfJob:
         }
 
     def _plan_file(self, file: str, tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
-        """Lay out a file: dtypes of more bytes come first, so that every tensor is aligned, as in the library."""
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        position = 0
-        for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
-            stop = position + torch.Size(shape).numel() * dtype.itemsize
-            header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [position, stop]}
-            self._spots[name] = Spot(file, position, dtype, shape)
-            position = stop
-        text = json.dumps(header, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)
-        self._headers[file] = len(text).to_bytes(LENGTH_BYTES, "little") + text
-        self._file_bytes[file] = len(self._headers[file]) + position
+        """Lay out a file."""
+        self._headers[file], stored = make_header(tensors)
+        self._spots |= {name: Spot(file, each.offset, each.dtype, each.shape) for name, each in stored.items()}
+        self._file_bytes[file] = len(self._headers[file]) + sum(each.nbytes for each in stored.values())
 
     def begin(self, folder: Path) -> None:
         """Make the files of weights with their headers.
@@ -121,7 +110,7 @@ class HfJob:
             writer = None
             for name in self.portions[number].names:
                 spot = self._spots[name]
-                path, position = folder / spot.file, len(self._headers[spot.file]) + spot.offset
+                path, position = folder / spot.file, spot.offset
                 if writer is None or path != writer.path:  # within a file, the tensors of a portion are without gaps
                     writer = files.enter_context(DirectWriter(path, position))
                 entries[name] = self._write_tensor(name, writer, report)

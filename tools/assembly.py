@@ -28,13 +28,12 @@ from streaming.limits import plan_limits
 from streaming.run import convert
 from tools.conversion import DEFAULTS, ConversionOptions, identity_of
 from tools.hf_output import (
-    CONFIG_NAMES,
     KEPT_IN_FLOAT32,
     ConvertError,
     dtype_of,
     refuse_full,
 )
-from training.hf_files import write_hf_files
+from training.hf_files import CONFIG_NAMES, write_hf_files
 
 REPORT = "assembly.json"
 NEW_PARTS = ("model.visual.downsample.", "model.visual.merger.")

@@ -37,11 +37,11 @@ from tools.hf_output import (
     KEPT_IN_FLOAT32,
     ConvertError,
     check_options,
-    config_json,
     copy_hf_files,
     dtype_of,
     refuse_full,
 )
+from training.hf_files import config_json
 from training.lora_base import refuse_adapters
 
 CONVERSION_ERRORS = (CheckpointError, ConfigError, ConversionError, ConvertError, WeightsError)  # that a user can fix

@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -16,17 +15,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from common.disk import free_space
 from common.files import write_json
 from common.sizes import parse_size
-from model.config import ARCHITECTURES, GlmvConfig
 from model.glmv import GlmvModel
-from model.hf_config import CONFIG_FILE, add_old_rope_spelling, remove_quantization
+from model.hf_config import CONFIG_FILE, remove_quantization
 from model.hf_file_names import HF_FILE_NAMES
 from model.verify import VERIFY
 from model.weights.load import export_tensors, hf_shapes
 from model.weights.source import WeightSource
 from model.weights.writer import SafetensorsWriter
+from training.hf_files import config_json
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-CONFIG_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # names of dtypes in a config.json
 KEPT_IN_FLOAT32 = "e_score_correction_bias"  # published in float32, whatever the other tensors are
 
 
@@ -87,22 +85,6 @@ def _write_weights(model: GlmvModel, folder: Path, dtype: torch.dtype, max_shard
             writer.add(name, tensor.to(torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype))
             progress.advance(progress.task_ids[0])
     writer.close()
-
-
-def config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
-    """Return the checkpoint's config.json with the architecture and the dtype of this export."""
-    content: dict[str, Any] = json.loads((hf_files / CONFIG_FILE).read_text())
-    add_old_rope_spelling(content)
-    remove_quantization(content)
-    content["architectures"] = [ARCHITECTURES[config.hf_type]]
-    # transformers 4 calls it torch_dtype, and may repeat it in both sections.
-    for section in (content, content["text_config"], content["vision_config"]):
-        for key in ("dtype", "torch_dtype"):
-            if section.get(key) is not None:
-                section[key] = CONFIG_NAMES[dtype]
-    if content.get("torch_dtype") is None:
-        content["dtype"] = CONFIG_NAMES[dtype]
-    return content
 
 
 @contextmanager

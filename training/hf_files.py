@@ -11,16 +11,19 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from common.files import write_json, write_text
 from data_pipeline.config import DataConfig
 from data_pipeline.encoding.generations import generation_of, named_generation
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.media.pixel_budget import MIN_PIXELS, PIXELS_PER_TOKEN
-from model.config import ConfigError, GlmvConfig
-from model.hf_config import CONFIG_FILE, remove_quantization
+from model.config import ARCHITECTURES, ConfigError, GlmvConfig
+from model.hf_config import CONFIG_FILE, add_old_rope_spelling, remove_quantization
 from model.hf_file_names import GENERATION_CONFIG, PREPROCESSORS, PROCESSOR, TOKENIZER_FILES
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
 
+CONFIG_NAMES = {torch.bfloat16: "bfloat16", torch.float32: "float32"}  # names of dtypes in a config.json
 INSIDE = {"image": "image_processor", "video": "video_processor"}
 INHERITED = (CONFIG_FILE, GENERATION_CONFIG, *PREPROCESSORS.values(), PROCESSOR)
 
@@ -165,6 +168,28 @@ def write_hf_files(folder: Path, model: GlmvConfig, data: DataConfig, inherited:
     for name in TOKENIZER_FILES:
         if (file := Path(data.tokenizer) / name).is_file():
             shutil.copyfile(file, folder / name)
+
+
+def config_json(hf_files: Path, config: GlmvConfig, dtype: torch.dtype) -> dict[str, Any]:
+    """Return the config.json of a folder with the architecture and the dtype of an export.
+
+    Args:
+        hf_files: the folder.
+        config: the model.
+        dtype: of the exported weights.
+    """
+    content: dict[str, Any] = json.loads((hf_files / CONFIG_FILE).read_text())
+    add_old_rope_spelling(content)
+    remove_quantization(content)
+    content["architectures"] = [ARCHITECTURES[config.hf_type]]
+    # transformers 4 calls it torch_dtype, and may repeat it in both sections.
+    for section in (content, content["text_config"], content["vision_config"]):
+        for key in ("dtype", "torch_dtype"):
+            if section.get(key) is not None:
+                section[key] = CONFIG_NAMES[dtype]
+    if content.get("torch_dtype") is None:
+        content["dtype"] = CONFIG_NAMES[dtype]
+    return content
 
 
 def _with_budgets(name: str, text: str, sizes: dict[str, dict[str, int]]) -> str:

@@ -8,7 +8,7 @@ buffer, also from an object store.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from math import prod
 from typing import Any, NamedTuple
 
@@ -32,6 +32,9 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class HeaderError(ValueError):
@@ -89,6 +92,30 @@ def read_header(read: Callable[[int, int], bytes], size: int) -> dict[str, Store
     if position != size:
         raise HeaderError(f"it has {size:,} bytes, and its header describes {position:,}")
     return {name: stored for name, _, stored in found}
+
+
+def make_header(
+    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, dict[str, StoredTensor]]:
+    """Return the bytes with which a file of tensors begins, and where each tensor is to be written in it.
+
+    Dtypes of more bytes come first, so that every tensor is aligned, as the library writes them.
+
+    Args:
+        tensors: Dtype and shape of each tensor.
+        metadata: What the header says beside "format".
+    """
+    content: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    position = 0
+    for name, (dtype, shape) in sorted(tensors.items(), key=lambda item: -item[1][0].itemsize):
+        stop = position + prod(shape) * dtype.itemsize
+        content[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [position, stop]}
+        position = stop
+    text = json.dumps(content, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    header = len(text).to_bytes(LENGTH_BYTES, "little") + text
+    content.pop("__metadata__")
+    return header, {name: _stored(name, entry, len(header))[2] for name, entry in content.items()}
 
 
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from megatron.core import parallel_state
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from model.canonical_names import canonical_name
 from model.errors import WeightsError
@@ -98,16 +99,39 @@ class Part(NamedTuple):
         rows = torch.cat([whole[start:stop] for start, stop in self.rows])
         return rows if rows.dim() == 1 else rows[:, self.columns]
 
+    def put(self, whole: Tensor, own: Tensor) -> None:
+        """Write this part into its place in the whole tensor."""
+        done = 0
+        for start, stop in self.rows:
+            place = whole[start:stop] if whole.dim() == 1 else whole[start:stop, self.columns]
+            place.copy_(own[done : done + stop - start])
+            done += stop - start
+
 
 def this_ranks_part(weight: Weight, local_shape: tuple[int, ...]) -> Part:
-    """Return the part of a parameter that tensor parallelism keeps on this rank.
+    """Return the part of a parameter that tensor parallelism keeps on this rank, as `part_of`."""
+    group = tensor_group(weight)
+    return part_of(weight, local_shape, group.rank(), group.size())
+
+
+def tensor_group(weight: Weight) -> ProcessGroup:
+    """Return the tensor ranks that may share a parameter."""
+    if ".experts." in weight.name:
+        return parallel_state.get_expert_tensor_parallel_group()
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def part_of(weight: Weight, local_shape: tuple[int, ...], rank: int, ranks: int) -> Part:
+    """Return the part of a parameter that tensor parallelism keeps on a rank.
 
     Replicated tensors (norms, perhaps the vision tower) are kept whole. Matrices that are stacked in one tensor are
     sliced one by one: rank 1 of 2 keeps the second half of the gate and the second half of the up projection.
 
     Args:
         weight: The parameter.
-        local_shape: Shape of the parameter of this rank, which tells which dimension is split.
+        local_shape: Shape of the parameter of one rank, which tells which dimension is split.
+        rank: Of the tensor ranks.
+        ranks: Their number.
 
     Raises:
         WeightsError: the shapes do not fit each other.
@@ -115,12 +139,6 @@ def this_ranks_part(weight: Weight, local_shape: tuple[int, ...]) -> Part:
     shape = weight.shape
     if shape == local_shape:
         return Part(((0, shape[0]),), slice(None))
-    if ".experts." in weight.name:
-        ranks = parallel_state.get_expert_tensor_parallel_world_size()
-        rank = parallel_state.get_expert_tensor_parallel_rank()
-    else:
-        ranks = parallel_state.get_tensor_model_parallel_world_size()
-        rank = parallel_state.get_tensor_model_parallel_rank()
     split = [dim for dim, (all_, own) in enumerate(zip(shape, local_shape, strict=True)) if all_ != own]
     if len(split) != 1 or split[0] > 1 or shape[split[0]] != ranks * local_shape[split[0]]:
         raise WeightsError(
