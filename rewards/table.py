@@ -8,8 +8,27 @@ from common.nearest import suggestion
 from rewards.verdict import RewardError
 from rewards.verifier import Verifier
 from rewards.verifiers.exact import Exact
+from rewards.verifiers.geoguess import Geoguess
+from rewards.verifiers.grounding import Grounding
+from rewards.verifiers.gui_desktop import GuiDesktop
+from rewards.verifiers.gui_mobile import GuiMobile
+from rewards.verifiers.gui_web import GuiWeb
+from rewards.verifiers.ocr import Ocr
+from rewards.verifiers.text import NAMES, Text
+from rewards.verifiers.video import Video
 
-VERIFIERS: Mapping[str, Verifier] = {verifier.name: verifier for verifier in (Exact(),)}
+_ALL: tuple[Verifier, ...] = (
+    Exact(),
+    Ocr(),
+    *(Text(name) for name in NAMES),
+    Video(),
+    Grounding(),
+    Geoguess(),
+    GuiMobile(),
+    GuiDesktop(),
+    GuiWeb(),
+)
+VERIFIERS: Mapping[str, Verifier] = {verifier.name: verifier for verifier in _ALL}
 
 
 def verifier_named(name: str) -> Verifier:

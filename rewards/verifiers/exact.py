@@ -5,10 +5,10 @@ Reasons: equal, different.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.plain_text import composed
 from rewards.verdict import Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings, setting
 
@@ -33,4 +33,4 @@ class Exact:
 
 def normal(text: str) -> str:
     """Return a text in NFC, with one space for all white space, and none at its ends."""
-    return " ".join(unicodedata.normalize("NFC", text).split())
+    return " ".join(composed(text).split())

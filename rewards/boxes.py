@@ -1,0 +1,108 @@
+"""Boxes in an answer, and how many of them are right.
+
+    "[[100,100,300,300], [5,5]]"     ->   [(100, 100, 300, 300), None]      None: brackets with something else
+    "a cat at (100, 100, 300, 300)"  ->   [(100, 100, 300, 300)]
+    "[]"                             ->   []
+
+A box is (x1, y1, x2, y2) in thousandths of the image, 0 to 1000, with x1 < x2 and y1 < y2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+
+from rewards.plain_text import half_width
+
+Box: TypeAlias = tuple[float, float, float, float]
+
+LARGEST = 1000
+_BRACKETED = re.compile(r"\[([^][(){}<>]*)\]|\(([^][(){}<>]*)\)|\{([^][(){}<>]*)\}|<([^][(){}<>]*)>")
+_NUMBER = re.compile(r"\s*(\d{1,5}(?:\.\d{0,20})?)\s*")
+_NONE = re.compile(
+    r"\b(?:no|none|nothing|null|empty|absent)\b|\bnot (?:present|visible|found|shown|in the)\b|没有|无|不存在|未"
+)
+_BRACKETS = str.maketrans("【】〔〕「」", "[][][]")
+
+
+def boxes_in(text: str) -> list[Box | None]:
+    """Return what the brackets without others inside hold: a box, or None for anything else with a digit.
+
+    Four numbers without brackets are a box too, where they are the whole text.
+    """
+    text = half_width(text).translate(_BRACKETS)
+    inside = ["".join(found) for found in _BRACKETED.findall(text)]
+    found = [box_of(content) for content in inside if re.search(r"\d", content)]
+    if not found and (alone := box_of(text)):
+        return [alone]
+    return found
+
+
+def box_of(content: str) -> Box | None:
+    """Return the box that four numbers are, separated by commas or space; None if they are none."""
+    parts = content.split(",") if "," in content else content.split()
+    numbers = [float(found[1]) for part in parts if (found := _NUMBER.fullmatch(part))]
+    if len(parts) != 4 or len(numbers) != 4:
+        return None
+    x1, y1, x2, y2 = numbers
+    return (x1, y1, x2, y2) if x1 < x2 <= LARGEST and y1 < y2 <= LARGEST else None
+
+
+def says_none(text: str) -> bool:
+    """Return whether a text without boxes says that there is nothing: "[]", "", "none", "there is no dog"."""
+    bare = half_width(text).casefold().strip("[](){}<>\"' \t\n.")
+    return not bare or bool(_NONE.search(bare))
+
+
+def iou(given: Box, wanted: Sequence[Box]) -> np.ndarray:
+    """Return the area that a box shares with each of others per area that either covers, float64 [others]."""
+    others = np.asarray(wanted, dtype=np.float64).reshape(-1, 4)
+    size = np.minimum(given[2:], others[:, 2:]) - np.maximum(given[:2], others[:, :2])
+    shared = np.clip(size, 0, None).prod(axis=1)
+    area = (others[:, 2:] - others[:, :2]).prod(axis=1) + (given[2] - given[0]) * (given[3] - given[1])
+    return shared / (area - shared)
+
+
+def matches(given: Sequence[Box], wanted: Sequence[Box], threshold: float) -> int:
+    """Return how many pairs of a given and a wanted box have an IoU above a threshold, each box in one pair at most.
+
+    It is the largest number that any assignment reaches. From each wanted box a path of pairs is looked for that
+    frees a given box for it; boxes that a search in vain has visited cannot help a later one either and are not visited
+    again, so that all searches in vain cost one visit per pair together.
+    """
+    near = np.array([iou(box, given) > threshold for box in wanted]) if given and wanted else np.zeros((0, 0), bool)
+    partner = np.full(len(given), -1)  # given box -> wanted box, -1 while it is free
+    unvisited = np.ones(len(given), dtype=bool)
+    for start in range(len(near)):
+        before = unvisited.copy()
+        if _find_partner(start, near, partner, unvisited):
+            unvisited = before
+    return int((partner >= 0).sum())
+
+
+def _find_partner(start: int, near: np.ndarray, partner: np.ndarray, unvisited: np.ndarray) -> bool:
+    """Give a wanted box a partner, and others another one where it takes theirs; mark what was visited."""
+    came_from: dict[int, int] = {}  # given box -> the wanted box that reached it
+    held: dict[int, int] = {}  # wanted box -> the given box that it has had
+    stack = [start]
+    while stack:
+        wanted = stack.pop()
+        reached = near[wanted] & unvisited
+        free = reached & (partner < 0)
+        if free.any():
+            given = int(free.argmax())
+            while True:  # pair along the path, back to where it began
+                partner[given] = wanted
+                if wanted == start:
+                    return True
+                given = held[wanted]
+                wanted = came_from[given]
+        unvisited &= ~reached
+        for given in np.flatnonzero(reached).tolist():
+            came_from[given] = wanted
+            held[int(partner[given])] = given
+            stack.append(int(partner[given]))
+    return False
