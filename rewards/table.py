@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from common.nearest import suggestion
 from rewards.verdict import RewardError
 from rewards.verifier import Verifier
+from rewards.verifiers.code import Code
 from rewards.verifiers.exact import Exact
 from rewards.verifiers.geoguess import Geoguess
 from rewards.verifiers.grounding import Grounding
 from rewards.verifiers.gui_desktop import GuiDesktop
 from rewards.verifiers.gui_mobile import GuiMobile
 from rewards.verifiers.gui_web import GuiWeb
+from rewards.verifiers.instruction import Instruction
 from rewards.verifiers.ocr import Ocr
 from rewards.verifiers.text import NAMES, Text
 from rewards.verifiers.video import Video
@@ -27,6 +29,8 @@ _ALL: tuple[Verifier, ...] = (
     GuiMobile(),
     GuiDesktop(),
     GuiWeb(),
+    Code(),
+    Instruction(),
 )
 VERIFIERS: Mapping[str, Verifier] = {verifier.name: verifier for verifier in _ALL}
 
