@@ -6,7 +6,6 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,14 +168,18 @@ class Source:
         shards = np.unique(np.searchsorted(self.shard_rows, rows, side="right") - 1)
         return sorted({self.shards[shard].header.chat_form for shard in shards.tolist()})
 
-    def shard_tables(self) -> Iterator[tuple[ShardEntry, Path, pa.Table]]:
-        """Yield every shard, the path of its tar, and the rows of its index. Local sources alone have paths."""
+    def shard_tables(self) -> Iterator[tuple[ShardEntry, pa.Table]]:
+        """Yield every shard with the rows of its index."""
         table = pa.Table.from_batches(self._batches, SCHEMA)
         for shard, first in zip(self.shards, self.shard_rows[:-1].tolist(), strict=True):
-            yield shard, Path(self._location(shard)), table.slice(first, shard.rows)
+            yield shard, table.slice(first, shard.rows)
+
+    def location_of(self, name: str) -> str:
+        """Return the path or URL of a file beside the shards."""
+        return url_in(self._folder, name)
 
     def _location(self, shard: ShardEntry) -> str:
-        return url_in(self._folder, shard.name)
+        return self.location_of(shard.name)
 
     def _locate(self, row: int) -> tuple[pa.RecordBatch, int]:
         batch = int(np.searchsorted(self._batch_rows, row, side="right")) - 1

@@ -82,13 +82,14 @@ def write_facts(tar: Path, rows: Sequence[dict[str, str]]) -> None:
     _write(facts_path(tar), pa.Table.from_pylist(list(rows), FACTS), {"tar_fingerprint": fingerprint(tar)})
 
 
-def read_facts(tar: Path, index: pa.Table, tar_fingerprint: str) -> pa.Table:
+def read_facts(tar: Path, index: pa.Table, tar_fingerprint: str, *, file: Path | None = None) -> pa.Table:
     """Return the facts of a shard's prompts: FACTS, in the order of the index.
 
     Args:
         tar: The shard.
         index: The table of its index.
         tar_fingerprint: The fingerprint in its index.
+        file: The facts, or a copy of them; by default the file beside the shard.
 
     Raises:
         DataError: The file is missing, damaged, or not of this index.
@@ -96,25 +97,27 @@ def read_facts(tar: Path, index: pa.Table, tar_fingerprint: str) -> pa.Table:
     keys, fix = keys_of_prompts(index), f"run {index_command(tar)}"
     if not len(keys):
         return FACTS.empty_table()
-    if not facts_path(tar).is_file():
+    path = file or facts_path(tar)
+    if not path.is_file():
         raise DataError(f"shard {tar} has prompts but no {facts_path(tar).name}: {fix}")
-    table, header = _read(facts_path(tar), FACTS, fix)
+    table, header = _read(path, FACTS, fix)
     if header.get("tar_fingerprint") != tar_fingerprint or table.column("key").to_pylist() != keys.to_pylist():
         raise DataError(f"{facts_path(tar)} is not of this shard's index: {fix}")
     return table
 
 
-def read_grades(tar: Path, tar_fingerprint: str) -> Grades:
+def read_grades(tar: Path, tar_fingerprint: str, *, file: Path | None = None) -> Grades:
     """Return the grades of a shard's prompts; none if it has not been graded.
 
     Args:
         tar: The shard.
         tar_fingerprint: The fingerprint in its index.
+        file: As for `read_facts`.
 
     Raises:
         DataError: The file is damaged, of another tar, or a grade cannot be true.
     """
-    path = grades_path(tar)
+    path = file or grades_path(tar)
     fix = f"remove {path} and grade the shard again with `python -m tools.difficulty`"
     if not path.is_file():
         return Grades()

@@ -77,20 +77,37 @@ class ShardCache:
         self._failed: dict[str, tuple[float, str]] = {}  # by URL: when, and the message
 
     def catalogue(self, url: str) -> Path:
-        """Return a copy of the newest version of a file.
+        """Return a copy of the newest version of a catalogue.
 
         Raises:
             DataError: There is none, or it cannot be fetched.
         """
         try:
-            path = self.folder / f"{_digest(shown(url), with_retries(lambda: _version(url), DELAYS))}.arrow"
-            if not path.is_file():
-                self._fetch(url, path, None, DELAYS)
+            return self._newest(url)
         except DataError:
             raise
         except Exception as error:  # every file system raises errors of its own
-            advice = _CATALOGUE_ADVICE if is_missing(error) else "check the address and the right to read it"
-            raise DataError(f"{shown(url)} cannot be fetched ({_message(error, url)}): {advice}") from error
+            raise _cannot_be_fetched(url, error) from error
+
+    def find(self, url: str) -> Path | None:
+        """Return a copy of the newest version of a file beside shards; None if there is none.
+
+        Raises:
+            DataError: It cannot be fetched.
+        """
+        try:
+            return self._newest(url)
+        except DataError:
+            raise
+        except Exception as error:  # as above
+            if is_missing(error):
+                return None
+            raise _cannot_be_fetched(url, error) from error
+
+    def _newest(self, url: str) -> Path:
+        path = self.folder / f"{_digest(shown(url), with_retries(lambda: _version(url), DELAYS))}.arrow"
+        if not path.is_file():
+            self._fetch(url, path, None, DELAYS)
         return path
 
     def open(self, url: str, fingerprint: str, *, delays: Sequence[float] | None = None, may_wait: bool = False) -> int:
@@ -201,6 +218,11 @@ class ShardCache:
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _cannot_be_fetched(url: str, error: Exception) -> DataError:
+    advice = _CATALOGUE_ADVICE if is_missing(error) else "check the address and the right to read it"
+    return DataError(f"{shown(url)} cannot be fetched ({_message(error, url)}): {advice}")
 
 
 def _digest(*parts: str) -> str:
