@@ -223,6 +223,20 @@ def glm_v_finetune(folder: Path) -> None:
     _json(folder / "finetune.json", [{"messages": turns}])
 
 
+def geometry3k_of_verl(folder: Path) -> None:
+    problem = "<image>Find x."
+    boxed = r" You FIRST think. The final answer MUST BE put in \boxed{}."
+    _table(
+        folder / "train.parquet",
+        data_source=["hiyouga/geometry3k"],
+        prompt=[[{"content": problem + boxed, "role": "user"}]],
+        images=[[_struct()]],
+        ability=["math"],
+        reward_model=[{"ground_truth": "7", "style": "rule"}],
+        extra_info=[{"answer": "7", "index": 0, "question": problem, "split": "train"}],
+    )
+
+
 def llava_onevision(folder: Path) -> None:
     _table(
         folder / "ai2d/train-00000-of-00001.parquet",
@@ -306,6 +320,7 @@ SETS: tuple[PublicSet, ...] = (
     PublicSet("LLaMA-Factory's mllm_demo", llama_factory, [("chat", f"<image>{ASKED} | {SAID}", 1, 0)]),
     PublicSet("Alpaca", alpaca, [("chat", f"What is\nit? | {SAID}", 0, 0)]),
     PublicSet("GLM-V's finetune.json", glm_v_finetune, [("chat", f"<image>{ASKED} | {SAID}", 1, 0)]),
+    PublicSet("Geometry3K as verl's script writes it", geometry3k_of_verl, [("rl", "<image>Find x.", 1, 0)]),
     PublicSet("OBELICS", obelics, [("interleaved", "A cat\n\n<image>\n\nand a dog.", 1, 0)]),
     PublicSet("MMC4", mmc4, [("interleaved", "A cat\n\n<image>\n\nand a dog.", 1, 0)]),
     PublicSet("MINT-1T", mint, [("interleaved", "A cat\n\n<image>", 1, 0)]),
