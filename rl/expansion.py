@@ -24,9 +24,7 @@ ROUNDING = 1e-9  # 100 * 1.0000000000000002 is 100 prompts, not 101
 class ExpansionConfig:
     """Drawing more prompts than are trained on, because groups without differences teach nothing."""
 
-    enabled: bool = (
-        True  # draw more prompts by the share of groups without differences; false: as many as are trained on
-    )
+    enabled: bool = True  # draw more prompts than are trained on; false: as many
     decay: float = 0.9  # of the moving average of the ratio: what its last value counts
     max_ratio: float = 4.0  # most prompts drawn for each that is trained on
 

@@ -3,9 +3,9 @@
 Rewards of four groups of four, of which two are wanted:
 
     1 1 1 1     no differences: never trained on
-    1 0 0 0     half the group is 2; 1 is 1 away from it
-    1 1 0 0     0 away: kept
-    1 1 1 0     1 away, and after the second, which is as even: not kept; the second is
+    1 0 0 0     mean 1/4, 1/4 away from 1/2: kept
+    1 1 0 0     mean 1/2: kept, and the most even
+    1 1 1 0     mean 3/4, 1/4 away: not kept, because the second is as even and was drawn before
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ DIGITS = 9  # distances are compared up to this one, so that 1/6 and 5/6 are as 
 
 
 def have_differences(scores: np.ndarray) -> np.ndarray:
-    """Return which groups have samples with different rewards, bool [groups], for rewards [groups, group]."""
+    """Return which groups have samples with different rewards, bool [groups], for rewards [groups, group].
+
+    A group with a reward that is not a number (nan) is not one of them.
+    """
     return np.ptp(np.asarray(scores, np.float64), axis=1) > DIFFERENCE
 
 

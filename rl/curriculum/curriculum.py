@@ -1,7 +1,7 @@
 """Curriculum sampling: draws the prompts of an iteration by what the run has learned about their difficulty.
 
     curriculum = Curriculum(config.curriculum, facts, seed=config.data.seed)
-    rows = curriculum.draw(iteration, count)                 a function of seed, iteration and state; changes nothing
+    rows = curriculum.draw(iteration, count)                 a function of seed, iteration and what was observed
     curriculum.observe(rows, passes, rollouts)               after the rewards
     curriculum.report()                                      for metrics.jsonl
 
@@ -84,7 +84,7 @@ class Curriculum:
     def draw(self, iteration: int, count: int) -> np.ndarray:
         """Return the rows of the prompts to roll out, int64 [count].
 
-        It depends on the seed, the iteration and what was observed. No row is there twice, unless `count` is more than
+        Only what `report` says of the last draw changes. No row is there twice, unless `count` is more than
         there are prompts: then each is there count // prompts times, and the rest once more.
 
         Args:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from rl.advantages import ADVANTAGES, group_advantages
+from rl.selection import select_groups
 
 pytestmark = pytest.mark.fast
 
@@ -39,6 +40,12 @@ def test_groups_without_differences_get_exactly_0(kind: str, reward: float) -> N
 
 def test_rounding_of_rewards_is_no_advantage() -> None:
     assert not group_advantages(np.array([[1 - 1 / 3, 2 / 3]]), "grpo").any()
+
+
+def test_group_with_a_reward_that_is_not_a_number_gets_0() -> None:
+    scores = np.array([[np.nan, 1.0], [0.0, 1.0]])
+    assert group_advantages(scores, "grpo").tolist() == [[0, 0], [-1, 1]]
+    assert select_groups(scores, 2).tolist() == [1]
 
 
 def test_groups_do_not_see_each_other() -> None:
