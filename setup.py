@@ -103,6 +103,7 @@ setup(
             "pytest",
             "pytest-timeout",
             "ruff",
+            "scipy",
             "types-PyYAML",
             "types-psutil",
             "types-requests",

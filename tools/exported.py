@@ -21,8 +21,9 @@ from data_pipeline.domains.prompts import place_media
 from data_pipeline.encoding.batch import EncodedSample
 from data_pipeline.encoding.encode import encode_sample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
-from data_pipeline.media.pixel_budget import PATCH_SIZE, PIXELS_PER_TOKEN, TEMPORAL_PATCH_SIZE, PixelBudget
+from data_pipeline.media.pixel_budget import PIXELS_PER_TOKEN, PixelBudget
 from data_pipeline.sample import Element, Image, Sample, Text, Token, Video
+from training.pixel_values import pixel_values
 
 MODEL_TYPES = ("glm4v_moe", "glm4v", "glm46v")
 
@@ -141,7 +142,7 @@ def transformers_inputs(sample: EncodedSample, image_token_id: int, preprocessor
     input_ids = torch.from_numpy(sample.input_ids)[None]
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     if sample.grids:
-        inputs["pixel_values"] = pixel_values(sample, preprocessor)
+        inputs["pixel_values"] = pixel_values(sample, preprocessor["image_mean"], preprocessor["image_std"])
         inputs["image_grid_thw"] = torch.tensor([(1, *grid) for grid in sample.grids])
         inputs["mm_token_type_ids"] = (input_ids == image_token_id).long()
     return inputs
@@ -164,18 +165,6 @@ def padded_inputs(
             tensors = [F.pad(tensor, (longest - tensor.size(1), 0), value=filling) for tensor in tensors]
         joined[name] = torch.cat(tensors)
     return joined
-
-
-def pixel_values(sample: EncodedSample, preprocessor: dict[str, Any]) -> Tensor:
-    """Return the sample's patches normalised, float32 [patches, 1176], each in (channel, frame, y, x) order."""
-    mean, std = (torch.tensor(preprocessor[key]).view(3, 1, 1, 1) for key in ("image_mean", "image_std"))
-    patches = []
-    sizes = [h * w * frames for (h, w), frames in zip(sample.grids, sample.frames_per_image, strict=True)]
-    for slices, frames in zip(sample.patches.split(sizes), sample.frames_per_image, strict=True):
-        values = slices.view(-1, frames, PATCH_SIZE, PATCH_SIZE, 3).permute(0, 4, 1, 2, 3).float()
-        both = ((values / 255 - mean) / std).expand(-1, -1, TEMPORAL_PATCH_SIZE, -1, -1)
-        patches.append(both.flatten(1))
-    return torch.cat(patches)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
