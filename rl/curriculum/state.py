@@ -44,8 +44,8 @@ def unpack(state: Mapping[str, Any], name: str, dtype: str, largest: int) -> np.
     try:
         unpacking = zlib.decompressobj()
         content = unpacking.decompress(base64.b64decode(state[name], validate=True), most + 1)
-        if len(content) > most or not unpacking.eof:
-            raise ValueError("its length is wrong")
+        if not unpacking.eof:
+            raise ValueError("it is cut off, or longer than it can be")
         values = np.frombuffer(content, dtype)
     except (KeyError, TypeError, ValueError, binascii.Error, zlib.error):
         raise damaged(name) from None
