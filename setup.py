@@ -59,11 +59,13 @@ setup(
         "jinja2",
         "lxml",
         "markdown-it-py",
+        "math-verify",
         "matplotlib",
         "megatron-core>=0.16.1,<0.20",  # 0.17 and later need Python 3.12
         "numpy>=2",
         "omegaconf",
         "pillow",
+        "pint",
         "psutil",
         "pyarrow",
         "pypdfium2",

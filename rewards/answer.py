@@ -65,7 +65,7 @@ def extract(response: str, form: Form = "either", thinking: bool = True) -> Extr
     parts = split(response, form, thinking)
     if isinstance(parts, Verdict):
         return parts
-    answer = _boxed(parts.text)
+    answer = boxed(parts.text)
     return answer if isinstance(answer, Verdict) else Extracted(answer, parts)
 
 
@@ -107,8 +107,8 @@ def _text(rest: str, form: Form) -> str | Verdict:
     return _refused("bad_form") if _has_tag(rest) else rest.strip()
 
 
-def _boxed(text: str) -> str | Verdict:
-    """Return what the only box of a text holds."""
+def boxed(text: str) -> str | Verdict:
+    """Return what the only box of a text holds, or a score of 0 with one of REASONS."""
     if "\\boxed" in text:
         return _refused("latex_box")
     before, begun, rest = text.partition(BEGIN_BOX)

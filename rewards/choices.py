@@ -1,0 +1,77 @@
+"""Multiple choice: the letter of an option, or its content.
+
+of_question("Which? (A) 3 (B) 4")      {"A": "3", "B": "4"}
+letters("(B)") letters("B. 4")     "B"
+letters("A, C")                    "AC"
+letters("4")                       ""
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from string import ascii_uppercase
+from typing import Any
+
+from rewards.verdict import RewardError
+
+_ONE = re.compile(
+    r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?\s*:?\s*)?[(\[]?([A-J])[)\].:、]?", re.IGNORECASE
+)
+_WITH_CONTENT = re.compile(r"(?:\(([A-J])\)|([A-J])[.):、])\s*(\S.*)", re.DOTALL)
+_MANY = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
+_IN_QUESTION = re.compile(r"(?:^|[\s,;，；])(?:\(([A-J])\)|([A-J])[.):、．：])\s*")
+
+
+def letters(text: str) -> str:
+    """Return the letters of the options that a text names, in order and each once; "" if it names none."""
+    text = text.strip()
+    if len(text) > 2000:
+        return ""
+    if one := _ONE.fullmatch(text):
+        return one[1].upper()
+    if with_content := _WITH_CONTENT.fullmatch(text):
+        return str(with_content[1] or with_content[2])
+    if _MANY.fullmatch(text):
+        return "".join(sorted(set(re.findall("[A-J]", text))))
+    return ""
+
+
+def of_reference(text: str) -> str:
+    """Return `letters` of a reference: several must be in order, so that FACE or HF are none."""
+    found = letters(text)
+    return found if len(found) < 2 or "".join(re.findall("[A-J]", text)) == found else ""
+
+
+def content(text: str) -> str:
+    """Return what stands behind the letter of an option: "4" of "B. 4", and all of a text without a letter."""
+    with_content = _WITH_CONTENT.fullmatch(text.strip())
+    return with_content[3] if with_content else text
+
+
+@lru_cache(maxsize=1024)
+def of_question(question: str) -> Mapping[str, str]:
+    """Return the options that a question lists, by letter; none unless they begin with A and B."""
+    marks = [(match.start(), match.end(), match[1] or match[2]) for match in _IN_QUESTION.finditer(question)]
+    start = next((index for index, mark in enumerate(marks) if mark[2] == "A"), len(marks))
+    marks = [mark for number, mark in enumerate(marks[start:]) if mark[2] == ascii_uppercase[number : number + 1]]
+    if len(marks) < 2:
+        return {}
+    ends = [mark[0] for mark in marks[1:]] + [len(question)]
+    return {letter: question[begin:end].strip(" ,;\n") for (_, begin, letter), end in zip(marks, ends, strict=True)}
+
+
+def of_setting(given: Any) -> Mapping[str, str]:
+    """Return the options of the setting `options`: a mapping of letters, or a list of texts.
+
+    Raises:
+        RewardError: It is neither.
+    """
+    if given is None:
+        return {}
+    if isinstance(given, Mapping) and all(re.fullmatch("[A-Za-z]", str(letter)) for letter in given):
+        return {str(letter).upper(): str(text) for letter, text in given.items()}
+    if isinstance(given, list | tuple) and len(given) <= len(ascii_uppercase):
+        return {letter: content(str(text)) for letter, text in zip(ascii_uppercase, given, strict=False)}
+    raise RewardError(f"options: {given!r} is neither a list nor a mapping of letters")

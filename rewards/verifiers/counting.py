@@ -1,0 +1,101 @@
+"""counting: a whole number, in digits or in English or Chinese words, alone or with the noun that is counted.
+
+    "7"  "7.0"  "seven"  "七个"  "7 apples"  "There are seven apples."      7
+    "6 or 7"  "about 7"  "7+"  "5-9"                                        0: hedged
+    "many"                                                                  0: no_number
+    "3 red and 4 blue"                                                      a judge is asked
+
+Reasons: number, different, hedged, no_number, not_whole, too_long.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.notation import tidy
+from rewards.quantity import real
+from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
+from rewards.verifier import check_settings
+from rewards.words import CHINESE_NUMBER, HEDGE, NUMBER_WORDS, chinese_number, english_number
+
+_MAX_CHARACTERS = 200
+_DIGITS = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d.]*\d)")
+_WORDS = re.compile(
+    rf"\b(?:(?:a|an)\s+)?(?:{'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})"
+    rf"(?:(?:[\s-]+(?:and\s+)?)(?:{'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))}))*\b",
+    re.IGNORECASE,
+)
+_NOT_ANY = re.compile(r"(?:there (?:is|are) )?(?:no|none|not any)(?: [a-z]+){0,3}|没有.{0,6}|无", re.IGNORECASE)
+
+
+class Counting:
+    """Compares whole numbers."""
+
+    name = "counting"
+    settings: Mapping[str, Any] = {}
+
+    def check(self, item: Item) -> None:
+        check_settings(self, item)
+        if _whole(item.reference) is None:
+            raise RewardError(f"counting: the reference {item.reference[:50]!r} is no whole number")
+
+    def score(self, answer: str, item: Item) -> Outcome:
+        wanted = _whole(item.reference)
+        if len(answer) > _MAX_CHARACTERS:
+            return Verdict(0.0, "too_long")
+        given = tidy(answer)
+        if (number := _alone(given)) is None:
+            return _in_prose(given, wanted)
+        if number != int(number):
+            return Verdict(0.0, "not_whole")
+        return _verdict(number, wanted)
+
+
+def _verdict(number: float, wanted: float | None) -> Verdict:
+    return Verdict(1.0, "number") if number == wanted else Verdict(0.0, "different")
+
+
+def _whole(reference: str) -> float | None:
+    """Return the number of a reference, or None if it is not whole."""
+    number = _alone(tidy(reference))
+    if number is None and len(found := _numbers(tidy(reference))) == 1:
+        number = found[0]
+    return number if number is not None and number == int(number) else None
+
+
+def _alone(text: str) -> float | None:
+    """Return the number that a text is, and nothing besides."""
+    if re.fullmatch(r"[-+]?[\d][\d, ]*(?:\.\d*)?", text):
+        return real(text)
+    said = english_number(text)
+    return chinese_number(text) if said is None else said
+
+
+def _in_prose(text: str, wanted: float | None) -> Outcome:
+    if _NOT_ANY.fullmatch(text):
+        return _verdict(0.0, wanted)
+    numbers = _numbers(text)
+    if not numbers:
+        return Verdict(0.0, "no_number")
+    if HEDGE.search(text) or (len(numbers) > 1 and not re.search("[^\\W\\d]", text)):
+        return Verdict(0.0, "hedged")
+    if len(numbers) > 1:
+        return Ask("several_numbers")
+    if numbers[0] != int(numbers[0]):
+        return Verdict(0.0, "not_whole")
+    if re.search(r"[^\w\s,.'’()%\-]", text) or re.search(r"%|\d[A-Za-z]|\w\(", text):  # code, formulas, 7x
+        return Verdict(0.0, "no_number")
+    return _verdict(numbers[0], wanted)
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the numbers in a text: of "7 (seven)" one, of "3 red and 4 blue" two."""
+    found: list[float] = []
+    for pattern, meaning in ((_DIGITS, real), (_WORDS, english_number), (CHINESE_NUMBER, chinese_number)):
+        for match in pattern.finditer(text):
+            number = meaning(match[0])
+            if number is not None and float(number) not in found:
+                found.append(float(number))
+    return found

@@ -1,0 +1,88 @@
+"""Words with a fixed meaning: yes and no, numbers, hedges, what stands around an answer. English and Chinese."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+_YES = frozenset(("yes", "true", "correct", "right", "y", "t", "是", "是的", "对", "正确", "真"))
+_NO = frozenset(
+    ("no", "false", "incorrect", "wrong", "n", "f", "否", "不是", "不", "错", "错误", "不对", "不正确", "假")
+)
+
+HEDGE = re.compile(
+    r"\b(?:or|about|around|approximately|approx|roughly|between|least|most|more|less|fewer|maybe|perhaps|possibly|"
+    r"probably|either|nearly|almost|over|under|up to|some|any|several|not|unknown|unsure|guess|circa|ca)\b"
+    r"|[~≈?？±<>≤≥+]|(?<=\d)\s*-\s*(?=\d)|(?:或|大约|大概|约|左右|可能|也许|至少|至多|最多|最少|超过|不到|多于|少于|几|到|至)",
+    re.IGNORECASE,
+)
+
+_BELOW_TWENTY = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen"
+)
+_UNITS = {word: number for number, word in enumerate(_BELOW_TWENTY.split())}
+_TENFOLD = "twenty thirty forty fifty sixty seventy eighty ninety"
+_TENS = {word: 10 * number for number, word in enumerate(_TENFOLD.split(), 2)}
+_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_SPECIAL = {"none": 0, "nothing": 0, "single": 1, "dozen": 12, "pair": 2, "couple": 2}
+_ENGLISH_WORD = re.compile(r"[a-z]+")
+NUMBER_WORDS = frozenset((*_UNITS, *_TENS, *_LARGE, *_SPECIAL))
+
+_DIGITS = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "俩": 2}
+_PLACES = {"十": 10, "百": 100, "千": 1000}
+_BLOCKS = {"万": 10**4, "亿": 10**8}
+CHINESE_NUMBER = re.compile(f"[{''.join((*_DIGITS, *_PLACES, *_BLOCKS))}]+")
+
+
+def truth(text: str) -> bool | None:
+    """Return whether a text says yes or no; None if it says neither."""
+    word = text.strip().rstrip(".。!！").casefold()
+    return True if word in _YES else False if word in _NO else None
+
+
+@lru_cache(maxsize=4096)
+def english_number(text: str) -> int | None:
+    """Return the number that English words say, as "twenty-one" or "a hundred and five"; None if they say none."""
+    words = text.casefold().replace("-", " ").split()
+    if words[:1] in (["a"], ["an"]) and len(words) > 1:
+        words = words[1:] if words[1] in _SPECIAL else ["one", *words[1:]]
+    if len(words) == 1 and words[0] in _SPECIAL:
+        return _SPECIAL[words[0]]
+    if not words or len(words) > 20 or words[0] == "and" or words[-1] == "and":
+        return None
+    total = part = 0
+    last = 10**12  # what the next word must be below
+    for word in words:
+        if word == "and":
+            continue
+        if word in _UNITS or word in _TENS:
+            number = _UNITS.get(word, _TENS.get(word, 0))
+            if last not in (100, 1000, 10**6, 10**9, 10**12) and not (20 <= last < 100 and 0 < number < 10):
+                return None
+            part, last = part + number, max(number, 1)
+        elif word == "hundred":
+            part, last = max(part, 1) * 100, 100
+        elif word in _LARGE:
+            total, part, last = total + max(part, 1) * _LARGE[word], 0, _LARGE[word]
+        else:
+            return None
+    return total + part
+
+
+@lru_cache(maxsize=4096)
+def chinese_number(text: str) -> int | None:
+    """Return the number that Chinese characters say, as 一百零五; None if they say none."""
+    if not text or len(text) > 20 or not CHINESE_NUMBER.fullmatch(text):
+        return None
+    if all(character in _DIGITS for character in text):
+        return int("".join(str(_DIGITS[character]) for character in text))
+    total = block = digit = 0
+    for character in text:
+        if character in _DIGITS:
+            digit = _DIGITS[character]
+        elif character in _PLACES:
+            block, digit = block + (digit or 1) * _PLACES[character], 0
+        else:
+            total, block, digit = (total + block + digit) * _BLOCKS[character], 0, 0
+    return total + block + digit

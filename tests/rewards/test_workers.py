@@ -1,0 +1,78 @@
+"""Symbolic mathematics in processes that can be killed, against integrals and sums that are known."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from rewards.workers import Limits, Workers
+from tests.rewards.judging import score
+
+TOWER = "9^{9^{9^{9}}}"
+
+
+@pytest.fixture(scope="module")
+def workers() -> Iterator[Workers]:
+    made = Workers(1, Limits(seconds=3))
+    made.start()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted", "said"),
+    [
+        ("\\int_0^1 x^2 dx", "\\frac{1}{3}", "same"),
+        ("\\int_0^1 x^2 dx", "\\frac{1}{2}", "different"),
+        ("\\sum_{k=1}^{n} k", "\\frac{n(n+1)}{2}", "same"),
+        ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "\\begin{bmatrix}1&2\\\\3&4\\end{bmatrix}", "same"),
+        ("\\begin{pmatrix}1&2\\\\3&5\\end{pmatrix}", "\\begin{bmatrix}1&2\\\\3&4\\end{bmatrix}", "different"),
+        ("", "3", "unreadable"),
+    ],
+)
+def test_comparison(workers: Workers, given: str, wanted: str, said: str) -> None:
+    assert workers.compare(given, wanted) == said
+
+
+def test_what_does_not_end_is_killed_and_the_next_comparison_works() -> None:
+    others = psutil.Process().children(recursive=True)
+    quick = Workers(1, Limits(seconds=1))
+    assert quick.compare("\\frac{1}{2}", "0.5") == "same"  # the server has started
+    children = psutil.Process().children(recursive=True)
+    begun = time.monotonic()
+    assert quick.compare(TOWER, "3") in ("time_limit", "memory_limit")
+    assert time.monotonic() - begun < 3
+    assert quick.killed == 1
+    assert psutil.Process().children(recursive=True) == children  # no process is left behind, the server is the same
+    assert quick.compare("\\frac{1}{2}", "0.5") == "same"
+    quick.close()
+    assert psutil.Process().children(recursive=True) == others
+
+
+def test_what_takes_much_memory_is_killed() -> None:
+    small = Workers(1, Limits(seconds=20, memory=1 << 20))
+    assert small.compare("10^{10^7}", "3") == "memory_limit"
+    assert small.killed == 1
+    small.close()
+
+
+def test_threads_share_workers(workers: Workers) -> None:
+    said: list[str] = []
+    threads = [
+        threading.Thread(target=lambda n=n: said.append(workers.compare(f"\\int_0^{n} 1 dx", str(n))))
+        for n in range(1, 7)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == ["same"] * 6
+
+
+def test_verifier_asks_the_workers() -> None:
+    assert score("math", "\\int_0^1 x^2 dx", "1/3") == 1
+    assert score("math", "\\int_0^1 x^3 dx", "1/3") == 0
