@@ -12,13 +12,15 @@ import re
 import unicodedata
 from functools import lru_cache
 
-MAX_LENGTH = 20_000  # characters of an answer that is looked at: longer ones are refused
+from rewards.plain_text import has_many_marks
+
+MAX_LENGTH = 5000  # characters of an answer that is looked at: longer ones are refused
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", strict=True))
 _UP = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
 _DOWN = re.compile(f"[{''.join(_SUBSCRIPTS)}]+")
-_VULGAR = re.compile(r"(?<=\d)?\s*([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
+_VULGAR = re.compile(r"([¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞])")
 
 _CHARACTERS = str.maketrans(
     {
@@ -89,6 +91,9 @@ _PLAIN = re.compile(r"[-+\w ().,/=]*", re.ASCII)
 @lru_cache(maxsize=8192)
 def tidy(text: str) -> str:
     """Return a text in the notation of this module, without white space and full stops at its ends."""
+    text = " ".join(text.split())  # first of all: no pattern then sees long runs of spaces
+    if has_many_marks(text):
+        return text  # no answer in mathematics; Unicode's normal forms would take minutes
     if not _PLAIN.fullmatch(text):
         text = _without_latex(_without_unicode(text))
     text = " ".join(text.split())

@@ -12,6 +12,7 @@ import pytest
 
 from rewards.table import VERIFIERS
 from rewards.verdict import Ask, Item, Outcome, Verdict
+from rewards.verifiers.text import Text
 
 REFERENCES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "ocr": [("Invoice 2041 " * 40, {}), ("发票号码", {"ignore_case": True})],
@@ -52,8 +53,8 @@ REFERENCES: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
 }
 OF_WORDS = [("2", {}), ("left", {}), ("B", {}), ("the Eiffel Tower", {}), ("1.98 m", {"tolerance": 0.1}), ("yes", {})]
-# other verifiers have tests of their own
-NAMES = [name for name, verifier in VERIFIERS.items() if name in REFERENCES or "tolerance" in verifier.settings]
+# test_hostile_mathematics.py has the others
+NAMES = [name for name, verifier in VERIFIERS.items() if name in REFERENCES or isinstance(verifier, Text)]
 QUESTION = "Which? (A) a cat (B) a dog"
 
 SIGNS = "[({<]})>'\"`*_$\\/,;:.-+=#&%~^|!?019aA \n\t\0é中９𝟜🙂\u0301\u0323\u200b\u202e\ufeff\ud800\x85\u2028"
