@@ -227,7 +227,7 @@ def test_composing_is_unicodes_and_takes_little_time() -> None:
     for text in ("Cafe\u0301", "ệ", "e\u0323\u0302", "\u1100\u1161", "Å", "plain"):
         assert composed(text) == unicodedata.normalize("NFC", text)
     start = time.process_time()
-    composed("a" + "\u0301\u0323" * 500_000)  # unicodedata takes 13 seconds for 40,000 pairs, 156 times that for these
+    composed("a" + "\u0301\u0323" * 500_000)  # unicodedata takes 3 seconds for 40,000 pairs, 156 times that for these
     assert time.process_time() - start < 2
 
 
