@@ -15,7 +15,7 @@ MAX_AROUND = 3  # marks inside marks: **"Paris"**
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
 _QUOTES = {ord(quote): "'" for quote in "‘’‛′`´"} | {ord(quote): '"' for quote in "“”„«»″"}
 _AROUND = re.compile(r"([\"'*_$]{1,3})(.+)\1", re.DOTALL)  # quotes, Markdown's emphasis, LaTeX's $
-_ARTICLE = re.compile(r"(?:an?|the)\s+(?=\S)")
+_ARTICLE = re.compile(r"(?:an?|the)\s+(?=\S)", re.IGNORECASE)
 _STOPS = ".。!！,，;；:："
 
 
@@ -44,12 +44,17 @@ def half_width(text: str) -> str:
     return text if text.isascii() else text.translate(_FULL_WIDTH)
 
 
-def plain(text: str) -> str:
-    """Return a short text without case, leading article, final stops, marks around it and superfluous space."""
-    bare = half_width(composed(text)).translate(_QUOTES).casefold()
+def trimmed(text: str) -> str:
+    """Return a short text without leading article, final stops, marks around it and superfluous space."""
+    bare = half_width(composed(text)).translate(_QUOTES)
     bare = " ".join(bare.split()).rstrip(_STOPS + " ")
     for _ in range(MAX_AROUND):
         if not (found := _AROUND.fullmatch(bare)):
             break
         bare = found[2].strip().rstrip(_STOPS + " ")
     return bare[found.end() :] if (found := _ARTICLE.match(bare)) else bare
+
+
+def plain(text: str) -> str:
+    """Return `trimmed` without case."""
+    return trimmed(text).casefold()

@@ -65,7 +65,7 @@ class GuiMobile:
         if TEXT not in wanted or composed(given[TEXT]) == composed(wanted[TEXT]):
             return Verdict(share, "equal" if share == 1 else "product")
         if wanted[ACTION] == "answer":
-            return compare(given[TEXT], wanted[TEXT], item.question)
+            return compare(given[TEXT], wanted[TEXT])
         return Verdict(share * common_subsequence(composed(given[TEXT]), composed(wanted[TEXT])), "product")
 
 

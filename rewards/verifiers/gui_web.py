@@ -67,7 +67,7 @@ class GuiWeb:
         if wanted[0] == "Type":
             return Verdict(common_subsequence(given[2], wanted[2]), "text")
         if wanted[0] == "ANSWER":
-            return compare(given[2], wanted[2], item.question)
+            return compare(given[2], wanted[2])
         return Verdict(0.0, "different")
 
 

@@ -28,7 +28,7 @@ INTERVAL_MODES = ("iou", "exact", "text")
 class Video(Text):
     """As vqa, and in seconds where the reference is a time."""
 
-    settings: Mapping[str, Any] = {"tolerance": 0.0, "interval": "iou"}
+    settings: Mapping[str, Any] = {**Text.settings, "interval": "iou"}
 
     def __init__(self) -> None:
         super().__init__("video")
