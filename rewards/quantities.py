@@ -18,7 +18,7 @@ from rewards.words import CHINESE_NUMBER, chinese_number, english_number
 
 MAX_LETTERS = 60
 MAX_WORDS = 4  # of a number, as in "one hundred and five"
-ROUNDING = Fraction(1, 10**9)  # of factors between units
+ROUNDING = Fraction(1, 10**6)  # of decimals and of factors between units; whole numbers are exact
 _NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|[-+−]?\.\d{1,30}"
 _DIGITS = re.compile(rf"(?P<above>{_NUMBER})(?:/(?P<below>\d{{1,9}}))?(?P<unit>[^\d.,/:].*)?")
 _PERCENT = re.compile(r"%|per ?cent", re.IGNORECASE)
@@ -70,7 +70,7 @@ def decide(given: Quantity, wanted: Quantity, tolerance: float = 0.0) -> bool | 
         wanted: The reference. An answer without unit takes the reference's.
         tolerance: The greatest difference, as a share of the reference.
     """
-    allowed = Fraction(str(tolerance))
+    allowed = max(Fraction(str(tolerance)), ROUNDING * (given.number.denominator * wanted.number.denominator > 1))
     if given.unit and wanted.unit and given.unit != wanted.unit:
         return given.unit.dimension == wanted.unit.dimension and _near(_base(given), _base(wanted), allowed + ROUNDING)
     same = _near(given.number, wanted.number, allowed)
