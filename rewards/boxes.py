@@ -57,13 +57,14 @@ def says_none(text: str) -> bool:
     return not bare or bool(_NONE.search(bare))
 
 
-def iou(given: Box, wanted: Sequence[Box]) -> np.ndarray:
-    """Return the area that a box shares with each of others per area that either covers, float64 [others]."""
-    others = np.asarray(wanted, dtype=np.float64).reshape(-1, 4)
-    size = np.minimum(given[2:], others[:, 2:]) - np.maximum(given[:2], others[:, :2])
-    shared = np.clip(size, 0, None).prod(axis=1)
-    area = (others[:, 2:] - others[:, :2]).prod(axis=1) + (given[2] - given[0]) * (given[3] - given[1])
-    return shared / (area - shared)
+def ious(given: Sequence[Box], wanted: Sequence[Box]) -> np.ndarray:
+    """Return the area that two boxes share per area that either covers, float64 [wanted, given]."""
+    a = np.asarray(given, dtype=np.float64).reshape(1, -1, 4)
+    b = np.asarray(wanted, dtype=np.float64).reshape(-1, 1, 4)
+    size = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    shared = np.maximum(size[..., 0], 0) * np.maximum(size[..., 1], 0)
+    areas = [(x[..., 2] - x[..., 0]) * (x[..., 3] - x[..., 1]) for x in (a, b)]
+    return shared / (areas[0] + areas[1] - shared)
 
 
 def matches(given: Sequence[Box], wanted: Sequence[Box], threshold: float) -> int:
@@ -73,7 +74,7 @@ def matches(given: Sequence[Box], wanted: Sequence[Box], threshold: float) -> in
     frees a given box for it; boxes that a search in vain has visited cannot help a later one either and are not visited
     again, so that all searches in vain cost one visit per pair together.
     """
-    near = np.array([iou(box, given) > threshold for box in wanted]) if given and wanted else np.zeros((0, 0), bool)
+    near = ious(given, wanted) > threshold
     partner = np.full(len(given), -1)  # given box -> wanted box, -1 while it is free
     unvisited = np.ones(len(given), dtype=bool)
     for start in range(len(near)):

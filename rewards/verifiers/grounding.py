@@ -10,6 +10,7 @@ Reasons: boxes, nothing, no_box, too_many.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from rewards.boxes import LARGEST, Box, boxes_in, matches, says_none
@@ -39,7 +40,7 @@ class Grounding:
             raise RewardError(f"grounding: the reference has {len(boxes):,} boxes, at most {MAX_BOXES:,}")
 
     def score(self, answer: str, item: Item) -> Outcome:
-        wanted = _valid(boxes_in(item.reference))
+        wanted = _wanted(item.reference)
         given = boxes_in(answer)
         if not given and not says_none(answer):
             return Verdict(0.0, "no_box")
@@ -49,6 +50,12 @@ class Grounding:
             return Verdict(0.0, "too_many")
         found = matches(_valid(given), wanted, setting(self, item, "iou"))
         return Verdict(found / max(len(given), len(wanted)), "boxes")
+
+
+@lru_cache(maxsize=4096)
+def _wanted(reference: str) -> list[Box]:
+    """Return the boxes of a reference, which many answers are compared with."""
+    return _valid(boxes_in(reference))
 
 
 def _valid(boxes: list[Box | None]) -> list[Box]:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.boxes import Box, iou
+from rewards.boxes import Box, ious
 from rewards.plain_text import composed
 from rewards.similarity import common_subsequence
 from rewards.strict_json import NOT_JSON, read_json
@@ -81,7 +81,7 @@ def _box(value: Any) -> Box | None:
 
 def _box_iou(given: Any, wanted: Any) -> float:
     box, target = _box(given), _box(wanted)
-    return float(iou(box, [target])[0]) if box and target else 0.0
+    return float(ious([box], [target])[0, 0]) if box and target else 0.0
 
 
 def _equal(a: Any, b: Any) -> bool:

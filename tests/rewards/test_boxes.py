@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
-from rewards.boxes import Box, boxes_in, iou, matches, says_none
+from rewards.boxes import Box, boxes_in, ious, matches, says_none
 from rewards.table import VERIFIERS
 from rewards.verdict import Item, RewardError, Verdict
 
@@ -94,7 +94,7 @@ def test_iou_is_the_share_of_pixels() -> None:
     for _ in range(200):
         box, others = random_box(rng, 12), [random_box(rng, 12) for _ in range(4)]
         expected = [len(pixels(box) & pixels(other)) / len(pixels(box) | pixels(other)) for other in others]
-        np.testing.assert_allclose(iou(box, others), expected, rtol=1e-12)
+        np.testing.assert_allclose(ious([box], others)[:, 0], expected, rtol=1e-12)
 
 
 def test_matches_are_the_most_that_any_assignment_has() -> None:
@@ -104,7 +104,7 @@ def test_matches_are_the_most_that_any_assignment_has() -> None:
         size = rng.choice([8, 20])
         given, wanted = ([random_box(rng, size) for _ in range(rng.randrange(9))] for _ in range(2))
         threshold = rng.choice([0.0, 0.1, 0.3, 0.5])
-        near = np.array([[iou(a, [b])[0] > threshold for b in given] for a in wanted]).reshape(len(wanted), len(given))
+        near = ious(given, wanted) > threshold
         rows, columns = linear_sum_assignment(near, maximize=True)
         expected = int(near[rows, columns].sum())
         assert matches(given, wanted, threshold) == expected
@@ -123,7 +123,7 @@ def test_many_boxes_take_little_time() -> None:
         start = time.process_time()
         found = matches(given, wanted, 0.5)
         assert time.process_time() - start < 5
-        near = csr_array(np.array([iou(box, given) > 0.5 for box in wanted]))
+        near = csr_array(ious(given, wanted) > 0.5)
         assert found == int((maximum_bipartite_matching(near) >= 0).sum())
 
 
