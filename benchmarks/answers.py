@@ -6,6 +6,7 @@ answers per second; the command fails below 1.
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import time
@@ -61,6 +62,78 @@ def counts(rng: random.Random) -> Made:
     return f"{number} {rng.choice(['apples', 'dots', 'people'])}", Item("", f"{number}")
 
 
+def short_texts(rng: random.Random) -> Made:
+    """Return a length, a direction, an option or some words."""
+    number = rng.randint(1, 10**6)
+    return rng.choice(
+        [
+            (f"{number} m", Item("", f"{number * 100} cm")),
+            (f"the tower {number}.", Item("", f"Tower {number}")),
+            ("on the left", Item("", "right")),
+            (f"(B) a dog {number}", Item(f"Which? (A) a cat {number} (B) a dog {number}", "B")),
+        ]
+    )
+
+
+def pages(rng: random.Random) -> Made:
+    """Return a transcription of up to 400 letters with some errors."""
+    page = "".join(rng.choices("abcdefgh ", k=rng.randint(20, 400)))
+    return f"{page[:-3]}xyz", Item("", page)
+
+
+def boxes(rng: random.Random) -> Made:
+    """Return up to 8 boxes, and others near them."""
+    corners = [(rng.randint(0, 800), rng.randint(0, 800)) for _ in range(rng.randint(1, 8))]
+    wanted = [[x, y, x + rng.randint(5, 190), y + rng.randint(5, 190)] for x, y in corners]
+    return json.dumps([[value + rng.randint(0, 3) for value in box] for box in wanted]), Item("", json.dumps(wanted))
+
+
+def intervals(rng: random.Random) -> Made:
+    """Return an interval of a video."""
+    start = rng.randint(0, 500)
+    text = rng.choice([f"0:{start % 60:02d} - 9:{start % 60:02d}", f"{start}.5 to {start + 10} s"])
+    return text, Item("", f"[{start}, {start + 9}]")
+
+
+def taps(rng: random.Random) -> Made:
+    """Return an action on a telephone."""
+    x, y = rng.randint(0, 400), rng.randint(0, 400)
+    action = {"action_type": "input_text", "text": f"weather {x}", "override": True, "box_2d": [[x, y, x + 99, y + 50]]}
+    return json.dumps({**action, "text": f"wether {x}"}), Item("", json.dumps(action))
+
+
+def clicks(rng: random.Random) -> Made:
+    """Return an action on a desktop."""
+    x = rng.randint(0, 980)
+    return rng.choice(
+        [
+            (
+                f"left_click(start_box='[{x},{x}]')",
+                Item("", f"left_click(start_box='[{x + 9},{x}]', element_info='OK')"),
+            ),
+            (f"type(content='hello {x}')", Item("", f"type(content='hallo {x}')")),
+        ]
+    )
+
+
+def commands(rng: random.Random) -> Made:
+    """Return an action on a web page."""
+    element = rng.randint(0, 99)
+    return f"Type [{element}]; [weather {element}]", Item("", f"Type [{element}]; [wether {element}]")
+
+
+def programs(rng: random.Random) -> Made:
+    """Return a function of Python, and another."""
+    code = f"def f(a, b={rng.randint(0, 10**6)}):\n    if a > b:\n        return [a, b]\n    return b\n"
+    return code, Item("", code.replace(">", ">="))
+
+
+def instructions(rng: random.Random) -> Made:
+    """Return a text with constraints."""
+    constraints = [{"rule": "words", "at_most": 30}, {"rule": "bullets", "exactly": 2}]
+    return f"The tower {rng.random()} is in Paris.\n\n- one\n- two", Item("", json.dumps(constraints))
+
+
 CASES: dict[str, tuple[str, Callable[[random.Random], Made]]] = {
     "math, numbers": ("math", numbers),
     "math, short answers": ("math", short_answers),
@@ -68,6 +141,15 @@ CASES: dict[str, tuple[str, Callable[[random.Random], Made]]] = {
     "chemistry": ("chemistry", formulas),
     "chart": ("chart", amounts),
     "counting": ("counting", counts),
+    "vqa": ("vqa", short_texts),
+    "ocr": ("ocr", pages),
+    "grounding": ("grounding", boxes),
+    "video": ("video", intervals),
+    "gui_mobile": ("gui_mobile", taps),
+    "gui_desktop": ("gui_desktop", clicks),
+    "gui_web": ("gui_web", commands),
+    "code": ("code", programs),
+    "instruction": ("instruction", instructions),
 }
 
 

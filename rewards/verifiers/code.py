@@ -11,6 +11,7 @@ Reasons: equal, unparsed, tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from common.nearest import suggestion
@@ -43,10 +44,16 @@ class Code:
         given = _tokens(answer, language)
         if given is None:
             return Verdict(0.0, "unparsed")
-        wanted = _tokens(item.reference, language)
+        wanted = _reference(item.reference, language)
         if given == wanted:
             return Verdict(1.0, "equal")
         return Verdict(common_subsequence(given, wanted or []) if setting(self, item, "partial") else 0.0, "tokens")
+
+
+@lru_cache(maxsize=256)
+def _reference(code: str, language: str) -> list[str] | None:
+    """Return the tokens of a reference, which many answers are compared with."""
+    return _tokens(code, language)
 
 
 def _tokens(code: str, language: str) -> list[str] | None:
