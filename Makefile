@@ -2,6 +2,7 @@
 # make demo-data   the shards that configs/tiny trains on
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
+# make test-urls   weights in S3 and on the Hub, from servers on this machine; a part of test-full
 # make test-engines exports in vLLM and SGLang, on the CPU; a part of test-full
 # make test-new    the model's tests with the newest megatron-core and Transformer Engine; test-new-fast: a third of them
 # make test-gpu    what only a GPU can tell, on a machine that has one; a part of it: PART="bf16 runs"
@@ -35,13 +36,17 @@ PYTEST_NEW_TE := $(HIDE_GPUS) PYTHONPATH=$(NEWEST):$(CURDIR)/$(NEW)/engine:$(CUR
 TRACKERS := .venv-trackers
 PYTEST_TRACKERS := $(HIDE_GPUS) PYTHONPATH=$(TRACKERS) $(PYTEST) tests/trackers
 
+# s3fs and moto's S3 server, likewise.
+URLS := .venv-urls
+PYTEST_URLS := $(HIDE_GPUS) PYTHONPATH=$(URLS) $(PYTEST) tests/urls
+
 # vLLM for CPUs, with torch and transformers of its own, and beside it SGLang's Python: they serve what is exported.
 ENGINES := .venv-engines
 PIP_ENGINES := $(ENGINES)/bin/python -m pip install -qq --disable-pip-version-check --no-deps
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-parts test-runs test-te test-new test-new-fast test-engines test-gpu test-fast test-full te-tables check format docs clean
+.PHONY: demo demo-data test test-parts test-runs test-te test-new test-new-fast test-urls test-engines test-gpu test-fast test-full te-tables check format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo --variant $(VARIANT)
@@ -79,6 +84,9 @@ test-new-fast: $(NEW)/installed
 	$(PYTEST_NEW_TE) tests/te/test_specs.py
 	$(HIDE_GPUS) $(PYTEST) -m fast tests/new
 
+test-urls: $(URLS)/installed
+	$(PYTEST_URLS)
+
 test-engines: $(ENGINES)/installed
 	$(HIDE_GPUS) $(PYTEST) tests/engines
 
@@ -92,10 +100,11 @@ test-gpu: $(VENV)/installed
 test-fast: $(VENV)/installed
 	$(HIDE_GPUS) $(PYTEST) -m "fast and not slow"
 
-test-full: $(VENV)/installed $(TE)/installed $(TRACKERS)/installed $(ENGINES)/installed
+test-full: $(VENV)/installed $(TE)/installed $(TRACKERS)/installed $(URLS)/installed $(ENGINES)/installed
 	$(HIDE_GPUS) $(PYTEST)
 	$(PYTEST_TE)
 	$(PYTEST_TRACKERS)
+	$(PYTEST_URLS)
 	$(MAKE) test-engines
 	$(MAKE) test-new
 
@@ -138,6 +147,11 @@ $(TRACKERS)/installed: tests/trackers/requirements.txt $(VENV)/installed
 	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(TRACKERS) -r $<
 	touch $@
 
+$(URLS)/installed: tests/urls/requirements.txt $(VENV)/installed
+	rm -rf $(URLS)
+	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --target $(URLS) -r $<
+	touch $@
+
 $(ENGINES)/installed: tests/engines/vllm.txt tests/engines/sglang.txt tests/engines/torchvision_operators.py $(VENV)/installed
 	rm -rf $(ENGINES)
 	$(BIN)/python -m venv $(ENGINES)
@@ -149,5 +163,5 @@ $(ENGINES)/installed: tests/engines/vllm.txt tests/engines/sglang.txt tests/engi
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(TE) $(NEW) $(TRACKERS) $(ENGINES) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) $(TE) $(NEW) $(TRACKERS) $(URLS) $(ENGINES) demo_out build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -44,9 +44,16 @@ def patiently(read: Callable[[], Result], path: object) -> Result:
     raise given_up(path, cause)
 
 
-def given_up(path: object, cause: object) -> StorageError:
-    """Return the error of a file whose storage has failed in every attempt."""
+def given_up(path: object, cause: object, seconds: float | None = None) -> StorageError:
+    """Return the error of a file whose storage has failed in every attempt.
+
+    Args:
+        path: The file.
+        cause: What the last attempt said.
+        seconds: How long all attempts took; None: as long as the pauses between them.
+    """
+    took = sum(DELAYS) if seconds is None else seconds
     return StorageError(
-        f"{path} cannot be read ({cause}), in {len(DELAYS) + 1} attempts within {sum(DELAYS):.0f} seconds: its storage "
+        f"{path} cannot be read ({cause}), in {len(DELAYS) + 1} attempts within {took:.0f} seconds: its storage "
         "fails, which does not mean that the file is damaged. Start again when the storage is back"
     )

@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 from urllib.parse import quote
 
-import requests
-
 TIMEOUT = (10, 60)  # seconds to connect, and between two parts of a response
 IDENTITY = {"Accept-Encoding": "identity"}  # bytes as they are stored
 
 # What is as good as a password in a text: what follows a `?`, also of the address of a redirect, and user:password@.
 _QUERY = re.compile(r"\?[^\s?'\"<>)]*=[^\s'\"<>)]*")
 _USER = re.compile(r"(?<=://)[^/@\s]+@")
+# Errors of libraries that are not installed here: nothing was sent, because nobody has signed in.
+_NOT_SIGNED_IN = {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}
 
 Result = TypeVar("Result")
 
@@ -57,10 +57,10 @@ def shown(url: str) -> str:
 
 
 def message(error: Exception, url: str) -> str:
-    """Return what an error about a URL says, without signatures and passwords."""
+    """Return what an error about a URL says, in one line, without signatures and passwords."""
     signature = split_signature(url)[1]
     text = str(error).replace(signature, "?...") if signature else str(error)
-    text = _QUERY.sub("?...", text)
+    text = _QUERY.sub("?...", " ".join(text.split()))
     return f"{type(error).__name__}: {_USER.sub('', text) if is_web(url) else text}"
 
 
@@ -81,13 +81,18 @@ def with_retries(work: Callable[[], Result], delays: Sequence[float]) -> Result:
 
 def is_missing(error: Exception) -> bool:
     """Return whether an error says that there is no such file."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return error.response.status_code in (404, 410)
-    return isinstance(error, FileNotFoundError)
+    return isinstance(error, FileNotFoundError) or _status(error) in (404, 410)
 
 
 def is_final(error: Exception) -> bool:
     """Return whether another attempt would end with the same error."""
-    if isinstance(error, requests.HTTPError) and error.response is not None:
-        return 400 <= error.response.status_code < 500 and error.response.status_code not in (408, 429)
-    return isinstance(error, ImportError | FileNotFoundError | PermissionError | ValueError)
+    if (status := _status(error)) is not None:
+        return 400 <= status < 500 and status not in (408, 429)
+    known = isinstance(error, ImportError | FileNotFoundError | PermissionError | ValueError)
+    return known or type(error).__name__ in _NOT_SIGNED_IN
+
+
+def _status(error: Exception) -> int | None:
+    """Return the status of the response that an error is about, in the form of requests and of the Hub's client."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    return status if isinstance(status, int) else None

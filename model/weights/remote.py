@@ -31,7 +31,7 @@ from model.errors import ConfigError, WeightsError
 from model.hf_config import CONFIG_FILE
 from model.hf_file_names import CHECKSUMS, HF_FILE_NAMES
 from model.weights.files import INDEX, SINGLE, LocalFile, WeightFile
-from model.weights.stores import FileSystem, NoRanges, Stat, Store, Web
+from model.weights.stores import FileSystem, NoFolder, NoRanges, Stat, Store, Web
 
 REMOTE = "remote.json"
 # The other files of a Hugging Face folder. Web servers list nothing, so the names are known beforehand.
@@ -149,10 +149,7 @@ def local_hf_files(url: str) -> Path:
     url = address.rstrip("/") + signature
     stats, read = _look(url)
     if CONFIG_FILE not in stats:
-        raise ConfigError(
-            f"{shown(url)} has no {CONFIG_FILE}: a URL must be that of a Hugging Face folder; checkpoints and runs are "
-            "read from disks only"
-        )
+        raise NoFolder(url)
     weights = {name: stat for name, stat in stats.items() if name not in SMALL_FILES}
     versions = json.dumps([shown(url), sorted((name, *asdict(stat).values()) for name, stat in stats.items())])
     key = hashlib.sha256(versions.encode()).hexdigest()[:12]
@@ -260,14 +257,15 @@ def _store_of_process(url: str, process: int) -> Store:  # a fork does not share
 
 def _persistently(work: Callable[[], Result], url: str, name: str) -> Result:
     """Return what `work` returns, after further attempts where another may succeed. Raises as RemoteFile."""
+    started = time.monotonic()
     for delay in (*storage.DELAYS, 0.0):
         try:
             return work()
-        except WeightsError:
+        except (ConfigError, WeightsError):
             raise
         except Exception as error:  # every file system raises errors of its own
             said = message(error, url)
             if is_final(error):
                 raise WeightsError(f"{name} cannot be read: {said}") from None
         time.sleep(delay)
-    raise storage.given_up(name, said)
+    raise storage.given_up(name, said, time.monotonic() - started)

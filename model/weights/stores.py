@@ -14,8 +14,9 @@ from typing import Any, Protocol
 import fsspec
 import requests
 
-from common.urls import IDENTITY, TIMEOUT, is_web, shown, url_in
-from model.errors import WeightsError
+from common.urls import IDENTITY, TIMEOUT, is_web, message, shown, url_in
+from model.errors import ConfigError, WeightsError
+from model.hf_config import CONFIG_FILE
 
 _CHUNK = 1 << 20
 # What changes with a file, in the entries of different file systems.
@@ -52,13 +53,26 @@ class NoRanges(WeightsError):
         )
 
 
+class NoFolder(ConfigError):
+    """There is no Hugging Face folder at a URL."""
+
+    def __init__(self, url: str, said: str = "") -> None:
+        super().__init__(
+            f"{shown(url)} has no {CONFIG_FILE}{f' ({said})' if said else ''}: a URL must be that of a Hugging Face "
+            "folder; checkpoints and runs are read from disks only"
+        )
+
+
 class Store(Protocol):
     """A folder behind a URL."""
 
     tells_version: bool  # whether every answer says which version it is of
 
     def listing(self) -> dict[str, Stat] | None:
-        """Return size and version of every file, in one request; None where the server lists nothing."""
+        """Return size and version of every file, in one request; None where the server lists nothing.
+
+        Raises NoFolder.
+        """
 
     def stat(self, name: str) -> Stat | None:
         """Return size and version of a file; None if there is none."""
@@ -184,13 +198,13 @@ class FileSystem:
         self._opened: dict[str, Any] = {}
 
     def listing(self) -> dict[str, Stat]:
-        """Return size and version of every file, from the server and not from a list that is kept."""
+        """Return size and version of every file, from the server and not from a list that is kept. Raises NoFolder."""
         system, path = fsspec.core.url_to_fs(self._url)
         system.invalidate_cache(path)
         try:
             entries = system.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
+        except (FileNotFoundError, NotADirectoryError) as error:  # the Hub says so too where a token is needed
+            raise NoFolder(self._url, message(error, self._url) if " " in str(error) else "") from None
         stats = {str(entry["name"]).rpartition("/")[2]: _stat_of_entry(entry) for entry in entries}
         return {name: stat for name, stat in stats.items() if stat is not None}
 
