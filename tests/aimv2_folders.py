@@ -78,11 +78,16 @@ def apples_names(tensors: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in renamed.items()}
 
 
-def decoder_config(model_type: str) -> Any:
-    """Return a tiny decoder with the rope base and the length of GLM-4.5-Air, or those of GLM-4-9B-0414."""
+def decoder_config(model_type: str, **changes: int) -> Any:
+    """Return a tiny decoder with the rope base and the length of GLM-4.5-Air, or those of GLM-4-9B-0414.
+
+    Args:
+        model_type: "glm4_moe", or "glm4".
+        changes: Other sizes, by their keys in config.json.
+    """
     preset = GlmvConfig.from_preset("tiny_moe" if model_type == "glm4_moe" else "tiny_dense").to_hf()["text_config"]
     skipped = ("model_type", "rope_scaling", "rope_theta", "partial_rotary_factor", "max_position_embeddings")
-    sizes = {key: value for key, value in preset.items() if key not in skipped}
+    sizes = {key: value for key, value in preset.items() if key not in skipped} | changes
     moe = {"max_position_embeddings": 131_072, "rope_theta": 1_000_000.0}
     dense = {"max_position_embeddings": 32_768, "rope_theta": 10_000.0}
     longest = moe if model_type == "glm4_moe" else dense
@@ -90,16 +95,17 @@ def decoder_config(model_type: str) -> Any:
     return config_class(**sizes, **longest, partial_rotary_factor=0.5, attn_implementation="eager")
 
 
-def save_decoder(model_type: str, folder: Path, *, mtp: bool = True) -> nn.Module:
+def save_decoder(model_type: str, folder: Path, *, mtp: bool = True, **changes: int) -> nn.Module:
     """Write the folder of a language model with a tokenizer, and return the model.
 
     Args:
         model_type: "glm4_moe", or "glm4".
         folder: The folder.
         mtp: Add a layer that predicts a further token, as GLM-4.5-Air has one (glm4_moe only).
+        changes: As in `decoder_config`.
     """
     torch.manual_seed(0)
-    config = decoder_config(model_type)
+    config = decoder_config(model_type, **changes)
     classes = {"glm4_moe": transformers.Glm4MoeForCausalLM, "glm4": transformers.Glm4ForCausalLM}
     model: Any = classes[model_type](config).eval()
     randomise(model, seed=2)
