@@ -1,0 +1,244 @@
+"""Engines behind HTTP: the first process of the run asks the servers, and all processes get their answers.
+
+A wait may take long. So that no collective waits longer than its timeout, the first process says every BEAT_SECONDS
+that it still works, and the others wait for that.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import torch.distributed as dist
+
+from common.urls import shown
+from rl.engines.dispatch import Dispatch, Job, Place
+from rl.engines.forcing import Response, ResponseTokens
+from rl.engines.prompt_media import served_prompt
+from rl.engines.server import Expected, RequestFailed, Server, ServerGone
+from rl.engines.servers_config import ServersConfig
+from rl.engines.sglang import SglangServer
+from rl.engines.vllm import VllmServer
+from rl.engines.vllm_process import VllmProcess
+from rl.errors import EngineError
+from rl.publishing import write_policy
+from rl.rollouts import Request, Rollout, Sampling
+
+if TYPE_CHECKING:
+    from training.step import TrainStep
+
+CLIENTS: dict[str, Callable[[str], Server]] = {"vllm": VllmServer, "sglang": SglangServer}
+BEAT_SECONDS = 20.0
+KEPT_VERSIONS = 2  # folders of weights: a server may still be reading the one before
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+class ServersEngine:
+    """Rollouts drawn by servers. Every process of the run has one; the first one talks to the servers.
+
+    Args:
+        kind: One of CLIENTS.
+        config: Which servers, and their limits.
+        expected: What they must serve.
+        special: The tokens that end a response.
+        folder: The run's. Weights and logs of servers go into it.
+        hf_files: Fills a folder with the files beside the weights, as for a checkpoint.
+        max_behind: How many publications the weights of a rollout may be behind.
+        on_wait: Called on every process at least every BEAT_SECONDS while it waits for servers.
+
+    Attributes:
+        quarantined: The prompts of the last call of `generate` that failed twice, with the reason. Their groups are not
+            among the rollouts.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        config: ServersConfig,
+        expected: Expected,
+        special: ResponseTokens,
+        folder: Path,
+        hf_files: Callable[[Path], None],
+        max_behind: int = 0,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Check that the servers of `rollout.addresses` serve the policy. Collective.
+
+        Raises:
+            EngineError: One of them does not answer or serves something else.
+        """
+        config.check(kind)
+        self.quarantined: dict[str, str] = {}
+        self._config, self._expected, self._special = config, expected, special
+        self._logs = folder / "servers"
+        self._weights = (Path(config.publish_dir) if config.publish_dir else folder / "weights").absolute()
+        self._hf_files, self._max_behind, self._on_wait = hf_files, max_behind, on_wait
+        self._places = [Place(CLIENTS[kind](address)) for address in config.addresses]
+        self._processes: dict[int, VllmProcess] = {}  # by the number of their place
+        self._published: list[int] = []
+        self._last_beat = 0.0
+        self._on_first_process(self._check_all)
+
+    def publish(self, trainer: TrainStep, version: int) -> None:
+        """Write the weights to a folder and let every server load them. Collective.
+
+        A lost server is asked again: if it answers now, it takes part again.
+
+        Raises:
+            EngineError: No server took them.
+        """
+        target = self._folder(version)
+        write_policy(trainer, target, version, hf_files=self._hf_files)
+        self._on_first_process(lambda: self._load_all(target, version))
+        self._published.append(version)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
+        """Draw rollouts with the published weights. Collective.
+
+        Raises:
+            EngineError: No server is left, the deadline is over, or a server has read another prompt.
+        """
+        rollouts, self.quarantined = self._on_first_process(lambda: self._draw_all(requests, sampling))
+        return rollouts
+
+    def close(self) -> None:
+        """End the servers that this run started."""
+        for process in self._processes.values():
+            process.close()
+        self._processes.clear()
+
+    # --- work of the first process ------------------------------------------------------------------------------------
+
+    def _check_all(self) -> None:
+        for place in self._places:
+            try:
+                place.server.check(self._expected)
+            except ServerGone as error:
+                raise EngineError(
+                    f"rollout.addresses: {shown(place.server.address)} does not answer ({error}): start the server, "
+                    "or correct the address"
+                ) from None
+
+    def _load_all(self, target: Path, version: int) -> None:
+        """Let all servers load a folder at the same time, and remove folders that none needs."""
+        self._start_missing(target)
+        with ThreadPoolExecutor(len(self._places)) as threads:
+            loading = [threads.submit(self._load, place, target, version) for place in self._places]
+            while wait(loading, 1.0).not_done:
+                self._beat()
+        reasons = [done.result() for done in loading]
+        if all(reasons):
+            raise EngineError(f"no server took the weights of version {version}: {'; '.join(reasons)}")
+        kept = {target, *(self._folder(version) for version in self._published[-KEPT_VERSIONS + 1 :])}
+        for old in set(self._weights.glob("version_*")) - kept:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _load(self, place: Place, target: Path, version: int) -> str:
+        """Let a server load a folder, and return why it did not."""
+        address = shown(place.server.address)
+        try:
+            if not place.server.is_healthy(self._config.health_seconds):
+                raise ServerGone(f"no answer to /health within {self._config.health_seconds:g} s")
+            if place.lost:
+                place.server.check(self._expected)
+            place.server.load(target, version, self._config.deadline)
+        except (ServerGone, RequestFailed, EngineError) as error:
+            hint = f"; does it see {target} (rollout.publish_dir)?" if isinstance(error, RequestFailed) else ""
+            if not place.lost:
+                log.warning(f"rollouts: {address} is lost ({error}{hint})")
+            place.lost = f"{error}{hint}"
+            return f"{address}: {error}{hint}"
+        if place.lost:
+            log.warning(f"rollouts: {address} takes part again")
+        place.lost = ""
+        return ""
+
+    def _start_missing(self, folder: Path) -> None:
+        """Start the servers of rollout.start, and those again that have ended."""
+        first = len(self._config.addresses)
+        started: list[tuple[Place, VllmProcess]] = []
+        for number in range(first, first + self._config.start):
+            process = self._processes.get(number)
+            if process is not None and process.is_running:
+                continue
+            if process is not None:
+                process.close()
+            log_file = self._logs / f"{number - first}.log"
+            options, length = self._config.start_options, self._expected.max_length
+            process = VllmProcess(self._config.start_python, folder, length, options, log_file)
+            self._processes[number] = process
+            place = Place(process.server)
+            self._places[number : number + 1] = [place]
+            started.append((place, process))
+        for place, process in started:
+            try:
+                process.wait(self._config.start_seconds, self._beat)
+                place.server.check(self._expected)
+            except EngineError as error:
+                if not self._published:
+                    raise
+                place.lost = str(error)
+
+    def _draw_all(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[Rollout], dict[str, str]]:
+        newest = self._published[-1]
+        oldest = self._published[-1 - min(self._max_behind, len(self._published) - 1)]
+        groups = []
+        for request in requests:
+            prompt, thinks = served_prompt(request.prompt, self._expected.tokenizer), request.prompt.thinks
+            responses = [Response(self._special, sampling, thinks) for _ in request.seeds]
+            pairs = zip(responses, request.seeds, strict=True)
+            groups.append([Job(prompt, response, seed, newest) for response, seed in pairs])
+        versions = (oldest, newest)
+        dispatch = Dispatch(self._places, groups, self._config, sampling.temperature, self._special.stops, versions)
+        dispatch.run(self._beat)
+        rollouts = [
+            job.response.rollout(request, number, job.version)
+            for request, group in zip(requests, groups, strict=True)
+            if request.prompt.id not in dispatch.quarantined
+            for number, job in enumerate(group)
+        ]
+        return rollouts, dispatch.quarantined
+
+    def _folder(self, version: int) -> Path:
+        return self._weights / f"version_{version:07d}"
+
+    # --- all processes ------------------------------------------------------------------------------------------------
+
+    def _on_first_process(self, work: Callable[[], Result]) -> Result:
+        """Return on all processes what `work` returns on the first, and raise on all what it raises."""
+        if dist.get_rank() > 0:
+            while (said := _broadcast(None)) == ("working", None):
+                self._on_wait()
+        else:
+            self._last_beat = time.monotonic()
+            try:
+                said = ("done", work())
+            except Exception as error:
+                _broadcast(("failed", error if isinstance(error, EngineError) else EngineError(f"{error!r}")))
+                raise
+            _broadcast(said)
+        outcome, content = said
+        if outcome == "failed":
+            raise content
+        return content
+
+    def _beat(self) -> None:
+        """Tell the other processes now and then that the first one still works."""
+        if time.monotonic() - self._last_beat > BEAT_SECONDS:
+            self._last_beat = time.monotonic()
+            _broadcast(("working", None))
+            self._on_wait()
+
+
+def _broadcast(content):
+    """Return on all processes what the first one gives."""
+    said = [content]
+    if dist.get_world_size() > 1:
+        dist.broadcast_object_list(said, src=0)
+    return said[0]

@@ -1,0 +1,48 @@
+"""Which servers draw rollouts, and how long they may take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from common.urls import is_web
+from model.config import ConfigError
+from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+
+
+@dataclass
+class ServersConfig:
+    """The keys of `rollout` for engines behind HTTP."""
+
+    # addresses of running servers, such as http://10.0.0.7:8000
+    addresses: list[str] = field(default_factory=list)
+    start: int = 0  # servers that the run starts on the machine of its first process
+    start_python: str = ""  # the Python that has vLLM, such as .venv-engines/bin/python
+    # further options of the servers that are started, such as ["--tensor-parallel-size", "8"]
+    start_options: list[str] = field(default_factory=list)
+    start_seconds: float = 900.0  # until a server that was started answers
+    publish_dir: str = ""  # a folder that the servers see too, for the policy's weights; empty: weights in the run's
+    concurrency: int = 64  # requests at the same time per server
+    request_deadline: float = 600.0  # seconds for one request: then another server is asked
+    deadline: float = 1800.0  # seconds for all rollouts of an iteration, and for publishing weights
+    health_seconds: float = 30.0  # a server that does not answer /health within these is lost
+
+    def check(self, engine: str) -> None:
+        """Raise ConfigError for options that cannot work with an engine of servers."""
+        bounds = dict.fromkeys(
+            ("concurrency", "request_deadline", "deadline", "health_seconds", "start_seconds"), POSITIVE
+        )
+        check_bounds("rollout", self, {**bounds, "start": NOT_NEGATIVE})
+        for address in self.addresses:
+            if not is_web(address):
+                raise ConfigError(f"rollout.addresses: {address!r} is no address: write http://HOST:PORT")
+        if len(set(self.addresses)) < len(self.addresses):
+            raise ConfigError("rollout.addresses names a server twice")
+        if not self.addresses and not self.start:
+            raise ConfigError(
+                f"rollout.engine={engine} needs servers: give rollout.addresses, or let the run start some "
+                "(rollout.start)"
+            )
+        if self.start and engine != "vllm":
+            raise ConfigError(f"rollout.start starts vLLM: start {engine} yourself, and give rollout.addresses")
+        if self.start and not self.start_python:
+            raise ConfigError("rollout.start needs rollout.start_python: the Python of an environment with vLLM")
