@@ -3,8 +3,8 @@
     python -m benchmarks.rollouts [--prompts 32] [--group 8] [--tokens 48]
 
 Every prompt is a question with an image of 8 x 8 patches, and every response has all its tokens: nothing ends it early.
-The embedded engine reads a prompt and its image once for the group. `generate` gets every prompt `group` times, as a
-call of it does that returns several sequences. The weights are random, in float32.
+The embedded engine reads a prompt and its image once for the group. `generate` gets every prompt `group` times, as it
+does where it returns several sequences. The weights are random, in float32.
 """
 
 from __future__ import annotations

@@ -138,7 +138,8 @@ class Decoding:
                 row.read += 1
         token_ids, places = (torch.from_numpy(each).to(self.device) for each in (ids, positions))
         embeddings = self.module.model.language_model.embed_tokens(token_ids[:, None])
-        hidden = self._decode(embeddings, places[None, :, None].expand(3, -1, -1), cache.begin_token(), cache)
+        cache.begin_token()
+        hidden = self._decode(embeddings, places[None, :, None].expand(3, -1, -1), None, cache)
         return self.module.lm_head(hidden[:, 0])
 
 

@@ -97,15 +97,15 @@ class EmbeddedEngine:
         """Divide requests into those that are drawn together, of similar length."""
         longest = sampling.max_thinking_tokens + len(self.special.forced) + sampling.max_answer_tokens
         batch: list[int] = []
-        rows = 0
+        rows = tokens = 0
         for number in sorted(own, key=lambda number: len(requests[number].prompt.sample)):
             copies = len(requests[number].seeds)
-            tokens = len(requests[number].prompt.sample) + longest
-            if batch and rows + copies > min(self.rows, self._cache_tokens // tokens):
+            more = len(requests[number].prompt.sample) + copies * longest
+            if batch and (rows + copies > self.rows or tokens + more > self._cache_tokens):
                 yield batch
-                batch, rows = [], 0
+                batch, rows, tokens = [], 0, 0
             batch.append(number)
-            rows += copies
+            rows, tokens = rows + copies, tokens + more
         if batch:
             yield batch
 

@@ -13,6 +13,7 @@ from transformers import AttentionInterface, AutoConfig
 
 from model.config import ARCHITECTURES, GlmvConfig
 from model.weights.table import hf_shapes
+from rl.engines.kv_cache import RowsOfLayer
 
 ATTENTION = "glmv_rollouts"
 
@@ -36,26 +37,29 @@ def build_module(config: GlmvConfig, dtype: torch.dtype, device: Any) -> Any:
 
 
 def attend(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor | RowsOfLayer,
+    value: Any,
+    attention_mask: Tensor | None,
+    scaling: float,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attend, without a copy of keys and values per query head where there is one query per row.
+    """Attend in the prompts that are read, or with one query per row in the cache.
 
     Args:
         module: The attention layer; transformers passes it.
-        query: [rows, heads, queries, head_dim].
-        key: [rows, groups, keys, head_dim].
-        value: Likewise.
-        attention_mask: bool [rows, 1, queries, keys]; None: all keys for a single query, else causal.
+        query: [prompts, heads, tokens, head_dim], or [rows, heads, 1, head_dim].
+        key: [prompts, groups, tokens, head_dim]; or what the cache holds.
+        value: Likewise; nothing for the cache.
+        attention_mask: bool [prompts, 1, tokens, tokens]; None: causal.
         scaling: Of the products.
 
     Returns:
-        [rows, queries, heads, head_dim], and no weights.
+        [rows, tokens, heads, head_dim], and no weights.
     """
-    rows, heads, queries, dim = query.shape
-    if queries == 1:
-        grouped = query.view(rows, key.size(1), -1, dim)  # the heads of a group are queries to the same keys
-        output = F.scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
-        return output.reshape(rows, 1, heads, dim), None
+    if isinstance(key, RowsOfLayer):
+        return key.attend(query, scaling), None
     output = F.scaled_dot_product_attention(
         query,
         key,
@@ -63,7 +67,7 @@ def attend(
         attn_mask=attention_mask,
         is_causal=attention_mask is None,
         scale=scaling,
-        enable_gqa=heads != key.size(1),
+        enable_gqa=query.size(1) != key.size(1),
     )
     return output.transpose(1, 2), None
 
