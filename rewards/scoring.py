@@ -18,6 +18,8 @@ from rewards.style import style_verdict
 from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
 from rewards.verifier import Verifier
 
+WHOLE_TEXTS = frozenset({"instruction"})  # verifiers of all that follows the thought: a box in it is refused
+
 
 @dataclass(frozen=True)
 class Task:
@@ -56,10 +58,11 @@ def score_response(response: str, task: Task) -> Scored:
     parts = split(response, task.form, task.thinking)
     if isinstance(parts, Verdict):
         return Scored(parts, None)
-    answer = boxed(parts.text) if task.verifiable else parts.text
+    has_result = task.verifiable and task.verifier.name not in WHOLE_TEXTS
+    answer = boxed(parts.text) if has_result else parts.text
     if isinstance(answer, Verdict):
         return Scored(answer, None)
-    style = style_verdict(parts.thought, parts.text, task.verifiable)
+    style = style_verdict(parts.thought, parts.text, has_result)
     return Scored(style or score_answer(answer, task), answer)
 
 

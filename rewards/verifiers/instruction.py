@@ -1,5 +1,7 @@
 """instruction: whether a text has the form that an instruction asks for.
 
+The text is all that follows the thought; it has no box.
+
 The reference is a JSON list of constraints (`rewards.constraints`): 1 if all are met, else 0. With `partial: true`, the
 share that is met.
 

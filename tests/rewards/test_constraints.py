@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rewards.constraints import RULES
+from rewards.scoring import Task, score_response
 from rewards.table import VERIFIERS
 from rewards.verdict import Item, RewardError, Verdict
 
@@ -146,3 +147,19 @@ def test_all_or_a_share() -> None:
 def test_wrong_reference_is_refused(reference: str, words: str) -> None:
     with pytest.raises(RewardError, match=words):
         INSTRUCTION.check(Item("", reference))
+
+
+@pytest.mark.parametrize(
+    ("response", "score", "reason"),
+    [
+        ("<think>One word?</think>Paris is in France.", 1, "all_met"),
+        ("<think>A long thought that does not count.</think>Paris.", 0, "not_met"),
+        ("<think>..</think>Paris is in <|begin_of_box|>France<|end_of_box|>.", 0, "boxed"),
+        ("Paris is in France.", 0, "bad_form"),
+        ("<think>..</think>", 0, "empty"),
+    ],
+)
+def test_text_after_the_thought_is_scored_as_a_whole(response: str, score: float, reason: str) -> None:
+    task = Task(INSTRUCTION, Item("", '[{"rule": "words", "exactly": 4}]'), form="glm45v")
+    task.check()
+    assert score_response(response, task).outcome == Verdict(score, reason)
