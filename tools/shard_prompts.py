@@ -35,16 +35,17 @@ def prompts_in(shards: Iterable[ShardIndex]) -> list[dict[str, str | float]]:
 def table_of_prompts(prompts: Sequence[dict[str, str | float]]) -> Table:
     """Return the table to print: a row for each source, category and verifier."""
     kinds = sorted({_kind(prompt) for prompt in prompts})
-    numbers = [*TIERS, NO_TIER, "prompts", "graded", "right"]
-    columns = (Column(name, justify="right", no_wrap=True) for name in numbers)
-    names = ("data source", "category", "verifier")
+    present = {prompt["tier"] or NO_TIER for prompt in prompts}
+    tiers_present = [tier for tier in (*TIERS, NO_TIER) if tier in present]
+    columns = (Column(name, justify="right", no_wrap=True) for name in (*tiers_present, "prompts", "graded", "right"))
+    names = (Column(name, overflow="fold") for name in ("data source", "category", "verifier"))
     table = Table(*names, *columns, box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for kind in kinds:
         of_kind = [prompt for prompt in prompts if _kind(prompt) == kind]
         tiers = Counter(prompt["tier"] or NO_TIER for prompt in of_kind)
         rates = [float(prompt["rate"]) for prompt in of_kind if "rate" in prompt]
         right = f"{sum(rates) / len(rates):.1%}" if rates else ""
-        counts = [*(tiers[name] for name in (*TIERS, NO_TIER)), len(of_kind), len(rates)]
+        counts = [*(tiers[name] for name in tiers_present), len(of_kind), len(rates)]
         table.add_row(
             *(escape(str(name)) for name in kind), *(f"{count:,}" if count else "" for count in counts), right
         )

@@ -5,8 +5,8 @@
 
     messages, thinking, tools   the prompt: chat.render_prompt. `thinking` null or absent: the model thinks first
     reference                   what an answer is compared with
-    verifier, settings          the rule by which it is compared (rewards/), and its settings
-    options                     the choices of a multiple-choice question, whose text must have them; for people to read
+    verifier, settings          the rule by which it is compared (rewards/), and its settings; the setting `options`
+                                lists the options of a multiple-choice question, which its text must have
     data_source, category       where it comes from and what it is about: prompts of a kind are drawn together
     tier                        how difficult people find it, one of TIERS
 
@@ -27,7 +27,7 @@ from data_pipeline.sample import Text
 # From the most difficult to the easiest, as `curriculum.edges` orders pass rates.
 TIERS = ("very_hard", "hard", "medium", "easy", "very_easy")
 # Fields of a prompt beside those of a chat.
-FIELDS = ("reference", "verifier", "settings", "options", "data_source", "category", "tier")
+FIELDS = ("reference", "verifier", "settings", "data_source", "category", "tier")
 # What surrounds an answer in a response. A reference is the answer alone.
 ANSWER_MARKS = ("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
 
@@ -61,7 +61,7 @@ def read_rl_record(record: Mapping[str, Any]) -> RlRecord:
     if not isinstance(settings, dict):
         raise BadSample("bad_record", f'"settings" is {str(settings)[:40]!r}: it must be an object')
     question = _question(record.get("messages"))
-    _check_options(record.get("options"), question)
+    _check_options(settings.get("options"), question)
     return RlRecord(
         question=question,
         reference=_reference(record.get("reference")),

@@ -74,3 +74,12 @@ def test_page_shows_how_answers_are_scored(table, tmp_path, tokenizer_folder):
     )
     assert not first.select(".tokens .learned")
     assert "".join(span.text for span in first.select(".tokens > span")).endswith("Find x.<|assistant|>\n")
+
+
+def test_options_of_a_question_are_a_setting_that_the_verifier_must_have(tmp_path):
+    ask = {"question": "Which is it? A. a cat B. a dog", "choices": ["a cat", "a dog"], "answer": "B"}
+    lines = [{**ask, "verifier": "vqa"}, {**ask, "verifier": "ocr"}]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = run("build", "--input", tmp_path / "q.jsonl", "--dry-run", "--set", "domain=rl")
+    assert "rejected as bad_reference: 1, first q.jsonl:2: ocr has no setting 'options'" in shown
+    assert "field choices │ settings │ 1" in shown

@@ -156,6 +156,11 @@ def with_boxes(record: dict[str, Any], images: Sequence[Media]) -> dict[str, Any
     return chat_objects.fill(record, images)
 
 
+def _options(options: Any) -> Any:
+    option_texts(options)
+    return options
+
+
 def check_no_file_is_left(record: dict[str, Any]) -> None:
     """Check that a prompt whose files are found has no field that should hold some. Raises BadSample."""
     for field, option in OPTIONS.items():
@@ -179,8 +184,11 @@ class _Reader:
         for field, names in (("data_source", _SOURCES), ("category", ("category", "ability"))):
             if (value := self._first(field, names, single)) is not None:
                 given[field] = value
-        if (options := self._first("options", ("options", "choices"), option_texts)) is not None:
-            given["options"] = options
+        if (options := self._first("settings", ("options", "choices"), _options)) is not None:
+            settings = self.rest.pop("settings", None) or {}
+            if not isinstance(settings, dict) or "options" in settings:
+                raise BadSample("bad_record", "its options are given twice, or its settings are no object")
+            given["settings"] = {"options": options, **settings}
         given["verifier"] = self._verifier(given.get("data_source", ""))
         for field, singular in OPTIONS.items():
             if field not in self.rest and singular in self.rest:

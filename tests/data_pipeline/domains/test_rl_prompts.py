@@ -112,8 +112,8 @@ def test_prompt_with_tools_equals_transformers_generation_prompt(form):
         ({"category": 3}, "bad_record", "\"category\" is '3'"),
         ({"tier": "Hard"}, "unknown_tier", "did you mean hard"),
         ({"tier": 3}, "unknown_tier", "very_hard, hard, medium, easy, very_easy"),
-        ({"options": ["dots", "lines"]}, "options_not_asked", "'lines' is not in the question"),
-        ({"options": "dots"}, "bad_record", '"options" must be a list'),
+        ({"settings": {"options": ["dots", "lines"]}}, "options_not_asked", "'lines' is not in the question"),
+        ({"settings": {"options": "dots"}}, "bad_record", '"options" must be a list'),
     ],
 )
 def test_bad_prompts_have_a_reason(changed, reason, says):
@@ -131,8 +131,9 @@ def test_glm41v_has_no_prompt_without_thinking():
 def test_record_says_how_answers_are_scored():
     options = {"A": "3 dots", "B": "7 dots"}
     ask = {"role": "user", "content": "<image>How many? A. 3 dots B. 7 dots"}
-    read = read_rl_record(record(ASK, ask, settings={"words": True}, options=options, data_source="dots", tier="hard"))
+    settings = {"words": True, "options": options}
+    read = read_rl_record(record(ASK, ask, settings=settings, data_source="dots", tier="hard"))
     assert (read.question, read.reference, read.verifier) == ("How many? A. 3 dots B. 7 dots", "7", "counting")
-    assert (read.settings, read.source, read.category, read.tier) == ({"words": True}, "dots", "", "hard")
+    assert (read.settings, read.source, read.category, read.tier) == (settings, "dots", "", "hard")
     assert read.thinks
     assert not read_rl_record(record(ASK, thinking=False)).thinks

@@ -180,7 +180,7 @@ def test_record_of_glm_v_becomes_a_prompt(tmp_path):
         ({"prompt": "Tap", "reference": {"action": "tap"}, "image": "a.jpg"}, {"reference": '{"action": "tap"}'}),
         (
             {"question": "A. 1 B. 7?", "choices": ["1", "7"], "answer": ["B"], "img": "a.jpg", "tier": "hard"},
-            {"reference": "B", "options": ["1", "7"], "tier": "hard"},
+            {"reference": "B", "settings": {"options": ["1", "7"]}, "tier": "hard"},
         ),
         (
             {"conversations": [{"from": "human", "value": "<image>How many?"}], "answer": "7", "image_path": "a.jpg"},
@@ -223,6 +223,7 @@ def test_questions_with_answers_become_prompts(given, kept, tmp_path):
         ({"question": "a", "answer": "7", "image": {"x": 1}}, "missing_file", "without the bytes"),
         ({"question": "a", "answer": "7", "photo_path": ["a.jpg", 3]}, "bad_record", "called like images"),
         ({"question": "a", "answer": "7", "options": ["x"]}, "options_not_asked", "'x' is not in the question"),
+        ({"question": "x", "answer": "7", "options": ["x"], "settings": [1]}, "bad_record", "settings are no object"),
         ({"question": "a", "answer": "7", "audio": "a.wav"}, "unsupported_audio", "audio"),
     ],
 )
