@@ -31,10 +31,10 @@ def letters(text: str) -> str:
         return ""
     if one := _ONE.fullmatch(text):
         return one[1].upper()
-    if with_content := _WITH_CONTENT.fullmatch(text):
-        return str(with_content[1] or with_content[2])
     if _MANY.fullmatch(text):
         return "".join(sorted(set(re.findall("[A-J]", text))))
+    if with_content := _WITH_CONTENT.fullmatch(text):
+        return str(with_content[1] or with_content[2])
     return ""
 
 

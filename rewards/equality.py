@@ -22,7 +22,7 @@ from rewards.shapes import Shape, Span, read
 
 Answer = Literal["same", "different", "unreadable", "undecided"]
 
-_NAME = re.compile(r"[A-Za-zα-ωΑ-Ω](?:_\{?\w+\}?|_?\d)?'?(?:\([A-Za-z]\))?|\\[A-Za-z]+|[A-Z]{2,4}")
+_NAME = re.compile(r"[A-Za-zα-ωΑ-Ω](?:_\{?\w+\}?|_?\d)?'?(?:\([A-Za-z]\))?|\\[A-Za-z]+(?:\s*[A-Z]{1,3})?|[A-Z]{2,4}")
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 
 

@@ -39,6 +39,8 @@ _CHARACTERS = str.maketrans(
         "）": ")",
         "。": ".",
         "µ": "μ",
+        "∛": "\\sqrt[3] ",
+        "∜": "\\sqrt[4] ",
     }
 )
 
@@ -85,6 +87,7 @@ _COMMAND = re.compile(r"\\([A-Za-z]+) ?")
 _SPACES = re.compile(r"\\[,;:! ]|\s+")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
 _DOLLARS = re.compile(r"^\s*(?:\$\$?(?!\s*\d[\d.,]*\s*$)|\\\(|\\\[)(.*?)(?:\$\$?|\\\)|\\\])\s*\.?\s*$", re.DOTALL)
+_PERCENT = re.compile(r"(?<=\d)\s*(?:percent|per cent)\b", re.IGNORECASE)
 _PLAIN = re.compile(r"[-+\w ().,/=]*", re.ASCII)
 
 
@@ -96,7 +99,7 @@ def tidy(text: str) -> str:
         return text  # no answer in mathematics; Unicode's normal forms would take minutes
     if not _PLAIN.fullmatch(text):
         text = _without_latex(_without_unicode(text))
-    text = " ".join(text.split())
+    text = _PERCENT.sub("%", " ".join(text.split()))
     return text.rstrip(" .;,") if text.rstrip(" .;,") else text
 
 

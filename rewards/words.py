@@ -24,7 +24,7 @@ _BELOW_TWENTY = (
 _UNITS = {word: number for number, word in enumerate(_BELOW_TWENTY.split())}
 _TENFOLD = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: 10 * number for number, word in enumerate(_TENFOLD.split(), 2)}
-_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SPECIAL = {"none": 0, "nothing": 0, "single": 1, "dozen": 12, "pair": 2, "couple": 2}
 _ENGLISH_WORD = re.compile(r"[a-z]+")
 NUMBER_WORDS = frozenset((*_UNITS, *_TENS, *_LARGE, *_SPECIAL))
@@ -52,13 +52,13 @@ def english_number(text: str) -> int | None:
     if not words or len(words) > 20 or words[0] == "and" or words[-1] == "and":
         return None
     total = part = 0
-    last = 10**12  # what the next word must be below
+    last = 10**15  # what the next word must be below
     for word in words:
         if word == "and":
             continue
         if word in _UNITS or word in _TENS:
             number = _UNITS.get(word, _TENS.get(word, 0))
-            if last not in (100, 1000, 10**6, 10**9, 10**12) and not (20 <= last < 100 and 0 < number < 10):
+            if last not in (100, 1000, 10**6, 10**9, 10**12, 10**15) and not (20 <= last < 100 and 0 < number < 10):
                 return None
             part, last = part + number, max(number, 1)
         elif word == "hundred":

@@ -26,7 +26,7 @@ from typing import Literal
 
 SECONDS = 3.0  # for one comparison: an answer is scored within 5 on a busy machine too
 MEMORY = 1 << 30  # bytes of memory that a comparison may have beside what the server has
-_GRACE = 1.0  # seconds that a server may take beyond the limit before it is killed itself
+_GRACE = 1.5  # seconds that a server may take beyond the limit before it is killed itself
 _START_SECONDS = 60.0
 
 Said = Literal["same", "different", "unreadable", "time_limit", "memory_limit"]
@@ -68,7 +68,8 @@ class Workers:
                 self.killed += 1
             return said
         finally:
-            self._idle.put(server)
+            # a server that was killed is replaced at once: it starts while others are asked
+            self._idle.put(server if server is None or server.alive else _Server(self._limits))
 
     def start(self) -> None:
         """Start the servers now, without waiting for them: each takes a second or two until it can compare."""

@@ -3,7 +3,7 @@
 A state counts only where answer and reference have one. Condensed formulas that show other functional groups may be
 isomers: a judge is asked. So is a name against a formula.
 
-Settings: as physics.
+Settings: as physics. Reasons beside its: formula; a judge is asked for: isomers.
 """
 
 from __future__ import annotations

@@ -6,6 +6,10 @@ matrices). A reference that is a number wants a number: prose scores 0. Other te
 
 Settings: tolerance (1e-6), ordered (false: the order of "1, 2" counts only where the question asks for one), options (a
 list or mapping; without, those that the question lists).
+
+Reasons of 1: equal, number, number_word, expression, equation, set, tuple, interval, option, option_content, truth,
+quantity, symbolic. Of 0: different, option, option_content, truth, hedged, not_a_number, too_long, too_large, time_limit,
+memory_limit. A judge is asked for: text, option, domain, number_with_words.
 """
 
 from __future__ import annotations
@@ -33,6 +37,12 @@ _CURRENCY = re.compile(
     r"^\s*(?:[$€£¥]|USD|EUR|RMB)\s*(?=[-\d.])|(?<=\d)\s*(?:[€£元]|dollars?|euros?|yuan|USD|EUR|RMB)$", re.IGNORECASE
 )
 
+_PREFACE = re.compile(
+    r"^(?:(?:so |thus )?(?:the |my )?(?:final |correct )?answer(?: is|:)?:?|=)\s*(?=\S)|^答案(?:是|为)?[::]?\s*",
+    re.IGNORECASE,
+)
+_SCALED = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?) (hundred|thousand|million|billion|trillion)s?", re.IGNORECASE)
+
 _NO = Verdict(0.0, "different")
 
 
@@ -55,7 +65,7 @@ class Mathematics:
     def score(self, answer: str, item: Item) -> Outcome:
         if len(answer) > MAX_LENGTH:
             return Verdict(0.0, "too_long")
-        given, wanted = tidy(answer), tidy(item.reference)
+        given, wanted = _PREFACE.sub("", tidy(answer)), tidy(item.reference)
         if given == wanted:
             return Verdict(1.0, "equal")
         for rule in (self._option, _truth, self.measured, self._mathematics):
@@ -140,6 +150,9 @@ def _number_in_words(given: str, wanted: str, rules: Rules) -> Outcome:
     if said is not None:
         same = compare_answers(str(said), wanted, rules).answer == "same"
         return Verdict(float(same), "number_word" if same else "different")
+    if scaled := _SCALED.fullmatch(given):
+        product = f"({scaled[1]})*{english_number(scaled[2])}"
+        return Verdict(1.0, "number_word") if compare_answers(product, wanted, rules).answer == "same" else _NO
     if HEDGE.search(given):
         return Verdict(0.0, "hedged")
     if _PLAIN_NUMBER_AND_WORDS.fullmatch(given):

@@ -3,7 +3,8 @@
 "72 km/h" is "20 m/s", "5 N·m" is "5 J", "5 cm" is not "5 m". Where only one of answer and reference has a unit, numbers
 that differ score 0, and equal ones are left to a judge, unless the question names the unit that is missing.
 
-Settings: tolerance (1e-5), ordered, options.
+Settings: tolerance (1e-5), ordered, options. Reasons beside those of math: other_unit; a judge is asked for:
+unit_missing, unit_added, unknown_unit.
 """
 
 from __future__ import annotations
