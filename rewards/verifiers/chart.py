@@ -6,8 +6,8 @@
     "1.2" and "1.2 million", asked "in millions"              the same
     "A, B" and "B, A"                                         the same, unless the question asks for an order
 
-Settings: tolerance (0.025), ordered, options. Reasons beside those of math: year, list, incomplete; a judge is asked for:
-list.
+Settings: tolerance (0.025), ordered, options. Reasons beside those of math: year, list, incomplete; a judge is asked
+for: list.
 """
 
 from __future__ import annotations

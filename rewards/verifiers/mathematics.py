@@ -8,8 +8,8 @@ Settings: tolerance (1e-6), ordered (false: the order of "1, 2" counts only wher
 list or mapping; without, those that the question lists).
 
 Reasons of 1: equal, number, number_word, expression, equation, set, tuple, interval, option, option_content, truth,
-quantity, symbolic. Of 0: different, option, option_content, truth, hedged, not_a_number, too_long, too_large, time_limit,
-memory_limit. A judge is asked for: text, option, domain, number_with_words.
+quantity, symbolic. Of 0: different, option, option_content, truth, hedged, not_a_number, too_long, too_large,
+time_limit, memory_limit. A judge is asked for: text, option, domain, number_with_words.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CURRENCY = re.compile(
 )
 
 _PREFACE = re.compile(
-    r"^(?:(?:so |thus )?(?:the |my )?(?:final |correct )?answer(?: is|:)?:?|=)\s*(?=\S)|^答案(?:是|为)?[::]?\s*",
+    r"^(?:(?:so )?(?:the |my )?(?:final |correct )?answer(?: is|:)?:?|=)\s*(?=\S)|^答案(?:是|为)?[::]?\s*",
     re.IGNORECASE,
 )
 _SCALED = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?) (hundred|thousand|million|billion|trillion)s?", re.IGNORECASE)
