@@ -1,4 +1,4 @@
-"""LoRA: add low-rank adapters to a model that is already filled with weights, and remove them again.
+"""LoRA: add low-rank adapters to a model that is already filled with weights.
 
 Each is a module inside its linear layer (`model.lora_layers`), whose output a forward hook adds up, so that both
 backends share this code.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from model.glmv import GlmvModel
 
 
-def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None = None, seed: int = 0) -> None:
+def add_adapters(model: GlmvModel, config: LoraConfig, seed: int = 0) -> None:
     """Add adapters to one chunk of a model and freeze everything else, before DDP wraps it.
 
     Their factors are zero until `model.lora_weights` or a checkpoint fills them.
@@ -33,7 +33,6 @@ def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None
     Args:
         model: The chunk.
         config: Rank, scale and targets.
-        dtype: Dtype of the adapters; that of the weights if None.
         seed: Seed of their dropout.
 
     Raises:
@@ -47,11 +46,8 @@ def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None
         by_linear.setdefault(site.linear, []).append(site)
     for name, module in list(model.named_modules()):
         if found := _adapted_weights(model, name, module, by_linear):
-            adapters: Any = _adapters_for(model, name, found, config)
-            if dtype is not None:
-                adapters.to(dtype)
-            module.add_module(ADAPTERS, adapters)
-            adapters.hook = module.register_forward_hook(_add_to_output)
+            module.add_module(ADAPTERS, _adapters_for(model, name, found, config))
+            module.register_forward_hook(_add_to_output)
     vision = getattr(model, "vision_model", None)
     if vision is not None and any(True for _ in adapters_of(vision)):
         vision.blocks.register_forward_pre_hook(_let_gradients_through, with_kwargs=True)
@@ -60,12 +56,6 @@ def add_adapters(model: GlmvModel, config: LoraConfig, dtype: torch.dtype | None
         for block in [model.language_model.decoder, *([] if vision is None else [vision.blocks])]:
             model.adapter_dropout.follow(block)
     mark_parameters(model, model.parallel.vision)
-
-
-def remove_adapters(linear: Any) -> None:
-    """Remove the adapters of one linear layer."""
-    linear.lora.hook.remove()
-    del linear.lora
 
 
 def _adapted_weights(

@@ -1,4 +1,4 @@
-"""The tensors of adapters: fill them, export them as PEFT names them, merge them into the weights.
+"""The tensors of adapters: their names in files of PEFT, filling a model with them, merging them into its weights.
 
 PEFT's tensors of a module are `base_model.model.MODULE.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]. Routed
 experts share one pair per parameter of transformers' `mlp.experts`, with the experts next to each other:
@@ -20,13 +20,12 @@ from torch import Tensor
 
 from model.canonical_names import canonical_name
 from model.config import GlmvConfig
-from model.lora import remove_adapters
 from model.lora_config import LoraConfig
 from model.lora_layers import ADAPTERS, Adapter, adapters_of
 from model.lora_targets import Site, selected_sites
 from model.weights.random_weights import generator_of
 from model.weights.source import WeightSource, check_names_and_shapes, whole
-from model.weights.table import Weight, sizes, weights
+from model.weights.table import Weight, sizes
 
 if TYPE_CHECKING:
     from model.glmv import GlmvModel
@@ -139,36 +138,7 @@ def _configs(model: GlmvModel) -> tuple[GlmvConfig, LoraConfig]:
     return model.glmv_config, model.lora
 
 
-# --- exporting and merging --------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def export_adapters(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of a PEFT adapter with its name, from a model that one process holds whole."""
-    config, lora = _configs(model)
-    size = sizes(config)
-    names = peft_names(selected_sites(config, lora.targets))
-    for module, adapters in _by_module(adapter for _, adapter in adapters_of(model)).items():
-        pairs: list[tuple[Tensor, Tensor]] = [(one.get_parameter("a"), torch.cat(one.blocks)) for one in adapters]
-        a, b = pairs[0]
-        if adapters[0].site.expert is not None:
-            a, b = torch.cat([a for a, _ in pairs]), torch.stack([b for _, b in pairs], dim=-1).flatten(1)
-        yield f"{names[module]}.lora_A.weight", a
-        yield f"{names[module]}.lora_B.weight", adapters[0].site.transform.to_hf(b, [b.size(0)], size)[0]
-
-
-@torch.no_grad()
-def merge_adapters(model: GlmvModel) -> None:
-    """Add every adapter to its weight, as PEFT's `merge_and_unload`, and remove it. For a whole model."""
-    config, _ = _configs(model)
-    size = sizes(config)
-    table = {weight.name: weight for weight in weights(config)}
-    for name, weight, adapters in list(adapted_weights(model)):
-        factors = [Factors(one.site, one.scale, one.get_parameter("a"), torch.cat(one.blocks)) for one in adapters]
-        weight.copy_(merged(table[name], weight, factors, size))
-    for module in [module for module in model.modules() if module is not model and hasattr(module, ADAPTERS)]:
-        remove_adapters(module)
-    model.lora = None
+# --- merging ----------------------------------------------------------------------------------------------------------
 
 
 def adapted_weights(model: GlmvModel) -> Iterator[tuple[str, Tensor, list[Adapter]]]:

@@ -50,6 +50,7 @@ class HfJob:
         hf_files: Callable[[Path], None],
         expected: Mapping[str, Any] | None = None,
         row_multiple: int = 1,
+        single: str = SINGLE,
     ) -> None:
         """Plan the folder.
 
@@ -63,6 +64,7 @@ class HfJob:
             hf_files: Writes the other files of the folder.
             expected: Entries of the source's tensors in a manifest, for comparison with what is read.
             row_multiple: Rows that the source makes together, of which a part costs as much as all.
+            single: Name of the file, if one holds all weights.
         """
         self.source, self.block_bytes, self.checksum, self.hf_files = source, block_bytes, checksum, hf_files
         self._row_multiple = row_multiple
@@ -74,7 +76,7 @@ class HfJob:
         self._spots: dict[str, Spot] = {}
         shards = list(grouped(nbytes.items(), max_shard_bytes))
         for number, shard in enumerate(shards, 1):
-            file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = single if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
             self._plan_file(file, {name: tensors[name] for name in shard.names})
         self._total_bytes = sum(nbytes.values())
         self.portions = list(grouped(((name, nbytes[name]) for name in self._spots), PORTION_BLOCKS * block_bytes))

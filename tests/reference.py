@@ -19,8 +19,8 @@ from model.config import GlmvConfig
 from model.glmv import GlmvModel
 from model.hf_config import VARIANTS
 from model.image_constants import PIXEL_MEAN, PIXEL_STD
-from model.weights.load import export_tensors
 from model.weights.table import sizes, weights
+from tests.model_tensors import hf_tensors
 
 PRESETS = {"glm4v_moe": "tiny_moe", "glm4v": "tiny_dense"}
 HF_CONFIGS = {
@@ -255,7 +255,7 @@ def reference_gradients(reference: nn.Module) -> dict[str, Tensor]:
 
 def parameter_distance(model: GlmvModel, reference: nn.Module) -> float:
     """Return the norm of the difference of all parameters, relative to the norm of all parameters."""
-    found = dict(export_tensors(model))
+    found = dict(hf_tensors(model))
     difference = size = 0.0
     for name, parameter in published_tensors(reference.named_parameters()):
         difference += (found[name] - parameter).double().square().sum().item()

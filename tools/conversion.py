@@ -22,7 +22,7 @@ from model.weights.folder import SafetensorsFolder
 from model.weights.formats.block_fp8 import BLOCK, BlockQuantised, converted_names, plain_blocks, quantization_config
 from model.weights.formats.opened import open_folder
 from model.weights.remote import has_file, open_file, remote_of, title
-from model.weights.source import rows_of, some
+from model.weights.source import WeightSource, rows_of, some
 from model.weights.table import hf_shapes
 from streaming.checkpoint_job import CheckpointJob
 from streaming.checkpoint_weights import CheckpointWeights
@@ -81,11 +81,7 @@ def import_folder(hf: Path, out: Path, options: ConversionOptions = DEFAULTS) ->
     check_algorithm(options.checksum)
     limits = plan_limits(options.max_memory, options.processes)
     config = GlmvConfig.from_hf(hf)
-    source, read_as = open_folder(hf, once=True)
-    expected = exported_checksums(hf)
-    if expected and read_as:  # the tensors that are read are not those of the file
-        check_stored(hf, expected)
-        expected = {}
+    source, read_as, expected = open_hf(hf)
 
     def hf_files(folder: Path) -> None:
         copy_hf_files(hf, folder)
@@ -133,11 +129,8 @@ def export_checkpoint(
     shapes, converted = hf_shapes(config), fp8_names(config) if fp8 else []
     fewest_rows = BLOCK * 4 * max((shapes[name][1] for name in converted), default=0)
     limits = plan_limits(options.max_memory, options.processes, max(SMALLEST_BLOCK, fewest_rows))
-    framed, expected = check_other_files(path) if verify == "full" else ({}, {})
     wanted = DTYPES.get(dtype, stored_dtype(path / STATE))
-    weights = CheckpointWeights(path, config)
-    for file, frame in framed.items():
-        check_frame(path, file, frame, weights.archives[file])
+    weights, expected = open_checkpoint(path, config, verify)
     quantised = BlockQuantised(Compared(weights, expected), converted)
 
     def hf_files(folder: Path) -> None:
@@ -190,6 +183,40 @@ def fp8_line(out: Path) -> str:
     return line
 
 
+def open_hf(hf: Path) -> tuple[WeightSource, tuple[str, ...], dict[str, Any]]:
+    """Open the weights of a Hugging Face folder.
+
+    Returns:
+        The weights, a line for each format that was recognised besides plain tensors, and the checksums of tensors, to
+        be compared while they are read.
+
+    Raises:
+        ConvertError, WeightsError: They cannot be read, or are damaged.
+    """
+    source, read_as = open_folder(hf, once=True)
+    expected = exported_checksums(hf)
+    if expected and read_as:  # the tensors that are read are not those of the file
+        check_stored(hf, expected)
+        expected = {}
+    return source, read_as, expected
+
+
+def open_checkpoint(path: Path, config: GlmvConfig, verify: str) -> tuple[CheckpointWeights, dict[str, Any]]:
+    """Open the weights of a checkpoint of which `check_alone` has found nothing.
+
+    Returns:
+        The weights, and the checksums of tensors, to be compared while they are read.
+
+    Raises:
+        CheckpointError: It is damaged, of another model, or not safe to read.
+    """
+    framed, expected = check_other_files(path) if verify == "full" else ({}, {})
+    weights = CheckpointWeights(path, config)
+    for file, frame in framed.items():
+        check_frame(path, file, frame, weights.archives[file])
+    return weights, expected
+
+
 def check_other_files(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     """Compare the files of a checkpoint with its manifest, except those whose tensors have checksums.
 
@@ -204,7 +231,8 @@ def check_other_files(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
     if tensors and set(tensors) != set(hf_shapes(GlmvConfig.from_hf(path / HF_FILES))):
         raise CheckpointError(f"{path / MANIFEST} has checksums of other tensors: copy or make the checkpoint again")
     framed = {name: entry[FRAME] for name, entry in files.items() if tensors and FRAME in entry}
-    check_files_alone(path, [name for name in files if name.startswith(TENSORS) and name not in framed])
+    if files:  # an earlier version wrote no manifest
+        check_files_alone(path, [name for name in files if name.startswith(TENSORS) and name not in framed])
     return {name.removeprefix(TENSORS): frame for name, frame in framed.items()}, tensors
 
 

@@ -6,18 +6,18 @@
     python -m tools.convert export --follow RUN --out DIR [--poll-seconds 10] [options of export]
     python -m tools.convert assemble --vision DIR --decoder DIR --out DIR [--rope-theta N] [--max-positions N]
                                     [--tokenizer DIR] [--seed N] [--dtype bf16|fp32|keep]
-    python -m tools.convert export-lora --checkpoint CKPT --out DIR
-    python -m tools.convert merge --checkpoint CKPT --out DIR [--base DIR] [options of export]
+    python -m tools.convert export-lora --checkpoint CKPT --out DIR [--verify full|sizes]
+    python -m tools.convert merge --checkpoint CKPT --out DIR [--base DIR_OR_URL] [--dtype bf16|fp32|keep]
+                                    [--max-shard-size 5GB] [--verify full|sizes]
     python -m tools.convert inspect PATH [--tensors] [--json]
     python -m tools.convert verify DIR_A DIR_B [--logits [--tolerance T]]
 
-import, export and assemble use no more memory than --max-memory; export-lora and merge hold the whole model. CKPT is a
-step folder, or a run's folder for its newest step. An export contains the tokenizer, chat template and processor files
-that the import found. Import and export change no bit of float32 or bfloat16 weights. export --fp8 writes the
-decoder's linear layers as FP8 with a scale for each block of 128x128, as vLLM and SGLang read it. export-lora and
-merge take a checkpoint of a LoRA run: the first writes its adapters for PEFT, the second a whole model. assemble
-makes the initial model of pretraining: AIMv2-Huge as the vision tower, GLM-4.5-Air or GLM-4-9B-0414 as the decoder,
-and a new adapter.
+Every command that writes a folder uses no more memory than --max-memory. CKPT is a step folder, or a run's folder for
+its newest step. An export contains the tokenizer, chat template and processor files that the import found. Import and
+export change no bit of float32 or bfloat16 weights. export --fp8 writes the decoder's linear layers as FP8 with a
+scale for each block of 128x128, as vLLM and SGLang read it. export-lora and merge take a checkpoint of a LoRA run: the
+first writes its adapters for PEFT, the second a whole model. assemble makes the initial model of pretraining:
+AIMv2-Huge as the vision tower, GLM-4.5-Air or GLM-4-9B-0414 as the decoder, and a new adapter.
 """
 
 from __future__ import annotations
@@ -215,13 +215,16 @@ def export_lora_command(
     verify: Annotated[
         str, typer.Option(help="compare the checkpoint with its manifest: full (sizes and checksums) or sizes")
     ] = "full",
+    max_memory: MaxMemory = "",
+    processes: Processes = 0,
+    checksum: Checksum = "xxh3",
 ) -> None:
     """Make a folder that PEFT loads of the adapters in a checkpoint."""
-    from tools.conversion import CONVERSION_ERRORS
+    from tools.conversion import CONVERSION_ERRORS, ConversionOptions
     from tools.lora_output import export_lora
 
     with errors_in_one_line(*CONVERSION_ERRORS):
-        export_lora(checkpoint, out, verify=verify)
+        export_lora(checkpoint, out, verify=verify, options=ConversionOptions(max_memory, processes, checksum))
     console.print(f"exported the adapters of {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 
@@ -230,22 +233,34 @@ def merge_command(
     checkpoint: Annotated[Path, typer.Option(help="step folder of a LoRA run, or its run folder for the newest step")],
     out: Annotated[Path, typer.Option(help="Hugging Face folder to make: a folder that does not exist or is empty")],
     base: Annotated[
-        str, typer.Option(help="the base model, if it is no longer where model.init_from of the run says")
+        str,
+        typer.Option(help="the base model, or its URL, if it is no longer where model.init_from of the run says"),
     ] = "",
     dtype: Annotated[str, typer.Option(help="bf16, fp32, or keep: the base model's own dtype")] = "keep",
     max_shard_size: Annotated[str, typer.Option(help="largest file of weights, such as 5GB or 500MiB")] = "5GB",
     verify: Annotated[
-        str, typer.Option(help="compare checkpoints with their manifests: full (sizes and checksums) or sizes")
+        str,
+        typer.Option(help="compare adapters and base model with their checksums: full (sizes and checksums) or sizes"),
     ] = "full",
+    max_memory: MaxMemory = "",
+    processes: Processes = 0,
+    checksum: Checksum = "xxh3",
 ) -> None:
     """Make a Hugging Face folder of the base model with the adapters in a checkpoint added to its weights."""
-    from tools.conversion import CONVERSION_ERRORS
+    from tools.conversion import CONVERSION_ERRORS, ConversionOptions
     from tools.hf_output import shard_bytes
     from tools.lora_output import merge
 
     with errors_in_one_line(*CONVERSION_ERRORS):
-        max_shard_bytes = shard_bytes(max_shard_size)
-        merge(checkpoint, out, base=base, dtype=dtype, max_shard_bytes=max_shard_bytes, verify=verify)
+        merge(
+            checkpoint,
+            out,
+            base=base,
+            dtype=dtype,
+            max_shard_bytes=shard_bytes(max_shard_size),
+            verify=verify,
+            options=ConversionOptions(max_memory, processes, checksum),
+        )
     console.print(f"merged {checkpoint} into {out}", markup=False, soft_wrap=True)
 
 

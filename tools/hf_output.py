@@ -1,4 +1,4 @@
-"""Write a folder for Hugging Face: whole or not at all, with the files that belong to the weights."""
+"""What commands that write a folder for Hugging Face share: options, and the files that belong to the weights."""
 
 from __future__ import annotations
 
@@ -12,17 +12,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from common.disk import free_space
 from common.files import write_json
 from common.sizes import parse_size
-from model.glmv import GlmvModel
 from model.hf_config import CONFIG_FILE, remove_quantization
 from model.hf_file_names import HF_FILE_NAMES
 from model.verify import VERIFY
-from model.weights.load import export_tensors, hf_shapes
 from model.weights.source import WeightSource
-from model.weights.writer import SafetensorsWriter
-from training.hf_files import config_json
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 KEPT_IN_FLOAT32 = "e_score_correction_bias"  # published in float32, whatever the other tensors are
@@ -60,52 +55,6 @@ def dtype_of(source: WeightSource) -> torch.dtype:
     """Return bfloat16 if every tensor is, else float32, which holds every mixture without loss."""
     dtypes = {source.dtype(name) for name in source.names() if not name.endswith(KEPT_IN_FLOAT32)}
     return torch.bfloat16 if dtypes == {torch.bfloat16} else torch.float32
-
-
-def write_hf_folder(model: GlmvModel, hf_files: Path, out: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
-    """Write the whole model and the files beside it, under a temporary name until they are complete.
-
-    Args:
-        model: The model.
-        hf_files: Folder with its config.json, tokenizer and so on.
-        out: Folder to make.
-        dtype: Dtype of the weights.
-        max_shard_bytes: Largest file of weights.
-    """
-    with complete_or_removed(out) as folder:
-        _write_weights(model, folder, dtype, max_shard_bytes)
-        copy_hf_files(hf_files, folder)
-        write_json(folder / CONFIG_FILE, config_json(hf_files, model.glmv_config, dtype))
-
-
-def _write_weights(model: GlmvModel, folder: Path, dtype: torch.dtype, max_shard_bytes: int) -> None:
-    writer = SafetensorsWriter(folder, max_shard_bytes)
-    with progress_bar("writing tensors", len(hf_shapes(model.glmv_config))) as progress:
-        for name, tensor in export_tensors(model):
-            writer.add(name, tensor.to(torch.float32 if name.endswith(KEPT_IN_FLOAT32) else dtype))
-            progress.advance(progress.task_ids[0])
-    writer.close()
-
-
-@contextmanager
-def complete_or_removed(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `out`, and give it the name `out` at the end.
-
-    After an error, and after an earlier call that was killed, nothing is left of it.
-    """
-    unfinished = out.with_name(f".unfinished_{out.name}")
-    try:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        unfinished.mkdir(parents=True)
-        yield unfinished
-        unfinished.rename(out)
-    except OSError as error:
-        cause = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        raise ConvertError(
-            f"cannot write {out}: {cause} ({free_space(out)}); what was written of it is removed"
-        ) from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def copy_hf_files(source: Path, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Fill a model from Hugging Face tensors, and export them again.
+"""Fill a model from Hugging Face tensors.
 
     source                    what it is
     SafetensorsFolder(path)   a Hugging Face folder
@@ -36,15 +36,11 @@ __all__ = [
     "WeightSource",
     "WeightsError",
     "check_names_and_shapes",
-    "export_tensors",
     "hf_shapes",
     "load_weights",
 ]
 
 BLOCK_BYTES = 2**26  # of rows of which only some columns are kept
-
-
-# --- import -----------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -174,29 +170,3 @@ def _holds_whole_model() -> bool:
         parallel_state.get_pipeline_model_parallel_world_size() == 1
         and parallel_state.get_expert_model_parallel_world_size() == 1
     )
-
-
-# --- export -----------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def export_tensors(model: GlmvModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield every tensor of the Hugging Face folder with its name, from a model that one process holds whole.
-
-    Tensors keep the dtype of their parameters; expert biases are float32.
-
-    Raises:
-        WeightsError: a part of the model is missing or sliced.
-    """
-    config = model.glmv_config
-    held = dict(local_tensors(model))
-    size = sizes(config)
-    for weight in weights(config):
-        if weight.name not in held:
-            raise WeightsError(f"this process does not hold {weight.name}: export from a whole model")
-        if held[weight.name].shape != weight.shape:
-            raise WeightsError(
-                f"{weight.name} is {list(held[weight.name].shape)}, not {list(weight.shape)}: export from a whole model"
-            )
-        parts = weight.transform.to_hf(held[weight.name], weight.hf_rows, size)
-        yield from zip(weight.hf, parts, strict=True)

@@ -48,6 +48,28 @@ class Transform:
                 yield Piece(part, first + begin - position, first + end - position)
             position += last - first
 
+    def places(
+        self, rows: Sequence[int], size: Mapping[str, int], part: int, start: int, stop: int
+    ) -> Iterator[tuple[int, int]]:
+        """Yield where the parameter has the rows [start, stop) of one of the folder's tensors, in their order.
+
+        Args:
+            rows: Rows of each tensor of the folder.
+            size: The named sizes of the table of weights.
+            part: Which of those tensors.
+            start: Its first row.
+            stop: The row after the last.
+        """
+        position, found = 0, []
+        for piece in self.order(rows, size):
+            if piece.part == part:
+                found.append((piece, position))
+            position += piece.stop - piece.start
+        for piece, position in sorted(found):
+            first, last = max(start, piece.start), min(stop, piece.stop)
+            if first < last:
+                yield position + first - piece.start, position + last - piece.start
+
     def to_megatron(self, parts: Sequence[Tensor], size: Mapping[str, int]) -> Tensor:
         """Return the parameter that whole tensors of the folder make."""
         rows = [part.size(0) for part in parts]

@@ -19,9 +19,10 @@ from model.errors import WeightsError
 from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 from model.weights.formats.opened import open_folder
-from model.weights.load import SafetensorsFolder, export_tensors, load_weights
+from model.weights.load import SafetensorsFolder, load_weights
 from model.weights.source import WeightSource, whole
 from tests.hf_folders import save_weights
+from tests.model_tensors import hf_tensors
 from tests.reference import small_config, transformers_model
 
 pytestmark = pytest.mark.fast
@@ -174,7 +175,7 @@ def test_a_model_is_filled_with_the_products(plain: Path, single_process: None, 
     expected = quantise(plain, tmp_path / "fp8", "blocks of 32")
     model = GlmvModel(GlmvConfig.from_hf(tmp_path / "fp8"), ParallelConfig(), dtype=torch.bfloat16)
     load_weights([model], open_folder(tmp_path / "fp8").source)
-    for name, tensor in export_tensors(model):
+    for name, tensor in hf_tensors(model):
         assert torch.equal(tensor, expected[name]), name
 
 

@@ -20,8 +20,9 @@ from model.errors import ConfigError
 from model.glmv import GlmvModel
 from model.hf_config import add_old_rope_spelling
 from model.parallel import ParallelConfig
-from model.weights.load import SafetensorsFolder, export_tensors, load_weights
+from model.weights.load import SafetensorsFolder, load_weights
 from tests.model.test_parity import GRADIENTS, LOGITS, PACK, SAMPLES
+from tests.model_tensors import hf_tensors
 from tests.reference import (
     HF_CONFIGS,
     forward_inputs,
@@ -104,7 +105,7 @@ def test_another_rope_base_misses_the_tolerance_a_hundredfold(saved: tuple[Path,
 
 @pytest.mark.fast
 def test_export_has_the_tensors_of_the_folder(model: GlmvModel, saved: tuple[Path, nn.Module]) -> None:
-    source, exported = SafetensorsFolder(saved[0]), dict(export_tensors(model))
+    source, exported = SafetensorsFolder(saved[0]), dict(hf_tensors(model))
     assert sorted(exported) == sorted(source.names())
 
 

@@ -31,14 +31,15 @@ from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
 from model.weights.formats.opened import open_folder
-from model.weights.load import RandomWeights, SafetensorsFolder, export_tensors, hf_shapes, load_weights, local_tensors
+from model.weights.load import RandomWeights, SafetensorsFolder, hf_shapes, load_weights, local_tensors
 from model.weights.remote import hf_folder
 from model.weights.source import whole
 from model.weights.table import GATE_UP, QKV, VISION_QKV, sizes, weights
-from model.weights.transforms import COPY, Piece
-from model.weights.writer import SafetensorsWriter
+from model.weights.transforms import COPY, Piece, Transform
+from streaming.hf_job import HfJob
 from tests.hf_folders import VARIANTS, save_weights
 from tests.model.range_server import RangeServer
+from tests.model_tensors import hf_tensors
 from tests.peft_reference import Tensors
 from tests.processes import Processes
 from tests.reference import PRESETS, small_config
@@ -111,7 +112,7 @@ def test_full_size_model_reads_every_tensor_once(
         source = FakeWeights(config)
         load_weights([model], source)
         assert source.read == {name: shape[0] for name, shape in source.shapes.items()}
-        assert {name: tuple(tensor.shape) for name, tensor in export_tensors(model)} == source.shapes
+        assert {name: tuple(tensor.shape) for name, tensor in hf_tensors(model)} == source.shapes
 
 
 @pytest.mark.fast
@@ -130,7 +131,9 @@ def test_qkv_rows_are_stored_per_group() -> None:
     q, k, v = torch.tensor([0, 1, 2, 3]), torch.tensor([10, 11]), torch.tensor([20, 21])
     joined = QKV.to_megatron([q, k, v], size)
     assert joined.tolist() == [0, 1, 10, 20, 2, 3, 11, 21]
-    assert [part.tolist() for part in QKV.to_hf(joined, [4, 2, 2], size)] == [q.tolist(), k.tolist(), v.tolist()]
+    for part, tensor in enumerate((q, k, v)):
+        assert rows_of_part(QKV, joined, [4, 2, 2], size, part).tolist() == tensor.tolist()
+    assert list(QKV.places([4, 2, 2], size, 0, 1, 4)) == [(1, 2), (4, 6)]
 
 
 @pytest.mark.fast
@@ -140,7 +143,11 @@ def test_vision_rows_are_stored_per_head() -> None:
     on_disk = torch.tensor([[0.0], [1.0], [10.0], [11.0], [20.0], [21.0]])
     joined = VISION_QKV.to_megatron([on_disk], size)
     assert joined.flatten().tolist() == [0, 10, 20, 1, 11, 21]
-    assert torch.equal(VISION_QKV.to_hf(joined, [6], size)[0], on_disk)
+    assert torch.equal(rows_of_part(VISION_QKV, joined, [6], size, 0), on_disk)
+
+
+def rows_of_part(transform: Transform, joined: Tensor, rows: list[int], size: dict[str, int], part: int) -> Tensor:
+    return torch.cat([joined[start:stop] for start, stop in transform.places(rows, size, part, 0, rows[part])])
 
 
 # --- import and export ------------------------------------------------------------------------------------------------
@@ -154,7 +161,7 @@ def test_import_then_export_returns_the_same_tensors(
     source = SafetensorsFolder(save_weights(variant, tmp_path, dtype=dtype))
     model = GlmvModel(GlmvConfig.from_hf(tmp_path), ParallelConfig(), dtype=dtype)
     load_weights([model], source)
-    exported = dict(export_tensors(model))
+    exported = dict(hf_tensors(model))
     assert sorted(exported) == sorted(source.names())
     for name, tensor in exported.items():
         assert tensor.dtype == source.dtype(name)
@@ -371,8 +378,6 @@ def test_model_without_a_part_is_refused(single_process: None) -> None:
     del model.adapter
     with pytest.raises(WeightsError, match=r"the model lacks adapter.proj.weight"):
         load_weights([model], RandomWeights(config, 0))
-    with pytest.raises(WeightsError, match=r"does not hold adapter.proj.weight"):
-        list(export_tensors(model))
 
 
 @pytest.mark.fast
@@ -389,10 +394,18 @@ def test_parameter_without_a_row_is_refused(single_process: None) -> None:
 
 def sharded_copy(source: Path, folder: Path, max_shard_bytes: int = 1_000_000) -> Path:
     folder.mkdir()
-    writer = SafetensorsWriter(folder, max_shard_bytes)
-    for name, tensor in load_file(source / "model.safetensors").items():
-        writer.add(name, tensor)
-    writer.close()
+    given = SafetensorsFolder(source)
+    job = HfJob(
+        given,
+        dtype_of=given.dtype,
+        max_shard_bytes=max_shard_bytes,
+        block_bytes=2**20,
+        checksum="xxh3",
+        identity={},
+        hf_files=lambda folder: None,
+    )
+    job.begin(folder)
+    job.finish(folder, [job.write(number, folder, lambda nbytes: None) for number in range(len(job.portions))])
     return folder
 
 

@@ -12,8 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from tests.aimv2_folders import save_aimv2, save_decoder
+from tests.processes import Processes
+from tests.streaming import adapter_cases
 from tests.streaming.wide import save_wide, wide_config
 
 CONVERT = [sys.executable, "-m", "tools.convert"]
@@ -24,6 +27,7 @@ CONVERSIONS = {
     "import": ({"--hf": "hf"}, "checkpoint"),
     "export": ({"--checkpoint": "checkpoint"}, "exported"),
     "assemble": ({"--vision": "vision", "--decoder": "decoder"}, "assembled"),
+    "merge": ({"--checkpoint": "adapters"}, "merged"),
 }
 
 
@@ -46,6 +50,22 @@ def assembled(folders: Path) -> Path:
     return folders
 
 
+@pytest.fixture(scope="module")
+def merged(folders: Path) -> Path:
+    """Beside them adapters of the folder's model, and the two merged."""
+    with Processes(1) as process:
+        process.run(
+            adapter_cases.save,
+            hf_files=str(folders / "hf"),
+            init_from=str(folders / "hf"),
+            checkpoint=str(folders / "adapters"),
+            lora={"rank": 4, "targets": ["all-linear", "experts.*"]},
+            dtype=torch.bfloat16,
+        )
+    make(folders, "merge")
+    return folders
+
+
 def make(root: Path, kind: str) -> None:
     """Convert without a kill."""
     subprocess.run(command(kind, root, root / CONVERSIONS[kind][1]), check=True)
@@ -63,13 +83,13 @@ def content(folder: Path) -> dict[str, str]:
 
 @pytest.mark.parametrize(
     ("kind", "rounds"),
-    [("import", 1), *(pytest.param(kind, 10, marks=pytest.mark.slow) for kind in CONVERSIONS)],
+    [("import", 1), ("merge", 1), *(pytest.param(kind, 10, marks=pytest.mark.slow) for kind in CONVERSIONS)],
 )
 def test_killed_conversion_is_resumed(
     kind: str, rounds: int, folders: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    if kind == "assemble":
-        request.getfixturevalue("assembled")
+    if kind in ("assemble", "merge"):
+        request.getfixturevalue(CONVERSIONS[kind][1])
     expected = content(folders / CONVERSIONS[kind][1])
     rng = random.Random(rounds)
     resumed = 0

@@ -18,6 +18,8 @@ from common.sizes import parse_size
 from model.config import GlmvConfig
 from model.errors import ConfigError
 from streaming.limits import BLOCKS, LARGEST_BLOCK, Limits, plan_limits, resident_bytes
+from tests.processes import Processes
+from tests.streaming import adapter_cases
 from tests.streaming.wide import save_sparse, save_wide, wide_config
 
 CONVERT = [sys.executable, "-m", "tools.convert"]
@@ -71,6 +73,28 @@ def test_model_larger_than_its_memory(tmp_path: Path) -> None:
 def test_full_widths(layers: int, gigabytes: float, tmp_path: Path) -> None:
     config = wide_config("glm41v_9b", layers=layers, vision_layers=24, vocab_size=151_552)
     round_trip(config, tmp_path, "2GiB", gigabytes * 10**9)
+
+
+@pytest.mark.slow
+def test_merge_of_a_model_larger_than_its_memory(tmp_path: Path) -> None:
+    """With adapters beside every linear layer; the bytes are those of other processes without a limit."""
+    hf = save_wide(wide_config("glm41v_9b", layers=2, vision_layers=1, vocab_size=8192), tmp_path / "hf")
+    assert weight_bytes(hf) > 1.3 * 2**30
+    with Processes(1) as process:
+        process.run(
+            adapter_cases.save,
+            hf_files=str(hf),
+            init_from=str(hf),
+            checkpoint=str(tmp_path / "adapters"),
+            lora={"rank": 32, "targets": ["all-linear"]},
+            dtype=torch.bfloat16,
+        )
+    adapters = ["--checkpoint", str(tmp_path / "adapters")]
+    convert_in("1GiB", "merge", *adapters, "--out", tmp_path / "merged")
+    convert_in("1GiB", "export-lora", *adapters, "--out", tmp_path / "peft")
+    convert_in("100GiB", "merge", *adapters, "--out", tmp_path / "expected", "--processes", "3")
+    found, expected = checksums_of(tmp_path / "merged"), checksums_of(tmp_path / "expected")
+    assert found == expected != checksums_of(hf)
 
 
 @pytest.mark.slow

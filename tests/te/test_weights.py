@@ -21,7 +21,8 @@ from model.glmv import GlmvModel
 from model.parallel import ParallelConfig
 from model.process_groups import initialize_model_parallel
 from model.transformer_engine import TransformerEngineSpecProvider
-from model.weights.load import SafetensorsFolder, export_tensors, load_weights
+from model.weights.load import SafetensorsFolder, load_weights
+from tests.model_tensors import hf_tensors
 from tests.te.fake_ranks import pretended_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -48,7 +49,7 @@ def build(folder: Path, backend: Backend) -> GlmvModel:
 def assert_holds(model: GlmvModel, folder: Path) -> None:
     """Check that the model equals what transformers wrote, bit for bit."""
     source = SafetensorsFolder(folder)
-    exported = dict(export_tensors(model))
+    exported = dict(hf_tensors(model))
     assert set(exported) == set(source.names())
     for name, tensor in exported.items():
         assert torch.equal(tensor, source.tensor(name)), name
