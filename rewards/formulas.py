@@ -130,7 +130,7 @@ def _charge(text: str) -> tuple[int, str]:
         return 0, text
     digits, body = found[1], text[: found.start()]
     sign = 1 if found[2] == "+" else -1
-    alone = re.fullmatch(r"[A-Z][a-z]?", body) is not None
+    alone = re.fullmatch(r"[A-Z][a-z]?|\[.*\]", body) is not None
     if len(digits) > 1 or (digits and alone):  # SO42-, Fe3+
         return sign * int(digits[-1]), body + digits[:-1]
     return sign, body + digits

@@ -45,7 +45,13 @@ _AMOUNT = re.compile(
     r"(?P<percent>%|per ?cent|percentage points|pp)?\s*"
     r"(?:[$€£¥元]|dollars?|euros?|pounds?|yuan|USD|EUR|RMB|people|units?)?"
 )
-_YEAR_ASKED = re.compile(r"\byears?\b|\bwhen\b|年", re.IGNORECASE)
+_YEAR_ASKED = re.compile(
+    r"\b(?:which|what|name the|list the) (?:\w+ ){0,2}years?\b|^\W*(?:the )?years?\b|\bwhen\b"
+    r"|\byears? (?:did|does|do|was|were|is|are|has|had|with|when|in which|that)\b|[哪何]\S{0,3}年|什么年|年份",
+    re.IGNORECASE,
+)
+_AMOUNT_ASKED = re.compile(r"\bhow (?:many|much)\b|多少(?!年)", re.IGNORECASE)
+_SCALE_ASKED = re.compile(r"\bin (thousand|million|billion|trillion)s?\b", re.IGNORECASE)
 _YEAR = re.compile(r"(?:in |the year |in the year |year )?([12]\d{3})\s*年?")
 _MAX_LABELS = 60
 
@@ -133,6 +139,9 @@ def amount(text: str) -> Amount | None:
 def _same_amount(one: Amount, other: Amount, question: str, rules: Rules) -> bool:
     if close(one.value, other.value, rules.tolerance):
         return True
+    if (asked := _SCALE_ASKED.search(question)) and not (one.scale_word or other.scale_word):
+        scale = _SCALES[asked[1].casefold()]
+        return any(close(one.number * factor, other.number, rules.tolerance) for factor in (scale, 1 / scale))
     if one.percent != other.percent and rules.percent and one.scale == other.scale:
         return close(one.number, other.number, rules.tolerance)
     word = one.scale_word or other.scale_word
@@ -143,13 +152,17 @@ def _same_amount(one: Amount, other: Amount, question: str, rules: Rules) -> boo
 def _years(given: str, wanted: str, item: Item) -> Outcome | None:
     """Decide years, which are exact, where the question asks for one."""
     right, said = _YEAR.fullmatch(wanted), _YEAR.fullmatch(given)
-    if right is None or not _YEAR_ASKED.search(item.question):
+    if right is None or not _asks_for_year(item.question):
         return None
     if said is None:
         number = amount(given)
         same = number is not None and number.value == float(right[1])
         return Verdict(float(same), "year") if number or HEDGE.search(given) else None
     return Verdict(float(said[1] == right[1]), "year")
+
+
+def _asks_for_year(question: str) -> bool:
+    return _YEAR_ASKED.search(question) is not None and not _AMOUNT_ASKED.search(question)
 
 
 def _truths(given: str, wanted: str, item: Item) -> Outcome | None:
@@ -185,6 +198,8 @@ def _labels(text: str) -> list[str]:
 def _same_label(one: str, other: str, question: str, rules: Rules) -> bool:
     if _label(one) == _label(other):
         return True
+    if _asks_for_year(question) and (right := _YEAR.fullmatch(other)) and (said := _YEAR.fullmatch(one)):
+        return said[1] == right[1]
     first, second = amount(one), amount(other)
     return first is not None and second is not None and _same_amount(first, second, question, rules)
 

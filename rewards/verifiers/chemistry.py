@@ -16,6 +16,7 @@ from rewards.verdict import Ask, Item, Outcome, Verdict
 from rewards.verifier import setting
 from rewards.verifiers.physics import Physics
 
+_RAISED = re.compile(r"[\^_{}\s]")
 _NAMED = re.compile(r"^\s*[A-Za-z]{1,12}\s*[:=]\s*(?=[-+.\d])")  # "pH = 7"
 
 
@@ -53,7 +54,8 @@ def _formulas(given: str, wanted: str) -> Outcome | None:
             return Verdict(0.0, "different") if formulas.substance(given) else Ask("text")
         return Verdict(1.0, "equation") if formulas.same_reaction(said, right) else Verdict(0.0, "different")
     if (substance := formulas.substance(wanted)) is None:
-        return None
+        same = _RAISED.sub("", given) == _RAISED.sub("", wanted) and re.search("[A-Za-z]", wanted)
+        return Verdict(1.0, "equal") if same else None  # sp^3 and sp3, 1s^2 2s^2 and 1s2 2s2
     if (answer := formulas.substance(given)) is None:
         if choices.letters(given) and len(wanted) == 1:
             return None

@@ -21,7 +21,7 @@ from rewards.verifier import check_settings
 from rewards.words import CHINESE_NUMBER, HEDGE, NUMBER_WORDS, chinese_number, english_number
 
 _MAX_CHARACTERS = 200
-_DIGITS = re.compile(r"(?<![\w.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d.]*\d)")
+_DIGITS = re.compile(r"(?<![A-Za-z0-9_.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d.]*\d)")
 _WORDS = re.compile(
     rf"\b(?:(?:a|an)\s+)?(?:{'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))})"
     rf"(?:(?:[\s-]+(?:and\s+)?)(?:{'|'.join(sorted(NUMBER_WORDS, key=len, reverse=True))}))*\b",
