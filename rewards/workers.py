@@ -146,12 +146,13 @@ class _Server:
 
 
 _shared: Workers | None = None
-_lock = threading.Lock()
+_lock = threading.RLock()
 
 
 def shared() -> Workers:
     """Return the workers that the verifiers of this process share."""
-    return _shared or configure(1)
+    with _lock:
+        return _shared or configure(1)
 
 
 def configure(count: int, limits: Limits | None = None) -> Workers:
@@ -160,7 +161,20 @@ def configure(count: int, limits: Limits | None = None) -> Workers:
     with _lock:
         if _shared is not None:
             _shared.close()
-        else:
-            atexit.register(lambda: _shared.close() if _shared else None)
         _shared = Workers(count, limits)
         return _shared
+
+
+def _close() -> None:
+    if _shared is not None:
+        _shared.close()
+
+
+def _forget() -> None:
+    """Leave the servers to the process that started them: a fork must neither ask nor end them."""
+    global _shared, _lock
+    _shared, _lock = None, threading.RLock()
+
+
+atexit.register(_close)
+os.register_at_fork(after_in_child=_forget)

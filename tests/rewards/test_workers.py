@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 import psutil
 import pytest
 
-from rewards.workers import Limits, Workers
+from rewards.workers import Limits, Workers, shared
 from tests.rewards.judging import score
 
 TOWER = "9^{9^{9^{9}}}"
@@ -89,3 +90,15 @@ def test_threads_share_workers(workers: Workers) -> None:
 def test_verifier_asks_the_workers() -> None:
     assert score("math", "\\int_0^1 x^2 dx", "1/3") == 1
     assert score("math", "\\int_0^1 x^3 dx", "1/3") == 0
+
+
+def test_fork_has_workers_of_its_own() -> None:
+    assert score("math", "\\int_0^1 x^2 dx", "1/3") == 1
+    child = os.fork()
+    if not child:
+        same = score("math", "\\int_0^1 x^4 dx", "1/5") == 1
+        shared().close()
+        os._exit(0 if same else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    assert score("math", "\\int_0^1 x^3 dx", "1/4") == 1  # the fork has not ended our server
