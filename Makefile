@@ -1,4 +1,5 @@
 # make demo        train a tiny GLM-4.5V from real images to a Hugging Face folder (VARIANT=dense: GLM-4.1V)
+# make demo-rl     let a tiny GLM-4.1V learn from rewards, and draw what it gains
 # make demo-data   the shards that configs/tiny trains on
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
@@ -46,10 +47,13 @@ PIP_ENGINES := $(ENGINES)/bin/python -m pip install -qq --disable-pip-version-ch
 
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: demo demo-data test test-parts test-runs test-te test-new test-new-fast test-urls test-engines test-gpu test-fast test-full te-tables check format docs clean
+.PHONY: demo demo-rl demo-data test test-parts test-runs test-te test-new test-new-fast test-urls test-engines test-gpu test-fast test-full te-tables check format docs clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m demo --variant $(VARIANT)
+
+demo-rl: $(VENV)/installed
+	$(BIN)/python -m demo.reinforcement
 
 demo-data: $(VENV)/installed
 	$(BIN)/python -m demo.data --out demo_out

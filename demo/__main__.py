@@ -29,7 +29,7 @@ from tools.errors import errors_in_one_line
 
 OUT = Path("demo_out")
 PROCESSES = 2
-GLOBAL_BATCH_SIZE = 2  # packs per step: one per process
+BATCH = "train.global_batch_size=2"  # packs per step: one per process
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def run(key: str, variant: Variant) -> bool:
     console.print(f"Training a tiny {variant.name} on {PROCESSES} processes ({layout})")
     start = f"model.preset={variant.preset}"
     for stage, steps in zip(STAGES, variant.steps, strict=True):
-        train(stage, steps, runs / stage.name, [start, *variant.layout])
+        train(stage, steps, runs / stage.name, [start, BATCH, *variant.layout])
         start = f"model.init_from={runs / stage.name}"
     tuned = runs / STAGES[-1].name
     with console.status("exporting"):
@@ -142,30 +142,37 @@ def print_answers(shown: list[dict[str, str]]) -> None:
         console.print(f"  {entry['question']:24} {' '.join(entry['answer'].split())}", markup=False, soft_wrap=True)
 
 
-def train(stage: Stage, steps: int, folder: Path, overrides: list[str]) -> None:
+def train(stage: Stage, steps: int, folder: Path, overrides: list[str], *, shown: str = "loss") -> None:
     """Run a stage under torchrun, with a progress bar read from its metrics.
+
+    Args:
+        stage: what runs.
+        steps: its length.
+        folder: the run's, to be made.
+        overrides: keys of the run.
+        shown: the metric beside the bar.
 
     Raises:
         DemoError: the stage failed; the message has the error lines of its output, or its last lines.
     """
     folder.mkdir(parents=True)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(PROCESSES)]
-    keys = [f"train.output_dir={folder}", f"train.steps={steps}", f"train.global_batch_size={GLOBAL_BATCH_SIZE}"]
+    keys = [f"train.output_dir={folder}", f"train.steps={steps}"]
     command = [*torchrun, "-m", stage.entry, "--config", stage.config, *keys, *overrides]
     output, metrics = folder / "output.txt", folder / "metrics.jsonl"
     columns = (
         TextColumn("{task.description:14}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]}"),
+        TextColumn("{task.fields[value]}"),
     )
     with open(output, "w") as log, Progress(*columns, TimeElapsedColumn(), console=console) as progress:
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment())
-        task = progress.add_task(stage.name, total=steps, loss="")
+        task = progress.add_task(stage.name, total=steps, value="")
         while process.poll() is None:
             time.sleep(0.5)
             if lines := whole_lines(metrics):
-                progress.update(task, completed=len(lines), loss=f"{json.loads(lines[-1])['loss']:.3f}")
+                progress.update(task, completed=len(lines), value=f"{shown} {json.loads(lines[-1])[shown]:.3f}")
         progress.update(task, completed=steps if process.returncode == 0 else None)
     if process.returncode != 0:
         raise DemoError(f"the stage {stage.name} failed, see {output}:\n" + "\n".join(error_lines(output.read_text())))

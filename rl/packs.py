@@ -1,7 +1,7 @@
 """Which rollouts share a pack, and which data-parallel rank has it: the planner's own packer, on this update's lengths.
 
 Lengths are known only after the rollouts. So every update has a plan of its own: into as few packs as hold it, all of
-about the same cost, and the packs are dealt to the ranks so that the ranks of each micro-step, and their sums, are even.
+about the same cost. They are dealt to the ranks so that the ranks of each micro-step, and their sums, are even.
 """
 
 from __future__ import annotations

@@ -281,8 +281,9 @@ def test_pages_name_only_files_that_exist() -> None:
 
 
 def test_documentation_has_the_generated_table_of_keys() -> None:
-    page = config_keys.PAGE.read_text()
-    assert page == config_keys.with_table(page), "run `make docs`"
+    for path, table in ((config_keys.PAGE, config_keys.table()), (config_keys.RL_PAGE, config_keys.rl_table())):
+        page = path.read_text()
+        assert page == config_keys.with_table(page, table), "run `make docs`"
     assert page.count("\n| `") > 50
 
 

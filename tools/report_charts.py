@@ -66,6 +66,7 @@ def curves_chart(
     log: bool = False,
     percent: bool = False,
     from_zero: bool = False,
+    labels: Sequence[str] = (),
 ) -> Chart | None:
     """Draw curves over one x axis; None where none has a point.
 
@@ -77,6 +78,7 @@ def curves_chart(
         log: a logarithmic y axis, unless a value is 0 or less.
         percent: y values are shares.
         from_zero: the y axis begins at 0.
+        labels: of the curves, for a legend; empty: there is none.
     """
     shown = [curve for curve in curves if curve.points[0]]
     if not shown:
@@ -104,6 +106,10 @@ def curves_chart(
         axes.tick_params(length=0)
         axes.set_xlabel(x_label, color=PALE, fontsize=8, loc="right")
         axes.margins(x=0.01)
+        for label, curve in zip(labels, curves, strict=False):
+            axes.plot([], [], color=curve.color, label=label)
+        if labels:
+            figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8, handlelength=1.2)
         return Chart(title, as_svg(figure), note)
 
 

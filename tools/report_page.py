@@ -10,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from data_pipeline.domains import DOMAINS
 from model.moe import MODALITIES
-from tools.report_charts import Chart, Curve, curves_chart, shares_chart, short_number
+from tools.report_charts import SHARE_COLORS, Chart, Curve, curves_chart, shares_chart, short_number
+from tools.report_rollouts import newest_rollouts
 from tools.report_runs import RunRecord, different_keys
 from training.grad_norms import PARTS as NORM_PARTS
 from training.metrics import duration
@@ -32,6 +33,7 @@ def page(runs: Sequence[RunRecord], x_label: str) -> str:
         facts=[(run, dict(facts(run))) for run in runs],
         sections=list(sections(runs, x_label)),
         differences=different_keys(runs),
+        rollouts=[(run, newest_rollouts(run.folder)) for run in runs],
         quarantined=[(shard, reason, [run.quarantined[shard, reason] for run in runs]) for shard, reason in reasons],
     )
 
@@ -44,7 +46,13 @@ def facts(run: RunRecord) -> Iterator[tuple[str, str]]:
     loss = run.last_loss()
     tokens = run.last("tokens_total") or sum(run.values("tokens"))
     yield "loss of the last steps", "not finite" if loss is None else f"{loss:.4f}"
-    if validated := next((line["validation/loss"] for line in reversed(run.validation)), None):
+    if rewards := run.values("reward"):
+        yield "reward, first and last", f"{rewards[0]:.2f}, {rewards[-1]:.2f}"
+    if right := [line["validation/accuracy"] for line in run.validation if "validation/accuracy" in line]:
+        yield "held-out accuracy, first and last", f"{right[0]:.1%}, {right[-1]:.1%}"
+    if validated := next(
+        (line["validation/loss"] for line in reversed(run.validation) if "validation/loss" in line), None
+    ):
         yield "validation loss", f"{validated:.4f}"
     yield "useful tokens", short_number(tokens)
     yield "tokens/s", f"{statistics.median(run.values('tokens_per_second')):,.0f}"
@@ -115,7 +123,43 @@ def _expert_load(runs: Sequence[RunRecord], x_label: str) -> Chart | None:
     return curves_chart("expert load", curves, x_label, from_zero=True, note=note)
 
 
+def _prefixed(title: str, prefix: str, *, note: str = "", percent: bool = False, of_validation: bool = False) -> Draw:
+    """Draw every key that begins with a prefix, in the colors of shares; of the first run alone that has any."""
+
+    def draw(runs: Sequence[RunRecord], x_label: str) -> Chart | None:
+        for run in runs:
+            names = run.names(prefix, of_validation=of_validation)
+            curves = [
+                Curve(run.curve(prefix + name, of_validation=of_validation), SHARE_COLORS[place % len(SHARE_COLORS)])
+                for place, name in enumerate(names)
+            ]
+            if names:
+                return curves_chart(
+                    f"{title} ({run.name})", curves, x_label, note=note, percent=percent, from_zero=True, labels=names
+                )
+        return None
+
+    return draw
+
+
 SECTIONS: dict[str, list[Draw]] = {
+    "Rewards": [
+        _curves("reward of the rollouts", "reward", from_zero=True),
+        _curves("accuracy, held out", "validation/accuracy", of_validation=True, percent=True, from_zero=True),
+        _prefixed("reward by source and tier", "reward/", note="tier_0 is the hardest"),
+        _prefixed("weight of the tiers in the next draw", "curriculum/weight/", percent=True),
+        _prefixed("pass rate by kind", "curriculum/pass_rate/", percent=True),
+        _curves("prompts drawn for each that is trained on", "expansion/ratio", from_zero=True),
+        _curves("groups with differences", "groups/valid_share", percent=True, from_zero=True),
+    ],
+    "Rollouts": [
+        _curves("tokens of a rollout", "rollout/tokens", from_zero=True),
+        _curves("thoughts that were ended", "rollout/forced", percent=True, from_zero=True),
+        _curves("rollouts that were truncated", "rollout/truncated", percent=True, from_zero=True),
+        _curves("entropy", "policy/entropy", from_zero=True, note="mean of minus the log-probability of drawn tokens"),
+        _curves("mismatch of the engine", "rollout/mismatch", log=True, note="mean difference of log-probabilities"),
+        _curves("tokens that are clipped", "policy/clip_fraction", percent=True, from_zero=True),
+    ],
     "Loss": [
         _curves("all domains", "loss", note="cross-entropy per token that carries loss"),
         *(_domain_loss(domain) for domain in DOMAINS),

@@ -73,6 +73,11 @@ class RunRecord:
         lines = [line for line in (self.validation if of_validation else self.lines) if _is_number(line.get(key))]
         return [self._x(line["step"]) for line in lines], [float(line[key]) for line in lines]
 
+    def names(self, prefix: str, *, of_validation: bool = False) -> list[str]:
+        """Return what follows a prefix in the keys of any line, sorted."""
+        lines = self.validation if of_validation else self.lines
+        return sorted({key.removeprefix(prefix) for line in lines for key in line if key.startswith(prefix)})
+
     def _x(self, step: int) -> float:
         if self.x_axis == "step":
             return step

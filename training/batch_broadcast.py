@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,7 +30,10 @@ def is_lead() -> bool:
     return same_packs_group().rank() == 0
 
 
-def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
+Pack = TypeVar("Pack", bound=Batch)
+
+
+def broadcast_batches(read: Callable[[], list[Pack]]) -> list[Pack]:
     """Read batches on the lead and return them on every process that works on the same packs. Collective.
 
     Processes other than the lead get them without patches, which `broadcast_patches` sends.
@@ -41,7 +44,7 @@ def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
     group = same_packs_group()
     if group.size() == 1:
         return read()
-    batches: list[Batch] = []
+    batches: list[Pack] = []
     outcome: list[Any] = [None]
     if is_lead():
         try:
@@ -55,7 +58,7 @@ def broadcast_batches(read: Callable[[], list[Batch]]) -> list[Batch]:
     return batches or outcome[0]
 
 
-def without_patches(batch: Batch) -> Batch:
+def without_patches(batch: Pack) -> Pack:
     """Return a pack without its patches. They are replaced and not sliced: a slice is sent with all that it is of."""
     return replace(batch, patches=batch.patches.new_empty(0, batch.patches.size(1)))
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("fp32", "bf16")
 RESUME = ("auto", "never")
-COMMANDS = {"pretrain": "pretrain.train", "long_context": "pretrain.train", "sft": "sft.train"}  # by train.stage
+# By train.stage.
+COMMANDS = {"pretrain": "pretrain.train", "long_context": "pretrain.train", "sft": "sft.train", "rl": "rl.train"}
 MAX_SEED = 2**63 - 1  # of torch's generators
 
 
@@ -66,7 +67,8 @@ class TrainConfig:
     output_dir: str = ""  # the run folder
     precision: str = "bf16"  # fp32, or bf16 with float32 main weights and gradients
     deterministic: bool = False  # refuse kernels that may give different bits in another run
-    stage: str = ""  # pretrain, long_context or sft: what a recipe is for, and so which command runs it; empty: any
+    # pretrain, long_context, sft or rl: what a recipe is for, and so which command runs it; empty: any
+    stage: str = ""
     # collect Python's garbage after every N-th step, on all processes at once, and never in between, so that none waits
     # for the collections of others; 0: whenever Python does
     gc_interval: int = 0
@@ -78,7 +80,7 @@ class TrainConfig:
         Raises:
             ConfigError: a value is missing or not allowed.
         """
-        check_bounds("train", self, dict.fromkeys(("steps", "global_batch_size", "seq_length"), POSITIVE))
+        check_bounds("train", self, dict.fromkeys(("steps", "seq_length"), POSITIVE))
         check_bounds("train", self, dict.fromkeys(("check_determinism", "gc_interval"), NOT_NEGATIVE))
         _check_seed("train.seed", self.seed)
         if self.micro_batch_size != 1:
@@ -166,6 +168,7 @@ class RunConfig:
         """
         train, optimizer = self.train, self.optimizer
         train.check()
+        self.check_batch()
         if not self.model.preset and not self.model.init_from:
             raise ConfigError(
                 "model.preset and model.init_from are both empty: name a preset or a folder to start from"
@@ -186,6 +189,14 @@ class RunConfig:
         check_freeze(self.freeze)
         self.validation.check()
 
+    def check_batch(self) -> None:
+        """Check how much a step takes.
+
+        Raises:
+            ConfigError: a key is missing or not allowed.
+        """
+        check_bounds("train", self.train, {"global_batch_size": POSITIVE})
+
     def check_command(self, command: str) -> None:
         """Check that the stage that the configuration names is one of a command's.
 
@@ -198,6 +209,16 @@ class RunConfig:
                 f"train.stage={stage}: this is not a configuration for {command}; run it with {COMMANDS[stage]}, or "
                 "set train.stage= if it is meant"
             )
+
+    def describe_packs(self, ranks: int) -> str:
+        """Return how many packs a step takes, for people.
+
+        Args:
+            ranks: data-parallel ranks.
+        """
+        packs = self.train.global_batch_size
+        each = f"{packs // ranks:,} on each data-parallel rank"
+        return f"{packs:,} of {self.train.seq_length:,} tokens per step, {each}"
 
     def warnings_of_domains(self, domains: Collection[str]) -> Iterator[str]:
         """Yield what is rarely intended about the domains of the data; stages know more."""
@@ -248,6 +269,15 @@ class RunConfig:
             raise ConfigError("freeze names router, but the model is dense and has none; remove it")
         self.parallel.check(model, world_size, self.train.seq_length, self.data.segment_multiple)
         check_dispatch(self.moe.dispatcher, self.moe.shared_expert_overlap, model.decoder, self.parallel)
+        self.check_shares(world_size)
+        self.profile.check(self.train.steps, world_size)
+
+    def check_shares(self, world_size: int) -> None:
+        """Check that the ranks can share what a step takes.
+
+        Raises:
+            ConfigError: they cannot.
+        """
         ranks = self.parallel.data_parallel_size(world_size)
         if self.train.global_batch_size % ranks:
             raise ConfigError(
@@ -255,7 +285,6 @@ class RunConfig:
                 f"data-parallel ranks that {world_size} processes make"
             )
         self.parallel.check_micro_batches(self.train.global_batch_size // ranks)
-        self.profile.check(self.train.steps, world_size)
 
 
 def _one_of(key: str, value: str, choices: Collection[str]) -> None:

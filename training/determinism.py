@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from model.canonical_names import canonical_name
 from model.megatron_versions import clear_recorded_losses
@@ -58,14 +59,30 @@ def compute_twice(model_chunks: Sequence[nn.Module], compute: Callable[[], Resul
 
 def fingerprints(model_chunks: Sequence[nn.Module]) -> list[int]:
     """Return a checksum of every gradient: of its bits and of the order of its rows."""
-    sums = []
-    for parameter in (parameter for chunk in model_chunks for parameter in trained(chunk).values()):
-        bits = parameter.main_grad.view(BITS[parameter.main_grad.dtype])
-        of_row = bits.reshape(len(parameter), -1).sum(1, dtype=torch.int64)
-        sums.append((of_row * torch.arange(1, len(of_row) + 1, device=of_row.device)).sum())
-    return torch.stack(sums).tolist() if sums else []
+    gradients = [parameter.main_grad for chunk in model_chunks for parameter in trained(chunk).values()]
+    return torch.stack([row_checksum(gradient) for gradient in gradients]).tolist() if gradients else []
+
+
+def row_checksum(tensor: Tensor) -> Tensor:
+    """Return a checksum of the bits and the order of the rows of a float32 or bfloat16 tensor, int64."""
+    of_row = tensor.view(BITS[tensor.dtype]).reshape(len(tensor), -1).sum(1, dtype=torch.int64)
+    return (of_row * torch.arange(1, len(of_row) + 1, device=of_row.device)).sum()
 
 
 def trained(model: nn.Module) -> dict[str, Any]:
     """Return the parameters that have gradients; once DDP wraps the model, they have `main_grad`."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def weights_checksum(model_chunks: Sequence[nn.Module]) -> int:
+    """Return a checksum of the bits of all parameters and expert biases, the same on every process. Collective.
+
+    It depends on the layout: the sum over processes counts what several of them hold several times.
+    """
+    total = torch.zeros((), dtype=torch.int64, device=torch.cuda.current_device())
+    for chunk in model_chunks:
+        for name, tensor in (*chunk.named_parameters(), *chunk.named_buffers()):
+            if tensor.dim() and tensor.dtype in BITS and (tensor.requires_grad or name.endswith("expert_bias")):
+                total += row_checksum(tensor.detach()) * zlib.crc32(name.encode())
+    dist.all_reduce(total)
+    return int(total)

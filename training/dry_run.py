@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from common.urls import shown
-from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.checkpoint import STATE, is_checkpoint, read_train_state
 from model.checkpoint_manifest import check_alone
@@ -33,7 +33,8 @@ from training.dtypes import DTYPES
 from training.fp8_checks import check_fp8, describe_fp8, fp8_warnings
 from training.lora_base import check_lora
 from training.ranks import rank
-from training.setup import prepare
+from training.run_data import RunData
+from training.setup import Prepared, prepare
 from training.start_point import StartPoint, find_start_point, with_positions
 from training.start_report import settings_without_effect, warnings_of
 from training.validation import describe_held_out
@@ -57,20 +58,23 @@ class RankBytes:
         return self.weights + self.gradients + self.optimizer
 
 
-def dry_run(config: RunConfig, processes: int | None, skip_files: bool) -> None:
+def dry_run(
+    config: RunConfig, processes: int | None, skip_files: bool, prepare: Callable[..., Prepared[Any]] = prepare
+) -> None:
     """Print what a run would do; on the main process alone, if torchrun started several.
 
     Args:
         config: the run.
         processes: number of processes; by default WORLD_SIZE of the environment, or 1.
         skip_files: whether data, tokenizer and `model.init_from` are left unopened, as on a machine without them.
+        prepare: of the stage.
 
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: as for a real run.
     """
     assumed = processes is None and "WORLD_SIZE" not in os.environ
     processes = processes or _world_size()
-    lines = _without_files(config, processes) if skip_files else _with_files(config, processes)
+    lines = _without_files(config, processes) if skip_files else _with_files(config, processes, prepare)
     try:
         text = "\n".join(lines)  # all of it, before anything is printed
     except ConfigError as error:
@@ -108,7 +112,7 @@ def _without_files(config: RunConfig, processes: int) -> Iterator[str]:
     )
 
 
-def _with_files(config: RunConfig, processes: int) -> Iterator[str]:
+def _with_files(config: RunConfig, processes: int, prepare: Callable[..., Prepared[Any]]) -> Iterator[str]:
     start_point = find_start_point(config)
     prepared = prepare(config, processes)
     model, loader = prepared.model, prepared.loader
@@ -125,7 +129,7 @@ def _with_files(config: RunConfig, processes: int) -> Iterator[str]:
     yield from (f"warning: {line}" for line in warnings_of(config, model, loader, too_long_share(mixture)))
 
 
-def _check_start_point(start_point: StartPoint, model: GlmvConfig, loader: PackedLoader, config: RunConfig) -> int:
+def _check_start_point(start_point: StartPoint, model: GlmvConfig, loader: RunData, config: RunConfig) -> int:
     """Check the header of what the run starts from, and return the steps that are taken already."""
     folder = start_point.folder
     if folder is not None and is_checkpoint(folder):
@@ -147,7 +151,7 @@ def _plan(
     config: RunConfig, model: GlmvConfig, processes: int, segment_lengths: Sequence[int], image_patches: Sequence[int]
 ) -> Iterator[str]:
     """Yield the layout, what its ranks hold, and the pipeline table."""
-    parallel, train = config.parallel, config.train
+    parallel = config.parallel
     replicas = parallel.data_parallel_size(processes)
     sizes = (parallel.pipeline_model_parallel_size, parallel.virtual_pipeline_model_parallel_size)
     layout = layout_for(model, *sizes, segment_lengths=segment_lengths, image_patches=image_patches)
@@ -161,10 +165,7 @@ def _plan(
         f"CP {parallel.context_parallel_size} x PP {sizes[0]} x DP {replicas}; experts: "
         f"EP {parallel.expert_model_parallel_size} x ETP {parallel.expert_tensor_parallel_size}"
     )
-    yield (
-        f"packs           {train.global_batch_size:,} of {train.seq_length:,} tokens per step, "
-        f"{train.global_batch_size // replicas:,} on each data-parallel rank"
-    )
+    yield f"packs           {config.describe_packs(replicas)}"
     without = "activations and FP8 copies of weights" if config.fp8.enabled else "activations"
     yield f"\nwhat a rank holds of each pipeline stage, without {without}; GiB, and parameters by part:"
     yield _table(list(_rank_rows(config, held, adapters, processes)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated
 
@@ -15,12 +16,13 @@ from training.ranks import rank
 from training.recipe import commented_yaml, read_layers
 
 
-def main(schema: type[RunConfig], description: str | None) -> None:
+def main(schema: type[RunConfig], description: str | None, package: str = "training") -> None:
     """Read the command line and train.
 
     Args:
         schema: the stage's configuration.
         description: the entry's docstring, for --help.
+        package: the package whose modules `setup` and `loop` prepare and run the stage.
     """
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -57,11 +59,10 @@ def main(schema: type[RunConfig], description: str | None) -> None:
                 return
             # These need torch and megatron-core; --help and wrong keys are answered without.
             from training.dry_run import dry_run
-            from training.loop import run
 
             if dry:
-                dry_run(run_config, world_size, skip_files)
+                dry_run(run_config, world_size, skip_files, import_module(f"{package}.setup").prepare)
             else:
-                run(run_config)
+                import_module(f"{package}.loop").run(run_config)
 
     app()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -50,12 +51,16 @@ from training.start_report import log_start
 from training.step import StepReport
 from training.step_errors import NonFiniteStep, NonFiniteWeights, NoSamples, NothingToLearn, Spike, StepError
 from training.trackers import open_trackers
-from training.validator import Validator
+from training.validator import AfterStep, Validator
 from training.watchdog import CLOSING
 
 
-def run(config: RunConfig) -> None:
+def run(config: RunConfig, kind: type[Run] | None = None) -> None:
     """Train as `config` says, from the start or from the newest checkpoint in `train.output_dir`.
+
+    Args:
+        config: the run.
+        kind: what takes the steps, where a stage does more than to fetch packs and train on them.
 
     Raises:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration alone, or with the folders that it
@@ -64,11 +69,11 @@ def run(config: RunConfig) -> None:
         SystemExit: 2, after an error of these kinds, or a step that is not finite, in the run itself; 75, if it was
             asked to stop; another code if a process hung or was lost.
     """
-    folder = Path(config.train.output_dir)
+    folder, kind = Path(config.train.output_dir), kind or Run
     check_processes()
     end_restart_of_an_ended_run(folder)
     try:
-        prepared = prepare(config)
+        prepared = kind.prepare(config)
     except EXPECTED_ERRORS as error:
         note_refusal(folder, error)
         raise
@@ -82,7 +87,7 @@ def run(config: RunConfig) -> None:
             if dist.get_rank() == 0:
                 remove_unfinished(folder / CHECKPOINTS)
             with guarded(config) as guard:
-                exit_code = Run(prepared, settle_start_point(start_point, config, prepared.model), guard).train()
+                exit_code = kind(prepared, settle_start_point(start_point, config, prepared.model), guard).train()
     if exit_code:
         raise SystemExit(exit_code)
 
@@ -96,7 +101,9 @@ class Run:
         guard: notes progress and requests to stop.
     """
 
-    def __init__(self, prepared: Prepared, start_point: StartPoint, guard: Guard) -> None:
+    prepare: Callable[..., Prepared[Any]] = staticmethod(prepare)
+
+    def __init__(self, prepared: Prepared[Any], start_point: StartPoint, guard: Guard) -> None:
         self.config, self.loader, self.guard = prepared.config, prepared.loader, guard
         self.folder = Path(self.config.train.output_dir)
         self.base = start_point.base
@@ -109,13 +116,13 @@ class Run:
         for loader in (self.loader, prepared.validation.loader):
             if loader is not None:
                 guard.requests.on_request(loader.stop_waiting)
-        hf_files = partial(
+        self.hf_files = partial(
             write_hf_files,
             model=prepared.model,
             data=self.config.data,
             inherited=read_inherited(start_point.hf_files, prepared.model),
         )
-        self.saver = Saver(self.config, self.trainer, self._state, hf_files, saved=self.done)
+        self.saver = Saver(self.config, self.trainer, self._state, self.hf_files, saved=self.done)
         guard.watchdog.is_saving = lambda: self.saver.is_busy
         self.profiler = StepProfiler(self.config.profile, self.folder, dist.get_rank())
         self.log: RunLog | None = None
@@ -129,8 +136,24 @@ class Run:
                 keep_damaged(start_point)
             self.log.trackers = open_trackers(self.config.metrics, self.folder, self.done, keys)
             log_start(prepared, start_point, self.done, self.trainer.model_chunks[0].description)
+        self.validator = self.build_validator(prepared)
+
+    def build_validator(self, prepared: Prepared[Any]) -> AfterStep:
+        """Return what validates the run, once all else is built. Collective."""
         tokenizer = self.loader.tokenizer
-        self.validator = Validator(self.config, prepared.validation, tokenizer, self.log, self.done, self._may_validate)
+        return Validator(self.config, prepared.validation, tokenizer, self.log, self.done, self._may_validate)
+
+    def read_packs(self, step: int) -> list[Batch] | None:
+        """Return the packs of a step on this data-parallel rank; None where there are no more. Collective."""
+        return read_step(self.loader) or None
+
+    def train_on(self, step: int, batches: list[Batch]) -> StepReport:
+        """Train on the packs of a step. Collective."""
+        return self.trainer.run(step, batches)
+
+    def quarantined(self, batches: list[Batch]) -> list[dict[str, Any]]:
+        """Return the lines of quarantine.jsonl of a step. Collective."""
+        return gather_quarantined(batches)
 
     def train(self) -> int:
         """Take the steps that are left, with checkpoints in between and at the end; return an exit code. Collective."""
@@ -165,24 +188,24 @@ class Run:
         started = time.perf_counter()
         step, is_first = self.done + 1, self.done == self.started_at
         self.guard.watchdog.mark(step, "data", slow=is_first)
-        batches = read_step(self.loader)
+        batches = self.read_packs(step)
         data_seconds = time.perf_counter() - started
         if self._is_stopped():
             self.loader.unread()
             return False
-        if not batches:
+        if batches is None:
             if self.log is not None:
                 logger.info("the data ends here: all sources have used up their epochs before step %d", step)
             return False
         self.guard.watchdog.mark(step, "step", slow=is_first)
         try:
-            report = self.trainer.run(step, batches)
+            report = self.train_on(step, batches)
         except NonFiniteWeights:
             raise
         except (NonFiniteStep, Spike) as error:
             raise type(error)(f"{error}; {self._list_samples(step, error, batches)}") from None
         except (NoSamples, NothingToLearn) as error:
-            self._count_samples(step, 0, gather_quarantined(batches))
+            self._count_samples(step, 0, self.quarantined(batches))
             if isinstance(error, NoSamples):
                 raise
             raise NothingToLearn(f"{error}; {self._list_samples(step, error, batches)}") from None
@@ -193,7 +216,7 @@ class Run:
             self.log.step(step, report, seconds, measured)
         if report.bad is not None:
             self._note_bad_step(step, report, batches)
-        self._count_samples(step, report.samples, gather_quarantined(batches) if report.quarantined else [])
+        self._count_samples(step, report.samples, self.quarantined(batches) if report.quarantined else [])
         return True
 
     def _is_stopped(self) -> bool:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
 from megatron.core import parallel_state
@@ -34,25 +35,30 @@ from training.fp8_checks import check_fp8
 from training.hf_files import check_tokenizer, read_inherited
 from training.lora_base import check_lora
 from training.meter import Meter
+from training.objective import Objective
 from training.pack_cost import pack_cost
 from training.ranks import rank, world_size
+from training.run_data import RunData
 from training.start_point import StartPoint, find_start_point, resolve_model
 from training.step import TrainStep
 from training.validator import PreparedValidation, prepare_validation
 
+Data = TypeVar("Data", bound=RunData)
+
 
 @dataclass
-class Prepared:
+class Prepared(Generic[Data]):
     """What is known of a run before its processes join."""
 
     config: RunConfig
     model: GlmvConfig
-    loader: PackedLoader
+    loader: Data
     layout: PipelineLayout | None  # the layers of each pipeline stage; None without pipeline parallelism
     validation: PreparedValidation
+    objective: Objective | None = None  # what its steps minimise; None: the cross-entropy
 
 
-def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
+def prepare(config: RunConfig, processes: int | None = None) -> Prepared[PackedLoader]:
     """Check all that can be checked in one process, and open the data. Writes nothing.
 
     Args:
@@ -64,7 +70,27 @@ def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
             folders that it names.
     """
-    start_point, parallel = find_start_point(config), config.parallel
+    start_point, model = check_run(config, processes)
+    processes = processes or world_size()
+    data_parallel_rank = config.parallel.data_parallel_rank(rank(), processes)
+    data_parallel_size = config.parallel.data_parallel_size(processes)
+    loader = build_loader(config, model, data_parallel_rank, data_parallel_size)
+    check_tokenizer(model, loader.tokenizer, start_point.hf_files)
+    validation = prepare_validation(config, model, loader, data_parallel_rank, data_parallel_size)
+    return Prepared(config, model, loader, lay_out_pipeline(config, model, loader), validation)
+
+
+def check_run(config: RunConfig, processes: int | None = None) -> tuple[StartPoint, GlmvConfig]:
+    """Check all but the data, and return where the run starts and what it trains.
+
+    Args:
+        config: the run.
+        processes: as for `prepare`.
+
+    Raises:
+        ConfigError, CheckpointError, WeightsError: as for `prepare`.
+    """
+    start_point = find_start_point(config)
     if processes is None:
         config.optimizer.check_machine()
     here, processes = processes is None, processes or world_size()
@@ -75,12 +101,7 @@ def prepare(config: RunConfig, processes: int | None = None) -> Prepared:
     if here:
         check_dispatch_kernels(config.moe.dispatcher)
     check_lora(config, model)
-    data_parallel_rank = parallel.data_parallel_rank(rank(), processes)
-    data_parallel_size = parallel.data_parallel_size(processes)
-    loader = build_loader(config, model, data_parallel_rank, data_parallel_size)
-    check_tokenizer(model, loader.tokenizer, start_point.hf_files)
-    validation = prepare_validation(config, model, loader, data_parallel_rank, data_parallel_size)
-    return Prepared(config, model, loader, lay_out_pipeline(config, model, loader), validation)
+    return start_point, model
 
 
 def build_loader(
@@ -107,7 +128,7 @@ def build_loader(
     )
 
 
-def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader) -> PipelineLayout | None:
+def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: RunData) -> PipelineLayout | None:
     """Choose the layers of each pipeline stage, so that none waits for another on packs such as this run's."""
     parallel = config.parallel
     if parallel.pipeline_model_parallel_size == 1:
@@ -120,7 +141,7 @@ def lay_out_pipeline(config: RunConfig, model: GlmvConfig, loader: PackedLoader)
 # --- after the processes have joined ----------------------------------------------------------------------------------
 
 
-def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
+def build_trainer(prepared: Prepared[Any], start_point: StartPoint) -> TrainStep:
     """Build the model and its optimizer, with weights, in the layout of the run. Collective.
 
     Where `start_point` is a checkpoint to resume, it still has to be loaded: see `resume`.
@@ -151,7 +172,13 @@ def build_trainer(prepared: Prepared, start_point: StartPoint) -> TrainStep:
     for chunk in model_chunks:
         freeze(chunk, config.freeze)
     trainer = TrainStep(
-        model_chunks, config.optimizer, train.steps, train.seq_length, train.check_determinism, config.health
+        model_chunks,
+        config.optimizer,
+        train.steps,
+        train.seq_length,
+        train.check_determinism,
+        config.health,
+        prepared.objective,
     )
     if start_point.with_optimizer and start_point.weights is not None:
         load_checkpoint(start_point.weights, trainer.model_chunks, trainer.optimizer, config.checkpoint.verify)
@@ -183,7 +210,7 @@ def add_new_adapters(model_chunks: Sequence[GlmvModel], lora: LoraConfig, seed: 
     fill_adapters(model_chunks, RandomAdapters(model_chunks[0].glmv_config, lora, seed))
 
 
-def resume(prepared: Prepared, trainer: TrainStep, meter: Meter, checkpoint: Path) -> int:
+def resume(prepared: Prepared[Any], trainer: TrainStep, meter: Meter, checkpoint: Path) -> int:
     """Load a checkpoint into model, optimizer, loader and meter, and return its step. Collective.
 
     Raises:

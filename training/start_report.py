@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from data_pipeline.encoding.template_check import template_difference
-from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.plan.mixture_report import mixture_table, too_long_share
 from model.config import GlmvConfig
 from model.installed import describe_versions
 from model.lora_config import LoraConfig
-from training.config import MoeConfig, RunConfig
+from training.config import RunConfig
 from training.fp8_checks import describe_fp8, fp8_warnings, has_kernels
 from training.metrics import logger
 from training.prompts import chat_form_of
 from training.ranks import world_size
+from training.run_data import RunData
 from training.setup import Prepared
 from training.start_point import StartPoint
 from training.throughput import device_peak
@@ -24,7 +25,7 @@ from training.validation import describe_held_out
 TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
 
 
-def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: str) -> None:
+def log_start(prepared: Prepared[Any], start_point: StartPoint, done: int, backend: str) -> None:
     """Log where the run starts and what it will do.
 
     Args:
@@ -58,7 +59,7 @@ def log_start(prepared: Prepared, start_point: StartPoint, done: int, backend: s
         logger.info("nothing is left to do; raise train.steps to continue")
 
 
-def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_long: float) -> Iterator[str]:
+def warnings_of(config: RunConfig, model: GlmvConfig, loader: RunData, too_long: float) -> Iterator[str]:
     """Yield a line about everything that is allowed but rarely intended.
 
     Args:
@@ -96,7 +97,7 @@ def warnings_of(config: RunConfig, model: GlmvConfig, loader: PackedLoader, too_
             )
 
 
-def _other_chat_forms(model: GlmvConfig, loader: PackedLoader) -> Iterator[str]:
+def _other_chat_forms(model: GlmvConfig, loader: RunData) -> Iterator[str]:
     """Warn about chats that are written as the other model variant writes them."""
     wanted = chat_form_of(model.variant, loader.tokenizer)
     for label, forms in loader.chat_forms.items():
@@ -144,7 +145,7 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
     set_keys += [
         (f"moe.{key}", "router")
         for key in ("balance_loss_coeff", "expert_bias_update_rate")
-        if getattr(config.moe, key) != getattr(MoeConfig, key)
+        if getattr(config.moe, key) != getattr(type(config)().moe, key)
     ]
     set_keys += [
         (f"lora.{key}", "lora") for key, value in asdict(config.lora).items() if value != getattr(LoraConfig(), key)
@@ -154,7 +155,7 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
             yield f"{key} has no effect, because {reasons[part]}"
 
 
-def _unused_parts(config: RunConfig, loader: PackedLoader) -> Iterator[str]:
+def _unused_parts(config: RunConfig, loader: RunData) -> Iterator[str]:
     """Warn about parts that would be trained although the data has no image for them."""
     unused = [part for part in ("vision", "adapter") if part not in config.freeze]
     if config.lora.rank:

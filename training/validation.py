@@ -31,6 +31,7 @@ from model.context_slicing import my_context_tokens
 from model.fp8_weights import gather_weights
 from training.batch_broadcast import broadcast_patches, read_step
 from training.domain_losses import domain_masks
+from training.run_data import RunData
 from training.step import TrainStep, forward
 from training.step_errors import NothingToLearn
 from training.validation_config import ValidationConfig
@@ -137,7 +138,7 @@ def check_loss_tokens(
     )
 
 
-def describe_held_out(held_out: PackedLoader, training: PackedLoader) -> Iterator[str]:
+def describe_held_out(held_out: PackedLoader, training: RunData) -> Iterator[str]:
     """Yield lines for the start of the log: what is held out, and what of it is also training data."""
     samples, shards = (sum(map(len, x)) for x in (held_out.sources, [source.shards for source in held_out.sources]))
     yield f"validation: {samples:,} samples in {shards:,} shards are held out"

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch.distributed as dist
 
@@ -84,6 +85,13 @@ def prepare_validation(
     return PreparedValidation(loader, prompts)
 
 
+class AfterStep(Protocol):
+    """What a run does beside training."""
+
+    def after_step(self, trainer: TrainStep, step: int, *, is_last: bool = False) -> None:
+        """Do what is due after a step. Collective."""
+
+
 class Validator:
     """Validates a run and shows answers when they are due. Collective where it does so.
 
@@ -112,7 +120,7 @@ class Validator:
         # The steps after which that was done last. A run that was stopped meanwhile has no line, or page, of its step.
         last = [0, 0]
         if log is not None:
-            last = [_last_line(self.folder / VALIDATION), last_page(self.folder / SAMPLES, done)]
+            last = [last_step(self.folder / VALIDATION), last_page(self.folder / SAMPLES, done)]
         dist.broadcast_object_list(last, src=0)
         self._validated, self._shown = last
 
@@ -175,7 +183,7 @@ class Validator:
         logger.info("answers at step %d: %s  %.1f s", step, page, seconds)
 
 
-def _last_line(file: Path) -> int:
-    """Return the step of the last line of validation.jsonl; 0 where there is none."""
+def last_step(file: Path, default: int = 0) -> int:
+    """Return the step of the last line of validation.jsonl; `default` where there is none."""
     lines = file.read_text().splitlines() if file.exists() else []
-    return int(json.loads(lines[-1])["step"]) if lines else 0
+    return int(json.loads(lines[-1])["step"]) if lines else default

@@ -56,6 +56,7 @@ class EmbeddedEngine:
     ) -> None:
         self.config, self.special, self.rows = config, special, rows
         self.version = 0
+        self.quarantined: dict[str, str] = {}  # none: it answers every prompt
         decoder = config.decoder
         token_bytes = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * dtype.itemsize
         self._cache_tokens = cache_bytes // token_bytes

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
 
 
 class Engine(Protocol):
-    """A source of rollouts. Every process of the run has one, and they work together."""
+    """A source of rollouts. Every process of the run has one, and they work together.
+
+    Attributes:
+        quarantined: prompts of the last call of `generate` that the engine could not answer, with the reason. Their
+            groups are not among the rollouts.
+    """
+
+    quarantined: dict[str, str]
 
     def publish(self, trainer: TrainStep, version: int) -> None:
         """Take the weights that the trainer has now. Collective over all processes of the run.

@@ -286,5 +286,5 @@ def test_binary_file_as_configuration_is_refused(tmp_path: Path) -> None:
 
 
 def test_unknown_stage_is_refused(config_file: Path) -> None:
-    with pytest.raises(ConfigError, match=r"train.stage='rl': choose one of pretrain, long_context, sft"):
-        load_config(RunConfig, config_file, ["train.stage=rl"])
+    with pytest.raises(ConfigError, match=r"train.stage='dpo': choose one of pretrain, long_context, sft, rl"):
+        load_config(RunConfig, config_file, ["train.stage=dpo"])

@@ -1,0 +1,57 @@
+"""The keys of `rollout`: what draws rollouts, how long they may be, and how much its probabilities may differ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from model.config import ConfigError
+from rl.engines.servers_config import ServersConfig
+from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+
+ENGINES = ("embedded", "vllm", "sglang")
+
+
+@dataclass
+class RolloutConfig(ServersConfig):
+    """How rollouts are drawn: at temperature 1, from the model's whole distribution. All numbers are this project's."""
+
+    # embedded: in this run's processes; vllm: servers; sglang: servers (not run)
+    engine: str = "embedded"
+    max_thinking_tokens: int = 8192  # longest thought; then its end is inserted (rollout.force_answer)
+    max_answer_tokens: int = 2048  # longest answer after the thought; without thinking, longest response
+    force_answer: bool = True  # end a thought that is too long, and let the model answer; false: the rollout is cut off
+    # most that the weight may be which corrects a token for the engine's own probability; 0: no correction
+    tis: float = 2.0
+    # mean difference of log-probabilities between engine and policy above which the run stops; 0: never
+    max_mismatch: float = 0.05
+    keep_last: int = 0  # iterations whose rollouts stay on disk; 0: all
+    embedded_rows: int = 256  # embedded: responses that are drawn together, at most
+    embedded_cache_gb: float = 4.0  # embedded: GB of their keys and values, at most, on each lead
+
+    def check_engine(self) -> None:
+        """Check the keys together.
+
+        Raises:
+            ConfigError: a value cannot work.
+        """
+        if self.engine not in ENGINES:
+            raise ConfigError(f"rollout.engine={self.engine!r}: choose one of {', '.join(ENGINES)}")
+        check_bounds("rollout", self, dict.fromkeys(("max_thinking_tokens", "max_answer_tokens"), POSITIVE))
+        check_bounds("rollout", self, dict.fromkeys(("tis", "max_mismatch", "keep_last"), NOT_NEGATIVE))
+        check_bounds("rollout", self, dict.fromkeys(("embedded_rows", "embedded_cache_gb"), POSITIVE))
+        if self.engine == "embedded":
+            self._refuse_servers()
+        else:
+            self.check(self.engine)
+        if 0 < self.tis < 1:
+            raise ConfigError(f"rollout.tis={self.tis:g} would shrink every token's weight; give 1 or more, or 0")
+
+    def _refuse_servers(self) -> None:
+        """Refuse keys of servers that were set although there are none."""
+        unused = ServersConfig()
+        for item in fields(ServersConfig):
+            if (value := getattr(self, item.name)) != getattr(unused, item.name):
+                raise ConfigError(
+                    f"rollout.{item.name}={value} is of servers, and rollout.engine=embedded has none: remove it, or "
+                    "set rollout.engine=vllm"
+                )

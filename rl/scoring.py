@@ -1,0 +1,90 @@
+"""Rollouts -> scores, on the main process: the rules of `rewards`, and a judge where no rule decides."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data_pipeline.domains.rl_record import RlRecord
+from model.config import ConfigError
+from rewards import workers
+from rewards.judge import Judge
+from rewards.registry import Registry, SourceConfig, read_registry
+from rewards.scoring import Task, score_response, settle
+from rewards.verdict import Item, RewardError, Verdict
+from rl.reward_config import RewardConfig
+from rl.rollouts import Finish
+
+FORMS = {"glm45v": "glm45v", "glm46v": "glm45v", "glm41v": "glm41v"}  # of responses, by the form of chats
+# The reasons of this module beside those of `rewards`.
+MEDIA_TOKEN, NO_JUDGE, UNKNOWN = "media_token", "no_judge", "bad_record"
+
+
+@dataclass(frozen=True)
+class Response:
+    """What is scored: a response and what is known of its prompt."""
+
+    record: RlRecord
+    text: str  # with special tokens
+    finish: Finish
+
+
+class Scorer:
+    """Scores responses.
+
+    Args:
+        config: the keys of `reward`.
+        chat_form: how the model writes chats.
+
+    Raises:
+        ConfigError: the registry cannot be used.
+    """
+
+    def __init__(self, config: RewardConfig, chat_form: str) -> None:
+        self.config, self.form = config, FORMS[chat_form]
+        try:
+            self.registry = read_registry(Path(config.registry)) if config.registry else Registry()
+        except RewardError as error:
+            raise ConfigError(f"reward.registry={config.registry}: {error}") from None
+        judges = {**self.registry.judges, **({"": config.judge} if config.judge.url else {})}
+        self._judges = {name: Judge(judge) for name, judge in judges.items()}
+        self.reasons: Counter[str] = Counter()  # of the last call
+
+    def score(self, responses: Sequence[Response]) -> list[Verdict]:
+        """Return a verdict on each response. Never raises: what cannot be scored scores 0, for a reason."""
+        workers.configure(self.config.processes)
+        try:
+            with ThreadPoolExecutor(self.config.processes) as pool:
+                verdicts = list(pool.map(self._verdict, responses))
+        finally:
+            workers.shared().close()
+        self.reasons = Counter(verdict.reason for verdict in verdicts)
+        return verdicts
+
+    def task(self, record: RlRecord) -> tuple[Task, Judge | None]:
+        """Return how the responses to a prompt are scored, and the judge that may be asked.
+
+        Raises:
+            RewardError: the verifier is unknown.
+        """
+        source = self.registry.sources.get(record.source, SourceConfig())
+        source = replace(source, verifier=record.verifier, form=self.form, thinking=record.thinks)
+        task = source.task(Item(record.question, record.reference, record.settings))
+        return task, self._judges.get(source.judge)
+
+    def _verdict(self, response: Response) -> Verdict:
+        if response.finish == "media":
+            return Verdict(0.0, MEDIA_TOKEN)
+        try:
+            task, judge = self.task(response.record)
+        except RewardError:
+            return Verdict(0.0, UNKNOWN)
+        scored = score_response(response.text, task)
+        if isinstance(scored.outcome, Verdict):
+            return scored.outcome
+        if judge is None:
+            return Verdict(self.config.no_judge_score, NO_JUDGE)
+        return settle(scored.outcome, scored.answer, task.item, judge)

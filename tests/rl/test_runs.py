@@ -1,0 +1,192 @@
+"""Runs of reinforcement learning, started as a user does: what they write, any layout, and kill -9 at any moment."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model.config import ConfigError
+from rl.config import RlConfig
+from rl.setup import prepare
+from tests.launch import fail, finish, has_reached, metrics, process_of_rank, start, train, wait_until
+from training.config import load_config
+from training.dry_run import dry_run
+
+ENTRY = "rl.train"
+TIMES = ("seconds", "per_second", "tflops", "memory", "mfu")  # parts of the keys that differ between runs
+
+
+def lasting(line: dict[str, Any]) -> dict[str, Any]:
+    """Return what must be equal in two runs."""
+    return {key: value for key, value in line.items() if not any(part in key for part in TIMES)}
+
+
+def assert_same(run: Path, other: Path) -> None:
+    """Check that metrics, validation, rollouts and weights of two runs are equal bit for bit."""
+    without_reuse = [
+        [{k: v for k, v in lasting(line).items() if k != "rollout/reused"} for line in metrics(each)]
+        for each in (run, other)
+    ]
+    assert without_reuse[0] == without_reuse[1]
+    read = [[lasting(json.loads(line)) for line in (each / "validation.jsonl").open()] for each in (run, other)]
+    assert read[0] == read[1]
+    names = sorted(file.name for file in (run / "rollouts").iterdir())
+    assert names == sorted(file.name for file in (other / "rollouts").iterdir())
+    for name in names:
+        assert (run / "rollouts" / name).read_bytes() == (other / "rollouts" / name).read_bytes(), name
+    assert stored_tensors(run) == stored_tensors(other)
+
+
+def stored_tensors(run: Path) -> dict[str, object]:
+    """Return the checksums of weights and optimizer state in the checkpoint of step 4."""
+    files = json.loads((run / "checkpoints" / "step_0000004" / "manifest.json").read_text())["files"]
+    return {name: entry for name, entry in files.items() if name.endswith(".distcp")}
+
+
+@pytest.fixture(scope="module")
+def whole_run(rl_config: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four iterations that nothing disturbs."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    train(rl_config(run), entry=ENTRY, processes=1)
+    return run
+
+
+def test_run_writes_rewards_rollouts_and_validation(whole_run: Path) -> None:
+    lines = metrics(whole_run)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    learned = [line for line in lines if line["groups/kept"]]
+    assert learned
+    for line in learned:
+        assert 0 < line["reward"] < 1
+        assert line["samples"] == 4 * line["groups/kept"]
+        assert line["rollout/mismatch"] < 1e-5
+        assert line["updates"] == min(2, line["groups/kept"])
+    validation = [json.loads(line) for line in (whole_run / "validation.jsonl").open()]
+    assert [line["step"] for line in validation] == [0, 2, 4]
+    assert {line["validation/samples"] for line in validation} == {16}
+    for line in lines:
+        rollouts = [json.loads(row) for row in (whole_run / "rollouts" / f"step_{line['step']:07d}.jsonl").open()]
+        assert len(rollouts) == 4 * line["groups/drawn"]
+        assert np.mean([row["score"] for row in rollouts]) == pytest.approx(line["reward"])
+        assert {row["version"] for row in rollouts} == {line["step"] - 1}
+        for row in rollouts:
+            right = f"<|begin_of_box|>{row['reference']}<|end_of_box|></answer>" in row["response"]
+            assert right or not row["score"], row
+
+
+def kill_and_resume(config: Path, run: Path, moments: list[Callable[[Any], None]]) -> None:
+    for kill_when in moments:
+        launcher = start(config, entry=ENTRY, processes=1)
+        kill_when(launcher)
+        process_of_rank(launcher, 0).kill()
+        finish(launcher)
+    train(config, entry=ENTRY, processes=1)
+
+
+def test_killed_run_continues_bit_for_bit(whole_run: Path, rl_config, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    config = rl_config(run)
+    after_rollouts = lambda launcher: wait_until(has_rollouts, launcher, run, step=3)  # noqa: E731
+    kill_and_resume(config, run, [after_rollouts])
+    assert_same(run, whole_run)
+    assert metrics(run)[2]["rollout/reused"] == 1
+    assert metrics(whole_run)[2]["rollout/reused"] == 0
+
+
+def has_rollouts(run: Path, step: int) -> bool:
+    """Whether the rollouts of an iteration are on disk."""
+    return (run / "rollouts" / f"step_{step:07d}.npz").exists()
+
+
+@pytest.mark.slow
+def test_run_killed_at_ten_random_moments_continues_bit_for_bit(whole_run: Path, rl_config, tmp_path: Path) -> None:
+    run, rng = tmp_path / "run", random.Random(1)
+    config = rl_config(run, checkpoint={"save_interval": 1})
+    for number in range(10):
+        launcher = start(config, entry=ENTRY, processes=1)
+        wait_until(lambda folder, _: (folder / "log.txt").exists(), launcher, run, step=0)
+        wait_until(has_reached, launcher, run, step=min(number // 3, 3)) if number >= 3 else None
+        time.sleep(rng.uniform(0, 6))
+        if launcher.poll() is None:
+            process_of_rank(launcher, 0).kill()
+        finish(launcher)
+        if (run / "checkpoints" / "step_0000004").exists():
+            break
+    train(config, entry=ENTRY, processes=1)
+    for step in (1, 3):
+        shutil.rmtree(run / "checkpoints" / f"step_{step:07d}")
+    assert_same(run, whole_run)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        [],
+        ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"],
+        ["parallel.pipeline_model_parallel_size=2"],
+        ["parallel.context_parallel_size=2", "data.segment_multiple=8"],
+    ],
+    ids=["DP2", "TP2 SP", "PP2", "CP2"],
+)
+def test_two_processes_draw_and_learn_the_same(whole_run: Path, rl_config, tmp_path: Path, layout) -> None:
+    run = tmp_path / "run"
+    config = rl_config(run, train={"steps": 2})
+    train(config, layout, entry=ENTRY, processes=2)
+    for got, want in zip(metrics(run), metrics(whole_run), strict=False):
+        for key in ("reward", "groups/kept", "rollout/tokens", "samples", "policy/max_ratio_deviation"):
+            assert got[key] == pytest.approx(want[key], rel=1e-3, abs=1e-6), key
+        assert got["grad_norm"] == pytest.approx(want["grad_norm"], rel=1e-4)
+        assert got["loss"] == pytest.approx(want["loss"], abs=1e-6)
+
+
+REFUSED = [
+    (["train.global_batch_size=8"], "train.global_batch_size=8 has no meaning in rl.train"),
+    (["rl.group=1"], "rl.group=1: the rollouts of a prompt are compared; give 2 or more"),
+    (["rl.advantage=ppo"], "rl.advantage='ppo': choose one of grpo, centred"),
+    (["rl.updates=7"], "rl.updates=7 is above rl.prompts=6"),
+    (["rollout.engine=tgi"], "rollout.engine='tgi': choose one of embedded, vllm, sglang"),
+    (["rollout.tis=0.5"], "rollout.tis=0.5 would shrink every token's weight"),
+    (["rollout.max_answer_tokens=1024"], "leave no room for the prompt"),
+    (["health.spike_factor=3"], "health.spike_factor=3: a policy loss is near 0"),
+    (["validation.steps=3"], "validation.steps has no meaning in rl.train"),
+    (
+        ["model.init_from=", "model.preset=tiny_dense"],
+        "model.init_from is empty: reinforcement learning starts from a model",
+    ),
+    (["rl.clip_hi=0.3"], "unknown key 'rl.clip_hi'"),
+    (["rollout.addresses=[http://localhost:8000]"], "rollout.addresses=['http://localhost:8000'] is of servers"),
+    (["rollout.engine=vllm"], "rollout.engine=vllm needs servers: give rollout.addresses"),
+    (["lora.rank=4", "lora.dropout=0.1"], "lora.dropout=0.1: rollouts are drawn without dropout"),
+    (["reward.judge.url=localhost:1"], "reward.judge.url is 'localhost:1'"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[keys[0] for keys, _ in REFUSED])
+def test_contradiction_is_refused_before_anything_is_written(
+    rl_config, tmp_path: Path, keys: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        prepare(load_config(RlConfig, rl_config(tmp_path / "run"), keys))
+    assert not (tmp_path / "run").exists()
+
+
+def test_unusable_registry_ends_the_run_with_one_line(rl_config, tmp_path: Path) -> None:
+    config = rl_config(tmp_path / "run")
+    [error] = set(fail(config, ["reward.registry=missing.yaml"], entry=ENTRY, processes=1))
+    assert error.startswith("reward.registry=missing.yaml: ")
+
+
+def test_dry_run_prints_what_a_step_takes(rl_config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dry_run(load_config(RlConfig, rl_config(tmp_path / "run")), 2, False, prepare)
+    output = capsys.readouterr().out
+    assert "as few of 1,024 tokens as hold 6 prompts x 4 rollouts, in 2 updates per step" in output
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,77 @@
+"""The newest rollouts of a run for its report: prompts with their images, and what each rollout answered."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+SHOWN_PROMPTS, SHOWN_ROLLOUTS, SHOWN_TEXT = 12, 8, 600  # of a page, of a prompt; characters of a thought or answer
+THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class RolloutRow:
+    """One rollout."""
+
+    thought: str
+    answer: str
+    score: float
+    reason: str
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """The rollouts of one prompt."""
+
+    prompt: str
+    question: str
+    reference: str
+    verifier: str
+    images: list[str]  # JPEG, base64
+    rollouts: list[RolloutRow] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class NewestRollouts:
+    """Some of the rollouts of a run's newest iteration."""
+
+    step: int
+    groups: list[PromptRows]
+
+
+def newest_rollouts(folder: Path) -> NewestRollouts | None:
+    """Return the first prompts of the newest iteration in a run folder; None where there is none."""
+    files = sorted((folder / "rollouts").glob("step_*.jsonl"))
+    if not files:
+        return None
+    lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+    groups = [_rows(list(group)) for _, group in groupby(lines, key=lambda line: line["prompt"])]
+    return NewestRollouts(int(files[-1].stem.removeprefix("step_")), groups[:SHOWN_PROMPTS])
+
+
+def _rows(lines: list[dict[str, Any]]) -> PromptRows:
+    first = lines[0]
+    return PromptRows(
+        prompt=first["prompt"],
+        question=_shortened(first["question"]),
+        reference=_shortened(first["reference"]),
+        verifier=first["verifier"],
+        images=first.get("images", []),
+        rollouts=[_row(line) for line in lines[:SHOWN_ROLLOUTS]],
+    )
+
+
+def _row(line: dict[str, Any]) -> RolloutRow:
+    found = THOUGHT.match(line["response"])
+    thought, answer = found.groups() if found else ("", line["response"])
+    reason = line["reason"] + (" (forced)" if line["forced"] else "")
+    return RolloutRow(_shortened(thought), _shortened(answer), line["score"], reason)
+
+
+def _shortened(text: str) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= SHOWN_TEXT else f"{text[:SHOWN_TEXT]} ..."
