@@ -47,6 +47,15 @@ def peft_model(variant: str, targets: str, seed: int = 5) -> Any:
     return adapted
 
 
+def in_float64(model: nn.Module) -> None:
+    """Let a model compute in float64, so that its gradients are exact for comparisons in float32."""
+    model.double()
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "_experts_implementation"):
+            config._experts_implementation = "eager"  # type: ignore[union-attr]  # torch's grouped product has no float64
+
+
 def adapters_of(model: nn.Module) -> list[tuple[str, Tensor]]:
     """Return the adapters' tensors by their names in a file of PEFT."""
     return [(name.replace(".default", ""), p) for name, p in model.named_parameters() if "lora_" in name]
