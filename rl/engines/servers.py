@@ -160,14 +160,14 @@ class ServersEngine:
         return ""
 
     def _start_missing(self, folder: Path) -> None:
-        """Start the servers of rollout.start, and those again that have ended."""
+        """Start the servers of rollout.start, and those again that have ended or hang."""
         first = len(self._config.addresses)
         started: list[tuple[Place, VllmProcess]] = []
         for number in range(first, first + self._config.start):
             process = self._processes.get(number)
-            if process is not None and process.is_running:
-                continue
             if process is not None:
+                if process.is_running and process.server.is_healthy(self._config.health_seconds):
+                    continue
                 process.close()
             log_file = self._logs / f"{number - first}.log"
             options, length = self._config.start_options, self._expected.max_length
@@ -180,9 +180,9 @@ class ServersEngine:
             try:
                 process.wait(self._config.start_seconds, self._beat)
                 place.server.check(self._expected)
-            except EngineError as error:
+            except (ServerGone, EngineError) as error:
                 if not self._published:
-                    raise
+                    raise EngineError(str(error)) from error
                 place.lost = str(error)
 
     def _draw_all(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[Rollout], dict[str, str]]:
