@@ -23,7 +23,7 @@ from demo.report import Row, read_metrics, table
 from tools.errors import errors_in_one_line
 
 START, LEARN = Stage("rl_start", "pretrain.train"), Stage("rl", "rl.train")
-STEPS = {START: 110, LEARN: 24}
+STEPS = {START: 170, LEARN: 24}
 REWARD_GAIN, ACCURACY_GAIN = 0.10, 0.0  # least gains
 AVERAGED = 3  # iterations whose rewards are averaged at the beginning and at the end
 
