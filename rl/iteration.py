@@ -16,8 +16,11 @@ from rl.config import RlConfig
 from rl.packs import Work, plan_packs
 from rl.policy_batch import LearnedRollout, PolicyBatch, make_policy_batch
 from rl.rolls import Group
+from rl.scoring import NO_JUDGE
 from rl.selection import count_groups, have_differences, select_groups
 from training.batch_broadcast import broadcast_batches
+
+UNDECIDED = (NO_JUDGE, "judge_fallback")  # reasons of rewards that neither a rule nor a judge has given
 
 
 @dataclass(frozen=True)
@@ -127,10 +130,12 @@ def rollout_metrics(groups: Sequence[Group], tiers: Sequence[str]) -> dict[str, 
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     if not rollouts:
         return {}
+    reasons = [verdict.reason for group in groups for verdict in group.verdicts]
     lengths = [len(rollout.tokens) for rollout in rollouts]
     ends = {name: [rollout.finish == name for rollout in rollouts] for name in ("truncated", "media")}
     return {
         **{name: float(np.mean(values)) for name, values in sorted(rewards.items())},
+        **{f"reward/{name}": reasons.count(name) / len(reasons) for name in UNDECIDED if name in reasons},
         "rollout/tokens": float(np.mean(lengths)),
         "rollout/max_tokens": max(lengths),
         "rollout/forced": float(np.mean([rollout.forced for rollout in rollouts])),

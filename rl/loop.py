@@ -62,6 +62,8 @@ class RlRun(Run):
         self._phase = "loading"
         self.engine = build_engine(config, model, tokenizer, prepared.chat_form, self.hf_files, self._waits)
         scorer = Scorer(config.reward, prepared.chat_form)
+        if self.log is not None and (unused := scorer.unused_sources(self.sampler.table.data_sources)):
+            logger.warning("reward.registry has sources that no prompt is of: %s", ", ".join(unused))
         self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark)
         self.pack_maker = PackMaker(config, tokenizer, pack_cost(model), model.image_token_id)
         limits = config.rollout
@@ -72,11 +74,12 @@ class RlRun(Run):
         return HeldOut(config, prepared.held_out, self.rolls, self.log, self._may_validate)
 
     def train(self) -> int:
-        """Take the iterations that are left; the engine ends with them."""
+        """Take the iterations that are left; the engine and what scores end with them."""
         try:
             return super().train()
         finally:
             self.engine.close()
+            self.rolls.scorer.close()
 
     def _mark(self, phase: str) -> None:
         self._phase = phase

@@ -47,6 +47,8 @@ class PromptTable:
         tokenizer: Of the run.
         sources: The sources, in the order of `data.sources`.
         facts: What the curriculum knows of each prompt.
+        verifiers: The names that the prompts' records give.
+        data_sources: What the records call their sources, or the labels of `data.sources`.
         lengths: int64 [prompts], tokens of each prompt, image tokens included.
     """
 
@@ -69,7 +71,7 @@ class PromptTable:
         self.sources = [_open(source, self.tokenizer, self._budget, cache, chat_form) for source in config.located]
         self._first_rows = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
         self.lengths = np.concatenate([source.lengths.astype(np.int64) for source in self.sources])
-        self.facts = _facts(self.sources, cache)
+        self.facts, self.verifiers, self.data_sources = _facts(self.sources, cache)
         self._check_lengths(max_tokens)
         locations = chain.from_iterable(source.locations() for source in self.sources)
         self._lost = LostShards(config.retry_seconds, locations, give_up=config.on_lost_shard == "quarantine")
@@ -186,22 +188,25 @@ def _open(
     return source
 
 
-def _facts(sources: Sequence[Source], cache: ShardCache) -> PromptFacts:
-    """Return what the curriculum knows. Raises DataError."""
+def _facts(sources: Sequence[Source], cache: ShardCache) -> tuple[PromptFacts, set[str], set[str]]:
+    """Return what the curriculum knows, and the names of verifiers and data sources. Raises DataError."""
     ids: list[str] = []
+    verifiers, data_sources = set[str](), set[str]()
     kinds: dict[tuple[int, str, str], int] = {}  # (source, data source, category) -> number
     columns: dict[str, list[float]] = {name: [] for name in ("kind", "tier", "passes", "rollouts")}
     for number, source in enumerate(sources):
-        for name, facts, passes, rollouts in _shards(source, cache):
-            for row in facts.to_pylist():
+        for name, table, passes, rollouts in _shards(source, cache):
+            for row in table.to_pylist():
                 key = row["key"]
                 ids.append(f"{name}/{key}")
+                verifiers.add(row["verifier"])
+                data_sources.add(row["source"] or source.label)
                 columns["kind"].append(kinds.setdefault((number, row["source"], row["category"]), len(kinds)))
                 columns["tier"].append(TIERS.index(row["tier"]) if row["tier"] in TIERS else NO_TIER)
                 columns["passes"].append(passes.get(key, 0))
                 columns["rollouts"].append(rollouts.get(key, 0))
     _check_unique(ids, sources)
-    return PromptFacts(
+    facts = PromptFacts(
         ids=ids,
         kinds=np.array(columns["kind"], np.int64),
         kind_names=[_kind_name(sources[number].label, given, category) for number, given, category in kinds],
@@ -211,6 +216,7 @@ def _facts(sources: Sequence[Source], cache: ShardCache) -> PromptFacts:
         passes=np.array(columns["passes"], np.float64),
         rollouts=np.array(columns["rollouts"], np.float64),
     )
+    return facts, verifiers, data_sources
 
 
 def _shards(source: Source, cache: ShardCache) -> Iterator[tuple[str, pa.Table, dict[str, int], dict[str, int]]]:

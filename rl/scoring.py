@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,24 +44,30 @@ class Scorer:
 
     def __init__(self, config: RewardConfig, chat_form: str) -> None:
         self.config, self.form = config, FORMS[chat_form]
+        self._pool: ThreadPoolExecutor | None = None  # from the first score on
         try:
             self.registry = read_registry(Path(config.registry)) if config.registry else Registry()
         except RewardError as error:
             raise ConfigError(f"reward.registry={config.registry}: {error}") from None
         judges = {**self.registry.judges, **({"": config.judge} if config.judge.url else {})}
         self._judges = {name: Judge(judge) for name, judge in judges.items()}
-        self.reasons: Counter[str] = Counter()  # of the last call
+
+    def unused_sources(self, data_sources: Collection[str]) -> list[str]:
+        """Return the sources of the registry that no prompt is of."""
+        return sorted(self.registry.sources.keys() - set(data_sources))
 
     def score(self, responses: Sequence[Response]) -> list[Verdict]:
         """Return a verdict on each response. Never raises: what cannot be scored scores 0, for a reason."""
-        workers.configure(self.config.processes)
-        try:
-            with ThreadPoolExecutor(self.config.processes) as pool:
-                verdicts = list(pool.map(self._verdict, responses))
-        finally:
+        if self._pool is None:
+            workers.configure(self.config.processes)
+            self._pool = ThreadPoolExecutor(self.config.processes)
+        return list(self._pool.map(self._verdict, responses))
+
+    def close(self) -> None:
+        """End the processes and threads that score."""
+        if self._pool is not None:
+            self._pool.shutdown()
             workers.shared().close()
-        self.reasons = Counter(verdict.reason for verdict in verdicts)
-        return verdicts
 
     def task(self, record: RlRecord) -> tuple[Task, Judge | None]:
         """Return how the responses to a prompt are scored, and the judge that may be asked.

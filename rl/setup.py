@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from model.config import ConfigError
+from rewards.table import verifier_named
+from rewards.verdict import RewardError
 from rl.config import RlConfig
 from rl.objective import PolicyLoss
 from rl.prompts import PromptTable
@@ -14,6 +16,7 @@ from rl.sampler import PromptSampler
 from training.hf_files import check_tokenizer
 from training.prompts import chat_form_of
 from training.setup import Prepared, check_run, lay_out_pipeline
+from training.validation import check_overlap
 from training.validator import PreparedValidation
 
 MOST_INSERTED = 8  # tokens that end a thought which is too long
@@ -42,6 +45,7 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
     chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
     table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
     check_tokenizer(model, table.tokenizer, start_point.hf_files)
+    _check_verifiers(table)
     sampler = PromptSampler(config, table)
     policy = config.rl
     return PreparedRl(
@@ -52,7 +56,7 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
         PreparedValidation(None, []),
         PolicyLoss(policy.clip_low, policy.clip_high),
         chat_form,
-        _open_held_out(config, chat_form),
+        _open_held_out(config, chat_form, table),
     )
 
 
@@ -74,7 +78,20 @@ def longest_prompt(config: RlConfig) -> int:
     return seq_length - response
 
 
-def _open_held_out(config: RlConfig, chat_form: str) -> PromptTable | None:
+def _check_verifiers(table: PromptTable) -> None:
+    """Check that every verifier of the prompts exists: shards may have been built by another version.
+
+    Raises:
+        DataError: one does not.
+    """
+    for name in sorted(table.verifiers):
+        try:
+            verifier_named(name)
+        except RewardError as error:
+            raise DataError(f"data.sources: prompts name a verifier that does not exist: {error}") from None
+
+
+def _open_held_out(config: RlConfig, chat_form: str, training: PromptTable) -> PromptTable | None:
     """Open the held-out prompts.
 
     Raises:
@@ -85,6 +102,9 @@ def _open_held_out(config: RlConfig, chat_form: str) -> PromptTable | None:
         return None
     try:
         data = replace(config.data, sources=options.sources)
-        return PromptTable(data, chat_form=chat_form, max_tokens=longest_prompt(config))
+        table = PromptTable(data, chat_form=chat_form, max_tokens=longest_prompt(config))
     except DataError as error:
         raise DataError(f"validation.sources: {error}") from None
+    _check_verifiers(table)
+    check_overlap(table.sources, training.sources, allowed=options.allow_overlap)
+    return table

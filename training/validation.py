@@ -26,6 +26,7 @@ from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import DataError
 from data_pipeline.loading.loader import PackedLoader
 from data_pipeline.loading.overlap import shared_samples, shared_shards
+from data_pipeline.loading.source import Source
 from data_pipeline.plan.pack_cost import PackCost
 from model.context_slicing import my_context_tokens
 from model.fp8_weights import gather_weights
@@ -84,13 +85,13 @@ def build_held_out_loader(
         raise DataError(f"validation.sources: {error}") from None
 
 
-def check_overlap(held_out: PackedLoader, training: PackedLoader, *, allowed: bool) -> None:
+def check_overlap(held_out: Sequence[Source], training: Sequence[Source], *, allowed: bool) -> None:
     """Refuse held-out shards that are also training shards.
 
     Raises:
         DataError: there is one, and `allowed` is false.
     """
-    shared = shared_shards(held_out.sources, training.sources)
+    shared = shared_shards(held_out, training)
     if shared and not allowed:
         shard, more = shared[0], f", and {len(shared) - 1} more are too" if len(shared) > 1 else ""
         raise DataError(

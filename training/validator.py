@@ -68,7 +68,7 @@ def prepare_validation(
             data_parallel_size=data_parallel_size,
             micro_batch_multiple=config.parallel.micro_batch_multiple,
         )
-        check_overlap(loader, training, allowed=options.allow_overlap)
+        check_overlap(loader.sources, training.sources, allowed=options.allow_overlap)
         if rank() == 0:
             check_loss_tokens(
                 options, config.data, seq_length=seq_length, global_batch_size=global_batch_size, cost=cost

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.errors import DataError
 from model.config import ConfigError
 from rl.config import RlConfig
 from rl.setup import prepare
@@ -177,6 +178,14 @@ def test_contradiction_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=re.escape(message)):
         prepare(load_config(RlConfig, rl_config(tmp_path / "run"), keys))
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_prompts_must_not_be_training_prompts(rl_config, digits: Path, tmp_path: Path) -> None:
+    same = [f"validation.sources=[{{path: {digits}/shards/prompts}}]"]
+    config = rl_config(tmp_path / "run")
+    with pytest.raises(DataError, match="is also a training shard"):
+        prepare(load_config(RlConfig, config, same))
+    prepare(load_config(RlConfig, config, [*same, "validation.allow_overlap=true"]))
 
 
 def test_unusable_registry_ends_the_run_with_one_line(rl_config, tmp_path: Path) -> None:

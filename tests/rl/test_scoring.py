@@ -1,0 +1,64 @@
+"""Rollouts -> scores: the record's verifier, the registry's judge, and what has no score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.domains.rl_record import RlRecord
+from model.config import ConfigError
+from rl.reward_config import RewardConfig
+from rl.scoring import Response, Scorer
+
+pytestmark = pytest.mark.fast
+
+
+def record(verifier: str, reference: str, source: str = "charts") -> RlRecord:
+    return RlRecord("How many?", reference, verifier, {}, source, "", "", thinks=True)
+
+
+def text(answer: str) -> str:
+    return f"<think>Well.</think>\n<|begin_of_box|>{answer}<|end_of_box|>"
+
+
+def test_scores_follow_the_records_verifier() -> None:
+    scorer = Scorer(RewardConfig(), "glm45v")
+    responses = [
+        Response(record("math", "1/2"), text("0.5"), "ended"),
+        Response(record("math", "1/2"), text("0.6"), "ended"),
+        Response(record("chart", "100"), text("101"), "ended"),
+        Response(record("math", "7"), text("7"), "media"),
+        Response(record("math", "7"), "<think>Well, it", "truncated"),
+        Response(record("gone", "7"), text("7"), "ended"),
+        Response(record("vqa", "a bird"), text("some animal with wings"), "ended"),
+    ]
+    verdicts = scorer.score(responses)
+    scorer.close()
+    assert [verdict.score for verdict in verdicts] == [1, 0, 1, 0, 0, 0, 0]
+    assert [verdict.reason for verdict in verdicts[3:]] == ["media_token", "cut_off", "bad_record", "no_judge"]
+
+
+def test_answer_form_is_the_models() -> None:
+    scorer = Scorer(RewardConfig(), "glm41v")
+    answered = "<think>Well.</think><answer><|begin_of_box|>7<|end_of_box|></answer>"
+    verdicts = scorer.score([Response(record("math", "7"), each, "ended") for each in (answered, text("7"))])
+    scorer.close()
+    assert [verdict.score for verdict in verdicts] == [1, 0]
+
+
+def test_registry_says_more_of_a_data_source(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.yaml"
+    file.write_text("sources:\n  charts: {verifier: chart, settings: {tolerance: 0.2}}\n  maps: {verifier: vqa}\n")
+    scorer = Scorer(RewardConfig(registry=str(file), no_judge_score=0.25), "glm45v")
+    verdicts = scorer.score([Response(record("chart", "100"), text("115"), "ended")])
+    assert verdicts[0].score == 1
+    assert scorer.unused_sources({"charts"}) == ["maps"]
+    scorer.close()
+
+
+def test_unusable_registry_is_an_error_that_names_it(tmp_path: Path) -> None:
+    file = tmp_path / "rewards.yaml"
+    file.write_text("sources:\n  charts: {verifier: chrat}\n")
+    with pytest.raises(ConfigError, match=r"reward.registry=.*rewards.yaml: .*'chrat'.*chart"):
+        Scorer(RewardConfig(registry=str(file)), "glm45v")
