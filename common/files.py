@@ -41,6 +41,12 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed have left of files in a folder that nobody writes to now."""
+    for temporary in folder.glob("*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` in UTF-8, completely or not at all."""
     with replacing(path) as temporary:

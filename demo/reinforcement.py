@@ -10,17 +10,17 @@ from __future__ import annotations
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
-from matplotlib.figure import Figure
 
 from data_pipeline.errors import DataError
 from demo.__main__ import OUT, Stage, console, train
-from demo.digits import build
 from demo.errors import DemoError
-from demo.report import Row, read_metrics, table
 from tools.errors import errors_in_one_line
+
+if TYPE_CHECKING:
+    from demo.report import Row
 
 START, LEARN = Stage("rl_start", "pretrain.train"), Stage("rl", "rl.train")
 STEPS = {START: 170, LEARN: 24}
@@ -37,6 +37,9 @@ def main() -> None:
 
 def run() -> bool:
     """Run both stages and print the report; return whether the required figures were met."""
+    from demo.digits import build
+    from demo.report import read_metrics, table
+
     started = time.monotonic()
     digits, runs = OUT / "digits", OUT / "runs" / "rl"
     for stale in (digits, runs):
@@ -58,6 +61,8 @@ def run() -> bool:
 
 def rows_of(lines: list[dict[str, Any]], validation: list[dict[str, Any]]) -> list[Row]:
     """Return what the rewards and the held-out accuracy were at the beginning and at the end."""
+    from demo.report import Row
+
     first, last = (sum(line["reward"] for line in part) / len(part) for part in (lines[:AVERAGED], lines[-AVERAGED:]))
     before, after = (validation[place]["validation/accuracy"] for place in (0, -1))
     held_out, rollouts = validation[0]["validation/samples"], sum(line["groups/drawn"] for line in lines) * 8
@@ -80,6 +85,8 @@ def rows_of(lines: list[dict[str, Any]], validation: list[dict[str, Any]]) -> li
 
 def draw(lines: list[dict[str, Any]], validation: list[dict[str, Any]], path: Path) -> Path:
     """Draw the reward of the rollouts and the accuracy on held-out images over the iterations."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     axes = figure.subplots()
     axes.plot([line["step"] for line in lines], [line["reward"] for line in lines], label="reward of rollouts")

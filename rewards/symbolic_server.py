@@ -12,12 +12,13 @@ import contextlib
 import json
 import os
 import resource
-import select
 import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+from common.readable import is_readable
 
 _VIRTUAL, _RESIDENT = 0, 1  # columns of /proc/PID/statm
 _LOOK_SECONDS = 0.02
@@ -60,8 +61,7 @@ def in_own_process(given: str, wanted: str, seconds: float, memory: int) -> str:
 def _watched(child: int, reading: int, end: float, memory: int) -> str:
     """Return what a child says, or the limit that it reaches first. math-verify hides a MemoryError, so we look."""
     while time.monotonic() < end:
-        ready, _, _ = select.select([reading], [], [], _LOOK_SECONDS)
-        if ready:
+        if is_readable(reading, _LOOK_SECONDS):
             return os.read(reading, 64).decode()
         try:
             if _pages(str(child), _RESIDENT) > memory:

@@ -15,7 +15,6 @@ import contextlib
 import json
 import os
 import queue
-import select
 import subprocess
 import sys
 import threading
@@ -23,6 +22,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from common.readable import is_readable
 
 SECONDS = 3.0  # for one comparison: an answer is scored within 5 on a busy machine too
 MEMORY = 1 << 30  # bytes of memory that a comparison may have beside what the server has
@@ -128,7 +129,7 @@ class _Server:
         assert self._process.stdout is not None
         descriptor, end = self._process.stdout.fileno(), time.monotonic() + seconds
         while b"\n" not in self._rest:
-            ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
+            ready = is_readable(descriptor, end - time.monotonic())
             read = os.read(descriptor, 65536) if ready else b""
             if not read:
                 return None

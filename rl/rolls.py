@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from PIL import Image, ImageOps
 
-from common.files import write_text
+from common.files import remove_unfinished, write_text
 from data_pipeline.domains.rl_record import RlRecord
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, UnusedSample
@@ -112,6 +112,8 @@ class Rolls:
         self.config, self.engine, self.scorer, self.tokenizer, self.mark = config, engine, scorer, tokenizer, mark
         self.folder = Path(config.train.output_dir) / ROLLOUTS
         self._published = -1
+        if dist.get_rank() == 0:
+            remove_unfinished(self.folder)
 
     def roll_out(
         self,

@@ -14,7 +14,6 @@ import base64
 import io
 import json
 import os
-import select
 import shlex
 import shutil
 import subprocess
@@ -32,6 +31,7 @@ import requests
 from PIL import Image
 
 from common.nearest import suggestion
+from common.readable import is_readable
 from data_pipeline.curation.candidate import Candidate
 from data_pipeline.curation.hashing import digest, uniform
 from data_pipeline.errors import DataError
@@ -220,8 +220,7 @@ class _Program:
         deadline = time.monotonic() + self.options.timeout
         answer = b""
         while not answer.endswith(b"\n"):
-            ready, _, _ = select.select([self._process.stdout], [], [], max(deadline - time.monotonic(), 0))
-            if not ready:
+            if not is_readable(self._process.stdout.fileno(), deadline - time.monotonic()):
                 raise RecaptionError(f"no answer in {self.options.timeout:g} seconds")
             part = os.read(self._process.stdout.fileno(), 1 << 16)
             if not part:

@@ -8,10 +8,12 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from data_pipeline.errors import DataError
@@ -32,7 +34,7 @@ def lasting(line: dict[str, Any]) -> dict[str, Any]:
 
 
 def assert_same(run: Path, other: Path) -> None:
-    """Check that metrics, validation, rollouts and weights of two runs are equal bit for bit."""
+    """Check that metrics, validation, rollouts and the weights of step 4 of two runs are equal bit for bit."""
     without_reuse = [
         [{k: v for k, v in lasting(line).items() if k != "rollout/reused"} for line in metrics(each)]
         for each in (run, other)
@@ -110,21 +112,22 @@ def has_rollouts(run: Path, step: int) -> bool:
 
 @pytest.mark.slow
 def test_run_killed_at_ten_random_moments_continues_bit_for_bit(whole_run: Path, rl_config, tmp_path: Path) -> None:
-    run, rng = tmp_path / "run", random.Random(1)
+    """A start takes about five seconds, an iteration one: half of the kills come within the first two iterations."""
+    run, rng, kills = tmp_path / "run", random.Random(1), 0
     config = rl_config(run, checkpoint={"save_interval": 1})
-    for number in range(10):
+    while kills < 10:
         launcher = start(config, entry=ENTRY, processes=1)
-        wait_until(lambda folder, _: (folder / "log.txt").exists(), launcher, run, step=0)
-        wait_until(has_reached, launcher, run, step=min(number // 3, 3)) if number >= 3 else None
-        time.sleep(rng.uniform(0, 6))
-        if launcher.poll() is None:
+        time.sleep(rng.uniform(4, 12))
+        with suppress(KeyError, psutil.NoSuchProcess):  # it has not begun, or has ended
             process_of_rank(launcher, 0).kill()
-        finish(launcher)
-        if (run / "checkpoints" / "step_0000004").exists():
-            break
+            kills += 1
+        output = finish(launcher)
+        if launcher.returncode == 0:  # begin again from the first iterations
+            assert_same(run, whole_run)
+            shutil.rmtree(run)
+        else:
+            assert "error:" not in output, output
     train(config, entry=ENTRY, processes=1)
-    for step in (1, 3):
-        shutil.rmtree(run / "checkpoints" / f"step_{step:07d}")
     assert_same(run, whole_run)
 
 

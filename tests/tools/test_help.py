@@ -17,7 +17,7 @@ SLOW_TO_IMPORT = {"torch", "megatron", "transformers", "scipy", "matplotlib", "p
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
     """Yield the names of the modules that users may call, and their syntax trees."""
-    for folder in ("tools", "demo", "pretrain", "sft"):
+    for folder in ("tools", "demo", "pretrain", "sft", "rl", "rewards"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
             yield name.removesuffix(".__main__").removesuffix(".__init__"), ast.parse(path.read_text())
@@ -29,7 +29,8 @@ def is_run(tree: ast.Module) -> bool:
     return any(test == "__name__ == '__main__'" for test in tests)
 
 
-COMMANDS = [name for name, tree in modules() if is_run(tree)]
+NOT_FOR_USERS = ("rewards.symbolic_server",)  # rewards.workers starts it
+COMMANDS = [name for name, tree in modules() if is_run(tree) and name not in NOT_FOR_USERS]
 
 
 def help_of(*words: str) -> tuple[str, set[str]]:
