@@ -69,7 +69,7 @@ def main(
     out: Annotated[Path, typer.Option(help="folder of the runs")] = Path("/tmp/glmv-benchmarks/learning"),
     seeds: Annotated[int, typer.Option(min=1)] = 3,
     unanswerable: Annotated[bool, typer.Option("--unanswerable", help="compare RLCS with uniform draws")] = False,
-    plot: Annotated[Path | None, typer.Option(help="picture of the curves")] = None,
+    plot: Annotated[Path | None, typer.Option(help="image file of the curves")] = None,
 ) -> None:
     """Train with several seeds, and print what was gained."""
     start = prepare(out)

@@ -69,6 +69,7 @@ FLOORS = {
     "benchmarks": {
         "common",
         "benchmarks",
+        "demo",
         "rewards",
         "rl",
         "streaming",

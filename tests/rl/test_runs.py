@@ -20,7 +20,7 @@ from data_pipeline.errors import DataError
 from model.config import ConfigError
 from rl.config import RlConfig
 from rl.setup import prepare
-from tests.launch import fail, finish, has_reached, metrics, process_of_rank, start, train, wait_until
+from tests.launch import fail, finish, metrics, process_of_rank, start, train, wait_until
 from training.config import load_config
 from training.dry_run import dry_run
 
