@@ -13,6 +13,7 @@ A tiny GLM-4.1V has learned from 300 handwritten digits how to answer, and learn
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import statistics
@@ -26,10 +27,12 @@ from typing import Annotated, Any
 import typer
 from matplotlib.figure import Figure
 
+from common.files import write_json
 from demo.digits import build
 from demo.report import read_metrics
 
 STEPS, GROUP, AVERAGED = 40, 8, 3
+DONE = "benchmark.json"  # in the folder of a run that is complete
 REWARD_GAIN, MEAN_ACCURACY_GAIN, ROLLOUTS_SHARE = 0.10, 0.05, 0.8
 UNIFORM = ("curriculum.sampler=uniform", "expansion.enabled=false")
 COLORS = ("#2563eb", "#e4572e", "#0d9488")
@@ -104,12 +107,9 @@ def prepare(out: Path) -> Path:
 def learn(out: Path, start: Path, prompts: str, name: str, seed: int, keys: Sequence[str]) -> Learned:
     """Run `rl.train`, unless the run is there."""
     folder = out / f"{prompts} {name}".replace(" ", "_")
-    before = _cpu_seconds()
-    _train(
-        "rl.train",
-        "rl",
-        out,
-        [
+    if not (folder / DONE).is_file():
+        before = _cpu_seconds()
+        run_keys = [
             f"model.init_from={start}",
             f"data.sources=[{{path: {out}/digits/shards/{prompts}}}]",
             f"validation.sources=[{{path: {out}/digits/shards/held_out}}]",
@@ -120,9 +120,9 @@ def learn(out: Path, start: Path, prompts: str, name: str, seed: int, keys: Sequ
             f"train.output_dir={folder}",
             "rollout.keep_last=1",
             "checkpoint.save_interval=0",
-            *keys,
-        ],
-    )
+        ]
+        _train("rl.train", "rl", out, [*run_keys, *keys])
+        write_json(folder / DONE, {"cpu_seconds": _cpu_seconds() - before})
     lines, validation = read_metrics(folder / "metrics.jsonl"), read_metrics(folder / "validation.jsonl")
     drawn = [int(line["groups/drawn"]) * GROUP for line in lines]
     return Learned(
@@ -130,7 +130,7 @@ def learn(out: Path, start: Path, prompts: str, name: str, seed: int, keys: Sequ
         [line["reward"] for line in lines],
         [sum(drawn[: place + 1]) for place in range(len(drawn))],
         [(line["step"], line["validation/accuracy"]) for line in validation],
-        _cpu_seconds() - before,
+        json.loads((folder / DONE).read_text())["cpu_seconds"],
     )
 
 
