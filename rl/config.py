@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 from model.config import ConfigError
 from rl.advantages import ADVANTAGES
@@ -18,7 +19,7 @@ from training.validation_config import ValidationConfig
 
 COMMAND = "rl.train"
 # Keys of every run that have no meaning here, with what to use instead.
-UNUSED_VALIDATION = ("steps", "samples", "samples_file", "samples_interval")
+UNUSED_VALIDATION = ("steps", "samples", "samples_file", "samples_interval", "samples_max_tokens")
 
 
 @dataclass
@@ -123,8 +124,27 @@ class RlConfig(RunConfig):
         )
 
     def warnings_of_domains(self, domains: Collection[str]) -> Iterator[str]:
-        """Yield the keys of the data that were set and have no effect."""
-        defaults, data = asdict(type(self.data)()), asdict(self.data)
-        for name in ("num_workers", "prefetch", "too_long"):
-            if data[name] != defaults[name]:
-                yield f"data.{name} has no effect in {COMMAND}"
+        """Yield the keys that were set and have no effect, or not the one that is probably meant."""
+        yield from _changed("data", self.data, ("num_workers", "prefetch", "too_long"), f"in {COMMAND}")
+        if not self.expansion.enabled:
+            yield from _changed("expansion", self.expansion, ("decay", "max_ratio"), "with expansion.enabled=false")
+        if self.curriculum.sampler == "uniform":
+            yield from _changed(
+                "curriculum", self.curriculum, ("weights", "kind_floor"), "with curriculum.sampler=uniform"
+            )
+        for source in self.validation.sources:
+            if source.weight != 1:
+                yield f"the weight of held-out source {source.label()!r} has no effect in {COMMAND}"
+        kept, saved = self.rollout.keep_last, self.checkpoint.save_interval
+        if 0 < kept < saved or (kept and not saved):
+            yield (
+                f"rollout.keep_last={kept} is below checkpoint.save_interval={saved}: a run that is killed draws again "
+                "what it has removed since its newest checkpoint"
+            )
+
+
+def _changed(section: str, keys: Any, names: Sequence[str], when: str) -> Iterator[str]:
+    """Yield a line for each of a section's keys that was set although it has no effect."""
+    for name in names:
+        if getattr(keys, name) != getattr(type(keys)(), name):
+            yield f"{section}.{name} has no effect {when}"

@@ -28,7 +28,7 @@ class RewardConfig:
         Raises:
             ConfigError: it cannot be asked.
         """
-        if self.judge.url or self.judge.model:
+        if self.judge != JudgeConfig():
             try:
                 self.judge.check()
             except RewardError as error:

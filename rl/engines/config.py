@@ -43,6 +43,7 @@ class RolloutConfig(ServersConfig):
             self._refuse_servers()
         else:
             self.check(self.engine)
+            self._refuse_embedded()
         if 0 < self.tis < 1:
             raise ConfigError(f"rollout.tis={self.tis:g} would shrink every token's weight; give 1 or more, or 0")
 
@@ -54,4 +55,13 @@ class RolloutConfig(ServersConfig):
                 raise ConfigError(
                     f"rollout.{item.name}={value} is of servers, and rollout.engine=embedded has none: remove it, or "
                     "set rollout.engine=vllm"
+                )
+
+    def _refuse_embedded(self) -> None:
+        """Refuse keys of the embedded engine that were set although servers draw."""
+        for name in ("embedded_rows", "embedded_cache_gb"):
+            if (value := getattr(self, name)) != getattr(RolloutConfig(), name):
+                raise ConfigError(
+                    f"rollout.{name}={value} is of the embedded engine, and rollout.engine={self.engine}: remove it, "
+                    "or set rollout.engine=embedded"
                 )

@@ -46,3 +46,9 @@ class ServersConfig:
             raise ConfigError(f"rollout.start starts vLLM: start {engine} yourself, and give rollout.addresses")
         if self.start and not self.start_python:
             raise ConfigError("rollout.start needs rollout.start_python: the Python of an environment with vLLM")
+        for name in ("start_python", "start_options", "start_seconds"):
+            if not self.start and (value := getattr(self, name)) != getattr(ServersConfig(), name):
+                raise ConfigError(
+                    f"rollout.{name}={value} has no effect, because rollout.start is 0: set it to a number of servers, "
+                    "or remove this"
+                )

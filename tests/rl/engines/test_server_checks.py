@@ -134,6 +134,10 @@ def test_a_server_that_does_not_answer_is_named(
         ),
         ({"addresses": ["http://a:1", "http://a:1"]}, r"rollout\.addresses names a server twice"),
         ({"start": 1}, r"rollout\.start needs rollout\.start_python"),
+        (
+            {"addresses": ["http://a:1"], "start_options": ["--seed", "1"]},
+            r"rollout\.start_options=\['--seed', '1'\] has no effect, because rollout\.start is 0",
+        ),
         ({"start": -1}, r"rollout\.start=-1: give 0 or a positive number"),
         ({"start": 1, "concurrency": 0}, r"rollout\.concurrency=0: give a positive number"),
         ({"start": 1, "deadline": float("nan")}, r"rollout\.deadline=nan: give a positive number"),
