@@ -78,6 +78,7 @@ class Response:
     Attributes:
         tokens: All so far, inserted ones included.
         log_probs: Of each token, nan where inserted.
+        inserted: Of each token, whether it was inserted.
         finish: How it ended; None: it has not.
         forced: Whether its thought was ended by inserted tokens.
     """
@@ -85,6 +86,7 @@ class Response:
     def __init__(self, special: ResponseTokens, sampling: Sampling, thinks: bool) -> None:
         self.tokens: list[int] = []
         self.log_probs: list[float] = []
+        self.inserted: list[bool] = []
         self.finish: Finish | None = None
         self.forced = False
         self._special, self._sampling = special, sampling
@@ -109,6 +111,7 @@ class Response:
         """Add one token that was drawn."""
         self.tokens.append(token)
         self.log_probs.append(log_prob)
+        self.inserted.append(False)
         self.budget -= 1
         if token in self._special.ends:
             self.finish = "ended"
@@ -127,20 +130,20 @@ class Response:
             return
         self.tokens += self._special.forced
         self.log_probs += [math.nan] * len(self._special.forced)
+        self.inserted += [True] * len(self._special.forced)
         self.forced, self._in_thought = True, False
         self.budget = self._sampling.max_answer_tokens
 
     def rollout(self, request: Request, number: int, version: int) -> Rollout:
         """Return the finished response as the rollout `number` of a group."""
         assert self.finish is not None
-        log_probs = np.array(self.log_probs, np.float32)
         return Rollout(
             prompt_id=request.prompt.id,
             number=number,
             seed=request.seeds[number],
             tokens=np.array(self.tokens, np.int64),
-            log_probs=log_probs,
-            inserted=np.isnan(log_probs),
+            log_probs=np.array(self.log_probs, np.float32),
+            inserted=np.array(self.inserted, bool),
             finish=self.finish,
             forced=self.forced,
             version=version,

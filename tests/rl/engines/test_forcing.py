@@ -33,6 +33,13 @@ def text(made: Response) -> str:
     return "".join(map(chr, made.tokens))
 
 
+def test_drawn_token_whose_log_probability_is_no_number_is_not_inserted() -> None:
+    """A model that fails gives such numbers: they must reach the comparison with the policy."""
+    made = response("ttt")
+    made.add(ord("a"), float("nan"))
+    assert made.inserted == [False, False, False, True, True, False]
+
+
 @pytest.mark.parametrize(
     ("drawn", "tokens", "finish", "budget"),
     [
