@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
+from data_pipeline.loading.source import Source
 from model.config import ConfigError
 from rewards.table import verifier_named
 from rewards.verdict import RewardError
@@ -28,6 +30,11 @@ class PreparedRl(Prepared[PromptSampler]):
 
     chat_form: str = ""
     held_out: PromptTable | None = None
+
+    @property
+    def held_out_sources(self) -> Sequence[Source]:
+        """The sources of the held-out prompts."""
+        return self.held_out.sources if self.held_out is not None else []
 
 
 def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:

@@ -124,8 +124,7 @@ def _with_files(config: RunConfig, processes: int, prepare: Callable[..., Prepar
     yield from _plan(config, model, processes, *loader.expected_work())
     mixture = loader.planned_mixture()
     yield f"\nthe next window of steps takes from every domain:\n{mixture_table(mixture)}" if mixture else ""
-    if prepared.validation.loader is not None:
-        yield from describe_held_out(prepared.validation.loader, loader)
+    yield from describe_held_out(prepared.held_out_sources, loader.sources)
     yield from (f"warning: {line}" for line in warnings_of(config, model, loader, too_long_share(mixture)))
 
 

@@ -16,6 +16,7 @@ import torch
 from megatron.core import parallel_state
 
 from data_pipeline.loading.loader import PackedLoader
+from data_pipeline.loading.source import Source
 from model.checkpoint import is_checkpoint, load_checkpoint, read_train_state
 from model.config import GlmvConfig
 from model.dispatch import check_dispatch_kernels
@@ -56,6 +57,11 @@ class Prepared(Generic[Data]):
     layout: PipelineLayout | None  # the layers of each pipeline stage; None without pipeline parallelism
     validation: PreparedValidation
     objective: Objective | None = None  # what its steps minimise; None: the cross-entropy
+
+    @property
+    def held_out_sources(self) -> Sequence[Source]:
+        """The sources that the run validates on."""
+        return self.validation.loader.sources if self.validation.loader is not None else []
 
 
 def prepare(config: RunConfig, processes: int | None = None) -> Prepared[PackedLoader]:

@@ -52,9 +52,8 @@ def log_start(prepared: Prepared[Any], start_point: StartPoint, done: int, backe
         logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
     for warning in warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)):
         logger.warning(warning)
-    if prepared.validation.loader is not None:
-        for line in describe_held_out(prepared.validation.loader, prepared.loader):
-            logger.info(line)
+    for line in describe_held_out(prepared.held_out_sources, prepared.loader.sources):
+        logger.info(line)
     if done == config.train.steps:
         logger.info("nothing is left to do; raise train.steps to continue")
 

@@ -32,7 +32,6 @@ from model.context_slicing import my_context_tokens
 from model.fp8_weights import gather_weights
 from training.batch_broadcast import broadcast_patches, read_step
 from training.domain_losses import domain_masks
-from training.run_data import RunData
 from training.step import TrainStep, forward
 from training.step_errors import NothingToLearn
 from training.validation_config import ValidationConfig
@@ -139,13 +138,15 @@ def check_loss_tokens(
     )
 
 
-def describe_held_out(held_out: PackedLoader, training: RunData) -> Iterator[str]:
+def describe_held_out(held_out: Sequence[Source], training: Sequence[Source]) -> Iterator[str]:
     """Yield lines for the start of the log: what is held out, and what of it is also training data."""
-    samples, shards = (sum(map(len, x)) for x in (held_out.sources, [source.shards for source in held_out.sources]))
+    if not held_out:
+        return
+    samples, shards = (sum(map(len, x)) for x in (held_out, [source.shards for source in held_out]))
     yield f"validation: {samples:,} samples in {shards:,} shards are held out"
-    if shared := len(shared_shards(held_out.sources, training.sources)):
+    if shared := len(shared_shards(held_out, training)):
         yield f"validation: {shared:,} of these shards are also training shards"
-    if same := shared_samples(held_out.sources, training.sources):
+    if same := shared_samples(held_out, training):
         yield f"validation: {same:,} of these samples have a record, image or video that is also in the training data"
 
 

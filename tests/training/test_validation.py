@@ -291,15 +291,13 @@ def test_training_shards_are_not_held_out(config: Path, shards: Path, held_out: 
     with pytest.raises(DataError, match=r"shard copy-\S+.tar is also a training shard \(images-\S+.tar of source 'ima"):
         prepare(load_config(RunConfig, config, overrides))
     allowed = prepare(load_config(RunConfig, config, [*overrides, "validation.allow_overlap=true"]))
-    assert allowed.validation.loader is not None
-    assert list(describe_held_out(allowed.validation.loader, allowed.loader)) == [
+    assert list(describe_held_out(allowed.held_out_sources, allowed.loader.sources)) == [
         "validation: 24 samples in 1 shards are held out",
         "validation: 1 of these shards are also training shards",
         "validation: 24 of these samples have a record, image or video that is also in the training data",
     ]
     chats = prepare(load_config(RunConfig, config, [f"validation.sources=[{{path: {shards / 'chats'}}}]"]))
-    assert chats.validation.loader is not None
-    assert list(describe_held_out(chats.validation.loader, chats.loader)) == [
+    assert list(describe_held_out(chats.held_out_sources, chats.loader.sources)) == [
         "validation: 12 samples in 1 shards are held out",
         "validation: 12 of these samples have a record, image or video that is also in the training data",
     ]
