@@ -33,7 +33,7 @@ def page(runs: Sequence[RunRecord], x_label: str) -> str:
         facts=[(run, dict(facts(run))) for run in runs],
         sections=list(sections(runs, x_label)),
         differences=different_keys(runs),
-        rollouts=[(run, newest_rollouts(run.folder)) for run in runs],
+        rollouts=[(run, newest_rollouts(run.folder, run.steps)) for run in runs],
         quarantined=[(shard, reason, [run.quarantined[shard, reason] for run in runs]) for shard, reason in reasons],
     )
 

@@ -43,9 +43,14 @@ class NewestRollouts:
     groups: list[PromptRows]
 
 
-def newest_rollouts(folder: Path) -> NewestRollouts | None:
-    """Return the first prompts of the newest iteration in a run folder; None where there is none."""
-    files = sorted((folder / "rollouts").glob("step_*.jsonl"))
+def newest_rollouts(folder: Path, steps: int) -> NewestRollouts | None:
+    """Return the first prompts of the newest iteration that a run has done; None where there is none.
+
+    Args:
+        folder: Of the run. Where the run has fallen back, there are files of iterations that are still to come.
+        steps: Iterations done.
+    """
+    files = sorted(file for file in (folder / "rollouts").glob("step_*.jsonl") if file.stem <= f"step_{steps:07d}")
     if not files:
         return None
     lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]

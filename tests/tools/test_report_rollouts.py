@@ -1,0 +1,51 @@
+"""The rollouts that a run's page shows."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools.report_rollouts import newest_rollouts
+
+pytestmark = pytest.mark.fast
+
+
+def line(prompt: str, response: str, **changed: Any) -> str:
+    content = {
+        "prompt": prompt,
+        "question": "Which  digit?",
+        "reference": "7",
+        "verifier": "vqa",
+        "response": response,
+        "score": 1.0,
+        "reason": "equal",
+        "forced": False,
+        **changed,
+    }
+    return json.dumps(content) + "\n"
+
+
+def test_newest_iteration_that_is_done_is_shown(tmp_path: Path) -> None:
+    """The file of iteration 3 is from before the run fell back to 2."""
+    assert newest_rollouts(tmp_path, 2) is None
+    (tmp_path / "rollouts").mkdir()
+    for step in (1, 2, 3):
+        lines = [
+            line(f"a.tar/{step}", "<think>Round.</think>It is 7.", images=["ab"]),
+            line(f"a.tar/{step}", "7", forced=True),
+            line("a.tar/other", "<think>Hm"),
+        ]
+        (tmp_path / "rollouts" / f"step_{step:07d}.jsonl").write_text("".join(lines))
+    shown = newest_rollouts(tmp_path, 2)
+    assert shown is not None
+    assert shown.step == 2
+    assert [(group.prompt, group.question, group.images) for group in shown.groups] == [
+        ("a.tar/2", "Which digit?", ["ab"]),
+        ("a.tar/other", "Which digit?", []),
+    ]
+    rows = [(row.thought, row.answer, row.reason) for row in shown.groups[0].rollouts]
+    assert rows == [("Round.", "It is 7.", "equal"), ("", "7", "equal (forced)")]
+    assert newest_rollouts(tmp_path, 0) is None
