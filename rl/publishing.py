@@ -30,8 +30,6 @@ from rl.errors import RolloutError
 from training.hf_files import config_json
 from training.step import TrainStep
 
-__all__ = ["stream_tensors", "write_policy"]
-
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...]]]  # dtype and shape of tensors by name
 
 

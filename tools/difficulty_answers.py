@@ -21,12 +21,12 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.file_types import file_type
 from data_pipeline.sample import Image, Text
 from data_pipeline.shards.reader import RawSample
+from rl.scoring import FORMS
 from tools.exported import Exported, padded_inputs
 from training.prompts import CHAT_FORMS, chat_form_of
 
 DELAYS = (1.0, 5.0, 20.0)  # seconds before the second, third and fourth request
 TIMEOUT = (10, 3600)  # seconds to connect, and for an answer
-FORMS = {"glm45v": "glm45v", "glm46v": "glm45v", "glm41v": "glm41v"}  # form of chats -> of responses, in rewards
 
 
 @dataclass(frozen=True)

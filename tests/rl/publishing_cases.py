@@ -18,8 +18,9 @@ from model.checkpoint import save_checkpoint
 from model.config import GlmvConfig
 from model.glmv import GlmvModel, build_model_chunks
 from model.process_groups import initialize_model_parallel
+from model.weights.stream import stream_tensors
 from rl.errors import RolloutError
-from rl.publishing import stream_tensors, write_policy
+from rl.publishing import write_policy
 from tests.model import layout_cases, lora_cases
 from tests.model.layout_cases import layout_of, of_this_rank, packs_of_step
 from tests.reference import small_config
