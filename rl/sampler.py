@@ -71,6 +71,7 @@ class PromptSampler:
         """Return what must survive a crash, as JSON types."""
         return {
             "format": STATE_FORMAT,
+            "content": self.table.fingerprint,
             "curriculum": self.curriculum.state_dict(),
             "expansion": self.expansion.state_dict(),
             "tally": self.tally.state_dict(),
@@ -84,7 +85,7 @@ class PromptSampler:
             allow_changes: begin the curriculum again where the prompts are others.
 
         Raises:
-            DataError: the state is another stage's.
+            DataError: the state is another stage's, or the content of the prompts has changed.
             CheckpointError: it is that of other prompts.
         """
         if state.get("format") != STATE_FORMAT or "curriculum" not in state:
@@ -97,6 +98,11 @@ class PromptSampler:
         except CheckpointError:
             if not allow_changes:
                 raise
+        if state.get("content", self.table.fingerprint) != self.table.fingerprint and not allow_changes:
+            raise DataError(
+                "the prompts of data.sources are not those of the checkpoint: a record, an image or a pixel budget has "
+                "changed; bring them back, or set checkpoint.allow_changes=true"
+            )
         self.expansion.load_state_dict(state["expansion"])
         self.tally.load_state_dict(state["tally"])
 

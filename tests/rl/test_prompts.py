@@ -17,7 +17,9 @@ from data_pipeline.media.image_sizes import tokens_of
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.prompt_facts import add_grades, facts_path
+from rl.config import RlConfig
 from rl.prompts import PromptTable
+from rl.sampler import PromptSampler
 from tests.data_pipeline.media_files import encoded, pattern
 
 pytestmark = pytest.mark.fast
@@ -138,6 +140,19 @@ def test_fingerprint_changes_with_the_content_and_not_with_the_place_or_the_grad
     assert opened(tokenizer_folder, moved).fingerprint == before
     changed = build("other", [{**DOTS[0], "answer": "8"}, *DOTS[1:]], name="dots")
     assert opened(tokenizer_folder, SourceConfig(changed.path, name="dots")).fingerprint != before
+
+
+def test_state_of_prompts_whose_content_has_changed_is_refused(build, tokenizer_folder):
+    changed = build("other", [{**DOTS[0], "answer": "8"}, *DOTS[1:]], name="dots")
+    before, after = (
+        PromptSampler(RlConfig(), opened(tokenizer_folder, source))
+        for source in (build("dots", DOTS), SourceConfig(changed.path, name="dots"))
+    )
+    assert before.table.facts.fingerprint() == after.table.facts.fingerprint()
+    before.load_state_dict(before.state_dict())
+    with pytest.raises(DataError, match=r"are not those of the checkpoint: .* checkpoint\.allow_changes=true"):
+        after.load_state_dict(before.state_dict())
+    after.load_state_dict(before.state_dict(), allow_changes=True)
 
 
 def test_shards_behind_a_url_are_read_with_facts_and_grades(build, tokenizer_folder, tmp_path):
