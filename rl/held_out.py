@@ -1,20 +1,25 @@
 """Validation in reinforcement learning: greedy answers to held-out prompts, scored as rollouts are.
 
+As many prompts as an iteration may draw are read and answered together, so that memory does not grow with their number.
+
 RUN/validation.jsonl     {"step": 8, "validation/reward": 0.62, "validation/accuracy": 0.6, ...}
 """
 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
 
+from data_pipeline.errors import Interrupted
 from rl.config import RlConfig
 from rl.prompts import PromptTable
 from rl.rollouts import Sampling
@@ -32,7 +37,8 @@ class HeldOut:
         table: the held-out prompts; None: there are none.
         rolls: draws and scores rollouts.
         log: of the run; None except on the main process.
-        may_continue: called before a validation, on all processes.
+        may_continue: called again and again while it works, on all processes. Where it says no, because the run was
+            asked to stop, the validation is given up.
     """
 
     def __init__(
@@ -50,6 +56,8 @@ class HeldOut:
         last: list[Any] = [last_step(self.file, default=-1) if log is not None else 0]
         dist.broadcast_object_list(last, src=0)
         self._validated = last[0]
+        drawn = config.expansion.max_ratio if config.expansion.enabled else 1
+        self._together = math.ceil(config.rl.prompts * drawn)
         limits = config.rollout
         self.sampling = Sampling(0.0, limits.max_thinking_tokens, limits.max_answer_tokens, limits.force_answer)
 
@@ -57,28 +65,48 @@ class HeldOut:
         """Validate after `step` if that is due, by interval or at the end, and not done yet."""
         interval = self.config.validation.interval
         is_due = interval and (is_last or step % interval == 0)
-        if self.table is None or not is_due or self._validated >= step or not self.may_continue():
+        if self.table is None or not is_due or self._validated >= step:
             return
         started = time.perf_counter()
-        rows = np.arange(len(self.table))
-        groups = self.rolls.roll_out(
-            trainer, self.table, rows, step, version=step, sampling=self.sampling, group=1
-        ).groups
+        scores = self._scores(trainer, self.table, step)
         self._validated = step
         if self.log is None:
             return
-        scores = defaultdict(list)
-        for group in groups:
-            scores[group.record.source].append(group.scores[0])
+        if scores is None:
+            logger.info("the validation at step %d is given up, because the run was asked to stop", step)
+            return
+        self._write(step, scores, time.perf_counter() - started)
+        if unused := len(self.table) - sum(map(len, scores.values())):
+            logger.warning("validation: %d held-out prompts could not be used", unused)
+
+    def _scores(self, trainer: TrainStep, table: PromptTable, step: int) -> dict[str, list[float]] | None:
+        """Return the scores of the answers by data source; None if the run was asked to stop. Collective."""
+        scores = defaultdict[str, list[float]](list)
+        for first in range(0, len(table), self._together):
+            if not self.may_continue():
+                return None
+            rows = np.arange(first, min(first + self._together, len(table)))
+            try:
+                rolled = self.rolls.roll_out(trainer, table, rows, step, version=step, sampling=self.sampling, group=1)
+            except Interrupted:
+                self.may_continue()  # the processes agree on who asked the run to stop
+                return None
+            for group in rolled.groups:
+                scores[group.record.source].append(group.scores[0])
+        return scores
+
+    def _write(self, step: int, scores: Mapping[str, Sequence[float]], seconds: float) -> None:
+        """Write a line of validation.jsonl, and log it."""
+        assert self.log is not None
         every = [score for of_source in scores.values() for score in of_source]
         pass_score = self.config.curriculum.pass_score
         line = {
             "step": step,
-            "validation/reward": float(np.mean(every)),
-            "validation/accuracy": float(np.mean([score >= pass_score for score in every])),
-            **{f"validation/reward/{source}": float(np.mean(values)) for source, values in sorted(scores.items())},
+            "validation/reward": mean(every),
+            "validation/accuracy": mean([score >= pass_score for score in every]),
+            **{f"validation/reward/{source}": mean(values) for source, values in sorted(scores.items())},
             "validation/samples": len(every),
-            "validation/seconds": time.perf_counter() - started,
+            "validation/seconds": seconds,
         }
         with writes_to(self.file):
             with self.file.open("a") as file:
@@ -92,3 +120,8 @@ class HeldOut:
             len(every),
             line["validation/seconds"],
         )
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; nan of nothing."""
+    return fmean(values) if values else math.nan

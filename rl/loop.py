@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline.encoding.batch import Batch
+from data_pipeline.errors import Interrupted
 from rl.config import RlConfig
 from rl.curriculum.rates import count_passes
 from rl.engines.build import build_engine
@@ -65,6 +66,9 @@ class RlRun(Run):
         if self.log is not None and (unused := scorer.unused_sources(self.sampler.table.data_sources)):
             logger.warning("reward.registry has sources that no prompt is of: %s", ", ".join(unused))
         self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark)
+        self._held_out = prepared.held_out
+        if self._held_out is not None:
+            self.guard.requests.on_request(self._held_out.stop_waiting)
         self.pack_maker = PackMaker(config, tokenizer, pack_cost(model), model.image_token_id)
         limits = config.rollout
         self.sampling = Sampling(1.0, limits.max_thinking_tokens, limits.max_answer_tokens, limits.force_answer)
@@ -80,32 +84,45 @@ class RlRun(Run):
         finally:
             self.engine.close()
             self.rolls.scorer.close()
+            if self._held_out is not None:
+                self._held_out.close()
 
     def _mark(self, phase: str) -> None:
         self._phase = phase
         self.guard.watchdog.mark(self.done + 1, phase, slow=True)
 
     def _waits(self) -> None:
-        """Note that the servers still work."""
+        """Note that the engine still draws, here or elsewhere."""
         self._mark(self._phase)
 
     # --- before the updates -------------------------------------------------------------------------------------------
 
     def read_packs(self, step: int) -> list[Batch]:
-        """Roll out the prompts of an iteration, and return the packs of all its updates. Collective."""
+        """Roll out the prompts of an iteration, and return the packs of all its updates. Collective.
+
+        Where the run is asked to stop there are none: training.loop looks for that next.
+        """
         started = time.perf_counter()
+        self._rolled, self._updates = RolledOut([], [], reused=False), []  # the memory of the last iteration
+        if self._is_stopped():  # rolling out may take longer than a scheduler waits
+            return []
         rows = self.sampler.draw(step)
         tiers = self.sampler.tiers(rows)
-        self._rolled = self.rolls.roll_out(
-            self.trainer,
-            self.sampler.table,
-            rows,
-            step,
-            version=step - 1,
-            sampling=self.sampling,
-            group=self.config.rl.group,
-            kept=True,
-        )
+        try:
+            self._rolled = self.rolls.roll_out(
+                self.trainer,
+                self.sampler.table,
+                rows,
+                step,
+                version=step - 1,
+                sampling=self.sampling,
+                group=self.config.rl.group,
+                kept=True,
+            )
+        except Interrupted:
+            return []
+        if self._is_stopped():
+            return []
         groups = self._rolled.groups
         rolled_out = time.perf_counter()
         chosen, counts = choose(groups, self.config)
@@ -142,7 +159,7 @@ class RlRun(Run):
         if not packs:
             return {}
         found, limit = mismatch(packs, self.config.rollout.tis), self.config.rollout.max_mismatch
-        if limit and found.mean > limit:
+        if limit and not found.mean <= limit:  # or not a number
             raise RolloutError(
                 f"step {step}: the engine's log-probabilities differ from the policy's by {found.mean:.3g} on average, "
                 f"more than rollout.max_mismatch={limit:g}: it does not have the policy's weights, images or tokens; "
@@ -154,7 +171,10 @@ class RlRun(Run):
 
     def train_on(self, step: int, batches: list[Batch]) -> StepReport:
         """Take the updates of an iteration, and let the curriculum know its rewards. Collective."""
-        reports = [self.trainer.run(step, update) for update in self._updates]
+        reports = []
+        for update in self._updates:
+            self.guard.watchdog.mark(step, "step", slow=self.done == self.started_at)
+            reports.append(self.trainer.run(step, update))
         self._observe(self._rolled.groups)
         report = joined(reports) if reports else self._nothing_learned(step)
         report.quarantined = len(self._rolled.unused)
@@ -169,8 +189,12 @@ class RlRun(Run):
         return StepReport(0.0, 0.0, lr, tokens=0, padding_fraction=0.0, samples=0, images=0, patches=0, quarantined=0)
 
     def quarantined(self, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-        """Return the lines of quarantine.jsonl of an iteration: prompts that could not be read."""
+        """Return the lines of quarantine.jsonl of an iteration: prompts that could not be read or answered."""
         return self._rolled.unused
+
+    def _count_samples(self, step: int, samples: int, quarantined: list[dict[str, Any]]) -> None:
+        """Count prompts: the samples of a step are rollouts, of which a prompt has several or none."""
+        super()._count_samples(step, len(self._rolled.groups), quarantined)
 
     def _observe(self, groups: list[Group]) -> None:
         size = self.config.rl.group
@@ -188,6 +212,7 @@ def joined(reports: Sequence[StepReport]) -> StepReport:
     metrics = {
         name: (max if name == LARGEST else fmean)([report.metrics[name] for report in reports]) for name in names
     }
+    part_norms = {name: fmean(report.part_norms[name] for report in reports) for name in reports[0].part_norms}
     return replace(
         reports[-1],
         **sums,
@@ -195,5 +220,6 @@ def joined(reports: Sequence[StepReport]) -> StepReport:
         grad_norm=fmean(report.grad_norm for report in reports),
         padding_fraction=1 - useful / laid_out,
         bad=next((report.bad for report in reports if report.bad), None),
+        part_norms=part_norms,
         metrics=metrics,
     )

@@ -16,18 +16,20 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from PIL import Image, ImageOps
+from PIL import Image
 
 from common.files import remove_unfinished, write_text
 from data_pipeline.domains.rl_record import RlRecord
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, UnusedSample
+from data_pipeline.media.image_files import decode_image
 from model.process_groups import same_packs_group
 from rewards.verdict import Verdict
 from rl.config import RlConfig
@@ -46,6 +48,7 @@ from rl.rollouts import (
     write_rollouts,
 )
 from rl.scoring import Response, Scorer
+from rl.waiting import patient_group, wait_for_all
 from training.batch_broadcast import is_lead
 from training.determinism import weights_checksum
 from training.metrics import logger, writes_to
@@ -91,14 +94,14 @@ class RolledOut:
 
 
 class Rolls:
-    """Draws and scores rollouts. Collective.
+    """Draws and scores rollouts. Collective, as is making one.
 
     Args:
         config: of the run.
         engine: draws.
         scorer: scores, on the main process.
         tokenizer: of the run.
-        mark: called with what begins: "rollout", "reward".
+        mark: called with what begins or makes progress: "data", "rollout", "reward".
     """
 
     def __init__(
@@ -112,6 +115,7 @@ class Rolls:
         self.config, self.engine, self.scorer, self.tokenizer, self.mark = config, engine, scorer, tokenizer, mark
         self.folder = Path(config.train.output_dir) / ROLLOUTS
         self._published = -1
+        self._group = patient_group()
         if dist.get_rank() == 0:
             remove_unfinished(self.folder)
 
@@ -138,11 +142,15 @@ class Rolls:
             sampling: how responses are drawn.
             group: rollouts of each prompt.
             kept: whether the rollouts are kept on disk, and taken from there where they are the same.
+
+        Raises:
+            Interrupted: as from `read_prompts`.
         """
-        self.mark("rollout")
+        self.mark("data")
         prompts, unused = read_prompts(table, rows)
+        self.mark("rollout")
         requests = self._requests([prompt for _, prompt, _ in prompts], iteration, group)
-        head = self._head(trainer, requests, iteration, version, sampling) if kept else None
+        head = self._head(trainer, table, requests, iteration, version, sampling) if kept else None
         rollouts = self._find(head) if head else None
         reused = rollouts is not None
         drawn = self._draw(trainer, requests, version, sampling) if rollouts is None else rollouts
@@ -181,23 +189,32 @@ class Rolls:
     def _score(self, prompts: Sequence[Prompt], rollouts: Sequence[Rollout], group: int) -> list[Verdict]:
         """Score on the main process, and return the verdicts on all. Collective."""
         verdicts: list[Any] = [None]
+        on_wait = partial(self.mark, "reward")
         if dist.get_rank() == 0:
             responses = [
                 Response(record, decode(rollout.tokens.tolist(), self.tokenizer), rollout.finish)
                 for (_, _, record), span in zip(prompts, _spans(len(prompts), group), strict=True)
                 for rollout in rollouts[span]
             ]
-            verdicts = [self.scorer.score(responses)]
+            verdicts = [self.scorer.score(responses, on_wait)]
+        wait_for_all(self._group, on_wait)
         dist.broadcast_object_list(verdicts, src=0)
         return verdicts[0]
 
     # --- on disk ------------------------------------------------------------------------------------------------------
 
     def _head(
-        self, trainer: TrainStep, requests: Sequence[Request], iteration: int, version: int, sampling: Sampling
+        self,
+        trainer: TrainStep,
+        table: PromptTable,
+        requests: Sequence[Request],
+        iteration: int,
+        version: int,
+        sampling: Sampling,
     ) -> RolloutsHead:
         settings = {
-            "prompts": [request.prompt.id for request in requests],
+            "prompts": [[request.prompt.id, len(request.prompt.sample)] for request in requests],
+            "content": table.fingerprint,
             "group": len(requests[0].seeds) if requests else 0,
             "sampling": asdict(sampling),
             "engine": self.config.rollout.engine,
@@ -235,7 +252,7 @@ class Rolls:
 
     def _scored_by(self, head: RolloutsHead) -> str:
         """Return a hash of what the verdicts on a file's rollouts depend on."""
-        return fingerprint({"drawn": head.settings, "reward": asdict(self.config.reward)})
+        return fingerprint({"drawn": asdict(head), "scored": self.scorer.settings()})
 
     def _keep_rollouts(self, head: RolloutsHead, rollouts: Sequence[Rollout]) -> None:
         if dist.get_rank() == 0:
@@ -260,9 +277,7 @@ class Rolls:
             )
             write_text(self._file(head.iteration, ".jsonl"), "".join(f"{line}\n" for line in lines))
             if keep := self.config.rollout.keep_last:
-                for suffix in (".npz", ".jsonl"):
-                    for old in sorted(self.folder.glob(f"step_*{suffix}"))[:-keep]:
-                        old.unlink()
+                remove_before(self.folder, head.iteration - keep + 1)
 
     def _lines(
         self,
@@ -293,6 +308,13 @@ class Rolls:
                 }
 
 
+def remove_before(folder: Path, iteration: int) -> None:
+    """Remove the files of earlier iterations. Those of later ones, from before a fall back, may be used again."""
+    for file in folder.glob("step_*"):
+        if file.suffix in (".npz", ".jsonl") and file.stem < f"step_{iteration:07d}":
+            file.unlink()
+
+
 def _spans(groups: int, size: int) -> Iterator[slice]:
     """Yield the places of each group's rollouts."""
     return (slice(number * size, (number + 1) * size) for number in range(groups))
@@ -301,7 +323,7 @@ def _spans(groups: int, size: int) -> Iterator[slice]:
 def thumbnail(data: bytes) -> str:
     """Return a small JPEG of an image as base64."""
     buffer = io.BytesIO()
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    image = Image.fromarray(decode_image(data))  # as in training, which reads files that Pillow alone would refuse
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.save(buffer, "JPEG", quality=80)
     return base64.b64encode(buffer.getvalue()).decode()
@@ -329,28 +351,40 @@ def _unused(prompt_id: str, reason: str, detail: str) -> dict[str, Any]:
 def read_prompts(table: PromptTable, rows: np.ndarray) -> tuple[list[Prompt], list[dict[str, Any]]]:
     """Read prompts on the lead of the processes that share packs; the others get them without patches. Collective.
 
+    A prompt that one lead cannot read, because storage fails for its machine alone, is used by none: all processes must
+    ask for the same ones.
+
     Returns:
         (row, prompt, record) of each prompt that can be used, and lines of quarantine.jsonl of the others.
+
+    Raises:
+        Interrupted: A lead waited for a lost shard when the run was asked to stop. Raised on all processes, as is any
+            other error of a lead.
     """
     read: list[Prompt] = []
-    unused: list[dict[str, Any]] = []
-    outcome: list[Any] = [None]
-    group = same_packs_group()
+    unused: dict[int, dict[str, Any]] = {}  # by row
+    failure: Exception | None = None
     if is_lead():
         try:
             for row in rows.tolist():
                 try:
                     read.append((row, *table.read(row)))
                 except BadSample as error:
-                    unused.append(_unused(table.facts.ids[row], error.reason, error.detail))
-            outcome = [([(row, _without_media(prompt), record) for row, prompt, record in read], unused)]
-        except Exception as error:  # the other processes wait for the outcome
-            outcome = [error]
+                    unused[row] = _unused(table.facts.ids[row], error.reason, error.detail)
+        except Exception as error:  # the other processes wait
+            failure = error
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, (unused, failure))
+    if failures := [failed for _, failed in everyone if failed is not None]:
+        raise failures[0]
+    unused = {row: line for lines, _ in reversed(everyone) for row, line in lines.items()}
+    prompts = [each for each in read if each[0] not in unused]
+    group = same_packs_group()
     if group.size() > 1:
-        dist.broadcast_object_list(outcome, src=dist.get_global_rank(group, 0), group=group)
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return (read, unused) if is_lead() else outcome[0]
+        sent: list[Any] = [[(row, _without_media(prompt), record) for row, prompt, record in prompts]]
+        dist.broadcast_object_list(sent, src=dist.get_global_rank(group, 0), group=group)
+        prompts = prompts if is_lead() else sent[0]
+    return prompts, [unused[row] for row in sorted(unused)]
 
 
 def _without_media(prompt: RolloutPrompt) -> RolloutPrompt:

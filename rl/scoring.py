@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from data_pipeline.domains.rl_record import RlRecord
 from model.config import ConfigError
@@ -52,16 +53,29 @@ class Scorer:
         judges = {**self.registry.judges, **({"": config.judge} if config.judge.url else {})}
         self._judges = {name: Judge(judge) for name, judge in judges.items()}
 
+    def settings(self) -> dict[str, Any]:
+        """Return what scores depend on beside responses and prompts, as JSON types."""
+        return {"reward": asdict(self.config), "registry": asdict(self.registry), "form": self.form}
+
     def unused_sources(self, data_sources: Collection[str]) -> list[str]:
         """Return the sources of the registry that no prompt is of."""
         return sorted(self.registry.sources.keys() - set(data_sources))
 
-    def score(self, responses: Sequence[Response]) -> list[Verdict]:
-        """Return a verdict on each response. Never raises: what cannot be scored scores 0, for a reason."""
+    def score(self, responses: Sequence[Response], on_wait: Callable[[], None] = lambda: None) -> list[Verdict]:
+        """Return a verdict on each response. Never raises: what cannot be scored scores 0, for a reason.
+
+        Args:
+            responses: what is scored.
+            on_wait: called after each.
+        """
         if self._pool is None:
             workers.configure(self.config.processes)
             self._pool = ThreadPoolExecutor(self.config.processes)
-        return list(self._pool.map(self._verdict, responses))
+        verdicts = []
+        for verdict in self._pool.map(self._verdict, responses):
+            verdicts.append(verdict)
+            on_wait()
+        return verdicts
 
     def close(self) -> None:
         """End the processes and threads that score."""

@@ -81,8 +81,9 @@ def weights_checksum(model_chunks: Sequence[nn.Module]) -> int:
     """
     total = torch.zeros((), dtype=torch.int64, device=torch.cuda.current_device())
     for chunk in model_chunks:
-        for name, tensor in (*chunk.named_parameters(), *chunk.named_buffers()):
-            if tensor.dim() and tensor.dtype in BITS and (tensor.requires_grad or name.endswith("expert_bias")):
+        biases = [(name, buffer) for name, buffer in chunk.named_buffers() if name.endswith("expert_bias")]
+        for name, tensor in (*chunk.named_parameters(), *biases):
+            if tensor.dim() and tensor.dtype in BITS:
                 total += row_checksum(tensor.detach()) * zlib.crc32(name.encode())
     dist.all_reduce(total)
     return int(total)

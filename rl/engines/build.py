@@ -34,7 +34,7 @@ def build_engine(
         tokenizer: of the run.
         chat_form: how the model writes chats.
         hf_files: fills a folder with the files beside the weights that servers load.
-        on_wait: called while servers work, so that the run is not taken to hang.
+        on_wait: called while rollouts are drawn, so that the run is not taken to hang.
 
     Raises:
         EngineError: a server does not answer, or serves something else; the tokenizer lacks a token.
@@ -47,6 +47,7 @@ def build_engine(
             DTYPES[config.train.precision],
             rows=rollout.embedded_rows,
             cache_bytes=int(rollout.embedded_cache_gb * GB),
+            on_wait=on_wait,
         )
     return ServersEngine(
         rollout.engine,

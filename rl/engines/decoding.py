@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,19 @@ class Decoding:
         image_id: <|image|>.
         special: The tokens that end a response.
         sampling: How tokens are drawn.
+        on_token: Called after each token of all responses.
     """
 
-    def __init__(self, module: Any, image_id: int, special: ResponseTokens, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        module: Any,
+        image_id: int,
+        special: ResponseTokens,
+        sampling: Sampling,
+        on_token: Callable[[], None] = lambda: None,
+    ) -> None:
         self.module, self.image_id, self.special, self.sampling = module, image_id, special, sampling
+        self.on_token = on_token
         self.device = module.device
 
     @torch.inference_mode()
@@ -111,6 +120,7 @@ class Decoding:
         """Draw until every response has finished."""
         while True:
             self._add_tokens(rows, logits)
+            self.on_token()
             left = [number for number, row in enumerate(rows) if row.response.finish is None]
             if not left:
                 return

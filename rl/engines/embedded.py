@@ -8,8 +8,7 @@ and after which, changes its probabilities by rounding alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,11 +22,12 @@ from rl.engines.decoding import Decoding
 from rl.engines.forcing import ResponseTokens
 from rl.engines.policy_module import build_module, places
 from rl.rollouts import Request, Rollout, Sampling
+from rl.waiting import patient_group, wait_for_all
+from training.batch_broadcast import is_lead
 from training.step import TrainStep
 
 ROWS = 256  # responses that are drawn together, at most
 CACHE_BYTES = 2**32  # of their keys and values, at most; a single group may need more
-TIMEOUT = timedelta(hours=12)  # in which the slowest lead has drawn its share
 
 
 class EmbeddedEngine:
@@ -39,6 +39,7 @@ class EmbeddedEngine:
         dtype: Of the weights, as in the run.
         rows: Responses that are drawn together, at most.
         cache_bytes: Of their keys and values, at most.
+        on_wait: Called after each token that is drawn, and again and again while other leads draw.
 
     Attributes:
         module: transformers' model on a lead, None elsewhere.
@@ -53,17 +54,21 @@ class EmbeddedEngine:
         *,
         rows: int = ROWS,
         cache_bytes: int = CACHE_BYTES,
+        on_wait: Callable[[], None] = lambda: None,
     ) -> None:
-        self.config, self.special, self.rows = config, special, rows
+        self.config, self.special, self.rows, self.on_wait = config, special, rows, on_wait
         self.version = 0
         self.quarantined: dict[str, str] = {}  # none: it answers every prompt
         decoder = config.decoder
         token_bytes = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * dtype.itemsize
         self._cache_tokens = cache_bytes // token_bytes
-        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._group = patient_group()
+        leads: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(leads, is_lead(), group=self._group)
+        self._leads = [rank for rank, is_one in enumerate(leads) if is_one]
         self.module: Any = None
         self._places: Mapping[str, Tensor] = {}
-        if _is_lead():
+        if is_lead():
             self.module = build_module(config, dtype, torch.cuda.current_device())
             self._places = places(self.module, config)
 
@@ -80,14 +85,17 @@ class EmbeddedEngine:
         rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
         drawn: dict[int, list[Rollout]] = {}
         if self.module is not None:
-            decoding = Decoding(self.module, self.config.image_token_id, self.special, sampling)
+            decoding = Decoding(self.module, self.config.image_token_id, self.special, sampling, self.on_wait)
             own = range(rank, len(requests), ranks)
             for numbers in self._batches(requests, own, sampling):
                 groups = decoding.generate([requests[number] for number in numbers], self.version)
                 drawn |= dict(zip(numbers, groups, strict=True))
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, drawn, group=self._group)
-        all_drawn = {number: group for each in everyone for number, group in each.items()}
+        wait_for_all(self._group, self.on_wait)
+        all_drawn: dict[int, list[Rollout]] = {}
+        for lead in self._leads:  # one by one: gathering at once takes the largest share for each process
+            share: list[Any] = [drawn]
+            dist.broadcast_object_list(share, src=lead, group=self._group)
+            all_drawn |= share[0]
         return [rollout for number in range(len(requests)) for rollout in all_drawn[number]]
 
     def close(self) -> None:
@@ -109,13 +117,3 @@ class EmbeddedEngine:
             rows, tokens = rows + copies, tokens + more
         if batch:
             yield batch
-
-
-def _is_lead() -> bool:
-    """Return whether this is the first process of its data-parallel rank."""
-    ranks = (
-        parallel_state.get_tensor_model_parallel_rank(),
-        parallel_state.get_context_parallel_rank(),
-        parallel_state.get_pipeline_model_parallel_rank(),
-    )
-    return not any(ranks)

@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+import signal
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,6 +18,7 @@ import psutil
 import pytest
 
 from data_pipeline.errors import DataError
+from model.checkpoint import read_train_state
 from model.config import ConfigError
 from rl.config import RlConfig
 from rl.setup import prepare
@@ -86,6 +88,23 @@ def test_run_writes_rewards_rollouts_and_validation(whole_run: Path) -> None:
             assert right or not row["score"], row
 
 
+def test_counted_are_prompts_and_not_rollouts(whole_run: Path) -> None:
+    drawn = sum(line["groups/drawn"] for line in metrics(whole_run))
+    tally = read_train_state(whole_run / "checkpoints" / "step_0000004").data["tally"]
+    assert tally == {"samples": drawn, "reasons": {}}
+
+
+def test_held_out_prompts_are_answered_in_parts(whole_run: Path, rl_config, tmp_path: Path) -> None:
+    """Without expansion six at a time; together they get the rewards that they get at once."""
+    config = rl_config(tmp_path / "run", train={"steps": 1}, expansion={"enabled": False})
+    train(config, entry=ENTRY, processes=1)
+    first, expected = (
+        lasting(json.loads((run / "validation.jsonl").read_text().splitlines()[0]))
+        for run in (tmp_path / "run", whole_run)
+    )
+    assert first == pytest.approx(expected)
+
+
 def kill_and_resume(config: Path, run: Path, moments: list[Callable[[Any], None]]) -> None:
     for kill_when in moments:
         launcher = start(config, entry=ENTRY, processes=1)
@@ -103,6 +122,19 @@ def test_killed_run_continues_bit_for_bit(whole_run: Path, rl_config, tmp_path: 
     assert_same(run, whole_run)
     assert metrics(run)[2]["rollout/reused"] == 1
     assert metrics(whole_run)[2]["rollout/reused"] == 0
+
+
+def test_run_that_is_stopped_between_rollouts_and_update_continues_bit_for_bit(
+    whole_run: Path, rl_config, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    config = rl_config(run)
+    launcher = start(config, entry=ENTRY, processes=1)
+    wait_until(has_rollouts, launcher, run, step=3)
+    process_of_rank(launcher, 0).send_signal(signal.SIGTERM)
+    assert "stopped at step" in finish(launcher)
+    train(config, entry=ENTRY, processes=1)
+    assert_same(run, whole_run)
 
 
 def has_rollouts(run: Path, step: int) -> bool:
@@ -162,6 +194,7 @@ REFUSED = [
     (["rollout.max_answer_tokens=1024"], "leave no room for the prompt"),
     (["health.spike_factor=3"], "health.spike_factor=3: a policy loss is near 0"),
     (["validation.steps=3"], "validation.steps has no meaning in rl.train"),
+    (["validation.samples_max_tokens=3"], "validation.samples_max_tokens has no meaning in rl.train"),
     (
         ["model.init_from=", "model.preset=tiny_dense"],
         "model.init_from is empty: reinforcement learning starts from a model",
@@ -169,18 +202,42 @@ REFUSED = [
     (["rl.clip_hi=0.3"], "unknown key 'rl.clip_hi'"),
     (["rollout.addresses=[http://localhost:8000]"], "rollout.addresses=['http://localhost:8000'] is of servers"),
     (["rollout.engine=vllm"], "rollout.engine=vllm needs servers: give rollout.addresses"),
+    (
+        ["rollout.engine=vllm", "rollout.addresses=[http://localhost:8000]", "rollout.embedded_rows=8"],
+        "rollout.embedded_rows=8 is of the embedded engine, and rollout.engine=vllm",
+    ),
     (["lora.rank=4", "lora.dropout=0.1"], "lora.dropout=0.1: rollouts are drawn without dropout"),
     (["reward.judge.url=localhost:1"], "reward.judge.url is 'localhost:1'"),
+    (["reward.judge.samples=3"], "reward.judge.url is ''"),
 ]
 
 
-@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[keys[0] for keys, _ in REFUSED])
+@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[keys[-1] for keys, _ in REFUSED])
 def test_contradiction_is_refused_before_anything_is_written(
     rl_config, tmp_path: Path, keys: list[str], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         prepare(load_config(RlConfig, rl_config(tmp_path / "run"), keys))
     assert not (tmp_path / "run").exists()
+
+
+IGNORED = [
+    (["data.num_workers=7"], "data.num_workers has no effect in rl.train"),
+    (["expansion.enabled=false", "expansion.decay=0.5"], "expansion.decay has no effect with expansion.enabled=false"),
+    (
+        ["curriculum.sampler=uniform", "curriculum.kind_floor=1"],
+        "curriculum.kind_floor has no effect with curriculum.sampler=uniform",
+    ),
+    (["rollout.keep_last=1"], "rollout.keep_last=1 is below checkpoint.save_interval=2"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), IGNORED, ids=[keys[-1] for keys, _ in IGNORED])
+def test_key_without_effect_is_named(rl_config, tmp_path: Path, keys: list[str], message: str) -> None:
+    file = rl_config(tmp_path / "run")
+    assert not list(load_config(RlConfig, file).warnings_of_domains(()))
+    [warning] = load_config(RlConfig, file, keys).warnings_of_domains(())
+    assert warning.startswith(message)
 
 
 def test_held_out_prompts_must_not_be_training_prompts(rl_config, digits: Path, tmp_path: Path) -> None:
@@ -201,4 +258,5 @@ def test_dry_run_prints_what_a_step_takes(rl_config, tmp_path: Path, capsys: pyt
     dry_run(load_config(RlConfig, rl_config(tmp_path / "run")), 2, False, prepare)
     output = capsys.readouterr().out
     assert "as few of 1,024 tokens as hold 6 prompts x 4 rollouts, in 2 updates per step" in output
+    assert "validation: 16 samples in 1 shards are held out" in output
     assert not (tmp_path / "run").exists()

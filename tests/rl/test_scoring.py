@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,22 @@ def test_registry_says_more_of_a_data_source(tmp_path: Path) -> None:
     assert verdicts[0].score == 1
     assert scorer.unused_sources({"charts"}) == ["maps"]
     scorer.close()
+
+
+def test_settings_change_with_the_content_of_the_registry(tmp_path: Path) -> None:
+    """Verdicts on disk are not used again when a rule has changed."""
+    file, settings = tmp_path / "rewards.yaml", []
+    for tolerance in (0.2, 0.3, 0.3):
+        file.write_text(f"sources:\n  charts: {{verifier: chart, settings: {{tolerance: {tolerance}}}}}\n")
+        settings.append(json.dumps(Scorer(RewardConfig(registry=str(file)), "glm45v").settings()))
+    assert settings[0] != settings[1] == settings[2]
+
+
+def test_each_verdict_is_a_sign_of_progress() -> None:
+    scorer, signs = Scorer(RewardConfig(), "glm45v"), []
+    scorer.score([Response(record("math", "7"), text("7"), "ended")] * 5, lambda: signs.append(1))
+    scorer.close()
+    assert len(signs) == 5
 
 
 def test_unusable_registry_is_an_error_that_names_it(tmp_path: Path) -> None:

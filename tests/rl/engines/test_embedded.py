@@ -227,6 +227,15 @@ def test_images_of_a_prompt_are_embedded_once_for_its_group(engine: EmbeddedEngi
     assert sum(patches) == sum(h * w for request in asked for h, w in request.prompt.sample.grids)
 
 
+def test_each_token_is_a_sign_of_progress(trainer: TrainStep, config: GlmvConfig) -> None:
+    """Rolling out may take longer than a process may be silent."""
+    signs: list[None] = []
+    engine = EmbeddedEngine(config, SPECIAL, torch.float32, on_wait=lambda: signs.append(None))
+    engine.publish(trainer, version=0)
+    rollouts = engine.generate(requests(config), SAMPLING)
+    assert len(signs) >= max(int((~rollout.inserted).sum()) for rollout in rollouts)
+
+
 def test_nothing_asked_gives_nothing(engine: EmbeddedEngine) -> None:
     assert engine.generate([], SAMPLING) == []
 
