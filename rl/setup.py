@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.source import Source
+from model.backend import has_gpu
 from model.config import ConfigError
 from rewards.table import verifier_named
 from rewards.verdict import RewardError
@@ -48,6 +49,8 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
         ConfigError, DataError, CheckpointError, WeightsError: the configuration cannot work, by itself or with the
             folders that it names.
     """
+    if processes is None:
+        _check_machine(config)
     start_point, model = check_run(config, processes)
     chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
     table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
@@ -65,6 +68,19 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
         chat_form,
         _open_held_out(config, chat_form, table),
     )
+
+
+def _check_machine(config: RlConfig) -> None:
+    """Check that this machine can do what the configuration asks for.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if config.train.deterministic and config.rollout.engine == "embedded" and has_gpu():
+        raise ConfigError(
+            "train.deterministic=true: the embedded engine draws with torch.cumsum, which torch then refuses on a GPU; "
+            "set it to false, or use servers (rollout.engine=vllm)"
+        )
 
 
 def longest_prompt(config: RlConfig) -> int:
