@@ -97,9 +97,9 @@ class Response:
         self.budget = limit  # tokens that may be drawn before the response ends, or something is inserted
 
     def extend(self, tokens: Sequence[int], log_probs: Sequence[float]) -> None:
-        """Add tokens that were drawn one after another. Those behind the end of the response are dropped.
+        """Add tokens that were drawn one after another. Those after the end of the response are dropped.
 
-        Tokens behind an inserted end of the thought are dropped too: they were drawn without it.
+        Tokens after an inserted end of the thought are dropped too: they were drawn without it.
         """
         for token, log_prob in zip(tokens, log_probs, strict=True):
             inserted = self.forced

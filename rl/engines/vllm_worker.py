@@ -26,7 +26,7 @@ class PolicyWorker:
             `packed`: the layers of experts that were packed again.
 
         Raises:
-            FileNotFoundError: It has no weights. Found out first: vLLM has lost the old weights when it fails itself.
+            FileNotFoundError: It has no weights. Checked first, because vLLM loses the old weights where it fails.
         """
         if not list(Path(folder).glob("*.safetensors")):
             raise FileNotFoundError(f"{folder} has no weights on the server's machine")
