@@ -168,7 +168,8 @@ def test_order_and_batches_do_not_matter(engine: EmbeddedEngine, trainer: TrainS
     rollouts = engine.generate(asked, SAMPLING)
     same(engine.generate(asked, SAMPLING), rollouts, limit=0)  # and the same bits again
     groups = {request.prompt.id: rollouts[3 * n : 3 * n + 3] for n, request in enumerate(asked)}
-    for options in ({"rows": 1}, {"rows": 7}, {"cache_bytes": 1}):
+    limits: list[dict[str, Any]] = [{"rows": 1}, {"rows": 7}, {"cache_bytes": 1}]
+    for options in limits:
         other = EmbeddedEngine(config, SPECIAL, torch.float32, **options)
         other.publish(trainer, version=0)
         shuffled = [asked[number] for number in (4, 1, 5, 0, 3, 2)]
