@@ -20,7 +20,9 @@ _ONE = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?\s*:?\s*)?[(\[]?([A-J])[)\].:、]?", re.IGNORECASE
 )
 _WITH_CONTENT = re.compile(r"(?:\(([A-J])\)|([A-J])[.):、])\s*(\S.*)", re.DOTALL)
-_MANY = re.compile(r"[(\[]?[A-J][)\]]?(?:\s*(?:,|;|and|&|\s)\s*[(\[]?[A-J][)\]]?)+|[A-J]{2,10}")
+_LETTER = r"[(\[]?[A-J][)\]]?"
+# a space that may belong to two parts of this pattern would take time that is exponential in the letters
+_MANY = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|and|&)\s*|\s+){_LETTER})+|[A-J]{{2,10}}")
 _IN_QUESTION = re.compile(r"(?:^|[\s,;，；])(?:\(([A-J])\)|([A-J])[.):、．：])\s*")
 
 

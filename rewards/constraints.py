@@ -32,7 +32,8 @@ Constraint: TypeAlias = Mapping[str, Any]
 MAX_CONSTRAINTS = 100
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W_{_IDEOGRAPH}]+(?:['’-][^\W_{_IDEOGRAPH}]+)*")
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+[”’」）]*")
+# (?<!...) and ++: a run of stops is looked at once, not again from each of its stops
+_SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]++[\"'”’)\]]*+(?=\s|$)|[。！？]+[”’」）]*")
 _BULLET = re.compile(r"^[ \t]*(?:[-*+•]|\d{1,3}[.)])[ \t]+\S", re.MULTILINE)
 _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 _SCRIPTS = {"latin": ("LATIN",), "han": ("CJK",), "kana": ("HIRAGANA", "KATAKANA"), "hangul": ("HANGUL",)} | {

@@ -28,7 +28,8 @@ REASONS = ("mixed_languages", "repetition", "boxed")
 _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _ENGLISH = re.compile(r"\b[A-Za-z]{2,}\b")
 _PARAGRAPH = re.compile(r"\n\s*\n")
-_TABLE_LINE = re.compile(r"^\s*\|.*\|\s*$|^.*(?:\t.*){2,}$|^\s*<t[rdh].*$", re.MULTILINE)
+# [^\S\n]: a pattern that crossed lines would look at all empty lines again from each of them
+_TABLE_LINE = re.compile(r"^[^\S\n]*\|.*\|[^\S\n]*$|^.*(?:\t.*){2,}$|^[^\S\n]*<t[rdh].*$", re.MULTILINE)
 _RULE = re.compile(r"([=|~_#*.%\-－█─\s])\1{3,}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 
@@ -66,6 +67,13 @@ def test_repetition(text: str, repeated: bool) -> None:
 def test_repetition_is_found_wherever_it_stands() -> None:
     for offset in range(0, 50, 7):
         assert repeats(words(200) + "x" * offset + SENTENCE * 11 + words(100))
+
+
+def test_empty_lines_take_time_that_is_linear_in_their_number() -> None:
+    start = time.process_time()
+    assert not repeats("a" + "\n" * 390_000 + "b")
+    assert repeats("a" + "\n " * 190_000 + "b")
+    assert time.process_time() - start < 5  # from each empty line to the last: minutes
 
 
 def test_box_is_refused_where_nothing_is_verifiable() -> None:
