@@ -21,7 +21,8 @@ from typing import Any, TypeAlias
 Node: TypeAlias = tuple[Any, ...]  # (operator, operands ...)
 
 MAX_CHARACTERS = 1000
-MAX_DEPTH = 40
+MAX_DEPTH = 40  # of brackets, powers, roots and functions in one another
+MAX_HEIGHT = 150  # of a tree: one of 150 terms is as high, and what walks it calls itself for each
 MAX_DIGITS = 400
 MAX_LETTERS = 3  # in a row, beside the names of functions and constants
 
@@ -86,6 +87,15 @@ def variables(node: Node) -> frozenset[str]:
     return found
 
 
+def _height(node: Node) -> int:
+    """Return the number of nodes from the root of a tree to its farthest leaf."""
+    height, level = 0, [node]
+    while level:
+        height += 1
+        level = [part for parent in level for part in parent[1:] if isinstance(part, tuple)]
+    return height
+
+
 def _mixed(match: re.Match[str]) -> str:
     """Return "(1+1/2)" for "1 1/2", and the text as it is where the second part is no proper fraction."""
     whole, over, under = match[1], match[2] or match[4] or match[5], match[3] or match[6] or match[7]
@@ -147,6 +157,8 @@ class _Parser:
         node = self._expression()
         if self._at != len(self._tokens):
             raise Unreadable(f"{self._peek()[1]!r} is left over")
+        if len(self._tokens) > MAX_HEIGHT and _height(node) > MAX_HEIGHT:
+            raise Unreadable("too deep")
         return node
 
     def _peek(self) -> tuple[str, str]:
@@ -169,13 +181,9 @@ class _Parser:
             raise Unreadable(f"{symbol!r} is missing")
 
     def _expression(self) -> Node:
-        self._depth += 1
-        if self._depth > MAX_DEPTH:
-            raise Unreadable("too deep")
         node = self._term()
         while sign := self._accept("+", "-"):
             node = (sign, node, self._term())
-        self._depth -= 1
         return node
 
     def _term(self) -> Node:
@@ -206,17 +214,17 @@ class _Parser:
         return ("neg", node) if negative else node
 
     def _power(self) -> Node:
+        self._depth += 1  # whatever calls itself passes here
+        if self._depth > MAX_DEPTH:
+            raise Unreadable("too deep")
         node = self._primary()
         while mark := self._accept("!", "%", "°"):
             node = (mark, node)
         if self._accept("^", "**"):
-            self._depth += 1
-            if self._depth > MAX_DEPTH:
-                raise Unreadable("too deep")
             node = ("^", node, self._unary())
-            self._depth -= 1
             while mark := self._accept("!", "%", "°"):
                 node = (mark, node)
+        self._depth -= 1
         return node
 
     def _primary(self) -> Node:

@@ -34,6 +34,7 @@ RUNS = [
     'S(\'__import__("os").system("touch RAN")\')',
     "\\sympy{__import__('os').system('touch RAN')}",
 ]
+DEEP = ["√" * 990 + "2", "sin " * 240 + "x", "x" + "!" * 990, "1+" * 490 + "1", "2" + "^2" * 490, "\\frac1" * 160 + "2"]
 HANGS = [
     "9^{9^{9^{9}}}",
     "9**9**9**9",
@@ -87,6 +88,7 @@ HANGS = [
     "a^{a^{a^{a}}}=b^{b^{b}}",
     "F=" + "m*a*" * 200 + "1",
     "sin" * 1600,
+    *DEEP,
     "\\sin" * 1200 + "x",
     "1/" * 2400 + "3",
     "1 1/" * 1200 + "3",
@@ -143,6 +145,14 @@ def test_a_thousand_hostile_answers(name: str, tmp_path: Path, monkeypatch: pyte
         reasons[outcome.reason] = reasons.get(outcome.reason, 0) + 1
     print(name, f"worst {worst:.2f} s", reasons)
     assert not list(tmp_path.iterdir())  # no file RAN
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("name", REFERENCES)
+def test_deep_answers_do_not_fill_the_stack(name: str) -> None:
+    for answer in DEEP:
+        outcome = verifier_named(name).score(answer, Item("", REFERENCES[name]))
+        assert isinstance(outcome, Ask) or outcome.score == 0
 
 
 @pytest.mark.fast
