@@ -32,11 +32,7 @@ _FUNCTION_NAMES = (
 FUNCTIONS = frozenset(_FUNCTION_NAMES.split())
 CONSTANTS = {"pi": "π", "infinity": "∞", "inf": "∞"}
 _NAMES = sorted((*FUNCTIONS, *CONSTANTS, "binom", "frac"), key=len, reverse=True)
-_LETTER_NAMES = (
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda nu xi rho sigma tau "
-    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Sigma Phi Psi ell hbar"
-)
-_GREEK = frozenset(_LETTER_NAMES.split())
+_LETTER_COMMANDS = ("ell", "hbar")  # the notation has Greek letters as such
 _TOKEN = re.compile(
     r"(?P<number>(?:\d+(?:\.\d+)?|\.\d+|\d+\.(?!\d))(?:[eE][+-]?\d+(?![\d.]))?)"
     r"|(?P<command>\\[A-Za-z]+)"
@@ -120,7 +116,7 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         elif kind == "command" and match[0][1:] in FUNCTIONS | {"binom", "frac"}:
             tokens.append(("name", match[0][1:]))
         elif kind == "command":
-            if match[0][1:] not in _GREEK:
+            if match[0][1:] not in _LETTER_COMMANDS:
                 raise Unreadable(f"the command {match[0]}")
             tokens.append(("letter", match[0][1:]))
         elif kind != "space":

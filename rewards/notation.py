@@ -3,6 +3,7 @@ r"""One notation for answers in mathematics: LaTeX, Unicode and plain text becom
 $\dfrac{3}{4}$        \frac{3}{4}            x²     x^{2}
 72^{\circ}            72°                    1½     1 1/2
 −5 × 10³              -5 * 10^{3}            \{1, 2\}  ⦃1, 2⦄
+1.5x10^3              1.5*10^3               \theta    θ
 \text{7 cm}           7 cm                   １５   15
 """
 
@@ -44,6 +45,11 @@ _CHARACTERS = str.maketrans(
     }
 )
 
+_GREEK_NAMES = (
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega"
+)
+_GREEK_LETTERS = "αβγδεεζηθθικλμνξπρστυφφχψωΓΔΘΛΞΠΣΦΨΩ"
 _COMMANDS = {
     **dict.fromkeys(("left", "right", "displaystyle", "textstyle", "big", "Big", "bigl", "bigr", "limits"), ""),
     **dict.fromkeys(("quad", "qquad", "thinspace", "space"), " "),
@@ -67,9 +73,7 @@ _COMMANDS = {
     "pm": "±",
     "mp": "∓",
     "infty": "∞",
-    "pi": "π",
-    "mu": "μ",
-    "Omega": "Ω",
+    **dict(zip(_GREEK_NAMES.split(), _GREEK_LETTERS, strict=True)),
     "degree": "°",
     "circ": "°",
     "cup": "∪",
@@ -88,6 +92,7 @@ _SPACES = re.compile(r"\\[,;:! ]|\s+")
 _DEGREES = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
 _DOLLARS = re.compile(r"^\s*(?:\$\$?(?!\s*\d[\d.,]*\s*$)|\\\(|\\\[)(.*?)(?:\$\$?|\\\)|\\\])\s*\.?\s*$", re.DOTALL)
 _PERCENT = re.compile(r"(?<=\d)\s*(?:percent|per cent)\b", re.IGNORECASE)
+_TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))")
 _PLAIN = re.compile(r"[-+\w ().,/=]*", re.ASCII)
 
 
@@ -98,9 +103,10 @@ def tidy(text: str) -> str:
     if has_many_marks(text):
         return text  # no answer in mathematics; Unicode's normal forms would take minutes
     if not _PLAIN.fullmatch(text):
-        text = _without_latex(_without_unicode(text))
+        text = _TIMES_TEN.sub("*", _without_latex(_without_unicode(text)))
     text = _PERCENT.sub("%", " ".join(text.split()))
-    return text.rstrip(" .;,") if text.rstrip(" .;,") else text
+    bare = text.rstrip(" .;,")
+    return bare if bare and ".." not in text[len(bare) :] else text  # "1, 2, ..." is not "1, 2"
 
 
 def _without_unicode(text: str) -> str:

@@ -97,6 +97,11 @@ RIGHT = [
     ("5 square units", "5"),
     ("no solution", "\\emptyset"),
     ("Increasing", "increasing"),
+    ("\\theta", "θ"),
+    ("2\\sin\\alpha\\cos\\alpha", "\\sin 2α"),
+    ("\\lambda>5", "λ>5"),
+    ("1.5x10^3", "1500"),
+    ("1.5 x 10^{-3}", "0.0015"),
 ]
 WRONG = [
     ("", "3"),
@@ -140,6 +145,8 @@ WRONG = [
     ("A", "AB"),
     ("no", "yes"),
     ("H", "x"),
+    ("\\alpha", "β"),
+    ("1, 2, 3, ...", "1, 2, 3"),
 ]
 UNDECIDED = [
     ("decreasing", "increasing"),

@@ -62,6 +62,9 @@ PHYSICS = [
     ("mv^2/2", "\\frac{1}{2}mv^2", 1),
     ("mv^2", "\\frac{1}{2}mv^2", 0),
     ("upward", "downward", None),
+    ("mg\\sin\\theta", "mg sin θ", 1),
+    ("\\lambda = 500 nm", "500 nm", 1),
+    ("\\Delta t = 4 s", "3 s", 0),
     ("A", "B", 0),
 ]
 CHEMISTRY = [
