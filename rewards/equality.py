@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from rewards.evaluate import NoValue, close, compare, value
-from rewards.expression import Node, Unreadable, parse, variables
+from rewards.evaluate import EXACT, NoValue, close, compare, value
+from rewards.expression import CONSTANTS, Node, Unreadable, parse, variables
 from rewards.laws import same_law
+from rewards.quantity import real
 from rewards.shapes import Shape, Span, read
 
 Answer = Literal["same", "different", "unreadable", "undecided"]
@@ -62,6 +63,10 @@ def is_numeric(text: str) -> bool:
 
 def _shapes(given: Shape, wanted: Shape, rules: Rules) -> Result:
     given, wanted = _without_name(given, wanted), _without_name(wanted, given)
+    if (
+        wanted.kind == "list" and given.kind == "spans" and given.text[:1] + given.text[-1:] == "[]"
+    ):  # brackets of a list
+        given = Shape("list", given.text, given.parts)
     if given.spans is not None and wanted.spans is not None and "spans" in (given.kind, wanted.kind, "empty"):
         return _spans(given, wanted, rules)
     if "spans" in (given.kind, wanted.kind):
@@ -76,13 +81,16 @@ def _shapes(given: Shape, wanted: Shape, rules: Rules) -> Result:
 
 
 def _without_name(shape: Shape, other: Shape) -> Shape:
-    """Return 5 for "x = 5", where the other has no name."""
+    """Return 5 for "x = 5" and "2 + 3 = 5", where the other is no equation."""
     if shape.kind == "equation" and other.kind not in ("equation", "list", "set"):
         left, right = shape.parts
         if _NAME.fullmatch(left.text.strip()):
             return right
         if _NAME.fullmatch(right.text.strip()) and not _NAME.fullmatch(left.text.strip()):
             return left
+        value_left, value_right = real(left.text), real(right.text)
+        if value_left is not None and value_right is not None and close(value_left, value_right, EXACT):
+            return right
     if shape.kind in ("set", "list") and len(shape.parts) == 1 and other.kind not in ("set", "list"):
         return shape.parts[0]
     return shape
@@ -105,7 +113,8 @@ def _collections(given: Shape, wanted: Shape, rules: Rules) -> Result:
         ones, others = _distinct(ones, rules), _distinct(others, rules)
     rule = "tuple" if ordered else "set"
     if len(ones) != len(others):
-        return Result("different" if _readable(*others) else "unreadable", rule)
+        prose = len(others) > 1 and not _readable(*ones)  # "one and its double" may be a list of two
+        return Result("different" if _readable(*others) and not prose else "unreadable", rule)
     if ordered:
         return _all([_shapes(one, other, rules) for one, other in zip(ones, others, strict=True)], rule)
     return _matched(ones, others, rules)
@@ -198,7 +207,7 @@ def _expressions(given: str, wanted: str, rules: Rules) -> Result:
 
 
 def _tree(text: str) -> Node | None:
-    if _LETTERS.fullmatch(text):  # a word, not a product of letters
+    if _LETTERS.fullmatch(text) and text not in CONSTANTS:  # a word, not a product of letters
         return None
     try:
         return parse(text)

@@ -16,7 +16,7 @@ from rewards.expression import Node, variables
 
 Number: TypeAlias = float | complex
 
-_EXACT = 1e-9  # relative difference of values that differ by rounding only
+EXACT = 1e-9  # relative difference of values that differ by rounding only
 _WANTED_POINTS = 4
 _NO_VALUES: Mapping[str, Number] = {}
 
@@ -70,7 +70,7 @@ def compare(first: Node, second: Node) -> Equality:
             a, b = value(first, values), value(second, values)
         except NoValue:
             continue
-        if not close(a, b, _EXACT):
+        if not close(a, b, EXACT):
             return "same_where_positive" if not positive and agreed[True] >= _WANTED_POINTS else "different"
         agreed[positive] += 1
     return "same" if agreed[True] >= _WANTED_POINTS else "unknown"

@@ -46,6 +46,9 @@ _COMMA_DECIMAL = re.compile(r"(?<![\d.,])\d{1,3}(?:\.\d{3})+,\d+(?![\d.,])")
 _MIXED = re.compile(
     r"(?<![\d.^_}/])(\d+)(?:\s+(\d+)\s*/\s*(\d+)|\s*\\frac\s*(?:\{\s*(\d+)\s*\}|(\d))\s*(?:\{\s*(\d+)\s*\}|(\d)))(?![\d.])"
 )
+_RECURRING = re.compile(
+    r"(?<![\d.])(\d{0,12})\.(\d{0,12})\\(?:overline|bar|dot)\s*\{\s*(\d{1,12})\s*\}(?:(\d{0,12})\\dot\s*\{\s*(\d)\s*\})?"
+)
 _OPENS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -54,21 +57,17 @@ class Unreadable(ValueError):
 
 
 @lru_cache(maxsize=8192)
-def parse(text: str, thousands: bool = True) -> Node:
+def parse(text: str) -> Node:
     """Parse an expression in the notation of `rewards.notation`.
-
-    Args:
-        text: The expression.
-        thousands: Whether "1,234" is a number. Without, a comma makes the text unreadable.
 
     Raises:
         Unreadable: It is none, or is too long or too deep.
     """
     if not text or len(text) > MAX_CHARACTERS:
         raise Unreadable("empty" if not text else "too long")
-    if thousands:
-        text = _COMMA_DECIMAL.sub(lambda match: match[0].replace(".", "").replace(",", "."), text)
-        text = _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
+    text = _RECURRING.sub(_recurring, text)
+    text = _COMMA_DECIMAL.sub(lambda match: match[0].replace(".", "").replace(",", "."), text)
+    text = _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
     return _Parser(_tokens(_MIXED.sub(_mixed, text))).whole()
 
 
@@ -98,6 +97,12 @@ def _mixed(match: re.Match[str]) -> str:
     if max(map(len, (whole, over, under))) > 12 or int(over) >= int(under):
         return match[0]
     return f"({whole}+{over}/{under})"
+
+
+def _recurring(match: re.Match[str]) -> str:
+    r"""Return "(3/9)" for 0.\overline{3}, "(15/90)" for 0.1\dot{6}."""
+    before, cycle = f"0{match[1]}{match[2]}", f"{match[3]}{match[4] or ''}{match[5] or ''}"
+    return f"({int(before + cycle) - int(before)}/{(10 ** len(cycle) - 1) * 10 ** len(match[2])})"
 
 
 def _tokens(text: str) -> list[tuple[str, str]]:

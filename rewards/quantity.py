@@ -81,9 +81,11 @@ def compare(given: Quantity, wanted: Quantity, tolerance: float) -> Match:
         or only the given one has a unit, and the numbers agree.
     """
     if (given.unit is None) != (wanted.unit is None):
-        if not close(given.number, wanted.number, tolerance):
-            return "number"
-        return "unit_missing" if given.unit is None else "unit_added"
+        if close(given.number, wanted.number, tolerance):
+            return "unit_missing" if given.unit is None else "unit_added"
+        measured = given.unit or wanted.unit
+        angles = measured is not None and not measured.dimension  # 30° is π/6
+        return "same" if angles and close(given.base, wanted.base, tolerance) else "number"
     if given.unit is None or wanted.unit is None:
         return "same" if close(given.number, wanted.number, tolerance) else "number"
     if given.unit.dimension != wanted.unit.dimension:

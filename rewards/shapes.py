@@ -26,11 +26,12 @@ _MAX_DEPTH = 4
 _OPEN, _CLOSE = "([{⦃", ")]}⦄"
 _PAIRS = dict(zip(_OPEN, _CLOSE, strict=True))
 _OR = re.compile(r"\s+(?:or|and)\s+|或|和", re.IGNORECASE)
+_AND = re.compile(r"\band\b", re.IGNORECASE)
 _RELATION = re.compile(r"<=|>=|!=|[<>≤≥≠]")
 _COMMA_IN_NUMBER = re.compile(r"\d,\d{3}(?!\d)|\.\d{3},\d")
 _MEMBER = re.compile(r"^\s*([A-Za-zα-ω])\s*∈\s*")
 _BUILDER = re.compile(r"[⦃{]\s*[A-Za-z]\s*(?:∈\s*ℝ\s*)?[|:]\s*([^⦃⦄{}]*)[⦄}]")
-_REALS = re.compile(r"ℝ|R|all real numbers|all reals|the real numbers|(?:x is )?any real number", re.IGNORECASE)
+_REALS = re.compile(r"ℝ|all real numbers|all reals|the real numbers|(?:x is )?any real number", re.IGNORECASE)
 _VARIABLE = re.compile(r"[A-Za-zα-ω](?:_\{?\w+\}?)?|\\[a-z]+")
 _SPELLED = {"<=": "≤", ">=": "≥", "!=": "≠"}
 _TURNED = {"<": ">", ">": "<", "≤": "≥", "≥": "≤", "≠": "≠"}
@@ -115,9 +116,7 @@ def _plus_minus(text: str, depth: int) -> Shape | None:
 
 
 def _spans_of_union(text: str, depth: int) -> Shape | None:
-    if _REALS.fullmatch(text) and len(text) != 1:
-        return Shape("spans", text, (), (Span(-math.inf, math.inf, False, False),))
-    if text == "ℝ":
+    if _REALS.fullmatch(text):
         return Shape("spans", text, (), (Span(-math.inf, math.inf, False, False),))
     parts = split(text.replace(" U ", "∪"), "∪") or []
     if len(parts) < 2:
@@ -137,9 +136,13 @@ def _several(text: str, depth: int) -> Shape | None:
     if not 1 < len(parts) <= MAX_PARTS:
         return None
     shapes = _with_name(tuple(read(part, depth + 1) for part in parts))
-    if all(shape.kind == "spans" and shape.variable for shape in shapes) and " and " not in text:
-        spans = _union([span for shape in shapes for span in shape.spans or ()])
-        return Shape("spans", text, (), spans, shapes[0].variable)
+    named = {shape.variable for shape in shapes if shape.kind == "spans"}
+    if len(named) == 1 and all(shape.kind == "spans" and shape.variable for shape in shapes):
+        spans = [span for shape in shapes for span in shape.spans or ()]
+        both = _AND.search(text) is not None
+        found = _intersection(spans) if both and len(spans) == len(shapes) else () if both else _union(spans)
+        if found:
+            return Shape("spans", text, (), found, shapes[0].variable)
     return Shape("list", text, shapes)
 
 
@@ -251,6 +254,13 @@ def _union(spans: list[Span]) -> tuple[Span, ...]:
         else:
             joined.append(span)
     return tuple(joined)
+
+
+def _intersection(spans: list[Span]) -> tuple[Span, ...]:
+    """Return what is in all intervals; () for nothing or one number."""
+    low, low_open = max((span.low, not span.low_closed) for span in spans)
+    high, high_closed = min((span.high, span.high_closed) for span in spans)
+    return (Span(low, high, not low_open, high_closed),) if low < high else ()
 
 
 def _equation(text: str, depth: int) -> Shape | None:

@@ -97,6 +97,17 @@ RIGHT = [
     ("5 square units", "5"),
     ("no solution", "\\emptyset"),
     ("Increasing", "increasing"),
+    ("pi", "\\pi"),
+    ("-infinity", "-\\infty"),
+    ("\\frac{\\pi}{6}", "30°"),
+    ("30°", "\\frac{\\pi}{6}"),
+    ("-1<x and x<5", "(-1,5)"),
+    ("x>5, y>2", "y>2, x>5"),
+    ("[1, 3]", "1, 3"),
+    ("3 \\times 4 = 12", "12"),
+    ("1.\\overline{3}", "4/3"),
+    ("0.1\\dot{6}", "1/6"),
+    ("0.\\dot{1}4285\\dot{7}", "1/7"),
     ("\\theta", "θ"),
     ("2\\sin\\alpha\\cos\\alpha", "\\sin 2α"),
     ("\\lambda>5", "λ>5"),
@@ -146,7 +157,13 @@ WRONG = [
     ("no", "yes"),
     ("H", "x"),
     ("\\alpha", "β"),
-    ("1, 2, 3, ...", "1, 2, 3"),
+    ("pi", "3"),
+    ("\\frac{\\pi}{3}", "30°"),
+    ("x>5 and x<1", "(1,5)"),
+    ("x>1, y>2", "x>1"),
+    ("[1, 3]", "1, 4"),
+    ("3 \\times 4 = 13", "13"),
+    ("0.\\overline{3}", "0.3"),
 ]
 UNDECIDED = [
     ("decreasing", "increasing"),
@@ -154,6 +171,8 @@ UNDECIDED = [
     ("12", "B"),
     ("one more than x", "x+1"),
     ("\\sqrt{x^2}", "x"),
+    ("1, 2, 3, ...", "1, 2, 3"),
+    ("x is greater than 5", "(5,\\infty)"),
 ]
 
 

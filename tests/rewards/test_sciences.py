@@ -62,6 +62,8 @@ PHYSICS = [
     ("mv^2/2", "\\frac{1}{2}mv^2", 1),
     ("mv^2", "\\frac{1}{2}mv^2", 0),
     ("upward", "downward", None),
+    ("π/6", "30°", 1),
+    ("30°", "30", None),
     ("mg\\sin\\theta", "mg sin θ", 1),
     ("\\lambda = 500 nm", "500 nm", 1),
     ("\\Delta t = 4 s", "3 s", 0),
