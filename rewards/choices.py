@@ -3,7 +3,7 @@
 of_question("Which? (A) 3 (B) 4")      {"A": "3", "B": "4"}
 letters("(B)") letters("B. 4")     "B"
 letters("A, C")                    "AC"
-letters("4")                       ""
+letters("4") letters("A or C")     ""
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from functools import lru_cache
 from string import ascii_uppercase
 from typing import Any
 
+from rewards.plain_text import half_width, plain, trimmed
 from rewards.verdict import RewardError
+
+MAX_SHORT = 500  # letters of a short answer that is compared with the options
 
 _ONE = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?\s*:?\s*)?[(\[]?([A-J])[)\].:、]?", re.IGNORECASE
@@ -23,6 +26,8 @@ _WITH_CONTENT = re.compile(r"(?:\(([A-J])\)|([A-J])[.):、])\s*(\S.*)", re.DOTAL
 _LETTER = r"[(\[]?[A-J][)\]]?"
 # a space that may belong to two parts of this pattern would take time that is exponential in the letters
 _MANY = re.compile(rf"{_LETTER}(?:(?:\s*(?:,|;|and|&)\s*|\s+){_LETTER})+|[A-J]{{2,10}}")
+_ALTERNATIVES = re.compile(rf"{_LETTER}(?:\s*(?:,|/|\bor\b|或)\s*{_LETTER})*\s*(?:/|\bor\b|或)\s*{_LETTER}")
+_ANSWER_IS = re.compile(r"^(?:正确)?(?:答案|选项|选)(?:是|为)?\s*:?\s*")
 _IN_QUESTION = re.compile(r"(?:^|[\s,;，；])(?:\(([A-J])\)|([A-J])[.):、．：])\s*")
 
 
@@ -38,6 +43,11 @@ def letters(text: str) -> str:
     if with_content := _WITH_CONTENT.fullmatch(text):
         return str(with_content[1] or with_content[2])
     return ""
+
+
+def alternatives(text: str) -> bool:
+    """Return whether a text leaves open which option it names, as "A or C" does."""
+    return len(text) <= MAX_SHORT and _ALTERNATIVES.fullmatch(text.strip()) is not None
 
 
 def of_reference(text: str) -> str:
@@ -77,3 +87,41 @@ def of_setting(given: Any) -> Mapping[str, str]:
     if isinstance(given, list | tuple) and len(given) <= len(ascii_uppercase):
         return {letter: content(str(text)) for letter, text in zip(ascii_uppercase, given, strict=False)}
     raise RewardError(f"options: {given!r} is neither a list nor a mapping of letters")
+
+
+def decide(given: str, wanted: str, options: Mapping[str, str]) -> bool | None:
+    """Return whether an answer names the wanted option or options; None if that is not known.
+
+    Args:
+        given: The answer.
+        wanted: The reference: letters, the content of an option, or both.
+        options: The options by letter, if they are known.
+
+    >>> decide("(b)", "B", {}), decide("a dog", "B", {"A": "a cat", "B": "the dog"}), decide("A", "dog", {})
+    (True, True, None)
+    """
+    if max(len(given), len(wanted)) > MAX_SHORT:
+        return None
+    right = of_reference(_capital(wanted)) or _letter_of(wanted, options)
+    if not right or (options and not set(right) <= set(options)):
+        return None
+    if alternatives(_capital(given)):
+        return False
+    named = letters(_capital(given))
+    if not named:
+        found = _letter_of(given, options)
+        return found == right if found else None
+    behind = content(trimmed(given))
+    other = _letter_of(behind, options) if behind != trimmed(given) else ""
+    return named == right and other in ("", named)
+
+
+def _capital(text: str) -> str:
+    """Write a letter alone as a capital: "(b)." -> "(B)". An A is no article here."""
+    bare = _ANSWER_IS.sub("", half_width(text).strip(" .。\n"), count=1)
+    return bare.upper() if len(bare.strip("()[]")) == 1 else bare
+
+
+def _letter_of(text: str, options: Mapping[str, str]) -> str:
+    """Return the letter of the option that has a text; an empty string if none has."""
+    return next((letter for letter, option in options.items() if plain(option) == plain(text)), "")

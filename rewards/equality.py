@@ -63,10 +63,8 @@ def is_numeric(text: str) -> bool:
 
 def _shapes(given: Shape, wanted: Shape, rules: Rules) -> Result:
     given, wanted = _without_name(given, wanted), _without_name(wanted, given)
-    if (
-        wanted.kind == "list" and given.kind == "spans" and given.text[:1] + given.text[-1:] == "[]"
-    ):  # brackets of a list
-        given = Shape("list", given.text, given.parts)
+    if wanted.kind == "list" and given.kind == "spans" and given.text[:1] + given.text[-1:] == "[]":
+        given = Shape("list", given.text, given.parts)  # "[1, 3]" is a list too
     if given.spans is not None and wanted.spans is not None and "spans" in (given.kind, wanted.kind, "empty"):
         return _spans(given, wanted, rules)
     if "spans" in (given.kind, wanted.kind):

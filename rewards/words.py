@@ -32,6 +32,7 @@ NUMBER_WORDS = frozenset((*_UNITS, *_TENS, *_LARGE, *_SPECIAL))
 _DIGITS = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "俩": 2}
 _PLACES = {"十": 10, "百": 100, "千": 1000}
 _BLOCKS = {"万": 10**4, "亿": 10**8}
+MAX_WORDS = 4  # of a number before a noun, as in "one hundred and five dogs"
 CHINESE_NUMBER = re.compile(f"[{''.join((*_DIGITS, *_PLACES, *_BLOCKS))}]+")
 
 
@@ -86,3 +87,14 @@ def chinese_number(text: str) -> int | None:
         else:
             total, block, digit = (total + block + digit) * _BLOCKS[character], 0, 0
     return total + block + digit
+
+
+def leading_number(text: str) -> tuple[int | None, str]:
+    """Return the number that a text begins with in words, and the rest: (3, "dogs") of "three dogs"."""
+    if found := CHINESE_NUMBER.match(text):
+        return chinese_number(found[0]), text[found.end() :].strip()
+    words = text.split()
+    for count in range(min(MAX_WORDS, len(words)), 0, -1):
+        if (number := english_number(" ".join(words[:count]))) is not None:
+            return number, " ".join(words[count:])
+    return None, ""

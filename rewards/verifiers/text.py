@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from rewards import choices, closed_sets, options, quantities
+from rewards import choices, closed_sets, short_numbers
 from rewards.plain_text import plain, trimmed
 from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings, setting
@@ -92,7 +92,7 @@ def compare(
         return Ask("text")
     if numbered:
         answer, reference = (_bare_number(text, numbered) for text in (answer, reference))
-    decision = options.decide(answer, reference, known)
+    decision = choices.decide(answer, reference, known)
     if decision is not None:
         return Verdict(float(decision), "option")
     decision = _in_closed_set(answer, reference)
@@ -111,9 +111,9 @@ def _in_closed_set(answer: str, reference: str) -> bool | None:
 
 
 def _as_numbers(answer: str, reference: str, tolerance: float) -> bool | None:
-    wanted = quantities.quantity_in(reference)
-    given = quantities.quantity_in(answer) if wanted else None
-    return quantities.decide(given, wanted, tolerance) if given and wanted else None
+    wanted = short_numbers.short_number(reference)
+    given = short_numbers.short_number(answer) if wanted else None
+    return short_numbers.decide(given, wanted, tolerance) if given and wanted else None
 
 
 def _as_list(answer: str, reference: str) -> bool | None:

@@ -151,7 +151,8 @@ def test_members_of_a_closed_set_are_decided_both_ways() -> None:
         ("B. a dog", "B", "", 1),
         ("A) a cat", "B", "", 0),
         ("A and B", "B", "", 0),
-        ("B or C", "B", "", None),
+        ("B or C", "B", "", 0),
+        ("A, B or C", "B", CHOICE, 0),
         ("A, C", "AC", "", 1),
         ("A and B", "AC", "", 0),
         ("a dog", "B", "", None),  # the options are not known

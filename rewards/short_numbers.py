@@ -3,7 +3,7 @@
     "1,200", "3/4", "twelve", "十二"  ->   1200, 3/4, 12, 12
     "1.98 m", "50%", "3 dogs"         ->   with a unit, or a noun
 
-Two quantities of one kind are decided by rule, both ways: 200 cm is 2 m, 1.98 m is not. A tolerance is relative.
+Two numbers of one kind are decided by rule, both ways: 200 cm is 2 m, 1.98 m is not. A tolerance is relative.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from fractions import Fraction
 
 from rewards.plain_text import trimmed
 from rewards.units import Unit, unit
-from rewards.words import CHINESE_NUMBER, chinese_number, english_number
+from rewards.words import leading_number
 
 MAX_LETTERS = 60
-MAX_WORDS = 4  # of a number, as in "one hundred and five"
 ROUNDING = Fraction(1, 10**6)  # of decimals and of factors between units; whole numbers are exact
 _NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|[-+−]?\.\d{1,30}"
 _DIGITS = re.compile(rf"(?P<above>{_NUMBER})(?:/(?P<below>\d{{1,9}}))?(?P<unit>[^\d.,/:].*)?")
@@ -31,7 +30,7 @@ _NOT_NOUNS = re.compile(
 
 
 @dataclass(frozen=True)
-class Quantity:
+class ShortNumber:
     """A number with a unit, a noun, a sign of per cent, or nothing."""
 
     number: Fraction
@@ -44,26 +43,29 @@ class Quantity:
         return self.unit is None and not self.noun
 
 
-def quantity_in(text: str) -> Quantity | None:
-    """Return the quantity that a short text is; None if it is anything else."""
+def short_number(text: str) -> ShortNumber | None:
+    """Return the number that a short text is; None if it is anything else."""
     bare = trimmed(text) if len(text) <= MAX_LETTERS else ""
     found = _DIGITS.fullmatch(bare)
-    number, rest = (_fraction(found["above"], found["below"]), found["unit"] or "") if found else _in_words(bare)
-    rest = rest.strip()
+    if found:
+        number, rest = _fraction(found["above"], found["below"]), (found["unit"] or "").strip()
+    else:
+        said, rest = leading_number(bare)
+        number = None if said is None else Fraction(said)
     if number is None or not rest:
-        return None if number is None else Quantity(number)
+        return None if number is None else ShortNumber(number)
     if _PERCENT.fullmatch(rest):
-        return Quantity(number, percent=True)
+        return ShortNumber(number, percent=True)
     if not _THINGS.fullmatch(rest) and (measured := unit(rest)) is not None:
-        return Quantity(number, measured)
+        return ShortNumber(number, measured)
     noun = rest.casefold()
-    return (
-        None if not _NOUNS.fullmatch(noun) or _NOT_NOUNS.search(noun) else Quantity(number, noun=noun.removesuffix("s"))
-    )
+    if not _NOUNS.fullmatch(noun) or _NOT_NOUNS.search(noun):
+        return None
+    return ShortNumber(number, noun=noun.removesuffix("s"))
 
 
-def decide(given: Quantity, wanted: Quantity, tolerance: float = 0.0) -> bool | None:
-    """Return whether two quantities agree; None where that depends on units or nouns.
+def decide(given: ShortNumber, wanted: ShortNumber, tolerance: float = 0.0) -> bool | None:
+    """Return whether two numbers agree; None where that depends on units or nouns.
 
     Args:
         given: The answer.
@@ -88,22 +90,10 @@ def _fraction(above: str, below: str | None) -> Fraction | None:
     return Fraction(above.replace(",", "").replace("−", "-")) / divisor if divisor else None
 
 
-def _in_words(text: str) -> tuple[Fraction | None, str]:
-    """Return the number that a text begins with in words, and the rest."""
-    if found := CHINESE_NUMBER.match(text):
-        number = chinese_number(found[0])
-        return (None if number is None else Fraction(number)), text[found.end() :]
-    words = text.split()
-    for count in range(min(MAX_WORDS, len(words)), 0, -1):
-        if (number := english_number(" ".join(words[:count]))) is not None:
-            return Fraction(number), " ".join(words[count:])
-    return None, ""
-
-
-def _base(quantity: Quantity) -> Fraction:
-    """Return a quantity in base units."""
-    assert quantity.unit is not None
-    return quantity.number * Fraction(quantity.unit.factor) + Fraction(quantity.unit.offset)
+def _base(number: ShortNumber) -> Fraction:
+    """Return a number in base units."""
+    assert number.unit is not None
+    return number.number * Fraction(number.unit.factor) + Fraction(number.unit.offset)
 
 
 def _near(given: Fraction, wanted: Fraction, tolerance: Fraction) -> bool:
