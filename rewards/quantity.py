@@ -2,8 +2,9 @@
 
 read("72 km/h")       Quantity(72.0, unit of km/h)
 read("3*10^8 m/s")    Quantity(3e8, unit of m/s)
+read("two metres")    Quantity(2.0, unit of m)
 read("12")            Quantity(12.0, None)
-read("seven")         None
+read("about 12")      None
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal, TypeAlias
 from rewards.evaluate import NoValue, close, value
 from rewards.expression import Unreadable, parse, variables
 from rewards.units import Unit, unit
+from rewards.words import leading_number
 
 _NUMBER = re.compile(
     r"[-+]?\s*(?:\d[\d,. ]*\d|\d|\.\d+)(?:\s*[*x]\s*10\s*(?:\^|\*\*)\s*\{?\s*[-+]?\d+\s*\}?|[eE][-+]?\d+)?"
@@ -57,7 +59,10 @@ def read(text: str) -> Quantity | None:
         before = text[:split].rstrip("* ")
         if (number := real(before)) is not None and (measured := unit(text[split:])) is not None:
             return Quantity(number, measured)
-    return None
+    said, rest = leading_number(text)
+    if said is None or (rest and unit(rest) is None):
+        return None
+    return Quantity(float(said), unit(rest) if rest else None)
 
 
 @lru_cache(maxsize=8192)

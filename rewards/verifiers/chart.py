@@ -98,6 +98,8 @@ class Chart(Mathematics):
 
     def _option_letters(self, given: str, wanted: str, item: Item) -> Outcome | None:
         right, named = choices.of_reference(wanted), choices.letters(given)
+        if len(right) == 1 and choices.alternatives(given):
+            return Verdict(0.0, "hedged")
         if not right or not named or len(right) > 1:
             return None
         return Verdict(float(right == named), "option" if right == named else "different")

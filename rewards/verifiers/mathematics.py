@@ -24,7 +24,7 @@ from rewards.notation import MAX_LENGTH, tidy
 from rewards.symbolic import same_by_symbols
 from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings, setting
-from rewards.words import HEDGE, chinese_number, english_number, truth
+from rewards.words import HEDGE, chinese_number, english_number, leading_number, truth
 
 _PERCENT = re.compile(r"%|\bper ?cent|百分", re.IGNORECASE)
 _ORDER = re.compile(
@@ -33,8 +33,9 @@ _ORDER = re.compile(
 )
 _LATEX = re.compile(r"\\[A-Za-z]+")
 _PLAIN_NUMBER_AND_WORDS = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?%?\s+[A-Za-z][A-Za-z \-]*")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z \-]*")
 _CURRENCY = re.compile(
-    r"^\s*(?:[$€£¥]|USD|EUR|RMB)\s*(?=[-\d.])|(?<=\d)\s*(?:[€£元]|dollars?|euros?|yuan|USD|EUR|RMB)$", re.IGNORECASE
+    r"^\s*(?:[$€£¥]|USD|EUR|RMB)\s*(?=[-\d.])|(?<=\d)\s*(?:[€£元$]|dollars?|euros?|yuan|USD|EUR|RMB)$", re.IGNORECASE
 )
 
 _PREFACE = re.compile(
@@ -91,6 +92,8 @@ class Mathematics:
             right = next((letter for letter, text in known.items() if self._same(tidy(text), wanted, item)), "")
         if not right or (len(right) == 1 and len(wanted) == 1 and wanted.islower() and not known):
             return None
+        if choices.alternatives(given):
+            return Verdict(0.0, "hedged")
         named = choices.letters(given)
         if named:
             contradicts = (
@@ -155,9 +158,10 @@ def _number_in_words(given: str, wanted: str, rules: Rules) -> Outcome:
         return Verdict(1.0, "number_word") if compare_answers(product, wanted, rules).answer == "same" else _NO
     if HEDGE.search(given):
         return Verdict(0.0, "hedged")
-    if _PLAIN_NUMBER_AND_WORDS.fullmatch(given):
-        number = given.split()[0]
-        return Ask("number_with_words") if compare_answers(number, wanted, rules).answer == "same" else _NO
+    number, rest = leading_number(given)
+    if _PLAIN_NUMBER_AND_WORDS.fullmatch(given) or (number is not None and _WORDS.fullmatch(rest)):
+        number = given.split()[0] if number is None else number
+        return Ask("number_with_words") if compare_answers(str(number), wanted, rules).answer == "same" else _NO
     return Verdict(0.0, "not_a_number")
 
 

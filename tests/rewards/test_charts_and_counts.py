@@ -55,6 +55,7 @@ CHART = [
     ("Which colour?", "light blue", "blue", None),
     ("Which country?", "China", "Japan", None),
     ("Which series?", "B", "A", 0),
+    ("Which series?", "A or B", "A", 0),
     ("Which two?", "USA and China", "China, USA", 1),
     ("Which two?", "[B, A]", "A, B", 1),
     ("Which two?", "A", "A, B", 0),
