@@ -29,8 +29,9 @@ _CHARGE = re.compile(r"\^\s*\{?\s*(?:(\d{0,2})\s*([+-])|([+-])\s*(\d{1,2}))\s*\}
 _PLAIN_CHARGE = re.compile(r"(\d*)([+-])$")
 _TOKEN = re.compile(r"(?P<element>[A-Z][a-z]?)|(?P<open>[(\[])|(?P<close>[)\]])|(?P<count>_?\{?(\d{1,4})\}?)")
 _ARROW = re.compile(r"\s*(?:-{1,3}>|={1,3}>|<=+>|<-+>|[→⟶⇌⇋⇄↔⟷⇒=]|⟹)\s*(?:\{[^{}]*\}|\[[^\[\]]*\])?\s*")
-_PLUS = re.compile(r"\s+\+\s+|(?<![\^{\s])\s*\+\s*(?=[\dA-Z(\[]|e\^?-|\\frac)(?![^{}]*\})")
+_PLUS = re.compile(r"\s+\+\s+|(?<![\^{\s])\s*\+(?!\s*\((?:s|l|g|aq)\))\s*(?=[\dA-Z(\[]|e\^?-|\\frac)(?![^{}]*\})")
 _BOND = re.compile(r"(?<=[A-Za-z\d)])[=≡](?=[A-Z(])")
+_OXIDATION = re.compile(r"\((?:IV|VI{0,2}|I{1,3})\)")  # the name Fe(III), not iron and three iodine
 _GROUPS = re.compile(r"COOH|CO2H|CHO|OH|NH2")
 
 
@@ -54,7 +55,7 @@ class Substance:
 @lru_cache(maxsize=4096)
 def substance(text: str) -> Substance | None:
     """Return the substance that a text names by its formula, or None."""
-    if not text or len(text) > _MAX_CHARACTERS:
+    if not text or len(text) > _MAX_CHARACTERS or _OXIDATION.search(text):
         return None
     text = re.sub(r"[↑↓]", "", text).strip()
     state = ""

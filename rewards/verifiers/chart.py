@@ -53,6 +53,7 @@ _YEAR_ASKED = re.compile(
 _AMOUNT_ASKED = re.compile(r"\bhow (?:many|much)\b|多少(?!年)", re.IGNORECASE)
 _SCALE_ASKED = re.compile(r"\bin (thousand|million|billion|trillion)s?\b", re.IGNORECASE)
 _YEAR = re.compile(r"(?:in |the year |in the year |year )?([12]\d{3})\s*年?")
+_RANGE = re.compile(r"\d[\d,.]*\s*-\s*\d")  # "2010-2015" is no difference
 _MAX_LABELS = 60
 
 
@@ -131,8 +132,11 @@ def amount(text: str) -> Amount | None:
     if match is None or (number := real(match["number"].strip())) is None:
         said = english_number(text)
         said = chinese_number(text) if said is None else said
-        measured = read_quantity(text) if match is None and said is None and text[:1] in "+-.0123456789" else None
-        return Amount(float(said)) if said is not None else Amount(measured.number) if measured else None
+        if said is not None:
+            return Amount(float(said))
+        begins = text[:1] in "+-.0123456789" and not _RANGE.match(text)
+        measured = read_quantity(text) if match is None and begins else None
+        return Amount(measured.number) if measured else None
     word = match["scale"] or ""
     sign = -1 if match["sign"] == "-" else 1
     return Amount(sign * number, _SCALES.get(word, 1.0), word, bool(match["percent"]))
@@ -147,7 +151,7 @@ def _same_amount(one: Amount, other: Amount, question: str, rules: Rules) -> boo
     if one.percent != other.percent and rules.percent and one.scale == other.scale:
         return close(one.number, other.number, rules.tolerance)
     word = one.scale_word or other.scale_word
-    named = len(word) > 1 and word.rstrip("s") in question.casefold()
+    named = word == "m" or (len(word) > 1 and word.rstrip("s") in question.casefold())  # m: million, or metres
     return named and not (one.scale_word and other.scale_word) and close(one.number, other.number, rules.tolerance)
 
 

@@ -79,7 +79,7 @@ def _in_prose(text: str, wanted: float | None) -> Outcome:
     numbers = _numbers(text)
     if not numbers:
         return Verdict(0.0, "no_number")
-    if HEDGE.search(text) or (len(numbers) > 1 and not re.search("[^\\W\\d]", text)):
+    if HEDGE.search(text) or (len(_DIGITS.findall(text)) > 1 and not re.search("[^\\W\\d]", text)):
         return Verdict(0.0, "hedged")
     if len(numbers) > 1:
         return Ask("several_numbers")

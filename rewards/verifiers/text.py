@@ -133,7 +133,7 @@ def _numbers(text: str) -> list[str]:
 
 def _bare_number(text: str, nouns: str) -> str:
     """Write "the second image", "Image #2" and "第2张图" as "2"; other texts without the nouns."""
-    around = rf"(?<![^\W\d_])(?:{nouns})(?![^\W\d_])|[#第]|\b(?:number|no\.?)(?=\s*\d)"
+    around = rf"(?<![^\W\d_])(?:{nouns})(?![^\W\d_])\.?|[#第]|\b(?:number|no\.?)(?=\s*\d)"
     bare = re.sub(around, " ", trimmed(text), flags=re.IGNORECASE)
     bare = re.sub(r"\b(\d{1,6})(?:st|nd|rd|th)\b", r"\1", bare)
     words = [str(ORDINALS.get(word.casefold(), word)) for word in bare.split()]

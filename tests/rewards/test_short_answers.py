@@ -190,6 +190,7 @@ def test_options(answer: str, reference: str, question: str, score: float | None
                 "图2",
                 "image2",
                 "Fig. 2",
+                "fig.2",
                 "figure no. 2",
                 "the 2nd",
             )
@@ -217,6 +218,7 @@ def test_numbered_images(answer: str, reference: str, score: float | None) -> No
 def test_pages_are_numbered_in_documents_only() -> None:
     assert outcome("page 3", "3", "long_document") == 1
     assert outcome("p. 4", "page 3", "long_document") == 0
+    assert outcome("p.3", "3", "long_document") == 1
     assert outcome("image 2", "2", "long_document") is None
     assert outcome("image 2", "2", "vqa") is None
 
