@@ -24,6 +24,7 @@ from rewards.shapes import Shape, Span, read
 Answer = Literal["same", "different", "unreadable", "undecided"]
 
 _NAME = re.compile(r"[A-Za-zα-ωΑ-Ω](?:_\{?\w+\}?|_?\d)?'?(?:\([A-Za-z]\))?|\\[A-Za-z]+(?:\s*[A-Z]{1,3})?|[A-Z]{2,4}")
+_SPACE = re.compile(r"(?<!\d)\s+|\s+(?!\d)")  # between digits it counts: 2 1/2 is not 21/2
 _LETTERS = re.compile(r"[A-Za-z]{2,}")
 
 
@@ -189,7 +190,7 @@ def _same_span(one: Span, other: Span, rules: Rules) -> bool:
 
 
 def _expressions(given: str, wanted: str, rules: Rules) -> Result:
-    if "".join(given.split()) == "".join(wanted.split()):
+    if _SPACE.sub("", given) == _SPACE.sub("", wanted):
         return Result("same", "equal")
     one, other = _tree(given), _tree(wanted)
     if one is None or other is None:

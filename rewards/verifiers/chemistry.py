@@ -16,7 +16,7 @@ from rewards.verdict import Ask, Item, Outcome, Verdict
 from rewards.verifier import setting
 from rewards.verifiers.physics import Physics
 
-_RAISED = re.compile(r"[\^_{}\s]")
+_RAISED = re.compile(r"(?<=[A-Za-z])(?:[\^_]\s*(?:\{\s*(\d+)\s*\}|(\d+))|(\d+))\s*")  # behind a letter: not in 10^3
 _NAMED = re.compile(r"^\s*[A-Za-z]{1,12}\s*[:=]\s*(?=[-+.\d])")  # "pH = 7"
 
 
@@ -46,6 +46,11 @@ def _name(text: str) -> str:
     return re.split("[:=]", text)[0].strip()
 
 
+def _flat(text: str) -> str:
+    """Return a text with raised digits on the line: "sp^3" and "sp3", "1s^{2}2s^{2}" and "1s2 2s2" are the same."""
+    return _RAISED.sub(r"\1\2\3 ", text).rstrip()
+
+
 def _formulas(given: str, wanted: str) -> Outcome | None:
     """Decide two formulas or two equations; None if the reference is neither."""
     if (right := formulas.reaction(wanted)) is not None:
@@ -54,8 +59,8 @@ def _formulas(given: str, wanted: str) -> Outcome | None:
             return Verdict(0.0, "different") if formulas.substance(given) else Ask("text")
         return Verdict(1.0, "equation") if formulas.same_reaction(said, right) else Verdict(0.0, "different")
     if (substance := formulas.substance(wanted)) is None:
-        same = _RAISED.sub("", given) == _RAISED.sub("", wanted) and re.search("[A-Za-z]", wanted)
-        return Verdict(1.0, "equal") if same else None  # sp^3 and sp3, 1s^2 2s^2 and 1s2 2s2
+        same = _flat(given) == _flat(wanted) and re.search("[A-Za-z]", wanted)
+        return Verdict(1.0, "equal") if same else None
     if (answer := formulas.substance(given)) is None:
         if choices.letters(given) and len(wanted) == 1:
             return None

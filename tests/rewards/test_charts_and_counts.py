@@ -60,6 +60,7 @@ CHART = [
     ("Which years?", "-5", "2010-2015", None),
     ("How long?", "5 m", "5", 1),
     ("How long?", "6 m", "5", 0),
+    ("How many?", "1 2", "12", 0),
     ("Which two?", "USA and China", "China, USA", 1),
     ("Which two?", "[B, A]", "A, B", 1),
     ("Which two?", "A", "A, B", 0),
