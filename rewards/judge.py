@@ -57,7 +57,7 @@ _VERDICT = re.compile(r"(?<![\w.,:+\-/{\[\"'])([01]\.0+)(?![\w,%/}\]\"']|\.\d)")
 _ALONE = re.compile(r"\W*([01])\W*")
 _BOTH = re.compile(r"\b[01](?:\.0+)?\s*(?:and|or|to|/)\s*[01](?:\.0+)?\b")  # "between 0.0 and 1.0"
 _NEGATED = re.compile(r"(?:\b(?:not|isn't|never|no|than|nor)|不是|非)\s*(?:a |an )?[*`]*$", re.IGNORECASE)
-_SCORE = re.compile(r"\{[^{}]*\}")
+_JSON = json.JSONDecoder()
 
 
 @dataclass
@@ -205,15 +205,18 @@ def read_verdict(reply: str) -> float | None:
 
 def read_score(reply: str) -> float | None:
     """Return the last {"score": number} of a reply after any thought, from 0 to 1; None if it has none."""
-    for text in reversed(_SCORE.findall(_after_thought(reply))):
+    text, score = _after_thought(reply), None
+    at = text.find("{")
+    while at >= 0:
         try:
-            content = json.loads(text)
+            content, end = _JSON.raw_decode(text, at)
         except (ValueError, RecursionError):
-            continue
-        score = content.get("score")
-        if isinstance(score, int | float) and not isinstance(score, bool):
-            return float(score) if 0 <= score <= 1 else None
-    return None
+            end = at + 1
+        else:
+            said = content.get("score")
+            score = said if isinstance(said, int | float) and not isinstance(said, bool) else score
+        at = text.find("{", end)
+    return float(score) if score is not None and 0 <= score <= 1 else None
 
 
 def _after_thought(reply: str) -> str:

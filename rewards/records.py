@@ -122,7 +122,7 @@ def record_of(line: Line, registry: Registry) -> Record:
     if ("response" in given) == ("answer" in given):
         raise RewardError("give either `response` or `answer`")
     source = _source(given, registry)
-    settings = given.get("settings") or {}
+    settings = {} if given.get("settings") is None else given["settings"]
     if not isinstance(settings, dict):
         raise RewardError(f"settings is {settings!r}: give a mapping")
     task = source.task(Item(_text(given, "question"), _text(given, "reference"), settings))

@@ -26,7 +26,6 @@ _TENFOLD = "twenty thirty forty fifty sixty seventy eighty ninety"
 _TENS = {word: 10 * number for number, word in enumerate(_TENFOLD.split(), 2)}
 _LARGE = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _SPECIAL = {"none": 0, "nothing": 0, "single": 1, "dozen": 12, "pair": 2, "couple": 2}
-_ENGLISH_WORD = re.compile(r"[a-z]+")
 NUMBER_WORDS = frozenset((*_UNITS, *_TENS, *_LARGE, *_SPECIAL))
 
 _DIGITS = {character: number for number, character in enumerate("零一二三四五六七八九")} | {"〇": 0, "两": 2, "俩": 2}

@@ -116,6 +116,8 @@ def test_verdict_is_the_last_complete_one_after_any_thought(reply: str, verdict:
         ('```json\n{"score": 1, "why": "all"}\n```', 1.0),
         ('<think>{"score": 1}</think>{"score": 0}', 0.0),
         ('{"score": 0.1} or rather {"score": 0.5}', 0.5),
+        ('{"why": "the {city} is right", "score": 0.5}', 0.5),
+        ('{"country": {"score": 0.1}, "score": 0.25}', 0.25),
         ('{"score": 7}', None),
         ('{"score": -0.1}', None),
         ('{"score": true}', None),

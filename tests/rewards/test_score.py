@@ -83,6 +83,7 @@ def test_lines_that_cannot_be_scored_are_named_and_the_others_are_scored(tmp_pat
         ({**good, "reference": None}, "math: the reference is empty"),
         ({**good, "settings": {"tolerence": 1}}, "did you mean tolerance?"),
         ({**good, "settings": [1]}, "settings is [1]: give a mapping"),
+        ({**good, "settings": False}, "settings is False: give a mapping"),
         ({**good, "form": "glm4"}, "there is no form 'glm4'"),
         ({**good, "source": "geometry"}, "the registry has no source 'geometry'"),
         ({**good, "answer": ["7"]}, "give a text"),
