@@ -71,8 +71,8 @@ def matches(given: Sequence[Box], wanted: Sequence[Box], threshold: float) -> in
     """Return how many pairs of a given and a wanted box have an IoU above a threshold, each box in one pair at most.
 
     It is the largest number that any assignment reaches. From each wanted box a path of pairs is looked for that
-    frees a given box for it; boxes that a search in vain has visited cannot help a later one either and are not visited
-    again, so that all searches in vain cost one visit per pair together.
+    frees a given box for it. Boxes that a failed search has visited cannot help a later one and are not visited again:
+    all failed searches together visit each pair once.
     """
     near = ious(given, wanted) > threshold
     partner = np.full(len(given), -1)  # given box -> wanted box, -1 while it is free

@@ -208,6 +208,10 @@ def _expressions(given: str, wanted: str, rules: Rules) -> Result:
 def _tree(text: str) -> Node | None:
     if _LETTERS.fullmatch(text) and text not in CONSTANTS:  # a word, not a product of letters
         return None
+    return _parsed(text)
+
+
+def _parsed(text: str) -> Node | None:
     try:
         return parse(text)
     except Unreadable:
@@ -236,17 +240,9 @@ def _equations(given: Shape, wanted: Shape, rules: Rules) -> Result:
         result = _shapes(given.parts[1], wanted.parts[1], rules)
         if result.answer == "same":
             return Result("same", "equation")
-    sides = [[_tree(part.text) or _letters_product(part.text) for part in shape.parts] for shape in (given, wanted)]
+    sides = [[_parsed(part.text) for part in shape.parts] for shape in (given, wanted)]  # "ma" is a product here
     trees = [tree for pair in sides for tree in pair if tree is not None]
     if len(trees) != 4:
         return Result("unreadable", "equation")
     law = same_law((trees[0], trees[1]), (trees[2], trees[3]))
     return Result("undecided" if law == "unknown" else law, "equation")
-
-
-def _letters_product(text: str) -> Node | None:
-    """Return "ma" as a product: in an equation letters side by side are factors."""
-    try:
-        return parse(text)
-    except Unreadable:
-        return None

@@ -55,7 +55,7 @@ def in_own_process(given: str, wanted: str, seconds: float, memory: int) -> str:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
         os.close(reading)
-    return said or "memory_limit"  # it died without a word
+    return said or "memory_limit"  # it ended without an answer
 
 
 def _watched(child: int, reading: int, end: float, memory: int) -> str:

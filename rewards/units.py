@@ -83,7 +83,9 @@ _NAMES = {  # where pint has another name, or another unit of this name
     "摩尔": "mole",
 }
 _DEGREES = frozenset(("°", "degree", "degrees", "deg", "度"))
-_FOREIGN = frozenset(("a", "c", "e", "k", "R", "at", "are", "as", "ares", "count", "counts", "point", "points", "x"))
+_FOREIGN = frozenset(  # words and signs that pint has units for: "mass" is several milliarcseconds
+    ("a", "c", "e", "k", "R", "at", "are", "as", "ares", "count", "counts", "mass", "point", "points", "x")
+)
 _TEMPERATURES = {"celsius": (1.0, 273.15), "fahrenheit": (5 / 9, 459.67 * 5 / 9)}
 _CELSIUS = re.compile(r"(?:°|degrees?|deg)?\s*(?:celsius|centigrade|C)|摄氏度")
 _FAHRENHEIT = re.compile(r"(?:°|degrees?|deg)\s*(?:fahrenheit|F)|fahrenheit|华氏度")
@@ -189,11 +191,9 @@ def _named(name: str) -> tuple[float, Mapping[str, float]] | None:
     elif not name.isascii() and not set(name) <= set("μΩÅ") | set(map(chr, range(128))):
         return None
     factor, powers = 1.0, dict[str, float]()
-    for number, part in enumerate(re.split(r"([*/])", name)):
-        if number % 2:
-            continue
+    for operator, part in re.findall(r"([*/]?)([^*/]+)", name):
         base, _, power = part.partition("^")
-        sign = -1 if number and re.split(r"([*/])", name)[number - 1] == "/" else 1
+        sign = -1 if operator == "/" else 1
         found = _of_pint(base)
         if found is None:
             return None

@@ -45,8 +45,10 @@ class Physics(Mathematics):
         return self._quantities(one, other, item)
 
     def _quantities(self, one: Quantity, other: Quantity, item: Item) -> Outcome:
-        if (one.unit is None) != (other.unit is None) and (named := _unit_of_question(tidy(item.question))):
-            one, other = (Quantity(side.number, side.unit or named) for side in (one, other))
+        if (one.unit is None) != (other.unit is None):
+            named = _unit_of_question(tidy(item.question))
+            if named and (other.unit is None or named.dimension == other.unit.dimension):
+                one, other = (Quantity(side.number, side.unit or named) for side in (one, other))
         said = quantity.compare(one, other, self.rules(item).tolerance)
         if said in ("unit_missing", "unit_added"):
             return Ask(said)

@@ -145,6 +145,12 @@ def test_unit_that_the_question_names_may_be_absent(question: str) -> None:
     assert score("physics", "72 km/h", "20", question) == 1
     assert score("physics", "20 km/h", "20", question) == 0
     assert score("physics", "20 kg", "20", question) == 0
+    assert score("physics", "20", "20 kg", question) is None
+
+
+def test_words_of_a_question_are_no_units() -> None:
+    assert score("physics", "12", "12 kg", "What is the change in mass?") is None
+    assert score("physics", "12 kg", "12", "What is the change in mass?") is None
 
 
 @pytest.mark.parametrize(
