@@ -139,7 +139,7 @@ def unit(text: str) -> Unit | None:
 def _product(text: str) -> Unit | None:
     factor, powers, position = 1.0, dict[str, float](), 0
     sign, outer = 1, list[int]()  # of the next name; of the groups that are open
-    seen = False
+    seen = due = False  # whether a name was read; whether one must follow
     while position < len(text):
         match = _TOKEN.match(text, position)
         if match is None:
@@ -155,7 +155,9 @@ def _product(text: str) -> Unit | None:
             factor *= named[0] ** power
             for dimension, exponent in named[1].items():
                 powers[dimension] = powers.get(dimension, 0) + power * exponent
-            sign, seen = 1, True
+            sign, seen, due = 1, True, False
+        elif match["one"]:
+            due = False
         elif match["sign"]:
             if match["sign"] == "(":
                 outer.append((outer[-1] if outer else 1) * sign)
@@ -165,9 +167,11 @@ def _product(text: str) -> Unit | None:
                     return None
                 outer.pop()
                 sign = 1
+            elif due:
+                return None
             else:
-                sign = -1 if match["sign"] == "/" else 1
-    if outer or not seen:
+                sign, due = -1 if match["sign"] == "/" else 1, True
+    if outer or due or not seen:
         return None
     return Unit(factor, frozenset((name, float(power)) for name, power in powers.items() if power))
 

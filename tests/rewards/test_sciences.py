@@ -182,11 +182,10 @@ def test_units_have_the_sizes_that_scipy_knows(name: str, size: float, base: str
 
 
 @pytest.mark.parametrize(
-    "text", ["5 apples", "5 m^999", "5 (m", "5 m)", "5 m/", "5 9**9", "5 __import__", "m 5", "5 a"]
+    "text", ["5 apples", "5 m^999", "5 (m", "5 m)", "5 m/", "5 m//s", "5 9**9", "5 __import__", "m 5", "5 a"]
 )
 def test_what_is_no_quantity(text: str) -> None:
-    found = read(text)
-    assert found is None or text == "5 m/"
+    assert read(text) is None
 
 
 def test_random_formulas_have_the_atoms_that_they_were_made_of() -> None:
