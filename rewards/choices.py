@@ -111,9 +111,17 @@ def decide(given: str, wanted: str, options: Mapping[str, str]) -> bool | None:
     if not named:
         found = _letter_of(given, options)
         return found == right if found else None
-    behind = content(trimmed(given))
-    other = _letter_of(behind, options) if behind != trimmed(given) else ""
-    return named == right and other in ("", named)
+    if named != right:
+        return False
+    behind, wanted_behind = _behind_letter(given), _behind_letter(wanted)
+    if not options and behind and wanted_behind and plain(behind) != plain(wanted_behind):
+        return None  # "(A) 4" for "(A) 3"
+    return _letter_of(behind, options) in ("", named) if behind else True
+
+
+def _behind_letter(text: str) -> str:
+    """Return "4" of "B. 4", and an empty string for a text without a letter."""
+    return behind if (behind := content(trimmed(text))) != trimmed(text) else ""
 
 
 def _capital(text: str) -> str:

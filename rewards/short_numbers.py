@@ -22,8 +22,8 @@ _NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|[-+−]?\.\d{
 _DIGITS = re.compile(rf"(?P<above>{_NUMBER})(?:/(?P<below>\d{{1,9}}))?(?P<unit>[^\d.,/:].*)?")
 _PERCENT = re.compile(r"%|per ?cent", re.IGNORECASE)
 _NOUNS = re.compile(r"[^\W\d_]+(?: [^\W\d_]+){0,2}")
-# things that are counted, though there are units of these names: centi-atmospheres, hands of a horse's height ...
-_THINGS = re.compile(r"(?:cat|dot|cup|bar|hand|stone|link|chain|rod|barn|pixel)s?", re.IGNORECASE)
+# things that are counted, and parts of a day, though there are units of these names: centi-atmospheres, picometres ...
+_THINGS = re.compile(r"(?:cat|dot|cup|bar|hand|stone|link|chain|rod|barn|pixel)s?|am|pm", re.IGNORECASE)
 _NOT_NOUNS = re.compile(
     r"\b(?:or|and|to|of|out|than|but|about|times|hundred|thousand|million|billion|trillion|minus|plus)\b"
 )

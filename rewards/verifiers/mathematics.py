@@ -96,14 +96,7 @@ class Mathematics:
             return Verdict(0.0, "hedged")
         named = choices.letters(given)
         if named:
-            contradicts = (
-                len(named) == 1
-                and named in known
-                and choices.content(given) != given
-                and not self._same(tidy(choices.content(given)), tidy(known[named]), item)
-            )
-            right_letters = named == right and not contradicts
-            return Verdict(1.0, "option") if right_letters else Verdict(0.0, "option")
+            return self._lettered(named, right, given, wanted, known, item)
         if right in known:
             fitting = [letter for letter, text in known.items() if self._same(given, tidy(text), item)]
             if fitting:
@@ -112,6 +105,19 @@ class Mathematics:
         if content != wanted:  # "(B) 4": the content is right too
             return Verdict(1.0, "option_content") if self._same(given, tidy(content), item) else Ask("option")
         return Ask("option") if by_letter else None
+
+    def _lettered(
+        self, named: str, right: str, given: str, wanted: str, known: Mapping[str, str], item: Item
+    ) -> Outcome:
+        """Decide an answer that names a letter: what stands behind it must not be another option's content."""
+        content, of_reference = choices.content(given), choices.content(wanted)
+        own = known.get(named) or (of_reference if of_reference != wanted else "")
+        if named != right:
+            return Verdict(0.0, "option")
+        if content == given or not own or self._same(tidy(content), tidy(own), item):
+            return Verdict(1.0, "option")
+        other = any(self._same(tidy(content), tidy(text), item) for text in known.values())
+        return Verdict(0.0, "option") if other or is_numeric(tidy(content)) else Ask("option")
 
     def _same(self, given: str, wanted: str, item: Item) -> bool:
         if given.casefold() == wanted.casefold():

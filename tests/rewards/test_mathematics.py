@@ -85,6 +85,7 @@ RIGHT = [
     ("b", "B"),
     ("Option B", "(B)"),
     ("B. 12", "B"),
+    ("(A) 3.0", "A. 3"),
     ("BA", "AB"),
     ("A and C", "AC"),
     ("(A) and (C)", "AC"),
@@ -164,6 +165,7 @@ WRONG = [
     ("5 6", "56"),
     ("eight apples", "7"),
     ("A or B", "A"),
+    ("(A) 4", "(A) 3"),
     ("pi", "3"),
     ("\\frac{\\pi}{3}", "30°"),
     ("x>5 and x<1", "(1,5)"),
@@ -176,6 +178,7 @@ UNDECIDED = [
     ("decreasing", "increasing"),
     ("7 apples", "7"),
     ("seven apples", "7"),
+    ("(A) the square", "(A) a square"),
     ("12", "B"),
     ("one more than x", "x+1"),
     ("\\sqrt{x^2}", "x"),
@@ -218,6 +221,8 @@ def test_option_is_its_letter_or_its_content(question: str, settings: dict[str, 
         wrong = {answer: score("math", answer, reference, question, **settings) for answer in ("A", "3", "C. 5", "AB")}
         assert set(wrong.values()) == {0.0}, wrong
     assert score("math", "B. 5", "B", question, **settings) == 0  # letter and content contradict each other
+    assert score("math", "B. 7", "B", question, **settings) == 0
+    assert score("math", "B. the second", "B", question, **settings) is None
 
 
 def test_tolerance_is_a_setting() -> None:
