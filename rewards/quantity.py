@@ -60,7 +60,7 @@ def read(text: str) -> Quantity | None:
         if (number := real(before)) is not None and (measured := unit(text[split:])) is not None:
             return Quantity(number, measured)
     said, rest = leading_number(text)
-    if said is None or (rest and unit(rest) is None):
+    if not said or (rest and unit(rest) is None):  # "none" alone may say that there is no answer
         return None
     return Quantity(float(said), unit(rest) if rest else None)
 

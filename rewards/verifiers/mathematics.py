@@ -135,6 +135,8 @@ class Mathematics:
     def _mathematics(self, given: str, wanted: str, item: Item) -> Outcome | None:
         rules = self.rules(item)
         given, wanted = _CURRENCY.sub("", given), _CURRENCY.sub("", wanted)
+        said, rest = leading_number(wanted)
+        wanted = str(said) if said and not rest else wanted
         result = compare_answers(given, wanted, rules)
         if result.answer in ("same", "different"):
             return Verdict(float(result.answer == "same"), result.rule if result.answer == "same" else "different")
