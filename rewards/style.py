@@ -29,7 +29,9 @@ _CHINESE = re.compile(r"[\u3400-\u4dbf\u4e00-\u9fff]")
 _ENGLISH = re.compile(r"\b[A-Za-z]{2,}\b")
 _PARAGRAPH = re.compile(r"\n\s*\n")
 # [^\S\n]: a pattern that crossed lines would look at all empty lines again from each of them
-_TABLE_LINE = re.compile(r"^[^\S\n]*\|.*\|[^\S\n]*$|^.*(?:\t.*){2,}$|^[^\S\n]*<t[rdh].*$", re.MULTILINE)
+_TABLE_LINE = re.compile(
+    r"^[^\S\n]*\|.*\|[^\S\n]*$|^.*(?:\t.*){2,}$|^[^\S\n]*</?t(?:able|head|body|r|d|h)\b.*$", re.MULTILINE
+)
 _RULE = re.compile(r"([=|~_#*.%\-－█─\s])\1{3,}")
 
 

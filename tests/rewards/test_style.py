@@ -56,6 +56,7 @@ def test_mixed_languages(text: str, mixed: bool) -> None:
         ("哈哈" * 3000, True),
         ("| 1 | 2 | 3 | 4 | 5 | 6 | 7 | 8 | 9 | 10 | 11 | 12 | 13 |\n" * 40, False),
         ("|---|---|\n" * 40, False),
+        ("<table>" + "<tr><td>0</td><td>0</td><td>0</td></tr>" * 40 + "</table>", False),
         ("=" * 5000, False),
         ("", False),
     ],
