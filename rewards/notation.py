@@ -84,7 +84,8 @@ _COMMANDS = {
     "mid": "|",
 }
 _FONT = re.compile(
-    r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|mathcal|operatorname|mbox|rm|ce|boldsymbol)\s*\{([^{}]*)\}"
+    r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|mathcal|operatorname|mbox|rm|ce|boldsymbol)"
+    r"\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
 )
 _REALS = re.compile(r"\\(?:mathbb|mathbf)\s*\{?R\}?|ℝ")
 _COMMAND = re.compile(r"\\([A-Za-z]+) ?")

@@ -26,6 +26,7 @@ _NUMBER = re.compile(
 _NAME = re.compile(r"^\s*(?:[A-Za-zα-ωΑ-Ω]{1,3}(?:_\{?\w{1,8}\}?)?|Δ\s?\w)\s*(?:=|≈)\s*")
 _STARTS = re.compile(r"(?<![A-Za-z\\])(?=[A-Za-zμΩÅ°\u4e00-\u9fff])")
 _OF_ANGLES = re.compile("sin|cos|tan|cot|sec|csc")  # sin 60° is a number, 60° is a quantity
+_SUM = re.compile(r"[\d)}]\s*[-+]\s*[^-+\s]")
 _MAX_STARTS = 8
 
 Match: TypeAlias = Literal["same", "number", "unit", "unit_missing", "unit_added"]
@@ -57,6 +58,8 @@ def read(text: str) -> Quantity | None:
     splits += [match.start() for match in _STARTS.finditer(text, 1)][:_MAX_STARTS]
     for split in splits:
         before = text[:split].rstrip("* ")
+        if _SUM.search(before) and before == text[:split] and len(text) == split + 1 and before[-1] != ")":
+            continue  # "3+2m" is not 5 m, "2+√3 cm" is a length
         if (number := real(before)) is not None and (measured := unit(text[split:])) is not None:
             return Quantity(number, measured)
     said, rest = leading_number(text)

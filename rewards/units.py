@@ -39,6 +39,9 @@ _NAMES = {  # where pint has another name, or another unit of this name
     "h": "hour",
     "g": "gram",
     "u": "unified_atomic_mass_unit",
+    "amp": "ampere",
+    "amps": "ampere",
+    "Ohm": "ohm",
     "ohms": "ohm",
     "Ω": "ohm",
     "Å": "angstrom",
@@ -90,10 +93,12 @@ _TEMPERATURES = {"celsius": (1.0, 273.15), "fahrenheit": (5 / 9, 459.67 * 5 / 9)
 _CELSIUS = re.compile(r"(?:°|degrees?|deg)?\s*(?:celsius|centigrade|C)|摄氏度")
 _FAHRENHEIT = re.compile(r"(?:°|degrees?|deg)\s*(?:fahrenheit|F)|fahrenheit|华氏度")
 _TOKEN = re.compile(
-    r"(?P<name>[A-Za-zμΩÅ°_]+|[\u4e00-\u9fff]+)(?:\s*(?:\^|\*\*)\s*\{?\s*(?P<power>[-+]?\d{1,2})\s*\}?|(?P<attached>\d(?![\d.])))?"
+    r"(?P<name>[A-Za-zμΩÅ°_]+|[\u4e00-\u9fff]+)(?:\s*(?:\^|\*\*)\s*\{?\s*(?P<power>[-+]?\d{1,2})\s*\}?|(?P<attached>-?\d(?![\d.])))?"
     r"|(?P<one>1(?=\s*/))|(?P<sign>[*/()])|(?P<space>\s+)"
 )
+_GROUP = r"\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
 _WORDS = (
+    (re.compile(rf"\\frac\s*{_GROUP}\s*{_GROUP}"), r"(\1)/(\2)"),
     (re.compile(r"\bper\b|每"), "/"),
     (re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)"), r"\1^2"),
     (re.compile(r"\b(?:cubic|cu\.?)\s+([A-Za-z]+)"), r"\1^3"),
@@ -147,8 +152,8 @@ def _product(text: str) -> Unit | None:
         position = match.end()
         if match["name"]:
             named = _named(match["name"])
-            if named is None:
-                return None
+            if named is None or (not seen and (match["attached"] or "").startswith("-")):
+                return None  # "m s-1" is a unit, "5m-3" is a difference
             power = sign * (outer[-1] if outer else 1) * int(match["power"] or match["attached"] or 1)
             if abs(power) > _MAX_POWER:
                 return None
