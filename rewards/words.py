@@ -84,8 +84,14 @@ def chinese_number(text: str) -> int | None:
         elif character in _PLACES:
             block, digit = block + (digit or 1) * _PLACES[character], 0
         else:
-            total, block, digit = (total + block + digit) * _BLOCKS[character], 0, 0
+            total, block, digit = (total + block + digit or 1) * _BLOCKS[character], 0, 0
     return total + block + digit
+
+
+def word_number(text: str) -> int | None:
+    """Return the number that a text in English or Chinese words is; None if it is none."""
+    said = english_number(text)
+    return chinese_number(text) if said is None else said
 
 
 def leading_number(text: str) -> tuple[int | None, str]:

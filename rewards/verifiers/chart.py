@@ -27,7 +27,7 @@ from rewards.quantity import real
 from rewards.verdict import Ask, Item, Outcome, Verdict
 from rewards.verifiers.exact import normal
 from rewards.verifiers.mathematics import Mathematics
-from rewards.words import HEDGE, chinese_number, english_number, truth
+from rewards.words import HEDGE, truth, word_number
 
 _SCALES = {
     **dict.fromkeys(("hundred",), 1e2),
@@ -130,9 +130,7 @@ def amount(text: str) -> Amount | None:
     """Return the number that a text in the notation of `rewards.notation` is, with its scale and sign of per cent."""
     match = _AMOUNT.fullmatch(text) if len(text) < 100 else None
     if match is None or (number := real(match["number"].strip())) is None:
-        said = english_number(text)
-        said = chinese_number(text) if said is None else said
-        if said is not None:
+        if (said := word_number(text)) is not None:
             return Amount(float(said))
         begins = text[:1] in "+-.0123456789" and not _RANGE.match(text)
         measured = read_quantity(text) if match is None and begins else None

@@ -18,7 +18,7 @@ from rewards.notation import tidy
 from rewards.quantity import real
 from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings
-from rewards.words import CHINESE_NUMBER, HEDGE, NUMBER_WORDS, chinese_number, english_number
+from rewards.words import CHINESE_NUMBER, HEDGE, NUMBER_WORDS, chinese_number, english_number, word_number
 
 _MAX_CHARACTERS = 200
 _DIGITS = re.compile(r"(?<![A-Za-z0-9_.])-?\d+(?:,\d{3})*(?:\.\d+)?(?![\d.]*\d)")
@@ -69,8 +69,7 @@ def _alone(text: str) -> float | None:
     """Return the number that a text is, and nothing besides."""
     if re.fullmatch(r"[-+]?[\d][\d, ]*(?:\.\d*)?", text):
         return real(text)
-    said = english_number(text)
-    return chinese_number(text) if said is None else said
+    return word_number(text)
 
 
 def _in_prose(text: str, wanted: float | None) -> Outcome:

@@ -24,7 +24,7 @@ from rewards.notation import MAX_LENGTH, tidy
 from rewards.symbolic import same_by_symbols
 from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings, setting
-from rewards.words import HEDGE, chinese_number, english_number, leading_number, truth
+from rewards.words import HEDGE, leading_number, truth, word_number
 
 _PERCENT = re.compile(r"%|\bper ?cent|百分", re.IGNORECASE)
 _ORDER = re.compile(
@@ -42,7 +42,9 @@ _PREFACE = re.compile(
     r"^(?:(?:so )?(?:the |my )?(?:final |correct )?answer(?: is|:)?:?|=)\s*(?=\S)|^答案(?:是|为)?[::]?\s*",
     re.IGNORECASE,
 )
-_SCALED = re.compile(r"([-+]?\d[\d,]*(?:\.\d+)?) (hundred|thousand|million|billion|trillion)s?", re.IGNORECASE)
+_SCALED = re.compile(
+    r"([-+]?\d[\d,]*(?:\.\d+)?)(?: (hundred|thousand|million|billion|trillion)s?| ?([百千]?[万亿]|千))", re.IGNORECASE
+)
 
 _NO = Verdict(0.0, "different")
 
@@ -156,13 +158,11 @@ def _truth(given: str, wanted: str, item: Item) -> Outcome | None:
 
 def _number_in_words(given: str, wanted: str, rules: Rules) -> Outcome:
     """Decide prose where a number is wanted: number words count; a number among plain words is left to a judge."""
-    said = english_number(given)
-    said = chinese_number(given) if said is None else said
-    if said is not None:
+    if (said := word_number(given)) is not None:
         same = compare_answers(str(said), wanted, rules).answer == "same"
         return Verdict(float(same), "number_word" if same else "different")
     if scaled := _SCALED.fullmatch(given):
-        product = f"({scaled[1]})*{english_number(scaled[2])}"
+        product = f"({scaled[1]})*{word_number(scaled[2] or scaled[3])}"
         return Verdict(1.0, "number_word") if compare_answers(product, wanted, rules).answer == "same" else _NO
     if HEDGE.search(given):
         return Verdict(0.0, "hedged")
