@@ -78,13 +78,19 @@ def chinese_number(text: str) -> int | None:
     if all(character in _DIGITS for character in text):
         return int("".join(str(_DIGITS[character]) for character in text))
     total = block = digit = 0
+    last = 10**20  # the block before, as 亿 in 一亿二千万
     for character in text:
         if character in _DIGITS:
             digit = _DIGITS[character]
         elif character in _PLACES:
             block, digit = block + (digit or 1) * _PLACES[character], 0
         else:
-            total, block, digit = (total + block + digit or 1) * _BLOCKS[character], 0, 0
+            size = _BLOCKS[character]
+            if size > last:  # 一万亿
+                total = (total + block + digit) * size
+            else:
+                total += (block + digit or 1) * size
+            block, digit, last = 0, 0, size
     return total + block + digit
 
 

@@ -75,7 +75,7 @@ def _alone(text: str) -> float | None:
 def _in_prose(text: str, wanted: float | None) -> Outcome:
     if _NOT_ANY.fullmatch(text):
         return _verdict(0.0, wanted)
-    numbers = _numbers(text)
+    numbers = _numbers(text.replace("一共", "共"))  # "in all", not one
     if not numbers:
         return Verdict(0.0, "no_number")
     if HEDGE.search(text) or (len(_DIGITS.findall(text)) > 1 and not re.search("[^\\W\\d]", text)):
