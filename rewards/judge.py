@@ -205,7 +205,8 @@ def read_verdict(reply: str) -> float | None:
 
 def read_score(reply: str) -> float | None:
     """Return the last {"score": number} of a reply after any thought, from 0 to 1; None if it has none."""
-    text, score = _after_thought(reply), None
+    text = _after_thought(reply)
+    score: float | None = None
     at = text.find("{")
     while at >= 0:
         try:

@@ -39,7 +39,7 @@ _CURRENCY = re.compile(
 )
 
 _PREFACE = re.compile(
-    r"^(?:(?:so )?(?:the |my )?(?:final |correct )?answer(?: is|:)?:?|=)\s*(?=\S)|^答案(?:是|为)?[::]?\s*",
+    r"^(?:(?:so )?(?:the |my )?(?:final |correct )?answer(?: is|:)?:?|=)\s*(?=\S)|^答案(?:是|为)?:?\s*",
     re.IGNORECASE,
 )
 _SCALED = re.compile(
@@ -168,8 +168,8 @@ def _number_in_words(given: str, wanted: str, rules: Rules) -> Outcome:
         return Verdict(0.0, "hedged")
     number, rest = leading_number(given)
     if _PLAIN_NUMBER_AND_WORDS.fullmatch(given) or (number is not None and _WORDS.fullmatch(rest)):
-        number = given.split()[0] if number is None else number
-        return Ask("number_with_words") if compare_answers(str(number), wanted, rules).answer == "same" else _NO
+        digits = given.split()[0] if number is None else str(number)
+        return Ask("number_with_words") if compare_answers(digits, wanted, rules).answer == "same" else _NO
     return Verdict(0.0, "not_a_number")
 
 
