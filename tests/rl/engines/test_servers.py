@@ -123,11 +123,11 @@ def refuses(server: RecordedVllm, prompt: list[int]) -> Callable[[Any], Any]:
     return lambda body: (400, refused) if body["token_ids"] == prompt else server.draw(body)
 
 
-def dies(server: RecordedVllm) -> Callable[[Any], Any]:
-    """Answer five requests; then the process is gone, as after kill -9."""
+def dies(server: RecordedVllm, after: int = 5) -> Callable[[Any], Any]:
+    """Answer some requests; then the process is gone, as after kill -9."""
 
     def draw(body: Any) -> Any:
-        if server.drawn < 5:
+        if server.drawn < after:
             return server.draw(body)
         server.answers["/health"] = (0, None)
         time.sleep(0.05)  # connections break one after another
@@ -206,7 +206,7 @@ def test_a_lost_server_takes_part_again_after_it_has_loaded_weights(
     engine_of: Callable[..., ServersEngine], server: RecordedVllm, other: RecordedVllm, trainer: TrainStep, caplog: Any
 ) -> None:
     engine = engine_of(server, other)
-    server.generate = dies(server)
+    server.generate = dies(server, after=0)  # however fast the other one is, this one gets a request
     engine.generate(requests_of(["a.tar/1", "a.tar/2", "a.tar/3"]), SAMPLING)
     engine.publish(trainer, 8)
     before = server.drawn
