@@ -31,7 +31,7 @@ from common.files import write_json
 from demo.digits import build
 from demo.report import read_metrics
 
-STEPS, GROUP, AVERAGED = 40, 8, 3
+STEPS, AVERAGED = 40, 3
 DONE = "benchmark.json"  # in the folder of a run that is complete
 REWARD_GAIN, MEAN_ACCURACY_GAIN, ROLLOUTS_SHARE = 0.10, 0.05, 0.8
 UNIFORM = ("curriculum.sampler=uniform", "expansion.enabled=false")
@@ -124,7 +124,7 @@ def learn(out: Path, start: Path, prompts: str, name: str, seed: int, keys: Sequ
         _train("rl.train", "rl", out, [*run_keys, *keys])
         write_json(folder / DONE, {"cpu_seconds": _cpu_seconds() - before})
     lines, validation = read_metrics(folder / "metrics.jsonl"), read_metrics(folder / "validation.jsonl")
-    drawn = [int(line["groups/drawn"]) * GROUP for line in lines]
+    drawn = [int(line["rollouts"]) for line in lines]
     return Learned(
         name,
         [line["reward"] for line in lines],

@@ -65,7 +65,7 @@ def rows_of(lines: list[dict[str, Any]], validation: list[dict[str, Any]]) -> li
 
     first, last = (sum(line["reward"] for line in part) / len(part) for part in (lines[:AVERAGED], lines[-AVERAGED:]))
     before, after = (validation[place]["validation/accuracy"] for place in (0, -1))
-    held_out, rollouts = validation[0]["validation/samples"], sum(line["groups/drawn"] for line in lines) * 8
+    held_out, rollouts = validation[0]["validation/samples"], sum(line["rollouts"] for line in lines)
     return [
         Row(
             what="reward of rollouts",

@@ -136,6 +136,7 @@ def rollout_metrics(groups: Sequence[Group], tiers: Sequence[str]) -> dict[str, 
     return {
         **{name: float(np.mean(values)) for name, values in sorted(rewards.items())},
         **{f"reward/{name}": reasons.count(name) / len(reasons) for name in UNDECIDED if name in reasons},
+        "rollouts": len(rollouts),
         "rollout/tokens": float(np.mean(lengths)),
         "rollout/max_tokens": max(lengths),
         "rollout/forced": float(np.mean([rollout.forced for rollout in rollouts])),

@@ -7,23 +7,19 @@ weights correct for that, and the gap is reported.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from data_pipeline.encoding.batch import Batch
 from model.context_slicing import my_context_tokens
 from rl.policy_batch import PolicyBatch
-from training.batch_broadcast import broadcast_patches
-from training.step import TrainStep, forward
-from training.validation import evaluation
+from training.step import TrainStep
+from training.validation import evaluation, forward_packs
 
 
 def log_probs_of(trainer: TrainStep, batches: Sequence[Batch]) -> list[Tensor]:
@@ -39,18 +35,7 @@ def log_probs_of(trainer: TrainStep, batches: Sequence[Batch]) -> list[Tensor]:
     if not batches:
         return []
     with evaluation(trainer):
-        found = get_forward_backward_func()(
-            forward_step_func=_forward_step,
-            data_iterator=[
-                broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in trainer.model_chunks
-            ],
-            model=trainer.ddp,
-            num_microbatches=len(batches),
-            seq_length=trainer.seq_length,
-            micro_batch_size=1,
-            forward_only=True,
-            collect_non_loss_data=True,
-        )
+        found = forward_packs(trainer, batches, _in_place)
     values = torch.zeros(len(batches), trainer.seq_length, device=torch.cuda.current_device())
     if found:
         values = torch.stack(found)
@@ -58,11 +43,6 @@ def log_probs_of(trainer: TrainStep, batches: Sequence[Batch]) -> list[Tensor]:
     last = parallel_state.get_pipeline_model_parallel_last_rank()
     dist.broadcast(values, src=last, group=parallel_state.get_pipeline_model_parallel_group())
     return list(values.cpu())
-
-
-def _forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
-    batch = next(batches)
-    return forward(model, batch), partial(_in_place, batch)
 
 
 def _in_place(batch: Batch, losses: Tensor, non_loss_data: bool) -> Tensor:

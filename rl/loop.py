@@ -65,6 +65,8 @@ class RlRun(Run):
         scorer = Scorer(config.reward, prepared.chat_form)
         if self.log is not None and (unused := scorer.unused_sources(self.sampler.table.data_sources)):
             logger.warning("reward.registry has sources that no prompt is of: %s", ", ".join(unused))
+        if self.log is not None and self.sampler.begins_again:
+            logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
         self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark)
         self._held_out = prepared.held_out
         if self._held_out is not None:

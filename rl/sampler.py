@@ -32,6 +32,7 @@ class PromptSampler:
         table: its prompts.
 
     Attributes:
+        begins_again: whether the curriculum of a checkpoint was of other prompts, and begins again here.
         tally: how many prompts were read, and how many could not be.
     """
 
@@ -40,6 +41,7 @@ class PromptSampler:
         self.curriculum = Curriculum(config.curriculum, table.facts, config.data.seed)
         self.expansion = Expansion(config.expansion)
         self.tally = Tally()
+        self.begins_again = False
 
     def draw(self, iteration: int) -> np.ndarray:
         """Return the prompts of an iteration, int64 rows of the table. A function of the seed and the state alone."""
@@ -98,7 +100,8 @@ class PromptSampler:
         except CheckpointError:
             if not allow_changes:
                 raise
-        if state.get("content", self.table.fingerprint) != self.table.fingerprint and not allow_changes:
+            self.begins_again = True
+        if state.get("content") != self.table.fingerprint and not allow_changes:
             raise DataError(
                 "the prompts of data.sources are not those of the checkpoint: a record, an image or a pixel budget has "
                 "changed; bring them back, or set checkpoint.allow_changes=true"

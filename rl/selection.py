@@ -49,10 +49,10 @@ def count_groups(scores: np.ndarray, kept: int, pass_score: float) -> dict[str, 
     Args:
         scores: rewards of all groups that were rolled out, float [groups, group].
         kept: how many are trained on.
-        pass_score: a reward of at least this is a pass.
+        pass_score: a reward of at least this is a pass, as the curriculum counts it.
     """
     scores = np.asarray(scores, np.float64)
-    valid, passes = have_differences(scores), scores.mean(axis=1) >= pass_score - DIFFERENCE
+    valid, passes = have_differences(scores), (scores >= pass_score).all(axis=1)
     return {
         "groups/drawn": len(scores),
         "groups/all_right": int((~valid & passes).sum()),

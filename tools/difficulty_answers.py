@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import mimetypes
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from data_pipeline.errors import BadSample, DataError
 from data_pipeline.media.file_types import file_type
 from data_pipeline.sample import Image, Text
 from data_pipeline.shards.reader import RawSample
+from rl.engines.prompt_media import data_url
 from rl.scoring import FORMS
 from tools.exported import Exported, padded_inputs
 from training.prompts import CHAT_FORMS, chat_form_of
@@ -199,4 +199,4 @@ def _messages(raw: RawSample) -> list[dict[str, Any]]:
 def _data_uri(data: bytes) -> str:
     found = file_type(data)
     kind = mimetypes.guess_type(f"file.{found.extension}")[0] if found else None
-    return f"data:{kind or 'application/octet-stream'};base64,{base64.b64encode(data).decode()}"
+    return data_url(kind or "application/octet-stream", data)

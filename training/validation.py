@@ -220,7 +220,7 @@ def held_out_loss(
                     return None
                 if not batches:
                     break
-                for report in _forward_packs(trainer, batches):
+                for report in forward_packs(trainer, batches, sum_by_domain):
                     sums += report
                 counts += torch.tensor(
                     [sum(b.num_samples for b in batches), sum(len(b.quarantined) for b in batches)], device=device
@@ -241,10 +241,21 @@ def held_out_loss(
     return HeldOutLoss(sum(totals) / sum(tokens), by_domain, int(sum(tokens)), samples, unused)
 
 
-def _forward_packs(trainer: TrainStep, batches: Sequence[Batch]) -> list[Tensor]:
-    """Return the sums of losses and the tokens of each pack by domain; nothing except on the last pipeline stage."""
+def forward_packs(
+    trainer: TrainStep, batches: Sequence[Batch], collect: Callable[[Batch, Tensor, bool], Tensor]
+) -> list[Tensor]:
+    """Compute the losses of packs, without gradients; call it within `evaluation`. Collective.
+
+    Args:
+        trainer: the model in its layout.
+        batches: the packs of this rank's data-parallel rank.
+        collect: takes a pack, its losses of this context rank (float32 [tokens / CP]), and a flag of megatron-core's.
+
+    Returns:
+        What `collect` returned for each pack; nothing except on the last pipeline stage.
+    """
     return get_forward_backward_func()(
-        forward_step_func=_forward_step,
+        forward_step_func=partial(_forward_step, collect),
         data_iterator=[
             broadcast_patches(batches) if chunk.pre_process else iter(batches) for chunk in trainer.model_chunks
         ],
@@ -257,9 +268,11 @@ def _forward_packs(trainer: TrainStep, batches: Sequence[Batch]) -> list[Tensor]
     )
 
 
-def _forward_step(batches: Iterator[Batch], model: Any) -> tuple[Tensor, Any]:
+def _forward_step(
+    collect: Callable[[Batch, Tensor, bool], Tensor], batches: Iterator[Batch], model: Any
+) -> tuple[Tensor, Any]:
     batch = next(batches)
-    return forward(model, batch), partial(sum_by_domain, batch)
+    return forward(model, batch), partial(collect, batch)
 
 
 def sum_by_domain(batch: Batch, losses: Tensor, non_loss_data: bool) -> Tensor:

@@ -35,7 +35,6 @@ class Job:
         prompt: What the server is sent.
         response: The response so far.
         seed: Of the rollout.
-        version: The oldest weights that drew a part of it.
         failures: How often it was lost or refused.
         turn: Rises when the rollout is given to another server: a late answer of the first is dropped.
     """
@@ -43,7 +42,6 @@ class Job:
     prompt: ServedPrompt
     response: Response
     seed: int
-    version: int
     failures: int = 0
     turn: int = 0
 
@@ -76,7 +74,7 @@ class Dispatch:
         config: Limits of time and number.
         temperature: Of sampling.
         stop_ids: Tokens that end a response.
-        versions: The oldest and the newest weights that may draw.
+        version: Of the weights that may draw.
 
     Attributes:
         quarantined: The prompts that failed twice, with the reason.
@@ -89,10 +87,10 @@ class Dispatch:
         config: ServersConfig,
         temperature: float,
         stop_ids: tuple[int, ...],
-        versions: tuple[int, int],
+        version: int,
     ) -> None:
         self.quarantined: dict[str, str] = {}
-        self._places, self._config, self._versions = places, config, versions
+        self._places, self._config, self._version = places, config, version
         self._temperature, self._stop_ids = temperature, stop_ids
         self._waiting = deque(deque(group) for group in groups)
         self._left = {job for group in groups for job in group}
@@ -190,13 +188,11 @@ class Dispatch:
             if job.turn != turn or job not in self._left:
                 return
             check_prompt(job.prompt, job.response.tokens, drawn.prompt_ids)
-            oldest, newest = self._versions
-            versions = [int(name) if name.isdecimal() else -1 for name in drawn.versions]
-            if not all(oldest <= version <= newest for version in versions):
-                self._lose(place, f"it draws with weights of version {' and '.join(drawn.versions)}, not {newest}")
+            if set(drawn.versions) != {str(self._version)}:
+                names = " and ".join(drawn.versions)
+                self._lose(place, f"it draws with weights of version {names}, not {self._version}")
                 return
             place.running.discard(job)
-            job.version = min([job.version, *versions])
             job.response.extend(drawn.tokens, drawn.log_probs)
             if job.response.finish:
                 self._left.discard(job)

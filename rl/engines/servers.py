@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -49,7 +50,6 @@ class ServersEngine:
         special: The tokens that end a response.
         folder: The run's. Weights and logs of servers go into it.
         hf_files: Fills a folder with the files beside the weights, as for a checkpoint.
-        max_behind: How many publications the weights of a rollout may be behind.
         on_wait: Called on every process at least every BEAT_SECONDS while it waits for servers.
 
     Attributes:
@@ -65,7 +65,6 @@ class ServersEngine:
         special: ResponseTokens,
         folder: Path,
         hf_files: Callable[[Path], None],
-        max_behind: int = 0,
         on_wait: Callable[[], None] = lambda: None,
     ) -> None:
         """Check that the servers of `rollout.addresses` serve the policy. Collective.
@@ -77,8 +76,9 @@ class ServersEngine:
         self.quarantined: dict[str, str] = {}
         self._config, self._expected, self._special = config, expected, special
         self._logs = folder / "servers"
-        self._weights = (Path(config.publish_dir) if config.publish_dir else folder / "weights").absolute()
-        self._hf_files, self._max_behind, self._on_wait = hf_files, max_behind, on_wait
+        self._weights = _own_folder(Path(config.publish_dir), folder) if config.publish_dir else folder / "weights"
+        self._weights = self._weights.absolute()
+        self._hf_files, self._on_wait = hf_files, on_wait
         self._places = [Place(CLIENTS[kind](address)) for address in config.addresses]
         self._processes: dict[int, VllmProcess] = {}  # by the number of their place
         self._published: list[int] = []
@@ -186,19 +186,17 @@ class ServersEngine:
                 place.lost = str(error)
 
     def _draw_all(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[Rollout], dict[str, str]]:
-        newest = self._published[-1]
-        oldest = self._published[-1 - min(self._max_behind, len(self._published) - 1)]
+        version = self._published[-1]
         groups = []
         for request in requests:
             prompt, thinks = served_prompt(request.prompt, self._expected.tokenizer), request.prompt.thinks
             responses = [Response(self._special, sampling, thinks) for _ in request.seeds]
             pairs = zip(responses, request.seeds, strict=True)
-            groups.append([Job(prompt, response, seed, newest) for response, seed in pairs])
-        versions = (oldest, newest)
-        dispatch = Dispatch(self._places, groups, self._config, sampling.temperature, self._special.stops, versions)
+            groups.append([Job(prompt, response, seed) for response, seed in pairs])
+        dispatch = Dispatch(self._places, groups, self._config, sampling.temperature, self._special.stops, version)
         dispatch.run(self._beat)
         rollouts = [
-            job.response.rollout(request, number, job.version)
+            job.response.rollout(request, number, version)
             for request, group in zip(requests, groups, strict=True)
             if request.prompt.id not in dispatch.quarantined
             for number, job in enumerate(group)
@@ -234,6 +232,12 @@ class ServersEngine:
             self._last_beat = time.monotonic()
             _broadcast(("working", None))
             self._on_wait()
+
+
+def _own_folder(publish_dir: Path, run: Path) -> Path:
+    """Return the folder of a run's weights in one that several runs may share: two may have the same last name."""
+    digest = blake2b(str(run.absolute()).encode(), digest_size=4).hexdigest()
+    return publish_dir / f"{run.name}-{digest}"
 
 
 def _broadcast(content):

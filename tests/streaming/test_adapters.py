@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 import streaming.limits
 import tools.lora_output
 from common import storage
+from model.checkpoint_metadata import read_metadata
 from model.config import GlmvConfig
 from model.errors import CheckpointError, ConfigError
 from model.hf_file_names import CHECKSUMS
@@ -403,7 +404,7 @@ def test_checkpoints_of_an_earlier_version_have_no_manifest(folders: Path, one: 
     merge(tmp_path / "adapters", tmp_path / "expected", options=ONE)
     for step in (tmp_path / "base", tmp_path / "adapters"):
         (step / "manifest.json").unlink()
-        metadata = pickle.loads((step / "state" / ".metadata").read_bytes())
+        metadata = read_metadata(step / "state")
         metadata.storage_meta = StorageMeta(save_id="as torch writes it")
         (step / "state" / ".metadata").write_bytes(pickle.dumps(metadata))
     export_checkpoint(tmp_path / "base", tmp_path / "exported", options=ONE)

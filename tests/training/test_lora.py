@@ -47,7 +47,7 @@ COMMON = [*EXPERTS_OVER_TWO, "train.precision=fp32", "train.deterministic=true"]
 LORA = ["lora.rank=4", "lora.alpha=32", "lora.targets=[all-linear,experts.*]"]
 SAME = ("step", "loss", "grad_norm", "lr")
 
-# A conversion forks, which the threads of this session's process group do not survive: it runs in its own process.
+# A conversion forks, which the threads of pytest's process group do not survive: it runs in its own process.
 CONVERT = """
 import sys
 from pathlib import Path

@@ -46,7 +46,6 @@ def make_engine(
     tokenizer: Path,
     folder: Path,
     *,
-    max_behind: int = 0,
     temperature: float = 1.0,
     on_wait: Callable[[], None] = lambda: None,
     **options: Any,
@@ -60,7 +59,6 @@ def make_engine(
         ResponseTokens.of(model, glm_tokenizer, "glm45v"),
         folder,
         hf_files=lambda target: write_json(target / "config.json", model.to_hf()),
-        max_behind=max_behind,
         on_wait=on_wait,
     )
 

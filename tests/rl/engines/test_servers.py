@@ -277,11 +277,9 @@ def test_another_prompt_stops_the_run(
         engine.generate(requests_of(["a.tar/1"]), SAMPLING)
 
 
-def test_weights_that_are_behind_are_taken_within_the_bound(
+def test_a_response_in_which_the_weights_changed_is_not_taken(
     engine_of: Callable[..., ServersEngine], server: RecordedVllm, trainer: TrainStep
 ) -> None:
-    """A response in which the weights changed has the version of the older ones."""
-
     def draw(body: Any) -> Any:
         status, answer = server.draw(body)
         answer["choices"][0]["weight_versions"] = [
@@ -290,13 +288,23 @@ def test_weights_that_are_behind_are_taken_within_the_bound(
         ]
         return status, answer
 
-    engine, strict = engine_of(server, max_behind=1), engine_of(server, run="strict")
-    for each in (engine, strict):
-        each.publish(trainer, 8)
+    engine = engine_of(server)
+    engine.publish(trainer, 8)
     server.generate = draw
-    assert {each.version for each in engine.generate(requests_of(["a.tar/1"]), SAMPLING)} == {7}
     with pytest.raises(EngineError, match="it draws with weights of version 7 and 8, not 8"):
-        strict.generate(requests_of(["a.tar/1"]), SAMPLING)
+        engine.generate(requests_of(["a.tar/1"]), SAMPLING)
+
+
+def test_runs_may_share_a_folder_for_weights(
+    engine_of: Callable[..., ServersEngine], server: RecordedVllm, trainer: TrainStep, tmp_path: Path
+) -> None:
+    """Each keeps its own two newest folders of weights, whatever the others publish."""
+    engines = [engine_of(server, run=name, publish_dir=str(tmp_path / "shared")) for name in ("a/run", "b/run")]
+    for version in (8, 9, 10):
+        for engine in engines:
+            engine.publish(trainer, version)
+    folders = [sorted(path.name for path in of_run.iterdir()) for of_run in (tmp_path / "shared").iterdir()]
+    assert folders == [["version_0000009", "version_0000010"]] * 2
 
 
 def test_the_end_of_a_thought_is_inserted(engine_of: Callable[..., ServersEngine], server: RecordedVllm) -> None:
