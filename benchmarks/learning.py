@@ -19,12 +19,14 @@ import resource
 import statistics
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from common.files import write_json
@@ -36,6 +38,8 @@ DONE = "benchmark.json"  # in the folder of a run that is complete
 REWARD_GAIN, MEAN_ACCURACY_GAIN, ROLLOUTS_SHARE = 0.10, 0.05, 0.8
 UNIFORM = ("curriculum.sampler=uniform", "expansion.enabled=false")
 COLORS = ("#2563eb", "#e4572e", "#0d9488")
+TIERS = ("hardest", "tier 1", "tier 2", "tier 3", "easiest")
+TIER_COLORS = ("#7a1f1f", "#d97b3f", "#e8d27a", "#7fb88a", "#2f6f5e")
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Learned:
     name: str
     rewards: list[float]  # of each iteration
     rollouts: list[int]  # drawn until the end of each iteration
+    metrics: list[dict[str, Any]]  # of each iteration
     accuracy: list[tuple[int, float]]  # (iteration, greedy accuracy on held-out images)
     cpu_seconds: float
 
@@ -89,8 +94,10 @@ def main(
             f"{_mean(run.rewards[-AVERAGED:]):.3f}  greedy {first:.3f} -> {last:.3f}  {run.cpu_seconds:.0f} CPU s"
         )
     print("\n".join(_saved(runs["RLCS"], runs["uniform"]) if unanswerable else _gained(runs["RLCS"])))
-    if plot:
-        draw([run for of_kind in runs.values() for run in of_kind], plot)
+    if plot and unanswerable:
+        draw_sampling(runs, plot)
+    elif plot:
+        draw_gain(runs["RLCS"], plot)
 
 
 def prepare(out: Path) -> Path:
@@ -129,6 +136,7 @@ def learn(out: Path, start: Path, prompts: str, name: str, seed: int, keys: Sequ
         name,
         [line["reward"] for line in lines],
         [sum(drawn[: place + 1]) for place in range(len(drawn))],
+        lines,
         [(line["step"], line["validation/accuracy"]) for line in validation],
         json.loads((folder / DONE).read_text())["cpu_seconds"],
     )
@@ -184,24 +192,58 @@ def _met(value: bool) -> str:
     return "met" if value else "missed"
 
 
-def draw(runs: Sequence[Learned], path: Path) -> None:
+def draw_gain(runs: Sequence[Learned], path: Path) -> None:
     """Draw rewards and accuracies over the rollouts."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     rewards, accuracies = figure.subplots(1, 2)
-    for number, run in enumerate(runs):
-        look: dict[str, Any] = {"color": COLORS[number % len(COLORS)], "linewidth": 1.4}
-        look["linestyle"] = "--" if "uniform" in run.name else "-"
-        rewards.plot(run.rollouts, run.rewards, label=run.name, **look)
-        places = [0, *(run.rollouts[step - 1] for step, _ in run.accuracy[1:])]
-        accuracies.plot(places, [value for _, value in run.accuracy], marker="o", markersize=3, **look)
-    rewards.set_title("reward of the rollouts", fontsize=10)
-    accuracies.set_title("greedy accuracy, held out", fontsize=10)
-    for axes in (rewards, accuracies):
-        axes.set_xlabel("rollouts")
-        axes.grid(axis="y", color="#e2e8f0")
-        axes.spines[["top", "right"]].set_visible(False)
+    for run, color in zip(runs, cycle(COLORS)):
+        rewards.plot(run.rollouts, run.rewards, label=run.name, color=color, linewidth=1.4)
+        _plot_accuracy(accuracies, run, color, "-")
+    _label(rewards, "reward of the rollouts", "rollouts")
+    _label(accuracies, "greedy accuracy, held out", "rollouts")
     rewards.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
+
+
+def draw_sampling(runs: Mapping[str, Sequence[Learned]], path: Path) -> None:
+    """Draw the accuracies of all runs, and what the curriculum of the first RLCS run drew in each iteration."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    accuracies, tiers, expansion = figure.subplots(1, 3)
+    for kind, style in (("RLCS", "-"), ("uniform", "--")):
+        for run, color in zip(runs[kind], cycle(COLORS)):
+            _plot_accuracy(accuracies, run, color, style, run.name)
+    _label(accuracies, "greedy accuracy, held out", "rollouts")
+    accuracies.legend(frameon=False, fontsize=8)
+
+    lines = runs["RLCS"][0].metrics
+    iterations = [line["step"] for line in lines]
+    shares = [[line[f"curriculum/weight/tier_{tier}"] for line in lines] for tier in range(len(TIERS))]
+    tiers.stackplot(iterations, shares, labels=TIERS, colors=TIER_COLORS)
+    tiers.set(xlim=(iterations[0], iterations[-1]), ylim=(0, 1))
+    tiers.legend(loc="lower right", fontsize=8)
+    _label(tiers, f"share of the draw by tier, {runs['RLCS'][0].name}", "iteration")
+
+    expansion.plot(iterations, [line["expansion/ratio"] for line in lines], label="prompts drawn per prompt wanted")
+    for kind, style in (("RLCS", "-"), ("uniform", "--")):
+        valid = [line["groups/valid_share"] for line in runs[kind][0].metrics]
+        expansion.plot(iterations, valid, color=COLORS[2], linestyle=style, label=f"share of valid groups, {kind}")
+    expansion.set(xlim=(iterations[0], iterations[-1]), ylim=(0, None))
+    expansion.legend(frameon=False, fontsize=8)
+    _label(expansion, "expansion, seed 0", "iteration")
+    figure.savefig(path, dpi=110)
+
+
+def _plot_accuracy(axes: Axes, run: Learned, color: str, style: str, label: str | None = None) -> None:
+    places = [0, *(run.rollouts[step - 1] for step, _ in run.accuracy[1:])]
+    values = [value for _, value in run.accuracy]
+    axes.plot(places, values, color=color, linestyle=style, linewidth=1.4, marker="o", markersize=3, label=label)
+
+
+def _label(axes: Axes, title: str, x_label: str) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x_label)
+    axes.grid(axis="y", color="#e2e8f0")
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 if __name__ == "__main__":
