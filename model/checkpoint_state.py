@@ -42,6 +42,8 @@ def sharded_state(
     """
     state = _model_state(model_chunks)
     if optimizer is not None:
+        if not is_loading:
+            _begin_state(optimizer)
         state["optimizer"] = _optimizer_state(optimizer, state, is_loading)
     return with_exact_weights(state, optimizer, is_loading=is_loading)
 
@@ -54,6 +56,13 @@ def _model_state(model_chunks: Sequence[nn.Module]) -> dict[str, Any]:
         # Objects (megatron-core's `_extra_state`, empty in this model) would be written, and read back, with pickle.
         state[f"model{number}"] = {key: value for key, value in held.items() if not isinstance(value, ShardedObject)}
     return state
+
+
+def _begin_state(optimizer: Any) -> None:
+    """Give an optimizer that has not updated anything yet the state that it has then, which it makes when it does."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if part.optimizer is not None and not part.optimizer.state and part.init_state_fn:
+            part.init_state_fn(part.optimizer, part.config)
 
 
 def _optimizer_state(optimizer: Any, model_state: dict[str, Any], is_loading: bool) -> Any:
@@ -78,6 +87,7 @@ class StateCopy:
             the data-parallel ranks, and can run in another thread. It is valid until the next copy.
         """
         self._used = 0
+        _begin_state(optimizer)
         live = _model_state(model_chunks)
         exact = with_exact_weights(live, optimizer, is_loading=False)
         copied = {chunk: {key: self._copy_shard(value) for key, value in part.items()} for chunk, part in exact.items()}

@@ -217,6 +217,15 @@ def train(
     return {"reports": reports, "differences": differences, "scales": gather_scales(chunks)}
 
 
+def save_before_updates(variant: str, folder: str, layout: str, checkpoint: str) -> dict[str, Any]:
+    """Save the weights in `folder` and an optimizer that has not updated them; then train, and return the report."""
+    trainer = make_trainer(variant, folder, layout, 6)
+    state = TrainState(step=0)
+    chunks, optimizer = trainer.model_chunks, trainer.optimizer
+    save_checkpoint(Path(checkpoint), chunks, hf_files=lambda _: None, optimizer=optimizer, train_state=state)
+    return vars(trainer.run(1, of_this_rank(packs_of_step(variant, 1))))
+
+
 def train_in_many_buckets(bucket_size: int, **arguments: Any) -> dict[str, Any]:
     """Train with gradients reduced and weights gathered in buckets of `bucket_size` numbers."""
     small_buckets = partial(training.step.DistributedDataParallelConfig, bucket_size=bucket_size)

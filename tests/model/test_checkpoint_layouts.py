@@ -108,6 +108,21 @@ def test_training_resumes_in_another_layout(
     assert whole_model_difference(answers) <= EXACT
 
 
+def test_a_checkpoint_from_before_the_first_update_resumes(
+    processes: dict[int, Processes], hf_folder, six_steps, tmp_path: Path
+) -> None:
+    """Saving it changes nothing either."""
+    reports, parameters = six_steps
+    case = {"variant": variant_of(hf_folder), "folder": str(hf_folder[0])}
+    saved = str(tmp_path / "step_0000000")
+    found = processes[2].run(layout_cases.save_before_updates, layout="DP2", checkpoint=saved, **case)
+    reports_agree(found, reports[:1] * 2)
+    resume = {"steps": range(1, 7), "load_from": saved, "compare_with": parameters}
+    answers = processes[1].run(layout_cases.train, layout="", **resume, **case)
+    reports_agree(answers[0]["reports"], reports)
+    assert whole_model_difference(answers) <= EXACT
+
+
 # --- problems that one process finds ----------------------------------------------------------------------------------
 
 
