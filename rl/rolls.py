@@ -161,6 +161,9 @@ class Rolls:
         unused += [_unused(prompt.id, "engine_failed", reasons.get(prompt.id, "")) for prompt in unanswered]
         self.mark("reward")
         found = self._find_verdicts(head, len(drawn)) if head and reused else None
+        if reused and dist.get_rank() == 0:
+            scores = "their scores too" if found is not None else "without scores that are of these rules"
+            logger.info("step %d: its %d rollouts are on disk and are used again, %s", iteration, len(drawn), scores)
         verdicts = self._score(prompts, drawn, group) if found is None else found
         if head and dist.get_rank() == 0:
             self._keep_verdicts(head, drawn, prompts, verdicts, group)

@@ -24,7 +24,7 @@ from rl.engines.servers_config import ServersConfig
 from rl.errors import EngineError
 
 MAX_FAILURES = 2  # of the rollouts of a prompt: then the prompt is quarantined
-log = logging.getLogger(__name__)
+log = logging.getLogger("glmv.rollouts")  # below the run's logger, so that warnings reach its log
 
 
 @dataclass(eq=False)
@@ -74,7 +74,7 @@ class Dispatch:
         config: Limits of time and number.
         temperature: Of sampling.
         stop_ids: Tokens that end a response.
-        version: Of the weights that may draw.
+        version: Of the weights that may draw, as servers call them.
 
     Attributes:
         quarantined: The prompts that failed twice, with the reason.
@@ -87,7 +87,7 @@ class Dispatch:
         config: ServersConfig,
         temperature: float,
         stop_ids: tuple[int, ...],
-        version: int,
+        version: str,
     ) -> None:
         self.quarantined: dict[str, str] = {}
         self._places, self._config, self._version = places, config, version
@@ -188,9 +188,10 @@ class Dispatch:
             if job.turn != turn or job not in self._left:
                 return
             check_prompt(job.prompt, job.response.tokens, drawn.prompt_ids)
-            if set(drawn.versions) != {str(self._version)}:
+            if set(drawn.versions) != {self._version}:
                 names = " and ".join(drawn.versions)
-                self._lose(place, f"it draws with weights of version {names}, not {self._version}")
+                why = "another run publishes to it, or it was started again"
+                self._lose(place, f"it draws with weights of version {names}, not {self._version}: {why}")
                 return
             place.running.discard(job)
             job.response.extend(drawn.tokens, drawn.log_probs)

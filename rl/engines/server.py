@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,7 @@ import requests
 
 from common.urls import shown
 from data_pipeline.encoding.tokenizer import GlmTokenizer
-from model.config import GlmvConfig
+from model.config import ConfigError, GlmvConfig
 from rl.engines.prompt_media import ServedPrompt
 from rl.errors import EngineError
 
@@ -104,8 +104,13 @@ class Server(Protocol):
             ServerGone, RequestFailed.
         """
 
-    def load(self, folder: Path, version: int, seconds: float) -> None:
+    def load(self, folder: Path, version: str, seconds: float) -> None:
         """Let the server finish what it computes, and load weights. Waits at most about `seconds`.
+
+        Args:
+            folder: The weights.
+            version: What the server calls them from now on.
+            seconds: How long.
 
         Raises:
             ServerGone, RequestFailed.
@@ -176,30 +181,52 @@ def _error_of(answer: requests.Response) -> str:
 PROBE = "Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich: 12/7=1.714…"  # text, digits, punctuation
 
 
-def check_config(address: str, served: Mapping[str, Any], model: GlmvConfig) -> None:
-    """Check that a served config.json is that of the policy. Raises EngineError that names the first difference."""
-    if different := _difference(served, model.to_hf()):
-        key, there, here = different
+def check_config(address: str, served: dict[str, Any], model: GlmvConfig) -> None:
+    """Check that a served model is the policy.
+
+    Args:
+        address: Of the server.
+        served: The content of its config.json, with what transformers has filled in.
+        model: The policy's.
+
+    Raises:
+        EngineError: It is another model. The message names the first difference.
+    """
+    if different := _difference(served, model):
         raise EngineError(
-            f"{shown(address)} serves another model: its {key} is {there!r}, the policy's is {here!r}; start it with "
-            "the folder of the policy, or correct rollout.addresses"
+            f"{shown(address)} serves another model: {different}; start it with the folder of the policy, or correct "
+            "rollout.addresses"
         )
 
 
-def _difference(served: Mapping[str, Any], ours: Mapping[str, Any], where: str = "") -> tuple[str, Any, Any] | None:
-    """Return the first key, and its two values, of the sizes and ids that both configurations name."""
-    for key, here in ours.items():
-        there = served.get(key)
-        if isinstance(here, dict) and isinstance(there, Mapping):
-            if inner := _difference(there, here, f"{where}{key}."):
-                return inner
-        elif isinstance(here, int | str) and there is not None and there != here and key not in _FREE:
-            return f"{where}{key}", there, here
-    return None
+def _difference(served: dict[str, Any], model: GlmvConfig) -> str:
+    """Return the first difference of a served model from the policy, in words."""
+    theirs: dict[str, Any] = {"model_type": served.get("model_type")}
+    if theirs["model_type"] == model.hf_type:
+        try:
+            theirs = _values(GlmvConfig.from_hf_dict(served, "its config.json"))
+        except ConfigError as error:
+            return str(error)
+    for key, ours in _values(model).items():
+        if theirs[key] != ours:
+            return f"its {key} is {theirs[key]!r}, the policy's is {ours!r}"
+    return ""
 
 
-# What may differ without being another model: names of layers' classes, lengths, and what training alone uses.
-_FREE = ("architectures", "max_position_embeddings", "initializer_range", "pad_token_id", "dtype", "use_cache")
+# What may differ without being another model: what training alone uses, and a length, of which --max-model-len decides.
+_FREE = ("max_position_embeddings", "initializer_range", "pad_token_id")
+
+
+def _values(model: GlmvConfig) -> dict[str, Any]:
+    """Return all that makes a model what it is, by the names of config.json."""
+    content = asdict(model)
+    vision, text = content.pop("vision"), content.pop("decoder")
+    return {
+        "model_type": content.pop("hf_type"),
+        **{f"text_config.{key}": value for key, value in text.items() if key not in _FREE},
+        **{f"vision_config.{key}": value for key, value in vision.items()},
+        **content,
+    }
 
 
 def check_tokens(address: str, tokenize: Any, tokenizer: GlmTokenizer) -> None:

@@ -7,6 +7,7 @@ that it still works, and the others wait for that.
 from __future__ import annotations
 
 import logging
+import secrets
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 CLIENTS: dict[str, Callable[[str], Server]] = {"vllm": VllmServer, "sglang": SglangServer}
 BEAT_SECONDS = 20.0
 KEPT_VERSIONS = 2  # folders of weights: a server may still be reading the one before
-log = logging.getLogger(__name__)
+log = logging.getLogger("glmv.rollouts")  # below the run's logger, so that warnings reach its log
 Result = TypeVar("Result")
 
 
@@ -82,6 +83,7 @@ class ServersEngine:
         self._places = [Place(CLIENTS[kind](address)) for address in config.addresses]
         self._processes: dict[int, VllmProcess] = {}  # by the number of their place
         self._published: list[int] = []
+        self._name = f"{folder.absolute().name}-{secrets.token_hex(4)}"  # of this process's weights, on servers
         self._last_beat = 0.0
         self._on_first_process(self._check_all)
 
@@ -147,7 +149,7 @@ class ServersEngine:
                 raise ServerGone(f"no answer to /health within {self._config.health_seconds:g} s")
             if place.lost:
                 place.server.check(self._expected)
-            place.server.load(target, version, self._config.deadline)
+            place.server.load(target, self._version_name(version), self._config.deadline)
         except (ServerGone, RequestFailed, EngineError) as error:
             hint = f"; does it see {target} (rollout.publish_dir)?" if isinstance(error, RequestFailed) else ""
             if not place.lost:
@@ -193,7 +195,8 @@ class ServersEngine:
             responses = [Response(self._special, sampling, thinks) for _ in request.seeds]
             pairs = zip(responses, request.seeds, strict=True)
             groups.append([Job(prompt, response, seed) for response, seed in pairs])
-        dispatch = Dispatch(self._places, groups, self._config, sampling.temperature, self._special.stops, version)
+        name, stops = self._version_name(version), self._special.stops
+        dispatch = Dispatch(self._places, groups, self._config, sampling.temperature, stops, name)
         dispatch.run(self._beat)
         rollouts = [
             job.response.rollout(request, number, version)
@@ -202,6 +205,10 @@ class ServersEngine:
             for number, job in enumerate(group)
         ]
         return rollouts, dispatch.quarantined
+
+    def _version_name(self, version: int) -> str:
+        """Return what servers call a version of the weights: other runs on the same servers count theirs too."""
+        return f"{version} of {self._name}"
 
     def _folder(self, version: int) -> Path:
         return self._weights / f"version_{version:07d}"

@@ -57,7 +57,7 @@ class SglangServer:
         except (LookupError, TypeError, ValueError) as error:
             raise RequestFailed(f"/generate answers without {error}") from None
 
-    def load(self, folder: Path, version: int, seconds: float) -> None:
+    def load(self, folder: Path, version: str, seconds: float) -> None:
         """Load weights between two requests: SGLang finishes those that run. Raises ServerGone, RequestFailed."""
         answer = self._api.post("/update_weights_from_disk", load_body(folder, version), seconds)
         if not answer["success"]:
@@ -88,9 +88,9 @@ def generate_body(draw: Draw) -> dict[str, Any]:
     }
 
 
-def load_body(folder: Path, version: int) -> dict[str, Any]:
+def load_body(folder: Path, version: str) -> dict[str, Any]:
     """Return the body of a request to /update_weights_from_disk."""
-    return {"model_path": str(folder), "weight_version": str(version), "flush_cache": True}
+    return {"model_path": str(folder), "weight_version": version, "flush_cache": True}
 
 
 def drawn_of(answer: Any) -> Drawn:

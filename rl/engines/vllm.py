@@ -82,7 +82,7 @@ class VllmServer:
         except (LookupError, TypeError, ValueError) as error:
             raise RequestFailed(f"/inference/v1/generate answers without {error}") from None
 
-    def load(self, folder: Path, version: int, seconds: float) -> None:
+    def load(self, folder: Path, version: str, seconds: float) -> None:
         """Load weights between two requests. Raises ServerGone, RequestFailed.
 
         Nothing that was computed with the old weights may be used with the new ones: the server first finishes its
@@ -99,7 +99,7 @@ class VllmServer:
             answer = post(path)
             if isinstance(answer, dict) and answer.get("success") is False:
                 raise RequestFailed(f"{path} did not succeed: requests are still running")
-        post("/update_weight_version", {"new_version": str(version)})
+        post("/update_weight_version", {"new_version": version})
         post(RESUME)
 
     def checksums(self) -> dict[str, str]:

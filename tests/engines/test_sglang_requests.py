@@ -30,7 +30,7 @@ def test_sglang_reads_what_is_sent(tmp_path: Path) -> None:
     draws = [Draw(prompt, (100, 101), 12, 2**63 - 1, 1.0, stops) for prompt in (PROMPT, TEXT, VIDEO)]
     bodies = {
         "generate": [*map(generate_body, draws), {"input_ids": [1, 2], "sampling_params": {"seed": 5}}],
-        "load": [load_body(Path("run/weights/version_0000003"), 3)],
+        "load": [load_body(Path("run/weights/version_0000003"), "3 of run-ab")],
         "tokenize": [{"prompt": "a <|image|>", "add_special_tokens": False}],
     }
     found = understood(bodies, tmp_path)
@@ -54,7 +54,7 @@ def test_sglang_reads_what_is_sent(tmp_path: Path) -> None:
     assert found["load"] == [
         {
             "model_path": "run/weights/version_0000003",
-            "weight_version": "3",
+            "weight_version": "3 of run-ab",
             "flush_cache": True,
             "abort_all_requests": False,
         }

@@ -176,7 +176,7 @@ def forgets(server: RecordedVllm) -> Callable[[Any], Any]:
         (dies, "ConnectionError|no answer to /health"),
         (hangs, "no answer"),
         (stalls, "no answer within 2 s"),
-        (forgets, "it draws with weights of version default, not 7"),
+        (forgets, "it draws with weights of version default, not 7 of run-"),
     ],
 )
 def test_requests_of_a_lost_server_go_to_the_other(
@@ -291,8 +291,20 @@ def test_a_response_in_which_the_weights_changed_is_not_taken(
     engine = engine_of(server)
     engine.publish(trainer, 8)
     server.generate = draw
-    with pytest.raises(EngineError, match="it draws with weights of version 7 and 8, not 8"):
+    with pytest.raises(EngineError, match="it draws with weights of version 7 and 8, not 8 of run-"):
         engine.generate(requests_of(["a.tar/1"]), SAMPLING)
+
+
+def test_weights_of_another_run_do_not_draw(
+    engine_of: Callable[..., ServersEngine], server: RecordedVllm, trainer: TrainStep
+) -> None:
+    """Also where both runs have come to the same iteration; the next publication puts it right."""
+    engine = engine_of(server, run="ours")
+    engine_of(server, run="theirs")
+    with pytest.raises(EngineError, match=r"with weights of version 7 of theirs-.*, not 7 of ours-.*: another run"):
+        engine.generate(requests_of(["a.tar/1"]), SAMPLING)
+    engine.publish(trainer, 8)
+    assert {each.version for each in engine.generate(requests_of(["a.tar/1"]), SAMPLING)} == {8}
 
 
 def test_runs_may_share_a_folder_for_weights(
