@@ -113,11 +113,11 @@ def test_a_checkpoint_from_before_the_first_update_resumes(
 ) -> None:
     """Saving it changes nothing either."""
     reports, parameters = six_steps
-    case = {"variant": variant_of(hf_folder), "folder": str(hf_folder[0])}
+    case: dict[str, Any] = {"variant": variant_of(hf_folder), "folder": str(hf_folder[0])}
     saved = str(tmp_path / "step_0000000")
     found = processes[2].run(layout_cases.save_before_updates, layout="DP2", checkpoint=saved, **case)
     reports_agree(found, reports[:1] * 2)
-    resume = {"steps": range(1, 7), "load_from": saved, "compare_with": parameters}
+    resume: dict[str, Any] = {"steps": range(1, 7), "load_from": saved, "compare_with": parameters}
     answers = processes[1].run(layout_cases.train, layout="", **resume, **case)
     reports_agree(answers[0]["reports"], reports)
     assert whole_model_difference(answers) <= EXACT
