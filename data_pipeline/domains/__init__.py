@@ -56,7 +56,8 @@ def build_sample(record: dict[str, Any], *, images: int, videos: int, chat_form:
         elements = documents.document(_DOCUMENTS[domain](record["text"]))
     else:
         problem = "there is no domain" if domain is None else f'"domain" is {str(domain)[:40]!r}'
-        raise BadSample("unknown_domain", f"{problem}: use one of {', '.join(DOMAINS)}")
+        converts = ". `python -m tools.shard build --input` converts records of other tools" if domain is None else ""
+        raise BadSample("unknown_domain", f"{problem}: use one of {', '.join(DOMAINS)}{converts}")
 
     sample = Sample(domain, tuple(elements))
     for kind, given, word in ((Image, images, "image"), (Video, videos, "video")):

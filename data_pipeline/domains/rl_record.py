@@ -15,7 +15,7 @@ Whether the verifier exists and can read the reference is checked when shards ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,8 @@ from data_pipeline.sample import Text
 TIERS = ("very_hard", "hard", "medium", "easy", "very_easy")
 # Fields of a prompt beside those of a chat.
 FIELDS = ("reference", "verifier", "settings", "data_source", "category", "tier")
+# Fields of other tools (verl, GLM-V) for the reference of a prompt, beside `prompt` or `prompts`.
+FOREIGN_REFERENCES = ("reward_model", "gt_answer", "gt_answers")
 # What surrounds an answer in a response. A reference is the answer alone.
 ANSWER_MARKS = ("<think>", "</think>", "<answer>", "</answer>", "<|begin_of_box|>", "<|end_of_box|>")
 
@@ -74,6 +76,11 @@ def read_rl_record(record: Mapping[str, Any]) -> RlRecord:
     )
 
 
+def is_foreign_prompt(names: Container[str]) -> bool:
+    """Return whether names of fields or columns are those of verl's or GLM-V's prompts, which a build converts."""
+    return ("prompt" in names or "prompts" in names) and any(name in names for name in FOREIGN_REFERENCES)
+
+
 def option_texts(options: Any) -> list[str]:
     """Return the texts of options: a list of texts, or an object {"A": text}.
 
@@ -90,6 +97,8 @@ def _reference(reference: Any) -> str:
     if not isinstance(reference, str):
         problem = "it has none" if reference is None else f"it is {str(reference)[:40]!r}"
         raise BadSample("bad_reference", f'a record of domain "rl" needs the text "reference": {problem}')
+    if not reference.strip():
+        raise BadSample("bad_reference", 'the text "reference" is empty: no answer would be right')
     if mark := next((mark for mark in ANSWER_MARKS if mark in reference), ""):
         raise BadSample("bad_reference", f'"reference" holds {mark}: write the answer alone')
     return reference

@@ -13,6 +13,7 @@ from typing import Any
 from xxhash import xxh3_64_intdigest
 
 from common.urls import is_url, shown
+from data_pipeline.domains.rl_record import is_foreign_prompt
 from data_pipeline.errors import BadSample, LostShard, Unavailable
 from data_pipeline.shards.lost import PASSING, LostShards
 from data_pipeline.shards.members import Member, ShardSample, index_command
@@ -154,16 +155,30 @@ def parse_record(jsons: Sequence[bytes], texts: Sequence[bytes]) -> dict[str, An
     """Return the content of KEY.json, or a record made of KEY.txt, an image's caption, if no JSON names a domain.
 
     Raises:
-        BadSample: `bad_record`, if the files cannot be read, are missing or come twice.
+        BadSample: `bad_record`, if the files cannot be read, are missing or come twice; `foreign_prompt`.
     """
     if len(jsons) > 1 or len(texts) > 1:
         raise BadSample("bad_record", "two samples of the shard have this key")
     try:
         record = json.loads(jsons[0]) if jsons else {}
-        if texts and not (isinstance(record, dict) and "domain" in record):
-            return {"domain": "image_text", "text": texts[0].decode("utf-8-sig").strip()}
+        caption = texts[0].decode("utf-8-sig").strip() if texts else None
     except (ValueError, RecursionError) as error:
         raise BadSample("bad_record", f"the record cannot be read: {error}") from error
+    _refuse_foreign_prompt(record)
+    if caption is not None and not (isinstance(record, dict) and "domain" in record):
+        return {"domain": "image_text", "text": caption}
     if not isinstance(record, dict) or not record:
         raise BadSample("bad_record", "the sample has no KEY.json with an object in it")
     return record
+
+
+def _refuse_foreign_prompt(record: Any) -> None:
+    """Refuse a prompt of another tool, which with KEY.txt would become a caption. Raises BadSample."""
+    if not isinstance(record, dict) or not is_foreign_prompt(record):
+        return
+    if record.get("domain") is None or (record["domain"] == "rl" and "messages" not in record):
+        raise BadSample(
+            "foreign_prompt",
+            "KEY.json is a prompt as verl or GLM-V write it: convert the tar with `python -m tools.shard build --input "
+            "THE.tar --set verifier=NAME`",
+        )

@@ -14,11 +14,12 @@ from typing import Any
 
 import pyarrow as pa
 
+from data_pipeline.domains.rl_record import is_foreign_prompt
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.media import EXTENSIONS, as_media
 from data_pipeline.inputs.records import chat_turns
 from data_pipeline.inputs.records.media_values import bytes_and_path
-from data_pipeline.inputs.records.prompt_formats import DOMAIN, is_prompt_table
+from data_pipeline.inputs.records.prompt_formats import DOMAIN
 from data_pipeline.inputs.records.questions import QUESTION_COLUMNS
 from data_pipeline.inputs.records.record_fields import (
     LINK_NAMES,
@@ -78,7 +79,7 @@ def find_columns(path: str, schema: pa.Schema, given: Wanted, first: First) -> C
             column holds URLs.
     """
     existing = f"its columns are {', '.join(schema.names)}"
-    given = replace(given, domain=DOMAIN) if not given.domain and is_prompt_table(schema.names) else given
+    given = replace(given, domain=DOMAIN) if not given.domain and is_foreign_prompt(schema.names) else given
     for name in (*filter(None, [given.text]), *given.image, *given.video):
         if name not in schema.names:
             raise DataError(f"{path} has no column {name!r}: {existing}")

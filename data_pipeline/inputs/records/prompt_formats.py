@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_pipeline.domains.rl_record import option_texts
+from data_pipeline.domains.rl_record import FOREIGN_REFERENCES, is_foreign_prompt, option_texts
 from data_pipeline.errors import BadSample, DataError
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.records import chat_formats, chat_objects, chat_tools, chat_turns
@@ -34,7 +34,7 @@ from data_pipeline.inputs.records.record_fields import OPTIONS, as_list, media_n
 DOMAIN = "rl"
 QUESTIONS = ("question", "problem", "query", "instruction", "prompt", "prompts")
 REFERENCES = ("reference", "ground_truth", "gt_answer", "gt_answers", "answer", "solution")
-_OF_GLM_V = ("gt_answer", "gt_answers")
+_OF_GLM_V = FOREIGN_REFERENCES[1:]
 _SOURCES = ("data_source", "datasource", "datasources")
 # What a conversation's conversion reads of a prompt.
 _CHAT_FIELDS = (
@@ -89,13 +89,7 @@ def is_prompt(record: dict[str, Any], domain: str = "") -> bool:
     """
     if record.get("domain") is not None or domain:
         return (record.get("domain") or domain) == DOMAIN
-    return is_prompt_table(record)
-
-
-def is_prompt_table(names: Any) -> bool:
-    """Return whether names of fields or columns are those of verl's or GLM-V's prompts."""
-    has_question = "prompt" in names or "prompts" in names
-    return has_question and ("reward_model" in names or any(name in names for name in _OF_GLM_V))
+    return is_foreign_prompt(record)
 
 
 def as_prompt(record: dict[str, Any], options: PromptOptions) -> tuple[dict[str, Any], dict[str, str], Counter[str]]:

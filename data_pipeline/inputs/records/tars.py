@@ -3,8 +3,8 @@
 Where names have more dots than that, shards.grouping says which members belong together.
 
 img2dataset's KEY.jpg + KEY.txt + KEY.json become image_text samples that keep the fields of the JSON. Conversations in
-other formats become chats, see chat_formats.py. What cannot be read of a damaged tar is rejected with its reason, and
-what follows it is read: see shards.scan.scan_shard.
+other formats become chats, see chat_formats.py, and prompts samples of the domain rl, see prompt_formats.py. What
+cannot be read of a damaged tar is rejected with its reason, and what follows it is read: see shards.scan.scan_shard.
 """
 
 from __future__ import annotations
@@ -22,11 +22,19 @@ from data_pipeline.inputs.media import CAPTION_FIELDS, EXTENSIONS, as_media
 from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records.chat_formats import finished, is_foreign_chat, normalise_nameless
 from data_pipeline.inputs.records.jsonl import parse_json
+from data_pipeline.inputs.records.prompt_formats import (
+    PromptOptions,
+    as_prompt,
+    finish_prompt,
+    is_prompt,
+    with_boxes,
+)
 from data_pipeline.inputs.records.record_fields import complete, without_null_domain
 from data_pipeline.shards.members import ShardSample
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import count_members, scan_shard
 
+OTHER_TEXT = "member .txt (KEY.json has the text)"  # name of a count
 _NAMES = {"image": "image.jpg", "video": "video.mp4"}  # what a member is whose content is of no known type
 
 
@@ -37,6 +45,18 @@ class Tars:
     paths: tuple[str, ...]  # .tar files
     domain: str = ""  # of samples that name none; empty: from the number of images and videos (guess_domain)
     text: str = ""  # field of KEY.json with the text, for samples without KEY.txt; empty: `text` or `caption`
+    question: str = ""  # of prompts: the field of the question, which replaces all messages; see prompt_formats.py
+    reference: str = ""  # of prompts: the field of the reference; empty: found by name
+    verifier: str = ""  # of prompts that name none
+    verifiers: tuple[str, ...] = ()  # the same by data source: SOURCE:VERIFIER
+
+    def __post_init__(self) -> None:
+        self.prompts.domain_of(self.domain)
+
+    @property
+    def prompts(self) -> PromptOptions:
+        """The options about prompts."""
+        return PromptOptions(self.question, self.reference, self.verifier, self.verifiers)
 
     def units(self) -> Sequence[Unit]:
         """Return one unit per tar."""
@@ -95,6 +115,8 @@ class Tars:
             else:
                 field, file = as_media(data, _NAMES[member.kind])
                 media[field].append(file)
+        if is_prompt(record, self.prompts.domain_of(self.domain)):
+            return self._prompt(record, media, caption, origin)
         given, notes = record, Counter[str]()
         if is_foreign_chat(record):
             record, media = normalise_nameless(record, media, notes)
@@ -108,8 +130,16 @@ class Tars:
                 not_read["field text"] = 1
             record = complete({**record, "text": text}, (len(images), len(videos)), self.domain)
         elif caption:  # KEY.json is a whole record
-            not_read["member .txt (KEY.json has the text)"] = 1
+            not_read[OTHER_TEXT] = 1
         return finished(Draft(record, images, videos, origin, not_read=not_read), given, notes)
+
+    def _prompt(self, record: dict[str, Any], media: dict[str, list[Media]], caption: str, origin: str) -> Draft:
+        """Return the draft of a prompt in KEY.json, whose files are the other members."""
+        record, read_as, notes = as_prompt(record, self.prompts)
+        record, media = finish_prompt(record, media, notes)
+        notes[OTHER_TEXT] += int(bool(caption))
+        record = with_boxes(record, media["images"])
+        return Draft(record, media["images"], media["videos"], origin, not_read=+notes, read_as=read_as)
 
     def _text(self, record: dict[str, Any], caption: str) -> str:
         candidates = [caption, *(record.get(field) for field in (self.text, *CAPTION_FIELDS))]

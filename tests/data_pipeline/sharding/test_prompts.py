@@ -10,6 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import webdataset as wds
 
 from data_pipeline.config import SourceConfig
 from data_pipeline.domains.rl_record import RlRecord
@@ -199,3 +200,16 @@ def test_own_record_in_a_tar_of_another_program_is_a_prompt(tmp_path, tokenizer)
         tar.write({"__key__": "a", "json": record, "0.jpg": JPEG})
     index_shards([tmp_path / "theirs.tar"], tokenizer=tokenizer.folder, check_prompt=check_reference)
     assert [row["verifier"] for row in facts_of(tmp_path / "theirs.tar")] == ["m"]
+
+
+@pytest.mark.parametrize("with_text", [False, True])
+@pytest.mark.parametrize("domain", [{}, {"domain": "rl"}])
+def test_index_refuses_verls_prompts_and_names_the_build(with_text, domain, tmp_path, tokenizer):
+    """With a KEY.txt beside it, such a prompt would be indexed as an image with a caption."""
+    record = {"prompt": [{"role": "user", "content": "Find x."}], "reward_model": {"ground_truth": "7"}, **domain}
+    with wds.TarWriter(str(tmp_path / "theirs.tar")) as writer:
+        text = {"txt": "Find x."} if with_text else {}
+        writer.write({"__key__": "0", "jpg": JPEG, "json": record, **text})
+    counts = index_shards([tmp_path / "theirs.tar"], tokenizer=tokenizer.folder)
+    assert (counts.samples, counts.rejected) == (0, {"foreign_prompt": 1})
+    assert "tools.shard build --input THE.tar" in (tmp_path / "rejected.jsonl").read_text()

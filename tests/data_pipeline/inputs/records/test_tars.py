@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import webdataset as wds
 
+from data_pipeline.errors import DataError
 from data_pipeline.inputs.draft import Media
 from data_pipeline.inputs.records.tars import Tars
 from tests.data_pipeline.inputs.reading import JPEG, PNG, opened, read
@@ -116,3 +117,38 @@ def test_domain_of_null_means_that_there_is_none(tmp_path):
     drafts, rejected = read(Tars((str(write_tar(tmp_path / "a.tar", {"1.jpg": JPEG, "1.json": record})),)))
     assert not rejected
     assert [(draft.record["domain"], draft.record["text"]) for draft in drafts] == [("image_text", "A cat.")]
+
+
+VERL = {
+    "data_source": "hiyouga/geometry3k",
+    "prompt": [{"role": "user", "content": "<image>Find x."}],
+    "ability": "math",
+    "reward_model": {"style": "rule", "ground_truth": "48"},
+}
+GLMV = {"prompt": "Find x.", "gt_answer": "<think>.</think><|begin_of_box|>48<|end_of_box|>", "datasource": "geometry"}
+
+
+def test_prompts_of_other_tools_are_read_from_tars(tmp_path):
+    with wds.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "0", "png": PNG, "json": VERL})
+        writer.write({"__key__": "1", "jpg": JPEG, "json": GLMV, "txt": "Find x."})
+        writer.write({"__key__": "2", "jpg": JPEG, "json": {**VERL, "agent_name": "tool_agent"}})
+    drafts, rejected = read(opened(tmp_path / "a.tar", settings=["verifiers=geometry:vqa", "verifier=math"]))
+    common = {"domain": "rl", "messages": [{"role": "user", "content": "<image>Find x."}], "reference": "48"}
+    assert [draft.record for draft in drafts] == [
+        {**common, "verifier": "math", "data_source": "hiyouga/geometry3k", "category": "math"},
+        {**common, "verifier": "vqa", "data_source": "geometry"},
+    ]
+    assert [draft.images for draft in drafts] == [[Media("png", PNG)], [Media("jpg", JPEG)]]
+    assert drafts[1].not_read == {"member .txt (KEY.json has the text)": 1}
+    assert [(entry.origin, entry.reason) for entry in rejected] == [("a.tar/2", "unsupported_environment")]
+
+
+def test_options_of_prompts_make_prompts_of_a_tar(tmp_path):
+    record = {"query": "How many?", "answer": "7", "note": "x"}
+    with wds.TarWriter(str(tmp_path / "a.tar")) as writer:
+        writer.write({"__key__": "0", "jpg": JPEG, "json": record})
+    [draft], _ = read(opened(tmp_path / "a.tar", settings=["verifier=counting"]))
+    assert (draft.record["messages"][0]["content"], draft.record["reference"]) == ("<image>How many?", "7")
+    with pytest.raises(DataError, match="--set verifier is for prompts"):
+        opened(tmp_path / "a.tar", settings=["verifier=counting", "domain=chat"])
