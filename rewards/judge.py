@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import threading
@@ -82,8 +83,15 @@ class JudgeConfig:
             )
         if not self.model:
             raise RewardError("judge.model is missing: give the name of the model at judge.url")
-        if self.samples < 1 or self.timeout <= 0 or self.max_tokens < 1:
-            raise RewardError("judge.samples, judge.timeout and judge.max_tokens must be positive")
+        if self.samples < 1 or self.max_tokens < 1 or not 0 < self.timeout < math.inf:
+            raise RewardError("judge.samples, judge.timeout and judge.max_tokens must be positive numbers")
+        if not 0 <= self.temperature < math.inf:
+            raise RewardError(f"judge.temperature is {self.temperature}: give 0 or a positive number")
+        if self.samples > 1 and not self.temperature:
+            raise RewardError(
+                f"judge.samples is {self.samples} and judge.temperature 0, at which all replies are the same: raise "
+                "the temperature, or set samples to 1"
+            )
         if not 0 <= self.fallback <= 1:
             raise RewardError(f"judge.fallback is {self.fallback}: give a score from 0 to 1")
 

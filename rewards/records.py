@@ -179,6 +179,10 @@ def _flag(given: dict[str, Any], key: str, default: bool) -> bool:
 
 def _expected(given: dict[str, Any]) -> tuple[float | None, float, float | None] | None:
     if "expected" not in given:
+        if named := next((key for key in ("tolerance", "semantic") if key in given), ""):
+            raise RewardError(
+                f"{named} belongs to `expected`, which is missing: a verifier's tolerance stands in `settings`"
+            )
         return None
     numbers = [given.get("expected"), given.get("tolerance", 0), given.get("semantic")]
     if any(not isinstance(number, int | float | None) for number in numbers):

@@ -85,6 +85,8 @@ def read_registry(path: Path) -> Registry:
 def parse_registry(given: Any) -> Registry:
     """Check the content of a registry. Raises RewardError as `read_registry`."""
     content = _mapping(given, "a registry", {"sources", "judges"})
+    if not content.get("sources") and not content.get("judges"):
+        raise RewardError("it has neither sources nor judges: write them, or name no registry")
     judges = {
         name: _options(JudgeConfig, options, f"judges.{name}") for name, options in _named(content, "judges").items()
     }

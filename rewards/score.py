@@ -33,6 +33,7 @@ from rewards.summary import Summary, table
 from rewards.verdict import Ask, RewardError, Verdict
 
 JUDGE_NEEDED = "judge needed"
+MOST_WORKERS = 1024
 _AT_ONCE = 256  # lines that are read ahead of the scoring
 
 app = typer.Typer(add_completion=False)
@@ -46,9 +47,12 @@ def main(
     judge: Annotated[str, typer.Option(help="address of an OpenAI-compatible endpoint, up to /v1")] = "",
     judge_model: Annotated[str, typer.Option(help="name of the model at --judge")] = "",
     judge_cache: Annotated[str, typer.Option(help="folder for the replies of judges")] = "",
-    workers_: Annotated[int, typer.Option("--workers", min=1, help="symbolic comparisons and judges at once")] = 2,
+    workers_: Annotated[
+        int, typer.Option("--workers", min=1, max=MOST_WORKERS, help="symbolic comparisons and judges at once")
+    ] = 2,
 ) -> None:
     try:
+        _check_call(file, out, judge, judge_model, judge_cache)
         known = read_registry(registry) if registry else Registry()
         judges = _judges(known, judge, judge_model, judge_cache)
         total = sum(1 for _ in read_lines(file))
@@ -67,6 +71,19 @@ def main(
         if asked.counts:
             typer.echo(f"judge {name}: " + ", ".join(f"{n} {event}" for event, n in asked.counts.items()), err=True)
     raise typer.Exit(0 if summary.all_well else 1)
+
+
+def _check_call(file: Path, out: Path | None, judge: str, judge_model: str, judge_cache: str) -> None:
+    """Refuse options that would be ignored, or destroy something. Raises RewardError."""
+    if judge_cache and not (judge or judge_model):
+        raise RewardError(
+            "--judge-cache is of --judge, which is missing: give --judge and --judge-model, or write `cache` under a "
+            "judge of the registry"
+        )
+    if out is not None and out.is_dir():
+        raise RewardError(f"--out {out} is a folder: name a file")
+    if out is not None and file.exists() and out.exists() and out.samefile(file):
+        raise RewardError(f"--out {out} is the file of the answers, which would be replaced: name another")
 
 
 def _judges(registry: Registry, url: str, model: str, cache: str) -> dict[str, Judge]:

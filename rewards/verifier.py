@@ -12,6 +12,7 @@ A new verifier is a module in rewards/verifiers/ and a line in `rewards.table`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -54,8 +55,8 @@ def check_settings(verifier: Verifier, item: Item) -> None:
     """Check names and types of the settings of an item.
 
     Raises:
-        RewardError: A setting is unknown, or its value has not the type of its default (a whole number may stand where
-            the default is a float).
+        RewardError: A setting is unknown, its value has not the type of its default (a whole number may stand where
+            the default is a float), or a number is negative or not finite.
     """
     for name, value in item.settings.items():
         if name not in verifier.settings:
@@ -68,3 +69,5 @@ def check_settings(verifier: Verifier, item: Item) -> None:
         fits = type(value) is wanted or (wanted is float and type(value) is int)
         if not fits:
             raise RewardError(f"{verifier.name}: the setting {name} is {value!r}, not of type {wanted.__name__}")
+        if wanted is float and not 0 <= value < math.inf:
+            raise RewardError(f"{verifier.name}: the setting {name} is {value}: give 0 or a positive number")

@@ -102,6 +102,11 @@ class RlConfig(RunConfig):
                     "once; remove it"
                 )
         self.rollout.check_engine()
+        if self.rollout.engine == "embedded" and self.rollout.embedded_rows < self.rl.group:
+            raise ConfigError(
+                f"rollout.embedded_rows={self.rollout.embedded_rows} is below rl.group={self.rl.group}, whose "
+                "responses are drawn together: raise it, or lower rl.group"
+            )
         self.reward.check()
 
     def check_batch(self) -> None:

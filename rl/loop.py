@@ -63,8 +63,6 @@ class RlRun(Run):
         self._phase = "loading"
         self.engine = build_engine(config, model, tokenizer, prepared.chat_form, self.hf_files, self._waits)
         scorer = Scorer(config.reward, prepared.chat_form)
-        if self.log is not None and (unused := scorer.unused_sources(self.sampler.table.data_sources)):
-            logger.warning("reward.registry has sources that no prompt is of: %s", ", ".join(unused))
         if self.log is not None and self.sampler.begins_again:
             logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
         self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark)

@@ -30,7 +30,7 @@ from data_pipeline.loading.source import Source
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.lost import LostShards
 from data_pipeline.shards.members import index_command
-from data_pipeline.shards.prompt_facts import facts_path, grades_path, read_facts, read_grades
+from data_pipeline.shards.prompt_facts import Grades, facts_path, grades_path, read_facts, read_grades
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
 from rl.curriculum.facts import NO_TIER, PromptFacts
@@ -47,8 +47,9 @@ class PromptTable:
         tokenizer: Of the run.
         sources: The sources, in the order of `data.sources`.
         facts: What the curriculum knows of each prompt.
-        verifiers: The names that the prompts' records give.
-        data_sources: What the records call their sources, or the labels of `data.sources`.
+        scored: {(data source, verifier): prompts}. What the records call their sources, or the labels of
+            `data.sources`.
+        pass_scores: From which score on an answer was right, of all gradings of the prompts.
         lengths: int64 [prompts], tokens of each prompt, image tokens included.
     """
 
@@ -71,7 +72,7 @@ class PromptTable:
         self.sources = [_open(source, self.tokenizer, self._budget, cache, chat_form) for source in config.located]
         self._first_rows = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
         self.lengths = np.concatenate([source.lengths.astype(np.int64) for source in self.sources])
-        self.facts, self.verifiers, self.data_sources = _facts(self.sources, cache)
+        self.facts, self.scored, self.pass_scores = _facts(self.sources, cache)
         self._check_lengths(max_tokens)
         locations = chain.from_iterable(source.locations() for source in self.sources)
         self._lost = LostShards(config.retry_seconds, locations, give_up=config.on_lost_shard == "quarantine")
@@ -188,23 +189,23 @@ def _open(
     return source
 
 
-def _facts(sources: Sequence[Source], cache: ShardCache) -> tuple[PromptFacts, set[str], set[str]]:
-    """Return what the curriculum knows, and the names of verifiers and data sources. Raises DataError."""
+def _facts(sources: Sequence[Source], cache: ShardCache) -> tuple[PromptFacts, Counter[tuple[str, str]], set[float]]:
+    """Return what the curriculum knows, and `scored` and `pass_scores` of PromptTable. Raises DataError."""
     ids: list[str] = []
-    verifiers, data_sources = set[str](), set[str]()
+    scored, pass_scores = Counter[tuple[str, str]](), set[float]()
     kinds: dict[tuple[int, str, str], int] = {}  # (source, data source, category) -> number
     columns: dict[str, list[float]] = {name: [] for name in ("kind", "tier", "passes", "rollouts")}
     for number, source in enumerate(sources):
-        for name, table, passes, rollouts in _shards(source, cache):
+        for name, table, grades in _shards(source, cache):
+            pass_scores.update(grader["pass_score"] for grader in grades.graders if "pass_score" in grader)
             for row in table.to_pylist():
                 key = row["key"]
                 ids.append(f"{name}/{key}")
-                verifiers.add(row["verifier"])
-                data_sources.add(row["source"] or source.label)
+                scored[row["source"] or source.label, row["verifier"]] += 1
                 columns["kind"].append(kinds.setdefault((number, row["source"], row["category"]), len(kinds)))
                 columns["tier"].append(TIERS.index(row["tier"]) if row["tier"] in TIERS else NO_TIER)
-                columns["passes"].append(passes.get(key, 0))
-                columns["rollouts"].append(rollouts.get(key, 0))
+                columns["passes"].append(grades.passes.get(key, 0))
+                columns["rollouts"].append(grades.rollouts.get(key, 0))
     _check_unique(ids, sources)
     facts = PromptFacts(
         ids=ids,
@@ -216,10 +217,10 @@ def _facts(sources: Sequence[Source], cache: ShardCache) -> tuple[PromptFacts, s
         passes=np.array(columns["passes"], np.float64),
         rollouts=np.array(columns["rollouts"], np.float64),
     )
-    return facts, verifiers, data_sources
+    return facts, scored, pass_scores
 
 
-def _shards(source: Source, cache: ShardCache) -> Iterator[tuple[str, pa.Table, dict[str, int], dict[str, int]]]:
+def _shards(source: Source, cache: ShardCache) -> Iterator[tuple[str, pa.Table, Grades]]:
     """Yield the name of each shard, the facts of its prompts, and their grades."""
     for shard, index in source.shard_tables():
         tar = Path(shown(source.location_of(shard.name)))
@@ -229,7 +230,7 @@ def _shards(source: Source, cache: ShardCache) -> Iterator[tuple[str, pa.Table, 
         )
         tar_fingerprint = shard.header.tar_fingerprint
         graded = read_grades(tar, tar_fingerprint, file=grades)
-        yield shard.name, read_facts(tar, index, tar_fingerprint, file=facts), graded.passes, graded.rollouts
+        yield shard.name, read_facts(tar, index, tar_fingerprint, file=facts), graded
 
 
 def _beside(source: Source, name: str, cache: ShardCache) -> Path | None:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from model.config import ConfigError
 from rewards.judge import JudgeConfig
 from rewards.verdict import RewardError
-from training.bounds import POSITIVE, SHARE, check_bounds
+from training.bounds import SHARE, Bound, check_bounds
+
+PROCESSES = Bound(lambda value: 1 <= value <= 1024, "a number from 1 to 1024")
 
 
 @dataclass
@@ -20,7 +22,7 @@ class RewardConfig:
     no_judge_score: float = 0.0  # score where no rule decides and there is no judge; they are counted
 
     def __post_init__(self) -> None:
-        check_bounds("reward", self, {"processes": POSITIVE, "no_judge_score": SHARE})
+        check_bounds("reward", self, {"processes": PROCESSES, "no_judge_score": SHARE})
 
     def check(self) -> None:
         """Check the judge.

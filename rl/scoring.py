@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from rewards.scoring import Task, score_response, settle
 from rewards.verdict import Item, RewardError, Verdict
 from rl.reward_config import RewardConfig
 from rl.rollouts import Finish
+from training.metrics import logger
 
 FORMS = {"glm45v": "glm45v", "glm46v": "glm45v", "glm41v": "glm41v"}  # of responses, by the form of chats
 # The reasons of this module beside those of `rewards`.
@@ -30,6 +32,18 @@ class Response:
     record: RlRecord
     text: str  # with special tokens
     finish: Finish
+
+
+def read_registry_of(config: RewardConfig) -> Registry:
+    """Return the registry of a run; an empty one if there is none.
+
+    Raises:
+        ConfigError: it cannot be used.
+    """
+    try:
+        return read_registry(Path(config.registry)) if config.registry else Registry()
+    except RewardError as error:
+        raise ConfigError(f"reward.registry: {error}") from None
 
 
 class Scorer:
@@ -46,20 +60,13 @@ class Scorer:
     def __init__(self, config: RewardConfig, chat_form: str) -> None:
         self.config, self.form = config, FORMS[chat_form]
         self._pool: ThreadPoolExecutor | None = None  # from the first score on
-        try:
-            self.registry = read_registry(Path(config.registry)) if config.registry else Registry()
-        except RewardError as error:
-            raise ConfigError(f"reward.registry={config.registry}: {error}") from None
+        self.registry = read_registry_of(config)
         judges = {**self.registry.judges, **({"": config.judge} if config.judge.url else {})}
         self._judges = {name: Judge(judge) for name, judge in judges.items()}
 
     def settings(self) -> dict[str, Any]:
         """Return what scores depend on beside responses and prompts, as JSON types."""
         return {"reward": asdict(self.config), "registry": asdict(self.registry), "form": self.form}
-
-    def unused_sources(self, data_sources: Collection[str]) -> list[str]:
-        """Return the sources of the registry that no prompt is of."""
-        return sorted(self.registry.sources.keys() - set(data_sources))
 
     def score(self, responses: Sequence[Response], on_wait: Callable[[], None] = lambda: None) -> list[Verdict]:
         """Return a verdict on each response. Never raises: what cannot be scored scores 0, for a reason.
@@ -71,10 +78,19 @@ class Scorer:
         if self._pool is None:
             workers.configure(self.config.processes)
             self._pool = ThreadPoolExecutor(self.config.processes)
+        before = {name: Counter(judge.counts) for name, judge in self._judges.items()}
         verdicts = []
         for verdict in self._pool.map(self._verdict, responses):
             verdicts.append(verdict)
             on_wait()
+        for name, judge in self._judges.items():
+            new = judge.counts - before[name]
+            if new["asked"] and new["asked"] == new["failed"]:
+                logger.warning(
+                    "the judge %s has answered none of %d requests: look at its url, model and server",
+                    name or "reward.judge",
+                    new["asked"],
+                )
         return verdicts
 
     def close(self) -> None:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from data_pipeline.domains.rl_record import TIERS
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.source import Source
 from model.backend import has_gpu
-from model.config import ConfigError
+from model.config import ConfigError, GlmvConfig
 from rewards.table import verifier_named
 from rewards.verdict import RewardError
 from rl.config import RlConfig
+from rl.curriculum.facts import NO_TIER
+from rl.engines.build import GB
+from rl.engines.embedded import token_bytes
 from rl.objective import PolicyLoss
 from rl.prompts import PromptTable
+from rl.reward_checks import check_rewards, warnings_of_rewards
 from rl.sampler import PromptSampler
+from training.dtypes import DTYPES
 from training.hf_files import check_tokenizer
 from training.prompts import chat_form_of
 from training.setup import Prepared, check_run, lay_out_pipeline
@@ -56,6 +63,10 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
     table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
     check_tokenizer(model, table.tokenizer, start_point.hf_files)
     _check_verifiers(table)
+    _check_labels(config, table)
+    held_out = _open_held_out(config, chat_form, table)
+    scored = table.scored + (held_out.scored if held_out is not None else Counter())
+    registry = check_rewards(config.reward, scored)
     sampler = PromptSampler(config, table)
     policy = config.rl
     return PreparedRl(
@@ -65,9 +76,41 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
         lay_out_pipeline(config, model, sampler),
         PreparedValidation(None, []),
         PolicyLoss(policy.clip_low, policy.clip_high),
+        (
+            *_warnings(config, model, table),
+            *warnings_of_rewards(config.reward, registry, scored, chat_form, config.curriculum.pass_score),
+        ),
         chat_form,
-        _open_held_out(config, chat_form, table),
+        held_out,
     )
+
+
+def _warnings(config: RlConfig, model: GlmvConfig, table: PromptTable) -> Iterator[str]:
+    """Yield a line about everything that is allowed but hardly meant, as far as it depends on model and prompts."""
+    rl, rollout, score = config.rl, config.rollout, config.curriculum.pass_score
+    if rl.prompts > len(table):
+        yield (
+            f"rl.prompts={rl.prompts:,} is more than the {len(table):,} prompts of data.sources: an iteration draws "
+            f"each about {rl.prompts / len(table):.1f} times"
+        )
+    if others := sorted(table.pass_scores - {score}):
+        yield (
+            f"grades of the prompts count an answer as right from a score of {', '.join(f'{one:g}' for one in others)} "
+            f"on, and this run from curriculum.pass_score={score:g}: grade them again with tools.difficulty "
+            f"--pass-score {score:g}, or change the key"
+        )
+    longest = rollout.max_thinking_tokens + rollout.max_answer_tokens + MOST_INSERTED
+    group_gb = (rl.group * longest + int(table.lengths.max())) * token_bytes(model, DTYPES[config.train.precision]) / GB
+    if rollout.engine == "embedded" and group_gb > rollout.embedded_cache_gb:
+        yield (
+            f"rollout.embedded_cache_gb={rollout.embedded_cache_gb:g}: the {rl.group} responses to a prompt may need "
+            f"{group_gb:.2g} GB, and are drawn together all the same; lower rl.group or the limits of their length"
+        )
+    if model.decoder.is_moe and config.moe_in_effect.expert_bias_update_rate:
+        yield (
+            f"moe.expert_bias_update_rate={config.moe.expert_bias_update_rate:g} moves the experts' biases without a "
+            "gradient: the policy changes beside what the rewards teach"
+        )
 
 
 def _check_machine(config: RlConfig) -> None:
@@ -107,11 +150,26 @@ def _check_verifiers(table: PromptTable) -> None:
     Raises:
         DataError: one does not.
     """
-    for name in sorted(table.verifiers):
+    for name in sorted({verifier for _, verifier in table.scored}):
         try:
             verifier_named(name)
         except RewardError as error:
             raise DataError(f"data.sources: prompts name a verifier that does not exist: {error}") from None
+
+
+def _check_labels(config: RlConfig, table: PromptTable) -> None:
+    """Check that the tiers that people gave are those of the curriculum.
+
+    Raises:
+        DataError: they are not.
+    """
+    tiers = len(config.curriculum.weights)
+    labelled = int((table.facts.tiers != NO_TIER).sum())
+    if labelled and tiers != len(TIERS):
+        raise DataError(
+            f"{labelled:,} prompts are labelled with one of the {len(TIERS)} tiers {', '.join(TIERS)}, but "
+            f"curriculum.edges makes {tiers}: give {len(TIERS) - 1} edges, or build the sources without `tier`"
+        )
 
 
 def _open_held_out(config: RlConfig, chat_form: str, training: PromptTable) -> PromptTable | None:

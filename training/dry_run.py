@@ -119,13 +119,14 @@ def _with_files(config: RunConfig, processes: int, prepare: Callable[..., Prepar
     done = _check_start_point(start_point, model, loader, config)
     begins = title(start_point.folder) if start_point.folder else f"random weights, seed {config.train.seed}"
     yield f"start           step {done} of {config.train.steps:,}, from {begins}"
-    yield from (*start_point.moved, *start_point.formats())
+    yield from (*start_point.moved, *start_point.changed, *start_point.formats())
     yield from (f"warning: {path} is damaged and not used: {problem}" for path, problem in start_point.damaged)
     yield from _plan(config, model, processes, *loader.expected_work())
     mixture = loader.planned_mixture()
     yield f"\nthe next window of steps takes from every domain:\n{mixture_table(mixture)}" if mixture else ""
     yield from describe_held_out(prepared.held_out_sources, loader.sources)
-    yield from (f"warning: {line}" for line in warnings_of(config, model, loader, too_long_share(mixture)))
+    warnings = (*warnings_of(config, model, loader, too_long_share(mixture)), *prepared.warnings)
+    yield from (f"warning: {line}" for line in warnings)
 
 
 def _check_start_point(start_point: StartPoint, model: GlmvConfig, loader: RunData, config: RunConfig) -> int:

@@ -57,6 +57,7 @@ class Prepared(Generic[Data]):
     layout: PipelineLayout | None  # the layers of each pipeline stage; None without pipeline parallelism
     validation: PreparedValidation
     objective: Objective | None = None  # what its steps minimise; None: the cross-entropy
+    warnings: Sequence[str] = ()  # of its stage, beside those of start_report.warnings_of
 
     @property
     def held_out_sources(self) -> Sequence[Source]:

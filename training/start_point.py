@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -14,7 +13,6 @@ import torch.distributed as dist
 from common.files import write_text
 from common.storage import patiently
 from common.urls import is_url, shown
-from data_pipeline.config import SourceConfig
 from model.checkpoint import (
     HF_FILES,
     LATEST,
@@ -33,29 +31,13 @@ from model.hf_config import CONFIG_FILE
 from model.other_trainers import how_to_bring
 from model.weights.formats.opened import open_folder
 from model.weights.remote import local_hf_files, remote_of, title
+from training.changed_keys import accept_moved_paths, changes, refuse_another_freeze, refuse_changes, with_defaults
 from training.config import ModelChoice, RunConfig
 from training.init_optimizer import check_init_optimizer
 from training.keys import flatten
 from training.lora_base import base_fingerprint, check_same_adapters, check_same_base, refuse_adapters
 from training.ranks import rank
 
-# Keys that decide the model or the data plan. Every other key may change when a run resumes.
-FIXED = (
-    "model.preset",
-    "model.init_from",
-    "model.init_optimizer",
-    "model.max_position_embeddings",
-    "model.rope_theta",
-    "lora.alpha",
-    "train.global_batch_size",
-    "train.seq_length",
-    "data.sources",
-    "data.seed",
-    "data.tokenizer",
-    "data.image_max_tokens",
-    "data.video_max_tokens",
-    "data.segment_multiple",
-)
 RUN_CONFIG = "config.yaml"
 CHECKPOINTS = "checkpoints"
 FIRST_SAVE = ".first_save"  # names the step folder of a run's first save while `latest` does not exist yet
@@ -69,6 +51,7 @@ class StartPoint:
     weights: Path | None = None  # a checkpoint or Hugging Face folder to take weights from
     with_optimizer: bool = False  # whether to take the optimizer's moments from `weights`, too
     moved: tuple[str, ...] = ()  # lines about paths that have changed since the checkpoint
+    changed: tuple[str, ...] = ()  # lines about all other keys that have
     base: str = ""  # fingerprint of `weights`, the frozen weights of a run with adapters (training.lora_base)
     damaged: tuple[tuple[Path, str], ...] = ()  # newer checkpoints, and what is wrong with them
 
@@ -122,20 +105,20 @@ def find_start_point(config: RunConfig, damaged: Mapping[Path, str] | None = Non
             f"train.steps={config.train.steps} is below step {before.step}, which the run at {folder} has reached; "
             "raise it, or choose another train.output_dir"
         )
-    _refuse_another_freeze(before.config, config.freeze, folder)
+    refuse_another_freeze(before.config, config.freeze, folder)
     check_same_adapters(before, config, folder)
     start_point = StartPoint(resume=checkpoint, damaged=damaged_newer)
     if config.lora.rank:
         start_point = replace(_from_weights(config), resume=checkpoint, damaged=damaged_newer)
         check_same_base(before, config, start_point.base, folder)
     old, new = with_defaults(before.config, config), dict(flatten(asdict(config)))
-    if config.checkpoint.allow_changes:
-        return start_point
     for keys in (old, new):  # another signature is no other folder, and appears in no message
         keys["model.init_from"] = shown(keys["model.init_from"])
-    moved = tuple(_accept_moved_paths(old, new))
-    _refuse_changes(old, new, folder)
-    return replace(start_point, moved=moved)
+    if config.checkpoint.allow_changes:
+        return replace(start_point, changed=tuple(changes(old, new)))
+    moved = tuple(accept_moved_paths(old, new))
+    refuse_changes(old, new, folder)
+    return replace(start_point, moved=moved, changed=tuple(changes(old, new)))
 
 
 # --- checkpoints of a run folder --------------------------------------------------------------------------------------
@@ -266,71 +249,6 @@ def _check_output_folder(folder: Path) -> None:
         raise ConfigError(f"train.output_dir={folder} cannot be written: {existing} is not a writable folder")
     if (folder / CONFIG_FILE).exists() or (folder / STATE).exists():
         raise ConfigError(f"train.output_dir={folder} is the folder of a model, not of a run; choose another")
-
-
-# --- what may change on resume ----------------------------------------------------------------------------------------
-
-
-def with_defaults(before: dict[str, Any], config: RunConfig) -> dict[str, Any]:
-    """Return the keys of a checkpoint's configuration; a key that did not exist when it was written has its default."""
-    return {**dict(flatten(asdict(type(config)()))), **dict(flatten(before))}
-
-
-def _accept_moved_paths(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    """Replace the old paths of sources and tokenizer by the new ones, and yield a line about each.
-
-    A path decides nothing: the loader compares the content, by the sources' names and fingerprints and by the
-    tokenizer's hash, when it takes up the checkpoint's counters.
-    """
-    if old["data.tokenizer"] != new["data.tokenizer"]:
-        yield f"data.tokenizer has moved from {old['data.tokenizer']} to {new['data.tokenizer']}: the same tokens"
-        old["data.tokenizer"] = new["data.tokenizer"]
-    if old["data.root"] != new["data.root"]:
-        yield f"data.root has moved from {shown(old['data.root'])!r} to {shown(new['data.root'])!r}: the same samples"
-    if new["lora.rank"] and old["model.init_from"] != new["model.init_from"]:  # check_same_base compared the content
-        yield f"model.init_from has moved from {old['model.init_from']} to {new['model.init_from']}: the same weights"
-        old["model.init_from"] = new["model.init_from"]
-    if len(old["data.sources"]) != len(new["data.sources"]):
-        return
-    sources = []
-    for before, now in zip(old["data.sources"], new["data.sources"], strict=True):
-        label = SourceConfig(**now).label()
-        if before["path"] != now["path"] and SourceConfig(**before).label() == label:
-            yield f"source {label!r} has moved from {shown(before['path'])} to {shown(now['path'])}: the same samples"
-            before = {**before, "path": now["path"], "name": now["name"]}
-        sources.append(before)
-    old["data.sources"] = sources
-
-
-def _refuse_changes(old: dict[str, Any], new: dict[str, Any], folder: Path) -> None:
-    for key in sorted(old.keys() | new.keys()):
-        if key.startswith(FIXED) and old.get(key) != new.get(key):
-            where, was, is_now = _difference(key, old.get(key), new.get(key))
-            raise ConfigError(
-                f"{where} was {was!r} in the run at {folder} and is {is_now!r} now; put it back, choose "
-                "another train.output_dir, or set checkpoint.allow_changes=true"
-            )
-
-
-def _refuse_another_freeze(before: dict[str, Any], freeze: list[str], folder: Path) -> None:
-    frozen = before.get("freeze", [])
-    if set(frozen) != set(freeze):
-        raise ConfigError(
-            f"freeze was {frozen} in the run at {folder} and is {freeze} now, but the checkpoint has no optimizer "
-            "state of frozen parts; put it back, or begin another run from this one's weights: "
-            f"model.init_from={folder}, and another train.output_dir"
-        )
-
-
-def _difference(key: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """Return where two lists or mappings of the same shape first differ, such as data.sources[2].weight."""
-    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(f"{key}[{index}]", *pair) for index, pair in enumerate(zip(old, new, strict=True))]
-    elif isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys():
-        pairs = [(f"{key}.{name}", old[name], new[name]) for name in old]
-    else:
-        return key, old, new
-    return _difference(*next(pair for pair in pairs if pair[1] != pair[2]))
 
 
 # --- the model --------------------------------------------------------------------------------------------------------

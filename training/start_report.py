@@ -22,6 +22,7 @@ from training.start_point import StartPoint
 from training.throughput import device_peak
 from training.validation import describe_held_out
 
+SAVING = ("keep_last", "async_save")  # keys of checkpoint
 TOO_LONG_SHARE = 0.02  # of all samples: more is worth a warning
 
 
@@ -37,7 +38,7 @@ def log_start(prepared: Prepared[Any], start_point: StartPoint, done: int, backe
     config = prepared.config
     start = start_point.folder or f"random weights, seed {config.train.seed}"
     logger.info("step %d of %d, from %s, on %d processes", done, config.train.steps, start, world_size())
-    for line in (*start_point.moved, *start_point.formats()):
+    for line in (*start_point.moved, *start_point.changed, *start_point.formats()):
         logger.info(line)
     logger.info("backend: %s", backend)
     logger.info("versions: %s", describe_versions(transformer_engine=backend.startswith("transformer_engine")))
@@ -50,7 +51,10 @@ def log_start(prepared: Prepared[Any], start_point: StartPoint, done: int, backe
     mixture = prepared.loader.planned_mixture()
     if mixture:
         logger.info("the next window of steps takes from every domain:\n%s", mixture_table(mixture))
-    for warning in warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)):
+    for warning in (
+        *warnings_of(config, prepared.model, prepared.loader, too_long_share(mixture)),
+        *prepared.warnings,
+    ):
         logger.warning(warning)
     for line in describe_held_out(prepared.held_out_sources, prepared.loader.sources):
         logger.info(line)
@@ -149,9 +153,27 @@ def settings_without_effect(config: RunConfig, model: GlmvConfig) -> Iterator[st
     set_keys += [
         (f"lora.{key}", "lora") for key, value in asdict(config.lora).items() if value != getattr(LoraConfig(), key)
     ]
+    yield from _keys_that_need_others(config)
     for key, part in set_keys:
         if part in reasons:
             yield f"{key} has no effect, because {reasons[part]}"
+
+
+def _keys_that_need_others(config: RunConfig) -> Iterator[str]:
+    """Warn about keys that were set although what they belong to is off."""
+    health, optimizer = config.health, config.optimizer
+    skips = "skip" in (health.on_nonfinite, health.on_spike)
+    for keys, section, names, is_on, reason in (
+        (health, "health", ("spike_window",), health.spike_factor, "health.spike_factor is 0"),
+        (health, "health", ("max_skipped",), skips, "neither health.on_nonfinite nor health.on_spike is skip"),
+        (config.profile, "profile", ("steps", "ranks"), config.profile.start, "profile.start is 0"),
+        (config.metrics, "metrics", ("mlflow_experiment",), config.metrics.mlflow, "metrics.mlflow is empty"),
+        (config.checkpoint, "checkpoint", SAVING, config.checkpoint.save_interval, "checkpoint.save_interval is 0"),
+        (optimizer, "optimizer", ("cooldown_style",), optimizer.cooldown_steps, "optimizer.cooldown_steps is 0"),
+    ):
+        for name in names:
+            if not is_on and getattr(keys, name) != getattr(type(keys)(), name):
+                yield f"{section}.{name} has no effect, because {reason}"
 
 
 def _unused_parts(config: RunConfig, loader: RunData) -> Iterator[str]:

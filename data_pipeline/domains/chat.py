@@ -96,6 +96,13 @@ def render_prompt(messages: Any, thinking: Any, *, tools: Any = None, form: str 
     if turns[-1]["role"] != "user":
         detail = f"the last message is the {turns[-1]['role']}'s: a prompt ends with a user's, which is answered"
         raise BadSample("bad_record", detail)
+    question = turns[-1]["content"].rstrip()
+    if not question:
+        raise BadSample("bad_record", "the last message is empty: a prompt asks something")
+    if form != "glm41v" and thinking is not False and question.endswith(NO_THINK):
+        raise BadSample(
+            "bad_record", f'the question ends with {NO_THINK}: write "thinking": false without it, or remove it'
+        )
     prompt, _ = _written(turns, True if thinking is None else thinking, tools, form)
     empty_thought: list[Element] = [Token("<think>"), Token("</think>"), Text("\n")]
     return [*prompt, Token(ROLE_TOKENS["assistant"]), Text("\n"), *(empty_thought if thinking is False else [])]

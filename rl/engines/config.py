@@ -6,9 +6,12 @@ from dataclasses import dataclass, fields
 
 from model.config import ConfigError
 from rl.engines.servers_config import ServersConfig
-from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
+from training.bounds import NOT_NEGATIVE, POSITIVE, Bound, check_bounds
 
 ENGINES = ("embedded", "vllm", "sglang")
+ANSWER = Bound(
+    lambda value: value >= 4, "4 or more, which hold a token between the two of a box, and the end of the turn"
+)
 
 
 @dataclass
@@ -36,7 +39,7 @@ class RolloutConfig(ServersConfig):
         """
         if self.engine not in ENGINES:
             raise ConfigError(f"rollout.engine={self.engine!r}: choose one of {', '.join(ENGINES)}")
-        check_bounds("rollout", self, dict.fromkeys(("max_thinking_tokens", "max_answer_tokens"), POSITIVE))
+        check_bounds("rollout", self, {"max_thinking_tokens": POSITIVE, "max_answer_tokens": ANSWER})
         check_bounds("rollout", self, dict.fromkeys(("tis", "max_mismatch", "keep_last"), NOT_NEGATIVE))
         check_bounds("rollout", self, dict.fromkeys(("embedded_rows", "embedded_cache_gb"), POSITIVE))
         if self.engine == "embedded":

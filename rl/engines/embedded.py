@@ -30,6 +30,12 @@ ROWS = 256  # responses that are drawn together, at most
 CACHE_BYTES = 2**32  # of their keys and values, at most; a single group may need more
 
 
+def token_bytes(config: GlmvConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of the keys and values of one token."""
+    decoder = config.decoder
+    return 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * dtype.itemsize
+
+
 class EmbeddedEngine:
     """Draws rollouts in the processes of the run. Constructing it is collective.
 
@@ -59,9 +65,7 @@ class EmbeddedEngine:
         self.config, self.special, self.rows, self.on_wait = config, special, rows, on_wait
         self.version = 0
         self.quarantined: dict[str, str] = {}  # none: it answers every prompt
-        decoder = config.decoder
-        token_bytes = 2 * decoder.num_hidden_layers * decoder.num_key_value_heads * decoder.head_dim * dtype.itemsize
-        self._cache_tokens = cache_bytes // token_bytes
+        self._cache_tokens = cache_bytes // token_bytes(config, dtype)
         self._group = patient_group()
         leads: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(leads, is_lead(), group=self._group)

@@ -88,6 +88,9 @@ def test_lines_that_cannot_be_scored_are_named_and_the_others_are_scored(tmp_pat
         ({**good, "source": "geometry"}, "the registry has no source 'geometry'"),
         ({**good, "answer": ["7"]}, "give a text"),
         ({**good, "thinking": "no"}, "thinking is 'no': give true or false"),
+        ({**good, "settings": {"tolerance": float("nan")}}, "tolerance is nan: give 0 or a positive number"),
+        ({**good, "settings": {"tolerance": -1}}, "tolerance is -1: give 0 or a positive number"),
+        ({**good, "tolerance": 0.1}, "tolerance belongs to `expected`, which is missing"),
         ({**good, "verifier": "counting", "reference": "x"}, "no whole number"),
     ]
     rows, said, status = scored(tmp_path / "a.jsonl", good, *(record for record, _ in bad), good)
@@ -107,6 +110,9 @@ def test_lines_that_cannot_be_scored_are_named_and_the_others_are_scored(tmp_pat
         ([CASES, "--judge", "http://localhost:1/v1"], "--judge-model is missing"),
         ([CASES, "--registry", "absent.yaml"], "absent.yaml: No such file"),
         ([CASES, "--out", "/absent/scores.jsonl"], "/absent/scores.jsonl"),
+        ([CASES, "--out", CASES], "is the file of the answers, which would be replaced"),
+        ([CASES, "--out", CASES.parent], "is a folder: name a file"),
+        ([CASES, "--judge-cache", "replies"], "--judge-cache is of --judge, which is missing"),
     ],
 )
 def test_mistake_in_the_call_is_one_line(arguments: list[Any], message: str) -> None:
@@ -154,6 +160,8 @@ def test_surrogates_and_control_characters_come_through(tmp_path: Path) -> None:
     ("content", "message"),
     [
         ([], "a registry must be a mapping"),
+        ({}, "it has neither sources nor judges"),
+        ({"sources": {"a": {"verifier": "math", "settings": {"tolerance": -1.0}}}}, "the setting tolerance is -1.0"),
         ({"source": {}}, "no key 'source': did you mean sources?"),
         ({"sources": {"a": {"verifer": "math"}}}, "sources.a has no key 'verifer': did you mean verifier?"),
         ({"sources": {"a": {}}}, "sources.a: verifier is missing"),

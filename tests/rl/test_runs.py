@@ -18,11 +18,14 @@ import psutil
 import pytest
 
 from data_pipeline.errors import DataError
+from data_pipeline.sharding.build import build_shards
+from data_pipeline.shards.index import read_index
+from data_pipeline.shards.prompt_facts import add_grades
 from model.checkpoint import read_train_state
 from model.config import ConfigError
 from rl.config import RlConfig
 from rl.setup import prepare
-from tests.launch import fail, finish, metrics, process_of_rank, start, train, wait_until
+from tests.launch import finish, metrics, process_of_rank, start, train, wait_until
 from training.config import load_config
 from training.dry_run import dry_run
 
@@ -184,6 +187,7 @@ def test_two_processes_draw_and_learn_the_same(whole_run: Path, rl_config, tmp_p
         assert got["loss"] == pytest.approx(want["loss"], abs=1e-6)
 
 
+JUDGE = ["reward.judge.url=http://localhost:1/v1", "reward.judge.model=m"]
 REFUSED = [
     (["train.global_batch_size=8"], "train.global_batch_size=8 has no meaning in rl.train"),
     (["rl.group=1"], "rl.group=1: the rollouts of a prompt are compared; give 2 or more"),
@@ -209,6 +213,13 @@ REFUSED = [
     (["lora.rank=4", "lora.dropout=0.1"], "lora.dropout=0.1: rollouts are drawn without dropout"),
     (["reward.judge.url=localhost:1"], "reward.judge.url is 'localhost:1'"),
     (["reward.judge.samples=3"], "reward.judge.url is ''"),
+    ([*JUDGE, "reward.judge.temperature=nan"], "reward.judge.temperature is nan"),
+    ([*JUDGE, "reward.judge.timeout=inf"], "judge.timeout and judge.max_tokens must be positive"),
+    ([*JUDGE, "reward.judge.samples=3", "reward.judge.temperature=0"], "at which all replies are the same"),
+    (["reward.processes=100000"], "reward.processes=100000: give a number from 1 to 1024"),
+    (["reward.registry=missing.yaml"], "reward.registry: missing.yaml: No such file"),
+    (["rollout.embedded_rows=2"], "rollout.embedded_rows=2 is below rl.group=4"),
+    (["rollout.max_answer_tokens=3"], "rollout.max_answer_tokens=3: give 4 or more"),
 ]
 
 
@@ -240,18 +251,69 @@ def test_key_without_effect_is_named(rl_config, tmp_path: Path, keys: list[str],
     assert warning.startswith(message)
 
 
+DOUBTFUL = [
+    (["rl.prompts=100"], "rl.prompts=100 is more than the 64 prompts of data.sources"),
+    (["rollout.embedded_cache_gb=1e-9"], "rollout.embedded_cache_gb=1e-09: the 4 responses to a prompt may need"),
+    (["reward.no_judge_score=0.8"], "reward.no_judge_score=0.8: an answer that nobody decides counts as a pass"),
+    ([*JUDGE, "reward.judge.fallback=0.8"], "reward.judge: an answer without a verdict gets fallback=0.8"),
+    ([*JUDGE, "reward.judge.key_variable=NOWHERE"], "reward.judge: the environment has no NOWHERE"),
+]
+
+
+@pytest.mark.parametrize(("keys", "message"), DOUBTFUL, ids=[keys[-1] for keys, _ in DOUBTFUL])
+def test_value_that_is_hardly_meant_is_named(rl_config, tmp_path: Path, keys: list[str], message: str) -> None:
+    file = rl_config(tmp_path / "run")
+    assert not prepare(load_config(RlConfig, file)).warnings
+    [warning] = prepare(load_config(RlConfig, file, keys)).warnings
+    assert warning.startswith(message)
+
+
+def test_grades_by_another_pass_score_are_named(rl_config, digits: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(digits / "shards" / "prompts", tmp_path / "prompts")
+    [tar] = folder.glob("*.tar")
+    add_grades(tar, {read_index(tar).table.column("key")[0].as_py(): (1, 2)}, {"model": "m", "pass_score": 0.5})
+    file = rl_config(tmp_path / "run", data={"sources": [{"path": str(folder)}]})
+    [warning] = prepare(load_config(RlConfig, file)).warnings
+    assert "from a score of 0.5 on, and this run from curriculum.pass_score=0.75" in warning
+    assert not prepare(load_config(RlConfig, file, ["curriculum.pass_score=0.5"])).warnings
+
+
+def test_labels_of_other_tiers_than_the_curriculums_are_refused(rl_config, digits: Path, tmp_path: Path) -> None:
+    """With two tiers `hard` would be the easiest."""
+    record = json.loads((digits / "records" / "prompts.jsonl").read_text().splitlines()[0])
+    (digits / "records" / "labelled.jsonl").write_text(json.dumps({**record, "tier": "hard"}))
+    build_shards(
+        [digits / "records" / "labelled.jsonl"],
+        tmp_path / "labelled",
+        tokenizer=digits / "tokenizer",
+        chat_form="glm41v",
+    )
+    file = rl_config(tmp_path / "run", data={"sources": [{"path": str(tmp_path / "labelled")}]})
+    prepare(load_config(RlConfig, file))
+    two_tiers = ["curriculum.edges=[0.5]", "curriculum.weights=[1,1]"]
+    with pytest.raises(DataError, match="1 prompts are labelled with one of the 5 tiers "):
+        prepare(load_config(RlConfig, file, two_tiers))
+
+
+def test_resumed_run_names_the_keys_that_have_changed(
+    whole_run: Path, rl_config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["train.steps=6", "curriculum.pass_score=0.5", "reward.no_judge_score=0.1", "checkpoint.resume=auto"]
+    dry_run(load_config(RlConfig, rl_config(whole_run), keys), 1, False, prepare)
+    named = [line for line in capsys.readouterr().out.splitlines() if " in the checkpoint and is " in line]
+    assert named == [
+        "curriculum.pass_score was 0.75 in the checkpoint and is 0.5 now",
+        "reward.no_judge_score was 0.0 in the checkpoint and is 0.1 now",
+        "train.steps was 4 in the checkpoint and is 6 now",
+    ]
+
+
 def test_held_out_prompts_must_not_be_training_prompts(rl_config, digits: Path, tmp_path: Path) -> None:
     same = [f"validation.sources=[{{path: {digits}/shards/prompts}}]"]
     config = rl_config(tmp_path / "run")
     with pytest.raises(DataError, match="is also a training shard"):
         prepare(load_config(RlConfig, config, same))
     prepare(load_config(RlConfig, config, [*same, "validation.allow_overlap=true"]))
-
-
-def test_unusable_registry_ends_the_run_with_one_line(rl_config, tmp_path: Path) -> None:
-    config = rl_config(tmp_path / "run")
-    [error] = set(fail(config, ["reward.registry=missing.yaml"], entry=ENTRY, processes=1))
-    assert error.startswith("reward.registry=missing.yaml: ")
 
 
 def test_dry_run_prints_what_a_step_takes(rl_config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

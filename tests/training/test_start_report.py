@@ -107,6 +107,20 @@ def test_validation_that_never_happens_is_named(config_file: Path, shards: Path)
     ]
 
 
+def test_keys_of_what_is_off_are_named(config_file: Path, shards: Path) -> None:
+    keys = ["health.max_skipped=3", "profile.steps=7", "metrics.mlflow_experiment=x", "optimizer.cooldown_style=cosine"]
+    off = ["checkpoint.save_interval=0", "checkpoint.keep_last=2", "health.spike_window=5"]
+    assert warnings(config_file, *keys, *off) == [
+        "health.spike_window has no effect, because health.spike_factor is 0",
+        "health.max_skipped has no effect, because neither health.on_nonfinite nor health.on_spike is skip",
+        "profile.steps has no effect, because profile.start is 0",
+        "metrics.mlflow_experiment has no effect, because metrics.mlflow is empty",
+        "checkpoint.keep_last has no effect, because checkpoint.save_interval is 0",
+        "optimizer.cooldown_style has no effect, because optimizer.cooldown_steps is 0",
+    ]
+    assert not warnings(config_file, "health.on_nonfinite=skip", "health.max_skipped=3", "profile.start=1")
+
+
 def test_sequences_longer_than_the_model_allows_are_warned_about(config_file: Path, shards: Path) -> None:
     mixture = sources(shards, ["text", "images"])
     longer = [mixture, "train.seq_length=16384", "data.sources=[{path: " + f"{shards}/images, epochs: 1}}]"]

@@ -1,0 +1,85 @@
+"""A registry, its judges and the prompts' verifiers: what contradicts is refused, what has no effect is named."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.domains.rl_record import RlRecord
+from model.config import ConfigError
+from rewards.judge import JudgeConfig
+from rl.reward_checks import check_rewards, warnings_of_rewards
+from rl.reward_config import RewardConfig
+from rl.scoring import Response, Scorer
+from tests.rewards.test_judge import Running
+
+pytestmark = pytest.mark.fast
+JUDGES = "judges: {small: {url: 'http://localhost:1/v1', model: m}}"
+
+
+def checked(folder: Path, content: str, scored: dict[tuple[str, str], int]) -> list[str]:
+    """Return the warnings about a registry."""
+    (folder / "rewards.yaml").write_text(content)
+    config = RewardConfig(registry=str(folder / "rewards.yaml"))
+    counted = Counter(scored)
+    return list(warnings_of_rewards(config, check_rewards(config, counted), counted, "glm45v", 0.75))
+
+
+@pytest.mark.parametrize(
+    ("content", "scored", "message"),
+    [
+        ("sources: {a: {verifier: grounding, settings: {iou: 0.7}}}", {("a", "vqa"): 3}, "vqa has no setting 'iou'"),
+        ("sources: {a: {verifiable: false}}", {("a", "vqa"): 3}, "3 prompts of source 'a' .* a judge alone"),
+        ("sources: {b: {verifier: vqa}}", {("a", "geoguess"): 2}, "2 prompts of source 'a' .verifier geoguess"),
+        ("", {("a", "vqa"): 1}, "it has neither sources nor judges"),
+    ],
+)
+def test_registry_that_cannot_score_the_prompts_is_refused(tmp_path: Path, content, scored, message) -> None:
+    with pytest.raises(ConfigError, match=message):
+        checked(tmp_path, content, scored)
+
+
+def test_settings_are_for_every_verifier_that_the_prompts_name(tmp_path: Path) -> None:
+    content = "sources: {a: {verifier: math, settings: {tolerance: 0.1}}}"
+    assert not checked(tmp_path, content, {("a", "math"): 3})
+    [warning] = checked(tmp_path, content, {("a", "math"): 3, ("a", "chart"): 2})
+    assert warning == (
+        "reward.registry: source 'a' has the verifier math, but 2 of its prompts name chart, which goes before"
+    )
+
+
+def test_what_a_registry_says_without_effect_is_named(tmp_path: Path) -> None:
+    content = f"sources: {{a: {{verifier: vqa, form: glm41v, thinking: false}}, b: {{verifier: vqa}}}}\n{JUDGES}"
+    warnings = checked(tmp_path, content, {("a", "vqa"): 3})
+    assert [warning.split(": ", 1)[-1][:40] for warning in warnings] == [
+        "b",
+        "small",
+        "form glm41v of source 'a' has no effect,",
+        "thinking: false of source 'a' has no eff",
+    ]
+    used = f"sources: {{a: {{verifier: vqa, form: glm45v, judge: small}}}}\n{JUDGES}"
+    assert not checked(tmp_path, used, {("a", "vqa"): 3})
+
+
+def test_judge_alone_scores_what_no_rule_can(tmp_path: Path) -> None:
+    content = f"sources: {{a: {{verifiable: false, judge: small}}}}\n{JUDGES}"
+    assert not checked(tmp_path, content, {("a", "vqa"): 3})
+
+
+def test_judge_that_never_answers_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    """Its fallback is a score like any other: without a word all rewards would be 0."""
+    answers = Running("1.0")
+    record = RlRecord("Which?", "a bird", "vqa", {}, "", "", "", thinks=True)
+    response = Response(record, "<think>.</think>\n<|begin_of_box|>some animal with wings<|end_of_box|>", "ended")
+    for url, score, warnings in (("http://127.0.0.1:9/v1", 0, 1), (answers.url, 1, 0)):
+        caplog.clear()
+        scorer = Scorer(RewardConfig(judge=JudgeConfig(url=url, model="m", timeout=5.0)), "glm45v")
+        with caplog.at_level(logging.WARNING):
+            [verdict] = scorer.score([response])
+        scorer.close()
+        assert verdict.score == score
+        assert sum("has answered none of 2 requests" in line for line in caplog.messages) == warnings
+    answers.stop()
