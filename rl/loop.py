@@ -30,7 +30,7 @@ from rl.policy_batch import PolicyBatch
 from rl.rollouts import Sampling
 from rl.rolls import Group, RolledOut, Rolls
 from rl.sampler import PromptSampler
-from rl.scoring import Scorer
+from rl.scoring import FORMS, Scorer
 from rl.setup import PreparedRl, prepare
 from training.loop import Run
 from training.loop import run as run_with
@@ -62,7 +62,7 @@ class RlRun(Run):
         self.sampler: PromptSampler = prepared.loader
         self._phase = "loading"
         self.engine = build_engine(config, model, tokenizer, prepared.chat_form, self.hf_files, self._waits)
-        scorer = Scorer(config.reward, prepared.chat_form)
+        scorer = Scorer(config.reward, FORMS[prepared.chat_form])
         if self.log is not None and self.sampler.begins_again:
             logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
         self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark)

@@ -51,14 +51,14 @@ class Scorer:
 
     Args:
         config: the keys of `reward`.
-        chat_form: how the model writes chats.
+        form: of the responses: FORMS has those of models that are trained.
 
     Raises:
         ConfigError: the registry cannot be used.
     """
 
-    def __init__(self, config: RewardConfig, chat_form: str) -> None:
-        self.config, self.form = config, FORMS[chat_form]
+    def __init__(self, config: RewardConfig, form: str) -> None:
+        self.config, self.form = config, form
         self._pool: ThreadPoolExecutor | None = None  # from the first score on
         self.registry = read_registry_of(config)
         judges = {**self.registry.judges, **({"": config.judge} if config.judge.url else {})}

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,6 +20,8 @@ from data_pipeline.shards.index import read_index
 from data_pipeline.shards.prompt_facts import Grades, grades_path, read_grades
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.hf_folders import save_whole_folder
+from tests.launch import ROOT
+from tests.rewards.test_judge import Running
 from tests.training_data import build
 from tools.difficulty import app
 from tools.difficulty_answers import Answering, Asked, HfModel
@@ -57,6 +62,9 @@ class Handler(BaseHTTPRequestHandler):
         self.server.bodies.append({"path": self.path, **body})
         content = body["messages"][-1]["content"]
         text = content if isinstance(content, str) else content[-1]["text"]
+        if text == self.server.silent_on:
+            time.sleep(60)
+            return
         if text not in ANSWERS:
             self.send_response(400)
             self.end_headers()
@@ -77,6 +85,7 @@ class Handler(BaseHTTPRequestHandler):
 class StandIn(ThreadingHTTPServer):
     bodies: list[dict[str, Any]]
     at_most = 99
+    silent_on = ""  # a question that gets no answer
 
 
 @pytest.fixture
@@ -149,6 +158,59 @@ def test_mistakes_are_named(shards, server, tmp_path, tokenizer_folder):
     (tmp_path / "plain").mkdir()
     plain = build(tmp_path / "plain" / "text", [{"domain": "text", "text": "words"}], tokenizer_folder)
     assert "has no prompts (domain rl)" in run(plain, "--url", url, "--model", "m", expect=2)
+
+
+def test_kill_loses_no_answer(shards, server, tmp_path):
+    """The server does not answer the third prompt; the command is killed while it waits, and given again."""
+    command = [shards, "--url", f"http://127.0.0.1:{server.server_port}/v1", "--model", "m", "--samples", 4]
+    server.silent_on = "In a field?"
+    arguments = map(str, [sys.executable, "-m", "tools.difficulty", *command, "--concurrency", 1])
+    process = subprocess.Popen(list(arguments), cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not any(len(file.read_text().splitlines()) == 3 for file in shards.glob("*.jsonl") if "grading" in file.name):
+        assert process.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    [file] = [file for file in shards.glob("*.jsonl") if "grading" in file.name]
+    file.write_text(file.read_text() + '["a torn li')
+    server.silent_on, server.bodies = "", []
+    shown = run(*command, "--concurrency", 1)
+    assert "3 of 5 prompts graded (2 before the stop), 66.7% of 12 answers right" in shown
+    assert [body["messages"][-1]["content"] for body in server.bodies] == [
+        "In a field?",
+        "Too long?",
+        "What does it mean?",
+    ]
+    assert not file.exists()
+    assert sorted(grades_of(shards).passes.values()) == [1, 3, 4]
+
+
+def test_rewards_are_those_of_a_run(shards, server, tmp_path):
+    """The judge of the run's registry scores what no rule does, and its pass score says what is right."""
+    judge = Running("1.0")
+    registry, file = tmp_path / "rewards.yaml", tmp_path / "rl.yaml"
+    registry.write_text(
+        f"sources: {{prompts: {{verifier: vqa, judge: j}}}}\njudges: {{j: {{url: '{judge.url}', model: m}}}}\n"
+    )
+    keys = {
+        "model": {"init_from": "model"},
+        "data": {"tokenizer": "tokenizer", "sources": [{"path": str(shards)}]},
+        "train": {"steps": 1, "seq_length": 1024, "output_dir": "run", "precision": "fp32"},
+        "curriculum": {"pass_score": 0.5},
+        "reward": {"registry": str(registry)},
+    }
+    file.write_text(json.dumps(keys))
+    command = (shards, "--url", f"http://127.0.0.1:{server.server_port}/v1", "--model", "glm", "--samples", 4)
+    assert "4 of 5 prompts graded, 75.0% of 16 answers right" in run(*command, "--config", file)
+    assert len(judge.stop()) == 4
+    [grader] = grades_of(shards).graders
+    assert grader["pass_score"] == 0.5
+    assert "graded before" in run(*command, "--config", file)
+    assert "give one of them" in run(*command, "--config", file, "--pass-score", 0.9, expect=2)
+    registry.write_text("sources: {prompts: {verifier: vqa}}")
+    assert "3 of 5 prompts graded" in run(*command, "--config", file)  # other rewards are another grading
 
 
 @pytest.mark.parametrize("variant", ["glm4v_moe", "glm4v"])
