@@ -75,6 +75,15 @@ def short_texts(rng: random.Random) -> Made:
     )
 
 
+_WORDS = "the cat dog sits on a red mat near blue lamp with two big books and one small cup"
+
+
+def phrases(rng: random.Random) -> Made:
+    """Return two phrases that no rule decides: all are tried."""
+    one, other = (" ".join(rng.choices(_WORDS.split(), k=rng.randint(1, 6))) for _ in range(2))
+    return rng.choice([(one, Item("", other)), (f"{one} {rng.randint(0, 9999)}", Item("", f"{other} 7"))])
+
+
 def pages(rng: random.Random) -> Made:
     """Return a transcription of up to 400 letters with some errors."""
     page = "".join(rng.choices("abcdefgh ", k=rng.randint(20, 400)))
@@ -142,6 +151,7 @@ CASES: dict[str, tuple[str, Callable[[random.Random], Made]]] = {
     "chart": ("chart", amounts),
     "counting": ("counting", counts),
     "vqa": ("vqa", short_texts),
+    "vqa, undecided": ("vqa", phrases),
     "ocr": ("ocr", pages),
     "grounding": ("grounding", boxes),
     "video": ("video", intervals),

@@ -2,6 +2,7 @@
 
     "[[100,100,300,300], [5,5]]"     ->   [(100, 100, 300, 300), None]      None: brackets with something else
     "a cat at (100, 100, 300, 300)"  ->   [(100, 100, 300, 300)]
+    "(100,100),(300,300)"            ->   [(100, 100, 300, 300)]      two corners
     "[]"                             ->   []
 
 A box is (x1, y1, x2, y2) in thousandths of the image, 0 to 1000, with x1 < x2 and y1 < y2.
@@ -21,6 +22,7 @@ Box: TypeAlias = tuple[float, float, float, float]
 
 LARGEST = 1000
 _BRACKETED = re.compile(r"\[([^][(){}<>]*)\]|\(([^][(){}<>]*)\)|\{([^][(){}<>]*)\}|<([^][(){}<>]*)>")
+_CORNER = re.compile(r"\s*[\d.]{1,26}\s*,\s*[\d.]{1,26}\s*")
 _NUMBER = re.compile(r"\s*(\d{1,5}(?:\.\d{0,20})?)\s*")
 _NONE = re.compile(
     r"\b(?:no|none|nothing|null|empty|absent)\b|\bnot (?:present|visible|found|shown|in the)\b|没有|无|不存在|未"
@@ -34,8 +36,10 @@ def boxes_in(text: str) -> list[Box | None]:
     Four numbers without brackets are a box too, where they are the whole text.
     """
     text = half_width(text).translate(_BRACKETS)
-    inside = ["".join(found) for found in _BRACKETED.findall(text)]
-    found = [box_of(content) for content in inside if re.search(r"\d", content)]
+    inside = [content for found in _BRACKETED.findall(text) if re.search(r"\d", content := "".join(found))]
+    if len(inside) % 2 == 0 and all(_CORNER.fullmatch(content) for content in inside):
+        inside = [f"{first},{second}" for first, second in zip(inside[::2], inside[1::2], strict=True)]
+    found = [box_of(content) for content in inside]
     if not found and (alone := box_of(text)):
         return [alone]
     return found

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MAX_LETTERS = 20_000
+MAX_CHARACTERS = 20_000
 _NAME = re.compile(r"\s*([A-Za-z_]\w{0,40})\s*")
 _ARGUMENT = re.compile(
     r"\s*([A-Za-z_]\w{0,40})\s*=\s*(?:'((?:[^'\\]|\\.)*+)'|\"((?:[^\"\\]|\\.)*+)\"|(-?\d{1,9}))\s*", re.DOTALL
@@ -30,7 +30,7 @@ class Call:
 
 def read_call(text: str) -> Call | None:
     """Return the call that a text is; None if it is anything else, or names an argument twice."""
-    found = _NAME.match(text) if len(text) <= MAX_LETTERS else None
+    found = _NAME.match(text) if len(text) <= MAX_CHARACTERS else None
     if found is None:
         return None
     name, at = found[1], found.end()
@@ -57,6 +57,9 @@ def read_call(text: str) -> Call | None:
 def _value(argument: re.Match[str]) -> str | int:
     if argument[4] is not None:
         return int(argument[4])
-    return _ESCAPE.sub(
-        lambda found: _ESCAPED.get(found[1], found[0]), argument[2] if argument[2] is not None else argument[3]
-    )
+    return unescaped(argument[2] if argument[2] is not None else argument[3])
+
+
+def unescaped(text: str) -> str:
+    r"""Return what a text between quotes says: a quote for \', a line break for \n."""
+    return _ESCAPE.sub(lambda found: _ESCAPED.get(found[1], found[0]), text)

@@ -9,15 +9,20 @@ letters("4") letters("A or C")     ""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from string import ascii_uppercase
-from typing import Any
+from types import MappingProxyType
+from typing import Any, TypeAlias
 
-from rewards.plain_text import half_width, plain, trimmed
-from rewards.verdict import RewardError
+from rewards.plain_text import half_width
+from rewards.verdict import Ask, Outcome, RewardError, Verdict
 
-MAX_SHORT = 500  # letters of a short answer that is compared with the options
+Same: TypeAlias = Callable[[str, str], bool]
+
+MAX_SHORT_CHARACTERS = 500  # of a short answer, which is compared with the options
+NO_OPTIONS: Mapping[str, str] = MappingProxyType({})
+_NUMERIC = re.compile(r"[-+$€£¥]?\s*\.?\d")
 
 _ONE = re.compile(
     r"(?:(?:the )?(?:correct )?(?:option|choice|answer)(?: is)?\s*:?\s*)?[(\[]?([A-J])[)\].:、]?", re.IGNORECASE
@@ -47,7 +52,7 @@ def letters(text: str) -> str:
 
 def alternatives(text: str) -> bool:
     """Return whether a text leaves open which option it names, as "A or C" does."""
-    return len(text) <= MAX_SHORT and _ALTERNATIVES.fullmatch(text.strip()) is not None
+    return len(text) <= MAX_SHORT_CHARACTERS and _ALTERNATIVES.fullmatch(text.strip()) is not None
 
 
 def of_reference(text: str) -> str:
@@ -89,47 +94,51 @@ def of_setting(given: Any) -> Mapping[str, str]:
     raise RewardError(f"options: {given!r} is neither a list nor a mapping of letters")
 
 
-def decide(given: str, wanted: str, options: Mapping[str, str]) -> bool | None:
-    """Return whether an answer names the wanted option or options; None if that is not known.
+def decide(given: str, wanted: str, options: Mapping[str, str], same: Same) -> Outcome | None:
+    """Decide multiple choice, both ways; None if the reference is no option.
 
     Args:
         given: The answer.
         wanted: The reference: letters, the content of an option, or both.
         options: The options by letter, if they are known.
+        same: Whether two contents are the same, by the rules of the verifier.
 
-    >>> decide("(b)", "B", {}), decide("a dog", "B", {"A": "a cat", "B": "the dog"}), decide("A", "dog", {})
-    (True, True, None)
+    An answer of letters must name the right ones, and what stands behind its letter must not contradict it. An answer
+    without letters is compared with the contents that are known: those of the options, or that of the reference.
     """
-    if max(len(given), len(wanted)) > MAX_SHORT:
+    if max(len(given), len(wanted)) > MAX_SHORT_CHARACTERS:
         return None
-    right = of_reference(_capital(wanted)) or _letter_of(wanted, options)
-    if not right or (options and not set(right) <= set(options)):
+    wanted_content = content(wanted)
+    right = by_letter = of_reference(wanted)
+    if not right:
+        right = next((letter for letter, text in options.items() if same(wanted, text)), "")
+    if not right:
         return None
-    if alternatives(_capital(given)):
-        return False
-    named = letters(_capital(given))
-    if not named:
-        found = _letter_of(given, options)
-        return found == right if found else None
-    if named != right:
-        return False
-    behind, wanted_behind = _behind_letter(given), _behind_letter(wanted)
-    if not options and behind and wanted_behind and plain(behind) != plain(wanted_behind):
-        return None  # "(A) 4" for "(A) 3"
-    return _letter_of(behind, options) in ("", named) if behind else True
+    if not set(right) <= set(options):
+        options = NO_OPTIONS  # the question lists something else
+    if alternatives(given):
+        return Verdict(0.0, "hedged")
+    if named := letters(given):
+        own = options.get(named) or (wanted_content if wanted_content != wanted else "")
+        return _lettered(given, named == right, own, options.values(), same)
+    if fitting := [letter for letter, text in options.items() if same(given, text)]:
+        return Verdict(float(fitting == [right]), "option_content")
+    if by_letter and wanted_content != wanted and same(given, wanted_content):  # "4" for "(B) 4"
+        return Verdict(1.0, "option_content")
+    return Ask("option") if by_letter else None
 
 
-def _behind_letter(text: str) -> str:
-    """Return "4" of "B. 4", and an empty string for a text without a letter."""
-    return behind if (behind := content(trimmed(text))) != trimmed(text) else ""
+def _lettered(given: str, right: bool, own: str, contents: Collection[str], same: Same) -> Outcome:
+    """Decide an answer that names a letter. `own` is the content of that option, if it is known."""
+    said = content(given)
+    if not right or said == given or not own or same(said, own):
+        return Verdict(float(right), "option")
+    if any(same(said, text) for text in contents) or _NUMERIC.match(said):
+        return Verdict(0.0, "option")
+    return Ask("option")
 
 
-def _capital(text: str) -> str:
+def capital(text: str) -> str:
     """Write a letter alone as a capital: "(b)." -> "(B)". An A is no article here."""
     bare = _ANSWER_IS.sub("", half_width(text).strip(" .。\n"), count=1)
     return bare.upper() if len(bare.strip("()[]")) == 1 else bare
-
-
-def _letter_of(text: str, options: Mapping[str, str]) -> str:
-    """Return the letter of the option that has a text; an empty string if none has."""
-    return next((letter for letter, option in options.items() if plain(option) == plain(text)), "")

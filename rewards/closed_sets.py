@@ -17,17 +17,15 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from rewards.plain_text import plain
+from rewards.words import TRUTH
 
 Values: TypeAlias = dict[str, frozenset[str]]
 
-MAX_LETTERS = 80
+MAX_CHARACTERS = 80
 
-# axis -> value -> the words that say it.
+# axis -> value -> the words that say it. A word of several axes belongs to the last of them: `right` is a side.
 SETS: Mapping[str, Mapping[str, str]] = {
-    "truth": {
-        "yes": "yes true correct 是 是的 对 正确 有",
-        "no": "no false incorrect 否 不 不是 不对 错 错误 没有 无",
-    },
+    "truth": TRUTH,
     "across": {
         "left": "left leftward leftwards 左 左边 左侧 左面 左方",
         "right": "right rightward rightwards 右 右边 右侧 右面 右方",
@@ -37,7 +35,10 @@ SETS: Mapping[str, Mapping[str, str]] = {
         "below": "below under underneath beneath down lower downward downwards bottom 下 下面 下方 下边",
     },
     "depth": {"front": "front 前 前面 前方", "behind": "behind back rear 后 后面 后方"},
-    "containment": {"inside": "inside within 里面 内 里", "outside": "outside 外面 外"},
+    "containment": {
+        "inside": "inside within indoor indoors 里面 内 里 室内",
+        "outside": "outside outdoor outdoors 外面 外 室外",
+    },
     "compass_north": {"north": "north northern 北", "south": "south southern 南"},
     "compass_east": {"east": "east eastern 东", "west": "west western 西"},
     "rotation": {
@@ -61,7 +62,7 @@ _BEGINS = re.compile(r"(yes|no|true|false)\s*[,.;:!]\s*(.+)")
 
 def values_in(text: str) -> Values | None:
     """Return the values that a short text names, by axis; None if it has any other word, or no value."""
-    if len(text) > MAX_LETTERS:
+    if len(text) > MAX_CHARACTERS:
         return None
     bare = plain(text)
     if begins := _BEGINS.fullmatch(bare):

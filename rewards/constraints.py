@@ -39,7 +39,7 @@ _PARAGRAPH_END = re.compile(r"\n[ \t]*\n\s*")
 _SCRIPTS = {"latin": ("LATIN",), "han": ("CJK",), "kana": ("HIRAGANA", "KATAKANA"), "hangul": ("HANGUL",)} | {
     name: (name.upper(),) for name in ("cyrillic", "greek", "arabic", "hebrew", "devanagari", "thai")
 }
-MAX_LETTERS_OF_SCRIPT = 20_000  # letters that are looked at
+MAX_CHARACTERS_OF_SCRIPT = 20_000  # letters that are looked at
 
 
 def words(text: str) -> int:
@@ -161,7 +161,7 @@ def _json(text: str, constraint: Constraint) -> bool:
 
 
 def _script(text: str, constraint: Constraint) -> bool:
-    letters = [character for character in text[:MAX_LETTERS_OF_SCRIPT] if character.isalpha()]
+    letters = [character for character in text[:MAX_CHARACTERS_OF_SCRIPT] if character.isalpha()]
     names = _SCRIPTS[constraint["is"]]
     in_script = sum(unicodedata.name(letter, "").startswith(names) for letter in letters)
     return bool(letters) and in_script >= constraint.get("share", 0.9) * len(letters)

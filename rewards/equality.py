@@ -73,7 +73,7 @@ def _shapes(given: Shape, wanted: Shape, rules: Rules) -> Result:
     if given.kind == "equation" and wanted.kind == "equation":
         return _equations(given, wanted, rules)
     if "equation" in (given.kind, wanted.kind):
-        return Result("different", "equation")
+        return Result("different" if _readable(*_leaves(given), *_leaves(wanted)) else "unreadable", "equation")
     if given.kind == "one" and wanted.kind == "one":
         return _expressions(given.text, wanted.text, rules)
     return _collections(given, wanted, rules)
@@ -93,6 +93,10 @@ def _without_name(shape: Shape, other: Shape) -> Shape:
     if shape.kind in ("set", "list") and len(shape.parts) == 1 and other.kind not in ("set", "list"):
         return shape.parts[0]
     return shape
+
+
+def _leaves(shape: Shape) -> list[Shape]:
+    return [leaf for part in shape.parts for leaf in _leaves(part)] if shape.parts else [shape]
 
 
 def _readable(*shapes: Shape) -> bool:
@@ -193,6 +197,10 @@ def _expressions(given: str, wanted: str, rules: Rules) -> Result:
     if _SPACE.sub("", given) == _SPACE.sub("", wanted):
         return Result("same", "equal")
     one, other = _tree(given), _tree(wanted)
+    if one is None and other is not None and variables(other):  # "xy" for "x*y" is a product
+        one = _parsed(given)
+    elif other is None and one is not None and variables(one):
+        other = _parsed(wanted)
     if one is None or other is None:
         return Result("unreadable", "expression")
     if not variables(one) and not variables(other):

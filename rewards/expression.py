@@ -8,8 +8,8 @@ r"""Mathematical expressions: a grammar of ours for plain and LaTeX notation. It
     power        primary {! | % | °} [^ unary]            to the right: 2^3^2 is 2^9
     primary      number | letter[_index] | constant | function argument | (expression) | |expression| | \frac a b | ...
 
-Letters stand alone: xy is x times y. A word of four letters that is no function makes the text unreadable: prose is no
-product of letters. Depth and length have limits.
+Letters stand alone: xy is x times y. A number right behind a letter is its index: v0 is v_0. A word of four letters
+that is no function makes the text unreadable: prose is no product of letters. Depth and length have limits.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_CHARACTERS = 1000
 MAX_DEPTH = 40  # of brackets, powers, roots and functions in one another
 MAX_HEIGHT = 150  # of a tree: one of 150 terms is as high, and what walks it calls itself for each
 MAX_DIGITS = 400
-MAX_LETTERS = 3  # in a row, beside the names of functions and constants
+MAX_SINGLE_LETTERS = 3  # in a row, beside the names of functions and constants
 
 _FUNCTION_NAMES = (
     "sin cos tan cot sec csc arcsin arccos arctan asin acos atan sinh cosh tanh exp ln lg log sqrt cbrt abs"
@@ -49,6 +49,7 @@ _MIXED = re.compile(
 _RECURRING = re.compile(
     r"(?<![\d.])(\d{0,12})\.(\d{0,12})\\(?:overline|bar|dot)\s*\{\s*(\d{1,12})\s*\}(?:(\d{0,12})\\dot\s*\{\s*(\d)\s*\})?"
 )
+_CONTINUED = re.compile(r"(?<![\d.])(\d{0,12})\.(\d{0,12}?)(?:(\d)\3\3+|(\d{2,6})\4+)(?:\.{3}|\\l?dots|\\cdots)")
 _OPENS = {"(": ")", "[": "]", "{": "}"}
 
 
@@ -66,6 +67,7 @@ def parse(text: str) -> Node:
     if not text or len(text) > MAX_CHARACTERS:
         raise Unreadable("empty" if not text else "too long")
     text = _RECURRING.sub(_recurring, text)
+    text = _CONTINUED.sub(_continued, text)
     text = _COMMA_DECIMAL.sub(lambda match: match[0].replace(".", "").replace(",", "."), text)
     text = _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match[0]), text)
     return _Parser(_tokens(_MIXED.sub(_mixed, text))).whole()
@@ -105,6 +107,12 @@ def _recurring(match: re.Match[str]) -> str:
     return f"({int(before + cycle) - int(before)}/{(10 ** len(cycle) - 1) * 10 ** len(match[2])})"
 
 
+def _continued(match: re.Match[str]) -> str:
+    """Return "(3/9)" for 0.333..., "(15/90)" for 0.1666..., "(12/99)" for 0.1212..."""
+    before, cycle = f"0{match[1]}{match[2]}", match[3] or match[4]
+    return f"({int(before + cycle) - int(before)}/{(10 ** len(cycle) - 1) * 10 ** len(match[2])})"
+
+
 def _tokens(text: str) -> list[tuple[str, str]]:
     tokens: list[tuple[str, str]] = []
     position = 0
@@ -116,7 +124,9 @@ def _tokens(text: str) -> list[tuple[str, str]]:
         kind = str(match.lastgroup)
         if kind == "number" and len(match[0]) > MAX_DIGITS:
             raise Unreadable("too many digits")
-        if kind == "word":
+        if kind == "number" and _is_index(match, tokens, text):
+            tokens += [("symbol", "_"), (kind, match[0])]
+        elif kind == "word":
             tokens += _letters(match[0])
         elif kind == "command" and match[0][1:] in FUNCTIONS | {"binom", "frac"}:
             tokens.append(("name", match[0][1:]))
@@ -129,6 +139,13 @@ def _tokens(text: str) -> list[tuple[str, str]]:
     return tokens
 
 
+def _is_index(match: re.Match[str], tokens: list[tuple[str, str]], text: str) -> bool:
+    """Return whether a number stands right behind a letter, as in v0: it is an index then, not a factor."""
+    behind_letter = bool(tokens) and tokens[-1][0] == "letter" and not text[match.start() - 1].isspace()
+    constant = behind_letter and tokens[-1][1] in ("π", "e", "i", "∞")
+    return behind_letter and not constant and len(match[0]) <= 2 and match[0].isdigit()
+
+
 def _letters(word: str) -> list[tuple[str, str]]:
     """Return the names and single letters that a word is made of."""
     tokens: list[tuple[str, str]] = []
@@ -137,7 +154,7 @@ def _letters(word: str) -> list[tuple[str, str]]:
         name = next((name for name in _NAMES if word.startswith(name, position)), None)
         if name is None:
             single += 1
-            if single > MAX_LETTERS:
+            if single > MAX_SINGLE_LETTERS:
                 raise Unreadable(f"the word {word!r}")
             tokens.append(("letter", word[position]))
             position += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 
@@ -30,6 +30,8 @@ _PLAIN_CHARGE = re.compile(r"(\d*)([+-])$")
 _TOKEN = re.compile(r"(?P<element>[A-Z][a-z]?)|(?P<open>[(\[])|(?P<close>[)\]])|(?P<count>_?\{?(\d{1,4})\}?)")
 _ARROW = re.compile(r"\s*(?:-{1,3}>|={1,3}>|<=+>|<-+>|[→⟶⇌⇋⇄↔⟷⇒=]|⟹)\s*(?:\{[^{}]*\}|\[[^\[\]]*\])?\s*")
 _PLUS = re.compile(r"\s+\+\s+|(?<![\^{\s])\s*\+(?!\s*\((?:s|l|g|aq)\))\s*(?=[\dA-Z(\[]|e\^?-|\\frac)(?![^{}]*\})")
+_WORDS = {"light": "light", "光": "light", "hν": "light", "electricity": "electricity", "电": "electricity"}
+_WORD = re.compile(r"heat|energy|light|electricity|热量?|能量?|光|电|hν|ΔH?")
 _BOND = re.compile(r"(?<=[A-Za-z\d)])[=≡](?=[A-Z(])")
 _OXIDATION = re.compile(r"\((?:IV|VI{0,2}|I{1,3})\)")  # the name Fe(III), not iron and three iodine
 _GROUPS = re.compile(r"COOH|CO2H|CHO|OH|NH2")
@@ -43,7 +45,14 @@ class Substance:
     counts: frozenset[tuple[str, int]]
     charge: int
     state: str
-    groups: tuple[str, ...] | None  # functional groups that a condensed formula shows, sorted; isomers differ in them
+    groups: tuple[str, ...] | None = (
+        None  # functional groups that a condensed formula shows, sorted; isomers differ in them
+    )
+
+    @property
+    def word(self) -> bool:
+        """Whether it is a word of an equation, such as "energy"."""
+        return any(name.islower() and len(name) > 1 for name, _ in self.counts)
 
     def same(self, other: Substance) -> bool:
         """Return whether both are the same: a state counts only where both have one."""
@@ -91,7 +100,7 @@ def reaction(text: str) -> tuple[tuple[Substance, ...], tuple[Substance, ...]] |
         return None
     sides = []
     for half in halves:
-        terms = [substance(term.strip()) for term in _PLUS.split(half.strip())]
+        terms = [_term(term.strip()) for term in _PLUS.split(half.strip())]
         found = [term for term in terms if term is not None]
         if not found or len(found) != len(terms):
             return None
@@ -99,15 +108,27 @@ def reaction(text: str) -> tuple[tuple[Substance, ...], tuple[Substance, ...]] |
     return sides[0], sides[1]
 
 
+def _term(text: str) -> Substance | None:
+    """Return a substance, or a word such as "energy", which must be on the same side of the other equation."""
+    if word := _WORD.fullmatch(text):
+        return Substance(Fraction(1), frozenset(((_WORDS.get(word[0], "heat"), 1),)), 0, "")
+    return substance(text)
+
+
 def same_reaction(given: tuple[tuple[Substance, ...], ...], wanted: tuple[tuple[Substance, ...], ...]) -> bool:
-    """Return whether two equations are the same up to the order on each side and the form of the arrow."""
-    return all(_same_side(one, other) for one, other in zip(given, wanted, strict=True))
+    """Return whether two equations are the same up to order on a side, the form of the arrow, and a common factor."""
+    first, second = (
+        sum((term.coefficient for term in side[0] if not term.word), start=Fraction(0)) for side in (given, wanted)
+    )
+    factor = second / first if first and second else Fraction(1)
+    return all(_same_side(one, other, factor) for one, other in zip(given, wanted, strict=True))
 
 
-def _same_side(one: tuple[Substance, ...], other: tuple[Substance, ...]) -> bool:
+def _same_side(one: tuple[Substance, ...], other: tuple[Substance, ...], factor: Fraction) -> bool:
     left = list(other)
     for term in one:
-        match = next((number for number, candidate in enumerate(left) if term.same(candidate)), None)
+        scaled = term if term.word else replace(term, coefficient=term.coefficient * factor)
+        match = next((number for number, candidate in enumerate(left) if scaled.same(candidate)), None)
         if match is None:
             return False
         del left[match]

@@ -2,7 +2,7 @@
 
 "12.0-15.5", "[12, 15.5]", "from 12 to 15.5 s"   ->   [(12.0, 15.5)]
 "00:10 - 01:02:03"                               ->   [(10.0, 3723.0)]           mm:ss, hh:mm:ss
-"1 to 2 minutes"                                 ->   [(60.0, 120.0)]
+"1 to 2 minutes", "60000 to 120000 ms"           ->   [(60.0, 120.0)]
 "[[1, 2], [5, 8]]"                               ->   [(1.0, 2.0), (5.0, 8.0)]
 "0:15", "15 s", "15"                             ->   a moment, 15.0, and no interval
 """
@@ -18,12 +18,13 @@ from rewards.plain_text import half_width
 
 Interval: TypeAlias = tuple[float, float]
 
-MAX_LETTERS = 2000
+MAX_CHARACTERS = 2000
 _NUMBER = r"\d{1,9}(?:\.\d{0,9})?"
 _UNITS = {
     3600.0: r"h(?:ours?|rs?)?|小时",
     60.0: r"m(?:in(?:ute)?s?)?|分钟|分",
     1.0: r"s(?:ec(?:ond)?s?)?|秒",
+    0.001: r"ms|milliseconds?|毫秒",
 }
 _UNIT = "|".join(_UNITS.values())
 _CLOCK = re.compile(r"(?:(\d{1,3}):)?(\d{1,4}):(\d{2}(?:\.\d{1,9})?)(?![\d:])")
@@ -87,14 +88,14 @@ def merged(intervals: Sequence[Interval]) -> list[Interval]:
 
 def _interval(start: Moment, end: Moment) -> Interval:
     """Return an interval; "1 to 2 minutes" gives its start the unit of its end."""
-    factor = end.unit if start.unit == 0 and end.unit > 1 else 1.0
+    factor = end.unit if start.unit == 0 and end.unit not in (0, 1) else 1.0
     return start.seconds * factor, end.seconds
 
 
 def _times(text: str) -> list[Moment] | None:
     """Return the times of a text that has nothing else but brackets, words such as "from", and one join between two."""
     text = half_width(text).casefold().strip()
-    if len(text) > MAX_LETTERS:
+    if len(text) > MAX_CHARACTERS:
         return None
     times: list[Moment] = []
     joined = True  # a join is allowed only after a time

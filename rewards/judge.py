@@ -223,6 +223,8 @@ def read_score(reply: str) -> float | None:
             end = at + 1
         else:
             said = content.get("score")
+            if isinstance(said, str) and re.fullmatch(r"\s*[01](?:\.\d+)?\s*", said):
+                said = float(said)
             score = said if isinstance(said, int | float) and not isinstance(said, bool) else score
         at = text.find("{", end)
     return float(score) if score is not None and 0 <= score <= 1 else None

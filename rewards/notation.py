@@ -5,6 +5,7 @@ $\dfrac{3}{4}$        \frac{3}{4}            x²     x^{2}
 −5 × 10³              -5 * 10^{3}            \{1, 2\}  ⦃1, 2⦄
 1.5x10^3              1.5*10^3               \theta    θ
 \text{7 cm}           7 cm                   １５   15
+**7**, \boxed{7}      7                      根号2  √2
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import lru_cache
 
 from rewards.plain_text import has_many_marks
 
-MAX_LENGTH = 5000  # characters of an answer that is looked at: longer ones are refused
+MAX_CHARACTERS = 5000  # characters of an answer that is looked at: longer ones are refused
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", strict=True))
@@ -84,7 +85,7 @@ _COMMANDS = {
     "mid": "|",
 }
 _FONT = re.compile(
-    r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|mathcal|operatorname|mbox|rm|ce|boldsymbol)"
+    r"\\(?:text|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|mathcal|operatorname|mbox|rm|ce|boldsymbol|boxed|fbox)"
     r"\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
 )
 _REALS = re.compile(r"\\(?:mathbb|mathbf)\s*\{?R\}?|ℝ")
@@ -94,6 +95,7 @@ _DEGREES = re.compile(r"\^\s*(?:\{\s*°\s*\}|°)")
 _DOLLARS = re.compile(r"^\s*(?:\$\$?(?!\s*\d[\d.,]*\s*$)|\\\(|\\\[)(.*?)(?:\$\$?|\\\)|\\\])\s*\.?\s*$", re.DOTALL)
 _PERCENT = re.compile(r"(?<=\d)\s*(?:percent|per cent)\b", re.IGNORECASE)
 _TIMES_TEN = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*(?:\^|\*\*))")
+_EMPHASIS = re.compile(r"(\*\*|__|`)([^*_`]+)\1[.。]?")  # Markdown's marks around all of an answer
 _PLAIN = re.compile(r"[-+\w ().,/=]*", re.ASCII)
 
 
@@ -101,6 +103,8 @@ _PLAIN = re.compile(r"[-+\w ().,/=]*", re.ASCII)
 def tidy(text: str) -> str:
     """Return a text in the notation of this module, without white space and full stops at its ends."""
     text = " ".join(text.split())  # first of all: no pattern then sees long runs of spaces
+    if emphasis := _EMPHASIS.fullmatch(text):
+        text = emphasis[2].strip()
     if has_many_marks(text):
         return text  # no answer in mathematics; Unicode's normal forms would take minutes
     if not _PLAIN.fullmatch(text):
@@ -111,7 +115,7 @@ def tidy(text: str) -> str:
 
 
 def _without_unicode(text: str) -> str:
-    text = text.translate(_CHARACTERS)
+    text = text.translate(_CHARACTERS).replace("根号", "√")
     text = _REALS.sub("\ue000", text)
     text = _VULGAR.sub(lambda match: " " + unicodedata.normalize("NFKC", match[1]).replace("\u2044", "/"), text)
     text = _UP.sub(lambda match: "^{" + "".join(map(_SUPERSCRIPTS.__getitem__, match[0])) + "}", text)

@@ -3,6 +3,7 @@
 read("72 km/h")       Quantity(72.0, unit of km/h)
 read("3*10^8 m/s")    Quantity(3e8, unit of m/s)
 read("two metres")    Quantity(2.0, unit of m)
+read("1 h 30 min")    Quantity(1.5, unit of h)
 read("12")            Quantity(12.0, None)
 read("about 12")      None
 """
@@ -17,7 +18,7 @@ from typing import Literal, TypeAlias
 
 from rewards.evaluate import NoValue, close, value
 from rewards.expression import Unreadable, parse, variables
-from rewards.units import Unit, unit
+from rewards.units import Unit, compound, unit
 from rewards.words import leading_number
 
 _NUMBER = re.compile(
@@ -62,6 +63,8 @@ def read(text: str) -> Quantity | None:
             continue  # "3+2m" is not 5 m, "2+√3 cm" is a length
         if (number := real(before)) is not None and (measured := unit(text[split:])) is not None:
             return Quantity(number, measured)
+    if (summed := compound(text)) is not None:
+        return Quantity(float(summed[0]), summed[1])
     said, rest = leading_number(text)
     if not said or (rest and unit(rest) is None):  # "none" alone may say that there is no answer
         return None

@@ -1,7 +1,9 @@
 """Short answers that are a number, perhaps with a unit or the thing counted.
 
-    "1,200", "3/4", "twelve", "十二"  ->   1200, 3/4, 12, 12
-    "1.98 m", "50%", "3 dogs"         ->   with a unit, or a noun
+    "1,200", "3/4", "twelve", "十二"      ->   1200, 3/4, 12, 12
+    "1.2 million", "two thirds", "一半"   ->   1200000, 2/3, 1/2
+    "1.98 m", "1 h 30 min", "50%"         ->   with a unit
+    "3 dogs", "$5"                        ->   with a noun
 
 Two numbers of one kind are decided by rule, both ways: 200 cm is 2 m, 1.98 m is not. A tolerance is relative.
 """
@@ -13,13 +15,20 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from rewards.plain_text import trimmed
-from rewards.units import Unit, unit
+from rewards.units import Unit, compound, unit
 from rewards.words import leading_number
 
-MAX_LETTERS = 60
+MAX_CHARACTERS = 60
 ROUNDING = Fraction(1, 10**6)  # of decimals and of factors between units; whole numbers are exact
 _NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|[-+−]?\.\d{1,30}"
 _DIGITS = re.compile(rf"(?P<above>{_NUMBER})(?:/(?P<below>\d{{1,9}}))?(?P<unit>[^\d.,/:].*)?")
+_CURRENCIES = {"$": "dollar", "US$": "dollar", "€": "euro", "£": "pound", "¥": "yuan"}
+_PRICE = re.compile(r"(US\$|[$€£¥])\s*(?=[\d.])", re.IGNORECASE)
+_SCALES = {
+    **{"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12},
+    **{"千": 1000, "万": 10**4, "百万": 10**6, "千万": 10**7, "亿": 10**8},
+}
+_SCALE = re.compile(rf"(?:{'|'.join(sorted(_SCALES, key=len, reverse=True))})(?:(?<=[a-z])s?\b)?", re.IGNORECASE)
 _PERCENT = re.compile(r"%|per ?cent", re.IGNORECASE)
 _NOUNS = re.compile(r"[^\W\d_]+(?: [^\W\d_]+){0,2}")
 # things that are counted, and parts of a day, though there are units of these names: centi-atmospheres, picometres ...
@@ -37,6 +46,7 @@ class ShortNumber:
     unit: Unit | None = None
     noun: str = ""
     percent: bool = False
+    scaled: bool = False  # by a word such as million
 
     @property
     def bare(self) -> bool:
@@ -45,23 +55,33 @@ class ShortNumber:
 
 def short_number(text: str) -> ShortNumber | None:
     """Return the number that a short text is; None if it is anything else."""
-    bare = trimmed(text) if len(text) <= MAX_LETTERS else ""
+    bare = trimmed(text) if len(text) <= MAX_CHARACTERS else ""
+    currency = ""
+    if priced := _PRICE.match(bare):
+        currency, bare = _CURRENCIES[priced[1].upper()], bare[priced.end() :]
     found = _DIGITS.fullmatch(bare)
     if found:
         number, rest = _fraction(found["above"], found["below"]), (found["unit"] or "").strip()
     else:
         said, rest = leading_number(bare)
         number = None if said is None else Fraction(said)
-    if number is None or not rest:
-        return None if number is None else ShortNumber(number)
+    if number is None:
+        return None
+    if scale := _SCALE.match(rest):
+        number, rest = number * _SCALES[scale[0].casefold().rstrip("s")], rest[scale.end() :].strip()
+    scaled = scale is not None
+    if currency or not rest:
+        return None if rest else ShortNumber(number, noun=currency, scaled=scaled)
     if _PERCENT.fullmatch(rest):
         return ShortNumber(number, percent=True)
     if not _THINGS.fullmatch(rest) and (measured := unit(rest)) is not None:
         return ShortNumber(number, measured)
+    if found and (summed := compound(bare)) is not None:
+        return ShortNumber(*summed)
     noun = rest.casefold()
     if not _NOUNS.fullmatch(noun) or _NOT_NOUNS.search(noun):
         return None
-    return ShortNumber(number, noun=noun.removesuffix("s"))
+    return ShortNumber(number, noun=noun.removesuffix("s"), scaled=scaled)
 
 
 def decide(given: ShortNumber, wanted: ShortNumber, tolerance: float = 0.0) -> bool | None:
@@ -76,6 +96,8 @@ def decide(given: ShortNumber, wanted: ShortNumber, tolerance: float = 0.0) -> b
     if given.unit and wanted.unit and given.unit != wanted.unit:
         return given.unit.dimension == wanted.unit.dimension and _near(_base(given), _base(wanted), allowed + ROUNDING)
     same = _near(given.number, wanted.number, allowed)
+    if given.scaled != wanted.scaled and not same:
+        return None  # "2" may be asked for in millions
     if given.percent != wanted.percent and given.bare and wanted.bare:  # 50% is 50, and 0.5
         return same or _near(given.number * (Fraction(1, 100) if given.percent else 100), wanted.number, allowed)
     if given.unit == wanted.unit and (given.noun == wanted.noun or given.bare or wanted.bare):

@@ -23,7 +23,7 @@ from lxml import etree
 from rewards.plain_text import has_many_marks
 from rewards.strict_json import NOT_JSON, read_json
 
-MAX_LETTERS = 100_000
+MAX_CHARACTERS = 100_000
 MAX_TOKENS = 50_000
 MAX_DEPTH = 200
 _FENCE = re.compile(r"\s*(`{3,}|~{3,})[^\n`]*\n(.*?)\n?\1\s*", re.DOTALL)
@@ -33,13 +33,13 @@ _DECLARED = re.compile(r"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
 def without_fence(code: str) -> str:
     """Return what a text holds between Markdown's fences; the text itself if it is not fenced."""
-    found = _FENCE.fullmatch(code) if len(code) <= MAX_LETTERS else None
+    found = _FENCE.fullmatch(code) if len(code) <= MAX_CHARACTERS else None
     return found[2] if found else code
 
 
 def tokens(code: str, language: str) -> list[str] | None:
     """Return the tokens of a piece of code; None if it does not parse, or is too long."""
-    if len(code) > MAX_LETTERS or has_many_marks(code):  # Python's parser normalises names
+    if len(code) > MAX_CHARACTERS or has_many_marks(code):  # Python's parser normalises names
         return None
     result: list[str] = []
     for token in LANGUAGES[language](code):

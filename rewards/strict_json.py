@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, NoReturn
 
-MAX_LETTERS = 2_000_000
+from rewards.calls import unescaped
+
+MAX_CHARACTERS = 2_000_000
+
+
+_PYTHON = re.compile(
+    r"\"(?:[^\"\\]|\\.)*+\"|'(?P<text>(?:[^'\\]|\\.)*+)'|\b(?P<name>True|False|None)\b|(?<![\w.])(?P<zeros>0+)(?=\d)",
+    re.DOTALL,
+)
 
 
 class NotJson:
@@ -22,12 +31,32 @@ def read_json(text: str) -> Any:
     >>> read_json('{"a": [1, null]}'), read_json("{'a': 1}") is NOT_JSON
     ({'a': [1, None]}, True)
     """
-    if len(text) > MAX_LETTERS:
+    if len(text) > MAX_CHARACTERS:
         return NOT_JSON
     try:
         return json.loads(text, parse_constant=_refuse, parse_float=_finite, object_pairs_hook=_without_repeats)
     except (ValueError, RecursionError):
         return NOT_JSON
+
+
+def read_literal(text: str) -> Any:
+    """Return what a text holds in JSON or in Python's spelling of it, or NOT_JSON. Nothing is evaluated.
+
+    >>> read_literal("{'a': [007, True, None]}"), read_literal("{'a': f()}") is NOT_JSON
+    ({'a': [7, True, None]}, True)
+    """
+    content = read_json(text)
+    if content is NOT_JSON and len(text) <= MAX_CHARACTERS:
+        return read_json(_PYTHON.sub(_spelled_as_json, text))
+    return content
+
+
+def _spelled_as_json(found: re.Match[str]) -> str:
+    if found["text"] is not None:
+        return json.dumps(unescaped(found["text"]))
+    if found["name"] is not None:
+        return {"True": "true", "False": "false", "None": "null"}[found["name"]]
+    return "" if found["zeros"] is not None else found[0]
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -2,9 +2,9 @@
 
     mixed_languages   a paragraph of 50 or more Chinese characters, and one of 200 or more English words
     repetition        the same 50 characters ten times, without overlap
-    boxed             a box where nothing can be verified (data for a reward model)
+    boxed             a box anywhere in a response where nothing can be verified (data for a reward model)
 
-A run of one short word or character must be fifty times as long as a window, because lists of a few equal words are
+A run of one short word or character must be 25 times as long as a window, because lists of a few equal words are
 normal text. Lines of tables do not count.
 """
 
@@ -20,7 +20,7 @@ ENGLISH_WORDS = 200
 WINDOW = 50
 REPETITIONS = 10
 _SHORT_PERIOD = 8  # characters; the sentences of "I see a dog. I see a dog. ..." are longer
-_SHORT_REPETITIONS = 50
+_SHORT_REPETITIONS = 25
 _MAX_CHARACTERS = 400_000  # that are looked at
 
 REASONS = ("mixed_languages", "repetition", "boxed")
@@ -41,9 +41,9 @@ def style_verdict(thought: str, text: str, verifiable: bool = True) -> Verdict |
     Args:
         thought: What the model thought.
         text: What follows the thought.
-        verifiable: Whether the data has an answer that can be verified: else a box in the text is wrong.
+        verifiable: Whether the data has an answer that can be verified: else a box is wrong.
     """
-    if not verifiable and has_box(text):
+    if not verifiable and (has_box(thought) or has_box(text)):
         return Verdict(0.0, "boxed")
     whole = f"{thought}\n\n{text}"[:_MAX_CHARACTERS]
     if mixes_languages(whole):

@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Any
 
@@ -96,10 +97,13 @@ _TOKEN = re.compile(
     r"(?P<name>[A-Za-zμΩÅ°_]+|[\u4e00-\u9fff]+)(?:\s*(?:\^|\*\*)\s*\{?\s*(?P<power>[-+]?\d{1,2})\s*\}?|(?P<attached>-?\d(?![\d.])))?"
     r"|(?P<one>1(?=\s*/))|(?P<sign>[*/()])|(?P<space>\s+)"
 )
+_PART = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s*([A-Za-zμ°\u4e00-\u9fff]{1,12})")
+_COMPOUND = re.compile(rf"{_PART.pattern}(?:\s*(?:,|and\b|又)?\s*{_PART.pattern}){{1,3}}")
 _GROUP = r"\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}"
 _WORDS = (
     (re.compile(rf"\\frac\s*{_GROUP}\s*{_GROUP}"), r"(\1)/(\2)"),
     (re.compile(r"\bper\b|每"), "/"),
+    (re.compile(r"°\s*C\b"), "K"),  # in a product, as J/(kg*°C): a difference of temperatures
     (re.compile(r"\b(?:square|sq\.?)\s+([A-Za-z]+)"), r"\1^2"),
     (re.compile(r"\b(?:cubic|cu\.?)\s+([A-Za-z]+)"), r"\1^3"),
     (re.compile(r"\b([A-Za-z]+)\s+squared\b"), r"\1^2"),
@@ -143,7 +147,7 @@ def unit(text: str) -> Unit | None:
 
 def _product(text: str) -> Unit | None:
     factor, powers, position = 1.0, dict[str, float](), 0
-    sign, outer = 1, list[int]()  # of the next name; of the groups that are open
+    sign, outer = 1, list[int]()  # of the next names; of the groups that are open
     seen = due = False  # whether a name was read; whether one must follow
     while position < len(text):
         match = _TOKEN.match(text, position)
@@ -154,13 +158,16 @@ def _product(text: str) -> Unit | None:
             named = _named(match["name"])
             if named is None or (not seen and (match["attached"] or "").startswith("-")):
                 return None  # "m s-1" is a unit, "5m-3" is a difference
-            power = sign * (outer[-1] if outer else 1) * int(match["power"] or match["attached"] or 1)
+            power = int(match["power"] or match["attached"] or 1)
+            if power > 0:  # "J/mol K" is "J/(mol K)", as physicists write it; "J/mol K^-1" says it of each
+                power *= sign
+            power *= outer[-1] if outer else 1
             if abs(power) > _MAX_POWER:
                 return None
             factor *= named[0] ** power
             for dimension, exponent in named[1].items():
                 powers[dimension] = powers.get(dimension, 0) + power * exponent
-            sign, seen, due = 1, True, False
+            seen, due = True, False
         elif match["one"]:
             due = False
         elif match["sign"]:
@@ -175,7 +182,7 @@ def _product(text: str) -> Unit | None:
             elif due:
                 return None
             else:
-                sign, due = -1 if match["sign"] == "/" else 1, True
+                sign, due = -1 if match["sign"] == "/" else sign, True
     if outer or due or not seen:
         return None
     return Unit(factor, frozenset((name, float(power)) for name, power in powers.items() if power))
@@ -186,6 +193,23 @@ def _registry() -> Any:
     import pint  # takes a second: only where an answer has a unit
 
     return pint.UnitRegistry(autoconvert_offset_to_baseunit=True)
+
+
+def compound(text: str) -> tuple[Fraction, Unit] | None:
+    """Return the sum of "1 h 30 min" or "5 ft 3 in" in its first unit; None for anything else.
+
+    Units of one dimension must follow each other, the larger first.
+    """
+    if len(text) > _MAX_CHARACTERS or not _COMPOUND.fullmatch(text):
+        return None
+    parts = [(Fraction(number), unit(name)) for number, name in _PART.findall(text)]
+    first, last = parts[0][1], math.inf
+    total = Fraction(0)
+    for number, named in parts:
+        if first is None or named is None or named.offset or named.dimension != first.dimension or named.factor >= last:
+            return None
+        total, last = total + number * Fraction(named.factor) / Fraction(first.factor), named.factor
+    return (total, first) if first else None
 
 
 @lru_cache(maxsize=2048)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from functools import lru_cache
 
-_YES = frozenset(("yes", "true", "correct", "right", "y", "t", "是", "是的", "对", "正确", "真"))
-_NO = frozenset(
-    ("no", "false", "incorrect", "wrong", "n", "f", "否", "不是", "不", "错", "错误", "不对", "不正确", "假")
-)
+# The one table of yes and no. `right` is a side too, so a verifier of places reads it as one.
+TRUTH = {
+    "yes": "yes y true t correct right 是 是的 对 正确 真 有",
+    "no": "no n false f incorrect wrong 否 不 不是 不对 不正确 错 错误 假 没有 无",
+}
+_TRUTH_OF = {word: value == "yes" for value, words in TRUTH.items() for word in words.split()}
 
 HEDGE = re.compile(
     r"\b(?:or|about|around|approximately|approx|roughly|between|least|most|more|less|fewer|maybe|perhaps|possibly|"
@@ -32,13 +35,22 @@ _DIGITS = {character: number for number, character in enumerate("零一二三四
 _PLACES = {"十": 10, "百": 100, "千": 1000}
 _BLOCKS = {"万": 10**4, "亿": 10**8}
 MAX_WORDS = 4  # of a number before a noun, as in "one hundred and five dogs"
+_PARTS = {
+    **{"half": 2, "halve": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8},
+    **{"ninth": 9, "tenth": 10, "hundredth": 100, "thousandth": 1000},
+}
+_FRACTION = re.compile(
+    r"(?:(?P<whole>[a-z-]{3,20}) and )?(?:(?P<above>an?|[a-z]{3,9})[ -])?"
+    rf"(?P<part>{'|'.join(sorted(_PARTS, key=len, reverse=True))})(?P<many>s)?\b(?: an? )?",
+    re.IGNORECASE,
+)
 CHINESE_NUMBER = re.compile(f"[{''.join((*_DIGITS, *_PLACES, *_BLOCKS))}]+")
+_CHINESE_FRACTION = re.compile(f"(?:({CHINESE_NUMBER.pattern})分之({CHINESE_NUMBER.pattern})|一半|半)(?![边径夜])")
 
 
 def truth(text: str) -> bool | None:
     """Return whether a text says yes or no; None if it says neither."""
-    word = text.strip().rstrip(".。!！").casefold()
-    return True if word in _YES else False if word in _NO else None
+    return _TRUTH_OF.get(text.strip().rstrip(".。!！").casefold())
 
 
 @lru_cache(maxsize=4096)
@@ -94,14 +106,42 @@ def chinese_number(text: str) -> int | None:
     return total + block + digit
 
 
-def word_number(text: str) -> int | None:
+def word_number(text: str) -> int | Fraction | None:
     """Return the number that a text in English or Chinese words is; None if it is none."""
     said = english_number(text)
-    return chinese_number(text) if said is None else said
+    said = chinese_number(text) if said is None else said
+    if said is not None or (part := leading_fraction(text)) is None:
+        return said
+    return None if part[1] else part[0]
 
 
-def leading_number(text: str) -> tuple[int | None, str]:
+@lru_cache(maxsize=4096)
+def leading_fraction(text: str) -> tuple[Fraction, str] | None:
+    """Return the fraction that a text begins with in words, and the rest.
+
+    >>> leading_fraction("two thirds"), leading_fraction("half an hour"), leading_fraction("一半")
+    ((Fraction(2, 3), ''), (Fraction(1, 2), 'hour'), (Fraction(1, 2), ''))
+    """
+    if found := _CHINESE_FRACTION.match(text):
+        below, above = chinese_number(found[1] or "二"), chinese_number(found[2] or "一")
+        return (Fraction(above, below), text[found.end() :].strip()) if below and above is not None else None
+    found = _FRACTION.match(text)
+    if found is None:
+        return None
+    whole, above = (english_number(found[group] or "zero") for group in ("whole", "above"))
+    if found["above"] is None and found["part"].casefold() != "half":
+        return None  # "third" is an ordinal
+    if (found["above"] or "a").casefold() in ("a", "an"):
+        above = 1
+    if whole is None or not above or (above > 1) != (found["many"] is not None):
+        return None  # "twenty fifth" is an ordinal
+    return whole + Fraction(above, _PARTS[found["part"].casefold()]), text[found.end() :].strip()
+
+
+def leading_number(text: str) -> tuple[int | Fraction | None, str]:
     """Return the number that a text begins with in words, and the rest: (3, "dogs") of "three dogs"."""
+    if (part := leading_fraction(text)) is not None:
+        return part
     if found := CHINESE_NUMBER.match(text):
         return chinese_number(found[0]), text[found.end() :].strip()
     words = text.split()

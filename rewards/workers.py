@@ -69,13 +69,25 @@ class Workers:
                 self.killed += 1
             return said
         finally:
-            # a server that was killed is replaced at once: it starts while others are asked
-            self._idle.put(server if server is None or server.alive else _Server(self._limits))
+            self._idle.put(self._replaced(server))
+
+    def _replaced(self, server: _Server | None) -> _Server | None:
+        """Return a server, or one in place of a server that was killed, which starts while others are asked."""
+        if server is None or server.alive:
+            return server
+        try:
+            return _Server(self._limits)
+        except OSError:  # no process or file can be had now: the next comparison tries again
+            return None
 
     def start(self) -> None:
         """Start the servers now, without waiting for them: each takes a second or two until it can compare."""
         for _ in range(self._count):
-            self._idle.put(self._idle.get() or _Server(self._limits))
+            server = self._idle.get()
+            try:
+                server = server or _Server(self._limits)
+            finally:
+                self._idle.put(server)
 
     def close(self) -> None:
         """End the servers. Comparisons after it start new ones."""

@@ -2,12 +2,12 @@
 
     "$1.2 million" and "1200000"                              the same
     "12.5%" and "12.5", where the question asks for per cent  the same
-    "2015" and "2014", asked "In which year?"                 different
+    "2015" and "2014", asked "In which year?"                 different; so if no question says what is asked for
     "1.2" and "1.2 million", asked "in millions"              the same
     "A, B" and "B, A"                                         the same, unless the question asks for an order
 
-Settings: tolerance (0.025), ordered, options. Reasons beside those of math: year, list, incomplete; a judge is asked
-for: list.
+Settings: tolerance (0.025), ordered, options. Reasons beside those of math: year, list, incomplete, and for labels
+those of `rewards.verifiers.text`; a judge is asked for: list.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from typing import Any
 from rewards import choices
 from rewards.equality import Rules
 from rewards.evaluate import close
-from rewards.notation import MAX_LENGTH, tidy
+from rewards.notation import MAX_CHARACTERS, tidy
+from rewards.plain_text import plain
 from rewards.quantity import read as read_quantity
 from rewards.quantity import real
 from rewards.verdict import Ask, Item, Outcome, Verdict
-from rewards.verifiers.exact import normal
 from rewards.verifiers.mathematics import Mathematics
+from rewards.verifiers.text import compare
 from rewards.words import HEDGE, truth, word_number
 
 _SCALES = {
@@ -43,7 +44,7 @@ _AMOUNT = re.compile(
     r"(?P<number>[-+]?(?:\d[\d, ]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?|\d+\s*/\s*\d+)"
     rf"\s*(?P<scale>{'|'.join(sorted(_SCALES, key=len, reverse=True))})?(?![A-Za-z])\s*"
     r"(?P<percent>%|per ?cent|percentage points|pp)?\s*"
-    r"(?:[$€£¥元]|dollars?|euros?|pounds?|yuan|USD|EUR|RMB|people|units?)?"
+    r"(?:[$€£¥元]|dollars?|euros?|pounds?|yuan|USD|EUR|RMB|people|units?|times|倍|人|个)?"
 )
 _YEAR_ASKED = re.compile(
     r"\b(?:which|what|name the|list the) (?:\w+ ){0,2}years?\b|^\W*(?:the )?years?\b|\bwhen\b"
@@ -51,6 +52,8 @@ _YEAR_ASKED = re.compile(
     re.IGNORECASE,
 )
 _AMOUNT_ASKED = re.compile(r"\bhow (?:many|much)\b|多少(?!年)", re.IGNORECASE)
+_LABEL_ASKED = re.compile(r"\bwhich\b|\blabels?\b|[哪何]", re.IGNORECASE)
+_VALUE_ASKED = re.compile(r"\b(?:values?|numbers?|amounts?|figures?|totals?|prices?|sales)\b|[值量数额]", re.IGNORECASE)
 _SCALE_ASKED = re.compile(r"\bin (thousand|million|billion|trillion)s?\b", re.IGNORECASE)
 _YEAR = re.compile(r"(?:in |the year |in the year |year )?([12]\d{3})\s*年?")
 _RANGE = re.compile(r"\d[\d,.]*\s*-\s*\d")  # "2010-2015" is no difference
@@ -78,7 +81,7 @@ class Chart(Mathematics):
     settings: Mapping[str, Any] = {**Mathematics.settings, "tolerance": 0.025}
 
     def score(self, answer: str, item: Item) -> Outcome:
-        if len(answer) > MAX_LENGTH:
+        if len(answer) > MAX_CHARACTERS:
             return Verdict(0.0, "too_long")
         given, wanted = tidy(answer), tidy(item.reference)
         if _label(given) == _label(wanted):
@@ -87,7 +90,7 @@ class Chart(Mathematics):
             if (outcome := rule(given, wanted, item)) is not None:
                 return outcome
         if amount(wanted) is None:
-            return Ask("text")
+            return compare(given, wanted, tolerance=self.rules(item).tolerance)
         return super().score(answer, item)  # a fraction, a root, a number in words
 
     def _amounts(self, given: str, wanted: str, item: Item) -> Outcome | None:
@@ -98,12 +101,10 @@ class Chart(Mathematics):
         return Verdict(1.0, "number") if same else Verdict(0.0, "different")
 
     def _option_letters(self, given: str, wanted: str, item: Item) -> Outcome | None:
-        right, named = choices.of_reference(wanted), choices.letters(given)
-        if len(right) == 1 and choices.alternatives(given):
-            return Verdict(0.0, "hedged")
-        if not right or not named or len(right) > 1:
+        """Decide one letter. Several, and labels that begin like an option, are left to the rule of lists."""
+        if len(choices.of_reference(wanted)) != 1 or not (choices.letters(given) or choices.alternatives(given)):
             return None
-        return Verdict(float(right == named), "option" if right == named else "different")
+        return self._option(given, wanted, item)
 
     def _lists(self, given: str, wanted: str, item: Item) -> Outcome | None:
         """Decide lists of labels and numbers; a judge is asked where labels differ that may be spelled otherwise."""
@@ -166,7 +167,12 @@ def _years(given: str, wanted: str, item: Item) -> Outcome | None:
 
 
 def _asks_for_year(question: str) -> bool:
-    return _YEAR_ASKED.search(question) is not None and not _AMOUNT_ASKED.search(question)
+    """Return whether a number from 1000 to 2999 is a year: unless an amount is asked for, which may be near."""
+    if _AMOUNT_ASKED.search(question):
+        return False
+    if _YEAR_ASKED.search(question) or not question.strip():
+        return True
+    return _LABEL_ASKED.search(question) is not None and not _VALUE_ASKED.search(question)
 
 
 def _truths(given: str, wanted: str, item: Item) -> Outcome | None:
@@ -181,7 +187,7 @@ def _truths(given: str, wanted: str, item: Item) -> Outcome | None:
 
 
 def _label(text: str) -> str:
-    return normal(text).casefold().strip(" .,;'\"“”‘’")
+    return plain(text).strip(" .,;'\"")
 
 
 def _labels(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 
 from rewards import choices, formulas
-from rewards.notation import MAX_LENGTH, tidy
+from rewards.notation import MAX_CHARACTERS, tidy
 from rewards.verdict import Ask, Item, Outcome, Verdict
 from rewards.verifier import setting
 from rewards.verifiers.physics import Physics
@@ -26,7 +26,7 @@ class Chemistry(Physics):
     name = "chemistry"
 
     def score(self, answer: str, item: Item) -> Outcome:
-        if len(answer) <= MAX_LENGTH and not self._asks_for_option(item):
+        if len(answer) <= MAX_CHARACTERS and not self._asks_for_option(item):
             outcome = _formulas(tidy(answer), tidy(item.reference))
             if outcome is not None:
                 return outcome

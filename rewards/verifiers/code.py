@@ -16,7 +16,7 @@ from typing import Any
 
 from common.nearest import suggestion
 from rewards.similarity import common_subsequence
-from rewards.source_code import LANGUAGES, MAX_LETTERS, MAX_TOKENS, tokens, without_fence
+from rewards.source_code import LANGUAGES, MAX_CHARACTERS, MAX_TOKENS, tokens, without_fence
 from rewards.verdict import Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings, setting
 
@@ -35,7 +35,7 @@ class Code:
             raise RewardError(f"code: there is no language {language!r}{hint}")
         if not _tokens(item.reference, language):
             raise RewardError(
-                f"code: the reference is empty, is no {language}, or has more than {MAX_LETTERS:,} letters or "
+                f"code: the reference is empty, is no {language}, or has more than {MAX_CHARACTERS:,} letters or "
                 f"{MAX_TOKENS:,} tokens"
             )
 

@@ -1,6 +1,7 @@
 """counting: a whole number, in digits or in English or Chinese words, alone or with the noun that is counted.
 
-    "7"  "7.0"  "seven"  "七个"  "7 apples"  "There are seven apples."      7
+    "7"  "7.0"  "[7]"  "**7**"  "seven"  "七个"                             7
+    "7 apples"  "apples: 7"  "There are seven apples."  "3 + 4 = 7"         7
     "6 or 7"  "about 7"  "7+"  "5-9"                                        0: hedged
     "many"                                                                  0: no_number
     "3 red and 4 blue"                                                      a judge is asked
@@ -30,6 +31,10 @@ _WORDS = re.compile(
 _NOT_ANY = re.compile(r"(?:there (?:is|are) )?(?:no|none|not any)(?: [a-z]+){0,3}|没有.{0,6}|无", re.IGNORECASE)
 
 
+_BRACKETED = re.compile(r"[\[({⦃]([^\[\](){}⦃⦄]*)[\])}⦄]")
+_SUM = re.compile(r"\d{1,6}(?:\s*\+\s*\d{1,6})+\s*=\s*(\d{1,7})")
+
+
 class Counting:
     """Compares whole numbers."""
 
@@ -45,12 +50,19 @@ class Counting:
         wanted = _whole(item.reference)
         if len(answer) > _MAX_CHARACTERS:
             return Verdict(0.0, "too_long")
-        given = tidy(answer)
+        given = _bare(tidy(answer))
         if (number := _alone(given)) is None:
             return _in_prose(given, wanted)
         if number != int(number):
             return Verdict(0.0, "not_whole")
         return _verdict(number, wanted)
+
+
+def _bare(text: str) -> str:
+    """Return "7" for "[7]" and for "3 + 4 = 7"."""
+    if (bracketed := _BRACKETED.fullmatch(text)) or (bracketed := _SUM.fullmatch(text)):
+        return bracketed[1].strip()
+    return text
 
 
 def _verdict(number: float, wanted: float | None) -> Verdict:
@@ -69,7 +81,8 @@ def _alone(text: str) -> float | None:
     """Return the number that a text is, and nothing besides."""
     if re.fullmatch(r"[-+]?[\d][\d, ]*(?:\.\d*)?", text):
         return real(text)
-    return word_number(text)
+    said = word_number(text)
+    return None if said is None else float(said)
 
 
 def _in_prose(text: str, wanted: float | None) -> Outcome:
@@ -84,7 +97,7 @@ def _in_prose(text: str, wanted: float | None) -> Outcome:
         return Ask("several_numbers")
     if numbers[0] != int(numbers[0]):
         return Verdict(0.0, "not_whole")
-    if re.search(r"[^\w\s,.'’()%\-]", text) or re.search(r"%|\d[A-Za-z]|\w\(", text):  # code, formulas, 7x
+    if re.search(r"[^\w\s,.:='’()%\-]", text) or re.search(r"%|\d[A-Za-z]|\w\(", text):  # code, formulas, 7x
         return Verdict(0.0, "no_number")
     return _verdict(numbers[0], wanted)
 

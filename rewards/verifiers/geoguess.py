@@ -20,7 +20,7 @@ from rewards.strict_json import read_json
 from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings
 
-MAX_LETTERS = 50
+MAX_CHARACTERS = 50
 KEYS = ("place_name", "address")
 
 
@@ -37,7 +37,7 @@ class Geoguess:
     def score(self, answer: str, item: Item) -> Outcome:
         if not answer.strip():
             return Verdict(0.0, "empty")
-        return Verdict(0.0, "too_long") if len(answer.strip()) > MAX_LETTERS else Ask("place")
+        return Verdict(0.0, "too_long") if len(answer.strip()) > MAX_CHARACTERS else Ask("place")
 
 
 def place_of(reference: str) -> dict[str, str]:

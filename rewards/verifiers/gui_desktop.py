@@ -5,10 +5,14 @@ near(d) = 1 - 0.2 d / 20 up to 20, above it max(0, 1 - d / 50):
 
     left_click, right_click, middle_click, left_double_click, hover    near(d)
     left_drag        root of near(start) * near(end)
-    scroll           near(d) * max(0, 1 - |steps - wanted| / (2 wanted)), 5 steps if none are given; the same direction
+    scroll           near(d) * max(0, 1 - |steps - wanted| / (2 wanted)); the same direction. An answer without steps
+                     means 5; a reference without steps takes any
     type             0.6 * edit similarity + 0.4 * shared pairs of letters, without case; 0 for no text in one of them
     key, hotkey      1 for the same keys, without case and space, else 0
-    WAIT, DONE, FAIL 1
+    WAIT, DONE, FAIL, wait, finished    1
+
+GLM-V's published code also multiplies the score of a text by 0.3 if it is repetitive, which gives 0.3 for an equal text
+such as "aaaaaaaaaa", and once more by the ratio of lengths below 0.3, which the edits have paid for. We do neither.
 
 Reasons: no_call, action, arguments, equal, distance, scroll, type, key.
 """
@@ -30,7 +34,8 @@ from rewards.verifier import check_settings
 Arguments: TypeAlias = dict[str, Any]
 
 LARGEST = 1000
-DEFAULT_STEPS = 5
+DEFAULT_STEPS = 5  # of an answer without
+ANY_STEPS = -1  # of a reference without
 OPTIONAL = {"element_info"}
 _POINT = re.compile(r"\s*\[\s*(\d{1,4})\s*,\s*(\d{1,4})\s*\]\s*")
 
@@ -62,7 +67,7 @@ class GuiDesktop:
             return Verdict(0.0, "no_call")
         if given.name != wanted.name:
             return Verdict(0.0, "action")
-        arguments, targets = _arguments(given), _arguments(wanted)
+        arguments, targets = _arguments(given), _arguments(wanted, steps=ANY_STEPS)
         if arguments is None or targets is None:
             return Verdict(0.0, "arguments")
         reason, compare = SCORES[ACTIONS[given.name]]
@@ -87,6 +92,8 @@ def _scroll(given: Arguments, wanted: Arguments) -> float:
     if given["direction"] != wanted["direction"]:
         return 0.0
     steps, target = given["step"], wanted["step"]
+    if target == ANY_STEPS:
+        return _point(given, wanted)
     same = 1 - abs(steps - target) / (2 * target) if target else float(steps == target)
     return _point(given, wanted) * max(0.0, same)
 
@@ -117,7 +124,7 @@ READERS: Mapping[str, Callable[[str | int], Any]] = {
     "start_box": _read_point,
     "end_box": _read_point,
     "direction": lambda value: value if value in ("up", "down", "left", "right") else None,
-    "step": lambda value: value if isinstance(value, int) and value >= 0 else None,
+    "step": lambda value: int(value) if re.fullmatch(r"\d{1,9}", str(value)) else None,
     "content": lambda value: value if isinstance(value, str) else None,
     "keys": _read_keys,
 }
@@ -144,17 +151,23 @@ ACTIONS: Mapping[str, str] = {
     "scroll": "scroll",
     "type": "type",
     **dict.fromkeys(("key", "hotkey"), "key"),
-    **dict.fromkeys(("WAIT", "DONE", "FAIL"), "end"),
+    **dict.fromkeys(("WAIT", "DONE", "FAIL", "wait", "finished"), "end"),
 }
 
 
-def _arguments(call: Call) -> Arguments | None:
-    """Return the arguments that count, read; None if one is missing, unknown or cannot be read."""
+def _arguments(call: Call, steps: int = DEFAULT_STEPS) -> Arguments | None:
+    """Return the arguments that count, read; None if one is missing, unknown or cannot be read.
+
+    Args:
+        call: The call.
+        steps: Of a scroll that names none.
+    """
     given = {name: value for name, value in call.arguments.items() if name not in OPTIONAL}
-    if ACTIONS[call.name] == "scroll":
-        given.setdefault("step", DEFAULT_STEPS)
     required = REQUIRED[ACTIONS[call.name]]
-    if given.keys() != set(required):
+    open_steps = ACTIONS[call.name] == "scroll" and "step" not in given
+    if given.keys() != set(required) - ({"step"} if open_steps else set()):
         return None
-    read = {name: READERS[name](given[name]) for name in required}
+    read = {name: READERS[name](value) for name, value in given.items()}
+    if open_steps:
+        read["step"] = steps
     return None if None in read.values() else read

@@ -1,5 +1,7 @@
 """gui_mobile: AndroidWorld's actions, JSON objects such as {"action_type": "click", "box_2d": [[100,100,200,200]]}.
 
+Python's spelling is read too, as agents are trained to write it: single quotes, True, None, and 007 for 7.
+
 An answer with the same keys scores the product over the keys:
 
     box_2d   IoU of the one box [[x1,y1,x2,y2]], whole numbers 0..999 with x1 < x2 and y1 < y2
@@ -21,13 +23,13 @@ from typing import Any
 from rewards.boxes import Box, ious
 from rewards.plain_text import composed
 from rewards.similarity import common_subsequence
-from rewards.strict_json import NOT_JSON, read_json
+from rewards.strict_json import NOT_JSON, read_literal
 from rewards.verdict import Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings
 from rewards.verifiers.text import compare
 
 LARGEST = 999
-MAX_LETTERS = 20_000
+MAX_CHARACTERS = 20_000
 ACTION, BOX, TEXT = "action_type", "box_2d", "text"
 
 
@@ -39,7 +41,7 @@ class GuiMobile:
 
     def check(self, item: Item) -> None:
         check_settings(self, item)
-        wanted = read_json(item.reference)
+        wanted = read_literal(item.reference)
         if not isinstance(wanted, dict) or not isinstance(wanted.get(ACTION), str):
             raise RewardError(f"gui_mobile: the reference {item.reference[:100]!r} is no JSON object with {ACTION!r}")
         if BOX in wanted and _box(wanted[BOX]) is None:
@@ -51,8 +53,8 @@ class GuiMobile:
             raise RewardError(f"gui_mobile: {TEXT} of the reference is {wanted[TEXT]!r}, not a text")
 
     def score(self, answer: str, item: Item) -> Outcome:
-        wanted = read_json(item.reference)
-        given = read_json(answer) if len(answer) <= MAX_LETTERS else NOT_JSON
+        wanted = read_literal(item.reference)
+        given = read_literal(answer) if len(answer) <= MAX_CHARACTERS else NOT_JSON
         if not isinstance(given, dict):
             return Verdict(0.0, "not_json")
         if given.keys() != wanted.keys():

@@ -2,7 +2,7 @@
 
     Click [5]                                  Wait   GoBack   Bing   Google
     Type [3]; [weather]                        Key; [Return]
-    Scroll [5 or WINDOW]; [up or down]         ANSWER; <content>42</content>
+    Scroll [5 or WINDOW]; [up or down]         ANSWER; <content>42</content>   or   ANSWER; [42]
 
 Action and element must be the same. A typed text scores common subsequence / length of the longer; all else is 1 or 0.
 Brackets and a final stop may be omitted. The content of an ANSWER is for a reader: equal or decided as `general`
@@ -24,9 +24,11 @@ from rewards.verdict import Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings
 from rewards.verifiers.text import compare
 
-MAX_LETTERS = 20_000
+MAX_CHARACTERS = 20_000
 _ELEMENT = r"(?:\[ {0,3}(?P<element>\d{1,6}|WINDOW) {0,3}\]|(?P<element_bare>\d{1,6}|WINDOW))"
 _THEN = r"(?: {0,3}; {0,3}| {1,3})"
+_CONTENT_TAG = "<content>"
+_CONTENT = r"\[(?P<value_open>[^\n]*)\]\.?|(?P<value_bare>[^\[<\n][^\n]*)"
 # One text per action: a pattern, where `value` is what is compared.
 FORMS: Mapping[str, re.Pattern[str]] = {
     action: re.compile(pattern, re.DOTALL)
@@ -35,7 +37,7 @@ FORMS: Mapping[str, re.Pattern[str]] = {
         "Type": rf"Type {{0,3}}{_ELEMENT}{_THEN}(?:\[(?P<value>.*)\]\.?|(?P<value_bare>[^\[].*))",
         "Scroll": rf"Scroll {{0,3}}{_ELEMENT}{_THEN}(?:\[(?P<value>up|down)\]|(?P<value_bare>up|down))\.?",
         "Key": rf"Key{_THEN}(?:\[(?P<value>[^][]*)\]|(?P<value_bare>[^][]+?))\.?",
-        "ANSWER": rf"ANSWER{_THEN}<content>(?P<value>.*)</content>\.?",
+        "ANSWER": rf"ANSWER{_THEN}(?:<content>(?P<value>.*)</content>\.?|{_CONTENT})",
         **{word: rf"{word}\.?" for word in ("Wait", "GoBack", "Bing", "Google")},
     }.items()
 }
@@ -60,6 +62,8 @@ class GuiWeb:
             return Verdict(0.0, "no_action")
         if given[0] != wanted[0]:
             return Verdict(0.0, "action")
+        if given[0] == "ANSWER" and _CONTENT_TAG in item.reference and _CONTENT_TAG not in answer:
+            return Verdict(0.0, "no_action")  # the form that the reference has is the one that is read
         if given[1] != wanted[1]:
             return Verdict(0.0, "element")
         if given[2] == wanted[2]:
@@ -77,11 +81,11 @@ def read_action(text: str) -> tuple[str, str, str] | None:
     >>> read_action("Type 3; [weather]"), read_action("I would click 5")
     (('Type', '3', 'weather'), None)
     """
-    text = composed(text.strip()) if len(text) <= MAX_LETTERS else ""
+    text = composed(text.strip()) if len(text) <= MAX_CHARACTERS else ""
     for action, form in FORMS.items():
         if found := form.fullmatch(text):
             groups = {name: value for name, value in found.groupdict().items() if value is not None}
             element = groups.get("element", groups.get("element_bare", ""))
-            value = groups.get("value", groups.get("value_bare", "")).strip()
+            value = groups.get("value", groups.get("value_open", groups.get("value_bare", ""))).strip()
             return action, element.lstrip("0") or element[:1], value.casefold() if action == "Key" else value
     return None

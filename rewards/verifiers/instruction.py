@@ -18,7 +18,7 @@ from rewards.constraints import Constraint, met, read
 from rewards.verdict import Item, Outcome, Verdict
 from rewards.verifier import check_settings, setting
 
-MAX_LETTERS = 2_000_000
+MAX_CHARACTERS = 2_000_000
 
 
 class Instruction:
@@ -34,7 +34,7 @@ class Instruction:
     def score(self, answer: str, item: Item) -> Outcome:
         if not answer.strip():
             return Verdict(0.0, "empty")
-        if len(answer) > MAX_LETTERS:
+        if len(answer) > MAX_CHARACTERS:
             return Verdict(0.0, "too_long")
         results = [met(answer, constraint) for constraint in _constraints(item.reference)]
         if all(results):

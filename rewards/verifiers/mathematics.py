@@ -20,7 +20,7 @@ from typing import Any
 
 from rewards import choices, quantity
 from rewards.equality import Rules, compare_answers, is_numeric
-from rewards.notation import MAX_LENGTH, tidy
+from rewards.notation import MAX_CHARACTERS, tidy
 from rewards.symbolic import same_by_symbols
 from rewards.verdict import Ask, Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings, setting
@@ -60,13 +60,13 @@ class Mathematics:
         choices.of_setting(setting(self, item, "options"))
         if not tidy(item.reference):
             raise RewardError(f"{self.name}: the reference is empty")
-        if len(item.reference) > MAX_LENGTH:
+        if len(item.reference) > MAX_CHARACTERS:
             raise RewardError(
-                f"{self.name}: the reference has {len(item.reference)} characters, more than {MAX_LENGTH}"
+                f"{self.name}: the reference has {len(item.reference)} characters, more than {MAX_CHARACTERS}"
             )
 
     def score(self, answer: str, item: Item) -> Outcome:
-        if len(answer) > MAX_LENGTH:
+        if len(answer) > MAX_CHARACTERS:
             return Verdict(0.0, "too_long")
         given, wanted = _PREFACE.sub("", tidy(answer)), tidy(item.reference)
         if given == wanted:
@@ -89,37 +89,9 @@ class Mathematics:
     def _option(self, given: str, wanted: str, item: Item) -> Outcome | None:
         """Decide multiple choice."""
         known = choices.of_setting(setting(self, item, "options")) or choices.of_question(item.question)
-        right = by_letter = choices.of_reference(wanted)
-        if not right and known:
-            right = next((letter for letter, text in known.items() if self._same(tidy(text), wanted, item)), "")
-        if not right or (len(right) == 1 and len(wanted) == 1 and wanted.islower() and not known):
-            return None
-        if choices.alternatives(given):
-            return Verdict(0.0, "hedged")
-        named = choices.letters(given)
-        if named:
-            return self._lettered(named, right, given, wanted, known, item)
-        if right in known:
-            fitting = [letter for letter, text in known.items() if self._same(given, tidy(text), item)]
-            if fitting:
-                return Verdict(float(fitting == [right]), "option_content")
-        content = choices.content(wanted)
-        if content != wanted:  # "(B) 4": the content is right too
-            return Verdict(1.0, "option_content") if self._same(given, tidy(content), item) else Ask("option")
-        return Ask("option") if by_letter else None
-
-    def _lettered(
-        self, named: str, right: str, given: str, wanted: str, known: Mapping[str, str], item: Item
-    ) -> Outcome:
-        """Decide an answer that names a letter: what stands behind it must not be another option's content."""
-        content, of_reference = choices.content(given), choices.content(wanted)
-        own = known.get(named) or (of_reference if of_reference != wanted else "")
-        if named != right:
-            return Verdict(0.0, "option")
-        if content == given or not own or self._same(tidy(content), tidy(own), item):
-            return Verdict(1.0, "option")
-        other = any(self._same(tidy(content), tidy(text), item) for text in known.values())
-        return Verdict(0.0, "option") if other or is_numeric(tidy(content)) else Ask("option")
+        if len(wanted) == 1 and wanted.islower() and not known:
+            return None  # a variable
+        return choices.decide(given, wanted, known, lambda one, other: self._same(tidy(one), tidy(other), item))
 
     def _same(self, given: str, wanted: str, item: Item) -> bool:
         if given.casefold() == wanted.casefold():

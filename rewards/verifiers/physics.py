@@ -27,6 +27,10 @@ _UNIT_IN_QUESTION = re.compile(
 )
 
 
+_PLAIN_NUMBER = r"\d{1,15}(?:\.\d{1,15})?(?:[eE][-+]?\d{1,3})?"
+_UNCERTAIN = re.compile(rf"\(?\s*(?P<value>-?{_PLAIN_NUMBER})\s*±\s*(?P<range>{_PLAIN_NUMBER})\s*\)?\s*(?P<rest>.*)")
+
+
 class Physics(Mathematics):
     """Compares answers in physics."""
 
@@ -35,6 +39,9 @@ class Physics(Mathematics):
 
     def measured(self, given: str, wanted: str, item: Item) -> Outcome | None:
         """Decide two quantities, or ask a judge where one of them lacks its unit."""
+        if (pairs := _uncertain(given, wanted)) is not None:
+            same = all(quantity.compare(one, other, self.rules(item).tolerance) == "same" for one, other in pairs)
+            return Verdict(float(same), "quantity" if same else "different")
         one, other = quantity.read(given), quantity.read(wanted)
         if other is None or (one is None and other.unit is None):
             return None
@@ -57,6 +64,18 @@ class Physics(Mathematics):
             if said == "same"
             else Verdict(0.0, "other_unit" if said == "unit" else "different")
         )
+
+
+def _uncertain(given: str, wanted: str) -> list[tuple[Quantity, Quantity]] | None:
+    """Return the values and the uncertainties of "9.81 ± 0.01 m/s^2", answer and reference; None for other texts."""
+    sides: list[list[Quantity]] = []
+    for text in (given, wanted):
+        found = _UNCERTAIN.fullmatch(text) if "±" in text else None
+        read = [quantity.read(f"{found[part]} {found['rest']}".strip()) for part in ("value", "range")] if found else []
+        if not read or any(side is None or side.unit is None for side in read):
+            return None
+        sides.append([side for side in read if side is not None])
+    return list(zip(*sides, strict=True))
 
 
 def _unread(given: str) -> Outcome | None:

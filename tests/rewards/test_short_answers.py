@@ -104,7 +104,7 @@ def outcome(answer: str, reference: str, name: str = "vqa", question: str = "", 
         ("36 km/h", "10 m/s", 1),
         ("25 °C", "298.15 K", 1),
         ("13026141688", "13026141689", 0),
-        ("6 or 7", "7", None),
+        ("6 or 7", "7", 0),
         ("12 am", "12 pm", None),
         ("2 million", "2", None),
         ("2 m", "200 cm", 1),
@@ -128,8 +128,9 @@ def test_rules_are_the_same_in_every_verifier_of_words(answer: str, reference: s
 
 def test_members_of_a_closed_set_are_decided_both_ways() -> None:
     decided = 0
-    for values in SETS.values():
-        words = [(value, word) for value, names in values.items() for word in names.split()]
+    axis_of = {word: axis for axis, values in SETS.items() for names in values.values() for word in names.split()}
+    for axis, values in SETS.items():
+        words = [(value, word) for value, names in values.items() for word in names.split() if axis_of[word] == axis]
         for (value_a, a), (value_b, b) in itertools.product(words, words):
             assert outcome(a.upper() + ".", b) == float(value_a == value_b), (a, b)
             decided += 1
@@ -152,7 +153,7 @@ def test_members_of_a_closed_set_are_decided_both_ways() -> None:
         ("B. a dog", "B", "", 1),
         ("A) a cat", "B", "", 0),
         ("A and B", "B", "", 0),
-        ("(A) 4", "(A) 3", "", None),
+        ("(A) 4", "(A) 3", "", 0),
         ("(A) 3.", "A. 3", "", 1),
         ("B or C", "B", "", 0),
         ("A, B or C", "B", CHOICE, 0),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from rewards.source_code import MAX_LETTERS, tokens
+from rewards.source_code import MAX_CHARACTERS, tokens
 from rewards.table import VERIFIERS
 from rewards.verdict import Item, RewardError, Verdict
 
@@ -171,7 +171,7 @@ def test_text_and_partial() -> None:
         ("x=", {}, "is no python"),
         ("{'a'}", {"language": "json"}, "is no json"),
         ("", {"language": "text"}, "is empty"),
-        ("x" * (MAX_LETTERS + 1), {}, "more than"),
+        ("x" * (MAX_CHARACTERS + 1), {}, "more than"),
         ("x=1", {"partial": 1}, "type bool"),
     ],
 )

@@ -83,4 +83,5 @@ def test_box_is_refused_where_nothing_is_verifiable() -> None:
     assert verdict is not None
     assert (verdict.score, verdict.reason) == (0, "boxed")
     assert style_verdict("", box) is None
-    assert style_verdict(box, "A poem about spring.", verifiable=False) is None
+    assert style_verdict(box, "A poem about spring.", verifiable=False) == verdict  # a box in the thought is one too
+    assert style_verdict(box, "A poem about spring.") is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +66,30 @@ def test_what_does_not_end_is_killed_and_the_next_comparison_works() -> None:
     assert quick.compare("\\frac{1}{2}", "0.5") == "same"
     quick.close()
     until(lambda: not ours())
+
+
+def test_a_server_that_cannot_be_replaced_is_started_by_the_next_comparison() -> None:
+    """The cause is a real one: the process may open no more files when its server has died."""
+    workers = Workers(1, Limits(seconds=20))
+    assert workers.compare("\\frac{1}{2}", "0.5") == "same"
+    server = next(process for process in psutil.Process().children() if "rewards.symbolic_server" in process.cmdline())
+    server.kill()
+    server.wait()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open("/dev/null", os.O_RDONLY)  # all numbers below the limit are taken
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            workers.compare("\\frac{1}{2}", "0.5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        os.close(lowest)
+    said: list[str] = []
+    thread = threading.Thread(target=lambda: said.append(workers.compare("\\frac{1}{2}", "0.5")), daemon=True)
+    thread.start()
+    thread.join(60)
+    assert said == ["same"]  # without a place for a server it would wait for ever
+    workers.close()
 
 
 def test_what_takes_much_memory_is_killed() -> None:
