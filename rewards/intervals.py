@@ -59,6 +59,18 @@ def intervals_in(text: str) -> list[Interval] | None:
     return None if any(start > end for start, end in pairs) else pairs
 
 
+def is_empty_interval(text: str) -> bool:
+    """Return whether a text is an interval by its brackets, units or clock, and has no length: "[20, 10]", "5 s - 5 s".
+
+    "3-2" may be anything.
+    """
+    times = _times(text)
+    if not times or len(times) != 2 or not (text.lstrip().startswith("[") or any(time.unit for time in times)):
+        return False
+    start, end = _interval(*times)
+    return start >= end
+
+
 def temporal_iou(given: Sequence[Interval], wanted: Sequence[Interval]) -> float:
     """Return the seconds that are in both lists of intervals / those in either; 0 if there are none.
 

@@ -43,8 +43,9 @@ class Counting:
 
     def check(self, item: Item) -> None:
         check_settings(self, item)
-        if _whole(item.reference) is None:
-            raise RewardError(f"counting: the reference {item.reference[:50]!r} is no whole number")
+        number = _whole(item.reference)
+        if number is None or number < 0 or _is_open(item.reference):
+            raise RewardError(f"counting: the reference {item.reference[:50]!r} is no whole number, or leaves it open")
 
     def score(self, answer: str, item: Item) -> Outcome:
         wanted = _whole(item.reference)
@@ -75,6 +76,12 @@ def _whole(reference: str) -> float | None:
     if number is None and len(found := _numbers(tidy(reference))) == 1:
         number = found[0]
     return number if number is not None and number == int(number) else None
+
+
+def _is_open(reference: str) -> bool:
+    """Return whether a reference is a hedge, as "about 7": no answer would be right."""
+    text = _bare(tidy(reference))
+    return _alone(text) is None and HEDGE.search(text) is not None
 
 
 def _alone(text: str) -> float | None:

@@ -44,13 +44,14 @@ def place_of(reference: str) -> dict[str, str]:
     """Return place_name and address of a reference.
 
     Raises:
-        RewardError: It is not a JSON object with exactly these two texts.
+        RewardError: It is not a JSON object with exactly these two texts, or both are empty.
     """
     place = read_json(reference)
     if (
         not isinstance(place, dict)
         or set(place) != set(KEYS)
         or not all(isinstance(text, str) for text in place.values())
+        or not any(text.strip() for text in place.values())
     ):
         raise RewardError(f'geoguess: the reference is {reference[:100]!r}, not {{"place_name": ..., "address": ...}}')
     return place

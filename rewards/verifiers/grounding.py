@@ -36,6 +36,11 @@ class Grounding:
                 f"grounding: the reference {item.reference[:100]!r} is not a list of boxes [x1,y1,x2,y2] within "
                 f"0..{LARGEST}, with x1 < x2 and y1 < y2"
             )
+        if boxes and all(max(box) <= 1 for box in _valid(boxes)):
+            raise RewardError(
+                f"grounding: the reference {item.reference[:100]!r} has fractions of the image: multiply them by "
+                f"{LARGEST}"
+            )
         if len(boxes) > MAX_BOXES:
             raise RewardError(f"grounding: the reference has {len(boxes):,} boxes, at most {MAX_BOXES:,}")
 

@@ -46,6 +46,9 @@ _SCALED = re.compile(
     r"([-+]?\d[\d,]*(?:\.\d+)?)(?: (hundred|thousand|million|billion|trillion)s?| ?([百千]?[万亿]|千))", re.IGNORECASE
 )
 
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f]")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+
 _NO = Verdict(0.0, "different")
 
 
@@ -60,6 +63,12 @@ class Mathematics:
         choices.of_setting(setting(self, item, "options"))
         if not tidy(item.reference):
             raise RewardError(f"{self.name}: the reference is empty")
+        broken = "\\" in item.reference and not _braces_match(item.reference)
+        if broken or _CONTROL.search(item.reference):
+            raise RewardError(
+                f"{self.name}: the reference {item.reference[:100]!r} has "
+                + ("braces that do not match" if broken else "control characters")
+            )
         if len(item.reference) > MAX_CHARACTERS:
             raise RewardError(
                 f"{self.name}: the reference has {len(item.reference)} characters, more than {MAX_CHARACTERS}"
@@ -119,6 +128,16 @@ class Mathematics:
         if _LATEX.search(given) or _LATEX.search(wanted):
             return None
         return _number_in_words(given, wanted, rules) if is_numeric(wanted) or quantity.read(wanted) else None
+
+
+def _braces_match(text: str) -> bool:
+    """Return whether every brace of a text in LaTeX is closed. A brace behind a backslash is a sign."""
+    depth = 0
+    for brace in _BRACE.findall(text):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0
 
 
 def _truth(given: str, wanted: str, item: Item) -> Outcome | None:

@@ -65,7 +65,7 @@ class Text:
 
     def check(self, item: Item) -> None:
         check_settings(self, item)
-        if not item.reference.strip():
+        if not plain(item.reference):
             raise RewardError(f"{self.name}: the reference is empty")
         choices.of_setting(setting(self, item, "options"))
         if not 0 <= setting(self, item, "tolerance") < 1:

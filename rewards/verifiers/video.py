@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.intervals import Interval, intervals_in, length, moment_in, temporal_iou
+from rewards.intervals import Interval, intervals_in, is_empty_interval, length, moment_in, temporal_iou
 from rewards.verdict import Item, Outcome, RewardError, Verdict
 from rewards.verifier import setting
 from rewards.verifiers.text import Text
@@ -40,6 +40,11 @@ class Video(Text):
             raise RewardError(f"video: the setting interval is {mode!r}, not one of {', '.join(INTERVAL_MODES)}")
         if item.settings.get("interval", "text") != "text" and not _wanted(item.reference):
             raise RewardError(f"video: the reference {item.reference[:100]!r} is not an interval such as [10, 20]")
+        if mode != "text" and _wanted(item.reference) is None and is_empty_interval(item.reference):
+            raise RewardError(
+                f"video: the reference {item.reference[:100]!r} has no length or ends before it begins; if it is no "
+                f"interval, set interval to text"
+            )
 
     def score(self, answer: str, item: Item) -> Outcome:
         mode = setting(self, item, "interval")
