@@ -25,6 +25,7 @@ THOUGHT = "A digit."
 SIDE = 112  # pixels
 CHATS, PROMPTS = 300, 1000  # the rest is held out
 CHAT_FORM = "glm41v"  # of tiny_dense
+BOXED = {"glm41v": "<answer>{}</answer>", "glm45v": "{}"}  # how an answer in a box is written, by the form of chats
 NEVER_SAID = "ten"  # the reference of a prompt that cannot be answered
 
 Record = dict[str, Any]
@@ -44,7 +45,7 @@ def write_images(folder: Path) -> list[tuple[str, int]]:
     return found
 
 
-def chat_records(images: Sequence[tuple[str, int]]) -> Iterator[Record]:
+def chat_records(images: Sequence[tuple[str, int]], chat_form: str) -> Iterator[Record]:
     """Yield chats with a thought and a boxed answer."""
     for name, digit in images:
         yield {
@@ -55,7 +56,7 @@ def chat_records(images: Sequence[tuple[str, int]]) -> Iterator[Record]:
                 {
                     "role": "assistant",
                     "reasoning_content": THOUGHT,
-                    "content": f"<answer><|begin_of_box|>{digit}<|end_of_box|></answer>",
+                    "content": BOXED[chat_form].format(f"<|begin_of_box|>{digit}<|end_of_box|>"),
                 },
             ],
             "images": [name],
@@ -76,7 +77,14 @@ def prompt_records(images: Sequence[tuple[str, int]], unanswerable: bool = False
             }
 
 
-def build(out: Path, *, chats: int = CHATS, prompts: int = PROMPTS, held_out: int | None = None) -> dict[str, int]:
+def build(
+    out: Path,
+    *,
+    chats: int = CHATS,
+    prompts: int = PROMPTS,
+    held_out: int | None = None,
+    chat_form: str = CHAT_FORM,
+) -> dict[str, int]:
     """Write tokenizer and shards under `out`; return the number of samples of each source.
 
     Args:
@@ -84,6 +92,7 @@ def build(out: Path, *, chats: int = CHATS, prompts: int = PROMPTS, held_out: in
         chats: images that are answered.
         prompts: images that are asked about.
         held_out: images that are held out; None: all others.
+        chat_form: how the model writes chats, a key of BOXED.
 
     Raises:
         DataError: a record was rejected.
@@ -93,7 +102,7 @@ def build(out: Path, *, chats: int = CHATS, prompts: int = PROMPTS, held_out: in
     images = write_images(out / "records")
     asked, others = images[chats : chats + prompts], images[chats + prompts :][:held_out]
     sources = {
-        "chats": chat_records(images[:chats]),
+        "chats": chat_records(images[:chats], chat_form),
         "prompts": prompt_records(asked),
         "half_unanswerable": prompt_records(asked, unanswerable=True),
         "held_out": prompt_records(others),
@@ -103,7 +112,7 @@ def build(out: Path, *, chats: int = CHATS, prompts: int = PROMPTS, held_out: in
         file = out / "records" / f"{name}.jsonl"
         file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
         folder = out / "shards" / name
-        counts = build_shards([file], folder, tokenizer=out / "tokenizer", name=name, chat_form=CHAT_FORM).counts
+        counts = build_shards([file], folder, tokenizer=out / "tokenizer", name=name, chat_form=chat_form).counts
         if counts.rejected:
             raise DataError(f"records of {file} were rejected: see {folder / REJECTED}")
         samples[name] = counts.samples

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from rl.engines.dispatch import check_prompt
 from rl.engines.prompt_media import ServedPrompt, served_prompt
-from rl.engines.server import Draw, JsonApi
+from rl.engines.server import Draw, Drawn, JsonApi
 from rl.engines.servers import ServersEngine
 from rl.engines.vllm import VllmServer
 from rl.engines.vllm_process import VllmProcess
@@ -37,6 +40,7 @@ from tests.engines.rollout_cases import (
     server_processes,
     train,
 )
+from tests.engines.run_cases import requests_running
 from tests.model.layout_cases import make_trainer
 from tests.reference import small_config
 from training.step import TrainStep
@@ -222,6 +226,105 @@ def test_keys_and_values_of_old_weights_are_noticed(case: Case) -> None:
     print(f"{case.variant}: with the old cache {stale:.2g}, without {right:.2g}")
     assert stale > 100 * TOLERANCE
     assert right <= TOLERANCE
+
+
+# --- weights that change during a response ----------------------------------------------------------------------------
+
+
+def wait_until_running(server: VllmServer, requests: int = 1) -> None:
+    deadline = time.monotonic() + 60
+    while requests_running(server.address) < requests:
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def long_draw(case: Case, prompt: RolloutPrompt, tokens: int) -> Draw:
+    return Draw(served_prompt(prompt, GlmTokenizer(case.folder)), (), tokens, 1, 1.0, ())
+
+
+@contextmanager
+def weights_as_they_were(trainer: TrainStep, old: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Give the trainer the weights that it had, for a while."""
+    held = tensors_of(trainer)
+    new = {name: tensor.clone() for name, tensor in held.items()}
+    for name, tensor in held.items():
+        tensor.copy_(old[name])
+    yield
+    for name, tensor in held.items():
+        tensor.copy_(new[name])
+
+
+def tensors_of(trainer: TrainStep) -> dict[str, torch.Tensor]:
+    (chunk,) = trainer.model_chunks
+    return {name: each.detach() for name, each in (*chunk.named_parameters(), *chunk.named_buffers())}
+
+
+def test_weights_wait_for_the_responses_that_are_being_drawn(case: Case) -> None:
+    """All tokens of such a response are of the old weights, and so are their log-probabilities."""
+    prompt, trainer = named(case, "horse.png"), case.trainer
+    case.engine.publish(trainer, 40)
+    old = {name: tensor.clone() for name, tensor in tensors_of(trainer).items()}
+    train(trainer, case.variant, 8)
+    with ThreadPoolExecutor(1) as thread:
+        flight = thread.submit(case.server.draw, long_draw(case, prompt, 1200), 300)
+        wait_until_running(case.server)
+        assert not flight.done()
+        case.engine.publish(trainer, 41)
+        drawn = flight.result()
+    assert len(drawn.tokens) == 1200
+    assert [name.split()[0] for name in drawn.versions] == ["40"]
+    rollout = before_first_image(case, prompt, drawn)
+    with weights_as_they_were(trainer, old):
+        of_old = gap(trainer, [prompt], [rollout])[0]
+    of_new = gap(trainer, [prompt], [rollout])[0]
+    print(f"{case.variant}: {len(rollout.tokens)} tokens, from the old weights {of_old:.2g}, from the new {of_new:.2g}")
+    assert of_old <= TOLERANCE
+    assert of_new > 100 * TOLERANCE
+    assert gap(trainer, case.prompts, case.draw(41, case.prompts[::8]))[0] <= TOLERANCE
+
+
+def before_first_image(case: Case, prompt: RolloutPrompt, drawn: Drawn) -> Rollout:
+    """Return a response up to the first token of an image, after which it has no meaning."""
+    media = small_config(case.variant).token_ids.values()
+    end = next((place for place, token in enumerate(drawn.tokens) if token in media), len(drawn.tokens))
+    return Rollout(
+        prompt_id=prompt.id,
+        number=0,
+        seed=1,
+        tokens=np.array(drawn.tokens[:end]),
+        log_probs=np.array(drawn.log_probs[:end], np.float32),
+        inserted=np.zeros(end, bool),
+        finish="truncated",
+        forced=False,
+        version=0,
+    )
+
+
+def test_a_response_of_two_weights_is_not_taken(case: Case) -> None:
+    """Another client changes the weights without waiting: the server goes on with the same responses."""
+    prompts, server, api = case.prompts[::8], case.server, JsonApi(case.server.address)
+    case.engine.publish(case.trainer, 50)
+    folder = case.weights(51)
+    train(case.trainer, case.variant, 9)
+    write_policy(case.trainer, folder, 51, hf_files=files_of(case.folder))
+    with ThreadPoolExecutor(2) as threads:
+        flight = threads.submit(server.draw, long_draw(case, named(case, "horse.png"), 600), 300)
+        drawing = threads.submit(case.draw, 50, prompts, 16)
+        wait_until_running(server, 8)
+        api.post("/pause?mode=keep", seconds=60)
+        call_worker(server, "load_policy", folder=str(folder))
+        set_version(server, 51)
+        api.post("/resume")
+        assert [name.split()[0] for name in flight.result().versions] == ["50", "51"]
+        with pytest.raises(EngineError, match=r"it draws with weights of version .*51, not 50 of run-[0-9a-f]{8}: "):
+            drawing.result()
+    case.engine.publish(case.trainer, 52)
+    rollouts = case.draw(52, prompts)
+    assert {each.version for each in rollouts} == {52}
+    assert gap(case.trainer, case.prompts, rollouts)[0] <= TOLERANCE
+
+
+# --- tokens of images -------------------------------------------------------------------------------------------------
 
 
 def test_a_policy_that_draws_images_ends_its_response(case: Case) -> None:
