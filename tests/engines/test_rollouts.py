@@ -301,7 +301,7 @@ def before_first_image(case: Case, prompt: RolloutPrompt, drawn: Drawn) -> Rollo
 
 
 def test_a_response_of_two_weights_is_not_taken(case: Case) -> None:
-    """Another client changes the weights without waiting: the server goes on with the same responses."""
+    """Another client changes the weights without waiting: the server continues the same responses."""
     prompts, server, api = case.prompts[::8], case.server, JsonApi(case.server.address)
     case.engine.publish(case.trainer, 50)
     folder = case.weights(51)
