@@ -162,13 +162,24 @@ class Factors(NamedTuple):
     b: Tensor  # [out, r], all blocks
 
 
+def change(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return what an adapter adds to rows of a matrix, float32 [rows, in].
+
+    Args:
+        a: [r, in].
+        b: [rows, r].
+        scale: `lora.alpha` over the rank.
+    """
+    return scale * (b.float() @ a.float())
+
+
 def merged(row: Weight, matrix: Tensor, adapters: Sequence[Factors], size: dict[str, int]) -> Tensor:
     """Return a whole matrix with its adapters added, in its dtype."""
-    products = {one.site.part: one.scale * (one.b.float() @ one.a.float()) for one in adapters}
+    products = {one.site.part: change(one.a, one.b, one.scale) for one in adapters}
     layer_rows, width = adapters[0].site.layer_rows, adapters[0].site.width
     if len(layer_rows) == 1:
-        change = products[0]
+        added = products[0]
     else:
         parts = [products.get(part, matrix.new_zeros(rows, width).float()) for part, rows in enumerate(layer_rows)]
-        change = row.transform.to_megatron(parts, size)
-    return (matrix.float() + change).to(matrix.dtype)
+        added = row.transform.to_megatron(parts, size)
+    return (matrix.float() + added).to(matrix.dtype)

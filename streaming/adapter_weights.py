@@ -16,7 +16,7 @@ from model.config import GlmvConfig
 from model.errors import CheckpointError, ConfigError
 from model.lora_config import LoraConfig
 from model.lora_targets import Site, selected_sites
-from model.lora_weights import peft_names, peft_shapes
+from model.lora_weights import change, peft_names, peft_shapes
 from model.weights.source import WeightSource, check_names_and_shapes, some
 from model.weights.table import hf_shapes, sizes
 from streaming.names import Place
@@ -208,9 +208,9 @@ class MergedWeights:
             factor = torch.zeros(TILE, b.size(1))
             rows = b[top - begin : top - begin + TILE]
             factor[: rows.size(0)] = rows
-            change = self._adapters.lora.scale * (factor @ a)
+            added = change(a, factor, self._adapters.lora.scale)
             first, last = max(start, top), min(stop, top + TILE)
-            merged[first - start : last - start] += change[first - top : last - top]
+            merged[first - start : last - start] += added[first - top : last - top]
 
     def _a(self, site: Site) -> Tensor:
         """Return A in float32."""

@@ -42,6 +42,8 @@ def report(
     from tools.report_runs import read_runs
 
     with errors_in_one_line(ConfigError):
+        if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
+            raise ConfigError(f"--out {out} is no page, and would be replaced: give a file whose name ends with .html")
         records = read_runs(runs)
         for number, record in enumerate(records):
             record.color, record.x_axis = RUN_COLORS[number % len(RUN_COLORS)], x.value

@@ -9,6 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from model.config import ConfigError
+
 SHOWN_PROMPTS, SHOWN_ROLLOUTS, SHOWN_TEXT = 12, 8, 600  # of a page, of a prompt; characters of a thought or answer
 THOUGHT = re.compile(r"\s*(?:<think>)?(.*?)</think>(.*)", re.DOTALL)
 
@@ -49,12 +51,21 @@ def newest_rollouts(folder: Path, steps: int) -> NewestRollouts | None:
     Args:
         folder: Of the run. Where the run has fallen back, there are files of iterations that are still to come.
         steps: Iterations done.
+
+    Raises:
+        ConfigError: The file of that iteration is damaged.
     """
     files = sorted(file for file in (folder / "rollouts").glob("step_*.jsonl") if file.stem <= f"step_{steps:07d}")
     if not files:
         return None
-    lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
-    groups = [_rows(list(group)) for _, group in groupby(lines, key=lambda line: line["prompt"])]
+    try:
+        lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+        groups = [_rows(list(group)) for _, group in groupby(lines, key=lambda line: line["prompt"])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{files[-1]} is damaged ({type(error).__name__}: {error}): remove it, and the report shows the iteration "
+            "before it"
+        ) from None
     return NewestRollouts(int(files[-1].stem.removeprefix("step_")), groups[:SHOWN_PROMPTS])
 
 

@@ -141,6 +141,7 @@ def test_run_whose_losses_are_all_infinite(tmp_path: Path) -> None:
         (["nowhere"], "error: nowhere is no folder: give the folder of a run (train.output_dir)"),
         (["."], "error: . has no metrics.jsonl: give the folder of a run (train.output_dir)"),
         (["run", "run"], "is named twice: name each run once"),
+        (["run", "--out", "run/metrics.jsonl"], "--out run/metrics.jsonl is no page, and would be replaced"),
     ],
 )
 def test_what_is_no_run_is_named(

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from model.config import ConfigError
 from tools.report_rollouts import newest_rollouts
 
 pytestmark = pytest.mark.fast
@@ -49,3 +50,11 @@ def test_newest_iteration_that_is_done_is_shown(tmp_path: Path) -> None:
     rows = [(row.thought, row.answer, row.reason) for row in shown.groups[0].rollouts]
     assert rows == [("Round.", "It is 7.", "equal"), ("", "7", "equal (forced)")]
     assert newest_rollouts(tmp_path, 0) is None
+
+
+@pytest.mark.parametrize("damaged", ['{"prompt": "a', "{}", "[1]", "3"])
+def test_damaged_file_is_named(damaged: str, tmp_path: Path) -> None:
+    (tmp_path / "rollouts").mkdir()
+    (tmp_path / "rollouts" / "step_0000001.jsonl").write_text(line("a.tar/1", "7") + damaged)
+    with pytest.raises(ConfigError, match=r"step_0000001.jsonl is damaged .* remove it"):
+        newest_rollouts(tmp_path, 1)
