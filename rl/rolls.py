@@ -47,7 +47,7 @@ from rl.rollouts import (
     seed_of,
     write_rollouts,
 )
-from rl.scoring import Response, Scorer
+from rl.scoring import ResponseToScore, Scorer
 from rl.waiting import patient_group, wait_for_all
 from training.batch_broadcast import is_lead
 from training.determinism import weights_checksum
@@ -195,7 +195,7 @@ class Rolls:
         on_wait = partial(self.mark, "reward")
         if dist.get_rank() == 0:
             responses = [
-                Response(record, decode(rollout.tokens.tolist(), self.tokenizer), rollout.finish)
+                ResponseToScore(record, decode(rollout.tokens.tolist(), self.tokenizer), rollout.finish)
                 for (_, _, record), span in zip(prompts, _spans(len(prompts), group), strict=True)
                 for rollout in rollouts[span]
             ]

@@ -26,7 +26,7 @@ MEDIA_TOKEN, NO_JUDGE, UNKNOWN = "media_token", "no_judge", "bad_record"
 
 
 @dataclass(frozen=True)
-class Response:
+class ResponseToScore:
     """What is scored: a response and what is known of its prompt."""
 
     record: RlRecord
@@ -68,7 +68,7 @@ class Scorer:
         """Return what scores depend on beside responses and prompts, as JSON types."""
         return {"reward": asdict(self.config), "registry": asdict(self.registry), "form": self.form}
 
-    def score(self, responses: Sequence[Response], on_wait: Callable[[], None] = lambda: None) -> list[Verdict]:
+    def score(self, responses: Sequence[ResponseToScore], on_wait: Callable[[], None] = lambda: None) -> list[Verdict]:
         """Return a verdict on each response. Never raises: what cannot be scored scores 0, for a reason.
 
         Args:
@@ -110,7 +110,7 @@ class Scorer:
         task = source.task(Item(record.question, record.reference, record.settings))
         return task, self._judges.get(source.judge)
 
-    def _verdict(self, response: Response) -> Verdict:
+    def _verdict(self, response: ResponseToScore) -> Verdict:
         if response.finish == "media":
             return Verdict(0.0, MEDIA_TOKEN)
         try:

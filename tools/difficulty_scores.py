@@ -12,7 +12,7 @@ from rl.config import RlConfig
 from rl.iteration import UNDECIDED
 from rl.reward_config import RewardConfig
 from rl.rollouts import Finish, fingerprint
-from rl.scoring import UNKNOWN, Response, Scorer
+from rl.scoring import UNKNOWN, ResponseToScore, Scorer
 from tools.difficulty_grades import DifficultyError
 from training.config import load_config
 
@@ -50,7 +50,7 @@ class RunScores:
             DifficultyError: There is no such verifier.
         """
         record = replace(record, source=record.source or label)
-        responses = [Response(record, answer, _finish(answer)) for answer in answers]
+        responses = [ResponseToScore(record, answer, _finish(answer)) for answer in answers]
         verdicts = self._scorer.score(responses)
         if any(verdict.reason == UNKNOWN for verdict in verdicts):  # the shard was built by another version
             raise DifficultyError(f"there is no verifier {record.verifier!r}: build the prompts again")

@@ -13,7 +13,7 @@ from model.config import ConfigError
 from rewards.judge import JudgeConfig
 from rl.reward_checks import check_rewards, warnings_of_rewards
 from rl.reward_config import RewardConfig
-from rl.scoring import Response, Scorer
+from rl.scoring import ResponseToScore, Scorer
 from tests.rewards.test_judge import Running
 
 pytestmark = pytest.mark.fast
@@ -73,7 +73,9 @@ def test_judge_that_never_answers_is_named(caplog: pytest.LogCaptureFixture) -> 
     """Its fallback is a score like any other: without a word all rewards would be 0."""
     answers = Running("1.0")
     record = RlRecord("Which?", "a bird", "vqa", {}, "", "", "", thinks=True)
-    response = Response(record, "<think>.</think>\n<|begin_of_box|>some animal with wings<|end_of_box|>", "ended")
+    response = ResponseToScore(
+        record, "<think>.</think>\n<|begin_of_box|>some animal with wings<|end_of_box|>", "ended"
+    )
     for url, score, warnings in (("http://127.0.0.1:9/v1", 0, 1), (answers.url, 1, 0)):
         caplog.clear()
         scorer = Scorer(RewardConfig(judge=JudgeConfig(url=url, model="m", timeout=5.0)), "glm45v")

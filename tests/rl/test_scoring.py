@@ -10,7 +10,7 @@ import pytest
 from data_pipeline.domains.rl_record import RlRecord
 from model.config import ConfigError
 from rl.reward_config import RewardConfig
-from rl.scoring import Response, Scorer
+from rl.scoring import ResponseToScore, Scorer
 
 pytestmark = pytest.mark.fast
 
@@ -26,13 +26,13 @@ def text(answer: str) -> str:
 def test_scores_follow_the_records_verifier() -> None:
     scorer = Scorer(RewardConfig(), "glm45v")
     responses = [
-        Response(record("math", "1/2"), text("0.5"), "ended"),
-        Response(record("math", "1/2"), text("0.6"), "ended"),
-        Response(record("chart", "100"), text("101"), "ended"),
-        Response(record("math", "7"), text("7"), "media"),
-        Response(record("math", "7"), "<think>Well, it", "truncated"),
-        Response(record("gone", "7"), text("7"), "ended"),
-        Response(record("vqa", "a bird"), text("some animal with wings"), "ended"),
+        ResponseToScore(record("math", "1/2"), text("0.5"), "ended"),
+        ResponseToScore(record("math", "1/2"), text("0.6"), "ended"),
+        ResponseToScore(record("chart", "100"), text("101"), "ended"),
+        ResponseToScore(record("math", "7"), text("7"), "media"),
+        ResponseToScore(record("math", "7"), "<think>Well, it", "truncated"),
+        ResponseToScore(record("gone", "7"), text("7"), "ended"),
+        ResponseToScore(record("vqa", "a bird"), text("some animal with wings"), "ended"),
     ]
     verdicts = scorer.score(responses)
     scorer.close()
@@ -43,7 +43,7 @@ def test_scores_follow_the_records_verifier() -> None:
 def test_answer_form_is_the_models() -> None:
     scorer = Scorer(RewardConfig(), "glm41v")
     answered = "<think>Well.</think><answer><|begin_of_box|>7<|end_of_box|></answer>"
-    verdicts = scorer.score([Response(record("math", "7"), each, "ended") for each in (answered, text("7"))])
+    verdicts = scorer.score([ResponseToScore(record("math", "7"), each, "ended") for each in (answered, text("7"))])
     scorer.close()
     assert [verdict.score for verdict in verdicts] == [1, 0]
 
@@ -52,7 +52,7 @@ def test_registry_says_more_of_a_data_source(tmp_path: Path) -> None:
     file = tmp_path / "rewards.yaml"
     file.write_text("sources:\n  charts: {verifier: chart, settings: {tolerance: 0.2}}\n  maps: {verifier: vqa}\n")
     scorer = Scorer(RewardConfig(registry=str(file), no_judge_score=0.25), "glm45v")
-    verdicts = scorer.score([Response(record("chart", "100"), text("115"), "ended")])
+    verdicts = scorer.score([ResponseToScore(record("chart", "100"), text("115"), "ended")])
     assert verdicts[0].score == 1
     scorer.close()
 
@@ -68,7 +68,7 @@ def test_settings_change_with_the_content_of_the_registry(tmp_path: Path) -> Non
 
 def test_each_verdict_is_a_sign_of_progress() -> None:
     scorer, signs = Scorer(RewardConfig(), "glm45v"), []
-    scorer.score([Response(record("math", "7"), text("7"), "ended")] * 5, lambda: signs.append(1))
+    scorer.score([ResponseToScore(record("math", "7"), text("7"), "ended")] * 5, lambda: signs.append(1))
     scorer.close()
     assert len(signs) == 5
 
