@@ -41,6 +41,7 @@ from model.parameter_marks import VISION_PARTS, mark_parameters
 from model.process_groups import vision_groups
 from model.recompute import RecomputeConfig, recompute_fields
 from model.rope import DecoderRope
+from model.routed_experts import with_routed_experts
 from model.to_device import to_device
 from model.vision import VisionEncoder, vision_transformer_config
 
@@ -131,6 +132,8 @@ class GlmvModel(MegatronModule):
             )
             self.embedding_exchange = EmbeddingExchange(config.vision, parallel.vision)
         self.language_model = self._build_decoder(config.decoder, transformer)
+        for place, router in enumerate(self.routers()):
+            router.place, router.places = place, len(self.routers())
         self.model_type = self.language_model.model_type
         self.cuda(torch.cuda.current_device())  # megatron-core leaves the routers' weights in main memory
         mark_parameters(self, parallel.vision)
@@ -180,6 +183,7 @@ class GlmvModel(MegatronModule):
         frames_per_image: Tensor,
         labels: Tensor | None = None,
         pack: PackNumber | None = None,
+        routed_experts: Tensor | None = None,
     ) -> Tensor:
         """Run one pack.
 
@@ -196,6 +200,7 @@ class GlmvModel(MegatronModule):
             frames_per_image: int32 [images].
             labels: int64 [tokens], the token that each position predicts.
             pack: Which pack of the run it is. It decides what `lora.dropout` drops in training; None: nothing.
+            routed_experts: uint8 [tokens, layers with experts, experts per token], for `model.routed_experts`, or None.
 
         Returns:
             On the last stage with labels: the losses of this context rank's tokens (`my_context_tokens`), float32
@@ -213,7 +218,7 @@ class GlmvModel(MegatronModule):
         members = None
         if self.config.num_moe_experts:
             modalities = token_modalities(input_ids, self.glmv_config.image_token_id, grid_thw, frames_per_image)
-            members = self._members(cu_seqlens, segment_lengths, tokens, modalities)
+            members = self._members(cu_seqlens, segment_lengths, tokens, modalities, routed_experts)
         self.adapter_dropout.work_on(tokens)
         hidden_states = self.language_model(
             input_ids=None,
@@ -225,8 +230,7 @@ class GlmvModel(MegatronModule):
         )
         if not self.post_process:
             return hidden_states
-        if labels is not None:
-            labels = to_device(labels[tokens])
+        labels = None if labels is None else to_device(labels[tokens])
         return self.language_model.output_layer(hidden_states, labels)
 
     def _embed(
@@ -286,13 +290,26 @@ class GlmvModel(MegatronModule):
         self.adapter_dropout.work_on(places[:: MERGE_SIZE**2] // MERGE_SIZE**2)
         return self.adapter(rows)[:useful]
 
-    def _members(self, cu_seqlens: Tensor, segment_lengths: Tensor, tokens: Tensor, modalities: Tensor) -> Tensor:
-        """Return the table of members of this rank's tokens, for the routers (model.moe)."""
+    def _members(
+        self,
+        cu_seqlens: Tensor,
+        segment_lengths: Tensor,
+        tokens: Tensor,
+        modalities: Tensor,
+        routed_experts: Tensor | None,
+    ) -> Tensor:
+        """Return the table of members of this rank's tokens, for the routers of this stage (model.moe)."""
         if self.config.sequence_parallel:
             tokens = slice_for_tensor_rank(tokens)
+        experts = None
+        if routed_experts is not None:
+            first = self.glmv_config.decoder.first_k_dense_replace + 1  # layers are numbered from 1
+            layers = torch.tensor([router.layer_number - first for router in self.routers()], dtype=torch.int64)
+            experts = to_device(routed_experts[tokens][:, layers])
         own = (cu_seqlens, segment_lengths, tokens, modalities[tokens])
         cu_seqlens, segment_lengths, tokens, modalities = map(to_device, own)
-        return segment_members(cu_seqlens, segment_lengths, tokens) * modalities
+        members = segment_members(cu_seqlens, segment_lengths, tokens) * modalities
+        return members if experts is None else with_routed_experts(members, experts)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

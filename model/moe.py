@@ -11,6 +11,8 @@ the useful tokens of each segment:
 The table is passed in megatron-core's argument `padding_mask`, which reaches every layer, recomputed layers included.
 Where the example has 1, it holds what the token stands for: 1 text, 2 a part of an image, 3 a part of a video. So loads
 are counted for each of these MODALITIES.
+
+With router replay (`model.routed_experts`) the experts that each router is to choose are below these rows.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from torch import Tensor
 
 from model.megatron_versions import SORTS_ANY_NUMBER, record_loss
+from model.routed_experts import Chosen, split_table
 
 BALANCE_LOSS = "balance_loss"
 MODALITIES = ("text", "image", "video")  # the table of members holds 1 + the index of a token's modality
@@ -63,7 +66,11 @@ class SegmentRouter(TopKRouter):
         mean_tokens_per_pack: Useful tokens of the global batch per pack. The training loop sets it at every step.
             (The schedules divide by the number of micro-batches, and DDP by the data-parallel size.)
         local_tokens_by_modality: This rank's tokens per modality and expert; the training loop reads and clears it.
+        place: Among the routers of this pipeline stage, from 0.
+        places: How many routers this stage has.
     """
+
+    place, places = 0, 1
 
     def __init__(self, config: Any, pg_collection: Any, **_: Any) -> None:
         super().__init__(config=config, pg_collection=pg_collection)
@@ -77,7 +84,7 @@ class SegmentRouter(TopKRouter):
 
         Args:
             logits: [tokens, 1, experts].
-            padding_mask: The table of members, uint8 [segments, tokens].
+            padding_mask: The table of members, uint8 [segments, tokens]; or that table with chosen experts.
 
         Returns:
             Probabilities (float32) and chosen experts (bool), both [tokens, experts]. Padding has no experts, unless
@@ -85,21 +92,23 @@ class SegmentRouter(TopKRouter):
         """
         assert padding_mask is not None, "the router needs the table of segment members"
         logits = logits.flatten(0, 1)
+        members, experts = split_table(padding_mask, self.topk, self.place, self.places)
         probs, routing_map = normalized_topk_routing(
             logits,
             self.topk,
             scaling_factor=self.config.moe_router_topk_scaling_factor,
             score_function=self.score_function,
             expert_bias=self.expert_bias,
+            router_replay=None if experts is None else Chosen(experts),
         )
         # With recompute the forward pass runs twice, the first time without gradients: count only once.
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
-                self._count(padding_mask.amax(0), routing_map)
+                self._count(members.amax(0), routing_map)
             if self.balance_loss_coeff:
-                probs = self._add_balance_loss(probs, logits, members=padding_mask)
+                probs = self._add_balance_loss(probs, logits, members=members)
         if SORTS_ANY_NUMBER and not self.config.moe_permute_fusion:
-            routing_map = routing_map & (padding_mask.amax(0) != 0)[:, None]
+            routing_map = routing_map & (members.amax(0) != 0)[:, None]
         return probs, routing_map
 
     def _count(self, modalities: Tensor, routing_map: Tensor) -> None:

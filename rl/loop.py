@@ -71,7 +71,9 @@ class RlRun(Run):
             self.guard.requests.on_request(self._held_out.stop_waiting)
         self.pack_maker = PackMaker(config, tokenizer, pack_cost(model), model.image_token_id)
         limits = config.rollout
-        self.sampling = Sampling(1.0, limits.max_thinking_tokens, limits.max_answer_tokens, limits.force_answer)
+        self.sampling = Sampling(
+            1.0, limits.max_thinking_tokens, limits.max_answer_tokens, limits.force_answer, limits.replays
+        )
         self._rolled = RolledOut([], [], reused=False)
         self._updates: list[list[PolicyBatch]] = []
         self._metrics: dict[str, float] = {}

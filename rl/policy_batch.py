@@ -10,7 +10,8 @@ import torch
 
 from data_pipeline.encoding.batch import Batch, EncodedSample, collate
 from data_pipeline.encoding.rope_positions import rope_positions
-from rl.rollouts import Rollout
+from model.routed_experts import NOT_ROUTED
+from rl.rollouts import Rollout, RoutedExperts
 
 
 @dataclass(kw_only=True)
@@ -99,6 +100,7 @@ def make_policy_batch(
         pad_id=pad_id,
         segment_sources=sources or None,
     )
+    pack.routed_experts = _lay_out_experts([learned.rollout.experts for learned in rollouts], pack)
     weights, advantages, engine_log_probs = np.zeros((3, seq_length), np.float32)
     for learned, (_, labels), begin in zip(rollouts, encoded, pack.cu_seqlens.tolist(), strict=False):
         first = begin + len(learned.prompt) - 1  # this place predicts the first token of the response
@@ -115,3 +117,19 @@ def make_policy_batch(
         old_log_probs=torch.zeros(seq_length),
         importance=pack.loss_mask.clone(),
     )
+
+
+def _lay_out_experts(experts: Sequence[RoutedExperts | None], pack: Batch) -> torch.Tensor | None:
+    """Return the experts that the engine chose for a pack's tokens, None if it has not told any.
+
+    Routers choose for themselves where it has read nothing: at padding, and at the last token of each response.
+    """
+    told = [each for each in experts if each is not None]
+    if not told:
+        return None
+    laid_out = np.full((len(pack.input_ids), *told[0].response.shape[1:]), NOT_ROUTED, np.uint8)
+    for each, begin in zip(experts, pack.cu_seqlens.tolist(), strict=False):
+        if each is not None:
+            both = np.concatenate([each.prompt, each.response])
+            laid_out[begin : begin + len(both)] = both
+    return torch.from_numpy(laid_out)

@@ -7,6 +7,12 @@ A rollout is one response to a prompt; the rollouts of one prompt are a group. A
     numbers, seeds, versions, forced         one per rollout
     ends             where each rollout's tokens end in the three arrays below
     tokens, log_probs, inserted              of all rollouts, one after another
+
+and, where the engine has told which experts it chose (rollout.replay):
+
+    response_experts                         of all rollouts' tokens
+    prompt_experts, prompt_ends              of the tokens of prompts, one after another, and where each prompt ends
+    prompt_of                                which of these prompts is that of each rollout
 """
 
 from __future__ import annotations
@@ -64,12 +70,27 @@ class Sampling:
         max_thinking_tokens: tokens of a thought; where it has not ended by then, its end is inserted (`force_answer`).
         max_answer_tokens: tokens after the thought; without thinking, of the whole response.
         force_answer: whether a thought that is too long is ended. Without it the response is truncated.
+        routed_experts: whether rollouts are to tell which experts were chosen (router replay).
     """
 
     temperature: float
     max_thinking_tokens: int
     max_answer_tokens: int
     force_answer: bool
+    routed_experts: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class RoutedExperts:
+    """The experts that an engine has chosen, uint8 [tokens, layers with experts, experts per token].
+
+    Attributes:
+        prompt: for the prompt's tokens; one array for all rollouts that it was read once for.
+        response: for the response's. The last one was never read by the engine: NOT_ROUTED.
+    """
+
+    prompt: np.ndarray
+    response: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +107,7 @@ class Rollout:
         finish: `ended` by an end-of-turn token, `truncated` by a limit, or by a `media` token, which is its last.
         forced: whether the thought was ended by inserted tokens.
         version: of the weights that drew it.
+        experts: which experts were chosen, if `Sampling` asks for them.
     """
 
     prompt_id: str
@@ -97,6 +119,7 @@ class Rollout:
     finish: Finish
     forced: bool
     version: int
+    experts: RoutedExperts | None = None
 
 
 def seed_of(run_seed: int, iteration: int, prompt_id: str, number: int) -> int:
@@ -157,9 +180,24 @@ def write_rollouts(path: Path, head: RolloutsHead, rollouts: Sequence[Rollout]) 
         "tokens": joined("tokens", np.int64),
         "log_probs": joined("log_probs", np.float32),
         "inserted": joined("inserted", bool),
+        **_expert_arrays([rollout.experts for rollout in rollouts if rollout.experts is not None]),
     }
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
+
+
+def _expert_arrays(experts: Sequence[RoutedExperts]) -> dict[str, np.ndarray]:
+    """Return the arrays of a file that hold chosen experts, those of a group's prompt once."""
+    if not experts:
+        return {}
+    prompts = {id(each.prompt): each.prompt for each in experts}
+    places = {key: place for place, key in enumerate(prompts)}
+    return {
+        "response_experts": np.concatenate([each.response for each in experts]),
+        "prompt_experts": np.concatenate(list(prompts.values())),
+        "prompt_ends": np.cumsum([len(prompt) for prompt in prompts.values()], dtype=np.int64),
+        "prompt_of": np.array([places[id(each.prompt)] for each in experts], np.int64),
+    }
 
 
 def read_rollouts(path: Path) -> tuple[RolloutsHead, list[Rollout]]:
@@ -172,7 +210,7 @@ def read_rollouts(path: Path) -> tuple[RolloutsHead, list[Rollout]]:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         return _head(arrays), _rollouts(arrays)
-    except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, LookupError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise RolloutError(
             f"{path} is not a readable file of rollouts ({error}): delete it, to draw them again"
         ) from None
@@ -194,16 +232,37 @@ def _rollouts(arrays: Mapping[str, np.ndarray]) -> list[Rollout]:
         arrays["seeds"].tolist(),
         arrays["versions"].tolist(),
         arrays["forced"].tolist(),
-        [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else [],
+        _spans(ends),
+        _experts(arrays, _spans(ends)),
         strict=True,
     )
     tokens, log_probs, inserted = (arrays[name] for name in ("tokens", "log_probs", "inserted"))
     if {len(tokens), len(log_probs), len(inserted)} != {ends[-1] if ends else 0}:
         raise ValueError("its arrays are of unequal length")
     return [
-        Rollout(prompt, number, seed, tokens[own], log_probs[own], inserted[own], finish, forced, version)
-        for (prompt, finish), number, seed, version, forced, own in rows
+        Rollout(prompt, number, seed, tokens[own], log_probs[own], inserted[own], finish, forced, version, experts)
+        for (prompt, finish), number, seed, version, forced, own, experts in rows
     ]
+
+
+def _experts(arrays: Mapping[str, np.ndarray], responses: Sequence[slice]) -> Sequence[RoutedExperts | None]:
+    """Return the chosen experts of each rollout, None if the file has none."""
+    if "response_experts" not in arrays:
+        return [None] * len(responses)
+    of_responses, of_prompts = arrays["response_experts"], arrays["prompt_experts"]
+    spans = _spans(arrays["prompt_ends"].tolist())
+    if (len(of_responses), len(of_prompts)) != (responses[-1].stop, spans[-1].stop):
+        raise ValueError("its arrays are of unequal length")
+    prompts = [of_prompts[own] for own in spans]
+    return [
+        RoutedExperts(prompts[place], of_responses[own])
+        for place, own in zip(arrays["prompt_of"].tolist(), responses, strict=True)
+    ]
+
+
+def _spans(ends: Sequence[int]) -> list[slice]:
+    """Return the places of what lies one after another."""
+    return [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)] if ends else []
 
 
 def _json_bytes(content: Any) -> np.ndarray:

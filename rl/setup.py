@@ -12,6 +12,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.loading.source import Source
 from model.backend import has_gpu
 from model.config import ConfigError, GlmvConfig
+from model.routed_experts import MAX_EXPERTS
 from rewards.table import verifier_named
 from rewards.verdict import RewardError
 from rl.config import RlConfig
@@ -59,6 +60,7 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
     if processes is None:
         _check_machine(config)
     start_point, model = check_run(config, processes)
+    _check_replay(config, model)
     chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
     table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
     check_tokenizer(model, table.tokenizer, start_point.hf_files)
@@ -123,6 +125,23 @@ def _check_machine(config: RlConfig) -> None:
         raise ConfigError(
             "train.deterministic=true: the embedded engine draws with torch.cumsum, which torch then refuses on a GPU; "
             "set it to false, or use servers (rollout.engine=vllm)"
+        )
+
+
+def _check_replay(config: RlConfig, model: GlmvConfig) -> None:
+    """Check that the model has experts, which router replay is about.
+
+    Raises:
+        ConfigError: it has none, or more than their numbers can say.
+    """
+    if not config.rollout.replays:
+        return
+    if not model.decoder.is_moe:
+        raise ConfigError("rollout.replay=engine: the model is dense and has no routers; set it to none")
+    if model.decoder.n_routed_experts > MAX_EXPERTS:
+        raise ConfigError(
+            f"rollout.replay=engine: the model has {model.decoder.n_routed_experts} experts per layer, and only "
+            f"{MAX_EXPERTS} can be told apart; set it to none"
         )
 
 

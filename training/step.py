@@ -383,6 +383,7 @@ def forward(model: Any, batch: Batch, number: PackNumber | None = None, *, with_
         "patches",
         "grid_thw",
         "frames_per_image",
+        "routed_experts",
     )
     inputs = {name: getattr(batch, name) for name in names}
     return model(**inputs, labels=batch.labels if with_labels else None, pack=number)

@@ -63,6 +63,8 @@ class Batch:
     sample_ids: list[str]  # "shard.tar/KEY" of each segment; "" for the tail and for segments of padding alone
     segment_sources: list[str] = field(default_factory=list)  # label of the source of each segment; "" for the tail
     quarantined: list[dict[str, Any]] = field(default_factory=list)  # errors.UnusedSample.as_json() of each
+    # uint8 [tokens, layers with experts, experts per token]: what routers are to choose; None: they choose themselves
+    routed_experts: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:

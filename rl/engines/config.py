@@ -12,6 +12,7 @@ ENGINES = ("embedded", "vllm", "sglang")
 ANSWER = Bound(
     lambda value: value >= 4, "4 or more, which hold a token between the two of a box, and the end of the turn"
 )
+REPLAYS = ("none", "engine")
 
 
 @dataclass
@@ -23,6 +24,8 @@ class RolloutConfig(ServersConfig):
     max_thinking_tokens: int = 8192  # longest thought; then its end is inserted (rollout.force_answer)
     max_answer_tokens: int = 2048  # longest answer after the thought; without thinking, longest response
     force_answer: bool = True  # end a thought that is too long, and let the model answer; false: the rollout is cut off
+    # none: routers choose experts in training; engine: they choose those that the engine chose (router replay)
+    replay: str = "none"
     # most that the weight may be which corrects a token for the engine's own probability; 0: no correction
     tis: float = 2.0
     # mean difference of log-probabilities between engine and policy above which the run stops; 0: never
@@ -39,6 +42,7 @@ class RolloutConfig(ServersConfig):
         """
         if self.engine not in ENGINES:
             raise ConfigError(f"rollout.engine={self.engine!r}: choose one of {', '.join(ENGINES)}")
+        self._check_replay()
         check_bounds("rollout", self, {"max_thinking_tokens": POSITIVE, "max_answer_tokens": ANSWER})
         check_bounds("rollout", self, dict.fromkeys(("tis", "max_mismatch", "keep_last"), NOT_NEGATIVE))
         check_bounds("rollout", self, dict.fromkeys(("embedded_rows", "embedded_cache_gb"), POSITIVE))
@@ -49,6 +53,20 @@ class RolloutConfig(ServersConfig):
             self._refuse_embedded()
         if 0 < self.tis < 1:
             raise ConfigError(f"rollout.tis={self.tis:g} would shrink every token's weight; give 1 or more, or 0")
+
+    @property
+    def replays(self) -> bool:
+        """Whether training uses the experts that the engine chose."""
+        return self.replay == "engine"
+
+    def _check_replay(self) -> None:
+        if self.replay not in REPLAYS:
+            raise ConfigError(f"rollout.replay={self.replay!r}: choose one of {', '.join(REPLAYS)}")
+        if self.replays and self.engine != "embedded":
+            raise ConfigError(
+                f"rollout.replay=engine needs an engine that tells which experts it chose, and rollout.engine="
+                f"{self.engine} does not: set rollout.replay=none, or rollout.engine=embedded"
+            )
 
     def _refuse_servers(self) -> None:
         """Refuse keys of servers that were set although there are none."""

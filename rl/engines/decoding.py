@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,12 @@ import torch
 from torch import Tensor
 
 from data_pipeline.encoding.batch import EncodedSample
+from model.routed_experts import NOT_ROUTED
 from rl.engines.drawing import draw, uniforms
 from rl.engines.forcing import Response, ResponseTokens
 from rl.engines.kv_cache import KeyValueCache, PromptCache
-from rl.rollouts import Request, Rollout, Sampling
+from rl.engines.recording import RouterRecorder, recorded_routers
+from rl.rollouts import Request, Rollout, RoutedExperts, Sampling
 from training.pixel_values import pixel_values
 
 READ_TOKENS = 2**14  # of prompts that are read together, with padding; a longer prompt is read alone
@@ -28,12 +31,22 @@ class _Row:
     response: Response
     seed: int
     start: int  # position of its first token, on all three axes
+    prompt_experts: np.ndarray | None  # uint8 [prompt tokens, layers with experts, experts per token], if recorded
     read: int = 0  # tokens of the response that the module has read
+    experts: list[np.ndarray] = field(default_factory=list)  # of each token that was read, if recorded
 
     @property
     def waits(self) -> bool:
         """Whether the next token is to be drawn: the module has read all others."""
         return self.response.finish is None and self.read == len(self.response.tokens)
+
+    @property
+    def routed_experts(self) -> RoutedExperts | None:
+        """The experts that were chosen, of a response that has finished; None if they were not recorded."""
+        if self.prompt_experts is None:
+            return None
+        unread = np.full((1, *self.prompt_experts.shape[1:]), NOT_ROUTED, np.uint8)
+        return RoutedExperts(self.prompt_experts, np.concatenate([*(each[None] for each in self.experts), unread]))
 
 
 class Decoding:
@@ -62,23 +75,37 @@ class Decoding:
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], version: int) -> list[list[Rollout]]:
         """Return the rollouts of each request, of weights of this version."""
+        with recorded_routers(self.module) if self.sampling.routed_experts else nullcontext() as recorder:
+            return self._generate(requests, version, recorder)
+
+    def _generate(
+        self, requests: Sequence[Request], version: int, recorder: RouterRecorder | None
+    ) -> list[list[Rollout]]:
         samples = [request.prompt.sample for request in requests]
         copies = [len(request.seeds) for request in requests]
-        read = [self._read(part) for part in _parts(samples)]
+        read, experts = [], list[np.ndarray | None]()
+        for part in _parts(samples):
+            read.append(self._read(part))
+            experts += [None] * len(part) if recorder is None else _of_prompts(recorder.take(), part)
         logits = torch.cat([last for _, last in read]).repeat_interleave(torch.tensor(copies, device=self.device), 0)
         cache = KeyValueCache([prompts for prompts, _ in read], copies)
         del read
-        groups = [self._rows(request) for request in requests]
-        self._draw([row for group in groups for row in group], cache, logits)
+        groups = [self._rows(request, chosen) for request, chosen in zip(requests, experts, strict=True)]
+        self._draw([row for group in groups for row in group], cache, logits, recorder)
         return [
-            [row.response.rollout(request, number, version) for number, row in enumerate(group)]
+            [
+                row.response.rollout(request, number, version, experts=row.routed_experts)
+                for number, row in enumerate(group)
+            ]
             for request, group in zip(requests, groups, strict=True)
         ]
 
-    def _rows(self, request: Request) -> list[_Row]:
+    def _rows(self, request: Request, experts: np.ndarray | None) -> list[_Row]:
         prompt = request.prompt
         start = int(prompt.sample.position_ids.max()) + 1
-        return [_Row(Response(self.special, self.sampling, prompt.thinks), seed, start) for seed in request.seeds]
+        return [
+            _Row(Response(self.special, self.sampling, prompt.thinks), seed, start, experts) for seed in request.seeds
+        ]
 
     # --- prompts ------------------------------------------------------------------------------------------------------
 
@@ -116,7 +143,9 @@ class Decoding:
 
     # --- responses ----------------------------------------------------------------------------------------------------
 
-    def _draw(self, rows: Sequence[_Row], cache: KeyValueCache, logits: Tensor) -> None:
+    def _draw(
+        self, rows: Sequence[_Row], cache: KeyValueCache, logits: Tensor, recorder: RouterRecorder | None
+    ) -> None:
         """Draw until every response has finished."""
         while True:
             self._add_tokens(rows, logits)
@@ -128,6 +157,10 @@ class Decoding:
                 rows = [rows[number] for number in left]
                 cache.select(left)
             logits = self._read_tokens(rows, cache)
+            if recorder is not None:
+                for row, chosen in zip(rows, recorder.take().cpu().numpy(), strict=True):
+                    if row.response.finish is None:
+                        row.experts.append(chosen)
 
     def _add_tokens(self, rows: Sequence[_Row], logits: Tensor) -> None:
         """Draw a token for every row that waits for one."""
@@ -163,6 +196,21 @@ def _reading_mask(valid: Tensor) -> Tensor | None:
     tokens = valid.size(1)
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=valid.device).tril()
     return (causal & valid[:, None] | torch.eye(tokens, dtype=torch.bool, device=valid.device))[:, None]
+
+
+def _of_prompts(chosen: Tensor, samples: Sequence[EncodedSample]) -> list[np.ndarray]:
+    """Return the experts of each prompt's tokens, of prompts that were read together, padded on the left.
+
+    Args:
+        chosen: uint8 [prompts * tokens, layers with experts, experts per token].
+        samples: The prompts.
+
+    Returns:
+        uint8 [tokens, layers with experts, experts per token] for each prompt.
+    """
+    of_prompts = chosen.unflatten(0, (len(samples), -1)).cpu().numpy()
+    # copied, because a part of an array keeps all of it
+    return [experts[len(experts) - len(sample) :].copy() for experts, sample in zip(of_prompts, samples, strict=True)]
 
 
 def _parts(samples: Sequence[EncodedSample]) -> Iterator[list[EncodedSample]]:

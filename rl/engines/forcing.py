@@ -21,7 +21,7 @@ import numpy as np
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from model.config import GlmvConfig
 from rl.errors import EngineError
-from rl.rollouts import Finish, Request, Rollout, Sampling
+from rl.rollouts import Finish, Request, Rollout, RoutedExperts, Sampling
 
 # What ends a thought that is too long, in each form of chats.
 FORCED = {"glm45v": "</think>\n", "glm46v": "</think>\n", "glm41v": "</think><answer>"}
@@ -134,7 +134,7 @@ class Response:
         self.forced, self._in_thought = True, False
         self.budget = self._sampling.max_answer_tokens
 
-    def rollout(self, request: Request, number: int, version: int) -> Rollout:
+    def rollout(self, request: Request, number: int, version: int, experts: RoutedExperts | None = None) -> Rollout:
         """Return the finished response as the rollout `number` of a group."""
         assert self.finish is not None
         return Rollout(
@@ -147,4 +147,5 @@ class Response:
             finish=self.finish,
             forced=self.forced,
             version=version,
+            experts=experts,
         )

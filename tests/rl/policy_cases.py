@@ -16,11 +16,12 @@ from torch import Tensor, nn
 import training.step
 from model.glmv import build_model_chunks
 from model.process_groups import initialize_model_parallel
+from model.recompute import RecomputeConfig
 from model.weights.load import SafetensorsFolder, load_weights
 from rl.log_probs import log_probs_of, mismatch, with_old_log_probs
 from rl.objective import PolicyLoss
 from rl.policy_batch import LearnedRollout, PolicyBatch, make_policy_batch
-from rl.rollouts import Rollout
+from rl.rollouts import Rollout, RoutedExperts
 from tests.model.layout_cases import (
     OPTIMIZER,
     SEQ_LENGTH,
@@ -30,6 +31,7 @@ from tests.model.layout_cases import (
     of_this_rank,
 )
 from tests.reference import Element, Image, TestSample, Text, Video, make_sample, small_config, transformers_logits
+from tests.rl.chosen_experts import told_if_any
 from training.step import TrainStep
 
 CLIP = PolicyLoss(clip_low=0.2, clip_high=0.28)
@@ -78,6 +80,19 @@ def learned_rollouts(variant: str, engine_log_probs: Sequence[np.ndarray] | None
     return found
 
 
+def with_experts(rollouts: Sequence[LearnedRollout], experts: Sequence[np.ndarray]) -> list[LearnedRollout]:
+    """Return rollouts whose engine has chosen these experts for their tokens."""
+    return [
+        replace(
+            learned,
+            rollout=replace(
+                learned.rollout, experts=RoutedExperts(chosen[: len(learned.prompt)], chosen[len(learned.prompt) :])
+            ),
+        )
+        for learned, chosen in zip(rollouts, experts, strict=True)
+    ]
+
+
 def beginning(sample: TestSample, length: int) -> Any:
     """Return the first tokens of a sample, as a prompt."""
     whole = sample.encoded
@@ -114,22 +129,28 @@ def spread(values: Sequence[np.ndarray], rollouts: Sequence[LearnedRollout]) -> 
 # --- transformers, one rollout at a time ------------------------------------------------------------------------------
 
 
-def response_log_probs(model: nn.Module, sample: TestSample, drawn: int) -> Tensor:
-    """Return the log-probability of each token of a response, [drawn]."""
-    logits = transformers_logits(model, sample)[-drawn - 1 : -1]
+def response_log_probs(model: nn.Module, sample: TestSample, drawn: int, experts: np.ndarray | None = None) -> Tensor:
+    """Return the log-probability of each token of a response, [drawn]; with experts that routers are told to choose."""
+    with told_if_any(model, experts):
+        logits = transformers_logits(model, sample)[-drawn - 1 : -1]
     tokens = torch.from_numpy(sample.encoded.input_ids[-drawn:])
     return logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
 
 
 def transformers_policy_loss(
-    model: nn.Module, variant: str, old: Sequence[np.ndarray], engine: Sequence[np.ndarray]
+    model: nn.Module,
+    variant: str,
+    old: Sequence[np.ndarray],
+    engine: Sequence[np.ndarray],
+    experts: Sequence[np.ndarray | None] = (None,) * len(PROMPTS),
 ) -> tuple[Tensor, float]:
     """Return the policy loss of all rollouts, and the share of their tokens that is clipped."""
     total, clipped_tokens, tokens = torch.zeros(()), 0, 0
     rollouts = learned_rollouts(variant)
-    for sample, learned, before, by_engine in zip(samples_of(variant), rollouts, old, engine, strict=True):
+    each = zip(samples_of(variant), rollouts, old, engine, experts, strict=True)
+    for sample, learned, before, by_engine, chosen in each:
         drawn = torch.from_numpy(~learned.rollout.inserted)
-        now = response_log_probs(model, sample, len(learned.rollout.tokens))[drawn]
+        now = response_log_probs(model, sample, len(learned.rollout.tokens), chosen)[drawn]
         was, drew = torch.from_numpy(before)[drawn], torch.from_numpy(by_engine)[drawn]
         ratio, advantage = (now - was).exp(), learned.advantage
         bound = 1.28 if advantage > 0 else 0.8  # the side on which a token is held back
@@ -144,20 +165,27 @@ def transformers_policy_loss(
 # --- what the processes run -------------------------------------------------------------------------------------------
 
 
-def make_trainer(variant: str, folder: str, layout: str) -> TrainStep:
+def make_trainer(variant: str, folder: str, layout: str, recompute: str = "none") -> TrainStep:
     """Build a policy with the weights in `folder`."""
     parallel, stages = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
-    chunks = build_model_chunks(small_config(variant), parallel, pipeline_layout=stages)
+    chunks = build_model_chunks(
+        small_config(variant), parallel, pipeline_layout=stages, recompute=RecomputeConfig(recompute, "none")
+    )
     load_weights(chunks, SafetensorsFolder(Path(folder)))
     return TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, 3, SEQ_LENGTH, objective=CLIP)
 
 
-def policy_gradients(variant: str, folder: str, layout: str, expected: str) -> dict[str, Any]:
-    """Compare loss and gradients with those in the file `expected`, which also has the old log-probabilities."""
-    trainer, wanted = make_trainer(variant, folder, layout), torch.load(expected, weights_only=True)
+def policy_gradients(variant: str, folder: str, layout: str, expected: str, recompute: str = "none") -> dict[str, Any]:
+    """Compare loss and gradients with those in the file `expected`.
+
+    It also has the old log-probabilities, and may have the experts that the engine chose.
+    """
+    trainer, wanted = make_trainer(variant, folder, layout, recompute), torch.load(expected, weights_only=True)
     engine = [values.numpy() for values in wanted["engine"]]
     rollouts = learned_rollouts(variant, engine)
+    if wanted["experts"]:
+        rollouts = with_experts(rollouts, [chosen.numpy() for chosen in wanted["experts"]])
     old = spread([values.numpy() for values in wanted["old"]], rollouts)
     packs = [
         with_old_log_probs(batch, log_probs, TIS)
@@ -176,6 +204,15 @@ def policy_gradients(variant: str, folder: str, layout: str, expected: str) -> d
         for name, parameter in canonical_parameters(chunk).items()
     }
     return {"loss": loss, "differences": differences_of(held, small_config(variant), wanted["gradients"])}
+
+
+def replayed_log_probs(variant: str, folder: str, layout: str, expected: str) -> list[Tensor]:
+    """Return the log-probabilities of drawn tokens, 0 elsewhere, with the experts in the file `expected`."""
+    trainer, wanted = make_trainer(variant, folder, layout), torch.load(expected, weights_only=True)
+    rollouts = with_experts(learned_rollouts(variant), [chosen.numpy() for chosen in wanted["experts"]])
+    packs = packs_of(variant, rollouts)
+    values = log_probs_of(trainer, packs)
+    return [torch.where(pack.weights > 0, of_pack, 0.0) for pack, of_pack in zip(packs, values, strict=True)]
 
 
 def first_update(variant: str, folder: str, layout: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from rl.log_probs import with_old_log_probs
 from rl.policy_batch import make_policy_batch
 from tests.model.layout_cases import SEQ_LENGTH
 from tests.reference import small_config
-from tests.rl.policy_cases import PACKS, PROMPTS, learned_rollouts, packs_of
+from tests.rl.chosen_experts import random_experts
+from tests.rl.policy_cases import PACKS, PROMPTS, learned_rollouts, packs_of, with_experts
 
 pytestmark = pytest.mark.fast
 
@@ -56,6 +57,22 @@ def test_drawn_media_token_is_a_label_and_no_input() -> None:
     assert batch.loss_mask[last - 1] == 1
     assert batch.input_ids[last] == 0
     assert int((batch.input_ids == CONFIG.image_token_id).sum()) == int(batch.grid_thw.prod(1).sum()) // 4
+
+
+def test_experts_lie_on_the_tokens_that_the_engine_read() -> None:
+    rng, config = np.random.default_rng(2), small_config("glm4v_moe")
+    rollouts = learned_rollouts("glm4v_moe")
+    experts = [random_experts(len(learned), config.decoder, rng) for learned in rollouts]
+    packs = packs_of("glm4v_moe", with_experts(rollouts, experts))
+    layers = config.decoder.num_hidden_layers - config.decoder.first_k_dense_replace
+    for members, batch in zip(PACKS, packs, strict=True):
+        assert batch.routed_experts is not None
+        expected = torch.full((SEQ_LENGTH, layers, config.decoder.num_experts_per_tok), 255, dtype=torch.uint8)
+        for number, begin in zip(members, batch.cu_seqlens.tolist(), strict=False):
+            for place, chosen in enumerate(experts[number]):
+                expected[begin + place] = torch.from_numpy(chosen)
+        assert torch.equal(batch.routed_experts, expected)
+    assert all(batch.routed_experts is None for batch in packs_of("glm4v_moe", rollouts))
 
 
 def test_importance_is_the_ratio_of_both_probabilities_up_to_a_limit() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,15 @@ import numpy as np
 import pytest
 
 from rl.errors import RolloutError
-from rl.rollouts import Rollout, RolloutsHead, fingerprint, read_rollouts, seed_of, write_rollouts
+from rl.rollouts import (
+    Rollout,
+    RolloutsHead,
+    RoutedExperts,
+    fingerprint,
+    read_rollouts,
+    seed_of,
+    write_rollouts,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -58,6 +67,57 @@ def test_file_holds_plain_arrays_and_the_same_bytes_for_the_same_rollouts(tmp_pa
     arrays = np.load(tmp_path / "a.npz", allow_pickle=False)
     assert arrays["tokens"].tolist() == [5, 6, 7, 9]
     assert arrays["ends"].tolist() == [3, 3, 4]
+
+
+def routed() -> list[Rollout]:
+    """Return the rollouts with chosen experts: the first two are of one prompt, of four tokens."""
+    rng = np.random.default_rng(4)
+
+    def experts(tokens: int) -> np.ndarray:
+        return rng.integers(0, 256, (tokens, 3, 2), dtype=np.uint8)
+
+    prompts = [experts(4), experts(6)]
+    return [
+        replace(each, experts=RoutedExperts(prompts[number // 2], experts(len(each.tokens))))
+        for number, each in enumerate(ROLLOUTS)
+    ]
+
+
+def test_chosen_experts_are_read_as_written_and_those_of_a_prompt_are_kept_once(tmp_path: Path) -> None:
+    written = routed()
+    write_rollouts(tmp_path / "a.npz", HEAD, written)
+    _, read = read_rollouts(tmp_path / "a.npz")
+    for one, other in zip(read, written, strict=True):
+        assert one.experts is not None
+        assert other.experts is not None
+        for name in ("prompt", "response"):
+            found, expected = getattr(one.experts, name), getattr(other.experts, name)
+            np.testing.assert_array_equal(found, expected)
+            assert (found.dtype, found.shape) == (np.uint8, expected.shape)
+    prompts = [each.experts.prompt for each in read if each.experts]
+    assert prompts[0] is prompts[1] is not prompts[2]
+    arrays = np.load(tmp_path / "a.npz", allow_pickle=False)
+    assert arrays["prompt_experts"].shape == (10, 3, 2)
+    assert arrays["response_experts"].shape == (4, 3, 2)
+    assert arrays["prompt_of"].tolist() == [0, 0, 1]
+    write_rollouts(tmp_path / "b.npz", HEAD, read)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+
+
+@pytest.mark.parametrize("damage", ["short responses", "short prompts", "unknown prompt", "no prompts"])
+def test_damaged_experts_are_an_error_that_names_the_file(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "step.npz"
+    write_rollouts(path, HEAD, routed())
+    arrays = dict(np.load(path))
+    changes = {
+        "short responses": {"response_experts": arrays["response_experts"][:3]},
+        "short prompts": {"prompt_experts": arrays["prompt_experts"][:9]},
+        "unknown prompt": {"prompt_of": arrays["prompt_of"] + 1},
+        "no prompts": {"prompt_ends": arrays["prompt_ends"][:0]},
+    }
+    np.savez(path, **{**arrays, **changes[damage]})
+    with pytest.raises(RolloutError, match=r"step\.npz is not a readable file of rollouts"):
+        read_rollouts(path)
 
 
 def test_iteration_without_rollouts(tmp_path: Path) -> None:

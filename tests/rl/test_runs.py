@@ -211,6 +211,20 @@ REFUSED = [
         "rollout.embedded_rows=8 is of the embedded engine, and rollout.engine=vllm",
     ),
     (["lora.rank=4", "lora.dropout=0.1"], "lora.dropout=0.1: rollouts are drawn without dropout"),
+    (["rollout.replay=engine"], "rollout.replay=engine: the model is dense and has no routers; set it to none"),
+    (["rollout.replay=trainer"], "rollout.replay='trainer': choose one of none, engine"),
+    (
+        ["rollout.engine=vllm", "rollout.addresses=[http://localhost:8000]", "rollout.replay=engine"],
+        "rollout.replay=engine needs an engine that tells which experts it chose, and rollout.engine=vllm does not",
+    ),
+    (
+        ["rollout.engine=sglang", "rollout.addresses=[http://localhost:8000]", "rollout.replay=engine"],
+        "rollout.replay=engine needs an engine that tells which experts it chose, and rollout.engine=sglang does not",
+    ),
+    (
+        ["rollout.replay=engine", "moe.expert_bias_update_rate=0.001"],
+        "moe.expert_bias_update_rate=0.001: with rollout.replay=engine the biases take no part in training",
+    ),
     (["reward.judge.url=localhost:1"], "reward.judge.url is 'localhost:1'"),
     (["reward.judge.samples=3"], "reward.judge.url is ''"),
     ([*JUDGE, "reward.judge.temperature=nan"], "reward.judge.temperature is nan"),
@@ -223,7 +237,7 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[keys[-1] for keys, _ in REFUSED])
+@pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[" ".join(keys) for keys, _ in REFUSED])
 def test_contradiction_is_refused_before_anything_is_written(
     rl_config, tmp_path: Path, keys: list[str], message: str
 ) -> None:

@@ -30,6 +30,7 @@ from tests.rl.engines.embedded_cases import (
     roll_out,
     samples,
 )
+from tests.rl.engines.replay_cases import engines_choice
 from training.step import TrainStep
 
 LIMIT = 1e-5  # of the difference of log-probabilities
@@ -214,6 +215,29 @@ def test_layout_does_not_matter(
     expected = engine.generate(requests(config), SAMPLING)
     for rollouts in found:
         same(rollouts, expected, limit=1e-3 if trained else LIMIT)
+
+
+# --- router replay ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v_moe"], indirect=True)
+@pytest.mark.parametrize(
+    "layout",
+    ["DP2", "TP2 SP", pytest.param("PP2", marks=pytest.mark.slow), pytest.param("CP2", marks=pytest.mark.slow)],
+)
+def test_replaying_the_engine_with_its_own_weights_changes_nothing(
+    two_processes: Processes, hf_folder: tuple[Path, nn.Module], layout: str
+) -> None:
+    """The experts are those that the policy chooses itself, until its weights change. Only last tokens have none."""
+    for found in two_processes.run(
+        engines_choice, variant=variant_of(hf_folder), folder=str(hf_folder[0]), layout=layout
+    ):
+        assert found.drawn > 50
+        assert found.unlike == 0
+        assert found.unlike_after_update > 1e-3
+        assert found.unrouted == found.rollouts
+        assert found.mismatch <= LIMIT
+        assert found.first_deviation == 0
 
 
 # --- cost and form ----------------------------------------------------------------------------------------------------
