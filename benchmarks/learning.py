@@ -21,7 +21,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -33,13 +33,29 @@ from common.files import write_json
 from demo.digits import build
 from demo.report import read_metrics
 
-STEPS, AVERAGED = 40, 3
+AVERAGED = 3
 DONE = "benchmark.json"  # in the folder of a run that is complete
 REWARD_GAIN, MEAN_ACCURACY_GAIN, ROLLOUTS_SHARE = 0.10, 0.05, 0.8
-UNIFORM = ("curriculum.sampler=uniform", "expansion.enabled=false")
 COLORS = ("#2563eb", "#e4572e", "#0d9488")
 TIERS = ("hardest", "tier 1", "tier 2", "tier 3", "easiest")
 TIER_COLORS = ("#7a1f1f", "#d97b3f", "#e8d27a", "#7fb88a", "#2f6f5e")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How runs draw their prompts, and for how long. All of them draw about 35,000 rollouts of unanswerable prompts."""
+
+    steps: int = 40
+    interval: int = 4  # of validation
+    keys: tuple[str, ...] = ()
+
+
+GAIN = {"RLCS": Way()}
+# Validated each 1,920 rollouts, about.
+SAMPLING = {
+    "RLCS": Way(interval=2),
+    "uniform": Way(90, 5, ("curriculum.sampler=uniform", "expansion.enabled=false")),
+}
 
 
 @dataclass(frozen=True)
@@ -81,13 +97,12 @@ def main(
 ) -> None:
     """Train with several seeds, and print what was gained."""
     start = prepare(out)
-    prompts = "half_unanswerable" if unanswerable else "prompts"
-    kinds: dict[str, tuple[str, ...]] = {"RLCS": ()} | ({"uniform": UNIFORM} if unanswerable else {})
+    prompts, ways = ("half_unanswerable", SAMPLING) if unanswerable else ("prompts", GAIN)
     runs = {
-        kind: [learn(out, start, prompts, f"{kind} seed {seed}", seed, keys) for seed in range(seeds)]
-        for kind, keys in kinds.items()
+        name: [learn(out, start, prompts, f"{name} seed {seed}", seed, way) for seed in range(seeds)]
+        for name, way in ways.items()
     }
-    for run in (run for of_kind in runs.values() for run in of_kind):
+    for run in chain.from_iterable(runs.values()):
         first, last = run.accuracy[0][1], run.accuracy[-1][1]
         print(
             f"{run.name:16} {run.rollouts[-1]:7,} rollouts  reward {_mean(run.rewards[:AVERAGED]):.3f} -> "
@@ -111,7 +126,7 @@ def prepare(out: Path) -> Path:
     return start
 
 
-def learn(out: Path, start: Path, prompts: str, name: str, seed: int, keys: Sequence[str]) -> Learned:
+def learn(out: Path, start: Path, prompts: str, name: str, seed: int, way: Way) -> Learned:
     """Run `rl.train`, unless the run is there."""
     folder = out / f"{prompts} {name}".replace(" ", "_")
     if not (folder / DONE).is_file():
@@ -120,15 +135,15 @@ def learn(out: Path, start: Path, prompts: str, name: str, seed: int, keys: Sequ
             f"model.init_from={start}",
             f"data.sources=[{{path: {out}/digits/shards/{prompts}}}]",
             f"validation.sources=[{{path: {out}/digits/shards/held_out}}]",
-            "validation.interval=4",
-            f"train.steps={STEPS}",
+            f"validation.interval={way.interval}",
+            f"train.steps={way.steps}",
             f"train.seed={seed}",
             f"data.seed={seed}",
             f"train.output_dir={folder}",
             "rollout.keep_last=1",
             "checkpoint.save_interval=0",
         ]
-        _train("rl.train", "rl", out, [*run_keys, *keys])
+        _train("rl.train", "rl", out, [*run_keys, *way.keys])
         write_json(folder / DONE, {"cpu_seconds": _cpu_seconds() - before})
     lines, validation = read_metrics(folder / "metrics.jsonl"), read_metrics(folder / "validation.jsonl")
     drawn = [int(line["rollouts"]) for line in lines]
@@ -197,10 +212,10 @@ def draw_gain(runs: Sequence[Learned], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     rewards, accuracies = figure.subplots(1, 2)
     for run, color in zip(runs, cycle(COLORS)):
-        rewards.plot(run.rollouts, run.rewards, label=run.name, color=color, linewidth=1.4)
+        rewards.plot([count / 1000 for count in run.rollouts], run.rewards, label=run.name, color=color, linewidth=1.4)
         _plot_accuracy(accuracies, run, color, "-")
-    _label(rewards, "reward of the rollouts", "rollouts")
-    _label(accuracies, "greedy accuracy, held out", "rollouts")
+    _label(rewards, "reward of the rollouts", "1,000 rollouts")
+    _label(accuracies, "greedy accuracy, held out", "1,000 rollouts")
     rewards.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=110)
 
@@ -209,10 +224,10 @@ def draw_sampling(runs: Mapping[str, Sequence[Learned]], path: Path) -> None:
     """Draw the accuracies of all runs, and what the curriculum of the first RLCS run drew in each iteration."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     accuracies, tiers, expansion = figure.subplots(1, 3)
-    for kind, style in (("RLCS", "-"), ("uniform", "--")):
-        for run, color in zip(runs[kind], cycle(COLORS)):
+    for way, style in (("RLCS", "-"), ("uniform", "--")):
+        for run, color in zip(runs[way], cycle(COLORS)):
             _plot_accuracy(accuracies, run, color, style, run.name)
-    _label(accuracies, "greedy accuracy, held out", "rollouts")
+    _label(accuracies, "greedy accuracy, held out", "1,000 rollouts")
     accuracies.legend(frameon=False, fontsize=8)
 
     lines = runs["RLCS"][0].metrics
@@ -224,9 +239,10 @@ def draw_sampling(runs: Mapping[str, Sequence[Learned]], path: Path) -> None:
     _label(tiers, f"share of the draw by tier, {runs['RLCS'][0].name}", "iteration")
 
     expansion.plot(iterations, [line["expansion/ratio"] for line in lines], label="prompts drawn per prompt wanted")
-    for kind, style in (("RLCS", "-"), ("uniform", "--")):
-        valid = [line["groups/valid_share"] for line in runs[kind][0].metrics]
-        expansion.plot(iterations, valid, color=COLORS[2], linestyle=style, label=f"share of valid groups, {kind}")
+    for way, style in (("RLCS", "-"), ("uniform", "--")):
+        shown = runs[way][0].metrics[: len(lines)]
+        valid = [line["groups/valid_share"] for line in shown]
+        expansion.plot(iterations, valid, color=COLORS[2], linestyle=style, label=f"share of valid groups, {way}")
     expansion.set(xlim=(iterations[0], iterations[-1]), ylim=(0, None))
     expansion.legend(frameon=False, fontsize=8)
     _label(expansion, "expansion, seed 0", "iteration")
@@ -234,7 +250,7 @@ def draw_sampling(runs: Mapping[str, Sequence[Learned]], path: Path) -> None:
 
 
 def _plot_accuracy(axes: Axes, run: Learned, color: str, style: str, label: str | None = None) -> None:
-    places = [0, *(run.rollouts[step - 1] for step, _ in run.accuracy[1:])]
+    places = [0.0, *(run.rollouts[step - 1] / 1000 for step, _ in run.accuracy[1:])]
     values = [value for _, value in run.accuracy]
     axes.plot(places, values, color=color, linestyle=style, linewidth=1.4, marker="o", markersize=3, label=label)
 
