@@ -38,7 +38,7 @@ def test_prompts_are_built_counted_and_verified(table, tmp_path, tokenizer_folde
     assert "samples: 3, rejected: 2" in shown
     rejected = {line["origin"]: line for line in map(json.loads, (out / "rejected.jsonl").read_text().splitlines())}
     assert [line["reason"] for line in rejected.values()] == ["bad_reference", "unknown_verifier"]
-    assert rejected["train.parquet:2"]["detail"] == "exact: the reference is empty"
+    assert rejected["train.parquet:2"]["detail"] == 'the text "reference" is empty: no answer would be right'
     assert "did you mean exact" in rejected["train.parquet:4"]["detail"]
 
     [tar] = out.glob("*.tar")
