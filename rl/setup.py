@@ -30,6 +30,7 @@ from training.setup import Prepared, check_run, lay_out_pipeline
 from training.validation import check_overlap
 from training.validator import PreparedValidation
 
+MARKS = ("</think>", "<|begin_of_box|>", "<|end_of_box|>")  # tokens of responses
 MOST_INSERTED = 8  # tokens that end a thought which is too long
 
 
@@ -64,6 +65,7 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
     chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
     table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
     check_tokenizer(model, table.tokenizer, start_point.hf_files)
+    _check_marks(table.tokenizer)
     _check_verifiers(table)
     _check_labels(config, table)
     held_out = _open_held_out(config, chat_form, table)
@@ -161,6 +163,19 @@ def longest_prompt(config: RlConfig) -> int:
             "lower the others"
         )
     return seq_length - response
+
+
+def _check_marks(tokenizer: GlmTokenizer) -> None:
+    """Check that the tokenizer has the tokens by which thought and answer are found.
+
+    Raises:
+        DataError: it lacks one.
+    """
+    if missing := [name for name in MARKS if name not in tokenizer.special]:
+        raise DataError(
+            f"data.tokenizer {tokenizer.folder} lacks the special tokens {' '.join(missing)}, by which the thought and "
+            "the answer of a response are found: use that of a model which answers so"
+        )
 
 
 def _check_verifiers(table: PromptTable) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from data_pipeline.errors import DataError
 from data_pipeline.sharding.build import build_shards
+from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.index import read_index
 from data_pipeline.shards.prompt_facts import add_grades
 from model.checkpoint import read_train_state
@@ -307,6 +308,21 @@ def test_labels_of_other_tiers_than_the_curriculums_are_refused(rl_config, digit
     two_tiers = ["curriculum.edges=[0.5]", "curriculum.weights=[1,1]"]
     with pytest.raises(DataError, match="1 prompts are labelled with one of the 5 tiers "):
         prepare(load_config(RlConfig, file, two_tiers))
+
+
+@pytest.mark.parametrize("mark", ["</think>", "<|begin_of_box|>"])
+def test_tokenizer_without_the_marks_of_an_answer_is_refused(
+    mark: str, rl_config, digits: Path, tmp_path: Path
+) -> None:
+    tokenizer = shutil.copytree(digits / "tokenizer", tmp_path / "tokenizer")
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] != mark]
+    (tokenizer / "tokenizer.json").write_text(json.dumps(content))
+    prompts = shutil.copytree(digits / "shards" / "prompts", tmp_path / "prompts")
+    index_shards(list(prompts.glob("*.tar")), tokenizer=tokenizer, chat_form="glm41v")
+    data = {"tokenizer": str(tokenizer), "sources": [{"path": str(prompts)}]}
+    with pytest.raises(DataError, match=re.escape(f"lacks the special tokens {mark}, by which")):
+        prepare(load_config(RlConfig, rl_config(tmp_path / "run", data=data)))
 
 
 def test_resumed_run_names_the_keys_that_have_changed(
