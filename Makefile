@@ -4,7 +4,7 @@
 # make test        the tests; test-fast: the inner loop (3 minutes); test-full: the slow ones too
 # make test-te     the part of the tests that looks at the Transformer Engine backend, without a GPU
 # make test-urls   weights in S3 and on the Hub, from servers on this machine; a part of test-full
-# make test-engines exports in vLLM and SGLang and rollouts by vLLM, on the CPU; a part of test-full
+# make test-engines exports in vLLM and SGLang, rollouts by vLLM, also on Ray, on the CPU; a part of test-full
 # make test-new    the model's tests with the newest megatron-core and Transformer Engine; test-new-fast: a third of them
 # make test-gpu    what only a GPU can tell, on a machine that has one; a part of it: PART="bf16 runs"
 # make check       format, lint, types; make format fixes what can be fixed

@@ -19,6 +19,7 @@ from rl.config import RlConfig
 from rl.curriculum.facts import NO_TIER
 from rl.engines.build import GB
 from rl.engines.embedded import token_bytes
+from rl.engines.starting import check_placement
 from rl.objective import PolicyLoss
 from rl.prompts import PromptTable
 from rl.reward_checks import check_rewards, warnings_of_rewards
@@ -121,8 +122,9 @@ def _check_machine(config: RlConfig) -> None:
     """Check that this machine can do what the configuration asks for.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError, EngineError: it cannot.
     """
+    check_placement(config.rollout)
     if config.train.deterministic and config.rollout.engine == "embedded" and has_gpu():
         raise ConfigError(
             "train.deterministic=true: the embedded engine draws with torch.cumsum, which torch then refuses on a GPU; "

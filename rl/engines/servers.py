@@ -25,8 +25,9 @@ from rl.engines.prompt_media import served_prompt
 from rl.engines.server import Expected, RequestFailed, Server, ServerGone
 from rl.engines.servers_config import ServersConfig
 from rl.engines.sglang import SglangServer
+from rl.engines.starting import start_server
 from rl.engines.vllm import VllmServer
-from rl.engines.vllm_process import VllmProcess
+from rl.engines.vllm_process import StartedServer
 from rl.errors import EngineError
 from rl.publishing import write_policy
 from rl.rollouts import Request, Rollout, Sampling
@@ -76,12 +77,13 @@ class ServersEngine:
         config.check(kind)
         self.quarantined: dict[str, str] = {}
         self._config, self._expected, self._special = config, expected, special
-        self._logs = folder / "servers"
         self._weights = _own_folder(Path(config.publish_dir), folder) if config.publish_dir else folder / "weights"
         self._weights = self._weights.absolute()
+        # Servers on other machines see the folder of the weights.
+        self._logs = (self._weights if config.ray and config.publish_dir else folder.absolute()) / "servers"
         self._hf_files, self._on_wait = hf_files, on_wait
         self._places = [Place(CLIENTS[kind](address)) for address in config.addresses]
-        self._processes: dict[int, VllmProcess] = {}  # by the number of their place
+        self._processes: dict[int, StartedServer] = {}  # by the number of their place
         self._published: list[int] = []
         self._name = f"{folder.absolute().name}-{secrets.token_hex(4)}"  # of this process's weights, on servers
         self._last_beat = 0.0
@@ -111,8 +113,9 @@ class ServersEngine:
 
     def close(self) -> None:
         """End the servers that this run started."""
-        for process in self._processes.values():
-            process.close()
+        if self._processes:
+            with ThreadPoolExecutor(len(self._processes)) as threads:
+                list(threads.map(lambda process: process.close(), self._processes.values()))
         self._processes.clear()
 
     # --- work of the first process ------------------------------------------------------------------------------------
@@ -163,29 +166,28 @@ class ServersEngine:
 
     def _start_missing(self, folder: Path) -> None:
         """Start the servers of rollout.start, and those again that have ended or hang."""
-        first = len(self._config.addresses)
-        started: list[tuple[Place, VllmProcess]] = []
+        first, length = len(self._config.addresses), self._expected.max_length
+        started = []
         for number in range(first, first + self._config.start):
             process = self._processes.get(number)
             if process is not None:
                 if process.is_running and process.server.is_healthy(self._config.health_seconds):
                     continue
                 process.close()
-            log_file = self._logs / f"{number - first}.log"
-            options, length = self._config.start_options, self._expected.max_length
-            process = VllmProcess(self._config.start_python, folder, length, options, log_file)
+            process = start_server(self._config, number - first, folder, length, self._logs, again=process is not None)
             self._processes[number] = process
-            place = Place(process.server)
-            self._places[number : number + 1] = [place]
-            started.append((place, process))
-        for place, process in started:
+            started.append((number, process))
+        for number, process in started:
             try:
                 process.wait(self._config.start_seconds, self._beat)
-                place.server.check(self._expected)
+                process.server.check(self._expected)
+                self._places[number : number + 1] = [Place(process.server)]
             except (ServerGone, EngineError) as error:
                 if not self._published:
                     raise EngineError(str(error)) from error
-                place.lost = str(error)
+                process.close()  # and started again with the next weights
+                log.warning(f"rollouts: a server could not be started again ({error})")
+                self._places[number].lost = str(error)
 
     def _draw_all(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[Rollout], dict[str, str]]:
         version = self._published[-1]
