@@ -133,7 +133,8 @@ def test_servers_on_two_nodes_draw_and_come_back(
         assert not psutil.wait_procs(processes, timeout=LEFT_SECONDS)[1]
         engine.publish(trainer, 2)
         assert len(servers_of(tmp_path)) == 1
-        assert "no node had 1 CPU and 0 GPUs free within 60 s" in caplog.text
+        # Ray finds no room, or has placed it on the node that it does not know to be lost.
+        assert "rollouts: a server could not be started again (rollout.ray=" in caplog.text
         rollouts = engine.generate(requests_of(prompts[:4], 3), SAMPLING)
         assert {each.version for each in rollouts} == {2}
         print(caplog.messages)
