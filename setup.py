@@ -90,7 +90,8 @@ setup(
     extras_require={
         # Transformer Engine, for machines with an NVIDIA GPU; the README says how to install it.
         "te": ["transformer-engine[core_cu13,pytorch]>=2.9,<2.21"],
-        # `--executor ray` of tools.shard, rollout.ray of rl.train; screenshots of web pages for grounding, which also need a Chromium.
+        # `--executor ray` of tools.shard, rollout.ray of rl.train; screenshots of web pages for grounding, which also
+        # need a Chromium.
         "ray": ["ray"],
         "gui": ["playwright"],
         # metrics.wandb and metrics.mlflow; sqlalchemy and alembic are for MLflow's own data bases.
