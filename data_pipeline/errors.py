@@ -35,7 +35,7 @@ class LostShard(BadSample):
 
 
 class Interrupted(DataError):
-    """A shard that storage has lost was not waited for any longer, because the run was asked to stop."""
+    """Something was not waited for any longer, because the run was asked to stop: a lost shard, or rollouts."""
 
 
 class Unavailable(Exception):

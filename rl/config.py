@@ -136,7 +136,7 @@ class RlConfig(RunConfig):
 
     def warnings_of_domains(self, domains: Collection[str]) -> Iterator[str]:
         """Yield the keys that were set and have no effect, or not the one that is probably meant."""
-        yield from _changed("data", self.data, ("num_workers", "prefetch", "too_long"), f"in {COMMAND}")
+        yield from _changed("data", self.data, ("prefetch", "too_long"), f"in {COMMAND}")
         if not self.expansion.enabled:
             yield from _changed("expansion", self.expansion, ("decay", "max_ratio"), "with expansion.enabled=false")
         if self.curriculum.sampler == "uniform":
@@ -146,12 +146,6 @@ class RlConfig(RunConfig):
         for source in self.validation.sources:
             if source.weight != 1:
                 yield f"the weight of held-out source {source.label()!r} has no effect in {COMMAND}"
-        kept, saved = self.rollout.keep_last, self.checkpoint.save_interval
-        if 0 < kept < saved or (kept and not saved):
-            yield (
-                f"rollout.keep_last={kept} is below checkpoint.save_interval={saved}: a run that is killed draws again "
-                "what it has removed since its newest checkpoint"
-            )
 
 
 def _changed(section: str, keys: Any, names: Sequence[str], when: str) -> Iterator[str]:

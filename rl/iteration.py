@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from megatron.core import parallel_state
@@ -15,6 +15,8 @@ from rl.advantages import group_advantages
 from rl.config import RlConfig
 from rl.packs import Work, plan_packs
 from rl.policy_batch import LearnedRollout, PolicyBatch, make_policy_batch
+from rl.reading import in_threads
+from rl.rollouts import RolloutPrompt
 from rl.rolls import Group
 from rl.scoring import NO_JUDGE
 from rl.selection import count_groups, have_differences, select_groups
@@ -72,7 +74,7 @@ class PackMaker:
     def packs(self, update: Sequence[Chosen], seed: Sequence[int]) -> list[PolicyBatch]:
         """Return this data-parallel rank's packs of an update. Collective over the processes that share packs."""
         learned = [
-            (LearnedRollout(chosen.group.prompt.sample, rollout, float(advantage)), chosen.group.record.source)
+            (LearnedRollout(chosen.group.prompt.sample, rollout, float(advantage)), chosen.group)
             for chosen in update
             for rollout, advantage in zip(chosen.group.rollouts, chosen.advantages, strict=True)
         ]
@@ -88,14 +90,17 @@ class PackMaker:
         )[parallel_state.get_data_parallel_rank()]
 
         def make() -> list[PolicyBatch]:
+            prompts = {group.prompt.id: group.prompt for _, group in (learned[n] for pack in members for n in pack)}
+            decoded = in_threads(RolloutPrompt.decoded, list(prompts.values()), self.config.data.num_workers)
+            whole = {prompt.id: prompt.sample for prompt in decoded}
             return [
                 make_policy_batch(
-                    [learned[number][0] for number in pack],
+                    [replace(learned[number][0], prompt=whole[learned[number][1].prompt.id]) for number in pack],
                     seq_length=train.seq_length,
                     segment_multiple=self.config.data.segment_multiple,
                     image_id=self.image_id,
                     pad_id=self.tokenizer.pad_id,
-                    sources=[learned[number][1] for number in pack],
+                    sources=[learned[number][1].record.source for number in pack],
                 )
                 for pack in members
             ]

@@ -65,7 +65,7 @@ class RlRun(Run):
         scorer = Scorer(config.reward, FORMS[prepared.chat_form])
         if self.log is not None and self.sampler.begins_again:
             logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
-        self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark)
+        self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark, self._waits)
         self._held_out = prepared.held_out
         if self._held_out is not None:
             self.guard.requests.on_request(self._held_out.stop_waiting)
@@ -94,8 +94,14 @@ class RlRun(Run):
         self.guard.watchdog.mark(self.done + 1, phase, slow=True)
 
     def _waits(self) -> None:
-        """Note that the engine still draws, here or elsewhere."""
+        """Note that rollouts are still drawn or scored, here or elsewhere.
+
+        Raises:
+            Interrupted: the run was asked to stop.
+        """
         self._mark(self._phase)
+        if self.guard.requests.is_known:
+            raise Interrupted("the run was asked to stop")
 
     # --- before the updates -------------------------------------------------------------------------------------------
 
@@ -106,7 +112,7 @@ class RlRun(Run):
         """
         started = time.perf_counter()
         self._rolled, self._updates = RolledOut([], [], reused=False), []  # the memory of the last iteration
-        if self._is_stopped():  # rolling out may take longer than a scheduler waits
+        if self._is_stopped():
             return []
         rows = self.sampler.draw(step)
         tiers = self.sampler.tiers(rows)

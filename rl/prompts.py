@@ -22,8 +22,9 @@ import pyarrow as pa
 
 from common.urls import is_url, shown
 from data_pipeline.config import DataConfig, SourceConfig
+from data_pipeline.domains import build_sample
 from data_pipeline.domains.rl_record import TIERS, RlRecord, read_rl_record
-from data_pipeline.encoding.encode import encode_record
+from data_pipeline.encoding.encode import LongSample
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import BadSample, DataError, LostShard
 from data_pipeline.loading.source import Source
@@ -82,7 +83,7 @@ class PromptTable:
         return len(self.lengths)
 
     def read(self, row: int) -> tuple[RolloutPrompt, RlRecord]:
-        """Read, decode and tokenise a prompt.
+        """Read and tokenise a prompt. Its images and videos are measured by their headers: it has no patches yet.
 
         Args:
             row: Of the table.
@@ -102,19 +103,20 @@ class PromptTable:
                 f"a shard of source {source.label!r} is lost: {error.detail}. Bring it back and start the run again; "
                 "data.on_lost_shard=quarantine continues without its prompts"
             ) from error
-        sample = encode_record(
-            raw.record,
+        undecoded = LongSample(
+            build_sample(raw.record, images=len(raw.images), videos=len(raw.videos), chat_form=stored.chat_form),
             raw.images,
             raw.videos,
             tokenizer=self.tokenizer,
             budget=self._budget,
             sample_id=self.facts.ids[row],
-            chat_form=stored.chat_form,
         )
+        sample = undecoded.without_patches()
         if len(sample) != self.lengths[row]:
             raise BadSample("length_changed", f"{len(sample)} tokens, but the index says {self.lengths[row]}")
         record = read_rl_record(raw.record)
-        prompt = RolloutPrompt(sample.sample_id, sample, tuple(raw.images), tuple(raw.videos), record.thinks)
+        images, videos = tuple(raw.images), tuple(raw.videos)
+        prompt = RolloutPrompt(sample.sample_id, sample, images, videos, record.thinks, undecoded)
         return prompt, replace(record, source=record.source or source.label)
 
     def stop_waiting(self) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,7 @@ import numpy as np
 
 from common.files import replacing
 from data_pipeline.encoding.batch import EncodedSample
+from data_pipeline.encoding.encode import LongSample
 from rl.errors import RolloutError
 
 Finish = Literal["ended", "truncated", "media"]
@@ -40,10 +41,12 @@ class RolloutPrompt:
 
     Attributes:
         id: "shard.tar/KEY".
-        sample: its tokens with expanded media tokens, positions, patches and grids. No token carries loss.
+        sample: its tokens with expanded media tokens, positions and grids; patches once it is `decoded`. No token
+            carries loss.
         images: encoded files as stored, for engines that decode them themselves.
         videos: likewise.
         thinks: whether the model is to think first.
+        undecoded: what patches are made from; None: they are there, or are not needed.
     """
 
     id: str
@@ -51,6 +54,17 @@ class RolloutPrompt:
     images: tuple[bytes, ...]
     videos: tuple[bytes, ...]
     thinks: bool
+    undecoded: LongSample | None = None
+
+    def decoded(self) -> RolloutPrompt:
+        """Return the prompt with its patches.
+
+        Raises:
+            BadSample: An image or video cannot be decoded.
+        """
+        if self.undecoded is None:
+            return self
+        return replace(self, sample=self.undecoded.piece(0, len(self.undecoded)), undecoded=None)
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Scorer:
 
         Args:
             responses: what is scored.
-            on_wait: called after each.
+            on_wait: called after each. What it raises ends the scoring.
         """
         if self._pool is None:
             workers.configure(self.config.processes)
@@ -96,7 +96,7 @@ class Scorer:
     def close(self) -> None:
         """End the processes and threads that score."""
         if self._pool is not None:
-            self._pool.shutdown()
+            self._pool.shutdown(cancel_futures=True)
             workers.shared().close()
 
     def task(self, record: RlRecord) -> tuple[Task, Judge | None]:

@@ -100,6 +100,11 @@ class StopRequests:
                 self._file_was_seen = self.file.exists()
         return self.received() != 0 or self._file_was_seen
 
+    @property
+    def is_known(self) -> bool:
+        """Whether this process has learned of a request, its own or another's. Costs nothing."""
+        return self._is_answered
+
     def forget_old_file(self) -> None:
         """Remove a `stop` that an earlier run did not see. On the main process.
 

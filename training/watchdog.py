@@ -29,7 +29,8 @@ from training.metrics import writes_to
 from training.signals import StopRequests
 from training.stacks import STACKS, StackFile, dump_other, process_status
 
-READING = ("data", "validating")  # phases in which a process may wait for storage
+# Phases that end early where the run is asked to stop: a process may wait for storage, or draw and score for long.
+ENDING_EARLY = ("data", "validating", "rollout", "reward")
 CLOSING = "closing"  # the phase in which a run that ends closes its files
 BEAT_SECONDS = 1.0
 RANKS_PER_SECOND = 500  # more processes than that beat more slowly: one store serves them all
@@ -153,13 +154,13 @@ class Watchdog:
                 return
 
     def _spread_stop(self, mark: Mark) -> None:
-        """Tell the others of a request to stop, or answer theirs, where this process reads data now."""
+        """Tell the others of a request to stop, or answer theirs, where this process is in one of these phases."""
         if self._stop_is_known:
             return
         if self._requests.is_made():
             self._stop_is_known = True
             self.board.announce_stop()
-        elif mark.phase in READING and self.board.stop_is_announced():
+        elif mark.phase in ENDING_EARLY and self.board.stop_is_announced():
             self._stop_is_known = True
         if self._stop_is_known:
             self._requests.answer()

@@ -137,6 +137,19 @@ class LongSample:
     def __len__(self) -> int:
         return len(self._tokens.input_ids)
 
+    def without_patches(self) -> EncodedSample:
+        """Return the whole sample as its headers describe it, with nothing decoded."""
+        return EncodedSample(
+            sample_id=self.sample_id,
+            domain=self.sample.domain,
+            input_ids=self._tokens.input_ids,
+            loss=self._tokens.loss,
+            position_ids=rope_positions(self._tokens.input_ids == self._image_id, self._tokens.grids),
+            patches=torch.empty(0, SLICE_BYTES, dtype=torch.uint8),
+            grids=self._tokens.grids,
+            frames_per_image=self._tokens.frames_per_image,
+        )
+
     def piece(self, start: int, length: int, *, truncated: bool = False) -> EncodedSample:
         """Return tokens start..start+length as a sample of its own, with positions from 0.
 

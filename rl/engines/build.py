@@ -34,7 +34,8 @@ def build_engine(
         tokenizer: of the run.
         chat_form: how the model writes chats.
         hf_files: fills a folder with the files beside the weights that servers load.
-        on_wait: called while rollouts are drawn, so that the run is not taken to hang.
+        on_wait: called while rollouts are drawn, so that the run is not taken to hang; raises Interrupted where it is
+            asked to stop.
 
     Raises:
         EngineError: a server does not answer, or serves something else; the tokenizer lacks a token.

@@ -30,7 +30,8 @@ class RolloutConfig(ServersConfig):
     tis: float = 2.0
     # mean difference of log-probabilities between engine and policy above which the run stops; 0: never
     max_mismatch: float = 0.05
-    keep_last: int = 0  # iterations whose rollouts stay on disk; 0: all
+    # iterations whose rollouts stay on disk; all since the newest checkpoint stay in any case; 0: all
+    keep_last: int = 16
     embedded_rows: int = 256  # embedded: responses that are drawn together, at most
     embedded_cache_gb: float = 4.0  # embedded: GB of their keys and values, at most, on each lead
 

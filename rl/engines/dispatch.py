@@ -101,7 +101,7 @@ class Dispatch:
         """Draw until every rollout has ended, or its prompt is quarantined.
 
         Args:
-            on_wait: Called again and again, at least once a second.
+            on_wait: Called again and again, at least once a second. What it raises ends the drawing.
 
         Raises:
             EngineError: No server is left, the deadline is over, or a server has read another prompt.

@@ -9,6 +9,7 @@ and after which, changes its probabilities by rounding alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from rl.engines.decoding import Decoding
 from rl.engines.forcing import ResponseTokens
 from rl.engines.policy_module import build_module, places
 from rl.rollouts import Request, Rollout, Sampling
-from rl.waiting import patient_group, wait_for_all
+from rl.waiting import patient_group, work_together
 from training.batch_broadcast import is_lead
 from training.step import TrainStep
 
@@ -45,7 +46,8 @@ class EmbeddedEngine:
         dtype: Of the weights, as in the run.
         rows: Responses that are drawn together, at most.
         cache_bytes: Of their keys and values, at most.
-        on_wait: Called after each token that is drawn, and again and again while other leads draw.
+        on_wait: Called after each token that is drawn, and again and again while other leads draw. Where it raises
+            Interrupted, the rollouts are given up.
 
     Attributes:
         module: transformers' model on a lead, None elsewhere.
@@ -85,16 +87,12 @@ class EmbeddedEngine:
         self.version = version
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Rollout]:
-        """Draw rollouts. Collective."""
-        rank, ranks = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-        drawn: dict[int, list[Rollout]] = {}
-        if self.module is not None:
-            decoding = Decoding(self.module, self.config.image_token_id, self.special, sampling, self.on_wait)
-            own = range(rank, len(requests), ranks)
-            for numbers in self._batches(requests, own, sampling):
-                groups = decoding.generate([requests[number] for number in numbers], self.version)
-                drawn |= dict(zip(numbers, groups, strict=True))
-        wait_for_all(self._group, self.on_wait)
+        """Draw rollouts. Collective.
+
+        Raises:
+            Interrupted: `on_wait` raised it on a process that was still drawing. Raised on all processes.
+        """
+        drawn = work_together(self._group, lambda: self._draw_share(requests, sampling), self.on_wait)
         all_drawn: dict[int, list[Rollout]] = {}
         for lead in self._leads:  # one by one: gathering at once takes the largest share for each process
             share: list[Any] = [drawn]
@@ -105,6 +103,21 @@ class EmbeddedEngine:
     def close(self) -> None:
         """Release the module."""
         self.module, self._places = None, {}
+
+    def _draw_share(self, requests: Sequence[Request], sampling: Sampling) -> dict[int, list[Rollout]]:
+        """Return the rollouts of this lead's share of the requests, by number; of another process, nothing."""
+        drawn: dict[int, list[Rollout]] = {}
+        if self.module is None:
+            return drawn
+        decoding = Decoding(self.module, self.config.image_token_id, self.special, sampling, self.on_wait)
+        own = range(
+            parallel_state.get_data_parallel_rank(), len(requests), parallel_state.get_data_parallel_world_size()
+        )
+        for numbers in self._batches(requests, own, sampling):
+            batch = [replace(requests[number], prompt=requests[number].prompt.decoded()) for number in numbers]
+            groups = decoding.generate(batch, self.version)
+            drawn |= dict(zip(numbers, groups, strict=True))
+        return drawn
 
     def _batches(self, requests: Sequence[Request], own: Sequence[int], sampling: Sampling) -> Iterator[list[int]]:
         """Divide requests into those that are drawn together, of similar length."""

@@ -44,6 +44,7 @@ class Engine(Protocol):
 
         Raises:
             EngineError: The engine did not answer, or not with what was asked for.
+            Interrupted: The run was asked to stop before all were drawn. Raised on all processes.
         """
 
     def close(self) -> None:

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch.distributed as dist
 
 from common.urls import shown
+from data_pipeline.errors import Interrupted
 from rl.engines.dispatch import Dispatch, Job, Place
 from rl.engines.forcing import Response, ResponseTokens
 from rl.engines.prompt_media import served_prompt
@@ -52,7 +54,8 @@ class ServersEngine:
         special: The tokens that end a response.
         folder: The run's. Weights and logs of servers go into it.
         hf_files: Fills a folder with the files beside the weights, as for a checkpoint.
-        on_wait: Called on every process at least every BEAT_SECONDS while it waits for servers.
+        on_wait: Called on every process at least every BEAT_SECONDS while it waits for servers, on the first one about
+            once a second. Where it raises Interrupted there, what has not been drawn is given up.
 
     Attributes:
         quarantined: The prompts of the last call of `generate` that failed twice, with the reason. Their groups are not
@@ -96,6 +99,7 @@ class ServersEngine:
 
         Raises:
             EngineError: No server took them.
+            Interrupted: The run was asked to stop while its servers started.
         """
         target = self._folder(version)
         write_policy(trainer, target, version, hf_files=self._hf_files)
@@ -107,6 +111,8 @@ class ServersEngine:
 
         Raises:
             EngineError: No server is left, the deadline is over, or a server has read another prompt.
+            Interrupted: The run was asked to stop. What the servers still draw ends with the connections, and they end
+                with the first process.
         """
         rollouts, self.quarantined = self._on_first_process(lambda: self._draw_all(requests, sampling))
         return rollouts
@@ -136,7 +142,8 @@ class ServersEngine:
         with ThreadPoolExecutor(len(self._places)) as threads:
             loading = [threads.submit(self._load, place, target, version) for place in self._places]
             while wait(loading, 1.0).not_done:
-                self._beat()
+                with suppress(Interrupted):  # they are loaded in any case: drawing ends at once then
+                    self._beat()
         reasons = [done.result() for done in loading]
         if all(reasons):
             raise EngineError(f"no server took the weights of version {version}: {'; '.join(reasons)}")
@@ -221,13 +228,15 @@ class ServersEngine:
         """Return on all processes what `work` returns on the first, and raise on all what it raises."""
         if dist.get_rank() > 0:
             while (said := _broadcast(None)) == ("working", None):
-                self._on_wait()
+                with suppress(Interrupted):  # the first process decides, which learns of the request as well
+                    self._on_wait()
         else:
             self._last_beat = time.monotonic()
             try:
                 said = ("done", work())
             except Exception as error:
-                _broadcast(("failed", error if isinstance(error, EngineError) else EngineError(f"{error!r}")))
+                is_known = isinstance(error, (EngineError, Interrupted))
+                _broadcast(("failed", error if is_known else EngineError(f"{error!r}")))
                 raise
             _broadcast(said)
         outcome, content = said
@@ -236,11 +245,11 @@ class ServersEngine:
         return content
 
     def _beat(self) -> None:
-        """Tell the other processes now and then that the first one still works."""
+        """Tell the other processes now and then that the first one still works. Raises Interrupted as `on_wait`."""
         if time.monotonic() - self._last_beat > BEAT_SECONDS:
             self._last_beat = time.monotonic()
             _broadcast(("working", None))
-            self._on_wait()
+        self._on_wait()
 
 
 def _own_folder(publish_dir: Path, run: Path) -> Path:

@@ -14,8 +14,8 @@ from data_pipeline.config import DataConfig, SourceConfig
 from data_pipeline.errors import Interrupted
 from model.process_groups import initialize_model_parallel
 from rl.prompts import PromptTable
-from rl.rolls import read_prompts
-from rl.waiting import patient_group, wait_for_all
+from rl.reading import read_prompts
+from rl.waiting import patient_group, work_together
 from tests.model.layout_cases import layout_of
 
 ROWS = [2, 0, 1, 0]
@@ -41,11 +41,40 @@ def read(folders: Sequence[str], tokenizer: str, layout: str, lost: bool = False
     return [(row, prompt.id, len(prompt.sample.patches), len(prompt.images)) for row, prompt, _ in prompts], unused
 
 
+def read_and_decode(folder: str, tokenizer: str, layout: str, threads: int) -> Any:
+    """Read all prompts of a folder; return which have patches at once, and all as samples once they are decoded."""
+    initialize_model_parallel(layout_of(layout)[0], 1)
+    config = DataConfig(tokenizer=tokenizer, sources=[SourceConfig(folder, name="dots")], cache_dir="")
+    table = PromptTable(config, chat_form="glm45v", max_tokens=1000)
+    prompts, unused = read_prompts(table, np.arange(len(table)), threads)
+    at_once = [prompt.undecoded is None for _, prompt, _ in prompts]
+    return at_once, [vars(prompt.decoded().sample) for _, prompt, _ in prompts], unused
+
+
+def give_up(rank: int, after: int) -> tuple[str, int]:
+    """Work in steps on every process; the one of this rank is asked to stop after some. Return what became of it."""
+    steps: list[None] = []
+
+    def on_wait() -> None:
+        if dist.get_rank() == rank and len(steps) >= after:
+            raise Interrupted("asked to stop")
+
+    def work() -> None:
+        for _ in range(10):
+            steps.append(None)
+            on_wait()
+
+    try:
+        work_together(patient_group(), work, on_wait)
+    except Interrupted:
+        return "interrupted", len(steps)
+    return "done", len(steps)
+
+
 def wait_for_the_last(seconds: float) -> int:
     """Let the last process come late; return how often this one noted that it waits."""
     calls: list[None] = []
     group = patient_group()
-    if dist.get_rank() == dist.get_world_size() - 1:
-        time.sleep(seconds)
-    wait_for_all(group, lambda: calls.append(None))
+    last = dist.get_rank() == dist.get_world_size() - 1
+    work_together(group, lambda: time.sleep(seconds * last), lambda: calls.append(None))
     return len(calls)

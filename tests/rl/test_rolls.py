@@ -6,20 +6,28 @@ import base64
 import io
 import json
 import shutil
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from data_pipeline.encoding.encode import encode_record
+from data_pipeline.encoding.tokenizer import GlmTokenizer
+from data_pipeline.errors import BadSample
 from data_pipeline.media.image_files import decode_image
+from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding.build import build_shards
+from data_pipeline.sharding.foreign import index_shards
 from model.glmv import GlmvModel
-from rl.rolls import remove_before, thumbnail
+from rl.rollout_folder import remove_before, thumbnail
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.processes import Processes
-from tests.rl.rolls_cases import read, wait_for_the_last
+from tests.rl.rolls_cases import give_up, read, read_and_decode, wait_for_the_last
 from training.determinism import weights_checksum
 
 IMAGE = encoded(pattern(84, 112), "JPEG")
@@ -42,11 +50,37 @@ def folders(tmp_path: Path, tokenizer_folder: Path) -> list[str]:
     return [str(one), str(shutil.copytree(one, tmp_path / "other"))]
 
 
-def damage(folder: str) -> None:
-    """Change a byte of the second prompt's image."""
+@pytest.fixture
+def many(tmp_path: Path, tokenizer_folder: Path) -> Path:
+    """A shard of six prompts. The image of the fourth one is damaged after its header, and was indexed as it is."""
+    records, images = [], [encoded(pattern(84 + 14 * number, 300, number), "PNG") for number in range(6)]
+    for number, data in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(data)
+        records.append({"question": f"<image>How many dots? {number}", "answer": "7", "image": f"{number}.png"})
+    (tmp_path / "dots.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    out = tmp_path / "many"
+    build_shards([tmp_path / "dots.jsonl"], out, tokenizer=tokenizer_folder, settings=("verifier=exact",), name="dots")
+    damage(str(out), images[3])
+    index_shards(sorted(out.glob("*.tar")), tokenizer=tokenizer_folder, chat_form="glm45v")
+    return out
+
+
+def members(folder: Path) -> Iterator[tuple[str, Any, bytes]]:
+    """Yield key, record and image of each sample, as Python's own tarfile reads them."""
+    [file] = folder.glob("*.tar")
+    with tarfile.open(file) as tar:
+        contents = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
+    for name, data in contents.items():
+        if name.endswith(".json"):
+            key = name.removesuffix(".json")
+            yield key, json.loads(data), contents[f"{key}.0.png"]
+
+
+def damage(folder: str, image: bytes = OTHER_IMAGE) -> None:
+    """Change a byte of an image."""
     [tar] = Path(folder).glob("*.tar")
     data = bytearray(tar.read_bytes())
-    data[data.index(OTHER_IMAGE) + 100] ^= 1
+    data[data.index(image) + 100] ^= 1
     tar.write_bytes(data)
 
 
@@ -57,10 +91,9 @@ def test_prompt_that_one_process_cannot_read_is_used_by_none(
     """Otherwise the processes would answer other prompts than they train on, or wait for each other."""
     damage(folders[damaged])
     both = two_processes.run(read, folders=folders, tokenizer=str(tokenizer_folder), layout="DP2")
-    assert both[0] == both[1]
-    prompts, unused = both[0]
-    assert [row for row, *_ in prompts] == [2, 0, 0]
-    assert [line["shard"] for line in unused] == ["dots-00000-00000.tar"]
+    for prompts, unused in both:
+        assert [row for row, *_ in prompts] == [2, 0, 0]
+        assert [(line["shard"], line["reason"]) for line in unused] == [("dots-00000-00000.tar", "checksum")]
 
 
 def test_ranks_that_share_packs_get_prompts_without_patches(
@@ -73,11 +106,56 @@ def test_ranks_that_share_packs_get_prompts_without_patches(
     assert {(patches, images) for *_, patches, images in other[0]} == {(0, 0)}
 
 
+def test_leads_share_the_decoding_and_get_every_bit(
+    one_process: Processes, two_processes: Processes, many: Path, tokenizer_folder: Path
+) -> None:
+    """One cannot be decoded: its bytes are those of the index, and its header is whole."""
+    tokenizer, expected = GlmTokenizer(tokenizer_folder), {}
+    for key, record, image in members(many):
+        with suppress(BadSample):
+            sample = encode_record(
+                record,
+                [image],
+                [],
+                tokenizer=tokenizer,
+                budget=PixelBudget(6144, 6144),
+                sample_id=f"dots-00000-00000.tar/{key}",
+                chat_form="glm45v",
+            )
+            expected[sample.sample_id] = vars(sample)
+    assert len(expected) == 5
+    asked = {"folder": str(many), "tokenizer": str(tokenizer_folder)}
+    runs = {
+        "one": one_process.run(read_and_decode, **asked, layout="", threads=0),
+        "threads": one_process.run(read_and_decode, **asked, layout="", threads=2),
+        "two": two_processes.run(read_and_decode, **asked, layout="DP2", threads=2),
+    }
+    for _, samples, unused in [answer for answers in runs.values() for answer in answers]:
+        assert [line["key"] for line in unused] == ["00000-000003"]
+        assert [sample["sample_id"] for sample in samples] == list(expected)
+        for sample in samples:
+            for name, value in expected[sample["sample_id"]].items():
+                np.testing.assert_array_equal(sample[name], value, err_msg=name)
+    assert all(runs["one"][0][0])
+    first, second = (np.array(at_once) for at_once, *_ in runs["two"])
+    assert first.sum() < len(expected)
+    assert (first | second).sum() >= len(expected) - 1
+
+
 def test_request_to_stop_that_one_process_sees_ends_the_reading_of_all(
     two_processes: Processes, folders: list[str], tokenizer_folder: Path
 ) -> None:
     found = two_processes.run(read, folders=folders, tokenizer=str(tokenizer_folder), layout="DP2", lost=True)
     assert found == ["interrupted", "interrupted"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_work_that_one_process_gives_up_is_given_up_by_all(two_processes: Processes, rank: int) -> None:
+    early = two_processes.run(give_up, rank=rank, after=4)
+    assert [outcome for outcome, _ in early] == ["interrupted"] * 2
+    assert early[rank][1] == 4
+    late = two_processes.run(give_up, rank=rank, after=11)
+    assert late == [("done", 10)] * 2
 
 
 def test_process_that_waits_for_another_notes_it(two_processes: Processes) -> None:

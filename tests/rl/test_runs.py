@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shutil
 import signal
-import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from data_pipeline.errors import DataError
@@ -27,38 +23,9 @@ from model.config import ConfigError
 from rl.config import RlConfig
 from rl.setup import prepare
 from tests.launch import finish, metrics, process_of_rank, start, train, wait_until
+from tests.rl.run_files import ENTRY, assert_same, has_rollouts, lasting
 from training.config import load_config
 from training.dry_run import dry_run
-
-ENTRY = "rl.train"
-TIMES = ("seconds", "per_second", "tflops", "memory", "mfu")  # parts of the keys that differ between runs
-
-
-def lasting(line: dict[str, Any]) -> dict[str, Any]:
-    """Return what must be equal in two runs."""
-    return {key: value for key, value in line.items() if not any(part in key for part in TIMES)}
-
-
-def assert_same(run: Path, other: Path) -> None:
-    """Check that metrics, validation, rollouts and the weights of step 4 of two runs are equal bit for bit."""
-    without_reuse = [
-        [{k: v for k, v in lasting(line).items() if k != "rollout/reused"} for line in metrics(each)]
-        for each in (run, other)
-    ]
-    assert without_reuse[0] == without_reuse[1]
-    read = [[lasting(json.loads(line)) for line in (each / "validation.jsonl").open()] for each in (run, other)]
-    assert read[0] == read[1]
-    names = sorted(file.name for file in (run / "rollouts").iterdir())
-    assert names == sorted(file.name for file in (other / "rollouts").iterdir())
-    for name in names:
-        assert (run / "rollouts" / name).read_bytes() == (other / "rollouts" / name).read_bytes(), name
-    assert stored_tensors(run) == stored_tensors(other)
-
-
-def stored_tensors(run: Path) -> dict[str, object]:
-    """Return the checksums of weights and optimizer state in the checkpoint of step 4."""
-    files = json.loads((run / "checkpoints" / "step_0000004" / "manifest.json").read_text())["files"]
-    return {name: entry for name, entry in files.items() if name.endswith(".distcp")}
 
 
 @pytest.fixture(scope="module")
@@ -137,32 +104,6 @@ def test_run_that_is_stopped_between_rollouts_and_update_continues_bit_for_bit(
     wait_until(has_rollouts, launcher, run, step=3)
     process_of_rank(launcher, 0).send_signal(signal.SIGTERM)
     assert "stopped at step" in finish(launcher)
-    train(config, entry=ENTRY, processes=1)
-    assert_same(run, whole_run)
-
-
-def has_rollouts(run: Path, step: int) -> bool:
-    """Whether the rollouts of an iteration are on disk."""
-    return (run / "rollouts" / f"step_{step:07d}.npz").exists()
-
-
-@pytest.mark.slow
-def test_run_killed_at_ten_random_moments_continues_bit_for_bit(whole_run: Path, rl_config, tmp_path: Path) -> None:
-    """A start takes about five seconds, an iteration one: half of the kills come within the first two iterations."""
-    run, rng, kills = tmp_path / "run", random.Random(1), 0
-    config = rl_config(run, checkpoint={"save_interval": 1})
-    while kills < 10:
-        launcher = start(config, entry=ENTRY, processes=1)
-        time.sleep(rng.uniform(4, 12))
-        with suppress(KeyError, psutil.NoSuchProcess):  # it has not begun, or has ended
-            process_of_rank(launcher, 0).kill()
-            kills += 1
-        output = finish(launcher)
-        if launcher.returncode == 0:  # begin again from the first iterations
-            assert_same(run, whole_run)
-            shutil.rmtree(run)
-        else:
-            assert "error:" not in output, output
     train(config, entry=ENTRY, processes=1)
     assert_same(run, whole_run)
 
@@ -248,13 +189,12 @@ def test_contradiction_is_refused_before_anything_is_written(
 
 
 IGNORED = [
-    (["data.num_workers=7"], "data.num_workers has no effect in rl.train"),
+    (["data.prefetch=7"], "data.prefetch has no effect in rl.train"),
     (["expansion.enabled=false", "expansion.decay=0.5"], "expansion.decay has no effect with expansion.enabled=false"),
     (
         ["curriculum.sampler=uniform", "curriculum.kind_floor=1"],
         "curriculum.kind_floor has no effect with curriculum.sampler=uniform",
     ),
-    (["rollout.keep_last=1"], "rollout.keep_last=1 is below checkpoint.save_interval=2"),
 ]
 
 

@@ -7,11 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from data_pipeline.encoding.batch import EncodedSample, collate
 from data_pipeline.encoding.rope_positions import rope_positions
+from data_pipeline.errors import Interrupted
 from model.config import GlmvConfig
 from rl.engines.embedded import EmbeddedEngine
 from rl.engines.forcing import ResponseTokens
@@ -61,6 +64,30 @@ def roll_out(variant: str, folder: str, layout: str, trained: bool = False) -> l
     rollouts = engine.generate(requests(config), SAMPLING)
     engine.close()
     return rollouts
+
+
+def stopped_and_drawn_again(variant: str, folder: str, rank: int, after: int) -> tuple[int, list[Rollout]]:
+    """Draw on two leads, of which one is asked to stop after some tokens; then draw all.
+
+    Returns:
+        How often the module here computed logits until the drawing ended, and what this process gets the second time.
+    """
+    trainer = layout_cases.make_trainer(variant, folder, "DP2", steps=1)
+    tokens: list[None] = []
+    computed: list[None] = []
+
+    def on_wait() -> None:
+        tokens.append(None)
+        if dist.get_rank() == rank and len(tokens) == after:
+            raise Interrupted("asked to stop")
+
+    engine = EmbeddedEngine(small_config(variant), SPECIAL, torch.float32, on_wait=on_wait)
+    engine.publish(trainer, version=0)
+    engine.module.lm_head.register_forward_hook(lambda *_: computed.append(None))
+    with pytest.raises(Interrupted):
+        engine.generate(requests(engine.config), SAMPLING)
+    passes = len(computed)
+    return passes, engine.generate(requests(engine.config), SAMPLING)
 
 
 def policy_log_probs(model: Any, prompt: EncodedSample, rollout: Rollout) -> Tensor:

@@ -29,6 +29,7 @@ from tests.rl.engines.embedded_cases import (
     requests,
     roll_out,
     samples,
+    stopped_and_drawn_again,
 )
 from tests.rl.engines.replay_cases import engines_choice
 from training.step import TrainStep
@@ -215,6 +216,22 @@ def test_layout_does_not_matter(
     expected = engine.generate(requests(config), SAMPLING)
     for rollouts in found:
         same(rollouts, expected, limit=1e-3 if trained else LIMIT)
+
+
+@pytest.mark.parametrize("hf_folder", ["glm4v"], indirect=True)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_request_to_stop_ends_the_drawing_of_all_leads(
+    two_processes: Processes, engine: EmbeddedEngine, config: GlmvConfig, hf_folder: tuple[Path, nn.Module], rank: int
+) -> None:
+    """Between two tokens. What is drawn afterwards is what would have been."""
+    found = two_processes.run(
+        stopped_and_drawn_again, variant=config.variant, folder=str(hf_folder[0]), rank=rank, after=4
+    )
+    assert found[rank][0] == 4  # after the prompts, and after each token but the last
+    assert found[1 - rank][0] > SAMPLING.max_thinking_tokens
+    expected = engine.generate(requests(config), SAMPLING)
+    for _, rollouts in found:
+        same(rollouts, expected)
 
 
 # --- router replay ----------------------------------------------------------------------------------------------------

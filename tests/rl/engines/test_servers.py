@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data_pipeline.errors import Interrupted
 from rl.engines.prompt_media import ServedPrompt
 from rl.engines.server import Draw
 from rl.engines.servers import ServersEngine
@@ -238,6 +239,28 @@ def test_the_deadline_ends_an_iteration(engine_of: Callable[..., ServersEngine],
     with pytest.raises(EngineError, match=r"rollouts have not ended after rollout\.deadline=1 seconds"):
         engine.generate(requests_of([f"a.tar/{n}" for n in range(24)]), SAMPLING)
     assert time.monotonic() - start < 3
+
+
+def test_request_to_stop_ends_the_wait_for_answers(
+    engine_of: Callable[..., ServersEngine], server: RecordedVllm
+) -> None:
+    """At once, however long the servers take; the next call draws what this one would have."""
+    asked: list[float] = []
+
+    def on_wait() -> None:
+        if asked and time.monotonic() > asked[0]:
+            raise Interrupted("the run was asked to stop")
+
+    names = [f"a.tar/{n}" for n in range(24)]
+    engine = engine_of(server, on_wait=on_wait)
+    server.generate = slowly(server, 1.0)
+    asked.append(time.monotonic() + 0.5)
+    with pytest.raises(Interrupted):
+        engine.generate(requests_of(names), SAMPLING)
+    assert server.drawn <= 8  # of 96
+    asked.clear()
+    server.generate = server.draw
+    check_rollouts(engine.generate(requests_of(names), SAMPLING), names)
 
 
 def test_a_prompt_that_fails_twice_is_quarantined(
