@@ -13,7 +13,7 @@ from rl.engines.config import RolloutConfig
 from rl.expansion import ExpansionConfig
 from rl.reward_config import RewardConfig
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
-from training.config import MoeConfig, RunConfig
+from training.config import CheckpointConfig, MoeConfig, RunConfig
 from training.optimizer_config import OptimizerConfig
 from training.validation_config import ValidationConfig
 
@@ -60,6 +60,8 @@ class RlConfig(RunConfig):
     )
     # A bias or balance loss that moves between rollout and training would change the policy without a gradient.
     moe: MoeConfig = field(default_factory=lambda: MoeConfig(balance_loss_coeff=0.0, expert_bias_update_rate=0.0))
+    # Iterations take minutes. Those since the newest checkpoint keep their rollouts on disk.
+    checkpoint: CheckpointConfig = field(default_factory=lambda: CheckpointConfig(save_interval=50))
     rl: PolicyConfig = field(default_factory=PolicyConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)

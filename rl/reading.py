@@ -26,7 +26,8 @@ from training.batch_broadcast import is_lead
 
 Prompt: TypeAlias = tuple[int, RolloutPrompt, RlRecord]  # with its row
 Unused: TypeAlias = dict[int, dict[str, Any]]  # lines of quarantine.jsonl, by row
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def read_prompts(

@@ -113,15 +113,9 @@ class RolloutFolder:
             )
             write_text(self._file(head.iteration, ".jsonl"), "".join(f"{line}\n" for line in lines))
             if self.config.rollout.keep_last:
-                remove_before(self.folder, self._first_kept(head.iteration))
-
-    def _first_kept(self, iteration: int) -> int:
-        """Return the first iteration whose files stay: the last ones, and all since the newest checkpoint."""
-        first = iteration - self.config.rollout.keep_last + 1
-        if not self.config.checkpoint.save_interval:
-            return first
-        newest = latest_checkpoint(self.run)
-        return min(first, step_of(newest) + 1 if newest else 1)
+                is_saved = bool(self.config.checkpoint.save_interval)
+                first = first_kept(self.run, head.iteration, self.config.rollout.keep_last, is_saved=is_saved)
+                remove_before(self.folder, first)
 
     def _lines(
         self,
@@ -155,6 +149,22 @@ class RolloutFolder:
 def spans(groups: int, size: int) -> Iterator[slice]:
     """Yield the places of each group's rollouts."""
     return (slice(number * size, (number + 1) * size) for number in range(groups))
+
+
+def first_kept(run: Path, iteration: int, keep_last: int, *, is_saved: bool) -> int:
+    """Return the first iteration whose files stay: of the last ones, and of all since the newest checkpoint.
+
+    Args:
+        run: the run's folder.
+        iteration: the last that was rolled out.
+        keep_last: iterations that stay.
+        is_saved: whether the run has checkpoints to resume from.
+    """
+    first = iteration - keep_last + 1
+    if not is_saved:
+        return first
+    newest = latest_checkpoint(run)
+    return min(first, step_of(newest) + 1 if newest else 1)
 
 
 def remove_before(folder: Path, iteration: int) -> None:

@@ -191,7 +191,7 @@ def write_rollouts(path: Path, head: RolloutsHead, rollouts: Sequence[Rollout]) 
         "versions": np.array([rollout.version for rollout in rollouts], np.int64),
         "forced": np.array([rollout.forced for rollout in rollouts], bool),
         "ends": np.cumsum([len(rollout.tokens) for rollout in rollouts], dtype=np.int64),
-        "tokens": joined("tokens", np.int64),
+        "tokens": joined("tokens", np.int32),  # half the file: a vocabulary has less than 2**31 tokens
         "log_probs": joined("log_probs", np.float32),
         "inserted": joined("inserted", bool),
         **_expert_arrays([rollout.experts for rollout in rollouts if rollout.experts is not None]),
@@ -250,7 +250,7 @@ def _rollouts(arrays: Mapping[str, np.ndarray]) -> list[Rollout]:
         _experts(arrays, _spans(ends)),
         strict=True,
     )
-    tokens, log_probs, inserted = (arrays[name] for name in ("tokens", "log_probs", "inserted"))
+    tokens, log_probs, inserted = arrays["tokens"].astype(np.int64), arrays["log_probs"], arrays["inserted"]
     if {len(tokens), len(log_probs), len(inserted)} != {ends[-1] if ends else 0}:
         raise ValueError("its arrays are of unequal length")
     return [

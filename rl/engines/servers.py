@@ -111,8 +111,7 @@ class ServersEngine:
 
         Raises:
             EngineError: No server is left, the deadline is over, or a server has read another prompt.
-            Interrupted: The run was asked to stop. What the servers still draw ends with the connections, and they end
-                with the first process.
+            Interrupted: The run was asked to stop. What the servers still draw is not used.
         """
         rollouts, self.quarantined = self._on_first_process(lambda: self._draw_all(requests, sampling))
         return rollouts

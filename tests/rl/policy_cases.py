@@ -6,20 +6,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 import training.step
+from data_pipeline.plan.pack_cost import PackCost
 from model.glmv import build_model_chunks
 from model.process_groups import initialize_model_parallel
 from model.recompute import RecomputeConfig
 from model.weights.load import SafetensorsFolder, load_weights
+from rl.iteration import work_of
 from rl.log_probs import log_probs_of, mismatch, with_old_log_probs
 from rl.objective import PolicyLoss
+from rl.packs import plan_packs
 from rl.policy_batch import LearnedRollout, PolicyBatch, make_policy_batch
 from rl.rollouts import Rollout, RoutedExperts
 from tests.model.layout_cases import (
@@ -47,7 +51,8 @@ PROMPTS: list[tuple[list[Element], int]] = [
     ([Text(40)], 60),
     ([Text(6)], 17),
 ]
-PACKS = ([0, 1, 2], [3, 4], [5], [6, 7])
+Packs: TypeAlias = Sequence[Sequence[int]]
+PACKS: Packs = ([0, 1, 2], [3, 4], [5], [6, 7])
 
 
 def samples_of(variant: str) -> list[TestSample]:
@@ -104,20 +109,27 @@ def beginning(sample: TestSample, length: int) -> Any:
     )
 
 
-def packs_of(variant: str, rollouts: Sequence[LearnedRollout]) -> list[PolicyBatch]:
+def packs_of(
+    variant: str, rollouts: Sequence[LearnedRollout], packs: Packs = PACKS, seq_length: int = SEQ_LENGTH
+) -> list[PolicyBatch]:
     """Return the packs of the global batch."""
     config = small_config(variant)
     make = partial(
-        make_policy_batch, seq_length=SEQ_LENGTH, segment_multiple=8, image_id=config.image_token_id, pad_id=0
+        make_policy_batch, seq_length=seq_length, segment_multiple=8, image_id=config.image_token_id, pad_id=0
     )
-    return [make([rollouts[number] for number in members]) for members in PACKS]
+    return [make([rollouts[number] for number in members]) for members in packs]
 
 
-def spread(values: Sequence[np.ndarray], rollouts: Sequence[LearnedRollout]) -> list[Tensor]:
+def spread(
+    values: Sequence[np.ndarray],
+    rollouts: Sequence[LearnedRollout],
+    packs: Packs = PACKS,
+    seq_length: int = SEQ_LENGTH,
+) -> list[Tensor]:
     """Return values of the tokens of each response in the places of their labels, float32 [tokens] for each pack."""
     found = []
-    for members in PACKS:
-        row, begin = np.zeros(SEQ_LENGTH, np.float32), 0
+    for members in packs:
+        row, begin = np.zeros(seq_length, np.float32), 0
         for number in members:
             first = begin + len(rollouts[number].prompt) - 1
             row[first : first + len(values[number])] = values[number]
@@ -165,7 +177,9 @@ def transformers_policy_loss(
 # --- what the processes run -------------------------------------------------------------------------------------------
 
 
-def make_trainer(variant: str, folder: str, layout: str, recompute: str = "none") -> TrainStep:
+def make_trainer(
+    variant: str, folder: str, layout: str, recompute: str = "none", seq_length: int = SEQ_LENGTH
+) -> TrainStep:
     """Build a policy with the weights in `folder`."""
     parallel, stages = layout_of(layout)
     initialize_model_parallel(parallel, seed=1)
@@ -173,7 +187,7 @@ def make_trainer(variant: str, folder: str, layout: str, recompute: str = "none"
         small_config(variant), parallel, pipeline_layout=stages, recompute=RecomputeConfig(recompute, "none")
     )
     load_weights(chunks, SafetensorsFolder(Path(folder)))
-    return TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, 3, SEQ_LENGTH, objective=CLIP)
+    return TrainStep([chunk.train() for chunk in chunks], OPTIMIZER, 3, seq_length, objective=CLIP)
 
 
 def policy_gradients(variant: str, folder: str, layout: str, expected: str, recompute: str = "none") -> dict[str, Any]:
@@ -191,11 +205,17 @@ def policy_gradients(variant: str, folder: str, layout: str, expected: str, reco
         with_old_log_probs(batch, log_probs, TIS)
         for batch, log_probs in zip(packs_of(variant, rollouts), old, strict=True)
     ]
+    loss, held = measured(trainer, of_this_rank(packs))
+    return {"loss": loss, "differences": differences_of(held, small_config(variant), wanted["gradients"])}
+
+
+def measured(trainer: TrainStep, packs: Sequence[PolicyBatch]) -> tuple[float, dict[str, Tensor]]:
+    """Return the loss, and the whole gradients of this rank's parameters, on every data-parallel rank."""
     whole = partial(get_forward_backward_func(), force_all_reduce=True)  # give every rank whole gradients
     true_schedule = training.step.get_forward_backward_func
     training.step.get_forward_backward_func = lambda: whole
     try:
-        loss, _ = trainer.measure(of_this_rank(packs))
+        loss, _ = trainer.measure(packs)
     finally:
         training.step.get_forward_backward_func = true_schedule
     held = {
@@ -203,7 +223,37 @@ def policy_gradients(variant: str, folder: str, layout: str, expected: str, reco
         for chunk in trainer.model_chunks
         for name, parameter in canonical_parameters(chunk).items()
     }
-    return {"loss": loss, "differences": differences_of(held, small_config(variant), wanted["gradients"])}
+    return loss, held
+
+
+def repacked_gradients(variant: str, folder: str, layout: str, expected: str, seq_length: int) -> dict[str, Any]:
+    """Return the gradients of the update that `expected` describes, in packs of a length that the planner makes.
+
+    Returns:
+        The packs of every data-parallel rank, the loss, and the gradients by parameter.
+    """
+    trainer, wanted = (
+        make_trainer(variant, folder, layout, seq_length=seq_length),
+        torch.load(expected, weights_only=True),
+    )
+    rollouts = learned_rollouts(variant, [values.numpy() for values in wanted["engine"]])
+    planned = plan_packs(
+        work_of(rollouts),
+        cost=PackCost(token=20_000, token_squared=4, patch=5_000, patch_squared=2),
+        seq_length=seq_length,
+        segment_multiple=8,
+        ranks=parallel_state.get_data_parallel_world_size(),
+        multiple=1,
+        seed=(1,),
+    )
+    own = planned[parallel_state.get_data_parallel_rank()]
+    old = spread([values.numpy() for values in wanted["old"]], rollouts, own, seq_length)
+    packs = [
+        with_old_log_probs(batch, log_probs, TIS)
+        for batch, log_probs in zip(packs_of(variant, rollouts, own, seq_length), old, strict=True)
+    ]
+    loss, gradients = measured(trainer, packs)
+    return {"planned": planned, "loss": loss, "gradients": {name: each.clone() for name, each in gradients.items()}}
 
 
 def replayed_log_probs(variant: str, folder: str, layout: str, expected: str) -> list[Tensor]:

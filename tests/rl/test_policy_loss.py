@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from tests.model.layout_cases import SEQ_LENGTH
 from tests.model.test_layouts import tensor_errors, variant_of, whole_model_difference
 from tests.processes import Processes
 from tests.reference import reference_gradients, save_transformers_model, small_config
@@ -22,6 +23,7 @@ from tests.rl.chosen_experts import random_experts
 from tests.rl.policy_cases import PROMPTS, response_log_probs, samples_of, transformers_policy_loss
 
 WHOLE, OF_TENSOR, LOSS = 2e-5, 1e-4, 1e-6
+ONE_BATCH = 1e-6  # relative difference of gradients of the same rollouts in other packs
 TWO = ["DP2", "TP2 SP", "PP2", "PP2 VPP2", "CP2"]
 FOUR = ["TP2 SP CP2", "PP2 CP2", "TP2 SP PP2"]
 LAYOUTS_OF_TWO = [("glm4v_moe", name) for name in [*TWO, "EP2"]] + [("glm4v", name) for name in TWO]
@@ -100,6 +102,31 @@ def test_two_ranks_equal_transformers(two_processes: Processes, case, layout: st
 @pytest.mark.parametrize(("hf_folder", "layout"), LAYOUTS_OF_FOUR, indirect=["hf_folder"])
 def test_four_ranks_equal_transformers(four_processes: Processes, case, layout: str) -> None:
     equals_transformers(four_processes, case, layout)
+
+
+def test_gradient_of_packs_is_that_of_one_big_batch(
+    one_process: Processes, two_processes: Processes, case: dict[str, Any]
+) -> None:
+    """In one pack, in several micro-steps, and over two data-parallel ranks, as the planner divides them."""
+
+    def gradients(processes: Processes, layout: str, seq_length: int) -> dict[str, Any]:
+        *_, answer = processes.run(
+            policy_cases.repacked_gradients, layout=layout, seq_length=seq_length, **case["arguments"]
+        )
+        return answer
+
+    whole = gradients(one_process, "", 448)
+    assert [[len(pack) for pack in packs] for packs in whole["planned"]] == [[len(PROMPTS)]]
+    size = sum(each.double().square().sum() for each in whole["gradients"].values()).sqrt()
+    for processes, layout, packs in ((one_process, "", [3]), (two_processes, "DP2", [2, 2])):
+        divided = gradients(processes, layout, SEQ_LENGTH)
+        assert [len(of_rank) for of_rank in divided["planned"]] == packs
+        squares = [
+            (each.double() - divided["gradients"][name].double()).square().sum()
+            for name, each in whole["gradients"].items()
+        ]
+        assert torch.stack(squares).sum().sqrt() <= ONE_BATCH * size
+        assert divided["loss"] == pytest.approx(whole["loss"], abs=LOSS)
 
 
 # --- router replay ----------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.sharding.build import build_shards
 from data_pipeline.sharding.foreign import index_shards
 from model.glmv import GlmvModel
-from rl.rollout_folder import remove_before, thumbnail
+from rl.rollout_folder import first_kept, remove_before, thumbnail
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.processes import Processes
 from tests.rl.rolls_cases import give_up, read, read_and_decode, wait_for_the_last
@@ -124,7 +124,7 @@ def test_leads_share_the_decoding_and_get_every_bit(
             )
             expected[sample.sample_id] = vars(sample)
     assert len(expected) == 5
-    asked = {"folder": str(many), "tokenizer": str(tokenizer_folder)}
+    asked: dict[str, Any] = {"folder": str(many), "tokenizer": str(tokenizer_folder)}
     runs = {
         "one": one_process.run(read_and_decode, **asked, layout="", threads=0),
         "threads": one_process.run(read_and_decode, **asked, layout="", threads=2),
@@ -172,6 +172,22 @@ def test_files_of_earlier_iterations_are_removed_and_of_later_ones_not(tmp_path:
     remove_before(tmp_path, 3)
     assert sorted({file.stem for file in tmp_path.iterdir()}) == [f"step_{step:07d}" for step in (3, 4, 5)]
     assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("checkpoint", "keep_last", "first"), [(20, 2, 21), (20, 16, 15), (29, 2, 29), (30, 2, 29), (None, 2, 1)]
+)
+def test_rollouts_since_the_newest_checkpoint_stay(
+    tmp_path: Path, checkpoint: int | None, keep_last: int, first: int
+) -> None:
+    """After iteration 30. A run that resumes begins with the iteration after its newest checkpoint."""
+    if checkpoint is not None:
+        folder = tmp_path / "checkpoints" / f"step_{checkpoint:07d}"
+        folder.mkdir(parents=True)
+        (folder.parent / "latest").write_text(f"{folder.name}\n")
+    assert first_kept(tmp_path, 30, keep_last, is_saved=True) == first
+    assert first_kept(tmp_path, 30, keep_last, is_saved=False) == 30 - keep_last + 1
 
 
 @pytest.mark.fast

@@ -228,7 +228,7 @@ def test_request_to_stop_ends_the_drawing_of_all_leads(
         stopped_and_drawn_again, variant=config.variant, folder=str(hf_folder[0]), rank=rank, after=4
     )
     assert found[rank][0] == 4  # after the prompts, and after each token but the last
-    assert found[1 - rank][0] > SAMPLING.max_thinking_tokens
+    assert found[1 - rank][0] > 8  # it has finished its own
     expected = engine.generate(requests(config), SAMPLING)
     for _, rollouts in found:
         same(rollouts, expected)
