@@ -20,7 +20,7 @@ TP2 = ["parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true
 LONG: dict[str, Any] = {
     "train": {"steps": 2},
     "rl": {"prompts": 64, "group": 8, "updates": 1},
-    "rollout": {"embedded_rows": 4},
+    "rollout": {"embedded_cache_gb": 1e-9},
     "expansion": {"enabled": False},
 }
 WITHOUT_VALIDATION: dict[str, Any] = {"validation": {"sources": [], "interval": 0}}
@@ -75,7 +75,7 @@ def test_validation_that_is_stopped_while_it_draws_is_done_again(
     rl_config: Callable[..., Path], tmp_path: Path, processes: int
 ) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    changes = {"train": {"steps": 2}, "rollout": {"embedded_rows": 1}}
+    changes = {"train": {"steps": 2}, "rollout": {"embedded_cache_gb": 1e-9}}
     train(rl_config(whole, **changes), entry=ENTRY, processes=processes)
     config = rl_config(run, **changes)
     launcher = start(config, entry=ENTRY, processes=processes)
