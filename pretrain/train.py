@@ -5,21 +5,17 @@ torchrun --nproc_per_node N -m pretrain.train --config configs/tiny/pretrain.yam
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from training.config import RunConfig
 from training.launch import main
-
-COMMAND = "pretrain.train"
 
 
 @dataclass
 class PretrainConfig(RunConfig):
     """Pretraining has the keys and defaults of every run."""
 
-    def check(self) -> None:
-        """Check the keys of a run, and that it is not one of fine-tuning."""
-        self.check_command(COMMAND)
-        super().check()
+    command: ClassVar[str] = "pretrain.train"
 
     def warnings_of_domains(self, domains: Collection[str]) -> Iterator[str]:
         """Yield a warning where there are chats alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from model.config import ConfigError
 from rl.advantages import ADVANTAGES
@@ -53,6 +53,8 @@ class PolicyConfig:
 class RlConfig(RunConfig):
     """Reinforcement learning. `train.steps` counts iterations: rollouts, rewards, `rl.updates` optimizer updates."""
 
+    command: ClassVar[str] = COMMAND
+
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
             lr=1e-6, min_lr=1e-6, decay_style="constant", weight_decay=0.0, beta2=0.98
@@ -70,7 +72,6 @@ class RlConfig(RunConfig):
 
     def check(self) -> None:
         """Check the keys of a run, those of this stage, and that there is a model to start from."""
-        self.check_command(COMMAND)
         super().check()
         if not self.model.init_from:
             raise ConfigError(

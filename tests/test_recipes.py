@@ -1,6 +1,7 @@
 """The recipes in configs/glm45v and configs/glm41v: complete, as published, possible on their GPUs, trained small.
 
-A miniature is a recipe with configs/tiny/miniature_*.yaml over it, on two CPU processes.
+A miniature is a recipe with configs/tiny/miniature_*.yaml over it, on two CPU processes. Of reinforcement learning it
+asks for handwritten digits, and starts from a model that has learned from a few.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import pytest
 import yaml
 
 from data_pipeline.sharding.build import build_shards
+from demo import digits
 from demo.records import Library
 from demo.records import sources as sources_of_the_demo
 from model.config import ConfigError
 from pretrain.train import PretrainConfig
+from rl.config import RlConfig
+from rl.setup import longest_prompt
 from sft.train import SftConfig
 from tests.launch import ROOT, metrics, train
 from training.config import RunConfig, load_config
@@ -28,7 +32,8 @@ from training.dry_run import dry_run
 
 CONFIGS = ROOT / "configs"
 FILES = [path for folder in ("base", "glm45v", "glm41v") for path in sorted((CONFIGS / folder).glob("*.yaml"))]
-STAGES = ("pretrain", "long_context", "sft", "sft_64k", "sft_lora")
+STAGES = ("pretrain", "long_context", "sft", "sft_64k", "sft_lora", "rl")
+SCHEMAS: dict[str, type[RunConfig]] = {"pretrain": PretrainConfig, "sft": SftConfig, "rl": RlConfig}
 RECIPES = [(model, stage) for model in ("glm45v", "glm41v") for stage in STAGES]
 MINIATURES = {"glm45v": "miniature_moe", "glm41v": "miniature_dense"}
 HEADER = re.compile(
@@ -49,7 +54,11 @@ class Recipe:
 
     def load(self, *overrides: str, over: str = "") -> RunConfig:
         files = [self.file, *([CONFIGS / "tiny" / f"{over}.yaml"] if over else [])]
-        return load_config(SftConfig if self.entry == "sft" else PretrainConfig, files, overrides)
+        return load_config(SCHEMAS[self.entry], files, overrides)
+
+
+def entry_of(stage: str) -> str:
+    return next((entry for entry in SCHEMAS if stage.startswith(entry)), "pretrain")
 
 
 def recipe(model: str, stage: str) -> Recipe:
@@ -97,12 +106,13 @@ def test_every_recipe_exists_and_every_file_is_one() -> None:
 @pytest.mark.fast
 @pytest.mark.parametrize(("model", "stage"), RECIPES)
 def test_recipe_is_refused_by_the_other_command(model: str, stage: str) -> None:
-    """Before model.init_from is missed, and before anything is touched."""
-    file = recipe(model, stage).file
-    schema, right = (PretrainConfig, "sft") if stage.startswith("sft") else (SftConfig, "pretrain")
-    with pytest.raises(ConfigError, match=rf"train.stage=\w+: .*run it with {right}.train, or set train.stage= if"):
-        load_config(schema, file, ["model.init_from="])
-    assert load_config(schema, file, ["train.stage=", "model.init_from=x", "model.preset=tiny_moe"]).train.stage == ""
+    """Before model.init_from is missed, a key is unknown, or anything is touched."""
+    file, right = recipe(model, stage).file, entry_of(stage)
+    for schema in (schema for entry, schema in SCHEMAS.items() if entry != right):
+        with pytest.raises(ConfigError, match=rf"train.stage=\w+: .*run it with {right}.train, or set train.stage= if"):
+            load_config(schema, file, ["model.init_from="])
+    own = load_config(SCHEMAS[right], file, ["train.stage=", "model.init_from=x", "model.preset=tiny_moe"])
+    assert own.train.stage == ""
 
 
 # Of the report (arXiv 2507.01006, sections 3.2 and 4); None: not published.
@@ -142,7 +152,7 @@ def test_recipe_is_possible_on_its_gpus_and_on_no_odd_number(
     chosen = recipe(model, stage)
     assert chosen.gpus == 8 * chosen.nodes
     assert ROOT / chosen.shown_file == chosen.file
-    assert chosen.entry == ("sft" if stage.startswith("sft") else "pretrain")
+    assert chosen.entry == entry_of(stage)
     config = chosen.load()
     dry_run(config, chosen.gpus, skip_files=True)
     output = capsys.readouterr().out
@@ -156,7 +166,7 @@ def test_recipe_is_possible_on_its_gpus_and_on_no_odd_number(
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize(("model", "stage"), RECIPES)
+@pytest.mark.parametrize(("model", "stage"), [(m, s) for m, s in RECIPES if s != "rl"])
 def test_sources_are_those_of_the_demo_and_video_comes_late(model: str, stage: str, tmp_path: Path) -> None:
     names = {source.path for source in recipe(model, stage).load().data.sources}
     assert names <= set(sources_of_the_demo(Library(tmp_path)))
@@ -171,6 +181,26 @@ def test_sources_are_those_of_the_demo_and_video_comes_late(model: str, stage: s
 def test_miniature_needs_a_folder_of_its_own(model: str) -> None:
     with pytest.raises(ConfigError, match=r"train.output_dir is empty"):
         recipe(model, "pretrain").load(over=MINIATURES[model])
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("model", MINIATURES)
+def test_reinforcement_learning_is_as_published(model: str) -> None:
+    """Section 5: packs of 32K, GRPO, clip-higher, expansion and force answering, all domains; no balancing."""
+    config = recipe(model, "rl").load()
+    assert isinstance(config, RlConfig)
+    assert config.train.seq_length == 32_768
+    assert config.rl.advantage == "grpo"
+    assert config.rl.clip_high > config.rl.clip_low
+    assert config.expansion.enabled
+    assert config.rollout.force_answer
+    assert config.curriculum.sampler == "rlcs"
+    assert (config.moe.balance_loss_coeff, config.moe.expert_bias_update_rate) == (0, 0)
+    assert sum(source.weight for source in config.data.sources) == 100
+    longest = longest_prompt(config)
+    assert config.data.video_max_tokens + 2_000 <= longest
+    assert config.data.image_max_tokens <= longest
+    assert list(config.warnings_of_domains({"rl"})) == []
 
 
 # --- miniatures -------------------------------------------------------------------------------------------------------
@@ -202,8 +232,9 @@ def trains(
 ) -> None:
     """Train 5 steps; if it `resumes`, then steps 4 and 5 again, from the checkpoint of step 3."""
     chosen, run = recipe(model, stage), out / stage
-    over = CONFIGS / "tiny" / f"{MINIATURES[model]}.yaml"
-    arguments = ["--config", str(over), f"train.output_dir={run}", f"model.init_from={init_from}"]
+    names = [MINIATURES[model], *(["miniature_rl"] if stage == "rl" else [])]
+    arguments = [word for name in names for word in ("--config", str(CONFIGS / "tiny" / f"{name}.yaml"))]
+    arguments += [f"train.output_dir={run}", f"model.init_from={init_from}"]
     arguments += [f"data.root={shards}", f"data.tokenizer={tokenizer}"]
     train(chosen.file, arguments, entry=f"{chosen.entry}.train")
     lines = metrics(run)
@@ -232,6 +263,24 @@ def test_every_miniature_trains_and_resumes_from_the_stage_before(
     model: str, demo_shards: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
     before = {"long_context": "pretrain", "sft": "long_context", "sft_64k": "sft", "sft_lora": "sft"}
-    for stage in STAGES:
+    for stage in (stage for stage in STAGES if stage != "rl"):
         init_from = tmp_path / before[stage] if stage in before else ""
         trains(model, stage, demo_shards, tokenizer_folder, tmp_path, init_from=init_from)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "preset", "chat_form"), [("glm45v", "tiny_moe", "glm45v"), ("glm41v", "tiny_dense", "glm41v")]
+)
+def test_miniature_of_reinforcement_learning_learns_and_resumes(
+    model: str, preset: str, chat_form: str, tmp_path: Path
+) -> None:
+    digits.build(tmp_path / "digits", chats=100, prompts=200, held_out=1, chat_form=chat_form)
+    shards, tokenizer = tmp_path / "digits" / "shards", tmp_path / "digits" / "tokenizer"
+    keys = [f"data.sources=[{{path: {shards}/chats}}]", f"data.tokenizer={tokenizer}", f"model.preset={preset}"]
+    keys += ["train.steps=60", f"train.output_dir={tmp_path}/start"]
+    train(CONFIGS / "tiny" / "rl_start.yaml", keys)
+    trains(model, "rl", shards, tokenizer, tmp_path, init_from=tmp_path / "start")
+    lines = metrics(tmp_path / "rl")
+    assert sum(line["updates"] for line in lines) >= 5
+    assert max(line["rollout/mismatch"] for line in lines if line["updates"]) < 1e-5

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 from data_pipeline.config import DataConfig
 from model.config import ConfigError, GlmvConfig
@@ -24,7 +24,7 @@ from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 from training.health import HealthConfig
 from training.metrics_config import MetricsConfig, ProfileConfig
 from training.optimizer_config import OptimizerConfig
-from training.recipe import merge, read_layers
+from training.recipe import last_value, merge, read_layers
 from training.validation_config import ValidationConfig
 
 if TYPE_CHECKING:
@@ -142,6 +142,8 @@ class CheckpointConfig:
 class RunConfig:
     """All keys of a run."""
 
+    command: ClassVar[str] = ""  # what runs it; empty: a tool that reads the configurations of several
+
     model: ModelChoice = field(default_factory=ModelChoice)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -196,19 +198,6 @@ class RunConfig:
             ConfigError: a key is missing or not allowed.
         """
         check_bounds("train", self.train, {"global_batch_size": POSITIVE})
-
-    def check_command(self, command: str) -> None:
-        """Check that the stage that the configuration names is one of a command's.
-
-        Raises:
-            ConfigError: it is another command's.
-        """
-        stage = self.train.stage
-        if COMMANDS.get(stage, command) != command:
-            raise ConfigError(
-                f"train.stage={stage}: this is not a configuration for {command}; run it with {COMMANDS[stage]}, or "
-                "set train.stage= if it is meant"
-            )
 
     def describe_packs(self, ranks: int) -> str:
         """Return how many packs a step takes, for people.
@@ -310,7 +299,22 @@ def load_config(schema: type[Schema], files: Path | Sequence[Path], overrides: S
             type, or keys contradict each other.
     """
     layers = read_layers([files] if isinstance(files, Path) else files, overrides)
+    _check_command(schema.command, last_value(layers, "train", "stage"))
     config = merge(schema, layers)
     assert isinstance(config, schema)
     config.check()
     return config
+
+
+def _check_command(command: str, stage: object) -> None:
+    """Check that a configuration is for a command, before its keys are: another stage has other keys.
+
+    Raises:
+        ConfigError: the stage that it names is another command's.
+    """
+    meant = COMMANDS.get(stage, command) if isinstance(stage, str) else command
+    if command and meant != command:
+        raise ConfigError(
+            f"train.stage={stage}: this is not a configuration for {command}; run it with {meant}, or set train.stage= "
+            "if it is meant"
+        )

@@ -55,6 +55,15 @@ def read_layers(files: Sequence[Path], overrides: Sequence[str] = ()) -> list[La
     return layers + [Layer(COMMAND_LINE, _read_override(override)) for override in overrides]
 
 
+def last_value(layers: Sequence[Layer], section: str, name: str) -> object:
+    """Return what the highest layer that has a key gives it, unchecked; None if none has it."""
+    found = None
+    for layer in layers:
+        keys = layer.plain.get(section) if isinstance(layer.plain, dict) else None
+        found = keys[name] if isinstance(keys, dict) and name in keys else found
+    return found
+
+
 def merge(schema: type, layers: Sequence[Layer]) -> Any:
     """Return the keys of `schema`, with its defaults under `layers`.
 
