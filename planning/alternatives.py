@@ -70,6 +70,12 @@ def _needs(plan: Plan, processes: int) -> str:
 
 def what_would_fit(plan: Plan) -> Iterator[str]:
     """Yield the single changes with which a plan that does not fit would."""
+    if plan.workload.rollouts is not None and plan.workload.rollouts.engine is not None:
+        servers = replace(plan.workload.rollouts, engine=None)
+        planned = [replace(stage, rollouts=servers) for stage in plan.stages]
+        without = replace(plan, workload=replace(plan.workload, rollouts=servers), stages=planned)
+        if without.fits:
+            yield f"rollout.engine=vllm, with servers: {plan.limits.needed(without.worst.tensors) / GIB:.1f} GiB"
     for keys in _changes(plan):
         config = _changed(plan.workload.config, keys)
         workload = replace(plan.workload, config=config)

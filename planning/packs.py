@@ -10,6 +10,7 @@ import torch
 from data_pipeline.encoding.batch import Batch, padded_length
 from data_pipeline.media.pixel_budget import SLICE_BYTES
 from model.image_constants import MERGE_SIZE
+from training.config import RunConfig
 
 AROUND_AN_IMAGE = 2  # its begin and end tokens
 TEXT = 16  # tokens of text beside an image of an assumed pack that is full of images
@@ -126,3 +127,13 @@ def segments_of(segments: Sequence[tuple[int, Sequence[int]]]) -> PackShape:
             used.append(used[-1] + n // MERGE_SIZE**2 + 1)
         images.append(tuple(n for n, end in zip(patches, used[1:], strict=True) if end - 1 <= length))
     return PackShape(tuple(length for length, _ in segments), tuple(images))
+
+
+def packs_per_rank(config: RunConfig, processes: int) -> int:
+    """Return the packs of a step on each data-parallel rank.
+
+    Where the ranks do not share them evenly, as may be in reinforcement learning, some are empty.
+    """
+    multiple = config.parallel.micro_batch_multiple
+    shares = config.parallel.data_parallel_size(processes) * multiple
+    return -(-config.train.global_batch_size // shares) * multiple

@@ -15,8 +15,9 @@ from model.pipeline_layout import DECODER, PipelineLayout, layout_for
 from model.rank_sizes import adapters_by_rank, parameters_by_rank
 from planning.kernels import FusedKernelsOnPaper
 from planning.limits import Limits
-from planning.packs import PackShape, pack_full_of_images, segments_of, typical_pack
+from planning.packs import PackShape, pack_full_of_images, packs_per_rank, segments_of, typical_pack
 from planning.rank_trace import RankTrace, Traced, on_device, representative_ranks, trace_rank
+from planning.rollouts import Rollouts
 from training.config import RunConfig
 from training.dry_run import RankBytes, one_stage, rank_bytes
 from training.dtypes import DTYPES
@@ -29,13 +30,18 @@ STATE_BYTES = 12  # of a trained parameter in a checkpoint: float32 weight and t
 
 @dataclass(frozen=True)
 class Workload:
-    """The model and the packs of a run."""
+    """The model and the packs of a run.
+
+    Of reinforcement learning they are those that an update is expected to take, and `train.global_batch_size` of this
+    configuration says how many.
+    """
 
     config: RunConfig
     model: GlmvConfig
     fullest: PackShape  # the pack with the most patches, for which memory must suffice
     typical: PackShape  # by which layers are divided over pipeline stages
     source: str  # where the packs come from
+    rollouts: Rollouts | None = None  # of reinforcement learning
 
 
 def read_workload(config: RunConfig, processes: int, skip_files: bool) -> Workload:
@@ -58,11 +64,20 @@ def read_workload(config: RunConfig, processes: int, skip_files: bool) -> Worklo
         prepared.loader.close()
         source = f"the fullest of the first {len(shapes)} packs of the run's data"
         return Workload(config, prepared.model, max(shapes, key=lambda shape: sum(shape.patches)), typical, source)
-    if not config.model.preset:
-        raise ConfigError("--skip-files needs model.preset: it does not open model.init_from to see which model it is")
-    model = with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
+    model = model_of_preset(config)
     fullest = pack_full_of_images(length, config.data.image_max_tokens, config.data.segment_multiple)
     return Workload(config, model, fullest, typical_pack(length), "assumed: as many image tokens as a pack can hold")
+
+
+def model_of_preset(config: RunConfig) -> GlmvConfig:
+    """Return the model of a run without opening a file.
+
+    Raises:
+        ConfigError: The configuration names no preset.
+    """
+    if not config.model.preset:
+        raise ConfigError("--skip-files needs model.preset: it does not open model.init_from to see which model it is")
+    return with_positions(GlmvConfig.from_preset(config.model.preset), config.model)
 
 
 def planned_packs(loader: PackedLoader) -> list[PackShape]:
@@ -77,16 +92,33 @@ class StagePlan:
     trace: RankTrace
     optimizer: float  # bytes of its share of the optimizer state
     kept: float  # bytes that modules keep from the step before
+    rollouts: Rollouts | None = None  # of reinforcement learning
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the model's weights."""
+        return self.trace.weights
+
+    @property
+    def gradients(self) -> float:
+        """Bytes of the gradients."""
+        return self.trace.gradients
+
+    @property
+    def engine(self) -> float:
+        """Bytes of the embedded engine's model, which the leads have: they are in the first stage."""
+        return self.rollouts.resident if self.rollouts is not None and not self.trace.pipeline_rank else 0.0
 
     @property
     def activations(self) -> float:
-        """Bytes that live beside weights, gradients and optimizer, at most."""
-        return self.kept + max(self.trace.activations, self.trace.update)
+        """Bytes that live beside weights, gradients, optimizer and engine, at most."""
+        other = self.rollouts.between_updates(not self.trace.pipeline_rank) if self.rollouts is not None else 0.0
+        return self.kept + max(self.trace.activations, self.trace.update, self.trace.log_probs, other)
 
     @property
     def tensors(self) -> float:
         """Bytes of tensors at the peak."""
-        return self.trace.weights + self.trace.gradients + self.optimizer + self.activations
+        return self.weights + self.gradients + self.optimizer + self.engine + self.activations
 
 
 @dataclass(frozen=True)
@@ -111,9 +143,8 @@ class Plan:
 
     @property
     def packs_per_rank(self) -> int:
-        """Packs of a step on each data-parallel rank."""
-        config = self.workload.config
-        return config.train.global_batch_size // config.parallel.data_parallel_size(self.processes)
+        """Packs of a step, or of an update of reinforcement learning, on each data-parallel rank."""
+        return packs_per_rank(self.workload.config, self.processes)
 
     @property
     def bubble(self) -> float:
@@ -162,7 +193,7 @@ def traced_of(workload: Workload, processes: int, limits: Limits) -> tuple[Trace
     backend = FusedKernelsOnPaper()
     fullest = workload.fullest.within(config.train.seq_length, config.data.segment_multiple)
     traced = Traced(config, workload.model, processes, stages, fullest, backend, limits.imbalance)
-    return traced, layout
+    return replace(traced, log_probs=workload.rollouts is not None), layout
 
 
 def make_plan(
@@ -194,7 +225,7 @@ def make_plan(
     for stage in range(len(ranks)) if stages is None else stages:
         trace = trace_rank(traced, ranks[stage], quick=True)
         kept = max(trace.optimizer - traced_static[stage].optimizer, 0)
-        planned.append(StagePlan(trace, static[stage].optimizer, kept))
+        planned.append(StagePlan(trace, static[stage].optimizer, kept, workload.rollouts))
         if until_too_big and not limits.fits(planned[-1].tensors):
             break
     return Plan(workload, processes, limits, layout, planned)

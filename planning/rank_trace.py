@@ -7,6 +7,7 @@ as are in flight at once, and one more; a step of more packs repeats the last.
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from torch import Tensor
 
 from data_pipeline.encoding.batch import Batch
 from model.backend import Backend
@@ -27,12 +29,13 @@ from planning.chunk_trace import Schedule, hidden_states, run_pack
 from planning.kernels import fused_kernels
 from planning.memory import MemoryTrace
 from planning.on_paper import DEVICE, on_paper
-from planning.packs import PackShape, as_batch
+from planning.packs import PackShape, as_batch, packs_per_rank
 from training.config import RunConfig
 from training.dtypes import DTYPES
 from training.optimizer_config import OptimizerConfig
 from training.step import TrainStep
 from training.update import apply_update
+from training.validation import evaluation, forward_packs
 
 GROUPS = ("tensor", "context", "expert", "pipeline", "images", "data", "expert data")
 PER_STEP = ("data", "expert data")  # groups whose traffic does not grow with the packs of a rank
@@ -50,6 +53,7 @@ class RankTrace:
     optimizer: int = 0  # and what an earlier step left behind
     activations: int = 0  # most that lives beside weights, gradients and optimizer in forward and backward passes
     update: int = 0  # likewise in the optimizer's update
+    log_probs: int = 0  # likewise in passes without gradients
     traffic: dict[str, int] = field(default_factory=dict)  # sent per step, by group
     packs: int = 0  # that were run
     kept: tuple[int, ...] = ()  # by one pack for its backward pass, in each model chunk; of a quick trace
@@ -63,7 +67,7 @@ class RankTrace:
     @property
     def peak(self) -> int:
         """Most that ever lives."""
-        return self.static + max(self.activations, self.update)
+        return self.static + max(self.activations, self.update, self.log_probs)
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Traced:
         backend: Provider of the modules.
         imbalance: Tokens that a rank receives for its experts, over an even share.
         one_memory: The run computes on CPUs, so that host and device share one memory.
+        log_probs: Between updates it computes the log-probabilities of its packs.
     """
 
     config: RunConfig
@@ -89,11 +94,12 @@ class Traced:
     backend: Backend
     imbalance: float = 1.0
     one_memory: bool = False
+    log_probs: bool = False
 
     @property
     def packs_per_rank(self) -> int:
         """Packs of a step on each data-parallel rank."""
-        return self.config.train.global_batch_size // self.config.parallel.data_parallel_size(self.processes)
+        return packs_per_rank(self.config, self.processes)
 
     def packs_to_run(self, pipeline_rank: int) -> int:
         """Return how many packs show the largest number in flight."""
@@ -137,6 +143,8 @@ def trace_rank(traced: Traced, rank: int, *, quick: bool = False) -> RankTrace:
         result.update = trace.peak - static
         result.optimizer = static - result.weights - result.gradients
         result.traffic = _by_group(trace.traffic, result.packs, traced.packs_per_rank)
+        if traced.log_probs:
+            result.log_probs = _log_probs(traced, trace, trainer)
     result.seconds = time.process_time() - started
     return result
 
@@ -169,6 +177,24 @@ def _by_chunks(traced: Traced, trace: MemoryTrace, trainer: TrainStep, result: R
     peak = schedule.peak(chunks, batch.patches.nbytes if trainer.model_chunks[0].pre_process else 0)
     result.activations = peak - freed + schedule.in_transfer * hidden_states(trainer).nbytes
     return before
+
+
+def _log_probs(traced: Traced, trace: MemoryTrace, trainer: TrainStep) -> int:
+    """Return the most bytes that live beside weights, gradients and optimizer in passes without gradients.
+
+    A pass keeps nothing, so that few packs show it.
+    """
+    packs = max(2, traced.config.parallel.micro_batch_multiple)
+    trace.reset_peak()
+    before = trace.live
+    with warnings.catch_warnings(), evaluation(trainer):
+        warnings.simplefilter("ignore")  # the weights of the update before were not used: they are gathered twice
+        forward_packs(trainer, [_batch(traced) for _ in range(packs)], _losses)
+    return trace.peak - before
+
+
+def _losses(batch: Batch, losses: Tensor, non_loss_data: bool) -> Tensor:
+    return losses
 
 
 def _begin_step(trace: MemoryTrace, trainer: TrainStep) -> int:

@@ -18,6 +18,7 @@ from model.config import ConfigError
 from model.pipeline_layout import DECODER, PipelineLayout, layout_for
 from planning.chunk_trace import ChunkMemory, Schedule
 from planning.limits import Limits
+from planning.packs import packs_per_rank
 from planning.plan import Plan, Workload, different_stages, make_plan, static_bytes
 from planning.step_time import GPUS_PER_NODE, Rates, StepTime, step_time
 from training.config import RunConfig
@@ -110,7 +111,7 @@ class LayerMemory:
         config, layout = candidate.workload.config, candidate.layout
         key, ranks = _sharing(config)
         kept = CERTAIN * self._kept.get(key, 0.0) / ranks
-        packs = config.train.global_batch_size // config.parallel.data_parallel_size(processes)
+        packs = packs_per_rank(config, processes)
         needed = {}
         for rank in different_stages(layout, candidate.workload.model):
             sizes = [kept * units.count(DECODER) for units in layout.stages[rank :: layout.pipeline_size]]

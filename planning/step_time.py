@@ -19,7 +19,7 @@ from model.flops import head_cost, layer_cost, vision_cost
 from model.parallel import ParallelConfig
 from model.pipeline_layout import DECODER, EMBEDDING, LOSS, PipelineLayout
 from model.rank_sizes import parameters_by_rank
-from planning.packs import PackShape
+from planning.packs import PackShape, packs_per_rank
 from training.config import RunConfig
 
 GPUS_PER_NODE = 8
@@ -60,8 +60,7 @@ def step_time(
     config: RunConfig, model: GlmvConfig, layout: PipelineLayout, typical: PackShape, processes: int, rates: Rates
 ) -> StepTime:
     """Predict the time of a step of typical packs."""
-    parallel, train = config.parallel, config.train
-    packs = train.global_batch_size // parallel.data_parallel_size(processes)
+    parallel, packs = config.parallel, packs_per_rank(config, processes)
     stages = [
         _stage_time(config, model, layout.stages[number], number, layout, typical, rates)
         for number in range(len(layout.stages))

@@ -140,16 +140,28 @@ class PromptTable:
     def expected_work(self, response_tokens: int = 0) -> tuple[list[int], list[int]]:
         """Return the tokens of prompts with their responses, and the patches of their images and frame pairs.
 
-        Of MOST_EXPECTED prompts, spread evenly over the table. The same on every rank and at every restart.
+        Of MOST_EXPECTED prompts. The same on every rank and at every restart.
 
         Args:
             response_tokens: Tokens that a response is expected to have.
         """
-        count = min(len(self), MOST_EXPECTED)
-        rows = np.arange(count) * len(self) // max(count, 1)
-        lengths = (self.lengths[rows] + response_tokens).tolist()
-        patches = (source.image_patches(row) for source, row in map(self._locate, rows.tolist()))
-        return lengths, list(chain.from_iterable(patches))
+        prompts = self.spread(MOST_EXPECTED)
+        lengths = [length + response_tokens for length, _ in prompts]
+        return lengths, list(chain.from_iterable(patches for _, patches in prompts))
+
+    def spread(self, most: int) -> list[tuple[int, list[int]]]:
+        """Return the tokens of prompts, and the patches of the images and frame pairs of each.
+
+        Args:
+            most: Number of prompts, at most; they are spread evenly over the table.
+        """
+        count = min(len(self), most)
+        rows = (np.arange(count) * len(self) // max(count, 1)).tolist()
+        places = map(self._locate, rows)
+        return [
+            (int(self.lengths[row]), list(source.image_patches(place)))
+            for row, (source, place) in zip(rows, places, strict=True)
+        ]
 
     def _locate(self, row: int) -> tuple[Source, int]:
         number = int(np.searchsorted(self._first_rows, row, side="right")) - 1

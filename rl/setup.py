@@ -62,17 +62,9 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
     if processes is None:
         _check_machine(config)
     start_point, model = check_run(config, processes)
-    _check_replay(config, model)
-    chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
-    table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
-    check_tokenizer(model, table.tokenizer, start_point.hf_files)
-    _check_marks(table.tokenizer)
-    _check_verifiers(table)
-    _check_labels(config, table)
-    held_out = _open_held_out(config, chat_form, table)
-    scored = table.scored + (held_out.scored if held_out is not None else Counter())
-    registry = check_rewards(config.reward, scored)
-    sampler = PromptSampler(config, table)
+    prompts = open_prompts(config, model)
+    check_tokenizer(model, prompts.table.tokenizer, start_point.hf_files)
+    sampler = PromptSampler(config, prompts.table)
     policy = config.rl
     return PreparedRl(
         config,
@@ -81,13 +73,43 @@ def prepare(config: RlConfig, processes: int | None = None) -> PreparedRl:
         lay_out_pipeline(config, model, sampler),
         PreparedValidation(None, []),
         PolicyLoss(policy.clip_low, policy.clip_high),
-        (
-            *_warnings(config, model, table),
-            *warnings_of_rewards(config.reward, registry, scored, chat_form, config.curriculum.pass_score),
-        ),
-        chat_form,
-        held_out,
+        prompts.warnings,
+        prompts.chat_form,
+        prompts.held_out,
     )
+
+
+@dataclass(frozen=True)
+class OpenedPrompts:
+    """The prompts of a run, which can be used."""
+
+    chat_form: str  # how the model writes chats
+    table: PromptTable
+    held_out: PromptTable | None
+    warnings: tuple[str, ...]  # what is allowed but hardly meant
+
+
+def open_prompts(config: RlConfig, model: GlmvConfig) -> OpenedPrompts:
+    """Open the prompts of a run, and check them and how they are scored. The model's weights need not be there.
+
+    Args:
+        config: the run.
+        model: what it trains.
+
+    Raises:
+        ConfigError, DataError: they cannot be used.
+    """
+    _check_replay(config, model)
+    chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
+    table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
+    _check_marks(table.tokenizer)
+    _check_verifiers(table)
+    _check_labels(config, table)
+    held_out = _open_held_out(config, chat_form, table)
+    scored = table.scored + (held_out.scored if held_out is not None else Counter())
+    registry = check_rewards(config.reward, scored)
+    of_rewards = warnings_of_rewards(config.reward, registry, scored, chat_form, config.curriculum.pass_score)
+    return OpenedPrompts(chat_form, table, held_out, (*_warnings(config, model, table), *of_rewards))
 
 
 def _warnings(config: RlConfig, model: GlmvConfig, table: PromptTable) -> Iterator[str]:

@@ -43,6 +43,7 @@ prepare_job() {
         OUTPUT_DIR=$(realpath -m "$OUTPUT_DIR") # mounted under this name: a link to it would not be found in the container
     fi
     mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:-}")
+    first_node=0 step_nodes=$SLURM_JOB_NUM_NODES # where commands run: on this many nodes of the job, from this one on
     set_environment
     if [ -n "${GPUS_PER_NODE:-}" ] && [ -z "$NPROC_PER_NODE" ]; then
         [ "$GPUS_PER_NODE" != 0 ] || fail $EXIT_FIX "the job has no GPUs: give NPROC_PER_NODE, the number of processes on a node's CPUs"
@@ -97,9 +98,10 @@ set_environment() {
 
 # --- running on the nodes ---------------------------------------------------------------------------------------------
 
-# Become a command that runs on every node of the job, once per node, in the container if there is one.
+# Become a command that runs once on each of the nodes, in the container if there is one.
 on_every_node() { # COMMAND...
-    local in_container=() options=(--nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --kill-on-bad-exit=1)
+    local in_container=() options=(--nodes="$step_nodes" --ntasks="$step_nodes" --ntasks-per-node=1 --kill-on-bad-exit=1)
+    if [ "$step_nodes" != "$SLURM_JOB_NUM_NODES" ]; then options+=(--relative="$first_node"); fi
     if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then # srun does not take it from the job by itself
         options+=(--cpus-per-task="$SLURM_CPUS_PER_TASK")
     fi
@@ -126,7 +128,7 @@ on_every_node() { # COMMAND...
 torchrun_options() { # sets the array `torchrun`
     torchrun=(
         "$PYTHON" -m torch.distributed.run
-        --nnodes "$SLURM_JOB_NUM_NODES" --nproc_per_node "$NPROC_PER_NODE"
+        --nnodes "$step_nodes" --nproc_per_node "$NPROC_PER_NODE"
         --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}"
         # A port per job, below those that the kernel gives to clients: two jobs may share a node.
         --rdzv_endpoint "${nodes[0]}:${MASTER_PORT:-$((20000 + SLURM_JOB_ID % 12000))}"
@@ -188,7 +190,7 @@ check_nodes() {
     if [ "$status" = 0 ]; then return; fi
     if [ -z "$bad" ]; then fail 1 "the check of the nodes failed without naming one: see the lines above; CHECK_NODES=0 skips it"; fi
     number=$(tr , '\n' <<<"$bad" | wc -l)
-    if [ "$number" -gt 1 ] && [ "$number" = "$SLURM_JOB_NUM_NODES" ]; then
+    if [ "$number" -gt 1 ] && [ "$number" = "$step_nodes" ]; then
         fail 1 "all $number nodes fail the check, so that no node is the cause: see the lines above; CHECK_NODES=0 skips it"
     fi
     if [ "${REPLACE_BAD_NODES:-1}" = 0 ] || [ "$(count_requeues bad_nodes)" -gt "${MAX_BAD_NODES:-3}" ]; then

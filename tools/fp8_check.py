@@ -49,6 +49,7 @@ def main(
     from sft.train import SftConfig
     from tools.fp8_verdict import Limits, as_json, gradient_limit, report
     from tools.hf_output import progress_bar
+    from tools.run_config import refuse_rl
     from training.config import RunConfig, load_config
     from training.distributed import process_group
     from training.errors import expected_errors
@@ -57,6 +58,8 @@ def main(
 
     with errors_in_one_line(), tempfile.TemporaryDirectory(prefix="glmv-fp8-") as scratch:
         with expected_errors(on_every_process=False):
+            why = "its packs are made of rollouts; compare on the data of the stage before, with its configuration"
+            refuse_rl(config, overrides or (), why)
             run = load_config(SftConfig if sft else RunConfig, config, overrides or ())
             pair = prepare_pair(run, Path(scratch) / "run")
         limits = Limits(max_loss, gradient_limit(run.fp8) if max_gradient is None else max_gradient)

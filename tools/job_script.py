@@ -7,9 +7,23 @@ import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from model.config import ConfigError
+
 REPO = Path(__file__).parent.parent
 FOLDER = REPO / "slurm"
-STAGES = ("pretrain", "long_context", "sft")  # each has a script of its name
+SETTING = re.compile(r"^([A-Z_]+)=\$\{\1:-", re.MULTILINE)
+# Settings of the scripts that are options of tools.launch.
+OWN = {
+    "REPO",
+    "CONFIG",
+    "OUTPUT_DIR",
+    "CONTAINER_IMAGE",
+    "CONTAINER_MOUNTS",
+    "GPUS_PER_NODE",
+    "NPROC_PER_NODE",
+    "SERVER_NODES",
+}
+STAGES = ("pretrain", "long_context", "sft", "rl")  # each has a script of its name
 
 
 def fill_script(
@@ -64,3 +78,26 @@ def _with_setting(lines: Sequence[str], variable: str, value: str) -> list[str]:
     changed = list(lines)
     changed[number] = f"{variable}={value}{(comment and comment[1]) or ''}"
     return changed
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, str]:
+    """Return the settings of --setting, NAME=VALUE, by name.
+
+    Raises:
+        ConfigError: one is not of this form, or no script has it, or it has an option of its own.
+    """
+    known = {name for stage in STAGES for name in re.findall(SETTING, (FOLDER / f"{stage}.sbatch").read_text())}
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not value or name not in known:
+            raise ConfigError(f"--setting {word}: give NAME=VALUE; the scripts have {', '.join(sorted(known - OWN))}")
+        if name in OWN:
+            raise ConfigError(f"--setting {word}: tools.launch sets {name} itself; see its options")
+        found[name] = value
+    return found
+
+
+def is_setting_of(name: str, stage: str) -> bool:
+    """Return whether the script of a stage has a setting: those of servers are of rl alone."""
+    return name in re.findall(SETTING, (FOLDER / f"{stage}.sbatch").read_text())

@@ -4,11 +4,12 @@
     python -m tools.launch --config configs/glm45v/pretrain.yaml --nodes 32 --submit [dotted.key=value ...]
     python -m tools.launch --nodes 32,32,16 --submit --chain configs/glm45v/pretrain.yaml
                            configs/glm45v/long_context.yaml configs/glm45v/sft.yaml
+    python -m tools.launch --config configs/glm45v/rl.yaml --nodes 16 --server-nodes 4 --submit
 
 The configuration, the number of processes, the layout, the data and the model to start from are checked first, as the
 run would check them. The script is slurm/STAGE.sbatch with its settings filled in; it needs the clone that it is
 written from. With --chain each stage starts when the one before it is complete; if one fails, the later ones are
-cancelled.
+cancelled. Reinforcement learning draws rollouts from vLLM servers, which --server-nodes starts in the same job.
 """
 
 from __future__ import annotations
@@ -27,13 +28,35 @@ from model.config import ConfigError
 from planning.limits import Limits
 from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
-from tools.job_script import REPO, STAGES, fill_script
+from tools.job_script import REPO, STAGES, fill_script, is_setting_of, parse_settings
 from tools.submission import Job, check_container, check_slurm, dependency, parse_directives, submit_jobs
 
-if TYPE_CHECKING:  # it needs torch
+if TYPE_CHECKING:  # they need torch
+    from tools.launch_servers import JobServers
     from tools.launch_stages import Stage
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+# Options that need more than a line.
+Files = Annotated[list[Path] | None, typer.Option(help="the run's YAML file; may be repeated: later ones win")]
+Keys = Annotated[
+    list[str] | None, typer.Argument(help="keys that replace those of the files", metavar="dotted.key=value")
+]
+Chain = Annotated[
+    list[Path] | None, typer.Option(help="a YAML file per stage; more may follow. --config lies over each of them")
+]
+StageName = Annotated[
+    str, typer.Option(help=f"{', '.join(STAGES)}; default: what train.stage or the first file's name says")
+]
+Directives = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE, another option of sbatch, such as qos=high; may be repeated")
+]
+ServerNodes = Annotated[
+    int, typer.Option(min=0, help="of rl: nodes beside --nodes on which the job starts vLLM servers")
+]
+Settings = Annotated[
+    list[str] | None, typer.Option(help="NAME=VALUE, a variable of the script (docs/cluster.md); may be repeated")
+]
 
 
 @dataclass(frozen=True)
@@ -49,29 +72,21 @@ class Cluster:
 @app.command(help=keep_lines(__doc__))
 def main(
     nodes: Annotated[str, typer.Option(help="number of nodes; with --chain also one per stage: 32,32,16")],
-    config: Annotated[
-        list[Path] | None, typer.Option(help="the run's YAML file; may be repeated: later ones win")
-    ] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="keys that replace those of the files", metavar="dotted.key=value")
-    ] = None,
-    chain: Annotated[
-        list[Path] | None, typer.Option(help="a YAML file per stage; more may follow. --config lies over each of them")
-    ] = None,
-    stage: Annotated[
-        str, typer.Option(help=f"{', '.join(STAGES)}; default: the one with which the name of the first file begins")
-    ] = "",
+    config: Files = None,
+    overrides: Keys = None,
+    chain: Chain = None,
+    stage: StageName = "",
     gpus_per_node: Annotated[int, typer.Option(min=0, help="0: train on CPUs")] = 8,
     processes_per_node: Annotated[int, typer.Option(min=0, help="default: one per GPU")] = 0,
     partition: Annotated[str, typer.Option(help="of the cluster")] = "",
     account: Annotated[str, typer.Option(help="to which the time is charged")] = "",
     time: Annotated[str, typer.Option(help="limit of a job, as SLURM writes it; the run continues in a next one")] = "",
     job_name: Annotated[str, typer.Option(help="default: the stage")] = "",
-    sbatch: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE, another option of sbatch, such as qos=high; may be repeated")
-    ] = None,
+    sbatch: Directives = None,
     container: Annotated[str, typer.Option(help="image for pyxis; default: no container")] = "",
     mounts: Annotated[str, typer.Option(help="FROM:TO,... into the container, beside the clone and the run")] = "",
+    server_nodes: ServerNodes = 0,
+    setting: Settings = None,
     after: Annotated[str, typer.Option(help="number of a job that must be complete before")] = "",
     skip_files: Annotated[
         bool, typer.Option("--skip-files", help="open no data, tokenizer or model.init_from: they are not here")
@@ -83,6 +98,7 @@ def main(
     out: Annotated[Path | None, typer.Option(help="file for the script, with --chain a folder; default: print")] = None,
     submit: Annotated[bool, typer.Option("--submit", help="submit the job with sbatch")] = False,
 ) -> None:
+    from tools.launch_servers import JobServers
     from tools.launch_stages import check_memory, check_stages, read_stages, warn_of_missing_mounts
     from training.errors import EXPECTED_ERRORS
 
@@ -95,14 +111,16 @@ def main(
             check_slurm(container)
         directives = {"partition": partition, "account": account, "time": time, "job-name": job_name}
         image = check_container(container, mounts, open_files=not skip_files)
-        settings = {"CONTAINER_IMAGE": image, "CONTAINER_MOUNTS": mounts}
+        settings = {"CONTAINER_IMAGE": image, "CONTAINER_MOUNTS": mounts, **parse_settings(setting or [])}
+        servers = JobServers(server_nodes, settings, skip_files)
         cluster = _cluster(gpus_per_node, processes_per_node, directives, sbatch or [], settings)
         stacks = [[file, *(config or [])] for file in chained] or [list(config or [])]
-        stages = read_stages(stacks, keys, stage, _node_counts(nodes, len(stacks)))
+        stages = read_stages(stacks, keys, stage, _node_counts(nodes, len(stacks)), servers.stand_ins)
         check_stages(stages, cluster.processes_per_node, skip_files, bool(after))
-        check_memory(stages if plan and gpus_per_node else (), keys, cluster.processes_per_node, gpu_memory)
+        servers.check(stages, cluster.gpus_per_node)
+        check_memory(stages if plan and gpus_per_node else (), cluster.processes_per_node, gpu_memory)
         warn_of_missing_mounts(stages if image else (), mounts)
-        jobs = [Job(str(one.files[0]), _script(one, cluster, keys)) for one in stages]
+        jobs = [Job(str(one.files[0]), _script(one, cluster, keys, servers)) for one in stages]
         if submit:
             submit_jobs(jobs, after)
         else:
@@ -157,20 +175,21 @@ def _node_counts(text: str, stages: int) -> list[int]:
 # --- scripts ----------------------------------------------------------------------------------------------------------
 
 
-def _script(stage: Stage, cluster: Cluster, keys: Sequence[str]) -> str:
+def _script(stage: Stage, cluster: Cluster, keys: Sequence[str], servers: JobServers) -> str:
     gpus = str(cluster.gpus_per_node) if cluster.gpus_per_node else None
     directives = {name: value for name, value in cluster.directives.items() if value is not None}
     settings = {
         "REPO": str(REPO),
         "CONFIG": ":".join(str(file.absolute()) for file in stage.files),
         "OUTPUT_DIR": str(Path(stage.config.train.output_dir).absolute()),
-        **{name: value for name, value in cluster.settings.items() if value},
+        **{name: value for name, value in cluster.settings.items() if value and is_setting_of(name, stage.name)},
+        **servers.settings_of(stage.config),
     }
     if cluster.processes_per_node != cluster.gpus_per_node:
         settings["NPROC_PER_NODE"] = str(cluster.processes_per_node)
     return fill_script(
         f"{stage.name}.sbatch",
-        {"nodes": str(stage.nodes), "gpus-per-node": gpus, **directives},
+        {"nodes": str(stage.nodes + servers.nodes_of(stage.config)), "gpus-per-node": gpus, **directives},
         settings,
         [key for key in keys if not key.startswith("train.output_dir=")],
         shlex.join(["python", "-m", "tools.launch", *sys.argv[1:]]),

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from common.urls import is_url, shown
 from model.config import ConfigError, GlmvConfig
 from pretrain.train import PretrainConfig
+from rl import setup as rl_setup
+from rl.config import RlConfig
 from sft.train import SftConfig
-from tools.job_script import REPO, STAGES
+from tools.job_script import REPO
 from tools.launch_plan import check_fits
+from tools.run_config import RL_SECTIONS
 from tools.submission import not_in_container
 from training.config import RunConfig, load_config
 from training.errors import EXPECTED_ERRORS
+from training.recipe import last_value, read_layers
 from training.setup import build_loader, prepare
 from training.start_point import with_positions
 
-SCHEMAS: dict[str, type[RunConfig]] = {name: SftConfig if name == "sft" else PretrainConfig for name in STAGES}
+# Of each stage that has a script.
+SCHEMAS: dict[str, type[RunConfig]] = {
+    "pretrain": PretrainConfig,
+    "long_context": PretrainConfig,
+    "sft": SftConfig,
+    "rl": RlConfig,
+}
 MOST_NODES = 4096  # up to here a suitable number is looked for
 
 
@@ -31,32 +42,51 @@ class Stage:
     files: list[Path]
     config: RunConfig
     nodes: int
+    keys: list[str]  # overrides, with those that stand for what the job will set
 
 
-def read_stages(stacks: Sequence[list[Path]], keys: Sequence[str], name: str, nodes: Sequence[int]) -> list[Stage]:
+def read_stages(
+    stacks: Sequence[list[Path]],
+    keys: Sequence[str],
+    name: str,
+    nodes: Sequence[int],
+    more: Mapping[str, Sequence[str]] = MappingProxyType({}),
+) -> list[Stage]:
     """Read the configurations of stages.
 
     Args:
         stacks: The YAML files of each; later ones win.
         keys: Overrides of their keys.
-        name: One of STAGES; empty: the one with which the name of a stage's first file begins.
+        name: One of SCHEMAS; empty: what train.stage says, or the one with which the name of a stage's first file
+            begins.
         nodes: Number of nodes of each.
+        more: Further overrides by stage, which stand for what the job will set.
 
     Raises:
         ConfigError: A file or key is wrong, or nothing says which stage it is.
     """
-    return [_read_stage(files, keys, name, count) for files, count in zip(stacks, nodes, strict=True)]
+    return [_read_stage(files, keys, name, count, more) for files, count in zip(stacks, nodes, strict=True)]
 
 
-def _read_stage(files: list[Path], keys: Sequence[str], name: str, nodes: int) -> Stage:
+def _read_stage(
+    files: list[Path], keys: Sequence[str], name: str, nodes: int, more: Mapping[str, Sequence[str]]
+) -> Stage:
     if not files[0].is_file():
         raise ConfigError(f"{files[0]}: {'this is a folder' if files[0].is_dir() else 'there is no such file'}")
     if name and name not in SCHEMAS:
         raise ConfigError(f"--stage {name}: give {' or '.join(SCHEMAS)}")
-    name = name or next((known for known in SCHEMAS if files[0].stem.startswith(known)), "")
+    said = last_value(read_layers(files, keys), "train", "stage")
+    names = [name, said if isinstance(said, str) else "", *(one for one in SCHEMAS if files[0].stem.startswith(one))]
+    name = next((one for one in names if one in SCHEMAS), "")
     if not name:
-        raise ConfigError(f"{files[0]}: its name does not say which stage it is; give --stage {' or '.join(SCHEMAS)}")
-    return Stage(name, files, load_config(SCHEMAS[name], files, keys), nodes)
+        raise ConfigError(
+            f"{files[0]}: neither its name nor train.stage says which stage it is; give --stage {' or '.join(SCHEMAS)}"
+        )
+    for key in keys:
+        if name != "rl" and key.partition(".")[0] in RL_SECTIONS:
+            raise ConfigError(f"{key}: {files[0]} draws no rollouts; set it in the file of the stage that does")
+    own = [*keys, *more.get(name, ())]
+    return Stage(name, files, load_config(SCHEMAS[name], files, own), nodes, own)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -100,10 +130,13 @@ def _check_stage(config: RunConfig, processes: int, later: bool, skip_files: boo
     if config.model.preset:  # a wrong number of nodes first: it needs no file
         config.check_layout(_preset(config), processes)
     if not skip_files and not later:
-        prepare(config, processes).loader.close()
+        prepared = rl_setup.prepare(config, processes) if isinstance(config, RlConfig) else prepare(config, processes)
+        prepared.loader.close()
         return
     config.check_layout(_preset(config), processes)
-    if not skip_files:
+    if not skip_files and isinstance(config, RlConfig):
+        rl_setup.open_prompts(config, _preset(config)).table.close()
+    elif not skip_files:
         build_loader(config, _preset(config)).close()
 
 
@@ -136,11 +169,11 @@ def _fits(config: RunConfig, model: GlmvConfig, processes: int) -> bool:
     return True
 
 
-def check_memory(stages: Sequence[Stage], keys: Sequence[str], processes: int, gpu_memory: float) -> None:
+def check_memory(stages: Sequence[Stage], processes: int, gpu_memory: float) -> None:
     """Check that each run fits the memory of its GPUs; see check_fits."""
     for stage in stages:
         files = [file.absolute() for file in stage.files]
-        check_fits(files, keys, stage.config, stage.nodes * processes, gpu_memory)
+        check_fits(files, stage.keys, stage.config, stage.nodes * processes, gpu_memory)
 
 
 def warn_of_missing_mounts(stages: Sequence[Stage], mounts: str) -> None:
@@ -149,6 +182,8 @@ def warn_of_missing_mounts(stages: Sequence[Stage], mounts: str) -> None:
         config = stage.config
         sources = [*config.data.located, *replace(config.data, sources=config.validation.sources).located]
         paths = [config.data.tokenizer, config.model.init_from, *(one.path for one in sources)]
+        if isinstance(config, RlConfig):
+            paths += [config.reward.registry, config.reward.judge.cache, config.rollout.publish_dir]
         outputs = [Path(one.config.train.output_dir).absolute() for one in stages]
         missing = not_in_container(paths, mounts, [REPO, *outputs])
         if missing:

@@ -58,13 +58,19 @@ def main(
 
     from planning.plan import read_workload
     from planning.step_time import Rates
+    from rl.config import RlConfig
     from tools.plan_answer import calibrated_rates, print_layouts, print_plan
-    from training.config import RunConfig, load_config
+    from tools.plan_rollouts import read_rl_workload
+    from tools.run_config import load_run
     from training.errors import EXPECTED_ERRORS
 
     with errors_in_one_line(*EXPECTED_ERRORS):
         limits = Limits(gpu_memory, context, nccl, workspaces, fragmentation, imbalance)
-        workload = read_workload(load_config(RunConfig, config, overrides or ()), world_size, skip_files)
+        config_of_run = load_run(config, overrides or ())
+        if isinstance(config_of_run, RlConfig):
+            workload = read_rl_workload(config_of_run, world_size, skip_files)
+        else:
+            workload = read_workload(config_of_run, world_size, skip_files)
         rates = calibrated_rates(calibrate, skip_files) if calibrate else Rates()
         if find:
             print_layouts(workload, world_size, limits, rates)

@@ -15,6 +15,7 @@ from planning.step_time import Rates, calibrated, step_time
 from tools.plan_page import plan_page
 from tools.plan_table import plan_text, search_text
 from tools.report_runs import read_runs
+from tools.run_config import refuse_rl
 from training.config import RunConfig, load_config
 from training.start_point import RUN_CONFIG
 
@@ -55,6 +56,9 @@ def print_plan(
 def calibrated_rates(run: Path, skip_files: bool) -> Rates:
     """Return the rates with which a measured run's step time is predicted as it was measured."""
     [record] = read_runs([run])
+    refuse_rl(
+        run / RUN_CONFIG, (), "most of its steps' time is that of rollouts; give --calibrate one of another stage"
+    )
     config = load_config(RunConfig, run / RUN_CONFIG)
     # Its packs are those of a run that begins, which its own folder would refuse. Nothing is written.
     config.train.output_dir, config.checkpoint.resume = str(run / "begins"), "never"

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from planning.limits import GIB
 from planning.plan import Plan
 from planning.step_time import StepTime
-from tools.plan_table import HEADER, head_lines, stage_rows
+from tools.plan_table import head_lines, header, parts_of, stage_rows
 from tools.report_charts import GRID, INK, SHARE_COLORS, STYLE, WIDTH, Chart, as_svg, shares_chart
 
 
@@ -21,10 +21,10 @@ def plan_page(plan: Plan, predicted: StepTime) -> str:
         loader=PackageLoader("tools", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("plan_page.html").render(
-        facts=[line.split(maxsplit=1) for line in head_lines(plan, predicted)],
+        facts=[(line[:16].strip(), line[16:]) for line in head_lines(plan, predicted)],
         fits=plan.fits,
         charts=list(charts(plan, predicted)),
-        header=HEADER,
+        header=header(plan),
         rows=list(stage_rows(plan)),
     )
 
@@ -52,10 +52,7 @@ def memory_chart(plan: Plan) -> Chart:
     reserved = limits.context + limits.nccl + limits.workspaces
     bars = {
         f"rank {stage.trace.pipeline_rank}": {
-            "weights": stage.trace.weights / GIB,
-            "gradients": stage.trace.gradients / GIB,
-            "optimizer": stage.optimizer / GIB,
-            "activations": stage.activations / GIB,
+            **{part: getattr(stage, part) / GIB for part in parts_of(plan)},
             "fragmentation": stage.tensors * limits.fragmentation / GIB,
             "reserved": reserved,
         }

@@ -19,29 +19,21 @@ SEARCHED = (
     "virtual_pipeline_model_parallel_size",
     "expert_model_parallel_size",
 )
-HEADER = (
-    "pipeline rank",
-    "holds",
-    "weights",
-    "gradients",
-    "optimizer",
-    "activations",
-    "needed",
-    "parameters",
-)  # GiB
+PARTS = ("weights", "gradients", "optimizer", "engine", "activations")  # of StagePlan, GiB
 
 
 def plan_text(plan: Plan, predicted: StepTime, smallest: Smallest, changes: Sequence[str]) -> str:
     """Return a plan as text."""
     lines = [*head_lines(plan, predicted), "", "what the fullest rank of a stage needs, GiB:"]
-    return "\n".join([*lines, *_table([HEADER, *stage_rows(plan)]), "", *_verdict(plan, smallest, changes)])
+    return "\n".join([*lines, *_table([header(plan), *stage_rows(plan)]), "", *_verdict(plan, smallest, changes)])
 
 
-def time_text(predicted: StepTime) -> str:
-    """Return the seconds of a step, and of its largest parts."""
+def time_text(predicted: StepTime, updates: int = 1) -> str:
+    """Return the seconds of a step, or of each of its updates, and of their largest parts."""
     largest = sorted(predicted.parts.items(), key=lambda part: -part[1])[:5]
     shares = ", ".join(f"{name} {seconds / predicted.seconds:.0%}" for name, seconds in largest)
-    return f"about {predicted.seconds:.3g} s per step, good to compare layouts with, no promise ({shares})"
+    what = "step" if updates == 1 else f"update, of which a step has {updates}"
+    return f"about {predicted.seconds:.3g} s per {what}, good to compare layouts with, no promise ({shares})"
 
 
 def search_text(found: Found, processes: int) -> str:
@@ -82,15 +74,19 @@ def head_lines(plan: Plan, predicted: StepTime) -> Iterator[str]:
         f"VPP {parallel.virtual_pipeline_model_parallel_size} x DP {parallel.data_parallel_size(plan.processes)}; "
         f"experts: EP {parallel.expert_model_parallel_size} x ETP {parallel.expert_tensor_parallel_size}"
     )
+    rollouts = workload.rollouts
+    step, expected = ("step", "") if rollouts is None else ("update", ", expected")
     yield (
-        f"step            {train.global_batch_size:,} packs of {train.seq_length:,} tokens, {plan.packs_per_rank:,} on "
-        f"each data-parallel rank; {step_flops(plan):.3g} FLOPs, recomputation excluded"
+        f"{step:16}{train.global_batch_size:,} packs of {train.seq_length:,} tokens{expected}, {plan.packs_per_rank:,} "
+        f"on each data-parallel rank; {step_flops(plan):.3g} FLOPs, recomputation excluded"
     )
+    yield from (f"{name:16}{said}" for name, said in (rollouts.facts if rollouts else ()))
     yield f"pack            {workload.source}: {workload.fullest.describe()}"
     yield f"memory          {plan.limits.describe()}"
-    yield f"bubble          {plan.bubble:.1%} of a step"
+    yield f"bubble          {plan.bubble:.1%} of {'a step' if rollouts is None else 'an update'}"
     yield f"checkpoint      {plan.checkpoint_bytes / 1e9:,.0f} GB"
-    yield f"time            {time_text(predicted)}"
+    yield f"time            {time_text(predicted, rollouts.updates if rollouts else 1)}"
+    yield from (f"not planned     {what}" for what in (rollouts.unknown if rollouts else ()))
     yield from (f"differs         {setting}" for setting in not_planned(workload.config))
 
 
@@ -103,13 +99,24 @@ def step_flops(plan: Plan) -> float:
     return FORWARD_AND_BACKWARD * once * train.global_batch_size * train.seq_length / tokens
 
 
+def parts_of(plan: Plan) -> list[str]:
+    """Return the parts of a rank's memory, as StagePlan names them; the engine only where there is one."""
+    with_engine = any(stage.engine for stage in plan.stages)
+    return [part for part in PARTS if part != "engine" or with_engine]
+
+
+def header(plan: Plan) -> list[str]:
+    """Return the names of what `stage_rows` gives; GiB."""
+    return ["pipeline rank", "holds", *parts_of(plan), "needed", "parameters"]
+
+
 def stage_rows(plan: Plan) -> Iterator[list[str]]:
-    """Yield a row of HEADER for each pipeline stage; GiB."""
+    """Yield a row for each pipeline stage; GiB."""
     for stage in plan.stages:
         trace, size = stage.trace, plan.layout.pipeline_size
         held = [plan.layout.stages[n] for n in range(trace.pipeline_rank, len(plan.layout.stages), size)]
-        parts = (trace.weights, trace.gradients, stage.optimizer, stage.activations)
-        gib = [f"{part / GIB:.2f}" for part in (*parts, plan.limits.needed(stage.tensors))]
+        sizes = [*(getattr(stage, part) for part in parts_of(plan)), plan.limits.needed(stage.tensors)]
+        gib = [f"{size / GIB:.2f}" for size in sizes]
         yield [str(trace.pipeline_rank), " | ".join(map(_units, held)), *gib, f"{trace.parameters:,}"]
 
 
@@ -120,7 +127,7 @@ def _units(units: Sequence[str]) -> str:
 
 
 def _verdict(plan: Plan, smallest: Smallest, changes: Sequence[str]) -> Iterator[str]:
-    yield "sent per step by a rank of each stage, GB:"
+    yield f"sent per {'step' if plan.workload.rollouts is None else 'update'} by a rank of each stage, GB:"
     kinds = list(dict.fromkeys(kind for stage in plan.stages for kind in stage.trace.traffic))
     rows = [["pipeline rank", *kinds]]
     for stage in plan.stages:

@@ -38,14 +38,19 @@ def main(
     json: Annotated[Path | None, typer.Option(help="write the numbers as JSON")] = None,
 ) -> None:
     from tools.replay_output import lines_of, views_of
+    from tools.run_config import refuse_rl
     from tools.view_page import write_page
     from training.errors import expected_errors
     from training.metrics import finite_content
     from training.ranks import rank
     from training.replay import prepare_replay, replay
+    from training.start_point import RUN_CONFIG
 
     with errors_in_one_line():
         with expected_errors(on_every_process=False):
+            if (run / RUN_CONFIG).is_file():
+                why = "its packs are made of rollouts, which are in rollouts/ of the run; `tools.report RUN` shows them"
+                refuse_rl(run / RUN_CONFIG, (), why)
             prelude = prepare_replay(run, step, checkpoint, overrides or ())
         with expected_errors(on_every_process=True):
             replayed, batches = replay(prelude, step, pack or ())

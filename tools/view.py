@@ -78,6 +78,7 @@ def batch(
     open_page: Open = False,
 ) -> None:
     """Show the packs of a run's steps: segments, positions, and the samples in them."""
+    from tools.run_config import refuse_rl
     from tools.view_content import view_of_pack
     from training.config import RunConfig, load_config
     from training.errors import EXPECTED_ERRORS
@@ -85,6 +86,8 @@ def batch(
     from training.start_point import find_start_point, resolve_model
 
     with errors_in_one_line(*EXPECTED_ERRORS):
+        why = "its packs are made of rollouts; `tools.view shards` shows prompts, and `tools.report RUN` shows rollouts"
+        refuse_rl(config, overrides or (), why)
         # A run in train.output_dir may be another one; nothing of it is shown.
         run = load_config(
             RunConfig, config, [*(overrides or []), "data.num_workers=0", "checkpoint.allow_changes=true"]

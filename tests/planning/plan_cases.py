@@ -27,8 +27,12 @@ from planning.plan import (
 from planning.rank_trace import RankTrace, Traced, trace_rank
 from planning.search import SECONDS, Candidate, Found, LayerMemory, search
 from planning.step_time import Rates, StepTime
+from rl.config import RlConfig
+from tests.launch import ROOT
 from tools.plan import app
-from training.config import RunConfig, load_config
+from tools.plan_rollouts import read_rl_workload
+from tools.run_config import load_run
+from training.config import RunConfig
 
 SHAPE = PackShape((500, 300, 200), ((1024,), (400, 256), ()))
 NO_RESERVES = {"context": 0.0, "nccl": 0.0, "workspaces": 0.0, "fragmentation": 0.0}
@@ -54,9 +58,17 @@ def traced(run: Workload, processes: int, imbalance: float = 1.0) -> Traced:
 
 
 def step(
-    preset: str, processes: int, rank: int, *, quick: bool = False, imbalance: float = 1.0, **run: Any
+    preset: str,
+    processes: int,
+    rank: int,
+    *,
+    quick: bool = False,
+    imbalance: float = 1.0,
+    log_probs: bool = False,
+    **run: Any,
 ) -> RankTrace:
-    return trace_rank(traced(workload(preset, **run), processes, imbalance), rank, quick=quick)
+    made = traced(workload(preset, **run), processes, imbalance)
+    return trace_rank(replace(made, log_probs=log_probs), rank, quick=quick)
 
 
 def parameters(preset: str, processes: int, **layout: Any) -> int:
@@ -111,8 +123,21 @@ def least_and_needed(preset: str, processes: int) -> list[tuple[float, float, fl
 
 
 def recipe(file: Path, processes: int) -> tuple[Plan, Smallest]:
-    made = make_plan(read_workload(load_config(RunConfig, file), processes, True), processes, Limits())
+    run = load_run(file)
+    if isinstance(run, RlConfig):
+        workload = read_rl_workload(run, processes, True)
+    else:
+        workload = read_workload(run, processes, True)
+    made = make_plan(workload, processes, Limits())
     return made, smallest_world(made)
+
+
+def learning(keys: list[str], gpu_memory: float) -> tuple[Plan, str]:
+    """Return the plan of configs/tiny/rl.yaml on two GPUs, and the first change with which it would fit."""
+    run = load_run(ROOT / "configs/tiny/rl.yaml", ["model.preset=tiny_dense", *keys])
+    assert isinstance(run, RlConfig)
+    made = make_plan(read_rl_workload(run, 2, True), 2, Limits(gpu_memory=gpu_memory))
+    return made, "" if made.fits else next(what_would_fit(made))
 
 
 def command(*words: str) -> tuple[int, str]:

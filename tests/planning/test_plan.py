@@ -285,6 +285,55 @@ def test_calibrated_plan_predicts_the_run_that_was_measured(run: Run, config_fil
     assert "nothing is no folder: give the folder of a run (train.output_dir)" in output
 
 
+# --- reinforcement learning -------------------------------------------------------------------------------------------
+
+LEARNING = [
+    "--config",
+    str(ROOT / "configs/tiny/rl.yaml"),
+    "--skip-files",
+    "--world-size",
+    "2",
+    "model.preset=tiny_dense",
+]
+SERVERS = ["rollout.engine=vllm", "rollout.addresses=[http://node-a:8000]"]
+
+
+def test_embedded_engine_is_a_second_model_on_the_lead(run: Run) -> None:
+    """In float32, and a cache of 4 GB of which half as much again may be allocated."""
+    plan, change = run(plan_cases.learning, [], gpu_memory=5.0)
+    [stage] = plan.stages
+    assert stage.engine == 4 * whole("tiny_dense")
+    assert stage.activations > 1.5 * 4e9
+    assert not plan.fits
+    assert change.startswith("rollout.engine=vllm, with servers: 4.")
+    with_servers, _ = run(plan_cases.learning, SERVERS, gpu_memory=5.0)
+    [other] = with_servers.stages
+    assert (other.engine, other.trace.peak) == (0, stage.trace.peak)
+    assert with_servers.fits
+
+
+def test_plan_names_what_it_does_not_know_of_rollouts(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "plan.html"
+    status, output = run(plan_cases.command, *LEARNING, "rl.prompts=48", "rl.updates=3", "--out", str(page))
+    assert status == 0, output
+    # 16 prompts of 1,024 tokens at most, 8 responses of up to 40 tokens each: one rollout fills a pack
+    assert re.search(r"^update +128 packs of 1,024 tokens, expected, 64 on each", output, re.MULTILINE), output
+    assert re.search(r"^rollouts +384 per step, and up to 4 times as many", output, re.MULTILINE)
+    assert re.search(r"^time +about .* per update, of which a step has 3", output, re.MULTILINE)
+    unknown = re.findall(r"^not planned +([\w.= ]+):", output, re.MULTILINE)
+    assert unknown == ["lengths of responses", "time", "rollout.engine=embedded"]
+    assert "not planned" in page.read_text()
+
+
+def test_passes_without_gradients_need_less(run: Run) -> None:
+    options: dict[str, Any] = {"pipeline_model_parallel_size": 2, "packs": 4}
+    first, last = (run(plan_cases.step, "tiny_moe", 2, rank, log_probs=True, **options) for rank in (0, 1))
+    assert 0 < first.log_probs < first.activations
+    assert 0 < last.log_probs < last.activations
+    without = run(plan_cases.step, "tiny_moe", 2, 0, **options)
+    assert (without.log_probs, without.activations, without.traffic) == (0, first.activations, first.traffic)
+
+
 RECIPES = sorted(path.relative_to(ROOT) for path in ROOT.glob("configs/glm4*/*.yaml"))
 QUICK = [Path("configs/glm41v/sft_lora.yaml")]
 

@@ -24,6 +24,7 @@ from rl.config import RlConfig
 from rl.setup import prepare
 from tests.launch import finish, metrics, process_of_rank, start, train, wait_until
 from tests.rl.run_files import ENTRY, assert_same, has_rollouts, lasting
+from tools.plan_rollouts import read_rl_workload
 from training.config import load_config
 from training.dry_run import dry_run
 
@@ -291,4 +292,17 @@ def test_dry_run_prints_what_a_step_takes(rl_config, tmp_path: Path, capsys: pyt
     output = capsys.readouterr().out
     assert "as few of 1,024 tokens as hold 6 prompts x 4 rollouts, in 2 updates per step" in output
     assert "validation: 16 samples in 1 shards are held out" in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_plan_takes_the_prompts_of_the_run(rl_config, digits: Path, tmp_path: Path) -> None:
+    """Three prompts of 35 tokens, four responses to each, in packs of 1,024 tokens: one pack, with an image in each."""
+    config = load_config(RlConfig, rl_config(tmp_path / "run"))
+    planned = read_rl_workload(config, 2, False)
+    assert planned.config.train.global_batch_size == 1
+    assert planned.fullest.patches == [64] * 12
+    assert sorted(planned.typical.lengths) == sorted(planned.fullest.lengths)
+    assert "3 of the run's prompts" in planned.source
+    assert planned.rollouts is not None
+    assert planned.rollouts.engine is not None
     assert not (tmp_path / "run").exists()

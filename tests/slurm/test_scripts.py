@@ -32,6 +32,11 @@ def test_scripts_of_training_differ_in_name_size_and_entry_alone() -> None:
         return re.sub(r"--job-name=\w+|--nodes=\d+|\w+\.train\b", "", text)
 
     assert common_part("pretrain") == common_part("long_context") == common_part("sft")
+    beside = (
+        r"^(SERVERS?_\w+=.*|# shellcheck source=slurm/servers.sh|source .*/servers.sh\"|split_nodes|start_servers)\n"
+    )
+    learning = re.sub(beside, "", common_part("rl"), flags=re.MULTILINE)
+    assert learning.replace(' "${served[@]}"', "") == common_part("sft")
 
 
 def test_every_setting_of_a_script_is_described() -> None:

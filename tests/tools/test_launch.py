@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from demo import digits
 from tests.launch import ROOT
 from tests.training_data import config_file, shards
 from tools.launch import app
@@ -166,3 +167,82 @@ def test_error_in_the_data_of_a_chain_names_the_stage(config_file: Path, tmp_pat
     (tmp_path / "config.yaml").symlink_to(first)
     words = ["--nodes", 1, *ON_CPUS, "--out", tmp_path / "jobs", "--chain", first, second]
     assert refuse(*words).startswith(f"error: {second}: nowhere does not exist")
+
+
+# --- reinforcement learning -------------------------------------------------------------------------------------------
+
+RL = ["--config", "configs/glm45v/rl.yaml", "--nodes", 16, *UNPLANNED]
+
+
+def test_job_of_reinforcement_learning_has_nodes_that_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    script = launch(*RL, "--server-nodes", 4, "--setting", "SERVERS_PER_NODE=2", "--setting", "MAX_CRASHES=9")
+    assert "#SBATCH --nodes=20\n" in script
+    settings = script[: script.index("# shellcheck source")]
+    names = ("SERVER_NODES", "SERVERS_PER_NODE", "SERVER_MODEL", "MAX_CRASHES")
+    printed = settings + "".join(f'echo "${name}"\n' for name in names)
+    done = subprocess.run(["bash", "-c", printed], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4", "2", "models/GLM-4.5V", "9"]
+
+
+def test_chain_ends_with_reinforcement_learning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It starts from the weights of fine-tuning; its settings are not those of the other scripts."""
+    monkeypatch.chdir(ROOT)
+    chain = [f"configs/glm45v/{name}.yaml" for name in ("sft", "rl")]
+    words = ["--nodes", 16, *UNPLANNED, "--out", tmp_path, "--server-nodes", 4, "--setting", "SERVER_PORT=9000"]
+    done = CliRunner().invoke(app, [str(word) for word in (*words, "--chain", *chain)], catch_exceptions=False)
+    assert (done.exit_code, done.stderr) == (0, "")
+    scripts = [(tmp_path / name).read_text() for name in ("1_sft.sbatch", "2_rl.sbatch")]
+    assert ["#SBATCH --nodes=20\n" in script for script in scripts] == [False, True]
+    assert ["SERVER_PORT" in script for script in scripts] == [False, True]
+    assert "rollout.deadline=9: configs/glm45v/sft.yaml draws no rollouts" in refuse(
+        *words, "--chain", *chain, "rollout.deadline=9"
+    )
+
+
+def test_servers_that_cannot_start_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    four = [*RL, "--server-nodes", 4]
+    assert "must divide the 8 GPUs of a node" in refuse(*four, "--setting", "SERVERS_PER_NODE=3")
+    assert "set rollout.engine=vllm" in refuse(*four, "rollout.engine=sglang")
+    assert "give one of them" in refuse(*four, "rollout.start=1", "rollout.start_python=python")
+    assert "give --container and --setting SERVER_IMAGE" in refuse(*four, "--container", "org#glm:1")
+    assert "has no effect without --server-nodes" in refuse(*RL, "--setting", "SERVER_MODEL=x")
+    assert "tools.launch sets SERVER_NODES itself" in refuse(*RL, "--setting", "SERVER_NODES=2")
+    assert "the scripts have CHECK_NODES, " in refuse(*RL, "--setting", "SERVER_NODE=2")
+    assert "no stage draws rollouts" in refuse(
+        "--config", "configs/glm45v/sft.yaml", "--nodes", 16, *UNPLANNED, "--server-nodes", 1
+    )
+
+
+def test_servers_that_a_job_does_not_start_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    done = CliRunner().invoke(app, [str(word) for word in RL], catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "draws rollouts from http://server-1:8000, http://server-2:8000: they must answer when" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def digit_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("digits")
+    digits.build(folder, chats=2, prompts=4, held_out=2)
+    return folder
+
+
+def test_prompts_of_a_run_are_checked_as_the_run_checks_them(
+    digit_files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model to start from is not there yet."""
+    monkeypatch.chdir(ROOT)
+    source = f"data.sources=[{{path: {digit_files}/shards/prompts}}]"
+    held_out = f"validation.sources=[{{path: {digit_files}/shards/held_out}}]"
+    words = ["--config", "configs/tiny/rl.yaml", *ON_CPUS, "--nodes", 1, f"data.tokenizer={digit_files}/tokenizer"]
+    words += [source, held_out, "model.preset=tiny_dense", f"train.output_dir={tmp_path}/run"]
+    assert "model.init_from=nowhere: there is no such folder" in refuse(*words, "model.init_from=nowhere")
+    words += ["model.init_from=nowhere", "--after", 7]
+    assert "rl.train" in launch(*words)
+    assert "leave no room for the prompt" in refuse(*words, "rollout.max_thinking_tokens=1000")
+    assert "are longer than the" in refuse(*words, "rollout.max_thinking_tokens=980")
+    assert "reward.registry: missing.yaml: No such file" in refuse(*words, "reward.registry=missing.yaml")
+    chats = f"data.sources=[{{path: {digit_files}/shards/chats}}]"
+    assert "samples that are no prompts" in refuse(*words, chats)
