@@ -59,7 +59,8 @@ def newest_rollouts(folder: Path, steps: int) -> NewestRollouts | None:
     if not files:
         return None
     try:
-        lines = [json.loads(line) for line in files[-1].read_text(encoding="utf-8").splitlines()]
+        with files[-1].open(encoding="utf-8") as text:  # str.splitlines also splits at U+2028, which responses may have
+            lines = [json.loads(line) for line in text]
         groups = [_rows(list(group)) for _, group in groupby(lines, key=lambda line: line["prompt"])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(

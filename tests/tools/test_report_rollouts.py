@@ -52,6 +52,17 @@ def test_newest_iteration_that_is_done_is_shown(tmp_path: Path) -> None:
     assert newest_rollouts(tmp_path, 0) is None
 
 
+def test_response_may_have_any_separator_of_lines(tmp_path: Path) -> None:
+    """As a run writes it: characters are not escaped, but for those below U+0020."""
+    response = "1\u2028 2\u2029 3\x85 4\x0c 5\r 6\n 7"
+    (tmp_path / "rollouts").mkdir()
+    content = json.dumps(json.loads(line("a.tar/1", response)), ensure_ascii=False)
+    (tmp_path / "rollouts" / "step_0000001.jsonl").write_text(f"{content}\n{content}\n", encoding="utf-8")
+    shown = newest_rollouts(tmp_path, 1)
+    assert shown is not None
+    assert [row.answer.split() for row in shown.groups[0].rollouts] == [["1", "2", "3", "4", "5", "6", "7"]] * 2
+
+
 @pytest.mark.parametrize("damaged", ['{"prompt": "a', "{}", "[1]", "3"])
 def test_damaged_file_is_named(damaged: str, tmp_path: Path) -> None:
     (tmp_path / "rollouts").mkdir()
