@@ -192,8 +192,11 @@ def traced_of(workload: Workload, processes: int, limits: Limits) -> tuple[Trace
     stages = layout.stages if layout.pipeline_size > 1 else None
     backend = FusedKernelsOnPaper()
     fullest = workload.fullest.within(config.train.seq_length, config.data.segment_multiple)
-    traced = Traced(config, workload.model, processes, stages, fullest, backend, limits.imbalance)
-    return replace(traced, log_probs=workload.rollouts is not None), layout
+    has_rollouts = workload.rollouts is not None
+    traced = Traced(
+        config, workload.model, processes, stages, fullest, backend, limits.imbalance, log_probs=has_rollouts
+    )
+    return traced, layout
 
 
 def make_plan(

@@ -9,19 +9,14 @@ import numpy as np
 from model.config import GlmvConfig
 from rl.config import RlConfig
 from rl.packs import Work, plan_packs
-from rl.setup import MOST_INSERTED
+from rl.setup import longest_response
 from training.pack_cost import pack_cost
 
-Prompt = tuple[int, Sequence[int]]  # tokens, and the patches of each image and frame pair
-Member = tuple[int, Sequence[int]]  # of a pack: tokens of a rollout with its prompt, and the patches
+# Of a prompt, or of a rollout with its prompt: tokens, and the patches of each image and frame pair.
+Sizes = tuple[int, Sequence[int]]
 
 
-def longest_response(config: RlConfig) -> int:
-    """Return the most tokens of a response."""
-    return config.rollout.max_thinking_tokens + config.rollout.max_answer_tokens + MOST_INSERTED
-
-
-def expected_rollouts(config: RlConfig, prompts: Sequence[Prompt]) -> list[Member]:
+def expected_rollouts(config: RlConfig, prompts: Sequence[Sizes]) -> list[Sizes]:
     """Return the rollouts of an update. The responses of a group are spread evenly up to the longest.
 
     Args:
@@ -35,7 +30,7 @@ def expected_rollouts(config: RlConfig, prompts: Sequence[Prompt]) -> list[Membe
     return [(length + response, patches) for length, patches in chosen for response in responses]
 
 
-def expected_packs(config: RlConfig, model: GlmvConfig, rollouts: Sequence[Member]) -> list[list[Member]]:
+def expected_packs(config: RlConfig, model: GlmvConfig, rollouts: Sequence[Sizes]) -> list[list[Sizes]]:
     """Return the packs of an update's rollouts on a single data-parallel rank, as the run would make them."""
     patches = [np.array(of_prompt, np.int64) for _, of_prompt in rollouts]
     work = Work(

@@ -126,8 +126,8 @@ def _warnings(config: RlConfig, model: GlmvConfig, table: PromptTable) -> Iterat
             f"on, and this run from curriculum.pass_score={score:g}: grade them again with tools.difficulty "
             f"--pass-score {score:g}, or change the key"
         )
-    longest = rollout.max_thinking_tokens + rollout.max_answer_tokens + MOST_INSERTED
-    group_gb = (rl.group * longest + int(table.lengths.max())) * token_bytes(model, DTYPES[config.train.precision]) / GB
+    of_group = rl.group * longest_response(config) + int(table.lengths.max())
+    group_gb = of_group * token_bytes(model, DTYPES[config.train.precision]) / GB
     if rollout.engine == "embedded" and group_gb > rollout.embedded_cache_gb:
         yield (
             f"rollout.embedded_cache_gb={rollout.embedded_cache_gb:g}: the {rl.group} responses to a prompt may need "
@@ -171,6 +171,11 @@ def _check_replay(config: RlConfig, model: GlmvConfig) -> None:
         )
 
 
+def longest_response(config: RlConfig) -> int:
+    """Return the most tokens of a response."""
+    return config.rollout.max_thinking_tokens + config.rollout.max_answer_tokens + MOST_INSERTED
+
+
 def longest_prompt(config: RlConfig) -> int:
     """Return how many tokens a prompt may have, so that its longest rollout fits into a pack.
 
@@ -178,7 +183,7 @@ def longest_prompt(config: RlConfig) -> int:
         ConfigError: none would fit.
     """
     limits, seq_length = config.rollout, config.train.seq_length
-    response = limits.max_thinking_tokens + limits.max_answer_tokens + MOST_INSERTED
+    response = longest_response(config)
     if response >= seq_length:
         raise ConfigError(
             f"train.seq_length={seq_length} must hold a prompt and its longest response: "

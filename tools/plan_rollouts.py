@@ -21,8 +21,8 @@ from planning.rollouts import Engine, Rollouts
 from rl.config import RlConfig
 from rl.engines.build import GB
 from rl.engines.embedded import token_bytes
-from rl.expected import Member, Prompt, expected_packs, expected_rollouts, longest_response
-from rl.setup import longest_prompt, prepare
+from rl.expected import Sizes, expected_packs, expected_rollouts
+from rl.setup import longest_prompt, longest_response, prepare
 from training.dry_run import one_stage
 from training.dtypes import DTYPES
 
@@ -45,7 +45,7 @@ def read_rl_workload(config: RlConfig, processes: int, skip_files: bool) -> Work
     if skip_files:
         length = min(ASSUMED_SAMPLE, longest_prompt(config))  # half of it an image
         model = model_of_preset(config)
-        prompts: Sequence[Prompt] = [(length, (MERGE_SIZE**2 * (length // 2),))]
+        prompts: Sequence[Sizes] = [(length, (MERGE_SIZE**2 * (length // 2),))]
         said = "assumed: as many image tokens as a pack can hold"
     else:
         prepared = prepare(config, processes)
@@ -64,7 +64,7 @@ def read_rl_workload(config: RlConfig, processes: int, skip_files: bool) -> Work
     return Workload(planned, model, fullest, typical, said, rollouts_of(config, model, rollouts))
 
 
-def rollouts_of(config: RlConfig, model: GlmvConfig, rollouts: Sequence[Member]) -> Rollouts:
+def rollouts_of(config: RlConfig, model: GlmvConfig, rollouts: Sequence[Sizes]) -> Rollouts:
     """Return what a run does around its updates."""
     itemsize = DTYPES[config.train.precision].itemsize
     largest = max(map(prod, hf_shapes(model).values())) * itemsize
@@ -100,8 +100,11 @@ def engine_of(config: RlConfig, model: GlmvConfig) -> Engine:
 
 def _describe(config: RlConfig, engine: Engine | None) -> str:
     if engine is None:
-        servers = config.rollout.addresses or [f"{config.rollout.start} on the machine of the first process"]
-        return f"{config.rollout.engine}, servers: {', '.join(map(shown, servers))}"
+        servers = list(map(shown, config.rollout.addresses))
+        if config.rollout.start:
+            place = "a Ray cluster" if config.rollout.ray else "the machine of the first process"
+            servers.append(f"{config.rollout.start} on {place}")
+        return f"{config.rollout.engine}, servers: {', '.join(servers)}"
     return (
         f"embedded: on the lead of each data-parallel rank {engine.weights / GIB:.1f} GiB for the whole model, and up "
         f"to {engine.drawing / GIB:.1f} GiB while nothing is trained"
@@ -113,7 +116,9 @@ def _unknown(config: RlConfig) -> Iterator[str]:
     yield "time: updates alone; rollouts, rewards, log-probabilities and the publication of weights take their own"
     if config.rollout.engine != "embedded":
         yield "servers: what they need is not planned" + (
-            ", though they take memory of the first process's machine" if config.rollout.start else ""
+            ", though they take memory of the first process's machine"
+            if config.rollout.start and not config.rollout.ray
+            else ""
         )
         return
     yield (

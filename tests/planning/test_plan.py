@@ -19,9 +19,12 @@ from model.rank_sizes import parameters_by_rank
 from planning.packs import PackShape, as_batch, pack_full_of_images, segments_of
 from planning.plan import different_stages
 from planning.step_time import WARM_UP
+from rl.config import RlConfig
+from rl.engines.config import RolloutConfig
 from tests.launch import ROOT, metrics, train
 from tests.planning import plan_cases
 from tests.training_data import config_file, shards
+from tools.plan_rollouts import rollouts_of
 from tools.plan_table import search_text
 from training.dry_run import one_stage
 
@@ -323,6 +326,27 @@ def test_plan_names_what_it_does_not_know_of_rollouts(run: Run, tmp_path: Path) 
     unknown = re.findall(r"^not planned +([\w.= ]+):", output, re.MULTILINE)
     assert unknown == ["lengths of responses", "time", "rollout.engine=embedded"]
     assert "not planned" in page.read_text()
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("keys", "engine", "is_beside"),
+    [
+        ({"addresses": ["http://a:1"]}, "vllm, servers: http://a:1", False),
+        (
+            {"addresses": ["http://a:1"], "start": 2},
+            "vllm, servers: http://a:1, 2 on the machine of the first pro",
+            True,
+        ),
+        ({"start": 2, "ray": "auto"}, "vllm, servers: 2 on a Ray cluster", False),
+    ],
+)
+def test_plan_says_where_servers_are(keys: dict[str, Any], engine: str, is_beside: bool) -> None:
+    config = RlConfig()
+    config.rollout = RolloutConfig(engine="vllm", start_python="python" if "start" in keys else "", **keys)
+    planned = rollouts_of(config, GlmvConfig.from_preset("tiny_dense"), [(1000, [])])
+    assert dict(planned.facts)["engine"].startswith(engine)
+    assert any("memory of the first process's machine" in line for line in planned.unknown) == is_beside
 
 
 def test_passes_without_gradients_need_less(run: Run) -> None:

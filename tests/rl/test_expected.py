@@ -8,7 +8,8 @@ import pytest
 
 from model.config import GlmvConfig
 from rl.config import RlConfig
-from rl.expected import expected_packs, expected_rollouts, longest_response
+from rl.expected import expected_packs, expected_rollouts
+from rl.setup import longest_response
 
 pytestmark = pytest.mark.fast
 
