@@ -45,9 +45,8 @@ class Substance:
     counts: frozenset[tuple[str, int]]
     charge: int
     state: str
-    groups: tuple[str, ...] | None = (
-        None  # functional groups that a condensed formula shows, sorted; isomers differ in them
-    )
+    # functional groups that a condensed formula shows, sorted; isomers differ in them
+    groups: tuple[str, ...] | None = None
 
     @property
     def word(self) -> bool:

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 from rewards.plain_text import has_many_marks
 
-MAX_CHARACTERS = 5000  # characters of an answer that is looked at: longer ones are refused
+MAX_CHARACTERS = 5000  # of an answer that is looked at: longer ones are refused
 
 _SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁼⁽⁾ⁿⁱ", "0123456789+-=()ni", strict=True))
 _SUBSCRIPTS = dict(zip("₀₁₂₃₄₅₆₇₈₉₊₋", "0123456789+-", strict=True))

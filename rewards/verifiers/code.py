@@ -35,7 +35,7 @@ class Code:
             raise RewardError(f"code: there is no language {language!r}{hint}")
         if not _tokens(item.reference, language):
             raise RewardError(
-                f"code: the reference is empty, is no {language}, or has more than {MAX_CHARACTERS:,} letters or "
+                f"code: the reference is empty, is no {language}, or has more than {MAX_CHARACTERS:,} characters or "
                 f"{MAX_TOKENS:,} tokens"
             )
 

@@ -16,7 +16,7 @@ from rewards.similarity import comparable, edit_similarity
 from rewards.verdict import Item, Outcome, RewardError, Verdict
 from rewards.verifier import check_settings, setting
 
-MAX_CHARACTERS = 100_000  # letters: a dense page has 10,000
+MAX_CHARACTERS = 100_000  # a dense page has 10,000
 
 
 class Ocr:
@@ -28,7 +28,7 @@ class Ocr:
     def check(self, item: Item) -> None:
         check_settings(self, item)
         if len(item.reference) > MAX_CHARACTERS:
-            raise RewardError(f"ocr: the reference has {len(item.reference):,} letters, at most {MAX_CHARACTERS:,}")
+            raise RewardError(f"ocr: the reference has {len(item.reference):,} characters, at most {MAX_CHARACTERS:,}")
 
     def score(self, answer: str, item: Item) -> Outcome:
         ignore_case = setting(self, item, "ignore_case")

@@ -43,7 +43,7 @@ class Video(Text):
         if mode != "text" and _wanted(item.reference) is None and is_empty_interval(item.reference):
             raise RewardError(
                 f"video: the reference {item.reference[:100]!r} has no length or ends before it begins; if it is no "
-                f"interval, set interval to text"
+                "interval, set interval to text"
             )
 
     def score(self, answer: str, item: Item) -> Outcome:

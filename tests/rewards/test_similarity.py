@@ -88,7 +88,7 @@ def test_ocr_settings_and_reference_are_checked() -> None:
         OCR.check(Item("", "a", {"ignorecase": True}))
     with pytest.raises(RewardError, match="not of type bool"):
         OCR.check(Item("", "a", {"ignore_case": "yes"}))
-    with pytest.raises(RewardError, match="letters, at most"):
+    with pytest.raises(RewardError, match="characters, at most"):
         OCR.check(Item("", "a" * 200_000))
 
 
