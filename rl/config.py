@@ -98,11 +98,11 @@ class RlConfig(RunConfig):
                 f"lora.dropout={self.lora.dropout:g}: rollouts are drawn without dropout, so that another policy would "
                 "learn from them; set it to 0"
             )
-        if self.rollout.replays and self.moe.expert_bias_update_rate:
+        if self.rollout.has_router_replay and self.moe.expert_bias_update_rate:
             raise ConfigError(
-                f"moe.expert_bias_update_rate={self.moe.expert_bias_update_rate:g}: with rollout.replay=engine the "
-                "biases take no part in training, and moving them would only change what the engine chooses, without "
-                "a gradient; set it to 0, or rollout.replay=none"
+                f"moe.expert_bias_update_rate={self.moe.expert_bias_update_rate:g}: with "
+                "rollout.router_replay=engine the biases take no part in training, and moving them would only change "
+                "what the engine chooses, without a gradient; set it to 0, or rollout.router_replay=none"
             )
         for name in UNUSED_VALIDATION:
             if getattr(self.validation, name) != getattr(ValidationConfig(), name):

@@ -72,7 +72,7 @@ class RlRun(Run):
         self.pack_maker = PackMaker(config, tokenizer, pack_cost(model), model.image_token_id)
         limits = config.rollout
         self.sampling = Sampling(
-            1.0, limits.max_thinking_tokens, limits.max_answer_tokens, limits.force_answer, limits.replays
+            1.0, limits.max_thinking_tokens, limits.max_answer_tokens, limits.force_answer, limits.has_router_replay
         )
         self._rolled = RolledOut([], [], reused=False)
         self._updates: list[list[PolicyBatch]] = []

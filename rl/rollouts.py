@@ -8,7 +8,7 @@ A rollout is one response to a prompt; the rollouts of one prompt are a group. A
     ends             where each rollout's tokens end in the three arrays below
     tokens, log_probs, inserted              of all rollouts, one after another
 
-and, where the engine has told which experts it chose (rollout.replay):
+and, where the engine has told which experts it chose (rollout.router_replay):
 
     response_experts                         of all rollouts' tokens
     prompt_experts, prompt_ends              of the tokens of prompts, one after another, and where each prompt ends

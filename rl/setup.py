@@ -99,7 +99,7 @@ def open_prompts(config: RlConfig, model: GlmvConfig) -> OpenedPrompts:
     Raises:
         ConfigError, DataError: they cannot be used.
     """
-    _check_replay(config, model)
+    _check_router_replay(config, model)
     chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
     table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
     _check_marks(table.tokenizer)
@@ -154,19 +154,19 @@ def _check_machine(config: RlConfig) -> None:
         )
 
 
-def _check_replay(config: RlConfig, model: GlmvConfig) -> None:
+def _check_router_replay(config: RlConfig, model: GlmvConfig) -> None:
     """Check that the model has experts, which router replay is about.
 
     Raises:
         ConfigError: it has none, or more than their numbers can say.
     """
-    if not config.rollout.replays:
+    if not config.rollout.has_router_replay:
         return
     if not model.decoder.is_moe:
-        raise ConfigError("rollout.replay=engine: the model is dense and has no routers; set it to none")
+        raise ConfigError("rollout.router_replay=engine: the model is dense and has no routers; set it to none")
     if model.decoder.n_routed_experts > MAX_EXPERTS:
         raise ConfigError(
-            f"rollout.replay=engine: the model has {model.decoder.n_routed_experts} experts per layer, and only "
+            f"rollout.router_replay=engine: the model has {model.decoder.n_routed_experts} experts per layer, and only "
             f"{MAX_EXPERTS} can be told apart; set it to none"
         )
 

@@ -12,7 +12,7 @@ ENGINES = ("embedded", "vllm", "sglang")
 ANSWER = Bound(
     lambda value: value >= 4, "4 or more, which hold a token between the two of a box, and the end of the turn"
 )
-REPLAYS = ("none", "engine")
+ROUTER_REPLAY = ("none", "engine")
 
 
 @dataclass
@@ -25,7 +25,7 @@ class RolloutConfig(ServersConfig):
     max_answer_tokens: int = 2048  # longest answer after the thought; without thinking, longest response
     force_answer: bool = True  # end a thought that is too long, and let the model answer; false: the rollout is cut off
     # none: routers choose experts in training; engine: they choose those that the engine chose (router replay)
-    replay: str = "none"
+    router_replay: str = "none"
     # most that the weight may be which corrects a token for the engine's own probability; 0: no correction
     tis: float = 2.0
     # mean difference of log-probabilities between engine and policy above which the run stops; 0: never
@@ -43,7 +43,7 @@ class RolloutConfig(ServersConfig):
         """
         if self.engine not in ENGINES:
             raise ConfigError(f"rollout.engine={self.engine!r}: choose one of {', '.join(ENGINES)}")
-        self._check_replay()
+        self._check_router_replay()
         check_bounds("rollout", self, {"max_thinking_tokens": POSITIVE, "max_answer_tokens": ANSWER})
         check_bounds("rollout", self, dict.fromkeys(("tis", "max_mismatch", "keep_last"), NOT_NEGATIVE))
         check_bounds("rollout", self, dict.fromkeys(("embedded_rows", "embedded_cache_gb"), POSITIVE))
@@ -56,17 +56,17 @@ class RolloutConfig(ServersConfig):
             raise ConfigError(f"rollout.tis={self.tis:g} would shrink every token's weight; give 1 or more, or 0")
 
     @property
-    def replays(self) -> bool:
+    def has_router_replay(self) -> bool:
         """Whether training uses the experts that the engine chose."""
-        return self.replay == "engine"
+        return self.router_replay == "engine"
 
-    def _check_replay(self) -> None:
-        if self.replay not in REPLAYS:
-            raise ConfigError(f"rollout.replay={self.replay!r}: choose one of {', '.join(REPLAYS)}")
-        if self.replays and self.engine != "embedded":
+    def _check_router_replay(self) -> None:
+        if self.router_replay not in ROUTER_REPLAY:
+            raise ConfigError(f"rollout.router_replay={self.router_replay!r}: choose one of {', '.join(ROUTER_REPLAY)}")
+        if self.has_router_replay and self.engine != "embedded":
             raise ConfigError(
-                f"rollout.replay=engine needs an engine that tells which experts it chose, and rollout.engine="
-                f"{self.engine} does not: set rollout.replay=none, or rollout.engine=embedded"
+                "rollout.router_replay=engine needs an engine that tells which experts it chose, and "
+                f"rollout.engine={self.engine} does not: set rollout.router_replay=none, or rollout.engine=embedded"
             )
 
     def _refuse_servers(self) -> None:

@@ -130,6 +130,7 @@ def test_two_processes_draw_and_learn_the_same(whole_run: Path, rl_config, tmp_p
         assert got["loss"] == pytest.approx(want["loss"], abs=1e-6)
 
 
+NEEDS_EXPERTS = "rollout.router_replay=engine needs an engine that tells which experts it chose"
 JUDGE = ["reward.judge.url=http://localhost:1/v1", "reward.judge.model=m"]
 REFUSED = [
     (["train.global_batch_size=8"], "train.global_batch_size=8 has no meaning in rl.train"),
@@ -154,19 +155,22 @@ REFUSED = [
         "rollout.embedded_rows=8 is of the embedded engine, and rollout.engine=vllm",
     ),
     (["lora.rank=4", "lora.dropout=0.1"], "lora.dropout=0.1: rollouts are drawn without dropout"),
-    (["rollout.replay=engine"], "rollout.replay=engine: the model is dense and has no routers; set it to none"),
-    (["rollout.replay=trainer"], "rollout.replay='trainer': choose one of none, engine"),
     (
-        ["rollout.engine=vllm", "rollout.addresses=[http://localhost:8000]", "rollout.replay=engine"],
-        "rollout.replay=engine needs an engine that tells which experts it chose, and rollout.engine=vllm does not",
+        ["rollout.router_replay=engine"],
+        "rollout.router_replay=engine: the model is dense and has no routers; set it to none",
+    ),
+    (["rollout.router_replay=trainer"], "rollout.router_replay='trainer': choose one of none, engine"),
+    (
+        ["rollout.engine=vllm", "rollout.addresses=[http://localhost:8000]", "rollout.router_replay=engine"],
+        f"{NEEDS_EXPERTS}, and rollout.engine=vllm does not",
     ),
     (
-        ["rollout.engine=sglang", "rollout.addresses=[http://localhost:8000]", "rollout.replay=engine"],
-        "rollout.replay=engine needs an engine that tells which experts it chose, and rollout.engine=sglang does not",
+        ["rollout.engine=sglang", "rollout.addresses=[http://localhost:8000]", "rollout.router_replay=engine"],
+        f"{NEEDS_EXPERTS}, and rollout.engine=sglang does not",
     ),
     (
-        ["rollout.replay=engine", "moe.expert_bias_update_rate=0.001"],
-        "moe.expert_bias_update_rate=0.001: with rollout.replay=engine the biases take no part in training",
+        ["rollout.router_replay=engine", "moe.expert_bias_update_rate=0.001"],
+        "moe.expert_bias_update_rate=0.001: with rollout.router_replay=engine the biases take no part in training",
     ),
     (["reward.judge.url=localhost:1"], "reward.judge.url is 'localhost:1'"),
     (["reward.judge.samples=3"], "reward.judge.url is ''"),

@@ -31,7 +31,7 @@ from tests.rl.engines.embedded_cases import (
     samples,
     stopped_and_drawn_again,
 )
-from tests.rl.engines.replay_cases import engines_choice
+from tests.rl.engines.router_replay_cases import engines_choice
 from training.step import TrainStep
 
 LIMIT = 1e-5  # of the difference of log-probabilities

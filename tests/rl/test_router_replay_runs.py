@@ -12,10 +12,11 @@ from demo.digits import build
 from rl.rollouts import read_rollouts
 from tests.launch import finish, metrics, process_of_rank, start, train, wait_until
 from tests.rl.digit_runs import learn_to_answer
-from tests.rl.test_runs import ENTRY, assert_same, has_rollouts, kill_and_resume
+from tests.rl.run_files import ENTRY, assert_same, has_rollouts
+from tests.rl.test_runs import kill_and_resume
 
 pytestmark = pytest.mark.slow
-REPLAY = {"rollout": {"replay": "engine"}}
+ROUTER_REPLAY = {"rollout": {"router_replay": "engine"}}
 
 
 @pytest.fixture(scope="session")
@@ -37,7 +38,7 @@ def start_model(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole_run(rl_config: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four iterations that nothing disturbs."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    train(rl_config(run, **REPLAY), entry=ENTRY, processes=1)
+    train(rl_config(run, **ROUTER_REPLAY), entry=ENTRY, processes=1)
     return run
 
 
@@ -61,13 +62,13 @@ def test_experts_of_every_token_are_on_disk(whole_run: Path) -> None:
 def test_killed_run_continues_bit_for_bit(whole_run: Path, rl_config: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     after_rollouts = lambda launcher: wait_until(has_rollouts, launcher, run, step=3)  # noqa: E731
-    kill_and_resume(rl_config(run, **REPLAY), run, [after_rollouts])
+    kill_and_resume(rl_config(run, **ROUTER_REPLAY), run, [after_rollouts])
     assert_same(run, whole_run)
     assert metrics(run)[2]["rollout/reused"] == 1
 
 
 def test_rollouts_without_experts_are_drawn_again(rl_config: Callable[..., Path], tmp_path: Path) -> None:
-    """A run is killed in its first iteration, and begins again with replay."""
+    """A run is killed in its first iteration, and begins again with router replay."""
     run = tmp_path / "run"
     launcher = start(rl_config(run), entry=ENTRY, processes=1)
     wait_until(has_rollouts, launcher, run, step=1)
@@ -75,6 +76,6 @@ def test_rollouts_without_experts_are_drawn_again(rl_config: Callable[..., Path]
     finish(launcher)
     file = run / "rollouts" / "step_0000001.npz"
     assert "response_experts" not in np.load(file).files
-    train(rl_config(run, **REPLAY), ["train.steps=1"], entry=ENTRY, processes=1)
+    train(rl_config(run, **ROUTER_REPLAY), ["train.steps=1"], entry=ENTRY, processes=1)
     assert metrics(run)[0]["rollout/reused"] == 0
     assert "response_experts" in np.load(file).files
