@@ -45,7 +45,7 @@ def read_prompts(prompts: Sequence[PromptConfig], file: str) -> list[PromptConfi
         return list(prompts)
     path = Path(file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # str.splitlines also splits at U+2028, a part of texts
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ConfigError(f"validation.samples_file={file} cannot be read: {reason}") from None

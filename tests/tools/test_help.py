@@ -29,7 +29,8 @@ def is_run(tree: ast.Module) -> bool:
     return any(test == "__name__ == '__main__'" for test in tests)
 
 
-NOT_FOR_USERS = ("rewards.symbolic_server",)  # rewards.workers starts it
+# rewards.workers starts the one, rl.engines.ray_servers the other.
+NOT_FOR_USERS = ("rewards.symbolic_server", "rl.engines.ray_driver")
 COMMANDS = [name for name, tree in modules() if is_run(tree) and name not in NOT_FOR_USERS]
 
 

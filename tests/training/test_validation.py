@@ -264,10 +264,12 @@ def test_mistakes_are_refused_at_start(config: Path, overrides: list[str], messa
 def test_prompts_are_read_from_a_file(config: Path, tmp_path: Path) -> None:
     (tmp_path / "image.png").write_bytes(encoded(pattern(56, 56, seed=1), format="PNG"))
     file = tmp_path / "prompts.jsonl"
-    file.write_text('{"prompt": "What?", "images": ["image.png"]}\n\n{"prompt": "Once", "document": true}\n')
+    file.write_text(
+        '{"prompt": "What?", "images": ["image.png"]}\n\n{"prompt": "Once\u2028", "document": true}\n', "utf-8"
+    )
     overrides = ["validation.samples=[]", f"validation.samples_file={file}"]
     prompts = prepare(load_config(RunConfig, config, overrides)).validation.prompts
-    assert [prompt.config.prompt for prompt in prompts] == ["What?", "Once"]
+    assert [prompt.config.prompt for prompt in prompts] == ["What?", "Once\u2028"]
     assert [len(prompt.sample.grids) for prompt in prompts] == [1, 0]
     for line, message in (
         ("[]", "prompts.jsonl:1 is not a JSON object"),
