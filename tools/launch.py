@@ -119,7 +119,7 @@ def main(
         check_stages(stages, cluster.processes_per_node, skip_files, bool(after))
         servers.check(stages, cluster.gpus_per_node)
         check_memory(stages if plan and gpus_per_node else (), cluster.processes_per_node, gpu_memory)
-        warn_of_missing_mounts(stages if image else (), mounts)
+        warn_of_missing_mounts(stages if image else (), mounts, settings.get("SERVER_MODEL", ""))
         jobs = [Job(str(one.files[0]), _script(one, cluster, keys, servers)) for one in stages]
         if submit:
             submit_jobs(jobs, after)

@@ -176,14 +176,21 @@ def check_memory(stages: Sequence[Stage], processes: int, gpu_memory: float) -> 
         check_fits(files, stage.keys, stage.config, stage.nodes * processes, gpu_memory)
 
 
-def warn_of_missing_mounts(stages: Sequence[Stage], mounts: str) -> None:
-    """Warn of what runs read and the container would not have."""
+def warn_of_missing_mounts(stages: Sequence[Stage], mounts: str, server_model: str) -> None:
+    """Warn of what runs read, or servers beside them, and the container would not have.
+
+    Args:
+        stages: The runs.
+        mounts: FROM:TO,... into the containers.
+        server_model: With which the servers of a run start; empty: with the model or the tokenizer of the run.
+    """
     for stage in stages:
         config = stage.config
         sources = [*config.data.located, *replace(config.data, sources=config.validation.sources).located]
         paths = [config.data.tokenizer, config.model.init_from, *(one.path for one in sources)]
         if isinstance(config, RlConfig):
             paths += [config.reward.registry, config.reward.judge.cache, config.rollout.publish_dir]
+            paths.append(server_model)
         outputs = [Path(one.config.train.output_dir).absolute() for one in stages]
         missing = not_in_container(paths, mounts, [REPO, *outputs])
         if missing:

@@ -200,6 +200,15 @@ def test_chain_ends_with_reinforcement_learning(tmp_path: Path, monkeypatch: pyt
     )
 
 
+def test_model_of_servers_that_their_container_does_not_see_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    settings = ["--setting", "SERVER_IMAGE=org#vllm:1", "--setting", "SERVER_MODEL=/models/GLM-4.5V"]
+    words = [*RL, "--server-nodes", 4, "--container", "org#glm:1", *settings]
+    done = CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "does not bring in what configs/glm45v/rl.yaml reads: /models/GLM-4.5V" in done.stderr
+
+
 def test_servers_that_cannot_start_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     four = [*RL, "--server-nodes", 4]
