@@ -178,7 +178,7 @@ def test_wrong_reference_is_refused(reference: str) -> None:
     [
         ({"iuo": 0.5}, "did you mean iou"),
         ({"iou": 1.0}, "below 1"),
-        ({"iou": -0.1}, "from 0"),
+        ({"iou": -0.1}, "give 0 or a positive number"),
         ({"iou": "0.5"}, "type float"),
     ],
 )
