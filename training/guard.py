@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed.checkpoint.api import CheckpointException
 
 from training.config import RunConfig
 from training.errors import EXPECTED_ERRORS, expected_errors
@@ -81,19 +82,27 @@ def _errors_end_the_run(guard: Guard) -> Iterator[None]:
         yield
     except Exception as error:
         guard.announce(error)
+        if is_lost_peer(error):
+            if text := guard.watchdog.explain_loss():
+                tell(text)
+            raise SystemExit(EXIT_GONE) from None
         if isinstance(error, EXPECTED_ERRORS):
             exit_soon(EXIT_FAILED)
             raise SystemExit(EXIT_FAILED) from None
-        if not is_lost_peer(error):
-            exit_soon(1)
-            raise
-        if text := guard.watchdog.explain_loss():
-            tell(text)
-        raise SystemExit(EXIT_GONE) from None
+        exit_soon(1)
+        raise
 
 
 def is_lost_peer(error: BaseException) -> bool:
-    """Return whether a collective failed because another process is gone."""
+    """Return whether a collective failed because another process is gone, also as the cause of another error.
+
+    A checkpoint that is loaded or saved meanwhile does not load, or cannot be written: that is not its fault.
+    """
     if isinstance(error, (dist.DistNetworkError, dist.DistBackendError)):
         return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PEER)
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in LOST_PEER):
+        return True
+    causes = [error.__cause__] if error.__cause__ is not None else []
+    if isinstance(error, CheckpointException):
+        causes += [failed for failed, _ in error.failures.values()]
+    return any(map(is_lost_peer, causes))

@@ -16,6 +16,7 @@ from data_pipeline.config import SourceConfig
 from model.config import GlmvConfig
 from tests.launch import fail, finish, has_reached, is_saving, kill_rank_when, metrics, start, train
 from training.config import RunConfig, load_config
+from training.run_state import FAILED, RUN_STATE
 from training.setup import build_loader
 
 EXPERTS_OVER_TWO = ["parallel.expert_model_parallel_size=2"]
@@ -83,6 +84,19 @@ def test_killed_and_restarted_run_equals_an_uninterrupted_one(
         assert {"step 5", "step 6", "aten::mm"} <= names
         assert "step 4" not in names
     assert [line["step"] for line in metrics(killed)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_process_killed_while_the_checkpoint_is_loaded_is_named(config_file: Path, tmp_path: Path) -> None:
+    """Nothing is said against the checkpoint, and the run has not failed: it is to be started again."""
+    options = [f"train.output_dir={tmp_path}/run", "checkpoint.save_interval=3"]
+    train(config_file, [*options, "train.steps=3"])
+    launcher = start(config_file, [*options, "train.steps=4"], entry="tests.training.lost_while_loading_train")
+    output = finish(launcher)
+    assert launcher.returncode != 0
+    [error] = re.findall("^error.*", output, re.MULTILINE)
+    assert re.match(r"error: (rank 1 .* is gone: it was|the connection to .* is lost)", error), output
+    assert json.loads((tmp_path / "run" / RUN_STATE).read_text())["state"] != FAILED
+    assert "step 3 of 4" in train(config_file, [*options, "train.steps=4"])
 
 
 def test_run_resumes_at_another_layout(config_file: Path, tmp_path: Path) -> None:
