@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Engine:
+class EmbeddedEngineMemory:
     """The embedded engine on a lead; bytes.
 
     Attributes:
@@ -36,7 +36,7 @@ class Rollouts:
 
     updates: int
     publishing: float
-    engine: Engine | None
+    engine: EmbeddedEngineMemory | None
     facts: tuple[tuple[str, str], ...]
     unknown: tuple[str, ...]
 

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from data_pipeline.errors import Interrupted
 from rl.config import RlConfig
 from rl.prompts import PromptTable
+from rl.rollout_manager import RolloutManager
 from rl.rollouts import Sampling
-from rl.rolls import Rolls
 from training.metrics import VALIDATION, RunLog, finite_or_null, logger, writes_to
 from training.step import TrainStep
 from training.validator import last_step
@@ -35,7 +35,7 @@ class HeldOut:
     Args:
         config: of the run.
         table: the held-out prompts; None: there are none.
-        rolls: draws and scores rollouts.
+        manager: draws and scores rollouts.
         log: of the run; None except on the main process.
         may_continue: called again and again while it works, on all processes. Where it says no, because the run was
             asked to stop, the validation is given up.
@@ -45,11 +45,11 @@ class HeldOut:
         self,
         config: RlConfig,
         table: PromptTable | None,
-        rolls: Rolls,
+        manager: RolloutManager,
         log: RunLog | None,
         may_continue: Callable[[], bool],
     ) -> None:
-        self.config, self.table, self.rolls, self.log = config, table, rolls, log
+        self.config, self.table, self.manager, self.log = config, table, manager, log
         self.may_continue = may_continue
         self.file = Path(config.train.output_dir) / VALIDATION
         # The first validation is that of the model which the run starts from.
@@ -87,7 +87,9 @@ class HeldOut:
                 return None
             rows = np.arange(first, min(first + self._together, len(table)))
             try:
-                rolled = self.rolls.roll_out(trainer, table, rows, step, version=step, sampling=self.sampling, group=1)
+                rolled = self.manager.roll_out(
+                    trainer, table, rows, step, version=step, sampling=self.sampling, group=1
+                )
             except Interrupted:
                 self.may_continue()  # the processes agree on who asked the run to stop
                 return None

@@ -16,8 +16,8 @@ from rl.config import RlConfig
 from rl.packs import Work, plan_packs
 from rl.policy_batch import LearnedRollout, PolicyBatch, make_policy_batch
 from rl.reading import in_threads
+from rl.rollout_manager import Group
 from rl.rollouts import RolloutPrompt
-from rl.rolls import Group
 from rl.scoring import NO_JUDGE
 from rl.selection import count_groups, have_differences, select_groups
 from training.batch_broadcast import broadcast_batches

@@ -27,8 +27,8 @@ from rl.iteration import PackMaker, choose, rollout_metrics, scores_of, split_up
 from rl.log_probs import log_probs_of, mismatch, with_old_log_probs
 from rl.objective import LARGEST
 from rl.policy_batch import PolicyBatch
+from rl.rollout_manager import Group, RolledOut, RolloutManager
 from rl.rollouts import Sampling
-from rl.rolls import Group, RolledOut, Rolls
 from rl.sampler import PromptSampler
 from rl.scoring import FORMS, Scorer
 from rl.setup import PreparedRl, prepare
@@ -65,7 +65,7 @@ class RlRun(Run):
         scorer = Scorer(config.reward, FORMS[prepared.chat_form])
         if self.log is not None and self.sampler.begins_again:
             logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
-        self.rolls = Rolls(config, self.engine, scorer, tokenizer, self._mark, self._waits)
+        self.manager = RolloutManager(config, self.engine, scorer, tokenizer, self._mark, self._waits)
         self._held_out = prepared.held_out
         if self._held_out is not None:
             self.guard.requests.on_request(self._held_out.stop_waiting)
@@ -77,7 +77,7 @@ class RlRun(Run):
         self._rolled = RolledOut([], [], reused=False)
         self._updates: list[list[PolicyBatch]] = []
         self._metrics: dict[str, float] = {}
-        return HeldOut(config, prepared.held_out, self.rolls, self.log, self._may_validate)
+        return HeldOut(config, prepared.held_out, self.manager, self.log, self._may_validate)
 
     def train(self) -> int:
         """Take the iterations that are left; the engine and what scores end with them."""
@@ -85,7 +85,7 @@ class RlRun(Run):
             return super().train()
         finally:
             self.engine.close()
-            self.rolls.scorer.close()
+            self.manager.scorer.close()
             if self._held_out is not None:
                 self._held_out.close()
 
@@ -117,7 +117,7 @@ class RlRun(Run):
         rows = self.sampler.draw(step)
         tiers = self.sampler.tiers(rows)
         try:
-            self._rolled = self.rolls.roll_out(
+            self._rolled = self.manager.roll_out(
                 self.trainer,
                 self.sampler.table,
                 rows,

@@ -17,7 +17,7 @@ from model.weights.table import hf_shapes
 from planning.limits import GIB
 from planning.packs import ASSUMED_SAMPLE, PackShape, pack_full_of_images, segments_of
 from planning.plan import Workload, model_of_preset
-from planning.rollouts import Engine, Rollouts
+from planning.rollouts import EmbeddedEngineMemory, Rollouts
 from rl.config import RlConfig
 from rl.engines.build import GB
 from rl.engines.embedded import token_bytes
@@ -83,7 +83,7 @@ def rollouts_of(config: RlConfig, model: GlmvConfig, rollouts: Sequence[Sizes]) 
     )
 
 
-def engine_of(config: RlConfig, model: GlmvConfig) -> Engine:
+def engine_of(config: RlConfig, model: GlmvConfig) -> EmbeddedEngineMemory:
     """Return what the embedded engine needs on a lead."""
     dtype = DTYPES[config.train.precision]
     [held] = parameters_by_rank(model, type(config.parallel)(), one_stage(model))
@@ -92,13 +92,13 @@ def engine_of(config: RlConfig, model: GlmvConfig) -> Engine:
     group = (longest_prompt(config) + config.rl.group * longest_response(config)) * of_token
     cache = max(config.rollout.embedded_cache_gb * GB, group)
     rows = min(config.rollout.embedded_rows, max(config.rl.group, int(cache / of_token) // longest_response(config)))
-    return Engine(
+    return EmbeddedEngineMemory(
         weights=sum(held.values()) * dtype.itemsize,
         drawing=GROWTH * cache + rows * model.decoder.vocab_size * (OF_DRAWING + dtype.itemsize),
     )
 
 
-def _describe(config: RlConfig, engine: Engine | None) -> str:
+def _describe(config: RlConfig, engine: EmbeddedEngineMemory | None) -> str:
     if engine is None:
         servers = list(map(shown, config.rollout.addresses))
         if config.rollout.start:

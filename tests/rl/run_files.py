@@ -1,15 +1,25 @@
-"""What the files of two runs of reinforcement learning must have in common."""
+"""Runs of reinforcement learning that are killed, and what the files of two runs must have in common."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.launch import metrics
+from tests.launch import finish, metrics, process_of_rank, start, train
 
 ENTRY = "rl.train"
 TIMES = ("seconds", "per_second", "tflops", "memory", "mfu")  # parts of the keys that differ between runs
+
+
+def kill_and_resume(config: Path, kill_when: Callable[[Any], None]) -> None:
+    """Kill a run of one process once `kill_when`, which gets its launcher, returns; then run it to its end."""
+    launcher = start(config, entry=ENTRY, processes=1)
+    kill_when(launcher)
+    process_of_rank(launcher, 0).kill()
+    finish(launcher)
+    train(config, entry=ENTRY, processes=1)
 
 
 def lasting(line: dict[str, Any]) -> dict[str, Any]:

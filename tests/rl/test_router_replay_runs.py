@@ -12,8 +12,7 @@ from demo.digits import build
 from rl.rollouts import read_rollouts
 from tests.launch import finish, metrics, process_of_rank, start, train, wait_until
 from tests.rl.digit_runs import learn_to_answer
-from tests.rl.run_files import ENTRY, assert_same, has_rollouts
-from tests.rl.test_runs import kill_and_resume
+from tests.rl.run_files import ENTRY, assert_same, has_rollouts, kill_and_resume
 
 pytestmark = pytest.mark.slow
 ROUTER_REPLAY = {"rollout": {"router_replay": "engine"}}
@@ -62,7 +61,7 @@ def test_experts_of_every_token_are_on_disk(whole_run: Path) -> None:
 def test_killed_run_continues_bit_for_bit(whole_run: Path, rl_config: Callable[..., Path], tmp_path: Path) -> None:
     run = tmp_path / "run"
     after_rollouts = lambda launcher: wait_until(has_rollouts, launcher, run, step=3)  # noqa: E731
-    kill_and_resume(rl_config(run, **ROUTER_REPLAY), run, [after_rollouts])
+    kill_and_resume(rl_config(run, **ROUTER_REPLAY), after_rollouts)
     assert_same(run, whole_run)
     assert metrics(run)[2]["rollout/reused"] == 1
 

@@ -8,7 +8,6 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +22,7 @@ from model.config import ConfigError
 from rl.config import RlConfig
 from rl.setup import prepare
 from tests.launch import finish, metrics, process_of_rank, start, train, wait_until
-from tests.rl.run_files import ENTRY, assert_same, has_rollouts, lasting
+from tests.rl.run_files import ENTRY, assert_same, has_rollouts, kill_and_resume, lasting
 from tools.plan_rollouts import read_rl_workload
 from training.config import load_config
 from training.dry_run import dry_run
@@ -77,20 +76,11 @@ def test_held_out_prompts_are_answered_in_parts(whole_run: Path, rl_config, tmp_
     assert first == pytest.approx(expected)
 
 
-def kill_and_resume(config: Path, run: Path, moments: list[Callable[[Any], None]]) -> None:
-    for kill_when in moments:
-        launcher = start(config, entry=ENTRY, processes=1)
-        kill_when(launcher)
-        process_of_rank(launcher, 0).kill()
-        finish(launcher)
-    train(config, entry=ENTRY, processes=1)
-
-
 def test_killed_run_continues_bit_for_bit(whole_run: Path, rl_config, tmp_path: Path) -> None:
     run = tmp_path / "run"
     config = rl_config(run)
     after_rollouts = lambda launcher: wait_until(has_rollouts, launcher, run, step=3)  # noqa: E731
-    kill_and_resume(config, run, [after_rollouts])
+    kill_and_resume(config, after_rollouts)
     assert_same(run, whole_run)
     assert metrics(run)[2]["rollout/reused"] == 1
     assert metrics(whole_run)[2]["rollout/reused"] == 0

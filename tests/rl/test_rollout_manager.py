@@ -27,7 +27,7 @@ from model.glmv import GlmvModel
 from rl.rollout_folder import first_kept, remove_before, thumbnail
 from tests.data_pipeline.media_files import encoded, pattern
 from tests.processes import Processes
-from tests.rl.rolls_cases import give_up, read, read_and_decode, wait_for_the_last
+from tests.rl.rollout_manager_cases import give_up, read, read_and_decode, wait_for_the_last
 from training.determinism import weights_checksum
 
 IMAGE = encoded(pattern(84, 112), "JPEG")

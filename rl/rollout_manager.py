@@ -68,7 +68,7 @@ class RolledOut:
     reused: bool  # whether the rollouts were found on disk
 
 
-class Rolls:
+class RolloutManager:
     """Draws and scores rollouts. Collective, as is making one.
 
     Args:

@@ -1,4 +1,4 @@
-"""What the processes of tests/rl/test_rolls.py run."""
+"""What the processes of tests/rl/test_rollout_manager.py run."""
 
 from __future__ import annotations
 
