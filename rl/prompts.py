@@ -31,7 +31,7 @@ from data_pipeline.loading.source import Source
 from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.shards.lost import LostShards
 from data_pipeline.shards.members import index_command
-from data_pipeline.shards.prompt_facts import Grades, facts_path, grades_path, read_facts, read_grades
+from data_pipeline.shards.prompt_facts import HASHES, Grades, facts_path, grades_path, read_facts, read_grades
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
 from rl.curriculum.facts import NO_TIER, PromptFacts
@@ -52,6 +52,7 @@ class PromptTable:
             `data.sources`.
         pass_scores: From which score on an answer was right, of all gradings of the prompts.
         lengths: int64 [prompts], tokens of each prompt, image tokens included.
+        contents: uint64 [prompts, 2], hashes of what each prompt asks and of how its answers are scored.
     """
 
     def __init__(self, config: DataConfig, *, chat_form: str, max_tokens: int) -> None:
@@ -73,7 +74,7 @@ class PromptTable:
         self.sources = [_open(source, self.tokenizer, self._budget, cache, chat_form) for source in config.located]
         self._first_rows = np.cumsum([0, *map(len, self.sources)], dtype=np.int64)
         self.lengths = np.concatenate([source.lengths.astype(np.int64) for source in self.sources])
-        self.facts, self.scored, self.pass_scores = _facts(self.sources, cache)
+        self.facts, self.scored, self.pass_scores, self.contents = _facts(self.sources, cache)
         self._check_lengths(max_tokens)
         locations = chain.from_iterable(source.locations() for source in self.sources)
         self._lost = LostShards(config.retry_seconds, locations, give_up=config.on_lost_shard == "quarantine")
@@ -203,16 +204,20 @@ def _open(
     return source
 
 
-def _facts(sources: Sequence[Source], cache: ShardCache) -> tuple[PromptFacts, Counter[tuple[str, str]], set[float]]:
-    """Return what the curriculum knows, and `scored` and `pass_scores` of PromptTable. Raises DataError."""
+def _facts(
+    sources: Sequence[Source], cache: ShardCache
+) -> tuple[PromptFacts, Counter[tuple[str, str]], set[float], np.ndarray]:
+    """Return what the curriculum knows, and `scored`, `pass_scores` and `contents` of PromptTable. Raises DataError."""
     ids: list[str] = []
+    contents = [np.empty((0, 2), np.uint64)]
     scored, pass_scores = Counter[tuple[str, str]](), set[float]()
     kinds: dict[tuple[int, str, str], int] = {}  # (source, data source, category) -> number
     columns: dict[str, list[float]] = {name: [] for name in ("kind", "tier", "passes", "rollouts")}
     for number, source in enumerate(sources):
         for name, table, grades in _shards(source, cache):
             pass_scores.update(grader["pass_score"] for grader in grades.graders if "pass_score" in grader)
-            for row in table.to_pylist():
+            contents.append(np.stack([table.column(hashed).to_numpy() for hashed in HASHES], axis=1))
+            for row in table.drop_columns(list(HASHES)).to_pylist():
                 key = row["key"]
                 ids.append(f"{name}/{key}")
                 scored[row["source"] or source.label, row["verifier"]] += 1
@@ -231,7 +236,7 @@ def _facts(sources: Sequence[Source], cache: ShardCache) -> tuple[PromptFacts, C
         passes=np.array(columns["passes"], np.float64),
         rollouts=np.array(columns["rollouts"], np.float64),
     )
-    return facts, scored, pass_scores
+    return facts, scored, pass_scores, np.concatenate(contents)
 
 
 def _shards(source: Source, cache: ShardCache) -> Iterator[tuple[str, pa.Table, Grades]]:

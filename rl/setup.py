@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from data_pipeline.domains.rl_record import TIERS
+from data_pipeline.encoding.template_check import prompt_difference
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.errors import DataError
 from data_pipeline.loading.source import Source
+from data_pipeline.sample import ROLE_TOKENS
 from model.backend import has_gpu
 from model.config import ConfigError, GlmvConfig
 from model.routed_experts import MAX_EXPERTS
@@ -22,6 +24,7 @@ from rl.engines.embedded import token_bytes
 from rl.engines.starting import check_placement
 from rl.objective import PolicyLoss
 from rl.prompts import PromptTable
+from rl.repeated import warnings_of_held_out, warnings_of_repeated
 from rl.reward_checks import check_rewards, warnings_of_rewards
 from rl.sampler import PromptSampler
 from training.dtypes import DTYPES
@@ -103,18 +106,30 @@ def open_prompts(config: RlConfig, model: GlmvConfig) -> OpenedPrompts:
     chat_form = chat_form_of(model.variant, GlmTokenizer(config.data.tokenizer))
     table = PromptTable(config.data, chat_form=chat_form, max_tokens=longest_prompt(config))
     _check_marks(table.tokenizer)
+    _check_end(model, table.tokenizer)
     _check_verifiers(table)
     _check_labels(config, table)
     held_out = _open_held_out(config, chat_form, table)
     scored = table.scored + (held_out.scored if held_out is not None else Counter())
     registry = check_rewards(config.reward, scored)
     of_rewards = warnings_of_rewards(config.reward, registry, scored, chat_form, config.curriculum.pass_score)
-    return OpenedPrompts(chat_form, table, held_out, (*_warnings(config, model, table), *of_rewards))
+    repeated = [*warnings_of_repeated(table)]
+    if held_out is not None and not config.validation.allow_overlap:
+        repeated += warnings_of_held_out(held_out, table)
+    return OpenedPrompts(
+        chat_form, table, held_out, (*_warnings(config, model, table, chat_form), *repeated, *of_rewards)
+    )
 
 
-def _warnings(config: RlConfig, model: GlmvConfig, table: PromptTable) -> Iterator[str]:
+def _warnings(config: RlConfig, model: GlmvConfig, table: PromptTable, chat_form: str) -> Iterator[str]:
     """Yield a line about everything that is allowed but hardly meant, as far as it depends on model and prompts."""
     rl, rollout, score = config.rl, config.rollout, config.curriculum.pass_score
+    if problem := prompt_difference(table.tokenizer.folder, chat_form):
+        yield (
+            f"data.tokenizer {table.tokenizer.folder}: {problem} (this run asks in the form {chat_form}): a base model "
+            "that has not learned to answer in this form gets no reward, and an engine that serves the trained model "
+            "would ask it otherwise. Bring the template of the model that the run starts from"
+        )
     if rl.prompts > len(table):
         yield (
             f"rl.prompts={rl.prompts:,} is more than the {len(table):,} prompts of data.sources: an iteration draws "
@@ -204,6 +219,20 @@ def _check_marks(tokenizer: GlmTokenizer) -> None:
         raise DataError(
             f"data.tokenizer {tokenizer.folder} lacks the special tokens {' '.join(missing)}, by which the thought and "
             "the answer of a response are found: use that of a model which answers so"
+        )
+
+
+def _check_end(model: GlmvConfig, tokenizer: GlmTokenizer) -> None:
+    """Check that the token by which a model learns to end its answer ends a response.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    name, ends = ROLE_TOKENS["user"], model.decoder.eos_token_id
+    if (end := tokenizer.special[name]) not in ends:
+        raise ConfigError(
+            f"eos_token_id in the config.json of model.init_from is {list(ends)}, without {name} ({end}), by which an "
+            "answer ends: every response would be cut off at its limit. Add it there"
         )
 
 

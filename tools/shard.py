@@ -197,7 +197,7 @@ def stats(
 ) -> None:
     """Count samples, images, videos and tokens by domain, from the indexes alone, and draw distributions."""
     from data_pipeline.shards.index import read_index
-    from tools.shard_prompts import prompts_in, table_of_prompts
+    from tools.shard_prompts import prompts_in, repeated, table_of_prompts
     from tools.shard_stats import collect, draw, table_of
 
     with errors_in_one_line(DataError):
@@ -211,6 +211,8 @@ def stats(
     print_whole(table_of(found))
     if prompts:
         print_whole(table_of_prompts(prompts))
+        if again := repeated(prompts):
+            print_line(f"{again:,} prompts ask the same as an earlier one, with the same images and videos")
     if plot:
         print_line(f"plot: {plot}")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Column, Table
 
 from data_pipeline.domains.rl_record import TIERS
 from data_pipeline.shards.index import ShardIndex
-from data_pipeline.shards.prompt_facts import read_facts, read_grades
+from data_pipeline.shards.prompt_facts import earlier_rows, read_facts, read_grades
 
 NO_TIER = "no tier"
 
@@ -50,6 +51,12 @@ def table_of_prompts(prompts: Sequence[dict[str, str | float]]) -> Table:
             *(escape(str(name)) for name in kind), *(f"{count:,}" if count else "" for count in counts), right
         )
     return table
+
+
+def repeated(prompts: Sequence[dict[str, str | float]]) -> int:
+    """Return how many prompts ask the same as an earlier one."""
+    first = earlier_rows(np.array([prompt["asked"] for prompt in prompts], np.uint64))
+    return int((first != np.arange(len(prompts))).sum())
 
 
 def _kind(prompt: dict[str, str | float]) -> tuple[str, ...]:

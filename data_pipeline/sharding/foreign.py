@@ -27,7 +27,7 @@ from data_pipeline.sharding.writing import WORK, Counts, chat_form_of, load_toke
 from data_pipeline.shards.catalogue import write_catalogue
 from data_pipeline.shards.index import IndexHeader, read_index, write_index
 from data_pipeline.shards.members import ShardSample
-from data_pipeline.shards.prompt_facts import read_facts, write_facts
+from data_pipeline.shards.prompt_facts import FactsRow, read_facts, write_facts
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.scan import Scan, count_members, scan_shard
 from data_pipeline.shards.tar import fingerprint
@@ -107,7 +107,7 @@ def index_shard(job: IndexJob) -> Counts:
     except DataError:  # there is none, or it is damaged
         pass
     rows: list[dict[str, Any]] = []
-    facts: list[dict[str, str]] = []
+    facts: list[FactsRow] = []
     part = _rejected_part(job.shard.parent, job.shard.name)
     reader = ShardReader()
     scan = _scan(job.shard)

@@ -17,10 +17,10 @@ from data_pipeline.media.pixel_budget import PixelBudget
 from data_pipeline.media.video import video_patches
 from data_pipeline.media.video_files import VideoInfo, probe_video
 from data_pipeline.media.video_sampling import GLM45V_VIDEO, VideoForm, video_geometry
-from data_pipeline.sample import Image, Video
+from data_pipeline.sample import Image, Sample, Video
 from data_pipeline.shards.index import index_row
 from data_pipeline.shards.members import ShardSample
-from data_pipeline.shards.prompt_facts import facts_row
+from data_pipeline.shards.prompt_facts import FactsRow, facts_row, hash_of
 from data_pipeline.shards.reader import RawSample
 
 
@@ -34,14 +34,18 @@ class Measured:
     videos: list[tuple[VideoInfo, int]]  # with the number of its frame pairs
     blocks: list[tuple[bool, int, int]]  # media between the text tokens, see index.index_row; [] without a tokenizer
     prompt: RlRecord | None = None  # of a sample of the domain `rl`
+    asked: int = 0  # of such a sample: a hash of what the model is asked, without images and videos
 
     def index_row(self, sample: ShardSample) -> dict[str, Any]:
         """Return the row of the index for the sample as it is stored."""
         return index_row(sample, self.domain, self.text_tokens, self.images, self.videos, self.blocks)
 
-    def facts_rows(self, sample: ShardSample) -> list[dict[str, str]]:
+    def facts_rows(self, sample: ShardSample) -> list[FactsRow]:
         """Return the row of the facts of prompts, if the sample is one."""
-        return [facts_row(sample.key, self.prompt)] if self.prompt else []
+        if self.prompt is None:
+            return []
+        media = [(member.kind, member.xxh3) for member in sample.members if member.kind in ("image", "video")]
+        return [facts_row(sample.key, self.prompt, hash_of([self.asked, media]))]
 
 
 def measure(
@@ -87,9 +91,9 @@ def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, who
     else:
         geometries = [video_geometry(info, budget.video_max_tokens, form) for info in infos]
     videos = [(info, len(geometry.seconds)) for info, geometry in zip(infos, geometries, strict=True)]
-    prompt = read_rl_record(raw.record) if sample.domain == "rl" else None
+    prompt, asked = (read_rl_record(raw.record), _asked(sample)) if sample.domain == "rl" else (None, 0)
     if tokenizer is None:
-        return Measured(sample.domain, 0, images, videos, [], prompt)
+        return Measured(sample.domain, 0, images, videos, [], prompt, asked)
     tokenized = tokenize(sample, tokenizer, grids, geometries)
     text_before = np.concatenate([[0], np.cumsum(tokenized.input_ids != tokenizer.image_id)]).tolist()
     is_video = [isinstance(element, Video) for element in sample.elements if isinstance(element, Image | Video)]
@@ -97,4 +101,11 @@ def _measure(raw: RawSample, tokenizer: GlmTokenizer | None, chat_form: str, who
         (video, text_before[start], text_before[start + length] - text_before[start])
         for video, (start, length) in zip(is_video, tokenized.blocks, strict=True)
     ]
-    return Measured(sample.domain, text_before[-1], images, videos, blocks, prompt)
+    return Measured(sample.domain, text_before[-1], images, videos, blocks, prompt, asked)
+
+
+def _asked(sample: Sample) -> int:
+    """Return a hash of a prompt's text, and of where its images and videos stand."""
+    return hash_of(
+        [[type(each).__name__, getattr(each, "text", ""), getattr(each, "name", "")] for each in sample.elements]
+    )

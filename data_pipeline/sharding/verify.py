@@ -27,7 +27,7 @@ from data_pipeline.sharding.writing import Counts, file_sha256, load_tokenizer
 from data_pipeline.shards.catalogue import find_shards, read_catalogue
 from data_pipeline.shards.index import CATALOGUE, ShardIndex, read_index
 from data_pipeline.shards.members import index_command
-from data_pipeline.shards.prompt_facts import facts_path, read_facts, read_grades
+from data_pipeline.shards.prompt_facts import FactsRow, facts_path, read_facts, read_grades
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.tar import fingerprint
 
@@ -119,7 +119,7 @@ def verify_shard(job: VerifyJob) -> Verified:
     except DataError as error:
         found.reject(name, BadSample("unusable_index", str(error)))
         return found
-    facts: dict[str, dict[str, str]] = {}
+    facts: dict[str, FactsRow] = {}
     try:
         rows = read_facts(job.shard, index.table, index.header.tar_fingerprint).to_pylist()
         facts = {row["key"]: row for row in rows}
@@ -140,9 +140,7 @@ def verify_shard(job: VerifyJob) -> Verified:
     return found
 
 
-def _read_back(
-    job: VerifyJob, index: ShardIndex, row: int, reader: ShardReader, facts: dict[str, dict[str, str]]
-) -> str:
+def _read_back(job: VerifyJob, index: ShardIndex, row: int, reader: ShardReader, facts: dict[str, FactsRow]) -> str:
     """Return the domain of a sample that decodes completely and equals its index row. Raises BadSample."""
     sample, tokenizer = index.sample(row), load_tokenizer(job.tokenizer)
     raw = reader.read(str(index.file), sample, index.header.tar_fingerprint)

@@ -36,7 +36,7 @@ from data_pipeline.sharding.measure import Measured, measure
 from data_pipeline.sharding.tasks import BuildOptions, Task
 from data_pipeline.shards.index import index_path, write_index
 from data_pipeline.shards.members import MAX_BYTES
-from data_pipeline.shards.prompt_facts import facts_path, write_facts
+from data_pipeline.shards.prompt_facts import FactsRow, facts_path, write_facts
 from data_pipeline.shards.reader import RawSample
 from data_pipeline.shards.writer import ShardWriter
 
@@ -290,7 +290,7 @@ class _Shards:
         self.samples = 0
         self._writer = ShardWriter(folder, f"{options.name}-{task:05d}", options.shard_bytes)
         self._rows: list[dict[str, Any]] = []
-        self._facts: list[dict[str, str]] = []
+        self._facts: list[FactsRow] = []
         self._finished: list[dict[str, Any]] = []
 
     def add(self, record: bytes, draft: Draft, measured: Measured) -> None:

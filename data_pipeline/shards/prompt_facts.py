@@ -15,10 +15,12 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import xxhash
 
 from common.files import replacing
 from data_pipeline.domains.rl_record import RlRecord
@@ -29,7 +31,15 @@ from data_pipeline.shards.tar import fingerprint
 
 FORMAT = "glmv-prompts-1"
 FACTS_SUFFIX, GRADES_SUFFIX = ".prompts.arrow", ".grades.arrow"
-FACTS = pa.schema([(name, pa.string()) for name in ("key", "verifier", "source", "category", "tier")])
+HASHES = ("asked", "scored")
+FACTS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("key", "verifier", "source", "category", "tier")),
+        ("asked", pa.uint64()),  # hash of the prompt with its images and videos
+        ("scored", pa.uint64()),  # hash of reference, verifier and settings
+    ]
+)
+FactsRow: TypeAlias = dict[str, str | int]
 GRADES = pa.schema([("key", pa.string()), ("passes", pa.int64()), ("rollouts", pa.int64())])
 
 
@@ -58,15 +68,38 @@ def grades_path(tar: Path) -> Path:
     return tar.with_suffix(GRADES_SUFFIX)
 
 
-def facts_row(key: str, prompt: RlRecord) -> dict[str, str]:
-    """Return a row of FACTS."""
+def facts_row(key: str, prompt: RlRecord, asked: int) -> FactsRow:
+    """Return a row of FACTS.
+
+    Args:
+        key: Of the sample.
+        prompt: Its record.
+        asked: A hash of the prompt with its images and videos.
+    """
     return {
         "key": key,
         "verifier": prompt.verifier,
         "source": prompt.source,
         "category": prompt.category,
         "tier": prompt.tier,
+        "asked": asked,
+        "scored": hash_of([prompt.reference, prompt.verifier, prompt.settings]),
     }
+
+
+def hash_of(content: Any) -> int:
+    """Return a hash of JSON types."""
+    return xxhash.xxh3_64_intdigest(json.dumps(content, sort_keys=True).encode())
+
+
+def earlier_rows(asked: np.ndarray) -> np.ndarray:
+    """Return the first row that asks the same as each row, int64 [prompts]: its own where none before it does.
+
+    Args:
+        asked: uint64 [prompts], of FACTS.
+    """
+    _, firsts, places = np.unique(asked, return_index=True, return_inverse=True)
+    return firsts[places]
 
 
 def keys_of_prompts(index: pa.Table) -> pa.ChunkedArray:
@@ -74,7 +107,7 @@ def keys_of_prompts(index: pa.Table) -> pa.ChunkedArray:
     return index.filter(pc.equal(index.column("domain"), "rl")).column("key")
 
 
-def write_facts(tar: Path, rows: Sequence[dict[str, str]]) -> None:
+def write_facts(tar: Path, rows: Sequence[FactsRow]) -> None:
     """Write the facts of a shard's prompts, before its index. Removes them if it has no prompts."""
     if not rows:
         facts_path(tar).unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.prompt_facts import add_grades, facts_path
 from rl.config import RlConfig
 from rl.prompts import PromptTable
+from rl.repeated import warnings_of_held_out, warnings_of_repeated
 from rl.sampler import PromptSampler
 from tests.data_pipeline.media_files import encoded, pattern
 
@@ -93,6 +94,29 @@ def _facts(tar: Path) -> list[dict[str, str]]:
 
     index = read_index(tar)
     return read_facts(tar, index.table, index.header.tar_fingerprint).to_pylist()
+
+
+def test_prompts_that_are_there_twice_are_named(build, tokenizer_folder):
+    """The same question about another image, or without thinking, is another prompt."""
+    again = [
+        {**DOTS[0], "answer": "8"},
+        {**DOTS[1], "category": "other", "tier": ""},
+        {**DOTS[0], "image": "b.png"},
+        {**DOTS[2], "thinking": True},
+        {**DOTS[0], "question": "How many dots?<image>"},
+    ]
+    dots, more, charts = build("dots", DOTS), build("more", again), build("charts", CHARTS)
+    assert not list(warnings_of_repeated(opened(tokenizer_folder, dots, charts)))
+    [warning] = warnings_of_repeated(table := opened(tokenizer_folder, charts, dots, more))
+    assert warning.startswith(
+        "2 of 9 prompts of data.sources ask the same as an earlier one (1 of them with another reference, verifier or "
+        f"setting), such as {table.facts.ids[4]} and {table.facts.ids[1]}: "
+    )
+    held_out, training = opened(tokenizer_folder, more), opened(tokenizer_folder, charts, dots)
+    [warning] = warnings_of_held_out(held_out, training)
+    named = f"such as {held_out.facts.ids[0]} and {training.facts.ids[1]}: "
+    assert warning.startswith(f"2 of 5 held-out prompts ask the same as training prompts, {named}")
+    assert not list(warnings_of_held_out(opened(tokenizer_folder, charts), opened(tokenizer_folder, dots)))
 
 
 def test_tokens_equal_transformers_prompt_with_expanded_images(build, tokenizer_folder):

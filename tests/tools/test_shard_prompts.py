@@ -47,6 +47,7 @@ def test_prompts_are_built_counted_and_verified(table, tmp_path, tokenizer_folde
     assert "rl 3 3 0" in shown
     assert "docvqa math exact 1 1" in shown
     assert "hiyouga/geometry3k math exact 2 2 2 50.0%" in shown
+    assert "2 prompts ask the same as an earlier one, with the same images and videos" in shown
     assert "samples: 3" in run("verify", out, "--tokenizer", tokenizer_folder)
     facts_path(tar).write_bytes(b"")
     assert "unusable_facts" in run("verify", out, "--tokenizer", tokenizer_folder, expect=1)
