@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -11,17 +11,21 @@ from megatron.core import parallel_state
 
 from data_pipeline.encoding.tokenizer import GlmTokenizer
 from data_pipeline.plan.pack_cost import PackCost
+from rewards.answer import REASONS
 from rl.advantages import group_advantages
 from rl.config import RlConfig
+from rl.errors import RolloutError
 from rl.packs import Work, plan_packs
 from rl.policy_batch import LearnedRollout, PolicyBatch, make_policy_batch
 from rl.reading import in_threads
 from rl.rollout_manager import Group
 from rl.rollouts import RolloutPrompt
-from rl.scoring import NO_JUDGE
+from rl.scoring import MEDIA_TOKEN, NO_JUDGE
 from rl.selection import count_groups, have_differences, select_groups
 from training.batch_broadcast import broadcast_batches
 
+BROKEN = {*REASONS, MEDIA_TOKEN}  # reasons of rewards for responses without the form of an answer
+LEAST_RESPONSES = 64  # of which none has that form: fewer may be bad luck
 UNDECIDED = (NO_JUDGE, "judge_fallback")  # reasons of rewards that neither a rule nor a judge has given
 
 
@@ -40,6 +44,27 @@ def choose(groups: Sequence[Group], config: RlConfig) -> tuple[list[Chosen], dic
     advantages = group_advantages(scores, config.rl.advantage)
     chosen = [Chosen(groups[number], advantages[number]) for number in kept.tolist()]
     return chosen, count_groups(scores, len(chosen), config.curriculum.pass_score) if len(groups) else {}
+
+
+def check_answers(groups: Sequence[Group], step: int) -> None:
+    """Check that a model which is about to learn from rewards knows how an answer is written.
+
+    Raises:
+        RolloutError: in the first iteration no response has the form of an answer, so that there is nothing to learn.
+    """
+    reasons = Counter(verdict.reason for group in groups for verdict in group.verdicts)
+    if step == 1 and reasons.total() >= LEAST_RESPONSES and reasons.keys() <= BROKEN:
+        raise RolloutError(
+            f"step 1: none of the {reasons.total():,} responses has the form of an answer ({counted(reasons)}), so "
+            "that none has a reward: the model has not learned to answer, as base models have not. Train it on chats "
+            "with thoughts and boxed answers first (sft.train); if responses are cut off, raise "
+            "rollout.max_thinking_tokens and rollout.max_answer_tokens"
+        )
+
+
+def counted(reasons: Counter[str]) -> str:
+    """Return the most frequent reasons of rewards with their numbers, such as "no_box 14, cut_off 10"."""
+    return ", ".join(f"{reason} {count:,}" for reason, count in reasons.most_common(3))
 
 
 def scores_of(groups: Sequence[Group], size: int) -> np.ndarray:

@@ -9,6 +9,7 @@ the iteration has been trained on, so that a run that is stopped in between come
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from statistics import fmean
@@ -23,7 +24,16 @@ from rl.curriculum.rates import count_passes
 from rl.engines.build import build_engine
 from rl.errors import RolloutError
 from rl.held_out import HeldOut
-from rl.iteration import PackMaker, choose, rollout_metrics, scores_of, split_updates, valid_share
+from rl.iteration import (
+    PackMaker,
+    check_answers,
+    choose,
+    counted,
+    rollout_metrics,
+    scores_of,
+    split_updates,
+    valid_share,
+)
 from rl.log_probs import log_probs_of, mismatch, with_old_log_probs
 from rl.objective import LARGEST
 from rl.policy_batch import PolicyBatch
@@ -132,6 +142,7 @@ class RlRun(Run):
         if self._is_stopped():
             return []
         groups = self._rolled.groups
+        check_answers(groups, step)
         rolled_out = time.perf_counter()
         chosen, counts = choose(groups, self.config)
         of_row = dict(zip(rows.tolist(), tiers, strict=True))
@@ -192,7 +203,10 @@ class RlRun(Run):
     def _nothing_learned(self, step: int) -> StepReport:
         """Return the report of an iteration in which no group has differences: there is nothing to learn from."""
         if self.log is not None:
-            logger.warning("step %d: all rollouts of every prompt got the same reward; nothing was updated", step)
+            reasons = Counter(verdict.reason for group in self._rolled.groups for verdict in group.verdicts)
+            why = f"all rollouts of every prompt got the same reward ({counted(reasons)})"
+            none = f"none of its {len(self._rolled.unused)} prompts could be used; see quarantine.jsonl"
+            logger.warning("step %d: %s; nothing was updated", step, why if reasons else none)
         lr = set_step(self.trainer.scheduler, step)
         return StepReport(0.0, 0.0, lr, tokens=0, padding_fraction=0.0, samples=0, images=0, patches=0, quarantined=0)
 

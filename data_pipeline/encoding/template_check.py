@@ -51,11 +51,7 @@ def template_difference(folder: Path, form: str) -> str | None:
     template = _template_of(folder)
     if template is None:
         return None
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
-    environment.globals["raise_exception"] = _refuse
     for name, messages, thinking, has_tools in _CASES:
-        turns = [{**turn, "content": _parts(turn["content"])} for turn in messages]
         tools = [_TOOL] if has_tools else None
         elements = chat.render(
             [{**turn, "tool_calls": list(turn.get("tool_calls", ()))} for turn in messages],
@@ -63,14 +59,44 @@ def template_difference(folder: Path, form: str) -> str | None:
             tools=tools,
             form=form,
         )[:-1]
-        try:
-            options = {"tools": tools, "enable_thinking": thinking, "add_generation_prompt": False}
-            rendered = environment.from_string(template).render(messages=turns, **options)
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
-            return name
-        if rendered != "".join(map(_written, elements)):
+        if _rendered(template, messages, thinking, tools, for_answer=False) != "".join(map(_written, elements)):
             return name
     return None
+
+
+def prompt_difference(folder: Path, form: str) -> str | None:
+    """Return what is wrong with the template of a folder for prompts in a chat form; None if nothing is.
+
+    It has none, as those of many base models, or writes a prompt differently.
+    """
+    template = _template_of(folder)
+    if template is None:
+        return "there is no chat template"
+    for thinking in (True,) if form == "glm41v" else (True, False):
+        prompt = "".join(map(_written, chat.render_prompt([_ASK], thinking, form=form)))
+        if _rendered(template, [_ASK], thinking, None, for_answer=True) != prompt:
+            return f"the chat template writes prompts {'with' if thinking else 'without'} thinking differently"
+    return None
+
+
+def _rendered(
+    template: str,
+    messages: list[dict[str, Any]],
+    thinking: bool,
+    tools: list[dict[str, Any]] | None,
+    *,
+    for_answer: bool,
+) -> str | None:
+    """Return what a template writes; None if it fails."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False)
+    environment.globals["raise_exception"] = _refuse
+    turns = [{**turn, "content": _parts(turn["content"])} for turn in messages]
+    options = {"tools": tools, "enable_thinking": thinking, "add_generation_prompt": for_answer}
+    try:
+        return environment.from_string(template).render(messages=turns, **options)
+    except (TemplateError, TypeError, ValueError, KeyError, AttributeError):
+        return None
 
 
 def _template_of(folder: Path) -> str | None:

@@ -5,14 +5,20 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from data_pipeline.domains.rl_record import RlRecord
 from model.config import ConfigError
 from rewards.judge import JudgeConfig
+from rewards.verdict import Verdict
+from rl.errors import RolloutError
+from rl.iteration import check_answers
 from rl.reward_checks import check_rewards, warnings_of_rewards
 from rl.reward_config import RewardConfig
+from rl.rollout_manager import Group
+from rl.rollouts import RolloutPrompt
 from rl.scoring import ResponseToScore, Scorer
 from tests.rewards.test_judge import Running
 
@@ -67,6 +73,23 @@ def test_what_a_registry_says_without_effect_is_named(tmp_path: Path) -> None:
 def test_judge_alone_scores_what_no_rule_can(tmp_path: Path) -> None:
     content = f"sources: {{a: {{verifiable: false, judge: small}}}}\n{JUDGES}"
     assert not checked(tmp_path, content, {("a", "vqa"): 3})
+
+
+def group_of(*reasons: str) -> Group:
+    return Group(0, cast(RolloutPrompt, None), cast(RlRecord, None), (), tuple(Verdict(0.0, each) for each in reasons))
+
+
+def test_model_that_does_not_answer_in_form_is_refused_in_the_first_iteration() -> None:
+    """With 64 responses: fewer may be bad luck, and one that has the form can be learned from."""
+    broken = [group_of("no_box", "bad_form", "no_box", "cut_off")] * 15
+    with pytest.raises(
+        RolloutError, match=r"none of the 64 responses has the form .*no_box 31, cut_off 17, bad_form 15"
+    ):
+        check_answers([*broken, group_of("cut_off", "cut_off", "media_token", "no_box")], 1)
+    check_answers([*broken, group_of("cut_off", "cut_off", "media_token", "not_equal")], 1)
+    check_answers([*broken, group_of("cut_off", "cut_off", "media_token", "no_box")], 2)
+    check_answers(broken, 1)
+    check_answers([], 1)
 
 
 def test_judge_that_never_answers_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from data_pipeline.shards.prompt_facts import add_grades
 from model.checkpoint import read_train_state
 from model.config import ConfigError
 from rl.config import RlConfig
-from rl.setup import prepare
+from rl.setup import open_prompts, prepare
 from tests.launch import finish, metrics, process_of_rank, start, train, wait_until
 from tests.rl.run_files import ENTRY, assert_same, has_rollouts, kill_and_resume, lasting
 from tools.plan_rollouts import read_rl_workload
@@ -258,6 +259,26 @@ def test_tokenizer_without_the_marks_of_an_answer_is_refused(
     data = {"tokenizer": str(tokenizer), "sources": [{"path": str(prompts)}]}
     with pytest.raises(DataError, match=re.escape(f"lacks the special tokens {mark}, by which")):
         prepare(load_config(RlConfig, rl_config(tmp_path / "run", data=data)))
+
+
+def test_response_that_could_not_end_is_refused(rl_config, tmp_path: Path) -> None:
+    config = load_config(RlConfig, rl_config(tmp_path / "run"))
+    model = prepare(config).model
+    other = replace(model, decoder=replace(model.decoder, eos_token_id=(0,)))
+    with pytest.raises(
+        ConfigError, match=r"eos_token_id .* is \[0\], without <\|user\|> \(7\), by which an answer ends"
+    ):
+        open_prompts(config, other)
+
+
+def test_tokenizer_without_the_chat_template_of_the_prompts_is_named(rl_config, digits: Path, tmp_path: Path) -> None:
+    tokenizer = shutil.copytree(digits / "tokenizer", tmp_path / "tokenizer")
+    (tokenizer / "chat_template.jinja").unlink()
+    file = rl_config(tmp_path / "run", data={"tokenizer": str(tokenizer)})
+    [warning] = prepare(load_config(RlConfig, file)).warnings
+    assert warning.startswith(
+        f"data.tokenizer {tokenizer}: there is no chat template (this run asks in the form glm41v)"
+    )
 
 
 def test_resumed_run_names_the_keys_that_have_changed(
