@@ -15,6 +15,7 @@ from rewards.answer import REASONS
 from rl.advantages import group_advantages
 from rl.config import RlConfig
 from rl.errors import RolloutError
+from rl.metric_names import metric_name
 from rl.packs import Work, plan_packs
 from rl.policy_batch import LearnedRollout, PolicyBatch, make_policy_batch
 from rl.reading import in_threads
@@ -155,7 +156,7 @@ def rollout_metrics(groups: Sequence[Group], tiers: Sequence[str]) -> dict[str, 
     """
     rewards = defaultdict[str, list[float]](list)
     for group, tier in zip(groups, tiers, strict=True):
-        for name in ("reward", f"reward/{group.record.source}", f"reward/{tier}"):
+        for name in ("reward", f"reward/{metric_name(group.record.source)}", f"reward/{tier}"):
             rewards[name] += group.scores
     rollouts = [rollout for group in groups for rollout in group.rollouts]
     if not rollouts:

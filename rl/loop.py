@@ -75,6 +75,8 @@ class RlRun(Run):
         scorer = Scorer(config.reward, FORMS[prepared.chat_form])
         if self.log is not None and self.sampler.begins_again:
             logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
+        for line in self.sampler.changed if self.log is not None else ():
+            logger.warning(line)
         self.manager = RolloutManager(config, self.engine, scorer, tokenizer, self._mark, self._waits)
         self._held_out = prepared.held_out
         if self._held_out is not None:

@@ -35,6 +35,7 @@ from data_pipeline.shards.prompt_facts import HASHES, Grades, facts_path, grades
 from data_pipeline.shards.reader import ShardReader
 from data_pipeline.shards.shard_cache import ShardCache
 from rl.curriculum.facts import NO_TIER, PromptFacts
+from rl.metric_names import metric_names
 from rl.rollouts import RolloutPrompt
 
 SHOWN = 3  # prompts that a message names
@@ -229,7 +230,9 @@ def _facts(
     facts = PromptFacts(
         ids=ids,
         kinds=np.array(columns["kind"], np.int64),
-        kind_names=[_kind_name(sources[number].label, given, category) for number, given, category in kinds],
+        kind_names=metric_names(
+            _kind_name(sources[number].label, given, category) for number, given, category in kinds
+        ),
         kind_sources=[number for number, _, _ in kinds],
         source_weights=[source.weight for source in sources],
         tiers=np.array(columns["tier"], np.int64),

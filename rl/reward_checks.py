@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from model.config import ConfigError
 from rewards.judge import JudgeConfig
@@ -13,6 +14,8 @@ from rewards.verdict import Item, RewardError
 from rewards.verifier import check_settings
 from rl.reward_config import RewardConfig
 from rl.scoring import FORMS, read_registry_of
+from training.changed_keys import changes
+from training.keys import flatten
 
 ALWAYS_JUDGED = ("geoguess",)  # verifiers that never decide that an answer is right
 
@@ -92,6 +95,23 @@ def warnings_of_rewards(
                 "the model thinks"
             )
     yield from _warnings_of_judges(config, registry, pass_score)
+
+
+def changes_of_registry(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for everything that a registry says otherwise than at the checkpoint.
+
+    Args:
+        before: The registry of the checkpoint, as JSON types.
+        now: That of this run.
+    """
+    for part in ("sources", "judges"):
+        for name in sorted(before[part].keys() | now[part].keys()):
+            old, new, where = before[part].get(name), now[part].get(name), f"reward.registry: {part}.{name}"
+            if old is None or new is None:
+                yield f"{where} {'is new since' if old is None else 'is gone since'} the checkpoint"
+            else:
+                old, new = dict(flatten(old)), dict(flatten(new))
+                yield from (f"{where}.{line}" for line in changes(old, dict.fromkeys(old) | new))
 
 
 def _warnings_of_judges(config: RewardConfig, registry: Registry, pass_score: float) -> Iterator[str]:

@@ -6,6 +6,7 @@ checkpoint, and every process has the same.
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from rl.config import RlConfig
 from rl.curriculum.curriculum import Curriculum
 from rl.expansion import Expansion
 from rl.prompts import PromptTable
+from rl.reward_checks import changes_of_registry
+from rl.scoring import read_registry_of
 
 STATE_FORMAT = 1
 
@@ -33,6 +36,7 @@ class PromptSampler:
 
     Attributes:
         begins_again: whether the curriculum of a checkpoint was of other prompts, and begins again here.
+        changed: lines about what the registry of rewards says otherwise than at the checkpoint.
         tally: how many prompts were read, and how many could not be.
     """
 
@@ -42,6 +46,8 @@ class PromptSampler:
         self.expansion = Expansion(config.expansion)
         self.tally = Tally()
         self.begins_again = False
+        self.changed: list[str] = []
+        self._registry = asdict(read_registry_of(config.reward))
 
     def draw(self, iteration: int) -> np.ndarray:
         """Return the prompts of an iteration, int64 rows of the table. A function of the seed and the state alone."""
@@ -77,6 +83,8 @@ class PromptSampler:
             "curriculum": self.curriculum.state_dict(),
             "expansion": self.expansion.state_dict(),
             "tally": self.tally.state_dict(),
+            "tokenizer": self.tokenizer.hash,
+            "registry": self._registry,
         }
 
     def load_state_dict(self, state: dict[str, Any], *, allow_changes: bool = False) -> None:
@@ -106,6 +114,12 @@ class PromptSampler:
                 "the prompts of data.sources are not those of the checkpoint: a record, an image or a pixel budget has "
                 "changed; bring them back, or set checkpoint.allow_changes=true"
             )
+        if state.get("tokenizer", self.tokenizer.hash) != self.tokenizer.hash and not allow_changes:
+            raise DataError(
+                f"data.tokenizer {self.tokenizer.folder} is not that of the checkpoint: bring it back, or set "
+                "checkpoint.allow_changes=true"
+            )
+        self.changed = list(changes_of_registry(state.get("registry", self._registry), self._registry))
         self.expansion.load_state_dict(state["expansion"])
         self.tally.load_state_dict(state["tally"])
 

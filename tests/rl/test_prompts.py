@@ -18,6 +18,7 @@ from data_pipeline.sharding.build import build_shards
 from data_pipeline.sharding.foreign import index_shards
 from data_pipeline.shards.prompt_facts import add_grades, facts_path
 from rl.config import RlConfig
+from rl.metric_names import metric_name, metric_names
 from rl.prompts import PromptTable
 from rl.repeated import warnings_of_held_out, warnings_of_repeated
 from rl.sampler import PromptSampler
@@ -94,6 +95,21 @@ def _facts(tar: Path) -> list[dict[str, str]]:
 
     index = read_index(tar)
     return read_facts(tar, index.table, index.header.tar_fingerprint).to_pylist()
+
+
+def test_sources_and_kinds_have_metrics_of_their_own(build, tokenizer_folder):
+    """Not those of tiers, of answers without a judge, or of another kind that joins to the same name."""
+    records = [{**DOTS[2], "category": ""}, {**DOTS[0], "data_source": "b", "category": "c"}]
+    dots, other = build("dots", records), build("other", [{**DOTS[1], "category": "b/c"}])
+    sources = [SourceConfig(dots.path, name="tier_0"), SourceConfig(other.path, name="no_judge")]
+    facts = opened(tokenizer_folder, *sources).facts
+    assert facts.kind_names == ["source/tier_0", "tier_0/b/c", "no_judge/b/c"]
+    assert metric_names(["a/b", "tier_0", "a/b", "tier_0"]) == ["a/b", "source/tier_0", "a/b (2)", "source/tier_0 (2)"]
+    assert [metric_name(name) for name in ("judge_fallback", "tier_x", "a/tier_1")] == [
+        "source/judge_fallback",
+        "tier_x",
+        "a/tier_1",
+    ]
 
 
 def test_prompts_that_are_there_twice_are_named(build, tokenizer_folder):
@@ -174,6 +190,8 @@ def test_state_of_prompts_whose_content_has_changed_is_refused(build, tokenizer_
     )
     assert before.table.facts.fingerprint() == after.table.facts.fingerprint()
     before.load_state_dict(before.state_dict())
+    with pytest.raises(DataError, match=r"data\.tokenizer .* is not that of the checkpoint: bring it back"):
+        before.load_state_dict(before.state_dict() | {"tokenizer": "another"})
     with pytest.raises(DataError, match=r"are not those of the checkpoint: .* checkpoint\.allow_changes=true"):
         after.load_state_dict(before.state_dict())
     after.load_state_dict(before.state_dict(), allow_changes=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import cast
 
 import pytest
+import yaml
 
 from data_pipeline.domains.rl_record import RlRecord
 from model.config import ConfigError
 from rewards.judge import JudgeConfig
+from rewards.registry import parse_registry
 from rewards.verdict import Verdict
 from rl.errors import RolloutError
 from rl.iteration import check_answers
-from rl.reward_checks import check_rewards, warnings_of_rewards
+from rl.reward_checks import changes_of_registry, check_rewards, warnings_of_rewards
 from rl.reward_config import RewardConfig
 from rl.rollout_manager import Group
 from rl.rollouts import RolloutPrompt
@@ -73,6 +77,20 @@ def test_what_a_registry_says_without_effect_is_named(tmp_path: Path) -> None:
 def test_judge_alone_scores_what_no_rule_can(tmp_path: Path) -> None:
     content = f"sources: {{a: {{verifiable: false, judge: small}}}}\n{JUDGES}"
     assert not checked(tmp_path, content, {("a", "vqa"): 3})
+
+
+def test_registry_that_was_changed_since_the_checkpoint_is_named() -> None:
+    before = "sources: {a: {verifier: math, settings: {tolerance: 0.1}}, b: {verifier: vqa}}\n" + JUDGES
+    now = "sources: {a: {verifier: chart, settings: {ordered: true}}, c: {verifier: vqa}}\n" + JUDGES
+    old, new = (asdict(parse_registry(yaml.safe_load(text))) for text in (before, now))
+    assert not list(changes_of_registry(json.loads(json.dumps(old)), old))
+    assert list(changes_of_registry(json.loads(json.dumps(old)), new)) == [
+        "reward.registry: sources.a.settings.ordered was None in the checkpoint and is True now",
+        "reward.registry: sources.a.settings.tolerance was 0.1 in the checkpoint and is None now",
+        "reward.registry: sources.a.verifier was 'math' in the checkpoint and is 'chart' now",
+        "reward.registry: sources.b is gone since the checkpoint",
+        "reward.registry: sources.c is new since the checkpoint",
+    ]
 
 
 def group_of(*reasons: str) -> Group:
