@@ -146,6 +146,13 @@ class RlConfig(RunConfig):
             yield from _changed(
                 "curriculum", self.curriculum, ("weights", "kind_floor"), "with curriculum.sampler=uniform"
             )
+        rollout = self.rollout
+        was_set = rollout.request_deadline != RolloutConfig().request_deadline
+        if rollout.engine != "embedded" and was_set and rollout.request_deadline > rollout.deadline:
+            yield (
+                f"rollout.request_deadline={rollout.request_deadline:g} has no effect, because rollout.deadline="
+                f"{rollout.deadline:g} ends all requests before"
+            )
         for source in self.validation.sources:
             if source.weight != 1:
                 yield f"the weight of held-out source {source.label()!r} has no effect in {COMMAND}"

@@ -11,6 +11,7 @@ from common.urls import is_url, shown
 from model.config import ConfigError
 from model.hf_config import CONFIG_FILE
 from rl.config import RlConfig
+from rl.engines.server_gpus import SERVED, check_options
 from tools.job_script import REPO
 from tools.launch_stages import Stage
 from training.config import RunConfig
@@ -89,6 +90,8 @@ class JobServers:
         each = self.given.get("SERVERS_PER_NODE") or "1"
         if not each.isdecimal() or not int(each) or gpus_per_node % int(each):
             raise ConfigError(f"--setting SERVERS_PER_NODE={each}: it must divide the {gpus_per_node} GPUs of a node")
+        options = self.given.get("SERVER_OPTIONS", "").split()
+        check_options(options, SERVED, "--setting SERVER_OPTIONS")
         if bool(self.given.get("CONTAINER_IMAGE")) != bool(self.given.get("SERVER_IMAGE")):
             raise ConfigError(
                 "where training runs in a container, the servers run in another one, which has vLLM: give --container "

@@ -14,6 +14,11 @@ SIZES = (
     ("--prefill-context-parallel-size", "-pcp"),
     ("--data-parallel-size", "-dp"),
 )
+# Options that make a server one for rollouts, at an address that is known.
+SERVED = (
+    *("--model", "--host", "--port", "--worker-extension-cls"),
+    *("--logprobs-mode", "--generation-config", "--override-generation-config"),
+)
 MEMORY = "--gpu-memory-utilization"
 
 
@@ -34,9 +39,27 @@ def gpus_per_server(options: Sequence[str]) -> int:
 
 def last_value(options: Sequence[str], names: Sequence[str]) -> str:
     """Return the value of an option, of which the last one counts; empty: it is not there."""
-    words = [word for option in options for word in option.split("=", 1)]
-    pairs = list(pairwise([*words, ""]))
+    pairs = list(pairwise([*_words(options), ""]))
     return next((value for name, value in reversed(pairs) if name.replace("_", "-") in names), "")
+
+
+def _words(options: Sequence[str]) -> list[str]:
+    return [word for option in options for word in option.split("=", 1)]
+
+
+def check_options(options: Sequence[str], own: Sequence[str], where: str) -> None:
+    """Check that options of vLLM are none of those that its starter sets itself, of which the last one would count.
+
+    Args:
+        options: of vLLM, given by the user.
+        own: the names of those that the starter sets.
+        where: the name of the user's options, for the message.
+
+    Raises:
+        ConfigError: one is.
+    """
+    if given := [word for word in _words(options) if word.replace("_", "-") in own]:
+        raise ConfigError(f"{where} has {given[0]}, which is set already, as the rollouts need it: remove it")
 
 
 def check_division(gpus: Sequence[int], servers: int, options: Sequence[str], *, shared: bool) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from common.urls import is_web
 from model.config import ConfigError
-from rl.engines.server_gpus import check_division, shown
+from rl.engines.server_gpus import SERVED, check_division, check_options, shown
 from training.bounds import NOT_NEGATIVE, POSITIVE, check_bounds
 
 
@@ -41,7 +41,9 @@ class ServersConfig:
         for address in self.addresses:
             if not is_web(address):
                 raise ConfigError(f"rollout.addresses: {address!r} is no address: write http://HOST:PORT")
-        if len(set(self.addresses)) < len(self.addresses):
+            if address.rstrip("/").endswith("/v1"):
+                raise ConfigError(f"rollout.addresses: {address}: give the server's address without /v1")
+        if len({address.rstrip("/") for address in self.addresses}) < len(self.addresses):
             raise ConfigError("rollout.addresses names a server twice")
         if not self.addresses and not self.start:
             raise ConfigError(
@@ -63,6 +65,7 @@ class ServersConfig:
 
     def _check_placement(self) -> None:
         """Check where servers start. Raises ConfigError."""
+        check_options(self.start_options, (*SERVED, "--max-model-len"), "rollout.start_options")
         check_division(self.start_gpus, self.start, self.start_options, shared=self.start_gpus_shared)
         if self.ray and self.start_gpus:
             raise ConfigError(

@@ -188,6 +188,10 @@ IGNORED = [
     (["data.prefetch=7"], "data.prefetch has no effect in rl.train"),
     (["expansion.enabled=false", "expansion.decay=0.5"], "expansion.decay has no effect with expansion.enabled=false"),
     (
+        ["rollout.engine=vllm", "rollout.addresses=[http://a:8000]", "rollout.request_deadline=5000"],
+        "rollout.request_deadline=5000 has no effect, because rollout.deadline=1800 ends all requests before",
+    ),
+    (
         ["curriculum.sampler=uniform", "curriculum.kind_floor=1"],
         "curriculum.kind_floor has no effect with curriculum.sampler=uniform",
     ),

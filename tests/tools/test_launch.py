@@ -213,6 +213,8 @@ def test_servers_that_cannot_start_are_refused(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(ROOT)
     four = [*RL, "--server-nodes", 4]
     assert "must divide the 8 GPUs of a node" in refuse(*four, "--setting", "SERVERS_PER_NODE=3")
+    options = "SERVER_OPTIONS=--max-num-seqs 64 --generation-config=auto"
+    assert "SERVER_OPTIONS has --generation-config, which is set already" in refuse(*four, "--setting", options)
     assert "set rollout.engine=vllm" in refuse(*four, "rollout.engine=sglang")
     assert "give one of them" in refuse(*four, "rollout.start=1", "rollout.start_python=python")
     assert "give --container and --setting SERVER_IMAGE" in refuse(*four, "--container", "org#glm:1")

@@ -133,6 +133,8 @@ def test_a_server_that_does_not_answer_is_named(
             r"rollout\.addresses: '10\.0\.0\.7:8000' is no address: write http://HOST:PORT",
         ),
         ({"addresses": ["http://a:1", "http://a:1"]}, r"rollout\.addresses names a server twice"),
+        ({"addresses": ["http://a:1", "http://a:1/"]}, r"rollout\.addresses names a server twice"),
+        ({"addresses": ["http://a:1/v1/"]}, r"give the server's address without /v1"),
         ({"start": 1}, r"rollout\.start needs rollout\.start_python"),
         (
             {"addresses": ["http://a:1"], "start_options": ["--seed", "1"]},

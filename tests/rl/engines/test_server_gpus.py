@@ -54,6 +54,11 @@ def test_gpus_are_divided_in_order() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"start_options": ["--port", "8000"]}, r"rollout\.start_options has --port, which is set already"),
+        (
+            {"start_options": ["--max_model_len=64"]},
+            r"rollout\.start_options has --max_model_len, which is set already",
+        ),
         ({"start_options": ["-tp", "two"]}, r"rollout\.start_options: --tensor-parallel-size two is no size"),
         ({"start_gpus": [4, 5, 6]}, r"start_gpus=\[4,5,6\] has 3 GPUs, and rollout\.start=2 servers with 1 each .* 2$"),
         ({"start_gpus": [4, 5], "start_options": ["--tensor-parallel-size=4"]}, r"with 4 each .* need 8$"),
