@@ -59,6 +59,7 @@ _ALONE = re.compile(r"\W*([01])\W*")
 _BOTH = re.compile(r"\b[01](?:\.0+)?\s*(?:and|or|to|/)\s*[01](?:\.0+)?\b")  # "between 0.0 and 1.0"
 _NEGATED = re.compile(r"(?:\b(?:not|isn't|never|no|than|nor)|不是|非)\s*(?:a |an )?[*`]*$", re.IGNORECASE)
 _JSON = json.JSONDecoder()
+_FAILURES = (requests.RequestException, ValueError, LookupError, TypeError)
 
 
 @dataclass
@@ -152,8 +153,38 @@ class Judge:
             write_json(path, {"model": config.model, "reply": reply})
         return reply
 
+    def check(self) -> None:
+        """Ask once whether 1 is 1, and look whether the cache can be written.
+
+        Raises:
+            RewardError: There is no reply, or replies cannot be kept.
+        """
+        config = self._config
+        if config.cache:
+            try:
+                Path(config.cache).mkdir(parents=True, exist_ok=True)
+                write_json(file := Path(config.cache) / "check.json", {"model": config.model})
+                file.unlink()
+            except OSError as error:
+                raise RewardError(f"cache={config.cache} cannot be written: {error.strerror}") from None
+        try:
+            self._request(fill(VERDICT_PROMPT, Item("Which number?", "1"), "1"), 0)
+        except _FAILURES as error:
+            why = str(error) if isinstance(error, requests.HTTPError) else type(error).__name__
+            raise RewardError(
+                f"the model {config.model} at url={config.url} does not answer ({why}): start it, or correct url and "
+                "model"
+            ) from None
+
     def _ask(self, prompt: str, number: int) -> str | None:
         """Send one request; None if it fails in any way."""
+        try:
+            return self._request(prompt, number)
+        except _FAILURES:
+            return None
+
+    def _request(self, prompt: str, number: int) -> str:
+        """Send one request and return the reply. Raises one of _FAILURES."""
         config = self._config
         key = os.environ.get(config.key_variable, "")
         body = {
@@ -163,18 +194,17 @@ class Judge:
             "max_tokens": config.max_tokens,
             "seed": number,
         }
-        try:
-            response = self._session().post(
-                f"{config.url.rstrip('/')}/chat/completions",
-                json=body,
-                headers={"Authorization": f"Bearer {key}"} if key else {},
-                timeout=config.timeout,
-            )
-            response.raise_for_status()
-            content = response.json()["choices"][0]["message"]["content"]
-        except (requests.RequestException, ValueError, LookupError, TypeError):
-            return None
-        return content if isinstance(content, str) else None
+        response = self._session().post(
+            f"{config.url.rstrip('/')}/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=config.timeout,
+        )
+        response.raise_for_status()
+        content = response.json()["choices"][0]["message"]["content"]
+        if not isinstance(content, str):
+            raise TypeError("the reply is no text")
+        return content
 
     def _session(self) -> requests.Session:
         if not hasattr(self._local, "session"):

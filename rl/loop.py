@@ -16,9 +16,11 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+import torch.distributed as dist
 
 from data_pipeline.encoding.batch import Batch
 from data_pipeline.errors import Interrupted
+from model.config import ConfigError
 from rl.config import RlConfig
 from rl.curriculum.rates import count_passes
 from rl.engines.build import build_engine
@@ -73,6 +75,7 @@ class RlRun(Run):
         self._phase = "loading"
         self.engine = build_engine(config, model, tokenizer, prepared.chat_form, self.hf_files, self._waits)
         scorer = Scorer(config.reward, FORMS[prepared.chat_form])
+        check_judges(scorer)
         if self.log is not None and self.sampler.begins_again:
             logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
         for line in self.sampler.changed if self.log is not None else ():
@@ -225,6 +228,23 @@ class RlRun(Run):
         rows = np.array([group.row for group in groups], np.int64)
         passes = count_passes(scores_of(groups, size), self.config.curriculum.pass_score)
         self.sampler.observe(rows, passes, np.full(len(rows), float(size)), valid_share(groups, size))
+
+
+def check_judges(scorer: Scorer) -> None:
+    """Check on the main process, which scores, that the judges answer. Collective.
+
+    Raises:
+        ConfigError: one does not. Raised on all processes.
+    """
+    problem: list[Any] = [None]
+    if dist.get_rank() == 0:
+        try:
+            scorer.check_judges()
+        except ConfigError as error:
+            problem = [error]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0] is not None:
+        raise problem[0]
 
 
 def joined(reports: Sequence[StepReport]) -> StepReport:

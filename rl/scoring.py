@@ -64,6 +64,20 @@ class Scorer:
         judges = {**self.registry.judges, **({"": config.judge} if config.judge.url else {})}
         self._judges = {name: Judge(judge) for name, judge in judges.items()}
 
+    def check_judges(self) -> None:
+        """Ask every judge that may be asked once.
+
+        Raises:
+            ConfigError: one does not answer, or its replies cannot be kept.
+        """
+        named = {source.judge for source in self.registry.sources.values()} | {""}
+        for name in sorted(named & self._judges.keys()):
+            try:
+                self._judges[name].check()
+            except RewardError as error:
+                where = f"reward.registry={self.config.registry}: judges.{name}" if name else "reward.judge"
+                raise ConfigError(f"{where}: {error}") from None
+
     def settings(self) -> dict[str, Any]:
         """Return what scores depend on beside responses and prompts, as JSON types."""
         return {"reward": asdict(self.config), "registry": asdict(self.registry), "form": self.form}

@@ -32,6 +32,7 @@ class RunScores:
 
     def __init__(self, rewards: RewardConfig, form: str) -> None:
         self._scorer = Scorer(rewards, form)
+        self._judges_answer = False  # nothing is asked of them where all shards are graded
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +49,11 @@ class RunScores:
 
         Raises:
             DifficultyError: There is no such verifier.
+            ConfigError: A judge does not answer.
         """
+        if not self._judges_answer:
+            self._scorer.check_judges()
+            self._judges_answer = True
         record = replace(record, source=record.source or label)
         responses = [ResponseToScore(record, answer, _finish(answer)) for answer in answers]
         verdicts = self._scorer.score(responses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import cast
@@ -108,6 +109,28 @@ def test_model_that_does_not_answer_in_form_is_refused_in_the_first_iteration() 
     check_answers([*broken, group_of("cut_off", "cut_off", "media_token", "no_box")], 2)
     check_answers(broken, 1)
     check_answers([], 1)
+
+
+def test_judge_that_cannot_be_asked_is_refused_at_the_start(tmp_path: Path) -> None:
+    """Its fallback would be the reward of all answers that no rule decides."""
+    judge, broken = Running("1.0"), Running("404")
+    (tmp_path / "file").touch()
+    cache, no_folder = str(tmp_path / "cache"), str(tmp_path / "file" / "cache")
+    registry = tmp_path / "rewards.yaml"
+    registry.write_text(f"sources: {{a: {{verifier: vqa}}}}\njudges: {{unused: {{url: '{broken.url}', model: m}}}}")
+    for url, kept, problem in (
+        (judge.url, cache, ""),
+        (broken.url, "", "the model m at url=.* does not answer .404 Client Error"),
+        ("http://127.0.0.1:9/v1", "", "does not answer .ConnectionError"),
+        (judge.url, no_folder, "reward.judge: cache=.*/file/cache cannot be written: Not a directory"),
+    ):
+        options = JudgeConfig(url=url, model="m", timeout=5.0, cache=kept)
+        scorer = Scorer(RewardConfig(registry=str(registry), judge=options), "glm45v")
+        with pytest.raises(ConfigError, match=problem) if problem else nullcontext():
+            scorer.check_judges()
+    assert not list((tmp_path / "cache").iterdir())
+    judge.stop()
+    broken.stop()
 
 
 def test_judge_that_never_answers_is_named(caplog: pytest.LogCaptureFixture) -> None:
