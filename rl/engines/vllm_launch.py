@@ -65,7 +65,8 @@ class VllmChild:
                 f"rollout.start_python={python} is no program on {socket.gethostname()}: give the Python of an "
                 "environment with vLLM"
             )
-        port = _free_port(host)
+        self._held = _hold_port(host)
+        port = self._held.getsockname()[1]
         self.address, self._log = f"http://{f'[{host}]' if ':' in host else host}:{port}", Path(log)
         self._log.parent.mkdir(parents=True, exist_ok=True)
         with self._log.open("ab") as output:
@@ -97,6 +98,7 @@ class VllmChild:
         with suppress(ProcessLookupError):
             os.killpg(self._keeper.pid, signal.SIGKILL)  # what is left of it
         self._keeper.wait()
+        self._held.close()
 
 
 def _command(
@@ -127,8 +129,13 @@ def _environment(python: str, *, on_gpu: bool, gpus: Sequence[int]) -> dict[str,
     return environment
 
 
-def _free_port(host: str) -> int:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.bind((host, 0))
-        return probe.getsockname()[1]
+def _hold_port(host: str) -> socket.socket:
+    """Return a socket with a free port, which no other program gets while vLLM imports its modules, before it listens.
+
+    Linux lets vLLM listen there: both sockets have SO_REUSEADDR, and this one never listens. It gives the port to no
+    program that asks for any free one, or that connects to somewhere.
+    """
+    held = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((host, 0))
+    return held

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +167,44 @@ def test_a_server_sees_its_gpus_alone(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "CUDA_VISIBLE_DEVICES=4,5" in lines[2]
     assert "CUDA_VISIBLE_DEVICES=0,1,2,3" in lines[0]
     assert not [line for line in lines[2] if re.match("LOCAL_WORLD_SIZE|MASTER_PORT|RAY_", line)]
+
+
+LISTEN = """#!{python}
+import socket, sys, time
+time.sleep(0.3)  # as vLLM imports its modules
+sock = socket.socket()
+sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as vLLM
+sock.bind((sys.argv[sys.argv.index("--host") + 1], int(sys.argv[sys.argv.index("--port") + 1])))
+sock.listen()
+sock.accept()[0].sendall(b"vLLM")
+time.sleep(60)
+"""
+IP_LOCAL_PORT_RANGE = 51  # Linux 6.3; Python 3.11 has no name for it
+
+
+def test_a_port_that_vllm_will_need_is_given_to_nobody_else(tmp_path: Path) -> None:
+    """Others ask Linux for any free port of a range of one port, as when all others are taken."""
+    program = tmp_path / "python"
+    program.write_text(LISTEN.format(python=sys.executable))
+    program.chmod(0o755)
+    server = VllmProcess(str(program), tmp_path, 2048, [], tmp_path / "0.log")
+    try:
+        port = int(server.server.address.rpartition(":")[2])
+        for reuse in (0, 1):
+            with socket.socket() as other:
+                other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+                other.setsockopt(socket.IPPROTO_IP, IP_LOCAL_PORT_RANGE, struct.pack("I", port << 16 | port))
+                with pytest.raises(OSError, match="in use"):
+                    other.bind(("127.0.0.1", 0))
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)) as client:
+                assert client.recv(4) == b"vLLM"
+                break
+            assert time.monotonic() < deadline, (tmp_path / "0.log").read_text()
+            time.sleep(0.05)
+    finally:
+        server.close()
 
 
 START = """
