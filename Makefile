@@ -78,13 +78,13 @@ test-te: $(TE)/installed
 	$(PYTEST_TE)
 
 test-new: $(NEW)/installed
-	$(PYTEST_NEW) -m "not slow" tests/model tests/planning tests/training tests/sft
+	$(PYTEST_NEW) -m "not slow" tests/model tests/planning tests/training tests/sft tests/rl
 	$(PYTEST_NEW_TE) tests/te
 	$(HIDE_GPUS) $(PYTEST) tests/new
 
 test-new-fast: $(NEW)/installed
 	$(PYTEST_NEW) -m "fast and not slow" tests/model tests/planning
-	$(PYTEST_NEW) tests/model/test_parity.py tests/model/test_checkpoint.py
+	$(PYTEST_NEW) -m "not slow" tests/model/test_parity.py tests/model/test_checkpoint.py tests/rl/test_policy_loss.py
 	$(PYTEST_NEW_TE) tests/te/test_specs.py
 	$(HIDE_GPUS) $(PYTEST) -m fast tests/new
 
