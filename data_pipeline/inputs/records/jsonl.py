@@ -25,38 +25,18 @@ from data_pipeline.inputs.names import shown_names
 from data_pipeline.inputs.records import chat_formats
 from data_pipeline.inputs.records.json_files import MAX_VALUE_BYTES, form_of, size_on_disk, unit_values, value_units
 from data_pipeline.inputs.records.lazy_units import LazyUnits
-from data_pipeline.inputs.records.named_media import RecordReader, paths_named
-from data_pipeline.inputs.records.prompt_formats import PromptOptions
-from data_pipeline.inputs.records.record_fields import Captions
+from data_pipeline.inputs.records.named_media import RecordOptions, RecordReader, paths_named
 
 UNIT_BYTES = 4 << 20  # of records and the files that they name; for lines, estimated from a sample of them
 _LINES_PROBED = 64
 
 
 @dataclass(frozen=True)
-class JsonLines:
+class JsonLines(RecordOptions):
     """Records in JSON. A unit is a range of bytes of a file: whole lines, or whole entries of a list."""
 
     paths: tuple[str, ...]  # .jsonl and .json files
-    domain: str = ""  # of records that name none; empty: from the number of images and videos
-    text: str = ""  # field of the text; empty: found by name
-    image: tuple[str, ...] = ()  # fields of images; empty: found by name
-    video: tuple[str, ...] = ()  # fields of videos; empty: found by name
-    captions: Captions = "all"  # which of a record's list of captions become samples, one each
     records: str = ""  # in a file of one object: the key of the list of records
-    allow_outside: bool = False  # accept files outside the folder of the file that names them
-    question: str = ""  # of prompts: the field of the question, which replaces all messages; see prompt_formats.py
-    reference: str = ""  # of prompts: the field of the reference; empty: found by name
-    verifier: str = ""  # of prompts that name none
-    verifiers: tuple[str, ...] = ()  # the same by data source: SOURCE:VERIFIER
-
-    def __post_init__(self) -> None:
-        self.prompts.domain_of(self.domain)
-
-    @property
-    def prompts(self) -> PromptOptions:
-        """The options about prompts."""
-        return PromptOptions(self.question, self.reference, self.verifier, self.verifiers)
 
     def units(self) -> Sequence[Unit]:
         """Return the units of all files, listed when they are asked for.

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data_pipeline.errors import BadSample
 from data_pipeline.inputs.draft import Draft, Media
@@ -42,30 +42,22 @@ from data_pipeline.inputs.records.record_fields import (
 )
 
 
-class Options(Protocol):
-    """How the fields of records are found."""
+@dataclass(frozen=True, kw_only=True)
+class RecordOptions(prompt_formats.PromptOptions):
+    """How the fields of records, or the columns of tables, are found."""
 
-    @property
-    def domain(self) -> str: ...
-    @property
-    def text(self) -> str: ...
-    @property
-    def image(self) -> tuple[str, ...]: ...
-    @property
-    def video(self) -> tuple[str, ...]: ...
-    @property
-    def captions(self) -> Captions: ...
-    @property
-    def allow_outside(self) -> bool: ...
-    @property
-    def prompts(self) -> prompt_formats.PromptOptions: ...
+    text: str = ""  # field of the text; empty: found by name
+    image: tuple[str, ...] = ()  # fields of images; empty: found by name, in tables by content too
+    video: tuple[str, ...] = ()  # fields of videos; likewise
+    captions: Captions = "all"  # which of a record's list of captions become samples, one each
+    allow_outside: bool = False  # accept files outside the folder of the file that names them
 
 
 @dataclass(frozen=True)
 class RecordReader:
     """Builds drafts of records."""
 
-    options: Options
+    options: RecordOptions
     folder: Path  # the files that records name lie in it
 
     def drafts(self, record: dict[str, Any], origin: str) -> Iterator[Draft]:
@@ -115,11 +107,11 @@ class RecordReader:
 
     @cached_property
     def _domain(self) -> str:
-        return self.options.prompts.domain_of(self.options.domain)
+        return self.options.default_domain
 
     def _prompt(self, record: dict[str, Any], origin: str) -> Draft:
         """Return the draft of a prompt."""
-        record, read_as, notes = prompt_formats.as_prompt(record, self.options.prompts)
+        record, read_as, notes = prompt_formats.as_prompt(record, self.options)
         record, renamed = self._with_media(record)
         prompt_formats.check_no_file_is_left(record)
         listed = {field: as_list(record.get(field)) for field in EXTENSIONS}

@@ -26,8 +26,8 @@ from data_pipeline.inputs.records.columns import Columns, Wanted, find_columns
 from data_pipeline.inputs.records.interleaved_formats import is_foreign_interleaved, normalise_with_media
 from data_pipeline.inputs.records.lazy_units import LazyUnits
 from data_pipeline.inputs.records.media_values import media_of_value
+from data_pipeline.inputs.records.named_media import RecordOptions
 from data_pipeline.inputs.records.prompt_formats import (
-    PromptOptions,
     as_prompt,
     check_no_file_is_left,
     finish_prompt,
@@ -36,7 +36,7 @@ from data_pipeline.inputs.records.prompt_formats import (
 )
 from data_pipeline.inputs.records.prompt_values import file_of
 from data_pipeline.inputs.records.questions import as_conversation, is_question_set
-from data_pipeline.inputs.records.record_fields import Captions, as_list, check_no_messages, with_texts
+from data_pipeline.inputs.records.record_fields import as_list, check_no_messages, with_texts
 
 _ONE_ROW = {"rows": 1}
 _ROWS_PER_BATCH = 32
@@ -45,28 +45,10 @@ _BUFFER = 64 << 10  # bytes; a column is read in pieces of this size, not a whol
 
 
 @dataclass(frozen=True)
-class Parquet:
+class Parquet(RecordOptions):
     """Parquet files. A unit is a row group; its `start` is the number of the group."""
 
     paths: tuple[str, ...]  # .parquet files
-    text: str = ""  # column of the text; empty: found by name
-    image: tuple[str, ...] = ()  # columns of images; empty: found by content and name
-    video: tuple[str, ...] = ()  # columns of videos; empty: found by content and name
-    captions: Captions = "all"  # which of a row's list of captions become samples, one each
-    domain: str = ""  # of rows without a column `domain`; empty: from the number of images and videos
-    allow_outside: bool = False  # accept files outside the folder of the table that names them
-    question: str = ""  # of prompts: the column of the question, which replaces all messages; see prompt_formats.py
-    reference: str = ""  # of prompts: the column of the reference; empty: found by name
-    verifier: str = ""  # of prompts that name none
-    verifiers: tuple[str, ...] = ()  # the same by data source: SOURCE:VERIFIER
-
-    def __post_init__(self) -> None:
-        self.prompts.domain_of(self.domain)
-
-    @property
-    def prompts(self) -> PromptOptions:
-        """The options about prompts."""
-        return PromptOptions(self.question, self.reference, self.verifier, self.verifiers)
 
     def units(self) -> Sequence[Unit]:
         """Return one unit per row group with rows, and one for a table without rows.
@@ -105,7 +87,7 @@ class Parquet:
                 )
 
     def _units(self) -> Iterator[Unit]:
-        wanted = Wanted(self.text, self.image, self.video, self.prompts.domain_of(self.domain))
+        wanted = Wanted(self.text, self.image, self.video, self.default_domain)
         known: dict[pa.Schema, dict[str, Any]] = {}  # tables of one schema are read alike
         has_rows = False
         for path in self.paths:
@@ -182,7 +164,7 @@ class Parquet:
         self, record: dict[str, Any], found: dict[str, list[Any]], read_as: dict[str, str], folder: Path, origin: str
     ) -> Draft:
         """Return the draft of a row with a prompt."""
-        record, names, notes = as_prompt(record, self.prompts)
+        record, names, notes = as_prompt(record, self)
         media = {
             field: [self._media(file_of(value, notes), field, folder) for value in found[field]] for field in found
         }

@@ -46,33 +46,35 @@ _ENVIRONMENTS = ("need_tools_kwargs", "interaction_kwargs")
 _SINGLE_TURN = ("", "single_turn_agent")  # verl's `agent_name`
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptOptions:
-    """What the user says about prompts, as options of an input kind."""
+    """Options of an input kind that may hold prompts. A field is a column of a table.
 
-    question: str = ""  # field of the question, with dots for fields in fields: it replaces all messages
-    reference: str = ""  # field of the reference
+    Raises:
+        DataError: They contradict each other.
+    """
+
+    domain: str = ""  # of records that name none; empty: from the number of images and videos
+    question: str = ""  # of prompts: field of the question, with dots for fields in fields: it replaces all messages
+    reference: str = ""  # of prompts: field of the reference; empty: found by name
     verifier: str = ""  # of prompts that name none, and whose data source has none
-    verifiers: tuple[str, ...] = ()  # SOURCE:VERIFIER each
+    verifiers: tuple[str, ...] = ()  # the same by data source: SOURCE:VERIFIER each
 
     def __post_init__(self) -> None:
         if wrong := [entry for entry in self.verifiers if not all(entry.rpartition(":"))]:
             raise DataError(f"--set verifiers={wrong[0]}: write SOURCE:VERIFIER, such as hiyouga/geometry3k:math")
+        if (given := self._of_prompts) and self.domain not in ("", DOMAIN):
+            raise DataError(f"--set {given[0]} is for prompts, but --set domain={self.domain}: use domain={DOMAIN}")
 
     @property
-    def given(self) -> list[str]:
-        """The names of the options that are set."""
+    def default_domain(self) -> str:
+        """The domain of records that name none; empty: from their fields. With options of prompts all are prompts."""
+        return DOMAIN if self._of_prompts else self.domain
+
+    @property
+    def _of_prompts(self) -> list[str]:
+        """The names of the options of prompts that are set."""
         return [name for name in ("question", "reference", "verifier", "verifiers") if getattr(self, name)]
-
-    def domain_of(self, domain: str) -> str:
-        """Return the domain of records that name none: these options are for prompts alone.
-
-        Raises:
-            DataError: The user names another domain.
-        """
-        if self.given and domain not in ("", DOMAIN):
-            raise DataError(f"--set {self.given[0]} is for prompts, but --set domain={domain}: use domain={DOMAIN}")
-        return DOMAIN if self.given else domain
 
     def verifier_of(self, source: str) -> str:
         """Return the verifier of the prompts of a data source; empty if there is none."""

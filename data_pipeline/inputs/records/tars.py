@@ -39,24 +39,11 @@ _NAMES = {"image": "image.jpg", "video": "video.mp4"}  # what a member is whose 
 
 
 @dataclass(frozen=True)
-class Tars:
+class Tars(PromptOptions):
     """Tars from other tools. A unit is one tar."""
 
     paths: tuple[str, ...]  # .tar files
-    domain: str = ""  # of samples that name none; empty: from the number of images and videos (guess_domain)
     text: str = ""  # field of KEY.json with the text, for samples without KEY.txt; empty: `text` or `caption`
-    question: str = ""  # of prompts: the field of the question, which replaces all messages; see prompt_formats.py
-    reference: str = ""  # of prompts: the field of the reference; empty: found by name
-    verifier: str = ""  # of prompts that name none
-    verifiers: tuple[str, ...] = ()  # the same by data source: SOURCE:VERIFIER
-
-    def __post_init__(self) -> None:
-        self.prompts.domain_of(self.domain)
-
-    @property
-    def prompts(self) -> PromptOptions:
-        """The options about prompts."""
-        return PromptOptions(self.question, self.reference, self.verifier, self.verifiers)
 
     def units(self) -> Sequence[Unit]:
         """Return one unit per tar."""
@@ -115,7 +102,7 @@ class Tars:
             else:
                 field, file = as_media(data, _NAMES[member.kind])
                 media[field].append(file)
-        if is_prompt(record, self.prompts.domain_of(self.domain)):
+        if is_prompt(record, self.default_domain):
             return self._prompt(record, media, caption, origin)
         given, notes = record, Counter[str]()
         if is_foreign_chat(record):
@@ -135,7 +122,7 @@ class Tars:
 
     def _prompt(self, record: dict[str, Any], media: dict[str, list[Media]], caption: str, origin: str) -> Draft:
         """Return the draft of a prompt in KEY.json, whose files are the other members."""
-        record, read_as, notes = as_prompt(record, self.prompts)
+        record, read_as, notes = as_prompt(record, self)
         record, media = finish_prompt(record, media, notes)
         notes[OTHER_TEXT] += int(bool(caption))
         record = with_boxes(record, media["images"])
