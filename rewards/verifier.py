@@ -5,6 +5,7 @@ class Exact:
     settings = {"ignore_case": False}                  # every setting with its default, which also says its type
 
     def check(self, item): check_settings(self, item)  # when data is built: raises RewardError
+    def check_values(self, item): ...                  # if its settings have other bounds than their types
     def score(self, answer, item): ...                 # when it is trained on: never raises
 
 A new verifier is a module in rewards/verifiers/ and a line in `rewards.table`.
@@ -18,6 +19,8 @@ from typing import Any, Protocol
 
 from common.nearest import suggestion
 from rewards.verdict import Item, Outcome, RewardError
+
+SHARES = ("tolerance", "iou")  # settings that are shares: 5 for 5% would make nearly all answers right, or none
 
 
 class Verifier(Protocol):
@@ -52,11 +55,11 @@ def setting(verifier: Verifier, item: Item, name: str) -> Any:
 
 
 def check_settings(verifier: Verifier, item: Item) -> None:
-    """Check names and types of the settings of an item.
+    """Check the settings of an item, whatever its reference is.
 
     Raises:
         RewardError: A setting is unknown, its value has not the type of its default (a whole number may stand where
-            the default is a float), or a number is negative or not finite.
+            the default is a float), a number is negative or not finite, or the verifier refuses a value.
     """
     for name, value in item.settings.items():
         if name not in verifier.settings:
@@ -71,3 +74,7 @@ def check_settings(verifier: Verifier, item: Item) -> None:
             raise RewardError(f"{verifier.name}: the setting {name} is {value!r}, not of type {wanted.__name__}")
         if wanted is float and not 0 <= value < math.inf:
             raise RewardError(f"{verifier.name}: the setting {name} is {value}: give 0 or a positive number")
+        if name in SHARES and value >= 1:
+            raise RewardError(f"{verifier.name}: the setting {name} is {value}, not from 0 to below 1")
+    if check_values := getattr(verifier, "check_values", None):
+        check_values(item)

@@ -89,6 +89,8 @@ def warnings_of_rewards(
                 f"reward.registry: form {source.form} of source {name!r} has no effect, because this model's responses "
                 f"are read in the form {FORMS[chat_form]}"
             )
+        if source.settings and not source.verifiable:
+            yield f"reward.registry: settings of source {name!r} have no effect, because verifiable is false"
         if not source.thinking:
             yield (
                 f"reward.registry: thinking: false of source {name!r} has no effect, because each prompt says whether "

@@ -30,14 +30,16 @@ class Code:
     def check(self, item: Item) -> None:
         check_settings(self, item)
         language = setting(self, item, "language")
-        if language not in LANGUAGES:
-            hint = suggestion(language, LANGUAGES) or f": the languages are {', '.join(LANGUAGES)}"
-            raise RewardError(f"code: there is no language {language!r}{hint}")
         if not _tokens(item.reference, language):
             raise RewardError(
                 f"code: the reference is empty, is no {language}, or has more than {MAX_CHARACTERS:,} characters or "
                 f"{MAX_TOKENS:,} tokens"
             )
+
+    def check_values(self, item: Item) -> None:
+        if (language := setting(self, item, "language")) not in LANGUAGES:
+            hint = suggestion(language, LANGUAGES) or f": the languages are {', '.join(LANGUAGES)}"
+            raise RewardError(f"code: there is no language {language!r}{hint}")
 
     def score(self, answer: str, item: Item) -> Outcome:
         language = setting(self, item, "language")

@@ -28,8 +28,6 @@ class Grounding:
 
     def check(self, item: Item) -> None:
         check_settings(self, item)
-        if not 0 <= setting(self, item, "iou") < 1:
-            raise RewardError(f"grounding: the setting iou is {item.settings['iou']}, not from 0 to below 1")
         boxes = boxes_in(item.reference)
         if None in boxes or not (boxes or (item.reference.strip() and says_none(item.reference))):
             raise RewardError(

@@ -60,7 +60,6 @@ class Mathematics:
 
     def check(self, item: Item) -> None:
         check_settings(self, item)
-        choices.of_setting(setting(self, item, "options"))
         if not tidy(item.reference):
             raise RewardError(f"{self.name}: the reference is empty")
         broken = "\\" in item.reference and not _braces_match(item.reference)
@@ -73,6 +72,9 @@ class Mathematics:
             raise RewardError(
                 f"{self.name}: the reference has {len(item.reference)} characters, more than {MAX_CHARACTERS}"
             )
+
+    def check_values(self, item: Item) -> None:
+        choices.of_setting(setting(self, item, "options"))
 
     def score(self, answer: str, item: Item) -> Outcome:
         if len(answer) > MAX_CHARACTERS:

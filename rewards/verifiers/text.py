@@ -67,11 +67,9 @@ class Text:
         check_settings(self, item)
         if not plain(item.reference):
             raise RewardError(f"{self.name}: the reference is empty")
+
+    def check_values(self, item: Item) -> None:
         choices.of_setting(setting(self, item, "options"))
-        if not 0 <= setting(self, item, "tolerance") < 1:
-            raise RewardError(
-                f"{self.name}: the setting tolerance is {item.settings['tolerance']}, not from 0 to below 1"
-            )
 
     def score(self, answer: str, item: Item) -> Outcome:
         if len(answer) > MAX_CHARACTERS:

@@ -36,8 +36,6 @@ class Video(Text):
     def check(self, item: Item) -> None:
         super().check(item)
         mode = setting(self, item, "interval")
-        if mode not in INTERVAL_MODES:
-            raise RewardError(f"video: the setting interval is {mode!r}, not one of {', '.join(INTERVAL_MODES)}")
         if item.settings.get("interval", "text") != "text" and not _wanted(item.reference):
             raise RewardError(f"video: the reference {item.reference[:100]!r} is not an interval such as [10, 20]")
         if mode != "text" and _wanted(item.reference) is None and is_empty_interval(item.reference):
@@ -45,6 +43,11 @@ class Video(Text):
                 f"video: the reference {item.reference[:100]!r} has no length or ends before it begins; if it is no "
                 "interval, set interval to text"
             )
+
+    def check_values(self, item: Item) -> None:
+        super().check_values(item)
+        if (mode := setting(self, item, "interval")) not in INTERVAL_MODES:
+            raise RewardError(f"video: the setting interval is {mode!r}, not one of {', '.join(INTERVAL_MODES)}")
 
     def score(self, answer: str, item: Item) -> Outcome:
         mode = setting(self, item, "interval")

@@ -75,6 +75,12 @@ def test_what_a_registry_says_without_effect_is_named(tmp_path: Path) -> None:
     assert not checked(tmp_path, used, {("a", "vqa"): 3})
 
 
+def test_settings_of_what_no_rule_scores_are_named(tmp_path: Path) -> None:
+    content = f"sources: {{a: {{verifiable: false, judge: small, settings: {{tolerance: 0.1}}}}}}\n{JUDGES}"
+    [warning] = checked(tmp_path, content, {("a", "vqa"): 3})
+    assert warning == "reward.registry: settings of source 'a' have no effect, because verifiable is false"
+
+
 def test_judge_alone_scores_what_no_rule_can(tmp_path: Path) -> None:
     content = f"sources: {{a: {{verifiable: false, judge: small}}}}\n{JUDGES}"
     assert not checked(tmp_path, content, {("a", "vqa"): 3})
