@@ -59,6 +59,7 @@ _ALONE = re.compile(r"\W*([01])\W*")
 _BOTH = re.compile(r"\b[01](?:\.0+)?\s*(?:and|or|to|/)\s*[01](?:\.0+)?\b")  # "between 0.0 and 1.0"
 _NEGATED = re.compile(r"(?:\b(?:not|isn't|never|no|than|nor)|不是|非)\s*(?:a |an )?[*`]*$", re.IGNORECASE)
 _JSON = json.JSONDecoder()
+_LATER = (408, 425, 429)  # HTTP: too slow, too early, too many requests
 _FAILURES = (requests.RequestException, ValueError, LookupError, TypeError)
 
 
@@ -153,11 +154,14 @@ class Judge:
             write_json(path, {"model": config.model, "reply": reply})
         return reply
 
-    def check(self) -> None:
+    def check(self) -> str:
         """Ask once whether 1 is 1, and look whether the cache can be written.
 
+        Returns:
+            Why there is no reply, where there may be one later: the endpoint is down or has too much to do. Else "".
+
         Raises:
-            RewardError: There is no reply, or replies cannot be kept.
+            RewardError: The endpoint refuses such requests, or replies cannot be kept.
         """
         config = self._config
         if config.cache:
@@ -170,11 +174,12 @@ class Judge:
         try:
             self._request(fill(VERDICT_PROMPT, Item("Which number?", "1"), "1"), 0)
         except _FAILURES as error:
-            why = str(error) if isinstance(error, requests.HTTPError) else type(error).__name__
-            raise RewardError(
-                f"the model {config.model} at url={config.url} does not answer ({why}): start it, or correct url and "
-                "model"
-            ) from None
+            reason = error if isinstance(error, requests.HTTPError) else type(error).__name__
+            why = f"the model {config.model} at url={config.url} does not answer ({reason})"
+            if _is_refusal(error):
+                raise RewardError(f"{why}: correct url, model or the key in {config.key_variable}") from None
+            return why
+        return ""
 
     def _ask(self, prompt: str, number: int) -> str | None:
         """Send one request; None if it fails in any way."""
@@ -215,6 +220,13 @@ class Judge:
     def _count(self, event: str) -> None:
         with self._lock:
             self.counts[event] += 1
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether an endpoint would refuse the same request again: another model, key or path."""
+    if isinstance(error, requests.HTTPError):
+        return 400 <= error.response.status_code < 500 and error.response.status_code not in _LATER
+    return isinstance(error, requests.exceptions.InvalidURL)
 
 
 def recorded(reply: str, asked: Ask) -> Verdict:

@@ -231,15 +231,16 @@ class RlRun(Run):
 
 
 def check_judges(scorer: Scorer) -> None:
-    """Check on the main process, which scores, that the judges answer. Collective.
+    """Check on the main process, which scores, that the judges answer; name those that are down. Collective.
 
     Raises:
-        ConfigError: one does not. Raised on all processes.
+        ConfigError: one refuses to. Raised on all processes.
     """
     problem: list[Any] = [None]
     if dist.get_rank() == 0:
         try:
-            scorer.check_judges()
+            for line in scorer.check_judges():
+                logger.warning("%s; until it does, its fallback is the reward of what it is asked", line)
         except ConfigError as error:
             problem = [error]
     dist.broadcast_object_list(problem, src=0)

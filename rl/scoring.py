@@ -64,19 +64,22 @@ class Scorer:
         judges = {**self.registry.judges, **({"": config.judge} if config.judge.url else {})}
         self._judges = {name: Judge(judge) for name, judge in judges.items()}
 
-    def check_judges(self) -> None:
-        """Ask every judge that may be asked once.
+    def check_judges(self) -> list[str]:
+        """Ask every judge that may be asked once. Returns a line for each that is down.
 
         Raises:
-            ConfigError: one does not answer, or its replies cannot be kept.
+            ConfigError: one refuses to answer, or its replies cannot be kept.
         """
         named = {source.judge for source in self.registry.sources.values()} | {""}
+        down = []
         for name in sorted(named & self._judges.keys()):
+            where = f"reward.registry={self.config.registry}: judges.{name}" if name else "reward.judge"
             try:
-                self._judges[name].check()
+                why = self._judges[name].check()
             except RewardError as error:
-                where = f"reward.registry={self.config.registry}: judges.{name}" if name else "reward.judge"
                 raise ConfigError(f"{where}: {error}") from None
+            down += [f"{where}: {why}"] if why else []
+        return down
 
     def settings(self) -> dict[str, Any]:
         """Return what scores depend on beside responses and prompts, as JSON types."""

@@ -52,7 +52,8 @@ class RunScores:
             ConfigError: A judge does not answer.
         """
         if not self._judges_answer:
-            self._scorer.check_judges()
+            if down := self._scorer.check_judges():
+                raise ConfigError(f"{down[0]}: start it")
             self._judges_answer = True
         record = replace(record, source=record.source or label)
         responses = [ResponseToScore(record, answer, _finish(answer)) for answer in answers]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -117,26 +118,34 @@ def test_model_that_does_not_answer_in_form_is_refused_in_the_first_iteration() 
     check_answers([], 1)
 
 
-def test_judge_that_cannot_be_asked_is_refused_at_the_start(tmp_path: Path) -> None:
-    """Its fallback would be the reward of all answers that no rule decides."""
-    judge, broken = Running("1.0"), Running("404")
+def test_judges_are_asked_at_the_start(tmp_path: Path) -> None:
+    """One that refuses is a mistake; one that is down may come back, and is named: its fallback is a reward."""
+    judge, wrong, busy = Running("1.0"), Running("404"), Running("503")
     (tmp_path / "file").touch()
     cache, no_folder = str(tmp_path / "cache"), str(tmp_path / "file" / "cache")
     registry = tmp_path / "rewards.yaml"
-    registry.write_text(f"sources: {{a: {{verifier: vqa}}}}\njudges: {{unused: {{url: '{broken.url}', model: m}}}}")
-    for url, kept, problem in (
-        (judge.url, cache, ""),
-        (broken.url, "", "the model m at url=.* does not answer .404 Client Error"),
-        ("http://127.0.0.1:9/v1", "", "does not answer .ConnectionError"),
-        (judge.url, no_folder, "reward.judge: cache=.*/file/cache cannot be written: Not a directory"),
+    registry.write_text(f"sources: {{a: {{verifier: vqa}}}}\njudges: {{unused: {{url: '{wrong.url}', model: m}}}}")
+    for url, kept, down, refused in (
+        (judge.url, cache, "", ""),
+        (busy.url, "", "reward.judge: the model m at url=.* does not answer .503 Server Error", ""),
+        ("http://127.0.0.1:9/v1", "", "does not answer .ConnectionError", ""),
+        (
+            wrong.url,
+            "",
+            "",
+            "reward.judge: the model m at url=.* does not answer .404 .* correct url, model or the key",
+        ),
+        (judge.url, no_folder, "", "reward.judge: cache=.*/file/cache cannot be written: Not a directory"),
     ):
         options = JudgeConfig(url=url, model="m", timeout=5.0, cache=kept)
         scorer = Scorer(RewardConfig(registry=str(registry), judge=options), "glm45v")
-        with pytest.raises(ConfigError, match=problem) if problem else nullcontext():
-            scorer.check_judges()
+        with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
+            lines = scorer.check_judges()
+            assert re.search(down, lines[0]) if down else not lines
+        scorer.close()
     assert not list((tmp_path / "cache").iterdir())
-    judge.stop()
-    broken.stop()
+    for each in (judge, wrong, busy):
+        each.stop()
 
 
 def test_judge_that_never_answers_is_named(caplog: pytest.LogCaptureFixture) -> None:
