@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_pipeline.domains.rl_record import RlRecord
 from data_pipeline.encoding.tokenizer import IMAGE, IMAGE_END, IMAGE_START, VIDEO, VIDEO_END, VIDEO_START
+from model.config import ConfigError
 from rl.config import RlConfig
 from rl.iteration import UNDECIDED
 from rl.reward_config import RewardConfig

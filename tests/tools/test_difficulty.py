@@ -209,6 +209,8 @@ def test_rewards_are_those_of_a_run(shards, server, tmp_path):
     assert grader["pass_score"] == 0.5
     assert "graded before" in run(*command, "--config", file)
     assert "give one of them" in run(*command, "--config", file, "--pass-score", 0.9, expect=2)
+    registry.write_text(registry.read_text().replace("model: m", "model: n"))
+    assert "judges.j: the model n at" in run(*command, "--config", file, expect=2)  # the judge has ended
     registry.write_text("sources: {prompts: {verifier: vqa}}")
     assert "3 of 5 prompts graded" in run(*command, "--config", file)  # other rewards are another grading
 
