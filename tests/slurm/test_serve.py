@@ -33,7 +33,7 @@ def test_a_server_that_ends_again_and_again_is_given_up_and_the_others_serve(tmp
     program.write_text(PROGRAM)
     program.chmod(0o755)
     ready.touch()
-    command = ["bash", "slurm/serve.sh", program, "model", "8000", "2", "0", ready, tmp_path]
+    command = ["bash", "slurm/serve.sh", str(program), "model", "8000", "2", "0", str(ready), str(tmp_path)]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("SLURM")}
     with subprocess.Popen(
         command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
@@ -60,7 +60,17 @@ def test_a_server_that_never_answered_ends_all(tmp_path: Path) -> None:
     program, host = tmp_path / "python", socket.gethostname()
     program.write_text(PROGRAM)
     program.chmod(0o755)
-    command = ["bash", "slurm/serve.sh", program, "model", "8000", "2", "0", tmp_path / "ready", tmp_path]
+    command = [
+        "bash",
+        "slurm/serve.sh",
+        str(program),
+        "model",
+        "8000",
+        "2",
+        "0",
+        str(tmp_path / "ready"),
+        str(tmp_path),
+    ]
     done = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True, timeout=60)
     assert done.returncode
     assert done.stderr == (
