@@ -107,6 +107,8 @@ class Server(Protocol):
     def load(self, folder: Path, version: str, seconds: float) -> None:
         """Let the server finish what it computes, and load weights. Waits at most about `seconds`.
 
+        A call that still waits when the next one begins asks the server for nothing more.
+
         Args:
             folder: The weights.
             version: What the server calls them from now on.

@@ -23,6 +23,7 @@ from common.urls import shown
 from data_pipeline.errors import Interrupted
 from rl.engines.dispatch import Dispatch, Job, Place
 from rl.engines.forcing import Response, ResponseTokens
+from rl.engines.loading import load_watched
 from rl.engines.prompt_media import served_prompt
 from rl.engines.server import Expected, RequestFailed, Server, ServerGone
 from rl.engines.servers_config import ServersConfig
@@ -158,7 +159,8 @@ class ServersEngine:
                 raise ServerGone(f"no answer to /health within {self._config.health_seconds:g} s")
             if place.lost:
                 place.server.check(self._expected)
-            place.server.load(target, self._version_name(version), self._config.deadline)
+            name, limits = self._version_name(version), self._config
+            load_watched(place.server, target, name, limits.deadline, limits.health_seconds)
         except (ServerGone, RequestFailed, EngineError) as error:
             hint = f"; does it see {target} (rollout.publish_dir)?" if isinstance(error, RequestFailed) else ""
             if not place.lost:

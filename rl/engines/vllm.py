@@ -19,6 +19,7 @@ from rl.engines.server import (
     Expected,
     JsonApi,
     RequestFailed,
+    ServerGone,
     check_config,
     check_length,
     check_tokens,
@@ -44,6 +45,7 @@ class VllmServer:
     def __init__(self, address: str) -> None:
         self._api = JsonApi(address)
         self.address = self._api.address
+        self._loading = ""  # the version that it was asked to load last
 
     def check(self, expected: Expected) -> None:
         """Check that the server serves the policy's model and tokenizer. Raises ServerGone, EngineError."""
@@ -89,12 +91,15 @@ class VllmServer:
         requests, and forgets the keys, values and embeddings of prompts that it has kept.
         """
         deadline = time.monotonic() + seconds
+        self._loading = version
 
         def post(path: str, body: dict[str, Any] | None = None) -> Any:
+            if self._loading != version:
+                raise ServerGone(f"it was asked to load {self._loading} meanwhile")
             return self._api.post(path, body, max(deadline - time.monotonic(), 1.0))
 
         post(PAUSE)
-        self._call_worker("load_policy", str(folder), seconds=max(deadline - time.monotonic(), 1.0))
+        post("/collective_rpc", worker_body("load_policy", str(folder)))
         for path in RESETS:
             answer = post(path)
             if isinstance(answer, dict) and answer.get("success") is False:
@@ -108,12 +113,16 @@ class VllmServer:
 
     def _call_worker(self, method: str, *arguments: str, seconds: float) -> dict[str, Any]:
         """Call a method of PolicyWorker on all workers, and return what the first says."""
-        body = {"method": method, "args": list(arguments)}
-        return self._api.post("/collective_rpc", body, seconds)["results"][0]
+        return self._api.post("/collective_rpc", worker_body(method, *arguments), seconds)["results"][0]
 
     def _tokenize(self, text: str) -> list[int]:
         body = {"prompt": text, "add_special_tokens": False}
         return self._api.post("/tokenize", body, CHECK_SECONDS)["tokens"]
+
+
+def worker_body(method: str, *arguments: str) -> dict[str, Any]:
+    """Return the body of a request to /collective_rpc: a method of PolicyWorker."""
+    return {"method": method, "args": list(arguments)}
 
 
 def generate_body(draw: Draw) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -395,6 +396,37 @@ def test_a_server_that_does_not_load_is_lost(
     other.answers["/collective_rpc"] = (500, failed)
     with pytest.raises(EngineError, match=r"no server took the weights of version 9: .*rollout\.publish_dir"):
         engine.publish(trainer, 9)
+
+
+def test_a_server_that_hangs_while_it_loads_is_lost_and_loads_nothing_old_later(
+    engine_of: Callable[..., ServersEngine], server: RecordedVllm, other: RecordedVllm, trainer: TrainStep, caplog: Any
+) -> None:
+    """Not only at rollout.deadline; and when it continues, the load that was given up changes nothing more."""
+    engine = engine_of(server, other, health_seconds=0.6)
+    answer, continues = server.answer, threading.Event()
+
+    def hang_at_pause(path: str, body: Any) -> Any:
+        if path.startswith("/pause") and not caplog.messages:
+            server.hangs = True
+            continues.wait()
+        return answer(path, body)
+
+    server.answer = hang_at_pause  # type: ignore[method-assign]
+    start = time.monotonic()
+    engine.publish(trainer, 8)
+    assert time.monotonic() - start < 10  # of a deadline of 60
+    hanging = "no answer to /health within 0.6 s while it loads weights"
+    assert caplog.messages == [f"rollouts: {server.address} is lost ({hanging})"]
+    assert {each.version for each in engine.generate(requests_of(["a.tar/1"]), SAMPLING)} == {8}
+    engine.publish(trainer, 9)  # it still hangs: nothing new to say
+    assert len(caplog.messages) == 1
+    server.hangs = False
+    engine.publish(trainer, 10)
+    assert caplog.messages[1:] == [f"rollouts: {server.address} takes part again"]
+    continues.set()
+    time.sleep(0.2)
+    versions = [body["new_version"] for path, body in server.requests if path == "/update_weight_version"]
+    assert [version.split()[0] for version in versions] == ["7", "10"]
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
