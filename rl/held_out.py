@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from data_pipeline.errors import Interrupted
+from data_pipeline.errors import DataError, Interrupted
 from rl.config import RlConfig
+from rl.iteration import counted
 from rl.prompts import PromptTable
-from rl.rollout_manager import RolloutManager
+from rl.rollout_manager import ENGINE_FAILED, RolloutManager
 from rl.rollouts import Sampling
 from training.metrics import VALIDATION, RunLog, finite_or_null, logger, writes_to
 from training.step import TrainStep
@@ -68,7 +69,7 @@ class HeldOut:
         if self.table is None or not is_due or self._validated >= step:
             return
         started = time.perf_counter()
-        scores = self._scores(trainer, self.table, step)
+        scores, unused = self._scores(trainer, self.table, step)
         self._validated = step
         if self.log is None:
             return
@@ -76,15 +77,24 @@ class HeldOut:
             logger.info("the validation at step %d is given up, because the run was asked to stop", step)
             return
         self._write(step, scores, time.perf_counter() - started)
-        if unused := len(self.table) - sum(map(len, scores.values())):
-            logger.warning("validation: %d held-out prompts could not be used", unused)
+        if unused:
+            logger.warning("validation: %s", _describe(unused))
 
-    def _scores(self, trainer: TrainStep, table: PromptTable, step: int) -> dict[str, list[float]] | None:
-        """Return the scores of the answers by data source; None if the run was asked to stop. Collective."""
+    def _scores(
+        self, trainer: TrainStep, table: PromptTable, step: int
+    ) -> tuple[dict[str, list[float]] | None, list[dict[str, Any]]]:
+        """Return the scores of the answers by data source, and the prompts that could not be used. Collective.
+
+        No scores: the run was asked to stop.
+
+        Raises:
+            DataError: no prompt can be read.
+        """
         scores = defaultdict[str, list[float]](list)
+        unused: list[dict[str, Any]] = []
         for first in range(0, len(table), self._together):
             if not self.may_continue():
-                return None
+                return None, unused
             rows = np.arange(first, min(first + self._together, len(table)))
             try:
                 rolled = self.manager.roll_out(
@@ -92,10 +102,13 @@ class HeldOut:
                 )
             except Interrupted:
                 self.may_continue()  # the processes agree on who asked the run to stop
-                return None
+                return None, unused
+            unused += rolled.unused
             for group in rolled.groups:
                 scores[group.record.source].append(group.scores[0])
-        return scores
+        if not scores and all(line["reason"] != ENGINE_FAILED for line in unused):
+            raise DataError(f"validation.sources: {_describe(unused)}, and there are no others: copy the shards again")
+        return scores, unused
 
     def _write(self, step: int, scores: Mapping[str, Sequence[float]], seconds: float) -> None:
         """Write a line of validation.jsonl, and log it."""
@@ -122,6 +135,16 @@ class HeldOut:
             len(every),
             line["validation/seconds"],
         )
+
+
+def _describe(unused: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is wrong with prompts that could not be used."""
+    reasons = Counter(line["reason"] for line in unused)
+    first = unused[0]
+    return (
+        f"{len(unused):,} held-out prompts could not be used ({counted(reasons)}), such as {first['shard']}/"
+        f"{first['key']} ({first['detail']})"
+    )
 
 
 def mean(values: Sequence[float]) -> float:

@@ -34,6 +34,8 @@ from training.metrics import logger
 from training.samples import decode
 from training.step import TrainStep
 
+ENGINE_FAILED = "engine_failed"  # why a prompt is quarantined that the engine could not answer
+
 
 @dataclass(frozen=True)
 class Group:
@@ -134,7 +136,7 @@ class RolloutManager:
             self.folder.keep(head, drawn)
         prompts, unanswered = _answered(prompts, drawn, group)
         reasons = self.engine.quarantined
-        unused += [unused_prompt(prompt.id, "engine_failed", reasons.get(prompt.id, "")) for prompt in unanswered]
+        unused += [unused_prompt(prompt.id, ENGINE_FAILED, reasons.get(prompt.id, "")) for prompt in unanswered]
         self.mark("reward")
         found = self.folder.find_verdicts(head, len(drawn)) if head and reused else None
         if reused and dist.get_rank() == 0:

@@ -36,7 +36,7 @@ class PromptSampler:
 
     Attributes:
         begins_again: whether the curriculum of a checkpoint was of other prompts, and begins again here.
-        changed: lines about what the registry of rewards says otherwise than at the checkpoint.
+        changed: lines about the content of prompts and the registry of rewards, where they are not the checkpoint's.
         tally: how many prompts were read, and how many could not be.
     """
 
@@ -114,12 +114,17 @@ class PromptSampler:
                 "the prompts of data.sources are not those of the checkpoint: a record, an image or a pixel budget has "
                 "changed; bring them back, or set checkpoint.allow_changes=true"
             )
+        has_other_content = state.get("content") != self.table.fingerprint and not self.begins_again
         if state.get("tokenizer", self.tokenizer.hash) != self.tokenizer.hash and not allow_changes:
             raise DataError(
                 f"data.tokenizer {self.tokenizer.folder} is not that of the checkpoint: bring it back, or set "
                 "checkpoint.allow_changes=true"
             )
         self.changed = list(changes_of_registry(state.get("registry", self._registry), self._registry))
+        if has_other_content:
+            self.changed.append(
+                "the content of prompts is not that of the checkpoint: their pass rates stay as they were"
+            )
         self.expansion.load_state_dict(state["expansion"])
         self.tally.load_state_dict(state["tally"])
 

@@ -195,6 +195,10 @@ def test_state_of_prompts_whose_content_has_changed_is_refused(build, tokenizer_
     with pytest.raises(DataError, match=r"are not those of the checkpoint: .* checkpoint\.allow_changes=true"):
         after.load_state_dict(before.state_dict())
     after.load_state_dict(before.state_dict(), allow_changes=True)
+    assert [line.partition(":")[0] for line in after.changed] == [
+        "the content of prompts is not that of the checkpoint"
+    ]
+    assert not before.changed
 
 
 def test_shards_behind_a_url_are_read_with_facts_and_grades(build, tokenizer_folder, tmp_path):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
+import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -304,6 +306,26 @@ def test_held_out_prompts_must_not_be_training_prompts(rl_config, digits: Path, 
     with pytest.raises(DataError, match="is also a training shard"):
         prepare(load_config(RlConfig, config, same))
     prepare(load_config(RlConfig, config, [*same, "validation.allow_overlap=true"]))
+
+
+@pytest.mark.slow
+def test_run_that_can_use_no_held_out_prompt_ends(rl_config, digits: Path, tmp_path: Path) -> None:
+    """Every image has a byte that is not as it was indexed."""
+    folder = shutil.copytree(digits / "shards" / "held_out", tmp_path / "held_out")
+    [tar] = folder.glob("*.tar")
+    content, kept = bytearray(tar.read_bytes()), tar.stat()
+    with tarfile.open(tar) as members:
+        for member in members:
+            if member.name.endswith(".png"):
+                content[member.offset_data + 60] ^= 255
+    tar.write_bytes(content)
+    os.utime(tar, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    file = rl_config(tmp_path / "run", validation={"sources": [{"path": str(folder)}]})
+    launcher = start(file, entry=ENTRY, processes=1)
+    assert "validation.sources: 16 held-out prompts could not be used (checksum 16), such as held_out-" in finish(
+        launcher
+    )
+    assert not (tmp_path / "run" / "validation.jsonl").exists()
 
 
 def test_dry_run_prints_what_a_step_takes(rl_config, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
