@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from demo import digits
 from tests.engines.engine_folders import ENGINES, ROOT, convert
 from tests.launch import metrics, train
 from tests.slurm.cluster import Cluster, free_ports, require_slurm, wait_for
-from tests.slurm.jobs import log_of, state, submit_training
+from tests.slurm.jobs import log_of, state, submit_training, wait_for_log, wait_for_step
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -43,10 +43,18 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def submit(cluster: Cluster, started: Path, run: Path, **variables: str) -> int:
-    keys = [f"data.tokenizer={started}/digits/tokenizer", f"model.init_from={started}/start", "train.steps=3"]
+def submit(cluster: Cluster, started: Path, run: Path, more: Sequence[str] = (), **variables: str) -> int:
+    keys = [f"data.tokenizer={started}/digits/tokenizer", f"model.init_from={started}/start"]
     keys += [f"{name}.sources=[{{path: {started}/digits/shards/{file}}}]" for name, file in SOURCES.items()]
-    keys += ["rl.prompts=12", "rl.group=8", "rl.updates=2", "rollout.engine=vllm", "checkpoint.save_interval=2"]
+    keys += [
+        "rl.prompts=12",
+        "rl.group=8",
+        "rl.updates=2",
+        "rollout.engine=vllm",
+        "train.steps=3",
+        "checkpoint.save_interval=2",
+        *more,
+    ]
     settings: dict[str, Any] = {
         **SERVERS,
         **VLLM,
@@ -73,6 +81,33 @@ def test_last_node_serves_and_the_first_one_trains(cluster: Cluster, started: Pa
     assert sum(line["updates"] for line in lines) >= 2
     assert max(line["rollout/mismatch"] for line in lines if line["updates"]) < 2e-5  # it has the newest weights
     assert (run / "servers" / "node2-0.log").stat().st_size
+    wait_for(lambda: not servers_of(ended["JobId"]), "the end of the servers", timeout=60)
+
+
+@pytest.mark.slow
+def test_a_job_that_is_preempted_and_requeued_comes_back_with_its_servers(
+    cluster: Cluster, started: Path, tmp_path: Path
+) -> None:
+    """By SIGUSR1, as before the end of its time, and by `scontrol requeue`, which ends all processes by SIGTERM."""
+    run = tmp_path / "run"
+    number = submit(cluster, started, run, ("train.steps=16", "checkpoint.save_interval=1"))
+    wait_for_step(run, 2, timeout=900)
+    cluster.preempt(number)
+    wait_for_log(run, "servers answer after", times=2, timeout=900)
+    assert "; queued again" in log_of(run)
+    stopped = len(metrics(run))
+    assert 2 <= stopped < 14
+    wait_for_step(run, stopped + 1, timeout=300)
+    cluster.command("scontrol", "requeue", str(number))
+    wait_for_log(run, "servers answer after", times=3, timeout=900)
+    again = len(metrics(run))
+    assert stopped < again < 16
+    ended = cluster.wait(number, timeout=900)
+    log = log_of(run)
+    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "2"), log
+    lines = metrics(run)
+    assert [line["step"] for line in lines] == list(range(1, 17))
+    assert max(line["rollout/mismatch"] for line in lines if line["updates"]) < 2e-5
     wait_for(lambda: not servers_of(ended["JobId"]), "the end of the servers", timeout=60)
 
 
