@@ -221,8 +221,9 @@ def _facts(
             for row in table.drop_columns(list(HASHES)).to_pylist():
                 key = row["key"]
                 ids.append(f"{name}/{key}")
-                scored[row["source"] or source.label, row["verifier"]] += 1
-                columns["kind"].append(kinds.setdefault((number, row["source"], row["category"]), len(kinds)))
+                given = row["source"] or source.label
+                scored[given, row["verifier"]] += 1
+                columns["kind"].append(kinds.setdefault((number, given, row["category"]), len(kinds)))
                 columns["tier"].append(TIERS.index(row["tier"]) if row["tier"] in TIERS else NO_TIER)
                 columns["passes"].append(grades.passes.get(key, 0))
                 columns["rollouts"].append(grades.rollouts.get(key, 0))

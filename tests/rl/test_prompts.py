@@ -72,7 +72,9 @@ def opened(tokenizer_folder: Path, *sources: SourceConfig, max_tokens: int = 100
 
 
 def test_facts_are_those_of_all_sources_in_order(build, tokenizer_folder):
-    dots, charts = build("dots", DOTS, shard_bytes=1), build("charts", CHARTS)
+    """A record without a data source is of the one that its source is called."""
+    named = [*DOTS[:2], {**DOTS[2], "data_source": "dots"}]
+    dots, charts = build("dots", named, shard_bytes=1), build("charts", CHARTS)
     tar = next(Path(dots.path).glob("*.tar"))
     [key] = {row["key"] for row in _facts(tar)}
     add_grades(tar, {key: (3, 8)}, {"model": "m"})
