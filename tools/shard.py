@@ -31,6 +31,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from common.sizes import parse_size
 from data_pipeline.domains.chat import CHAT_FORMS, DEFAULT_FORM
 from data_pipeline.errors import REJECTED, DataError
+from data_pipeline.inputs.draft import Input
 from data_pipeline.inputs.kinds import describe_kinds, open_inputs, skipped_files
 from data_pipeline.media.pixel_budget import MIN_IMAGE_TOKENS, PixelBudget
 from data_pipeline.sharding.executors import EXECUTORS, available_cores
@@ -40,7 +41,7 @@ from tools.errors import errors_in_one_line, run
 from tools.help_text import keep_lines
 from tools.prompt_check import check_prompt
 from tools.shard_preview import print_preview
-from tools.shard_report import print_counts, print_line, print_outcome, print_unfinished, print_whole
+from tools.shard_report import SHOWN_NAMES, print_counts, print_line, print_outcome, print_unfinished, print_whole
 
 # Commands import what needs torch or draws plots themselves: `build --dry-run` answers in a second.
 
@@ -116,12 +117,24 @@ def build(
                 planned, executor=_executor(executor), workers=_workers(workers, executor), job_slice=job_slice
             )
         print_outcome(outcome, Path(out))
+        if outcome.finished and outcome.counts.domains["rl"]:
+            _name_unused_verifiers([given for _, given in opened], out)
         if not tokenizer:
             print_line(
                 f"tokens are not counted yet; count them with `python -m tools.shard index {out} --tokenizer DIR`"
             )
         if outcome.finished and not outcome.counts.samples:
             raise DataError(f"no sample could be used: see {Path(out) / REJECTED}")
+
+
+def _name_unused_verifiers(inputs: list[Input], out: str) -> None:
+    from data_pipeline.shards.index import read_index
+    from tools.shard_prompts import prompts_in, unused_verifiers
+
+    prompts = prompts_in(read_index(path) for path in _shards([out]))
+    if unused := unused_verifiers(inputs, prompts):
+        sources = ", ".join(sorted({repr(prompt["source"]) for prompt in prompts})[:SHOWN_NAMES])
+        print_line(f"warning: no prompt has the data source of --set verifiers={','.join(unused)}; there are {sources}")
 
 
 def _dry_run(inputs: list[str], kind: str, settings: list[str], chat_form: str, tokenizer: str) -> None:

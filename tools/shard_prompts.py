@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -11,6 +12,8 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from data_pipeline.domains.rl_record import TIERS
+from data_pipeline.inputs.draft import Input
+from data_pipeline.inputs.records.prompt_formats import PromptOptions
 from data_pipeline.shards.index import ShardIndex
 from data_pipeline.shards.prompt_facts import earlier_rows, read_facts, read_grades
 
@@ -51,6 +54,18 @@ def table_of_prompts(prompts: Sequence[dict[str, str | float]]) -> Table:
             *(escape(str(name)) for name in kind), *(f"{count:,}" if count else "" for count in counts), right
         )
     return table
+
+
+def unused_verifiers(inputs: Iterable[Input], prompts: Sequence[dict[str, str | float]]) -> list[str]:
+    """Return the entries of the option `verifiers` whose data source no prompt has: `verifier` scores what they meant.
+
+    Args:
+        inputs: What was built.
+        prompts: The facts of all prompts that came of it.
+    """
+    entries = chain.from_iterable(given.verifiers for given in inputs if isinstance(given, PromptOptions))
+    present = {prompt["source"] for prompt in prompts}
+    return [entry for entry in dict.fromkeys(entries) if entry.rpartition(":")[0] not in present]
 
 
 def repeated(prompts: Sequence[dict[str, str | float]]) -> int:

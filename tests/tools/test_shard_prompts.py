@@ -36,6 +36,9 @@ def test_prompts_are_built_counted_and_verified(table, tmp_path, tokenizer_folde
     out = tmp_path / "out"
     shown = run("build", "--input", table, "--out", out, "--tokenizer", tokenizer_folder, *SET)
     assert "samples: 3, rejected: 2" in shown
+    assert (
+        "no prompt has the data source of --set verifiers=misspelled:exacd; there are 'docvqa', 'hiyouga/geo" in shown
+    )
     rejected = {line["origin"]: line for line in map(json.loads, (out / "rejected.jsonl").read_text().splitlines())}
     assert [line["reason"] for line in rejected.values()] == ["bad_reference", "unknown_verifier"]
     assert rejected["train.parquet:2"]["detail"] == 'the text "reference" is empty: no answer would be right'

@@ -267,8 +267,10 @@ class _Reader:
         return self.rest.pop(name)
 
     def _verifier(self, source: str) -> str:
-        verifier = self.rest.pop("verifier", None) or self.options.verifier_of(source)
-        if not verifier:
+        verifier, given = self.rest.pop("verifier", None), self.options.verifier_of(source)
+        if isinstance(verifier, str) and verifier and given not in ("", verifier):
+            self.notes[f"option verifier={given}, where a record says {verifier[:40]}"] += 1
+        if not (verifier := verifier or given):
             of_source = f", or --set verifiers={source}:NAME for its data source" if source else ""
             raise BadSample("no_verifier", f"it names no verifier: --set verifier=NAME{of_source}")
         return verifier

@@ -106,6 +106,14 @@ def test_verifier_follows_the_data_source(tmp_path):
     assert [draft.record["verifier"] for draft in drafts] == ["vqa", "ocr", "vqa"]
 
 
+def test_verifier_of_the_user_beside_that_of_the_record_is_named(tmp_path):
+    records = [{"question": "1 + 1?", "answer": "2", "verifier": name} for name in ("math", "exact")]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    drafts, [] = read(opened(tmp_path / "a.jsonl", settings=["verifier=exact"]))
+    assert [draft.record["verifier"] for draft in drafts] == ["math", "exact"]
+    assert [dict(draft.not_read) for draft in drafts] == [{"option verifier=exact, where a record says math": 1}, {}]
+
+
 def test_instruction_to_write_boxed_is_rejected_and_another_field_is_taken(tmp_path):
     path = verl_table(tmp_path / "train.parquet", [verl_row(instruction=BOXED)])
     _, [rejected] = read(opened(path, settings=["verifier=math"]))
