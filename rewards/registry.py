@@ -102,7 +102,7 @@ def parse_registry(given: Any) -> Registry:
 
 def _check_source(source: SourceConfig, judges: Mapping[str, JudgeConfig]) -> None:
     if not source.verifier and source.verifiable:
-        raise RewardError("verifier is missing")
+        raise RewardError("verifier is missing: name one, also beside settings alone, or write `verifiable: false`")
     if source.verifier:
         check_settings(verifier_named(source.verifier), Item(settings=source.settings))
     check_form(source.form)
