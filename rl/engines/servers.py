@@ -179,8 +179,11 @@ class ServersEngine:
         for number in range(first, first + self._config.start):
             process = self._processes.get(number)
             if process is not None:
-                if process.is_running and process.server.is_healthy(self._config.health_seconds):
+                problem = self._problem(process)
+                if not problem:
                     continue
+                if not (place := self._places[number]).lost:
+                    log.warning(f"rollouts: {shown(place.server.address)} is lost ({problem}); it is started again")
                 process.close()
             process = start_server(self._config, number - first, folder, length, self._logs, again=process is not None)
             self._processes[number] = process
@@ -196,6 +199,13 @@ class ServersEngine:
                 process.close()  # and started again with the next weights
                 log.warning(f"rollouts: a server could not be started again ({error})")
                 self._places[number].lost = str(error)
+
+    def _problem(self, process: StartedServer) -> str:
+        """Return why a server that was started cannot be used; empty: it can."""
+        if not process.is_running:
+            return "it has ended"
+        seconds = self._config.health_seconds
+        return "" if process.server.is_healthy(seconds) else f"no answer to /health within {seconds:g} s"
 
     def _draw_all(self, requests: Sequence[Request], sampling: Sampling) -> tuple[list[Rollout], dict[str, str]]:
         version = self._published[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 import time
@@ -79,6 +80,18 @@ def test_the_other_server_completes_the_iteration(
     rollouts = engine.generate(requests_of(prompts, 2), SAMPLING)
     assert {each.version for each in rollouts} == {1}
     assert gap(trainer, prompts, rollouts[::4])[0] <= TOLERANCE
+
+
+def test_a_server_that_is_killed_between_iterations_is_started_again(
+    case: tuple[ServersEngine, TrainStep, list[RolloutPrompt]], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine, trainer, _ = case
+    address, process = next(iter(server_processes().items()))
+    send([process, *process.children(recursive=True)], signal.SIGKILL)
+    engine.publish(trainer, 2)
+    reason = r"(it has ended|no answer to /health within 5 s)"
+    assert re.fullmatch(rf"rollouts: {address} is lost \({reason}\); it is started again", "\n".join(caplog.messages))
+    assert len(server_processes()) == 2
 
 
 def test_servers_end_with_the_engine(case: tuple[ServersEngine, TrainStep, list[RolloutPrompt]]) -> None:
