@@ -54,7 +54,7 @@ def run() -> bool:
     rows = rows_of(lines, validation)
     console.print(table("GLM-4.1V, rewards", rows))
     console.print(f"\ncurves    {draw(lines, validation, folder / 'reward.png')}")
-    console.print(f"rollouts  {folder / 'rollouts'}")
+    console.print(f"page      python -m tools.report {folder}      with its rollouts and their images")
     console.print(f"took      {time.monotonic() - started:.0f} s")
     return all(row.met for row in rows)
 

@@ -166,7 +166,7 @@ def rollout_metrics(groups: Sequence[Group], tiers: Sequence[str]) -> dict[str, 
     ends = {name: [rollout.finish == name for rollout in rollouts] for name in ("truncated", "media")}
     return {
         **{name: float(np.mean(values)) for name, values in sorted(rewards.items())},
-        **{f"reward/{name}": reasons.count(name) / len(reasons) for name in UNDECIDED if name in reasons},
+        **{f"rollout/{name}": reasons.count(name) / len(reasons) for name in UNDECIDED if name in reasons},
         "rollouts": len(rollouts),
         "rollout/tokens": float(np.mean(lengths)),
         "rollout/max_tokens": max(lengths),

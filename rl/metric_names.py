@@ -6,8 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-# reward/tier_0, curriculum/drawn/tier_0; reward/no_judge, reward/judge_fallback
-_TAKEN = re.compile(r"tier_\d+|no_judge|judge_fallback")
+_TAKEN = re.compile(r"tier_\d+")  # reward/tier_0, curriculum/drawn/tier_0
 
 
 def metric_name(name: str) -> str:

@@ -195,7 +195,7 @@ def _open(
     if wrong := [form for form in source.chat_forms if form != chat_form]:
         raise DataError(
             f"source {label!r} holds prompts in the form {wrong[0]}, but this model is asked in the form {chat_form}: "
-            f"run {index_command(path)[:-1]} --chat-form {chat_form}`"
+            f"run {index_command(path, chat_form=chat_form)}"
         )
     if source.epochs:
         raise DataError(

@@ -156,6 +156,8 @@ SECTIONS: dict[str, list[Draw]] = {
         _curves("tokens of a rollout", "rollout/tokens", from_zero=True),
         _curves("thoughts that were ended", "rollout/forced", percent=True, from_zero=True),
         _curves("rollouts that were truncated", "rollout/truncated", percent=True, from_zero=True),
+        _curves("rollouts that no rule decides, without a judge", "rollout/no_judge", percent=True, from_zero=True),
+        _curves("rollouts whose judge gave no verdict", "rollout/judge_fallback", percent=True, from_zero=True),
         _curves("entropy", "policy/entropy", from_zero=True, note="mean of minus the log-probability of drawn tokens"),
         _curves("mismatch of the engine", "rollout/mismatch", log=True, note="mean difference of log-probabilities"),
         _curves("tokens that are clipped", "policy/clip_fraction", percent=True, from_zero=True),

@@ -62,6 +62,7 @@ def is_key(key: str) -> bool:
     )
 
 
-def index_command(path: str | Path) -> str:
+def index_command(path: str | Path, *, chat_form: str = "") -> str:
     """Return the command that indexes a shard or folder, for messages."""
-    return f"`python -m tools.shard index {shlex.quote(str(path))} --tokenizer DIR`"
+    form = f" --chat-form {chat_form}" if chat_form else ""
+    return f"`python -m tools.shard index {shlex.quote(str(path))} --tokenizer DIR{form}`"

@@ -107,8 +107,8 @@ def test_sources_and_kinds_have_metrics_of_their_own(build, tokenizer_folder):
     facts = opened(tokenizer_folder, *sources).facts
     assert facts.kind_names == ["source/tier_0", "tier_0/b/c", "no_judge/b/c"]
     assert metric_names(["a/b", "tier_0", "a/b", "tier_0"]) == ["a/b", "source/tier_0", "a/b (2)", "source/tier_0 (2)"]
-    assert [metric_name(name) for name in ("judge_fallback", "tier_x", "a/tier_1")] == [
-        "source/judge_fallback",
+    assert [metric_name(name) for name in ("tier_12", "tier_x", "a/tier_1")] == [
+        "source/tier_12",
         "tier_x",
         "a/tier_1",
     ]
