@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import random
+import re
 import shutil
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def ray_cluster(ray_folder: str) -> Iterator[None]:
 
 def test_ray_writes_the_same_bytes_while_its_workers_are_killed(records, uninterrupted, tmp_path, ray_cluster):
     """Also: an error in a task is raised in this process."""
-    killed: list[int] = []
+    killed: list[int] = []  # numbers of tasks
     ended = threading.Event()
     killer = threading.Thread(target=_kill_ray_workers, args=(killed, ended, tmp_path / WORK))
     killer.start()
@@ -71,19 +72,19 @@ def _mistake(task: int) -> None:
 
 
 def _kill_ray_workers(killed: list[int], ended: threading.Event, work: Path) -> None:
-    """Send SIGKILL to three processes while they run a task. Their tasks are run again."""
+    """Send SIGKILL to three processes while they read, each for another task: a build gives up one that dies twice."""
     moments = random.Random(3)
-    while len(killed) < 3 and not ended.wait(moments.uniform(0.01, 0.1)):
-        if len(list(work.glob("task-*.json"))) < len(killed):
-            continue
+    while len(killed) < 3 and not ended.wait(moments.uniform(0, 0.03)):
         for process in psutil.Process().children(recursive=True):
-            try:
-                if process.cmdline()[:1] == ["ray::_on_one_core"] and process.pid not in killed:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                if process.cmdline()[:1] != ["ray::_on_one_core"]:
+                    continue
+                notes = [Path(file.path) for file in process.open_files() if Path(file.path).parent == work]
+                tasks = {int(match[1]) for note in notes if (match := re.search(r"task-(\d+)", note.name))}
+                if tasks and not tasks & {*killed}:
                     process.kill()
-                    killed.append(process.pid)
+                    killed += tasks
                     break
-            except psutil.NoSuchProcess:
-                continue
 
 
 def kill_rays(records: Path, out: Path, times: int, ahead: Sequence[int], ray_folder: str) -> Counter[str]:
