@@ -74,7 +74,7 @@ def read(text: str, depth: int = 0) -> Shape:
     text = text.strip().removeprefix("≈").strip()
     if len(text) > 1000 or depth > _MAX_DEPTH:
         return Shape("one", text)
-    if text in ("∅", "⦃⦄", "{}", "no solution", "no solutions", "empty set"):
+    if text in ("∅", "⦃⦄", "{}", "no solution", "no solutions", "empty set", "无解", "空集"):
         return Shape("empty", text, (), ())
     if builder := _BUILDER.fullmatch(text):
         return read(builder[1], depth + 1)

@@ -3,6 +3,7 @@
     "$1.2 million" and "1200000"                              the same
     "12.5%" and "12.5", where the question asks for per cent  the same
     "2015" and "2014", asked "In which year?"                 different; so if no question says what is asked for
+    "€5" and "$5"                                             different
     "1.2" and "1.2 million", asked "in millions"              the same
     "A, B" and "B, A"                                         the same, unless the question asks for an order
 
@@ -46,6 +47,13 @@ _AMOUNT = re.compile(
     r"(?P<percent>%|per ?cent|percentage points|pp)?\s*"
     r"(?:[$€£¥元]|dollars?|euros?|pounds?|yuan|USD|EUR|RMB|people|units?|times|倍|人|个)?"
 )
+_CURRENCIES = {
+    "dollar": re.compile(r"\$|\bdollars?\b|USD"),
+    "euro": re.compile(r"€|\beuros?\b|EUR"),
+    "pound": re.compile(r"£|\bpounds?\b"),
+    "yuan or yen": re.compile(r"[¥元]|\byuan\b|RMB"),
+    "rupee": re.compile("₹"),
+}
 _YEAR_ASKED = re.compile(
     r"\b(?:which|what|name the|list the) (?:\w+ ){0,2}years?\b|^\W*(?:the )?years?\b|\bwhen\b"
     r"|\byears? (?:did|does|do|was|were|is|are|has|had|with|when|in which|that)\b|[哪何]\S{0,3}年|什么年|年份",
@@ -55,7 +63,7 @@ _AMOUNT_ASKED = re.compile(r"\bhow (?:many|much)\b|多少(?!年)", re.IGNORECASE
 _LABEL_ASKED = re.compile(r"\bwhich\b|\blabels?\b|[哪何]", re.IGNORECASE)
 _VALUE_ASKED = re.compile(r"\b(?:values?|numbers?|amounts?|figures?|totals?|prices?|sales)\b|[值量数额]", re.IGNORECASE)
 _SCALE_ASKED = re.compile(r"\bin (thousand|million|billion|trillion)s?\b", re.IGNORECASE)
-_YEAR = re.compile(r"(?:in |the year |in the year |year )?([12]\d{3})\s*年?")
+_YEAR = re.compile(r"(?:in |the year |in the year |year )?([12]\d{3})\s*年?", re.IGNORECASE)
 _RANGE = re.compile(r"\d[\d,.]*\s*-\s*\d")  # "2010-2015" is no difference
 _MAX_LABELS = 60
 
@@ -97,6 +105,8 @@ class Chart(Mathematics):
         one, other = amount(given), amount(wanted)
         if one is None or other is None:
             return None
+        if (currency := _currency(given)) and (right := _currency(wanted)) and currency != right:
+            return Verdict(0.0, "different")
         same = _same_amount(one, other, item.question, self.rules(item))
         return Verdict(1.0, "number") if same else Verdict(0.0, "different")
 
@@ -139,6 +149,11 @@ def amount(text: str) -> Amount | None:
     word = match["scale"] or ""
     sign = -1 if match["sign"] == "-" else 1
     return Amount(sign * number, _SCALES.get(word, 1.0), word, bool(match["percent"]))
+
+
+def _currency(text: str) -> str:
+    """Return the name of the currency that an amount has, or nothing."""
+    return next((name for name, words in _CURRENCIES.items() if words.search(text)), "")
 
 
 def _same_amount(one: Amount, other: Amount, question: str, rules: Rules) -> bool:

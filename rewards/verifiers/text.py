@@ -8,8 +8,10 @@ the numbers of a point or a box. Each decides both ways. Then, one way: the same
 `tolerance` is the greatest difference of two numbers, as a share of the reference: 0 wants them equal. `options` lists
 the options, as texts in order or by letter; without, those that the question lists.
 
-Reasons: equal, closed_set, date, number, option, option_content, coordinates, formula, letters, hedged, empty,
-too_long. A judge is asked for: text.
+For biology, a genotype such as "AaBb" is right in its case alone.
+
+Reasons: equal, closed_set, date, number, option, option_content, coordinates, genotype, formula, letters, hedged,
+empty, too_long. A judge is asked for: text.
 """
 
 from __future__ import annotations
@@ -40,6 +42,7 @@ NUMBERED = {
     "multi_image": r"images?|pic(?:ture)?s?|photos?|photographs?|figures?|panels?|img|fig|图片|图像|图|张|幅",
     "long_document": r"pages?|p|页",
 }
+_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1)){1,8}")  # "AaBb": its case is what it says
 POINTING = frozenset({"spatial"})  # whose answers may be points and boxes
 MAX_FORMULA = 200  # characters
 _OPERATOR = re.compile(r"[\\+*/^=<>≤≥√π∞°|(²³½]|-(?=[\w(])|\de\d|[–−×·÷]")
@@ -78,6 +81,10 @@ class Text:
             same := _as_coordinates(answer, item.reference, setting(self, item, "tolerance"))
         ):
             return same
+        if self.name == "biology" and _GENOTYPE.fullmatch(wanted := item.reference.strip()):
+            given = trimmed(answer)
+            if _GENOTYPE.fullmatch(given) and given.casefold() == wanted.casefold():
+                return Verdict(float(given == wanted), "equal" if given == wanted else "genotype")
         numbered = NUMBERED.get(self.name, "")
         known = choices.of_setting(setting(self, item, "options")) or choices.of_question(item.question)
         return compare(answer, item.reference, known, setting(self, item, "tolerance"), numbered)
