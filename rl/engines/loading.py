@@ -9,7 +9,7 @@ from rl.engines.server import Server, ServerGone
 
 
 def load_watched(server: Server, folder: Path, version: str, seconds: float, health_seconds: float) -> None:
-    """Let a server load weights, as Server.load, as long as it answers /health.
+    """Let a server load weights, as Server.load, as long as it answers /health, if it can meanwhile.
 
     Args:
         server: The server.
@@ -21,6 +21,9 @@ def load_watched(server: Server, folder: Path, version: str, seconds: float, hea
     Raises:
         ServerGone, RequestFailed: It did not load them. It may still do what it was asked last.
     """
+    if not server.answers_while_loading:
+        server.load(folder, version, seconds)
+        return
     ended = threading.Event()
     errors: list[Exception] = []
 

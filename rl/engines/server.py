@@ -82,9 +82,15 @@ class Expected:
 
 
 class Server(Protocol):
-    """A running server."""
+    """A running server.
+
+    Attributes:
+        address: Such as http://127.0.0.1:8000.
+        answers_while_loading: Whether /health answers while weights are loaded, so that its silence means a hang.
+    """
 
     address: str
+    answers_while_loading: bool
 
     def check(self, expected: Expected) -> None:
         """Check that the server serves the policy's model and tokenizer.

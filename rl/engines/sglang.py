@@ -23,6 +23,8 @@ class SglangServer:
         address: Of the server, such as http://127.0.0.1:30000.
     """
 
+    answers_while_loading = False  # /health draws a token (http_server.health_generate), for which loading must end
+
     def __init__(self, address: str) -> None:
         self._api = JsonApi(address)
         self.address = self._api.address

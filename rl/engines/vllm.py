@@ -42,6 +42,8 @@ class VllmServer:
         address: Of the server, such as http://127.0.0.1:8000.
     """
 
+    answers_while_loading = True
+
     def __init__(self, address: str) -> None:
         self._api = JsonApi(address)
         self.address = self._api.address

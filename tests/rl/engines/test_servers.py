@@ -5,11 +5,13 @@ The servers are stand-ins that answer as vLLM was recorded to (recorded_vllm.py)
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import numpy as np
 import pytest
 
 from data_pipeline.errors import Interrupted
+from rl.engines.loading import load_watched
 from rl.engines.prompt_media import ServedPrompt
 from rl.engines.server import Draw
 from rl.engines.servers import ServersEngine
+from rl.engines.sglang import SglangServer
 from rl.engines.vllm import drawn_of, generate_body
 from rl.errors import EngineError
 from rl.rollouts import Rollout, Sampling
@@ -427,6 +431,32 @@ def test_a_server_that_hangs_while_it_loads_is_lost_and_loads_nothing_old_later(
     time.sleep(0.2)
     versions = [body["new_version"] for path, body in server.requests if path == "/update_weight_version"]
     assert [version.split()[0] for version in versions] == ["7", "10"]
+
+
+def test_sglang_may_load_for_longer_than_its_health_is_awaited(tmp_path: Path) -> None:
+    """Its /health draws a token, which waits for the weights: it answers 503 meanwhile."""
+    loading = threading.Event()
+
+    class Sglang(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503 if loading.is_set() else 200)
+            self.end_headers()
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            loading.set()
+            time.sleep(0.5)
+            loading.clear()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"success": True, "message": ""}).encode())
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Sglang) as http:
+        threading.Thread(target=http.serve_forever, daemon=True).start()
+        server = SglangServer(f"http://127.0.0.1:{http.server_port}")
+        load_watched(server, tmp_path, "8 of run", seconds=30.0, health_seconds=0.1)
+        assert server.is_healthy(5.0)
+        http.shutdown()
 
 
 # --- several processes ------------------------------------------------------------------------------------------------
