@@ -22,7 +22,7 @@ MAX_CHARACTERS = 60
 ROUNDING = Fraction(1, 10**6)  # of decimals and of factors between units; whole numbers are exact
 _NUMBER = r"[-+−]?(?:\d{1,3}(?:,\d{3})+|\d{1,30})(?:\.\d{0,30})?|[-+−]?\.\d{1,30}"
 _DIGITS = re.compile(rf"(?P<above>{_NUMBER})(?:/(?P<below>\d{{1,9}}))?(?P<unit>[^\d.,/:].*)?")
-_CURRENCIES = {"$": "dollar", "US$": "dollar", "€": "euro", "£": "pound", "¥": "yuan"}
+CURRENCIES = {"$": "dollar", "US$": "dollar", "€": "euro", "£": "pound", "¥": "yuan"}
 _PRICE = re.compile(r"(US\$|[$€£¥])\s*(?=[\d.])", re.IGNORECASE)
 _SCALES = {
     **{"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9, "trillion": 10**12},
@@ -58,7 +58,7 @@ def short_number(text: str) -> ShortNumber | None:
     bare = trimmed(text) if len(text) <= MAX_CHARACTERS else ""
     currency = ""
     if priced := _PRICE.match(bare):
-        currency, bare = _CURRENCIES[priced[1].upper()], bare[priced.end() :]
+        currency, bare = CURRENCIES[priced[1].upper()], bare[priced.end() :]
     found = _DIGITS.fullmatch(bare)
     if found:
         number, rest = _fraction(found["above"], found["below"]), (found["unit"] or "").strip()

@@ -26,6 +26,7 @@ from rewards.notation import MAX_CHARACTERS, tidy
 from rewards.plain_text import plain
 from rewards.quantity import read as read_quantity
 from rewards.quantity import real
+from rewards.short_numbers import CURRENCIES
 from rewards.verdict import Ask, Item, Outcome, Verdict
 from rewards.verifiers.mathematics import Mathematics
 from rewards.verifiers.text import compare
@@ -47,13 +48,8 @@ _AMOUNT = re.compile(
     r"(?P<percent>%|per ?cent|percentage points|pp)?\s*"
     r"(?:[$€£¥元]|dollars?|euros?|pounds?|yuan|USD|EUR|RMB|people|units?|times|倍|人|个)?"
 )
-_CURRENCIES = {
-    "dollar": re.compile(r"\$|\bdollars?\b|USD"),
-    "euro": re.compile(r"€|\beuros?\b|EUR"),
-    "pound": re.compile(r"£|\bpounds?\b"),
-    "yuan or yen": re.compile(r"[¥元]|\byuan\b|RMB"),
-    "rupee": re.compile("₹"),
-}
+_CURRENCIES = {**CURRENCIES, "₹": "rupee", "元": "yuan", "USD": "dollar", "EUR": "euro", "RMB": "yuan"}
+_CURRENCY = re.compile(r"[$€£¥₹元]|USD|EUR|RMB|\b(?:dollar|euro|pound|yuan)(?=s?\b)")
 _YEAR_ASKED = re.compile(
     r"\b(?:which|what|name the|list the) (?:\w+ ){0,2}years?\b|^\W*(?:the )?years?\b|\bwhen\b"
     r"|\byears? (?:did|does|do|was|were|is|are|has|had|with|when|in which|that)\b|[哪何]\S{0,3}年|什么年|年份",
@@ -153,7 +149,8 @@ def amount(text: str) -> Amount | None:
 
 def _currency(text: str) -> str:
     """Return the name of the currency that an amount has, or nothing."""
-    return next((name for name, words in _CURRENCIES.items() if words.search(text)), "")
+    found = _CURRENCY.search(text)
+    return _CURRENCIES.get(found[0], found[0]) if found else ""
 
 
 def _same_amount(one: Amount, other: Amount, question: str, rules: Rules) -> bool:

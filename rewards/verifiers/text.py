@@ -42,8 +42,9 @@ NUMBERED = {
     "multi_image": r"images?|pic(?:ture)?s?|photos?|photographs?|figures?|panels?|img|fig|图片|图像|图|张|幅",
     "long_document": r"pages?|p|页",
 }
-_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1)){1,8}")  # "AaBb": its case is what it says
 POINTING = frozenset({"spatial"})  # whose answers may be points and boxes
+GENETIC = frozenset({"biology"})  # whose answers may be genotypes
+_GENOTYPE = re.compile(r"(?:([A-Za-z])(?i:\1)){1,8}")  # "AaBb"
 MAX_FORMULA = 200  # characters
 _OPERATOR = re.compile(r"[\\+*/^=<>≤≥√π∞°|(²³½]|-(?=[\w(])|\de\d|[–−×·÷]")
 _PROSE = re.compile(r"(?<!\\)\b(?!sin|cos|tan|cot|sec|csc|arc|log|exp|abs|sqrt|asin|acos|atan)[A-Za-z]{3}")
@@ -81,10 +82,8 @@ class Text:
             same := _as_coordinates(answer, item.reference, setting(self, item, "tolerance"))
         ):
             return same
-        if self.name == "biology" and _GENOTYPE.fullmatch(wanted := item.reference.strip()):
-            given = trimmed(answer)
-            if _GENOTYPE.fullmatch(given) and given.casefold() == wanted.casefold():
-                return Verdict(float(given == wanted), "equal" if given == wanted else "genotype")
+        if self.name in GENETIC and (same := _as_genotype(answer, item.reference)):
+            return same
         numbered = NUMBERED.get(self.name, "")
         known = choices.of_setting(setting(self, item, "options")) or choices.of_question(item.question)
         return compare(answer, item.reference, known, setting(self, item, "tolerance"), numbered)
@@ -182,6 +181,14 @@ def _as_letters(given: str, wanted: str, tolerance: float) -> Outcome:
     if several and any(part == wanted or _as_numbers(part, wanted, tolerance) for part in map(plain, parts)):
         return Verdict(0.0, "hedged")
     return Ask("text")
+
+
+def _as_genotype(answer: str, reference: str) -> Outcome | None:
+    """Decide genotypes of the same letters, whose case is what they say; None where one of both is none."""
+    given, wanted = trimmed(answer), trimmed(reference)
+    if not (_GENOTYPE.fullmatch(given) and _GENOTYPE.fullmatch(wanted)) or given.casefold() != wanted.casefold():
+        return None
+    return Verdict(float(given == wanted), "genotype")
 
 
 def _as_coordinates(answer: str, reference: str, tolerance: float) -> Outcome | None:
