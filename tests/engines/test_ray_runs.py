@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
+from tests.engines.ray_cases import LEFT_SECONDS, family, kill_all, servers_of, two_nodes
 from tests.engines.rollout_cases import TOLERANCE
 from tests.engines.run_cases import (
     SECONDS,
@@ -22,7 +21,6 @@ from tests.engines.run_cases import (
     reach,
     start_run,
 )
-from tests.engines.test_ray_servers import LEFT_SECONDS, family, kill_all, servers_of
 from tests.launch import finish, has_reached, metrics, process_of_rank
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]  # four servers start, and machines may be busy
@@ -31,16 +29,9 @@ STEPS = 10
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A cluster of two nodes with one CPU each, so that each has room for one server."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a short name, because it holds sockets
-    monkeypatch.setenv("RAY_TMPDIR", folder)
-    cluster = Cluster()
-    for _ in range(2):
-        cluster.add_node(num_cpus=1, include_dashboard=False)
-    yield cluster
-    cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
+def cluster() -> Iterator[Cluster]:
+    with two_nodes() as cluster:
+        yield cluster
 
 
 def test_a_run_on_a_ray_cluster_is_killed_and_comes_to_its_end(cluster: Cluster, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from rl.engines.ray_servers import RayServer, check_cluster
 from rl.engines.vllm import VllmServer
 from rl.errors import EngineError
 from tests.engines.engine_folders import ENGINES, ROOT, exported_folder
+from tests.engines.ray_cases import LEFT_SECONDS, family, kill_all, servers_of, two_nodes
 from tests.engines.rollout_cases import (
     MAX_LENGTH,
     OPTIONS,
@@ -35,7 +36,6 @@ from tests.model.layout_cases import make_trainer
 
 pytestmark = pytest.mark.timeout(2400)  # servers start one after another, and machines may be busy
 
-LEFT_SECONDS = 90.0  # for servers whose run was killed
 RUN = """
 import json, sys, time
 from pathlib import Path
@@ -49,45 +49,13 @@ time.sleep(3600)
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A cluster of two nodes with one CPU each, so that each has room for one server."""
-    folder = tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a short name, because it holds sockets
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_TMPDIR", folder)
-        cluster = Cluster()
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, include_dashboard=False)
+    with two_nodes() as cluster:
         yield cluster
-        cluster.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
 def folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return exported_folder("GLM-4.1V", tokenizer_folder, tmp_path_factory.mktemp("model"))
-
-
-def servers_of(folder: Path) -> dict[str, psutil.Process]:
-    """Return the processes of vLLM that serve what is in a folder, by their addresses, wherever their parents are."""
-    found = {}
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-        except psutil.Error:
-            continue
-        if command[1:3] == ["-m", "vllm.entrypoints.openai.api_server"] and any(
-            str(folder) in each for each in command
-        ):
-            found[f"http://{command[command.index('--host') + 1]}:{command[command.index('--port') + 1]}"] = process
-    return found
-
-
-def family(process: psutil.Process) -> list[psutil.Process]:
-    return [process, *process.children(recursive=True)]
-
-
-def kill_all(processes: list[psutil.Process]) -> None:
-    for each in processes:
-        each.kill()
 
 
 def node_of(process: psutil.Process) -> int:
