@@ -128,12 +128,15 @@ def build(
 
 
 def _name_unused_verifiers(inputs: list[Input], out: str) -> None:
+    """Name entries of the option `verifiers` whose data source no prompt has: `verifier` scores what they meant."""
     from data_pipeline.shards.index import read_index
-    from tools.shard_prompts import prompts_in, unused_verifiers
+    from tools.shard_prompts import prompts_in, verifiers_of
 
-    prompts = prompts_in(read_index(path) for path in _shards([out]))
-    if unused := unused_verifiers(inputs, prompts):
-        sources = ", ".join(sorted({repr(prompt["source"]) for prompt in prompts})[:SHOWN_NAMES])
+    if not (entries := verifiers_of(inputs)):
+        return
+    present = {str(prompt["source"]) for prompt in prompts_in(read_index(path) for path in _shards([out]))}
+    if unused := [entry for entry, source in entries.items() if source not in present]:
+        sources = ", ".join(map(repr, sorted(present)[:SHOWN_NAMES]))
         print_line(f"warning: no prompt has the data source of --set verifiers={','.join(unused)}; there are {sources}")
 
 

@@ -56,16 +56,10 @@ def table_of_prompts(prompts: Sequence[dict[str, str | float]]) -> Table:
     return table
 
 
-def unused_verifiers(inputs: Iterable[Input], prompts: Sequence[dict[str, str | float]]) -> list[str]:
-    """Return the entries of the option `verifiers` whose data source no prompt has: `verifier` scores what they meant.
-
-    Args:
-        inputs: What was built.
-        prompts: The facts of all prompts that came of it.
-    """
+def verifiers_of(inputs: Iterable[Input]) -> dict[str, str]:
+    """Return the entries SOURCE:VERIFIER of the option `verifiers`, each with its data source."""
     entries = chain.from_iterable(given.verifiers for given in inputs if isinstance(given, PromptOptions))
-    present = {prompt["source"] for prompt in prompts}
-    return [entry for entry in dict.fromkeys(entries) if entry.rpartition(":")[0] not in present]
+    return {entry: entry.rpartition(":")[0] for entry in entries}
 
 
 def repeated(prompts: Sequence[dict[str, str | float]]) -> int:
