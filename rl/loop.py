@@ -73,9 +73,9 @@ class RlRun(Run):
         config, model, tokenizer = self.config, prepared.model, prepared.loader.tokenizer
         self.sampler: PromptSampler = prepared.loader
         self._phase = "loading"
-        self.engine = build_engine(config, model, tokenizer, prepared.chat_form, self.hf_files, self._waits)
         scorer = Scorer(config.reward, FORMS[prepared.chat_form])
-        check_judges(scorer)
+        check_judges(scorer)  # before servers start, which takes minutes
+        self.engine = build_engine(config, model, tokenizer, prepared.chat_form, self.hf_files, self._waits)
         if self.log is not None and self.sampler.begins_again:
             logger.warning("the prompts are not those of the checkpoint: the curriculum begins again")
         for line in self.sampler.changed if self.log is not None else ():
